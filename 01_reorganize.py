@@ -1,0 +1,337 @@
+"""Put raw image folders in order: names read, bad files and duplicates set aside, split without leaks, resized, indexed.
+
+Reads   one or more folders of class folders (Tomato___Early_blight/, or tomato/early_blight/); never changes them
+Writes  data/organized/: {train,val,test}/<species>/<disease>/<id>.jpg, not_plants/{val,test}/<id>.jpg,
+        species_index.json, manifest.csv, rejected.csv, review.csv, report.md
+Next    02a_train_species.py
+
+  python 01_reorganize.py --demo                             generated leaves, to see every stage work
+  python 01_reorganize.py ~/photos/PlantVillage --dry-run    how the names would be read; nothing is written
+  python 01_reorganize.py ~/photos/A ~/photos/B --not-plants ~/photos/anything_else
+
+Stopped or killed, the same command goes on where it was. About 40 twelve-megapixel photos per second on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+
+from common import demo, organize
+from common.console import Stopwatch, duration, fail, friendly, header, parser, progress, say, table, warn
+from common.sources import Checked, Found, check_and_store, scan
+from common.taxonomy import ClassTree, near_identical, parse_class_names, parse_flat, slug
+
+Leaf = tuple[str, str]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    flags = parser(__doc__)
+    flags.add_argument("sources", nargs="*", type=Path, metavar="SOURCE", help="folder of class folders")
+    flags.add_argument("--demo", action="store_true", help="draw demo pictures beside the output folder and organize those")
+    flags.add_argument("--output", type=Path, default=Path("data/organized"))
+    flags.add_argument("--not-plants", type=Path, help="folder of pictures that show no plant, to fit and test the rejection")
+    flags.add_argument("--names", type=Path, metavar="CSV", help="your answers for names: columns name,species,disease")
+    flags.add_argument("--levels", type=int, choices=[1, 2], default=2, help="1: a folder is a class of its own (flowers, animals)")
+    flags.add_argument("--long-side", type=int, default=512, help="px of the stored pictures' long side (default 512)")
+    flags.add_argument("--val", type=float, default=0.15, help="share of val (default 0.15)")
+    flags.add_argument("--test", type=float, default=0.15, help="share of test (default 0.15)")
+    flags.add_argument("--near", type=int, default=6, metavar="BITS",
+                       help="near-duplicates: hashes at most so many of 64 bits apart; -1 turns the search off (default 6)")
+    flags.add_argument("--small-classes", choices=["fail", "train", "drop"], default="fail",
+                       help="classes of fewer than 3 pictures: stop, keep them in train only, or leave them out")
+    flags.add_argument("--dry-run", action="store_true", help="print how names are read and how many files there are; write nothing")
+    flags.add_argument("--fresh", action="store_true", help="start over where the output folder is there already")
+    flags.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    args = flags.parse_args(argv)
+    if bool(args.sources) == args.demo:
+        fail("give one or more folders of class folders, or --demo for generated pictures (--help shows examples).")
+    if not 0 < args.val < 1 or not 0 < args.test < 1 or args.val + args.test > 0.8:
+        fail(f"--val {args.val} and --test {args.test} must lie above 0 and leave at least a fifth for train.")
+    if not 64 <= args.long_side <= 8192 or not -1 <= args.near <= 15 or (args.workers or 1) < 1:
+        fail("--long-side must be 64 to 8192, --near -1 to 15, --workers at least 1.")
+    return args
+
+
+# region names
+
+
+def read_names(names: list[str], args: argparse.Namespace) -> tuple[dict[str, Leaf], list[tuple[str, ...]]]:
+    """Read folder names as leaves.
+
+    Returns:
+        {folder name: (species, disease)} of the names that could be read, and rows of review.csv.
+    """
+    answers = _overrides(args.names)
+    parsed = parse_class_names(names) if args.levels == 2 else [parse_flat(name) for name in names]
+    leaves: dict[str, Leaf] = {}
+    review: list[tuple[str, ...]] = []
+    for p in parsed:
+        if p.raw in answers:
+            leaves[p.raw] = answers[p.raw]
+        elif p.species is None:
+            review.append((p.raw, "", "", f"{p.confidence:.2f}", "left out", f"no species can be read: {p.reason}"))
+        else:
+            species = slug(p.species)
+            leaves[p.raw] = (species, species if args.levels == 1 else slug(p.disease or "unspecified"))
+            if p.confidence < 0.8 or p.disease is None:
+                review.append((p.raw, *leaves[p.raw], f"{p.confidence:.2f}", "kept", p.reason))
+    together: dict[Leaf, list[str]] = defaultdict(list)
+    for raw, leaf in leaves.items():
+        together[leaf].append(raw)
+    review += [(raw, *leaf, "", "put together", "with " + ", ".join(o for o in raws if o != raw))
+               for leaf, raws in together.items() if len(raws) > 1 for raw in raws]
+    words = {leaf: tuple(part.replace("_", " ") for part in leaf) for leaf in together}
+    review += [(together[a][0], *a, "", "kept apart", f"may be the same as {'/'.join(b)}: {why}")
+               for x, y, why in near_identical(words.values())
+               for a, b in [(tuple(map(slug, x)), tuple(map(slug, y)))]]
+    return leaves, review
+
+
+def _overrides(path: Path | None) -> dict[str, Leaf]:
+    if path is None:
+        return {}
+    if not path.is_file():
+        fail(f"--names: there is no file {path}.")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"name", "species", "disease"} <= set(rows.fieldnames or ()):
+            fail(f"--names {path} needs the columns name,species,disease; it has {', '.join(rows.fieldnames or ['none'])}.")
+        return {row["name"]: (slug(row["species"]), slug(row["disease"])) for row in rows if row["species"] and row["disease"]}
+
+
+# endregion
+
+# region files
+
+
+def list_files(args: argparse.Namespace) -> list[Found]:
+    """List all files of the sources."""
+    for source in [*args.sources, *([args.not_plants] if args.not_plants else [])]:
+        if not source.is_dir():
+            fail(f"there is no folder {source}." if not source.exists() else f"{source} is a file; give the folder above it.")
+        inside = args.output.resolve()
+        if inside == source.resolve() or inside in source.resolve().parents or source.resolve() in inside.parents:
+            fail(f"the output folder {args.output} and the source {source} lie within each other. Choose another --output.")
+    files = [found for source in args.sources for found in scan(source)]
+    if not files:
+        fail(f"there are no files in {', '.join(map(str, args.sources))}. A source holds one folder per class, with pictures in it.")
+    if not any(found.name for found in files):
+        fail(f"{args.sources[0]} holds files but no class folders. Give the folder above it, or sort the pictures into one "
+             "folder per class, named like Tomato___Early_blight.")
+    return files
+
+
+def check_files(files: list[Found], store: Path, args: argparse.Namespace) -> dict[str, Checked]:
+    """Check and store every file, in parallel; what the journal holds from an earlier run is not done again.
+
+    Returns:
+        {path: what it holds}.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    journal, done = store / "journal.jsonl", {}
+    if journal.is_file():
+        for line in journal.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            try:
+                path, size, mtime, checked = json.loads(line)
+            except ValueError:  # the line that a kill cut short
+                continue
+            done[path] = (size, mtime, Checked(**{**checked, "hashes": tuple(checked["hashes"])}))
+    known = {f.path: done[f.path][2] for f in files if f.path in done and done[f.path][:2] == (f.size, f.mtime_ns)}
+    todo = [f for f in files if f.path not in known]
+    if known:
+        say(f"going on: {len(known):,} of {len(files):,} files were checked before")
+    with journal.open("a", encoding="utf-8", errors="surrogateescape") as log, ProcessPoolExecutor(
+            args.workers, initializer=_quiet_worker) as pool:
+        jobs = pool.map(check_and_store, [f.path for f in todo], [str(store / target_of(f)) for f in todo],
+                        [args.long_side] * len(todo), chunksize=16)
+        for f, checked in zip(todo, progress(jobs, len(todo), "reading", "file"), strict=True):
+            known[f.path] = checked
+            log.write(json.dumps([f.path, f.size, f.mtime_ns, asdict(checked)]) + "\n")
+    return known
+
+
+def target_of(found: Found) -> str:
+    """Name under which a file's picture waits for its split: a hash of its path."""
+    return hashlib.sha256(os.fsencode(found.path)).hexdigest()[:24]
+
+
+def _quiet_worker() -> None:
+    cv2.setNumThreads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libpng write a line per oddity straight to stderr
+
+
+# endregion
+
+
+def choose(files: list[Found], checked: dict[str, Checked], leaves: dict[str, Leaf],
+           args: argparse.Namespace) -> tuple[list[organize.Kept], list[tuple[str, ...]]]:
+    """Sort checked files into those that stay and rows of rejected.csv; small classes as asked."""
+    rejected = [(f.path, f.name, checked[f.path].reason, checked[f.path].detail) for f in files if checked[f.path].reason]
+    good = [f for f in files if not checked[f.path].reason]
+    rejected += [(f.path, f.name, "no_class", "the file lies in no class folder" if not f.name else "see review.csv")
+                 for f in good if f.name not in leaves]
+    kept, duplicates = organize.drop_duplicates([(f, checked[f.path], leaves[f.name]) for f in good if f.name in leaves])
+    rejected += duplicates
+    if not kept:
+        fail("not one usable picture was found. " + "; ".join(f"{n} files: {reason}" for reason, n in Counter(
+            row[2] for row in rejected).most_common(4)) + ".")
+    sizes = Counter(k.leaf for k in kept)
+    small = {leaf for leaf, n in sizes.items() if n < 3}
+    if small and args.small_classes == "fail":
+        names = ", ".join(f"{'/'.join(leaf)} ({sizes[leaf]})" for leaf in sorted(small)[:8])
+        fail(f"{len(small)} of {len(sizes)} classes have fewer than 3 pictures and cannot be in train, val and test: {names}. Add "
+             "pictures, or run again with --small-classes train (learned, never judged) or --small-classes drop.")
+    if args.small_classes == "drop":
+        rejected += [(k.found.path, k.found.name, "small_class", f"{sizes[k.leaf]} usable pictures") for k in kept if k.leaf in small]
+        kept = [k for k in kept if k.leaf not in small]
+    if len({k.leaf for k in kept}) < 2:
+        fail(f"there is only one class ({'/'.join(next(iter(sizes)))}): nothing to tell apart. Give at least two class folders.")
+    return kept, rejected
+
+
+def place(kept: list[organize.Kept], store: Path, partial: Path) -> None:
+    """Move the stored pictures to where they belong; the store keeps its files until the run is complete."""
+    for folder in {(k.split, *k.leaf) for k in kept}:
+        (partial / Path(*folder)).mkdir(parents=True, exist_ok=True)
+    for k in progress(kept, desc="placing", unit="file"):
+        _link(store / (target_of(k.found) + ".jpg"), partial / k.path)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # file systems without hard links
+        shutil.copyfile(source, target)
+
+
+def place_strangers(found: list[Found], checked: dict[str, Checked], store: Path, partial: Path) -> list[tuple[str, ...]]:
+    """Place pictures of no plant, half in val, half in test, by their content; returns rows of rejected.csv."""
+    rejected, seen = [], set()
+    for split in ("val", "test"):
+        (partial / "not_plants" / split).mkdir(parents=True, exist_ok=True)
+    good = sorted((f for f in found if not checked[f.path].reason), key=lambda f: checked[f.path].sha256)
+    for f in good:
+        c = checked[f.path]
+        if c.pixels in seen:
+            rejected.append((f.path, "not_plants", "duplicate", "of another picture of no plant"))
+            continue
+        split = ("val", "test")[len(seen) % 2]
+        seen.add(c.pixels)
+        _link(store / (target_of(f) + ".jpg"), partial / "not_plants" / split / f"{c.sha256[:16]}.jpg")
+    return rejected + [(f.path, "not_plants", checked[f.path].reason, checked[f.path].detail) for f in found if checked[f.path].reason]
+
+
+def identity_of(files: list[Found], strangers: list[Found], args: argparse.Namespace) -> str:
+    """Hash of everything that decides the result: the files' paths, sizes and times, and the flags."""
+    flags = [str(vars(args)[k]) for k in ("levels", "long_side", "val", "test", "near", "small_classes")]
+    names = args.names.read_text() if args.names and args.names.is_file() else ""
+    text = json.dumps([flags, names, *[[f.path, f.size, f.mtime_ns] for f in files + strangers]])
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+
+
+def already_there(args: argparse.Namespace, identity: str) -> bool:
+    """Whether the output folder holds this very result; another result is an error, unless --fresh says otherwise."""
+    made_of = args.output / "made_of.json"
+    if not args.output.exists() or args.fresh:
+        return False
+    if made_of.is_file() and json.loads(made_of.read_text())["identity"] == identity:
+        say(f"{args.output} is up to date: same files, same settings.")
+        return True
+    if not made_of.is_file() and any(args.output.iterdir()):
+        fail(f"{args.output} is there and was not made by this script. Choose another --output.")
+    if made_of.is_file():
+        fail(f"{args.output} was made from other files or settings. Add --fresh to make it anew, or choose another --output.")
+    return False
+
+
+@friendly
+def main(argv: Sequence[str] | None = None) -> int:
+    """Organize; see the module's docstring."""
+    args, clock = parse(argv), Stopwatch()
+    header("01 reorganize")
+    if args.demo:
+        made = demo.make_demo(args.output.parent / "demo", workers=args.workers)
+        args.sources, args.not_plants = [made["plants"]], args.not_plants or made["not_plants"]
+    files = list_files(args)
+    strangers = list(scan(args.not_plants)) if args.not_plants else []
+    leaves, review = read_names(sorted({f.name for f in files if f.name}), args)
+    show_names(files, leaves, review)
+    if args.dry_run:
+        return 0
+    identity = identity_of(files, strangers, args)
+    if already_there(args, identity):
+        return 0
+    partial = args.output.with_name(args.output.name + ".partial")
+    store = args.output.with_name(args.output.name + ".store")
+    checked = check_files(files + strangers, store, args)
+    kept, rejected = choose(files, checked, leaves, args)
+    leaks = organize.assign_splits(kept, args.near, args.val, args.test)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    place(kept, store, partial)
+    if strangers:
+        rejected += place_strangers(strangers, checked, store, partial)
+    tree = ClassTree.from_leaves({k.leaf for k in kept})
+    organize.write_index(partial, tree, kept)
+    organize.write_manifest(partial, kept)
+    organize.write_rows(partial / "rejected.csv", organize.REJECTED, sorted(rejected))
+    organize.write_rows(partial / "review.csv", ("name", "species", "disease", "confidence", "decision", "reason"), review)
+    organize.write_text(partial / "report.md", organize.report(kept, rejected, review, leaks, args.near))
+    organize.write_text(partial / "made_of.json", json.dumps(
+        {"identity": identity, "sources": [str(s) for s in args.sources], "seconds": round(clock(), 1)}))
+    shutil.rmtree(args.output, ignore_errors=True)
+    os.replace(partial, args.output)
+    shutil.rmtree(store)
+    show_result(args, tree, kept, rejected, leaks)
+    say(f"time: {duration(clock())}", "next: python 02a_train_species.py")
+    return 0
+
+
+def show_names(files: list[Found], leaves: dict[str, Leaf], review: list[tuple[str, ...]]) -> None:
+    """Print the tree with counts, and the doubts."""
+    counts = Counter(leaves[f.name] for f in files if f.name in leaves)
+    species: dict[str, list[str]] = defaultdict(list)
+    for (name, disease), n in sorted(counts.items()):
+        species[name].append(f"{disease} {n}")
+    say(f"{len(files):,} files in {len({f.name for f in files if f.name}):,} class folders")
+    for name, parts in list(species.items())[:40]:
+        say(f"  {name}: {', '.join(parts)}")
+    if len(species) > 40:
+        say(f"  ... and {len(species) - 40} more species")
+    if review:
+        say("", "names to look at (answer with --names CSV, columns name,species,disease):",
+            table([(r[0], f"{r[1]}/{r[2]}" if r[1] else "?", r[4], r[5][:70]) for r in review[:20]],
+                  ("folder", "read as", "decision", "why")))
+        say(*([f"... and {len(review) - 20} more in review.csv"] if len(review) > 20 else []))
+    left_out = [r[0] for r in review if r[4] == "left out"]
+    if left_out:
+        warn(f"{len(left_out)} folders are LEFT OUT because no species can be read from their names: {', '.join(left_out[:6])}")
+
+
+def show_result(args: argparse.Namespace, tree: ClassTree, kept: list[organize.Kept], rejected: list[tuple[str, ...]],
+                leaks: dict[str, float]) -> None:
+    """Print what was made."""
+    splits = Counter(k.split for k in kept)
+    say("", table([("pictures kept", f"{len(kept):,}"), ("species / classes", f"{tree.num_species} / {tree.num_leaves}"),
+                   *((s, f"{splits[s]:,}") for s in organize.SPLITS),
+                   *((f"left out: {reason}", n) for reason, n in sorted(Counter(r[2] for r in rejected).items())),
+                   ("near-duplicates kept together", f"{leaks['grouped']:,}"),
+                   ("held-out pictures with a near neighbour in train", f"{leaks['leak']:.2%} ({leaks['leak_alone']:.2%} without)")],
+                  ("what", "how many")), f"wrote {args.output}/ (report.md says more)")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

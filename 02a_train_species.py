@@ -1,0 +1,110 @@
+"""Stage A: train the backbone and the species head of SwinHierarchical.
+
+Reads   data/organized/ (01_reorganize.py)
+Writes  checkpoints/species_only/: epoch=NN-val_loss=X.pt after each phase, epoch=NN-best.pt, last.pt (to go on from),
+        log.jsonl, config.json, curves.png, confusion.png, report.md
+Next    02b_train_disease.py
+
+  python 02a_train_species.py                                   recipe hierarchical: Swin-Tiny, 224 px, for a GPU
+  python 02a_train_species.py --recipe demo --weights none      minutes on two CPU cores
+  python 02a_train_species.py --batch-size 128 --device-batch 32     any cell of the recipe, any machine
+
+Killed or stopped, the same command goes on where it was and ends with the same weights. Expect on the generated demo
+pictures a species accuracy above 0.95 on val at the end of phase A2.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from common import checkpoint, recipes
+from common.console import Stopwatch, fail, friendly, header, parser, say, warn
+from common.dataset import load_organized
+from common.model import SwinHierarchical
+from common.recipes import Recipe
+from common.run import Run, add_training_flags, print_plan, resolve_machine, say_time
+from common.taxonomy import ClassTree
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    flags = parser(__doc__)
+    flags.add_argument("--weights", default="auto", metavar="auto|imagenet|none|FILE",
+                       help="initial backbone: timm's pretrained weights if they can be had (auto) or without fail (imagenet), "
+                            "random (none), or a file with a timm state dict or a Foliar checkpoint")
+    add_training_flags(flags, recipe="hierarchical")
+    return flags.parse_args(argv)
+
+
+def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinHierarchical:
+    """Build the model with the initial weights that --weights asks for."""
+    settings = {"image_size": recipe.image_size, "backbone_args": recipes.arguments(recipe.backbone_args),
+                "mean": recipes.channels("pixel_mean", recipe.pixel_mean), "std": recipes.channels("pixel_std", recipe.pixel_std)}
+
+    def build(pretrained: bool) -> SwinHierarchical:
+        torch.manual_seed(seed)  # the heads start equal, whichever way the backbone came
+        try:
+            return SwinHierarchical(recipe.backbone, tree, pretrained=pretrained, **settings)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            if pretrained:
+                raise
+            fail(f"--backbone {recipe.backbone} cannot be built at {recipe.image_size} px: {str(error).splitlines()[0]}. Names: "
+                 'python -c "import timm; print(timm.list_models())"')
+
+    if weights in ("auto", "imagenet"):
+        build(pretrained=False)  # an unknown name is a mistake, not a missing download
+        try:
+            return build(pretrained=True)
+        except Exception as error:  # hub clients raise anything from OSError to their own classes
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+            if weights == "imagenet":
+                fail(f"timm's pretrained weights of {recipe.backbone} cannot be had ({reason}). Connect to the internet, give a "
+                     "file with --weights FILE, or start from random weights with --weights none.")
+            warn(f"NO PRETRAINED WEIGHTS: {recipe.backbone} starts from RANDOM weights ({reason}). Real photos need pretrained "
+                 "weights, or hours: connect to the internet, or give a file with --weights FILE.")
+    model = build(pretrained=False)
+    if weights not in ("auto", "imagenet", "none"):
+        say(checkpoint.load_backbone(model, Path(weights)))
+    return model
+
+
+@friendly
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train stage A; see the module's docstring."""
+    args, clock = parse(argv), Stopwatch()
+    recipe, overridden = recipes.from_flags(args)
+    header("02a train species")
+    say(recipes.describe(args.recipe, recipe, overridden))
+    data, phases = load_organized(args.data), recipes.species_phases(recipe)
+    compute = resolve_machine(args, recipe)
+    print_plan(data, phases, recipe)
+
+    folder = args.checkpoints / "species_only"
+    going_on = (folder / "last.pt").is_file() and not args.fresh  # then the weights come from there: nothing to download
+    model = new_model("none" if going_on else args.weights, args.seed, recipe, data.tree)
+    start_from = checkpoint.file_hash(Path(args.weights)) if Path(args.weights).is_file() else args.weights
+    run = Run(folder, phases, model=model, data=data, recipe=recipe, recipe_name=args.recipe, overridden=overridden,
+              compute=compute, args=args, start_from=start_from)
+    run.resume()
+    for epoch, phase in run.epochs():
+        loss = run.train_epoch(epoch, phase)
+        judged, metrics = run.evaluate()
+        # the best epoch has the most species right; the smaller loss decides between equals
+        best = run.end_epoch(epoch, phase, loss, metrics, metrics["species_top1"] - 1e-6 * metrics["species_nll"])
+        if best:
+            run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
+        if epoch + 1 == run.phase_start + phase.epochs:
+            run.save(f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics)
+        run.save_last()
+    run.finish(checkpoint.find_best(folder), "Stage A: species")
+    say_time("time", clock)
+    say("next: python 02b_train_disease.py")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,115 @@
+"""Stage B: train one disease head per species, then everything together.
+
+Reads   data/organized/, checkpoints/species_only/*-best.pt (02a_train_species.py)
+Writes  checkpoints/disease_heads/: disease_heads_epoch=NN.pt, disease_heads_final.pt, last.pt
+        checkpoints/hierarchical_full/: epoch=NN.pt (half way), epoch=NN-best.pt, last.pt
+        and in each log.jsonl, config.json, curves.png, confusion.png, report.md
+Next    03_export.py
+
+  python 02b_train_disease.py                                   with the recipe that the species checkpoint was trained by
+  python 02b_train_disease.py --joint-epochs 20 --device-batch 32
+
+Killed or stopped, the same command goes on where it was and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import checkpoint, recipes
+from common.console import Stopwatch, fail, friendly, header, parser, say
+from common.dataset import Organized, load_organized
+from common.run import Run, add_training_flags, print_plan, resolve_machine, say_time
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    flags = parser(__doc__)
+    flags.add_argument("--species-checkpoint", type=Path, default=None, metavar="FILE",
+                       help="where to start (default: the best of checkpoints/species_only)")
+    add_training_flags(flags, recipe=None)
+    return flags.parse_args(argv)
+
+
+def species_checkpoint(args: argparse.Namespace, data: Organized) -> dict[str, Any]:
+    """Load the species checkpoint and check that its classes are those of the data."""
+    path = args.species_checkpoint or checkpoint.find_best(args.checkpoints / "species_only")
+    if path is None:
+        fail(f"there is no *-best.pt in {args.checkpoints / 'species_only'}. Run 02a_train_species.py first, or give a checkpoint "
+             "with --species-checkpoint.")
+    payload = checkpoint.load(path)
+    checkpoint.require_tree(payload, data.tree, path, data.root)
+    say(f"species checkpoint: {path} (species {payload['metrics']['species_top1']:.4f} on val)")
+    return payload
+
+
+def train_heads(run: Run) -> None:
+    """B1 and B2: all disease heads at once on the frozen backbone, then the rare classes more often."""
+    run.resume()
+    for epoch, phase in run.epochs():
+        loss = run.train_epoch(epoch, phase)
+        judged, metrics = run.evaluate()
+        run.end_epoch(epoch, phase, loss, metrics, metrics["disease_top1"] - 1e-6 * metrics["disease_nll"])
+        if epoch + 1 == run.total_epochs:
+            run.save("disease_heads_final.pt", judged, metrics)
+        elif epoch + 1 == run.phase_start + phase.epochs:
+            run.save(f"disease_heads_epoch={epoch + 1:02d}.pt", judged, metrics)
+        run.save_last()
+    run.finish(run.folder / "disease_heads_final.pt", "Stage B: disease heads")
+
+
+def train_jointly(run: Run) -> None:
+    """B3: species and disease loss through the whole network."""
+    run.resume()
+    for epoch, phase in run.epochs():
+        loss = run.train_epoch(epoch, phase)
+        judged, metrics = run.evaluate()
+        # the best epoch has the most pictures with species and disease both right
+        nll = metrics["species_nll"] + metrics["disease_nll"]
+        if run.end_epoch(epoch, phase, loss, metrics, metrics["cascade_top1"] - 1e-6 * nll):
+            run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
+        if epoch + 1 == phase.epochs // 2:
+            run.save(f"epoch={epoch + 1:02d}.pt", judged, metrics)
+        run.save_last()
+    run.finish(checkpoint.find_best(run.folder), "Stage B: end to end")
+
+
+@friendly
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train stage B; see the module's docstring."""
+    args, clock = parse(argv), Stopwatch()
+    header("02b train disease")
+    data = load_organized(args.data)
+    payload = species_checkpoint(args, data)
+    recipe, overridden = recipes.from_flags(args, inherited=payload["recipe"])
+    recipe_name = args.recipe or payload["identity"]["recipe"]
+    say(recipes.describe(recipe_name, recipe, overridden))
+    if data.tree.num_leaves == data.tree.num_species:
+        say("every species has one class only: there is no disease to train. next: python 03_export.py")
+        return 0
+    settings = payload["settings"]
+    if (recipe.backbone, recipe.image_size) != (settings["backbone"], settings["image_size"]):
+        fail(f"the species checkpoint is {settings['backbone']} at {settings['image_size']} px, the recipe asks for "
+             f"{recipe.backbone} at {recipe.image_size} px. Leave --recipe, --backbone and --image-size out, or train 02a so.")
+    compute = resolve_machine(args, recipe)
+    print_plan(data, recipes.disease_phases(recipe) + recipes.joint_phases(recipe), recipe)
+    shared: dict[str, Any] = {"data": data, "recipe": recipe, "recipe_name": recipe_name, "overridden": overridden,
+                              "compute": compute, "args": args}
+
+    if recipe.disease_heads_epochs + recipe.disease_boost_epochs:
+        train_heads(Run(args.checkpoints / "disease_heads", recipes.disease_phases(recipe),
+                        model=checkpoint.build_model(payload), start_from=checkpoint.weights_hash(payload), **shared))
+        payload = checkpoint.load(args.checkpoints / "disease_heads" / "disease_heads_final.pt")
+    if recipe.joint_epochs:
+        train_jointly(Run(args.checkpoints / "hierarchical_full", recipes.joint_phases(recipe),
+                          model=checkpoint.build_model(payload), start_from=checkpoint.weights_hash(payload), **shared))
+    say_time("time", clock)
+    say("next: python 03_export.py")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,136 @@
+"""What a person sees in the terminal: headings, progress, tables, and errors that say how to mend them."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def say(*lines: str) -> None:
+    """Print lines at once, so that output keeps its order when it goes through a pipe."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def header(title: str) -> None:
+    """Print the heading of a section of a run."""
+    say("", f"== {title} " + "=" * max(4, 76 - len(title)))
+
+
+def warn(message: str) -> None:
+    """Print a warning to stderr, set apart so that it is not missed."""
+    print(f"\n!! {message}\n", file=sys.stderr, flush=True)
+
+
+def fail(message: str) -> NoReturn:
+    """End the run over a mistake that its user can mend.
+
+    Args:
+        message: what is wrong, where, and what to do about it.
+
+    Raises:
+        SystemExit: always, with exit code 2.
+    """
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Wrap a script's `main` so that a full disk, a missing permission or Ctrl-C ends in a sentence.
+
+    Anything else is a fault of ours and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except KeyboardInterrupt:
+            print("\nstopped. Run the same command again to go on from the last saved state.", file=sys.stderr)
+            return 130
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            if error.errno in FULL_DISK:
+                fail(f"the disk is full{where}. Nothing that was finished is lost: make room, then run the same command again.")
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                fail(f"no permission{where}: {error.strerror}. Choose another folder or change its permissions.")
+            raise
+        except RuntimeError as error:
+            # torch's file writer hides the errno of a failed write behind these words
+            if "PytorchStreamWriter failed" in str(error) or "No space left" in str(error):
+                fail("the disk is full. Nothing that was finished is lost: make room, then run the same command again.")
+            raise
+
+    return wrapped
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Make the argument parser of a numbered script: its docstring as help, no abbreviated flags."""
+    return argparse.ArgumentParser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def progress(items: Iterable[Any], total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
+    """Wrap an iterable in a progress bar; in a log file it prints a line now and then instead of redrawing.
+
+    Args:
+        items: what to iterate over.
+        total: how many items there are, where `len(items)` does not say.
+        desc: the words before the bar.
+        unit: the name of one item.
+    """
+    shown = sys.stderr.isatty()
+    return tqdm(items, total=total, desc=desc, unit=unit, mininterval=0.2 if shown else 20.0, dynamic_ncols=shown,
+                leave=shown, smoothing=0.1, ascii=None if shown else True)
+
+
+def table(rows: Sequence[Sequence[object]], titles: Sequence[str]) -> str:
+    """Lay out rows under titles as a Markdown table with padded columns, so that it reads well as plain text too.
+
+    Args:
+        rows: the cells, each converted with `str`.
+        titles: one title per column.
+
+    Returns:
+        the table, without a final newline.
+
+    Raises:
+        ValueError: where a row has not as many cells as there are titles.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    if any(len(row) != len(titles) for row in cells):
+        raise ValueError(f"every row needs {len(titles)} cells: {titles}")
+    widths = [max(len(title), *(len(row[i]) for row in cells), 3) if cells else max(len(title), 3)
+              for i, title in enumerate(titles)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in [list(titles), *cells]]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them: `48 s`, `12 min 05 s`, `3 h 20 min`."""
+    seconds = int(round(seconds))
+    if seconds < 100:
+        return f"{seconds} s"
+    if seconds < 6000:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __call__(self) -> float:
+        """Return the seconds since the start."""
+        return time.perf_counter() - self.start

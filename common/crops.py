@@ -1,0 +1,198 @@
+"""Curated words for reading class names: plants, healthy and sick words, disease words, abbreviations, synonyms.
+
+The tables seed `taxonomy.parse_class_names`; whatever they lack is learned from the list of names at hand. To teach
+the parser a plant or a disease, add it here. A plant line is "name = other ways to write it".
+"""
+
+from __future__ import annotations
+
+# Plants: the name written into the class tree, then other words for the same plant.
+_PLANTS = """
+acacia; agave; alfalfa = lucerne; almond; aloe vera = aloe, aloevera; alstonia = alstonia scholaris; amaranth;
+anemone; apple = malus domestica; apricot; areca nut = arecanut, areca, areca palm, betel nut, betelnut; arjun;
+artichoke; ash; ash gourd = wax gourd; asparagus; aspen; avocado; azalea; bael; balsam; bamboo; banana = musa,
+plantain; barley = hordeum vulgare; basella = malabar spinach; basil; bay leaf; bean = common bean, kidney bean,
+phaseolus vulgaris; bean sprout; beech; beet; beetroot; begonia; bell pepper = capsicum, sweet pepper, pepper bell,
+bellpepper, paprika; betel = betel vine; birch; bitter gourd = bitter melon, karela, bittergourd, bitter guard; black
+gram = blackgram, urd, urad, urd bean, urdbean; black pepper = piper nigrum; blackberry; blueberry; bok choy = pak
+choi, pakchoi; bottle gourd = bottlegourd, lauki; boxwood; broad bean = faba bean, fava bean; broccoli; brussels
+sprout; buckwheat; cabbage; cacao = cocoa; camellia; camphor; cantaloupe; cardamom = cardamon, elaichi; carnation;
+carrot; cashew = cashewnut, cashew nut; cassava = manihot esculenta, manioc, tapioca; castor = castor bean;
+cauliflower; cedar; celery; chamomile; chard = swiss chard; cherry = sour cherry, sweet cherry; chestnut; chickpea =
+chick pea, bengal gram, gram, garbanzo; chicory; chili pepper = chili, chilli, chile, chilly, chilies, chillies,
+chilli pepper, hot pepper; chinar; chinese cabbage = napa cabbage; chives; chrysanthemum; cinnamon; citron; citrus;
+clove; clover; cluster bean = guar; coconut = coconut palm, coconut tree; coffee = coffea, robusta coffee, arabica
+coffee; coriander = cilantro; corn = maize, zea mays, corn maize, sweet corn, sweetcorn; cotton = gossypium; cowpea;
+cranberry; crape myrtle; cucumber = cucumis sativus, cucumbers; cumin; currant; curry leaf = curry, curry tree;
+custard apple; cyclamen; dahlia; daisy; dandelion; date palm; dill; dogwood; dracaena; dragon fruit = dragonfruit,
+pitaya, pitahaya; durian; eggplant = brinjal, aubergine, egg plant, solanum melongena; elder = elderberry; elm;
+eucalyptus; fennel; fenugreek; fern; ficus; fig; finger millet = ragi; flax = linseed; foxtail millet; gardenia;
+garlic; geranium; ginger; ginkgo; ginseng; gladiolus; gooseberry; gourd; grape = grapevine, grape vine, grapes, vitis
+vinifera; grapefruit; green bean = french bean; green gram = greengram; guava = psidium guajava; hazelnut; hemp =
+cannabis; hibiscus; holly; hop = hops; horseradish; hydrangea; indian mustard; iris; ivy gourd = kundru; jackfruit =
+jack fruit; jamun = java plum, black plum; jasmine; jatropha; jujube = ber; juniper; jute; kale; kiwi = kiwifruit,
+kiwi fruit; kohlrabi; lavender; leek; lemon; lemongrass = lemon grass; lentil = masoor; lettuce = lactuca sativa;
+lilac; lily; lima bean; lime; linden; longan; loquat; lotus; lychee = litchi; macadamia; magnolia; mandarin =
+tangerine; mango = mangifera indica; mangosteen; maple; marigold; melon = muskmelon, musk melon; millet; mint; money
+plant; money tree; moringa = drumstick; mulberry; mung bean = moong, mungbean, mung, moong bean; mustard; nectarine;
+neem; nutmeg; oak; oat = oats; oil palm; okra = ladyfinger, lady finger, ladys finger, bhindi; oleander; olive; onion
+= allium cepa; orange = sweet orange, sour orange, navel orange, bitter orange; orchid; oregano; palm; pansy; papaya =
+pawpaw, carica papaya; parsley; parsnip; passion fruit = passionfruit; pea = peas, pisum sativum, green pea; peace
+lily; peach; peanut = groundnut, ground nut; pear; pearl millet = bajra; pecan; peony; pepper; peppermint; persimmon;
+petunia; pigeon pea = pigeonpea, red gram, redgram, arhar, toor; pine; pineapple = pine apple; pistachio; plum;
+poinsettia; pomegranate = punica granatum, anar; pomelo = pummelo; pongamia = pongamia pinnata; poplar; poppy; potato
+= solanum tuberosum; primrose; pulses = pulse; pumpkin; quince; quinoa; radish; rapeseed = canola, oilseed rape, rape;
+raspberry; rhododendron; rhubarb; rice = paddy, paddy rice, rice paddy, oryza sativa; ridge gourd = luffa; rose;
+rosemary; rubber = rubber tree, hevea; rubber plant; rye; safflower; saffron; sage; sapota = sapodilla, chikoo, chiku;
+sesame = til; shallot; snake gourd; snake plant; snap bean; sorghum = jowar, sorghum bicolor; sorrel; soybean = soya,
+soy, soyabean, soya bean, soy bean, glycine max, soybeans; spinach; sponge gourd; spruce; squash; star fruit =
+starfruit, carambola; strawberry = fragaria; sugar beet = sugarbeet; sugarcane = sugar cane, cane, saccharum;
+sunflower = helianthus annuus; sweet pea; sweet potato = sweetpotato; sycamore; tamarind; taro = colocasia; tea =
+camellia sinensis; teak; tobacco = nicotiana; tomato = solanum lycopersicum, tomatoe, tomate, tomatos; tulip;
+turmeric; turnip; vanilla; velvet bean; viola; violet; walnut; wasabi; water spinach; watermelon = water melon,
+citrullus lanatus; wheat = triticum; wild rice; willow; winged bean; yam; zinnia; zucchini = courgette
+"""
+
+# Disease names that hold the name of a plant they are not named for -> the plant they imply where none else is given.
+BORROWED: dict[tuple[str, ...], str | None] = {
+    ("cedar", "apple", "rust"): "apple", ("shepherd", "purse"): None, ("potato", "leafhopper"): None,
+    ("colorado", "potato", "beetle"): "potato", ("cotton", "bollworm"): None, ("tobacco", "caterpillar"): None,
+    ("tobacco", "cutworm"): None, ("tobacco", "budworm"): None, ("tea", "mosquito"): None, ("corn", "earworm"): None,
+    ("orange", "rust"): None, ("orange", "spot"): None, ("orange", "spots"): None,
+}  # fmt: skip
+
+HEALTHY = set("healthy health normal fresh uninfected undiseased healty helthy healthly sano".split())
+SICK = set("disease diseases diseased unhealthy infected sick affected abnormal ill defected damaged unhealth".split())
+ORGANS = set("""
+leaf leaves leafs leave foliage fruit fruits plant plants stem stems root roots flower flowers pod pods tuber tubers
+bark trunk branch branches twig twigs seed seeds seedling seedlings bulb shoot shoots tree trees crop crops panicle
+ear ears spike boll bolls
+""".split())
+# Words that tell of folders, pictures, splits, backgrounds or severity and never of the plant or its disease.
+NOISE = set("""
+general serious mild moderate severe severity slight stage stages level levels train training test testing val valid
+validation image images img imgs photo photos picture pictures pics dataset datasets data set class classes label
+labels category raw original originals augmented aug augment unused used background backgrounds field lab laboratory
+indoor outdoor color colour segmented grayscale resized cropped sample samples new old final copy january february
+march april june july august september october november december symptom symptoms detected identified various other
+others type types vegetable vegetables cereal cereals crops plantvillage plantdoc kaggle png jpg jpeg zip including
+sour infection infestation the an
+""".split())
+LINKS = set("on of in at from by with without for".split())
+
+# A head word can end the name of a disease, pest or disorder; most take "disease" as an idle tail.
+_HEADS = """
+anthracnose blight blights blast rust rusts rot rots mildew mold mould molds scab smut smuts wilt wilts canker
+greening scorch scald sigatoka spot spots blotch speck huanglongbing esca melanose gummosis dieback decline roll
+leafroll virus viruses measles ergot bunt chaff galls gall knot pox psorosis tungro leprosis sclerotinia scurf
+tristeza damping variegation rosette phyllody necrosis dwarf stunt yellows chlorosis russet russeting blackleg
+clubroot toppling deficiency toxicity excess burn sunburn sunscald scalding injury malformation cracking crack
+stenosis drooping wilting yellowing discoloration browning dropping shrivelled freckle point ringspot ringspots fleck
+flecks back syndrome death apoplexy warts broom brooms fumagine oidium tumor pitting splitting phytoplasma viroid
+edema oedema flyspeck leprosy exocortis buckeye smudge smoulder mummification bleeding shrivel roya ferrugem rouille
+cercosporiose mildiou septoria botrytis cercospora
+"""
+_PESTS = """
+aphid aphids mite mites miner miners leafminer thrips thrip whitefly whiteflies armyworm armyworms bollworm budworm
+hornworm cutworm earworm webworm worm worms weevil weevils borer borers beetle beetles hopper hoppers leafhopper
+planthopper grasshopper grasshoppers hispa bug bugs mealybug mealybugs midge caterpillar caterpillars scale scales
+moth looper slug slugs snail snails psyllid psylla fly flies maggot nematode nematodes insect insects pest pests
+locust roller folder leaffolder webber skeletonizer sawfly termite cricket ladybird dubas jassid jassids helopeltis
+diabrotica
+"""
+# Signs: they name a disease too, but "disease" after them is part of the name ("mosaic disease").
+_SIGNS = """
+mosaic mottle streak streaks stripe stripes curl curling crinkle bunchy top pocket panama virescence measles lesion
+lesions hole holes weeds weed spotted wilted dried dry frogeye frost chilling drought hail nutrient nutrition yellow
+yellowish purple damage damages patches patch
+"""
+_MODIFIERS = """
+early late bacterial bacteria fungal fungus viral powdery downy black brown red gray grey white yellow orange green
+dark blue pink silver golden purple northern southern common angular target tar ring halo net loose covered head false
+sheath neck node collar crown foot basal end blossom cigar bitter soft dry wet belly gummy stem stalk tip shot bird
+bull eye eyed frog peacock algal sooty cottony water fruit leaf cavity mummy berry two spider rachis sour citrus tan
+cordana panama fusarium alternaria pestalotiopsis phomopsis pythium phytophthora rhizoctonia curvularia isariopsis
+helminthosporium verticillium stemphylium ascochyta anthracnose botrytis cercospora septoria diplodia sclerotinia
+sclerotium puccinia pseudomonas xanthomonas erwinia ralstonia colletotrichum macrophomina bipolaris ramularia
+cladosporium aspergillus penicillium nitrogen phosphorus potassium magnesium calcium iron zinc boron manganese sulfur
+sulphur copper fall army cutting sticky mealy lace stink shield flea broad rusty minute narrow small little large
+multiple chlorotic necrotic lethal physiological physiology frogeye styler stylar grassy ratoon pokkah boeng root fire
+shepherd purse cucumber colorado wooly woolly hairy sugary floral sun cold heat herbicide chemical mechanical
+pesticide parlatoria blanchardi aculus olearius tikka corynespora exserohilum sigatoka scaly slime bract mold zonate
+eyespot wart pustule sarocladium cephalosporium karnal flag take all pestalotia didymella cochliobolus tobacco maydis
+turcicum vein clearing banded banding die sudden witches witch spongy tissue abiotic cyst hawk asian giant japanese
+tent sucking chewing virescence zippering catface ripe hollow heart pitted
+"""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+HEADS, PESTS, SIGNS, MODIFIERS = _words(_HEADS), _words(_PESTS), _words(_SIGNS), _words(_MODIFIERS)
+DISEASE_WORDS = HEADS | PESTS | SIGNS | MODIFIERS
+
+# With a word before them that no table holds, these make a plant of its own: "salak palm".
+KINDS = _words("palm gourd bean pea lily millet melon cherry plum grass fruit berry nut fern orchid pine oak maple mint")
+
+# Before these the word "leaf", "stem" ... belongs to the disease: "leaf spot", "stem rust", "fruit rot".
+COMPOUND = HEADS | PESTS | _words("""curl curling crinkle crumple streak streaks stripe stripes sheath tip roll miner
+mottle spotted hole holes margin distortion reddening drop fall necrosis end lesion lesions scar scars""")
+# Idle words behind a complete disease name.
+IDLE_TAILS = _words("""disease diseases fungus fungi fungal bacteria bacterium bacterial oomycete pathogen pathogens
+damage infection infestation attack""")
+
+# Abbreviations -> (species they imply or None, disease).
+ABBREVIATIONS: dict[str, tuple[str | None, str]] = {
+    "ylcv": (None, "yellow leaf curl virus"), "tylcv": ("tomato", "yellow leaf curl virus"),
+    "tomv": ("tomato", "mosaic virus"), "tmv": (None, "tobacco mosaic virus"), "cmv": (None, "cucumber mosaic virus"),
+    "tswv": ("tomato", "spotted wilt virus"), "zymv": ("zucchini", "yellow mosaic virus"),
+    "pvy": ("potato", "virus y"), "cbb": ("cassava", "bacterial blight"), "cbsd": ("cassava", "brown streak disease"),
+    "cgm": ("cassava", "green mottle"), "cmd": ("cassava", "mosaic disease"), "hlb": (None, "huanglongbing"),
+    "blb": (None, "bacterial leaf blight"), "bls": (None, "bacterial leaf streak"),
+    "nlb": (None, "northern leaf blight"), "nclb": ("corn", "northern leaf blight"),
+    "slb": (None, "southern leaf blight"), "gls": (None, "gray leaf spot"), "msv": ("corn", "streak virus"),
+    "mln": ("corn", "lethal necrosis"), "mdmv": ("corn", "dwarf mosaic virus"), "faw": (None, "fall armyworm"),
+    "ymv": (None, "yellow mosaic virus"), "bbtv": ("banana", "bunchy top virus"), "mlb": ("corn", "leaf blight"),
+    "als": (None, "angular leaf spot"), "cssvd": ("cacao", "swollen shoot virus disease"),
+    "rymv": ("rice", "yellow mottle virus"), "bxw": ("banana", "xanthomonas wilt"), "clr": ("coffee", "leaf rust"),
+    "clcuv": ("cotton", "leaf curl virus"), "pstvd": ("potato", "spindle tuber viroid"),
+    "prsv": (None, "ringspot virus"),
+}  # fmt: skip
+
+# Names of one disease, per line; the first is the one that reads best. Used to propose merges and to drop a synonym
+# written behind the name without brackets ("esca black measles").
+_SAME = """
+huanglongbing; citrus greening; greening
+esca; black measles
+leaf blight; isariopsis leaf spot
+gray leaf spot; cercospora leaf spot
+black sigatoka; black streak; black leaf streak
+stripe rust; yellow rust
+leaf rust; brown rust
+stem rust; black rust
+fusarium wilt; panama; panama disease
+frogeye leaf spot; frogeye spot; frogeye; frog eye leaf spot
+two spotted spider mite; spider mite
+yellow leaf curl virus; yellow leaf curl; yellow curl virus
+bacterial streak; black chaff
+leaf miner; leafminer
+dieback; die back
+downy mildew; mildiou
+"""
+SAME_DISEASE = [line.split("; ") for line in _SAME.strip().splitlines()]
+SPELLINGS = {"mould": "mold", "moulds": "molds", "grey": "gray", "colour": "color", "sulphur": "sulfur"}
+
+
+def _plants() -> dict[tuple[str, ...], str]:
+    table: dict[tuple[str, ...], str] = {}
+    for entry in _PLANTS.split(";"):
+        name, _, others = entry.partition("=")
+        for phrase in [name, *others.split(",")]:
+            if phrase.strip():
+                table[tuple(phrase.split())] = " ".join(name.split())
+                table.setdefault(("".join(phrase.split()),), " ".join(name.split()))
+    return table
+
+
+PLANTS = _plants()  # words of a phrase -> name of the plant

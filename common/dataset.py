@@ -1,0 +1,241 @@
+"""Organized folders as packed arrays, training and evaluation views, and loaders whose draws do not depend on workers."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common import images
+from common.augment import train_view
+from common.console import fail, warn
+from common.recipes import Recipe
+from common.taxonomy import ClassTree
+
+SPLITS = ("train", "val", "test")
+
+
+# region index
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split as packed arrays: a million Python strings would be copied into every worker by reference counts.
+
+    Attributes:
+        root: folder the paths are relative to.
+        arena, ends: uint8 (bytes of all paths), int64 (N,) where each path ends.
+        leaf: int32 (N,), packed leaf index.
+        width, height: int32 (N,), px.
+    """
+
+    root: Path
+    arena: np.ndarray
+    ends: np.ndarray
+    leaf: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.leaf)
+
+    def path(self, i: int) -> Path:
+        """Path of picture i."""
+        start = int(self.ends[i - 1]) if i else 0
+        return self.root / self.arena[start : self.ends[i]].tobytes().decode()
+
+
+@dataclass(frozen=True)
+class Organized:
+    """What 01_reorganize.py wrote: the class tree, the splits, the class sizes and a hash of the manifest."""
+
+    root: Path
+    tree: ClassTree
+    splits: dict[str, Split]
+    manifest_hash: str
+
+    @property
+    def class_sizes(self) -> np.ndarray:
+        """Pictures per leaf over all splits, int64 (leaves,): the size by which a class is called rare."""
+        return sum(np.bincount(split.leaf, minlength=self.tree.num_leaves) for split in self.splits.values())
+
+    @property
+    def species_of(self) -> np.ndarray:
+        """Species index of each leaf, int64 (leaves,)."""
+        return self.tree.leaf_species
+
+
+def load_organized(root: Path) -> Organized:
+    """Read data/organized/.
+
+    Args:
+        root: the folder that 01_reorganize.py wrote.
+
+    Returns:
+        the index of all splits.
+
+    Raises:
+        SystemExit: where the folder, its manifest or its class index is missing or does not fit together.
+    """
+    manifest, index = root / "manifest.csv", root / "species_index.json"
+    if not manifest.is_file() or not index.is_file():
+        fail(f"{root} is not an organized data set (no {manifest.name} or {index.name}). Run 01_reorganize.py first, or give "
+             "its folder with --data.")
+    try:
+        tree = ClassTree.from_json(json.loads(index.read_text()))
+    except (ValueError, KeyError) as error:
+        fail(f"{index} cannot be read ({error}). Run 01_reorganize.py again.")
+    number = {(s, d): tree.leaf_index(i, j) for i, s in enumerate(tree.species) for j, d in enumerate(tree.diseases[i])}
+    rows: dict[str, list[tuple[bytes, int, int, int]]] = {name: [] for name in SPLITS}
+    with manifest.open(newline="", encoding="utf-8") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                leaf = number[row["species"], row["disease"]]
+                rows[row["split"]].append((row["path"].encode(), leaf, int(row["width"]), int(row["height"])))
+            except (KeyError, ValueError, TypeError) as error:
+                fail(f"{manifest}, line {line}: {error!r} does not fit {index.name}. Run 01_reorganize.py again.")
+    for name in ("train", "val"):
+        if not rows[name]:
+            fail(f"{manifest} has no picture in the {name} split.")
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return Organized(root, tree, {name: _pack(root, rows[name]) for name in SPLITS}, digest)
+
+
+def _pack(root: Path, rows: list[tuple[bytes, int, int, int]]) -> Split:
+    arena = np.frombuffer(b"".join(r[0] for r in rows), np.uint8)
+    numbers = np.array([(len(r[0]), *r[1:]) for r in rows], np.int64).reshape(-1, 4)
+    return Split(root, arena, np.cumsum(numbers[:, 0]), *(numbers[:, i].astype(np.int32) for i in (1, 2, 3)))
+
+
+# endregion
+
+# region views
+
+
+class TrainViews(Dataset[tuple[torch.Tensor, int]]):
+    """Augmented views: item (epoch, position, i) -> (uint8 (size, size, 3), leaf index).
+
+    The draws are a function of (seed, epoch, position), so that neither workers nor a restart change them.
+    """
+
+    def __init__(self, split: Split, recipe: Recipe, seed: int) -> None:
+        self.split, self.recipe, self.seed = split, recipe, seed
+
+    def __getitem__(self, item: tuple[int, int, int]) -> tuple[torch.Tensor, int]:
+        epoch, position, i = item
+        for j in range(i, i + 8):  # a file that broke after 01 checked it must not end an epoch: take the next picture
+            j %= len(self.split)
+            rng = np.random.default_rng([self.seed, epoch, position])
+            path = self.split.path(j)
+            try:
+                view = train_view(path.read_bytes(), int(self.split.width[j]), int(self.split.height[j]), self.recipe, rng)
+                return torch.from_numpy(view), int(self.split.leaf[j])
+            except (OSError, ValueError, cv2.error) as error:
+                warn(f"{path} cannot be read ({error}); the next picture stands in for it. Run 01_reorganize.py again.")
+        raise RuntimeError(f"eight pictures in a row cannot be read, the last {path}: is {self.split.root} still complete?")
+
+
+class EvalViews(Dataset[tuple[torch.Tensor, int]]):
+    """Pictures as the served model sees them: item i -> (uint8 (size, size, 3), leaf index)."""
+
+    def __init__(self, split: Split, size: int) -> None:
+        self.split, self.size = split, size
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        rgb = images.resize_to_model(images.read_rgb(self.split.path(i), min_side=1), self.size)
+        return torch.from_numpy(rgb), int(self.split.leaf[i])
+
+
+# endregion
+
+# region loaders
+
+
+class EpochSampler(Sampler[list[tuple[int, int, int]]]):
+    """Batches of (epoch, position, picture); the order is a function of (seed, epoch), resumable at any step.
+
+    Args:
+        weights: float (N,) sampling weights, drawn with replacement; None shuffles, each picture once.
+        count: pictures in the split.
+        batch_size: pictures per batch; the last partial batch is dropped, unless it is the only one.
+        seed: of the run.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, weights: np.ndarray | None = None) -> None:
+        self.count, self.batch_size, self.seed, self.weights = count, batch_size, seed, weights
+        self.epoch = self.first_step = 0
+
+    def __len__(self) -> int:
+        return max(1, self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.weights is None:
+            order = rng.permutation(self.count)
+        else:
+            order = rng.choice(self.count, self.count, p=self.weights / self.weights.sum())
+        for step in range(self.first_step, len(self)):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(self.epoch, step * self.batch_size + k, int(i)) for k, i in enumerate(chosen)]
+
+
+def rare_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Sampling weights of phase B1: 1, `rare_weight` or `very_rare_weight` by the size of the picture's class.
+
+    Returns:
+        float64 (N,).
+    """
+    by_class = np.where(class_sizes < recipe.very_rare_below, recipe.very_rare_weight,
+                        np.where(class_sizes < recipe.rare_below, recipe.rare_weight, 1.0))
+    return by_class[split.leaf]
+
+
+def boost_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Sampling weights of phase B2: those of B1, raised so that rare classes fill at least `boost_share` of an epoch.
+
+    Returns:
+        float64 (N,).
+    """
+    weights = rare_weights(split, class_sizes, recipe)
+    rare = (class_sizes < recipe.rare_below)[split.leaf]
+    share = weights[rare].sum() / weights.sum()
+    if 0 < share < recipe.boost_share < 1:
+        weights = np.where(rare, weights * recipe.boost_share / share, weights * (1 - recipe.boost_share) / (1 - share))
+    return weights
+
+
+def make_loader(dataset: Dataset[Any], workers: int, *, sampler: EpochSampler | None = None, batch_size: int = 64,
+                pin_memory: bool = False) -> DataLoader[Any]:
+    """Make a loader: by `sampler` for training, in order and complete for evaluation."""
+    common: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _quiet_worker}
+    if workers:
+        common |= {"prefetch_factor": 4, "persistent_workers": sampler is not None}
+    if sampler is not None:
+        return DataLoader(dataset, batch_sampler=sampler, **common)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=False, **common)
+
+
+def default_workers() -> int:
+    """Workers for this machine: one per core, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _quiet_worker(_: int) -> None:
+    cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads would fight them
+    torch.set_num_threads(1)
+
+
+# endregion
