@@ -17,7 +17,7 @@ import onnxruntime
 from PIL import Image
 
 from common.decide import Rejection, Rollup, rejection_from_json, rollup_from_json
-from common.images import read_rgb, resize_to_model
+from common.images import FORMATS, read_rgb, resize_to_model
 from common.taxonomy import ClassTree
 
 FORMAT = 1
@@ -293,7 +293,7 @@ def _verify(folder: Path, card: ModelCard) -> None:
 
 
 def _upright_size(source: bytes | Path | str) -> tuple[int, int]:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         width, height = image.size
         turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)

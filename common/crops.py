@@ -121,7 +121,11 @@ shepherd purse cucumber colorado wooly woolly hairy sugary floral sun cold heat 
 pesticide parlatoria blanchardi aculus olearius tikka corynespora exserohilum sigatoka scaly slime bract mold zonate
 eyespot wart pustule sarocladium cephalosporium karnal flag take all pestalotia didymella cochliobolus tobacco maydis
 turcicum vein clearing banded banding die sudden witches witch spongy tissue abiotic cyst hawk asian giant japanese
-tent sucking chewing virescence zippering catface ripe hollow heart pitted
+tent sucking chewing virescence zippering catface ripe hollow heart pitted gibberella mycosphaerella elsinoe
+pyricularia venturia taphrina erysiphe leveillula peronospora plasmopara albugo ustilago tilletia hemileia phakopsora
+uromyces phoma phyllosticta pyrenophora drechslera monilinia monilia gymnosporangium guignardia diaporthe
+lasiodiplodia rhizopus pectobacterium dickeya phytoplasma spiroplasma candidatus liberibacter oidiopsis tungro
+stenocarpella nigrospora geotrichum trichoderma
 """
 
 
@@ -133,7 +137,7 @@ HEADS, PESTS, SIGNS, MODIFIERS = _words(_HEADS), _words(_PESTS), _words(_SIGNS),
 DISEASE_WORDS = HEADS | PESTS | SIGNS | MODIFIERS
 
 # With a word before them that no table holds, these make a plant of its own: "salak palm".
-KINDS = _words("palm gourd bean pea lily millet melon cherry plum grass fruit berry nut fern orchid pine oak maple mint")
+KINDS = _words("palm gourd bean pea lily millet melon cherry plum grass fruit berry nut fern orchid pine oak maple")
 
 # Before these the word "leaf", "stem" ... belongs to the disease: "leaf spot", "stem rust", "fruit rot".
 COMPOUND = HEADS | PESTS | _words("""curl curling crinkle crumple streak streaks stripe stripes sheath tip roll miner
@@ -181,6 +185,7 @@ dieback; die back
 downy mildew; mildiou
 """
 SAME_DISEASE = [line.split("; ") for line in _SAME.strip().splitlines()]
+COLOURS = _words("black brown red gray grey white orange green dark blue pink silver golden large small early late")
 SPELLINGS = {"mould": "mold", "moulds": "molds", "grey": "gray", "colour": "color", "sulphur": "sulfur"}
 
 

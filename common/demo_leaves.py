@@ -128,7 +128,7 @@ def _lemon(rng: np.random.Generator) -> Shape:
 
 
 def _apple(rng: np.random.Generator) -> Shape:
-    return _blade(rng, rng.uniform(0.31, 0.37), 0.55, 0.75, teeth=int(rng.integers(13, 18)), tooth=0.065,
+    return _blade(rng, rng.uniform(0.3, 0.36), 0.6, 0.8, teeth=int(rng.integers(13, 18)), tooth=0.075,
                   pairs=int(rng.integers(6, 8)), rise=0.26)
 
 
@@ -150,7 +150,7 @@ def _corn(rng: np.random.Generator) -> Shape:
 
 def _sweet_potato(rng: np.random.Generator) -> Shape:
     a = np.linspace(0, 2 * np.pi, 120)
-    wide, low = rng.uniform(0.9, 1.08), rng.uniform(2.4, 3.6)
+    wide, low = rng.uniform(0.9, 1.08), rng.uniform(2.8, 4.0)
     x = wide * 16 * np.abs(np.sin(a)) ** 2.6 * np.sign(np.sin(a))
     y = 13 * np.cos(a) - 5 * np.cos(2 * a) - low * np.cos(3 * a) - np.cos(4 * a)
     heart = np.column_stack([x, -y]) / 32
@@ -173,7 +173,7 @@ def _grape(rng: np.random.Generator) -> Shape:
     lobes = [r * np.exp(-((np.abs(angle - a) / sharp) ** 1.3) * 0.62) for a, r in zip(tips, reach, strict=True)]
     radius = np.max(lobes, axis=0)
     radius = np.maximum(radius, 0.5 * np.cos(angle / 2) ** 0.5)
-    radius *= 1 + 0.1 * (((angle * 6.2) % 1) - 0.4)
+    radius *= 1 + 0.13 * (((angle * 5.2) % 1) - 0.4)
     outline = np.vstack([np.column_stack([np.sin(angle), np.cos(angle)]) * radius[:, None], [[0, 0]]])
     veins: list[Vein] = []
     for a, r in zip(tips, reach, strict=True):
@@ -216,6 +216,14 @@ SPECIES: dict[str, Callable[[np.random.Generator], Shape]] = {
     "sweet potato": _sweet_potato, "tomato": _tomato}
 
 
+# What a blade looks like beside its outline: middle of its range of hues (degrees; the ranges are 48 wide and overlap),
+# strength of the relief, how pale the veins are, gloss.
+LOOKS: dict[str, tuple[float, float, float, float]] = {
+    "apple": (100, 0.42, 0.85, 0.10), "corn": (92, 0.20, 0.75, 0.15), "grape": (94, 0.34, 0.75, 0.10),
+    "lemon": (106, 0.14, 0.40, 0.55), "oak": (98, 0.22, 0.60, 0.30), "strawberry": (104, 0.60, 0.45, 0.10),
+    "sweet potato": (98, 0.26, 0.95, 0.20), "tomato": (96, 0.42, 0.40, 0.05)}
+
+
 def _to_canvas(shape: Shape, bend: float) -> Shape:
     """Bends the leaf sideways and fits it, stalk included, into the canvas with y turned downwards."""
     low = min(p[:, 1].min() for p in [*shape.blades, shape.stalk])
@@ -249,19 +257,20 @@ def paint_leaf(species: str, rng: np.random.Generator) -> Leaf:
     on, vein = blade.astype(np.float32) / 255, cv2.GaussianBlur(veins, (0, 0), 0.7).astype(np.float32) / 255
     vein *= on
 
-    green = hsv(rng.uniform(72, 128), rng.uniform(0.38, 0.75), rng.uniform(0.34, 0.66))
+    hue, relief, paleness, shine = LOOKS[species]
+    green = hsv(hue + rng.uniform(-24, 24), rng.uniform(0.38, 0.75), rng.uniform(0.34, 0.66))
     pale = green * 0.55 + hsv(rng.uniform(60, 95), 0.35, 0.9) * 0.45
     ridge = cv2.GaussianBlur(vein, (0, 0), 3.0)
     slope = cv2.Sobel(ridge, cv2.CV_32F, 1, 0) * float(rng.choice([-1, 1])) + cv2.Sobel(ridge, cv2.CV_32F, 0, 1)
     across = np.linspace(-1, 1, CANVAS, dtype=np.float32)
     fold = rng.normal(0, 0.07) * np.tanh(3 * across)[None] + rng.normal(0, 0.07) * across[:, None]
     tone = 1 + fold + 0.06 * noise(rng, CANVAS, CANVAS, 5) + 0.03 * noise(rng, CANVAS, CANVAS, 40)
-    tone += 0.28 * slope - 0.16 * np.exp(-depth / 3.0) + rng.uniform(0, 0.12) * np.tanh(depth / 14)
+    tone += relief * slope - 0.16 * np.exp(-depth / 3.0) + rng.uniform(0, 0.12) * np.tanh(depth / 14)
     rgb = tinted(tone, green)
     yellow = np.clip(0.10 + 0.10 * noise(rng, CANVAS, CANVAS, 4), 0, 0.35)
     mix(rgb, yellow * rng.uniform(0, 1), np.array([190, 190, 70]))
-    mix(rgb, vein * rng.uniform(0.45, 0.8), pale)
-    gloss = np.clip(noise(rng, CANVAS, CANVAS, 6) - 1.0, 0, 1) * rng.uniform(0, 0.35)
+    mix(rgb, vein * min(1.0, paleness * rng.uniform(0.8, 1.2)), pale)
+    gloss = np.clip(noise(rng, CANVAS, CANVAS, 6) - 1.0, 0, 1) * shine * rng.uniform(0.2, 1.2)
     mix(rgb, gloss, np.array([235, 235, 235]))
     bare = stalk.astype(np.float32) / 255
     mix(rgb, np.clip(bare - on, 0, 1), pale * rng.uniform(0.6, 0.95))

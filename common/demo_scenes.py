@@ -176,7 +176,7 @@ def compose(leaf: Leaf, style: Style, rng: np.random.Generator) -> np.ndarray:
             layers.append((pose, rng.uniform(0.5, 0.8), rng.uniform(1.0, 2.5)))
     slim = float(np.clip(1.25 / np.sqrt(leaf.unit), 0.95, 1.25))  # narrow leaves are photographed from nearer
     free = rng.uniform(0.82, 1.1) * slim
-    turn = rng.normal(0, 0.7) if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)
+    turn = rng.normal(0, 0.45) if rng.random() < 0.8 else rng.uniform(0, 2 * np.pi)
     drift = rng.normal(0, 0.035, 2) * (w, h)
     size = free * (0.75 * min(w, h) + 0.25 * max(w, h))
     layers.append((_pose(rng, size, (w / 2 + drift[0], h / 2 + drift[1]), turn), 1.0, 0.0))

@@ -115,7 +115,8 @@ def _with_plant(reading: Reading, facts: ListFacts) -> Answer:
         confidence *= 0.94 if parted and recurs else 0.92 if recurs else 0.9 if parted else 0.82
         reason += ", then words that are in no table"
     elif reading.quality == "partly":
-        confidence *= 0.95
+        tail = (disease or "").split()[-1]
+        confidence *= 0.95 if _is_known(tail) else 0.9
         reason += ", a disease with a word that is in no table"
     else:
         reason += {"healthy": ", healthy", "sick": ", sick of something"}.get(reading.quality, ", known disease")
@@ -163,6 +164,7 @@ def _split(
         count = next((n for n in range(tail) if tail - 1 - n not in unknown), tail)
         body = words[: tail - count]
         complete = body and body[-1] in crops.HEADS | crops.PESTS | crops.HEALTHY
+        complete = complete and not spelling.GENUS.match(body[-1])  # "Cercospora fictiva" is one Latin name
         if count and complete and len(unknown) == count:
             return words[tail - count : tail], body, 0.6, "known disease first, then an unknown plant"
         return None

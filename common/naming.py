@@ -11,6 +11,20 @@ from typing import NamedTuple
 from common import crops
 from common.spelling import GENUS, KNOWN, PLANT_WORDS, Token, is_disease_word, singular, tokenise
 
+_ONLY_PLANT = PLANT_WORDS - crops.ORGANS - crops.DISEASE_WORDS
+_FULL = crops.HEADS | crops.PESTS
+_COMPLETE = frozenset(singular(w) for w in _FULL) - {"yellow"}
+_IDLE_TAILS = crops.IDLE_TAILS - {"disease", "diseases"}
+_BESIDE = crops.ORGANS | crops.LINKS | {"and"}
+# Two names of one disease in a row -> the first of them.
+_TWO_NAMES = {
+    (*one.split(), *other.split()): one.split()
+    for same in crops.SAME_DISEASE
+    for one in same
+    for other in same
+    if one.split()[-1] != other.split()[-1]
+}
+
 
 class Reading(NamedTuple):
     """What one name alone says. how: start, last, middle, borrowed, abbreviation, or "" without a plant.
@@ -56,7 +70,8 @@ def read(raw: str) -> Reading:
     tokens = tokenise(raw)
     # "White background" tells of the picture: the colour goes with the noise word behind it.
     scene = [i for i, t in enumerate(tokens) if t.word in {"background", "backgrounds"} and i]
-    tokens = [t for i, t in enumerate(tokens) if i + 1 not in scene and t.word not in crops.NOISE]
+    idle = {i - 1 for i in scene if tokens[i - 1].word in crops.COLOURS}
+    tokens = [t for i, t in enumerate(tokens) if i not in idle and t.word not in crops.NOISE]
     if not any(not t.bracketed for t in tokens):
         tokens = [t._replace(bracketed=False) for t in tokens]
     words = [t.word for t in tokens]
@@ -79,7 +94,7 @@ def read(raw: str) -> Reading:
             species, how = implied.pop(), "abbreviation"
     rest = [t for i, t in enumerate(tokens) if i not in taken]
     main = [t for t in rest if not t.bracketed]
-    rest = main if _means_something(main) else [t for t in rest if t.word not in PLANT_WORDS] or main
+    rest = main if _means_something(main) else [t for t in rest if t.word not in _ONLY_PLANT] or main
     for i, token in enumerate(rest):  # the plant's name again, behind a full disease name, starts a synonym
         again = species and token.word in species.split() and how == "start"
         if again and i and rest[i - 1].word in crops.HEADS | crops.SIGNS:
@@ -147,7 +162,7 @@ def disease_name(words: list[str]) -> tuple[str | None, str]:
     content = [w for w in words if w not in crops.ORGANS | crops.LINKS]
     if not content:
         return None, "none"
-    if any(w in crops.HEALTHY for w in content) and not any(w in crops.HEADS | crops.PESTS for w in content):
+    if any(w in crops.HEALTHY for w in content) and not any(w in _FULL for w in content):
         if all(is_disease_word(w) for w in content):
             return "healthy", "healthy"
         return "healthy", "partly"
@@ -159,10 +174,10 @@ def disease_name(words: list[str]) -> tuple[str | None, str]:
         return None, "none"
     name = " ".join(words)
     name = {"two spotted spider mites": "two spotted spider mite"}.get(name, name)
-    known = [is_disease_word(w) or w in crops.ORGANS | crops.LINKS | {"and"} for w in words]
-    if all(known) and any(is_disease_word(w) for w in words):
+    telling = [is_disease_word(w) and w not in crops.COLOURS for w in words]  # "red" alone is no disease
+    if any(telling) and all(t or w in _BESIDE or w in crops.COLOURS for t, w in zip(telling, words, strict=True)):
         return name, "known"
-    return name, "partly" if any(is_disease_word(w) for w in words) else "unknown"
+    return name, "partly" if any(telling) else "unknown"
 
 
 def _expand(words: list[str]) -> list[str]:
@@ -191,21 +206,19 @@ def _trim_front(words: list[str]) -> list[str]:
 
 
 def _trim_ends(words: list[str]) -> list[str]:
-    full = crops.HEADS | crops.PESTS
-    complete = {singular(w) for w in full} - {"yellow"}
     while len(words) > 1:
         last, before = words[-1], words[-2]
         if last in crops.ORGANS and before in crops.LINKS:
             words = words[:-2]
         elif len(words) > 2 and last == "damage" and before in crops.ORGANS:
             words = words[:-1]
-        elif last in crops.ORGANS and singular(before) in complete:
+        elif last in crops.ORGANS and singular(before) in _COMPLETE:
             words = words[:-1]
-        elif len(words) > 2 and words[-2:] == ["water", "mold"] and words[-3] in full:
+        elif len(words) > 2 and words[-2:] == ["water", "mold"] and words[-3] in _FULL:
             words = words[:-2]
-        elif last in {"disease", "diseases"} and before in full | crops.ORGANS | {"curl"}:
+        elif last in {"disease", "diseases"} and before in _FULL | crops.ORGANS | {"curl"}:
             words = words[:-1]
-        elif last in crops.IDLE_TAILS - {"disease", "diseases"} and before in full | crops.SIGNS:
+        elif last in _IDLE_TAILS and (before in _FULL or before in crops.SIGNS):
             if last == "damage" and singular(before) in {"insect", "pest"}:
                 break
             words = words[:-1]
@@ -218,14 +231,11 @@ def _one_name(words: list[str]) -> list[str]:
     """One name where two of the same disease stand in a row, and a Latin name without its authors."""
     if len(words) > 2 and GENUS.match(words[0]) and words[1] not in KNOWN and "and" in words[2:]:
         return words[:2]
-    for same in crops.SAME_DISEASE:
-        for one in same:
-            for other in same:
-                if one != other and words == [*one.split(), *other.split()] and one.split()[-1] != other.split()[-1]:
-                    return one.split()
+    if tuple(words) in _TWO_NAMES:
+        return _TWO_NAMES[tuple(words)]
     if "and" not in words:
-        last, full = singular(words[-1]), crops.HEADS | crops.PESTS
-        heads = [i for i, w in enumerate(words) if singular(w) == last and w in full]
+        last = singular(words[-1])
+        heads = [i for i, w in enumerate(words) if w in _FULL and singular(w) == last]
         if len(heads) > 1 and len(words) - heads[-2] > 2:
             return words[heads[-2] + 1 :]
     return words

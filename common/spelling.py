@@ -15,15 +15,18 @@ from common import crops
 PLANT_WORDS = frozenset(word for phrase in crops.PLANTS for word in phrase)
 # A typo is never mended into a short word that is only part of a plant's name ("monkey" is not "money plant").
 _TARGETS = frozenset(w for p in crops.PLANTS for w in p if len(p) == 1 or len(w) >= 6)
-_TARGETS = _TARGETS | crops.DISEASE_WORDS | crops.HEALTHY | crops.SICK | crops.ORGANS | {"symptoms"}
+_TARGETS = _TARGETS | crops.DISEASE_WORDS | crops.HEALTHY | crops.SICK | crops.ORGANS | crops.IDLE_TAILS
+_TARGETS = _TARGETS | {w for w in crops.NOISE if len(w) >= 6}
 _SMALL = frozenset({"and", "no", "not", "non", "un", "two"})
 KNOWN = PLANT_WORDS | _TARGETS | crops.NOISE | crops.LINKS | crops.ABBREVIATIONS.keys() | _SMALL
+_STATES = crops.DISEASE_WORDS | crops.HEALTHY | crops.SICK | crops.ABBREVIATIONS.keys()
 _OTHER = KNOWN - (PLANT_WORDS - crops.DISEASE_WORDS - crops.ORGANS - crops.LINKS - crops.NOISE - {"and"})
 _FINAL = crops.HEADS | crops.PESTS | crops.HEALTHY | crops.SICK | crops.ORGANS | {"streak", "curl", "mosaic", "mottle"}
 _PIECES = re.compile(r"[()\[\]{}<>]|[/\\]+|_{2,}|[,;:|+=]|\s-+\s|-{2,}|[^\W_]+")
 _LONGEST = 1000  # letters of a name that are read; file systems stop at 255, a label in a CSV may not
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=\d)(?=[^\W\d])|(?<=[^\W\d])(?=\d)")
-GENUS = re.compile(r"[a-z]{3,}(aria|spora|ium|phora|thora|cola|inia|pora|ella|monas|otrichum|iopsis|ctonia|porium)$")
+# Endings of fungi and bacteria that no common plant shares (unlike -ium, -aria, -ella, -inia).
+GENUS = re.compile(r"[a-z]{3,}(spora|phora|phthora|monas|trichum|iopsis|ctonia|porium|sporium|basidium|sphaeria)$")
 
 
 class Token(NamedTuple):
@@ -40,7 +43,8 @@ def tokenise(raw: str, mend: bool = True) -> list[Token]:
     text = unicodedata.normalize("NFKC", raw[:_LONGEST]).replace("\u0640", " ")
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     folded = unicodedata.normalize("NFKD", text)
-    text = re.sub(r"['`\u2019\u2018\u00b4]", "", "".join(c for c in folded if not unicodedata.combining(c)))
+    text = unicodedata.normalize("NFC", "".join(c for c in folded if not unicodedata.combining(c)))
+    text = re.sub(r"['`\u2019\u2018\u00b4]", "", text)
     text = re.sub(r"[\u2010-\u2015\u2212]", "-", text).replace("&", " and ")
     balanced = text.count("(") == text.count(")")
     tokens: list[Token] = []
@@ -179,11 +183,8 @@ def edit_distance(a: str, b: str) -> int:
 
 def is_disease_word(word: str) -> bool:
     """Whether a word belongs to the name of a disease, pest or disorder, or to a healthy or sick plant."""
-    return bool(
-        {word, singular(word)} & (crops.DISEASE_WORDS | crops.HEALTHY | crops.SICK)
-        or word in crops.ABBREVIATIONS
-        or (len(word) >= 7 and GENUS.match(word))
-    )
+    known = word in _STATES or singular(word) in _STATES
+    return known or (len(word) >= 7 and GENUS.match(word) is not None)
 
 
 def is_known(word: str, plants: bool = True) -> bool:

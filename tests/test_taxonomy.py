@@ -1,135 +1,24 @@
-"""Class trees, safe names, and the reading of class names: one invented example per rule, then whole lists."""
+"""The reading of class names: one invented example per rule, then whole lists, near-identical leaves, flat labels."""
 
 from __future__ import annotations
 
 import csv
-import json
-import pickle
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from common.taxonomy import ClassTree, near_identical, parse_class_names, parse_flat, slug
+from common.taxonomy import near_identical, parse_class_names, parse_flat
 
 ROOT = Path(__file__).resolve().parents[1]
 PRACTICE = Path(__file__).resolve().parents[2] / "shared/data/class_names.csv"
-TREE = ClassTree(("corn", "apple", "fig"), (("rust", "healthy", "smut"), ("scab", "healthy"), ("healthy",)))
 
 
 def read_one(name: str, *others: str) -> tuple[str | None, str | None]:
     parsed = parse_class_names([name, *others])[0]
     return parsed.species, parsed.disease
-
-
-# --- ClassTree ---
-
-
-def test_tree_indices() -> None:
-    assert (TREE.num_species, TREE.num_leaves) == (3, 6)
-    assert TREE.offsets.tolist() == [0, 3, 5, 6] and TREE.offsets.dtype == np.int64
-    assert TREE.leaf_species.tolist() == [0, 0, 0, 1, 1, 2] and TREE.leaf_species.dtype == np.int64
-    for s, diseases in enumerate(TREE.diseases):
-        for d, disease in enumerate(diseases):
-            leaf = TREE.leaf_index(s, d)
-            assert TREE.leaf(leaf) == (TREE.species[s], disease)
-            assert TREE.leaf_name(leaf) == f"{TREE.species[s]}/{disease}"
-            assert TREE.offsets[s] <= leaf < TREE.offsets[s + 1]
-
-
-@pytest.mark.parametrize("call", [(3, 0), (-1, 0), (2, 1), (0, -1)])
-def test_tree_index_outside(call: tuple[int, int]) -> None:
-    with pytest.raises(IndexError, match="is outside 0"):
-        TREE.leaf_index(*call)
-
-
-@pytest.mark.parametrize("leaf", [-1, 6])
-def test_tree_leaf_outside(leaf: int) -> None:
-    with pytest.raises(IndexError, match="is outside 0..5"):
-        TREE.leaf_name(leaf)
-
-
-def test_tree_arrays_cannot_be_changed() -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        TREE.offsets[0] = 7
-
-
-def test_tree_from_leaves_sorts_and_joins() -> None:
-    tree = ClassTree.from_leaves([("pear", "scab"), ("apple", "scab"), ("pear", "healthy"), ("apple", "scab")])
-    assert tree.species == ("apple", "pear") and tree.diseases == (("scab",), ("healthy", "scab"))
-
-
-def test_tree_survives_json_and_pickle() -> None:
-    assert TREE.to_json()["species"][1] == {"name": "apple", "diseases": ["scab", "healthy"]}
-    again = ClassTree.from_json(json.loads(json.dumps(TREE.to_json())))
-    assert again == TREE and again.fingerprint() == TREE.fingerprint()
-    assert pickle.loads(pickle.dumps(TREE)) == TREE
-    extra = {"species": [{"name": "fig", "diseases": ["healthy"], "train": [7]}], "format": 1}
-    assert ClassTree.from_json(extra).species == ("fig",)
-
-
-def test_tree_fingerprint_tells_order_and_names() -> None:
-    turned = ClassTree(TREE.species, (("healthy", "rust", "smut"), *TREE.diseases[1:]))
-    renamed = ClassTree(("corn", "apple", "figs"), TREE.diseases)
-    assert len({TREE.fingerprint(), turned.fingerprint(), renamed.fingerprint()}) == 3
-    assert TREE.fingerprint() == ClassTree(TREE.species, TREE.diseases).fingerprint()
-
-
-@pytest.mark.parametrize(
-    ("species", "diseases", "message"),
-    [
-        ((), (), "at least one species"),
-        (("apple",), (), "one list of diseases per species"),
-        (("apple", "apple"), (("scab",), ("rust",)), "'apple' comes twice"),
-        (("apple",), (("scab", "scab"),), "'scab' comes twice"),
-        (("apple",), ((),), "'apple' has no disease"),
-        (("apple", " "), (("scab",), ("rust",)), "has no name"),
-        (("apple",), (("",),), "has no name"),
-        (("apple",), ("scab",), "not one text"),
-        ("apple", (("scab",),), "not one text"),
-    ],
-)
-def test_tree_refuses(species: tuple, diseases: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ClassTree(species, diseases)
-
-
-@pytest.mark.parametrize("data", [{}, {"species": [{"name": "fig"}]}, {"species": ["fig"]}, {"species": None}, []])
-def test_tree_refuses_other_json(data: object) -> None:
-    with pytest.raises(ValueError, match="no class tree"):
-        ClassTree.from_json(data)  # type: ignore[arg-type]
-
-
-# --- slug ---
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("bell pepper", "bell_pepper"),
-        ("  Two-Spotted  mite ", "two_spotted_mite"),
-        ("café crème", "cafe_creme"),
-        ("../x", "x"),
-        ("a/b\\c", "a_b_c"),
-        ("x.\x00y\n", "x_y"),
-        ("CON", "con_class"),
-        ("lpt1", "lpt1_class"),
-        ("~$% 5", "5"),
-    ],
-)
-def test_slug(words: str, expected: str) -> None:
-    assert slug(words) == expected
-
-
-def test_slug_is_never_empty_nor_long_nor_shared_by_strangers() -> None:
-    odd = ["", "..", "番茄", "辣椒", "\udcff", "🍅", "x" * 300, "x" * 299]
-    names = [slug(word) for word in odd]
-    assert len(set(names)) == len(odd)
-    assert all(name.isascii() and name.replace("_", "").isalnum() and 0 < len(name) <= 100 for name in names)
-    assert [slug(name) for name in names] == names
 
 
 # --- one name, one rule ---
@@ -168,6 +57,7 @@ def test_slug_is_never_empty_nor_long_nor_shared_by_strangers() -> None:
         ("Walnut_Rust_on_leaves", "walnut", "rust"),
         ("Walnut_dry_leaf", "walnut", "dry leaf"),
         ("tomatto late blihgt", "tomato", "late blight"),  # typos
+        ("plam dubas", "palm", "dubas"),
         ("Strawbery powdary mildew", "strawberry", "powdery mildew"),
         ("Okra___Okra_leaf_curl_virus", "okra", "leaf curl virus"),  # repeated species
         ("sweet potato sweet potato scab", "sweet potato", "scab"),
@@ -218,7 +108,7 @@ def test_name_without_words(name: str) -> None:
 
 
 def test_odd_names_do_no_harm() -> None:
-    odd = ["番茄_早疫病", "\udcff\udcfe rust", "leaf " * 50_000, "((((plum rust", "a" * 100_000, "plum\x00rust", "%s {0} \\n"]
+    odd = ["番茄_早疫病", "\udcff\udcfe rust", "leaf " * 50_000, "((((plum rust", "a" * 100_000, "%s {0} \\n"]
     for parsed in parse_class_names(odd):
         assert 0 <= parsed.confidence <= 1 and parsed.reason
     assert read_one("((((plum rust") == ("plum", "rust") and read_one("plum\x00rust") == ("plum", "rust")
@@ -230,7 +120,8 @@ def test_odd_names_do_no_harm() -> None:
 
 
 def test_unknown_plants_are_learned_from_the_list() -> None:
-    names = ["quandong_zorbitis", "quandong_leaf_spot", "quandong_healthy", "feijoa zorbitis", "feijoa leaf", "plum zorbitis"]
+    names = ["quandong_zorbitis", "quandong_leaf_spot", "quandong_healthy"]
+    names += ["feijoa zorbitis", "feijoa leaf", "plum zorbitis"]
     answers = [(p.species, p.disease) for p in parse_class_names(names)]
     assert answers == [
         ("quandong", "zorbitis"),
@@ -255,16 +146,18 @@ def test_recurring_names_raise_confidence() -> None:
 
 
 def test_confidence_falls_with_doubt() -> None:
-    sure, typo, middle, bare, stranger = (
-        p.confidence for p in parse_class_names(["plum rust", "plumm rust", "old red okra rust", "fig", "quandong rust"])
-    )
-    assert sure > typo >= 0.9 > middle and bare < 0.9 and stranger < 0.9
+    names = ["plum rust", "plumm rust", "red okra rust", "fig leaf", "fig", "quandong rust"]
+    sure, typo, middle, leaf, bare, stranger = (p.confidence for p in parse_class_names(names))
+    assert sure > typo >= 0.9 > middle and 0.9 > leaf > bare and stranger < 0.9
+    several = parse_class_names([f"{plant} leaf" for plant in ("fig", "plum", "okra")])
+    assert all(p.disease == "healthy" and p.confidence >= 0.9 for p in several)
 
 
 def test_list_of_one_plant_offers_it_but_asks() -> None:
     names = ["Okra wilt", "Okra rust", "Okra scab", "Healthy"]
     parsed = parse_class_names(names)[3]
-    assert (parsed.species, parsed.disease) == ("okra", "healthy") and parsed.confidence < 0.9 and "okra" in parsed.reason
+    assert (parsed.species, parsed.disease) == ("okra", "healthy")
+    assert parsed.confidence < 0.9 and "okra" in parsed.reason
     assert read_one("Healthy", "Okra wilt", "Okra rust", "Plum scab") == (None, "healthy")
 
 
@@ -276,7 +169,8 @@ def test_order_and_repeats_change_nothing() -> None:
 
 
 def test_a_large_list() -> None:
-    plants = [f"{a}{b}{c}o" for a in "bdfklmnprt" for b in "aiou" for c in ("nd", "lt", "rv", "sk", "mp", "gl", "xt", "dr")]
+    middles = ("nd", "lt", "rv", "sk", "mp", "gl", "xt", "dr")
+    plants = [f"{a}{b}{c}o" for a in "bdfklmnprt" for b in "aiou" for c in middles]
     tails = ["rust", "late_blight", "leaf spot", "Mosaic_virus", "healthy"] + [f"vorn{c}elia rot" for c in "bcdfghjkl"]
     names = [f"{plant}___{tail}" for plant in plants for tail in tails * 3][:11_499]
     parsed = parse_class_names(names)

@@ -166,7 +166,7 @@ function drawHeat(rows) {
   const picture = context.createImageData(width, height);
   rows.flat().forEach((value, i) => {
     // where it looked keeps its light, the rest is shaded: readable on any leaf and in any kind of colour sight
-    picture.data.set([12, 28, 18, Math.round(190 * (1 - Math.min(1, Math.max(0, value))))], 4 * i);
+    picture.data.set([12, 28, 18, Math.round(165 * (1 - Math.min(1, Math.max(0, value))))], 4 * i);
   });
   context.putImageData(picture, 0, 0);
 }

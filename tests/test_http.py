@@ -1,0 +1,267 @@
+"""The HTTP application: answers, options, refusals in JSON, limits, the page's headers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import struct
+import threading
+import tracemalloc
+import zlib
+
+import pytest
+import tiny_bundle as tiny
+from starlette.requests import Request
+from starlette.testclient import TestClient
+
+from common import http_app
+from common.bundle import Predictor
+from common.http_app import Settings, make_app
+from common.uploads import Refusal, read_photo
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("serve") / "exports")
+
+
+@pytest.fixture(scope="module")
+def client(exports):
+    with TestClient(make_app(Predictor(exports), Settings(runners=2, max_upload_mb=0.5, top_k=3))) as made:
+        yield made
+
+
+def code_of(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert len(error["message"]) > 10
+    return error["code"]
+
+
+def test_a_photo_is_answered_as_a_raw_body_and_as_a_form(client):
+    photo = tiny.picture(tiny.color_of(2), (120, 90), "JPEG")
+    for answer in (client.post("/predict", content=photo), client.post("/predict", files={"photo": ("a.jpg", photo)}),
+                   client.post("/predict", content=photo, headers={"content-type": "text/plain"}),
+                   client.post("/predict", data={"note": "x"}, files={"any": ("b", photo, "application/x")})):
+        assert answer.status_code == 200, answer.text
+        plain = answer.json()
+        assert (plain["decision"], plain["species"], plain["disease"], plain["healthy"]) == (
+            "answered", "apple", "scab", False)
+        assert plain["image"] == {"width": 120, "height": 90}
+        assert plain["model"] == {"file": "model.int8.onnx", "version": "abc1234"}
+        assert len(plain["alternatives"]) == 3 and "heatmap" not in plain
+        assert set(plain["timings_ms"]) == {"decode", "model", "total"}
+        assert plain["timings_ms"]["total"] >= plain["timings_ms"]["model"] > 0
+
+
+def test_strangers_and_the_undecided(client):
+    refused = client.post("/predict", content=tiny.picture(tiny.STRANGER)).json()
+    assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "stranger"
+    assert refused["rejection"]["quantile"] == 1.0 and refused["species"] is None
+    rolled = client.post("/predict", content=tiny.picture(tiny.between(1, 2))).json()
+    assert (rolled["decision"], rolled["species"], rolled["disease"]) == ("rolled_up", "apple", None)
+
+
+def test_options(client):
+    photo = tiny.picture(tiny.color_of(0))
+    answer = client.post("/predict?top_k=2&heatmap=1&mode=routed", content=photo).json()
+    assert len(answer["alternatives"]) == 2
+    assert len(answer["heatmap"]) == tiny.CELLS and len(answer["heatmap"][0]) == tiny.CELLS
+    assert len(client.post("/predict?top_k=500", content=photo).json()["alternatives"]) == 6
+    for wrong in ("top_k=0", "top_k=-1", "top_k=x", "top_k=²", "mode=best", "heatmap=maybe", "topk=3"):
+        assert code_of(client.post(f"/predict?{wrong}", content=photo), 400) == "bad_option"
+
+
+def test_mode_is_used(exports):
+    seen = []
+    original = http_app.decide
+    try:
+        http_app.decide = lambda *a, **k: (seen.append(k["mode"]), original(*a, **k))[1]
+        with TestClient(make_app(Predictor(exports), Settings(mode="routed"))) as client:
+            client.post("/predict", content=tiny.picture(tiny.color_of(0)))
+            client.post("/predict?mode=joint", content=tiny.picture(tiny.color_of(0)))
+    finally:
+        http_app.decide = original
+    assert seen == ["routed", "joint"]
+
+
+def test_what_is_no_photo_gets_a_reason(client):
+    photo = tiny.picture(tiny.color_of(0), (300, 200), "JPEG")
+    assert code_of(client.post("/predict"), 400) == "empty"
+    assert code_of(client.post("/predict", content=b"hello"), 415) == "text"
+    assert code_of(client.post("/predict", content=os.urandom(64)), 415) in ("format", "text")
+    assert code_of(client.post("/predict", content=photo[:len(photo) // 2]), 422) in ("truncated", "unreadable")
+    assert code_of(client.post("/predict", content=tiny.picture((1, 2, 3), (8, 8))), 422) == "too_small"
+    assert code_of(client.post("/predict", content=b"x" * 600_000), 413) == "too_large"
+    assert code_of(client.post("/predict", files={"f": ("a.jpg", b"")}), 400) == "empty"
+    assert code_of(client.post("/predict", content=b"--x\r\n", headers={"content-type": "multipart/form-data"}), 400) \
+        == "bad_form"
+    form = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert code_of(client.post("/predict", content=form, headers=headers), 400) == "no_file"
+    assert code_of(client.post("/predict", content=form[:30], headers=headers), 400) == "no_file"
+
+
+def test_a_body_without_a_length_is_bounded_too(client):
+    def endless():
+        for _ in range(20):
+            yield b"x" * 50_000
+
+    assert code_of(client.post("/predict", content=endless()), 413) == "too_large"
+
+
+def test_a_body_too_large_is_dropped_as_it_comes():
+    chunk, sent = bytes(1_000_000), []
+
+    async def receive():
+        sent.append(1)
+        return {"type": "http.request", "body": bytearray(chunk), "more_body": True}
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal) as caught:
+            asyncio.run(read_photo(Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000))
+        assert caught.value.status == 413
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000
+    finally:
+        tracemalloc.stop()
+    assert 3 < len(sent) < 100  # an endless sender is not listened to for ever
+
+
+def test_a_picture_of_too_many_pixels_is_refused_from_its_header(client):
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", b""))
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks)
+    assert code_of(client.post("/predict", content=bomb), 413) == "too_large"
+
+
+def test_other_addresses(client):
+    assert client.get("/healthz").json() == {"status": "ok", "model": "model.int8.onnx", "version": "abc1234"}
+    told = client.get("/model").json()
+    assert told["classes"][0] == {"species": "apple", "diseases": ["healthy", "rust", "scab"]}
+    assert told["rejection"] == {"score": "mahalanobis", "threshold": 0.05} and told["num_leaves"] == 6
+    assert code_of(client.get("/nothing"), 404) == "not_found"
+    wrong = client.get("/predict")
+    assert code_of(wrong, 405) == "method_not_allowed" and wrong.headers["allow"] == "POST"
+    assert code_of(client.delete("/"), 405) == "method_not_allowed"
+    assert code_of(client.get("/../04_serve.py"), 404) == "not_found"
+
+
+def test_the_page_and_its_headers(client):
+    for path, kind in {"/": "text/html", "/app.js": "text/javascript", "/style.css": "text/css",
+                       "/leaf.svg": "image/svg+xml"}.items():
+        answer = client.get(path)
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
+        assert client.get(path, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+    html = client.get("/").text
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", html)  # the CSP would block it
+    for answer in (client.get("/"), client.get("/nothing"), client.post("/predict"), client.get("/healthz")):
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_mutated_uploads_never_break_the_server(client):
+    rng = random.Random(0)
+    whole = [tiny.picture(tiny.color_of(i % 6), (64, 48), kind) for i, kind in
+             enumerate(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"))]
+    counts = {}
+    for turn in range(120):
+        data = bytearray(rng.choice(whole))
+        for _ in range(rng.choice((0, 1, 4, 30))):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        if rng.random() < 0.4:
+            del data[rng.randrange(len(data)):]
+        if turn % 3 == 0:  # damage the form around it as well
+            form = bytearray(b'--b\r\nContent-Disposition: form-data; name="f"; filename="x"\r\n\r\n')
+            form += data + b"\r\n--b--\r\n"
+            for _ in range(rng.choice((0, 2))):
+                form[rng.randrange(80)] ^= 1 << rng.randrange(8)
+            answer = client.post("/predict", content=bytes(form),
+                                 headers={"content-type": "multipart/form-data; boundary=b"})
+        else:
+            answer = client.post("/predict", content=bytes(data))
+        counts[answer.status_code] = counts.get(answer.status_code, 0) + 1
+        assert answer.status_code in (200, 400, 413, 415, 422), answer.text
+        assert ("decision" if answer.status_code == 200 else "error") in answer.json()
+    assert counts[200] > 10 and sum(counts.values()) - counts[200] > 20  # the loop met both kinds
+
+
+def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, monkeypatch):
+    app = make_app(Predictor(exports), Settings(runners=1, waiting=1))
+    free, started = threading.Event(), threading.Semaphore(0)
+    original = http_app.answer_photo
+
+    def slow(*args, **options):
+        started.release()
+        assert free.wait(10)
+        return original(*args, **options)
+
+    monkeypatch.setattr(http_app, "answer_photo", slow)
+    photo, statuses = tiny.picture(tiny.color_of(0)), []
+    with TestClient(app) as client:
+        threads = [threading.Thread(target=lambda: statuses.append(client.post("/predict", content=photo).status_code))
+                   for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        assert started.acquire(timeout=10)
+        while app.state.engine.taken < 2:
+            threading.Event().wait(0.01)
+        assert client.get("/healthz").status_code == 200  # the event loop is free while the runner works
+        refused = client.post("/predict", content=photo)
+        assert code_of(refused, 503) == "busy" and refused.headers["retry-after"] == "1"
+        free.set()
+        for thread in threads:
+            thread.join(10)
+        assert statuses == [200, 200]
+        assert client.post("/predict", content=photo).status_code == 200  # the places are free again
+    assert app.state.engine.taken == 0
+
+
+def test_a_photo_that_never_arrives_frees_its_place(exports):
+    app = make_app(Predictor(exports), Settings(upload_seconds=0.05))
+    sent = []
+
+    async def one_request():
+        async def receive():
+            await asyncio.sleep(5)
+
+        async def send(message):
+            sent.append(message)
+
+        await app({"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": [],
+                   "http_version": "1.1", "scheme": "http", "root_path": ""}, receive, send)
+
+    asyncio.run(one_request())
+    assert sent[0]["status"] == 408 and app.state.engine.taken == 0
+
+
+def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(exports, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(http_app, "answer_photo", broken)
+    with TestClient(make_app(Predictor(exports), Settings())) as client:
+        answer = client.post("/predict", content=b"x")
+    assert code_of(answer, 500) == "internal"
+    assert "secret" not in answer.text and answer.headers["x-content-type-options"] == "nosniff"
+    assert "secret detail" in capsys.readouterr().err
+
+
+def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, capsys):
+    for wanted in (False, True):
+        with TestClient(make_app(Predictor(exports), Settings(access_log=wanted))) as client:
+            client.get("/healthz?token=abc")
+        out = capsys.readouterr().out
+        assert bool(re.search(r"GET '/healthz' 200 \d+ ms", out)) is wanted and "token" not in out
+
+
+def test_refusal_carries_what_it_says():
+    refusal = Refusal(418, "teapot", "It is a teapot.")
+    assert (refusal.status, refusal.code, str(refusal)) == (418, "teapot", "It is a teapot.")
