@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     organize.write_rows(partial / "review.csv", ("name", "species", "disease", "confidence", "decision", "reason"), review)
     organize.write_text(partial / "report.md", organize.report(kept, rejected, review, leaks, args.near))
     organize.write_text(partial / "made_of.json", json.dumps(
-        {"identity": identity, "sources": [str(s) for s in args.sources], "seconds": round(clock(), 1)}))
+        {"identity": identity, "long_side": args.long_side, "sources": [str(s) for s in args.sources], "seconds": round(clock(), 1)}))
     shutil.rmtree(args.output, ignore_errors=True)
     os.replace(partial, args.output)
     shutil.rmtree(store)

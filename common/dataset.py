@@ -57,22 +57,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Organized:
-    """What 01_reorganize.py wrote: the class tree, the splits, the class sizes and a hash of the manifest."""
+    """What 01_reorganize.py wrote: the class tree, the splits, a hash of the manifest, the px that photos were shrunk to."""
 
     root: Path
     tree: ClassTree
     splits: dict[str, Split]
     manifest_hash: str
+    long_side: int
 
     @property
     def class_sizes(self) -> np.ndarray:
         """Pictures per leaf over all splits, int64 (leaves,): the size by which a class is called rare."""
         return sum(np.bincount(split.leaf, minlength=self.tree.num_leaves) for split in self.splits.values())
-
-    @property
-    def species_of(self) -> np.ndarray:
-        """Species index of each leaf, int64 (leaves,)."""
-        return self.tree.leaf_species
 
 
 def load_organized(root: Path) -> Organized:
@@ -107,8 +103,9 @@ def load_organized(root: Path) -> Organized:
     for name in ("train", "val"):
         if not rows[name]:
             fail(f"{manifest} has no picture in the {name} split.")
-    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    return Organized(root, tree, {name: _pack(root, rows[name]) for name in SPLITS}, digest)
+    digest, made_of = hashlib.sha256(manifest.read_bytes()).hexdigest(), root / "made_of.json"
+    long_side = json.loads(made_of.read_text())["long_side"] if made_of.is_file() else 512
+    return Organized(root, tree, {name: _pack(root, rows[name]) for name in SPLITS}, digest, long_side)
 
 
 def _pack(root: Path, rows: list[tuple[bytes, int, int, int]]) -> Split:

@@ -19,6 +19,8 @@ MAX_PIXELS = 100_000_000  # a 100-megapixel photo; Pillow calls twice 89 million
 MIN_SIDE = 32  # below this there is no leaf to see
 MAX_BYTES = 64 * 1024 * 1024
 
+# Pillow warns about odd metadata and about sizes; damage raises and sizes are checked here
+warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.init()  # Pillow registers formats lazily and `Image.open(formats=...)` raises KeyError before it has
 
 
@@ -53,33 +55,31 @@ def read_rgb(source: bytes | Path | str, *, long_side: int | None = None, max_pi
     data = source if isinstance(source, bytes) else _read_file(Path(source))
     if not data:
         raise ImageError("empty", "the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata and about sizes that are checked here
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError("too_large", f"{width} x {height} pixels; at most {max_pixels:,} are read")
-                if min(width, height) < min_side:
-                    raise ImageError("too_small", f"{width} x {height} pixels; at least {min_side} on the short side are needed")
-                if long_side is not None:
-                    # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; Pillow keeps both sides above the target
-                    image.draft("RGB", _fit(width, height, long_side))
-                image = _to_rgb(ImageOps.exif_transpose(image))
-                if long_side is not None and max(image.size) > long_side:
-                    image = image.resize(_fit(*image.size, long_side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-                return np.array(image)
-        except ImageError:
-            raise
-        except Image.UnidentifiedImageError:
-            raise ImageError(*_name_the_stranger(data)) from None
-        except Image.DecompressionBombError as error:
-            raise ImageError("too_large", str(error)) from None
-        except MemoryError:
-            raise ImageError("too_large", "there is not enough memory to decode it") from None
-        except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes (struct.error, KeyError, ...)
-            reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
-            raise ImageError(reason, f"the picture is damaged: {error or type(error).__name__}") from None
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError("too_large", f"{width} x {height} pixels; at most {max_pixels:,} are read")
+            if min(width, height) < min_side:
+                raise ImageError("too_small", f"{width} x {height} pixels; at least {min_side} on the short side are needed")
+            if long_side is not None:
+                # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the work; Pillow keeps both sides above the target
+                image.draft("RGB", _fit(width, height, long_side))
+            image = _to_rgb(ImageOps.exif_transpose(image))
+            if long_side is not None and max(image.size) > long_side:
+                image = image.resize(_fit(*image.size, long_side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+            return np.array(image)
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError(*_name_the_stranger(data)) from None
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", str(error)) from None
+    except MemoryError:
+        raise ImageError("too_large", "there is not enough memory to decode it") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes (struct.error, KeyError, ...)
+        reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise ImageError(reason, f"the picture is damaged: {error or type(error).__name__}") from None
 
 
 def resize_to_model(rgb: np.ndarray, size: int) -> np.ndarray:

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# The whole line on one command: raw photos -> data set -> trained model -> export -> a served answer.
+set -euo pipefail
+
+usage() {
+  cat <<'TXT'
+bash run_all.sh                        the demo: generated leaves, every stage, minutes on two CPU cores
+bash run_all.sh SOURCE [SOURCE ...]    your folders of class folders (Tomato___Early_blight/, or tomato/early_blight/)
+bash run_all.sh test [PYTEST ARGS]     the tests
+
+  --work DIR          where data/, checkpoints/ and exports/ go (default: this folder)
+  --recipe NAME       hierarchical, two_core, demo ... (python -m common.recipes prints them;
+                      default: demo for the demo, else hierarchical with a GPU, two_core without)
+  --weights WHAT      auto, imagenet, none or a file of backbone weights (default: auto; none for the demo)
+  --not-plants DIR    pictures that show no plant, to fit and test the rejection
+  --organize "FLAGS"  further flags for 01_reorganize.py, --train "FLAGS" for 02a and 02b, --export "FLAGS" for 03
+  --port N            port of the trial server (default: any free one)
+  --dry-run           print the commands, run nothing
+  --help
+
+Run it again and it goes on where it stopped; what is done is not done twice.
+TXT
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+work=$here recipe="" weights="" not_plants="" organize="" train="" export_flags="" port=0 dry_run="" sources=()
+fail() { echo "error: $*" >&2; exit 2; }
+value() { [ $# -ge 2 ] || fail "$1 needs a value (bash run_all.sh --help)"; }
+
+# 1. ----------------------------------------------------------------------------------------- the environment
+prepare_python() {
+  if [ -z "${VIRTUAL_ENV:-}" ]; then
+    local stamp="$here/.venv/.requirements"
+    if ! cmp -s "$here/requirements.txt" "$stamp" 2>/dev/null; then
+      echo "== making .venv and installing requirements.txt (once; some GB with torch)"
+      [ -x "$here/.venv/bin/python" ] || python3 -m venv "$here/.venv" || fail "python3 -m venv failed; on Debian: apt install python3-venv"
+      "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" \
+        || fail "pip could not install requirements.txt; its message stands above. Run the same command again once it is mended."
+      cp "$here/requirements.txt" "$stamp"
+    fi
+    # shellcheck disable=SC1091
+    source "$here/.venv/bin/activate"
+  fi
+  python -c 'import torch, timm, onnxruntime, cv2' 2>/dev/null \
+    || fail "the active environment ($(command -v python)) lacks packages: pip install -r requirements.txt, or deactivate it and run this again."
+}
+
+if [ "${1:-}" = test ]; then
+  shift
+  prepare_python
+  cd "$here" && exec python -m pytest "$@"
+fi
+
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --help|-h) usage; exit 0 ;;
+    --work) value "$@"; work=$2; shift 2 ;;
+    --recipe) value "$@"; recipe=$2; shift 2 ;;
+    --weights) value "$@"; weights=$2; shift 2 ;;
+    --not-plants) value "$@"; not_plants=$2; shift 2 ;;
+    --organize) value "$@"; organize=$2; shift 2 ;;
+    --train) value "$@"; train=$2; shift 2 ;;
+    --export) value "$@"; export_flags=$2; shift 2 ;;
+    --port) value "$@"; port=$2; shift 2 ;;
+    --dry-run) dry_run=1; shift ;;
+    -*) fail "unknown flag $1 (bash run_all.sh --help lists them)" ;;
+    *) [ -d "$1" ] || fail "there is no folder $1"; sources+=("$1"); shift ;;
+  esac
+done
+[ -z "$not_plants" ] || [ -d "$not_plants" ] || fail "--not-plants: there is no folder $not_plants"
+
+[ -n "$dry_run" ] || prepare_python
+
+# 2. ----------------------------------------------------------------------------------------- what to run
+if [ ${#sources[@]} -eq 0 ]; then
+  inputs=(--demo) recipe=${recipe:-demo}
+  [ -n "$weights" ] || { [ "$recipe" = demo ] && weights=none || weights=auto; }
+else
+  inputs=("${sources[@]}") weights=${weights:-auto}
+  if [ -z "$recipe" ]; then
+    if [ -z "$dry_run" ] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then recipe=hierarchical; else
+      recipe=two_core
+      echo "== no GPU is seen: recipe two_core (MobileNetV2, 160 px). --recipe hierarchical trains the Swin-Tiny, for days on a CPU."
+    fi
+  fi
+fi
+[ -z "$not_plants" ] || inputs+=(--not-plants "$not_plants")
+times="" started=$(date +%s)
+
+stage() {  # stage NAME COMMAND...: show the command as a person would type it, run it, note its time
+  local name=$1 begin; shift
+  echo; printf '$ '; printf '%q ' "$@"; echo
+  [ -z "$dry_run" ] || return 0
+  begin=$(date +%s)
+  (cd "$here" && "$@") || exit $?
+  times+="$name $(($(date +%s) - begin))"$'\n'
+}
+
+# 3. ----------------------------------------------------------------------------------------- the stages
+mkdir -p "$work" 2>/dev/null || fail "cannot make the folder $work"
+work=$(cd "$work" && pwd); data=$work/data/organized checkpoints=$work/checkpoints exports=$work/exports
+absolute=(); for i in "${inputs[@]}"; do [ -d "$i" ] && absolute+=("$(cd "$i" && pwd)") || absolute+=("$i"); done
+[ ! -f "$weights" ] || weights=$(cd "$(dirname "$weights")" && pwd)/$(basename "$weights")
+# shellcheck disable=SC2086  # the flag strings are meant to split
+{
+  stage 01_reorganize python 01_reorganize.py "${absolute[@]}" --output "$data" $organize
+  stage 02a_train_species python 02a_train_species.py --data "$data" --checkpoints "$checkpoints" --recipe "$recipe" --weights "$weights" $train
+  stage 02b_train_disease python 02b_train_disease.py --data "$data" --checkpoints "$checkpoints" $train
+  stage 03_export python 03_export.py --data "$data" --checkpoints "$checkpoints" --output "$exports" $export_flags
+}
+if [ -n "$dry_run" ]; then echo; echo "$ python 04_serve.py --exports $exports"; exit 0; fi
+
+# 4. ----------------------------------------------------------------------------------------- a trial of the server
+echo; echo "\$ python 04_serve.py --exports $exports --port $port"
+log=$(mktemp); begin=$(date +%s)
+(cd "$here" && exec python 04_serve.py --exports "$exports" --port "$port") >"$log" 2>&1 &
+server=$!
+trap 'kill "$server" 2>/dev/null || true; rm -f "$log"' EXIT
+python - "$log" "$data" <<'PY' || { cat "$log" >&2; fail "the trial of the server failed; what it said stands above"; }
+import csv, io, json, pathlib, re, sys, time, urllib.request
+log, data = map(pathlib.Path, sys.argv[1:])
+for _ in range(600):
+    found = re.search(r"http://[\d.]+:\d+", log.read_text())
+    if found: break
+    time.sleep(0.1)
+else: sys.exit("error: the server did not start within a minute")
+def ask(title, photo):
+    answer = json.load(urllib.request.urlopen(urllib.request.Request(found[0] + "/predict?top_k=2", data=photo), timeout=60))
+    print(f"\n{title}\n  -> {answer['decision']}: " + (f"{answer['species']} / {answer['disease'] or 'disease not sure'}" if answer["species"]
+          else answer["rejection"]["message"]) + f"  {answer['probabilities']}  {answer['timings_ms']['total']:.0f} ms")
+rows = [r for r in csv.DictReader(open(data / "manifest.csv", encoding="utf-8")) if r["split"] == "test"]
+leaf = next((r for r in rows if r["disease"] != "healthy"), rows[0])
+ask(f"a held-out leaf, {leaf['species']} / {leaf['disease']} ({leaf['path']})", (data / leaf["path"]).read_bytes())
+strangers = sorted((data / "not_plants" / "test").glob("*.jpg"))
+if strangers: ask(f"a picture of no plant ({strangers[0].relative_to(data)})", strangers[0].read_bytes())
+else:
+    from PIL import Image, ImageDraw
+    page = Image.new("RGB", (480, 640), "white"); draw = ImageDraw.Draw(page); buffer = io.BytesIO()
+    for y in range(40, 600, 24): draw.text((30, y), "A page of text is no plant. " * 3, fill="black")
+    page.save(buffer, "PNG"); ask("a picture of no plant (a drawn page of text)", buffer.getvalue())
+PY
+kill -TERM "$server"; wait "$server" || fail "the server did not stop cleanly"
+trap 'rm -f "$log"' EXIT
+times+="04_serve $(($(date +%s) - begin))"$'\n'
+
+# 5. ----------------------------------------------------------------------------------------- what came of it
+(cd "$here" && python - "$exports/report.json" "$times" $(($(date +%s) - started))) <<'PY'
+import json, sys
+from common.console import duration, table
+from common.export_report import report_table
+print("\n== results " + "=" * 69 + "\n" + report_table(json.load(open(sys.argv[1]))))
+rows = [line.rsplit(" ", 1) for line in sys.argv[2].splitlines()] + [["in all", sys.argv[3]]]
+print("\n" + table([(name, duration(int(seconds))) for name, seconds in rows], ("stage", "time of this run")))
+PY
+echo; echo "Serve it for good:  $([ -n "${VIRTUAL_ENV:-}" ] && echo "$VIRTUAL_ENV/bin/python" || echo python) 04_serve.py --exports $exports"
