@@ -90,7 +90,7 @@ def file_hash(path: Path) -> str:
 
 def provenance() -> dict[str, str]:
     """Return versions and the command line of this run."""
-    return {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version(),
+    return {"torch": str(torch.__version__), "timm": timm.__version__, "python": platform.python_version(),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])}
 
 

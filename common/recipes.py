@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -95,7 +96,7 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "clip_norm":                    (1.0,                                    1.0,                    1.0),
     "species_warmup_epochs":        (5,                                      ours(1),                ours(1)),
     "species_warmup_lr":            (1e-3,                                   1e-3,                   1e-3),
-    "species_finetune_epochs":      (20,                                     ours(3),                ours(8)),
+    "species_finetune_epochs":      (20,                                     ours(2),                ours(8)),
     "species_finetune_lr":          (1e-4,                                   ours(5e-4),             ours(2e-3)),
     "species_finetune_lr_end":      (1e-6,                                   ours(1e-5),             ours(1e-4)),
     "species_final_epochs":         (5,                                      ours(1),                ours(1)),
@@ -105,7 +106,7 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "disease_heads_lr":             (1e-3,                                   1e-3,                   ours(3e-3)),
     "disease_boost_epochs":         (5,                                      ours(1),                ours(1)),
     "disease_boost_lr":             (5e-4,                                   5e-4,                   ours(1e-3)),
-    "joint_epochs":                 (10,                                     ours(10),               ours(9)),
+    "joint_epochs":                 (10,                                     ours(10),               ours(11)),
     "joint_lr":                     (1e-5,                                   ours(5e-4),             ours(2e-3)),
     "joint_lr_end":                 (ours(1e-5),                             ours(1e-6),             ours(1e-5)),
     "focal_gamma":                  (2.0,                                    2.0,                    2.0),
@@ -117,7 +118,7 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "very_rare_below":              (50,                                     ours(10),               50),
     "very_rare_weight":             (5.0,                                    5.0,                    5.0),
     "boost_share":                  (ours(0.5),                              ours(0.5),              ours(0.5)),
-    "augment":                      ("full",                                 "full",                 ours("gentle")),
+    "augment":                      ("full",                                 ours("gentle"),         ours("gentle")),
     "tier2_share":                  (0.3,                                    0.3,                    0.3),
     "mix_share":                    (0.5,                                    ours(0.0),              ours(0.0)),
     "mixup_alpha":                  (0.2,                                    0.2,                    0.2),
@@ -268,13 +269,13 @@ def describe(name: str, recipe: Recipe, overridden: dict[str, Any]) -> str:
 
 
 def arguments(text: str) -> dict[str, Any]:
-    """Read `backbone_args`: "pad_type=same,drop_path_rate=0.2" -> {"pad_type": "same", "drop_path_rate": 0.2}.
+    """Read `backbone_args`: "pad_type=same,depths=[2,2,2,2]" -> {"pad_type": "same", "depths": [2, 2, 2, 2]}.
 
     Raises:
         SystemExit: where a part is not name=value.
     """
     found: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
+    for part in filter(None, (p.strip() for p in re.split(r",(?![^\[(]*[\])])", text))):  # commas within brackets stay
         name, equals, value = part.partition("=")
         if not equals:
             fail(f"--backbone-args: `{part}` is not name=value (example: pad_type=same,drop_path_rate=0.2).")

@@ -206,7 +206,7 @@ class Run:
                 self.step = step + 1
                 if step % 20 == 19 or self.step == steps:
                     require_finite(float(total), epoch, step, self.compute)
-                    bar.set_postfix_str(f"loss {float(total) / self.step:.3f}, waiting for data {waited / clock():.0%}")
+                    bar.set_postfix_str(f"loss {float(total) / self.step:.3f}, waiting for data {waited / clock():.0%}", refresh=False)
                 if time.monotonic() - saved > 60 * args.save_minutes and self.step < steps:
                     self.loss_sum, self.seconds, saved = float(total), before + clock(), time.monotonic()
                     self.save_last()

@@ -1,0 +1,69 @@
+"""One thread, no network, the repository root on the path; and the whole line at tiny size, made once for all tests."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"  # equal sums on every machine, and in the subprocesses too
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "tests"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+import pytest  # noqa: E402
+import tiny_data  # noqa: E402
+
+
+def run(script: str, *argv: object) -> int:
+    """Call a numbered script's main in this process."""
+    return importlib.import_module(script).main([str(part) for part in argv])
+
+
+@pytest.fixture
+def refused(capfd):
+    """Call a script and expect exit code 2 with a sentence on stderr that holds all of `words`; returns the sentence."""
+
+    def check(words: str | tuple[str, ...], call, *args: object, **kwargs: object) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            call(*args, **kwargs)
+        told = capfd.readouterr().err
+        assert caught.value.code == 2, f"exit code {caught.value.code}: {told}"
+        assert "error:" in told and "Traceback" not in told, told
+        for word in (words,) if isinstance(words, str) else words:
+            assert word in told, f"`{word}` is not in: {told}"
+        return told
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def organized(tmp_path_factory) -> Path:
+    """data/organized of the tiny set, with pictures of no plant; read only."""
+    return tiny_data.organize(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def trained(organized, tmp_path_factory) -> SimpleNamespace:
+    """`.data` and `.checkpoints` after 02a and 02b; read only."""
+    checkpoints = tmp_path_factory.mktemp("trained") / "checkpoints"
+    where = ["--data", organized, "--checkpoints", checkpoints]
+    assert run("02a_train_species", *where, *tiny_data.SPECIES) == 0
+    assert run("02b_train_disease", *where, *tiny_data.DISEASE) == 0
+    return SimpleNamespace(data=organized, checkpoints=checkpoints)
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory) -> SimpleNamespace:
+    """`.exports` too, after 03; read only."""
+    exports = tmp_path_factory.mktemp("exported") / "exports"
+    flags = ["--data", trained.data, "--checkpoints", trained.checkpoints, "--output", exports, "--workers", 0]
+    assert run("03_export", *flags) == 0
+    return SimpleNamespace(**vars(trained), exports=exports, flags=flags)

@@ -1,0 +1,185 @@
+"""Index, sampling and views: what an epoch holds must not depend on workers, order or a restart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from common import recipes
+from common.dataset import (
+    EpochSampler,
+    EvalViews,
+    TrainViews,
+    boost_weights,
+    load_organized,
+    make_loader,
+    rare_weights,
+)
+from common.images import read_rgb, resize_to_model
+
+RECIPE = replace(recipes.get("demo"), image_size=32, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def data(organized):
+    return load_organized(organized)
+
+
+@pytest.fixture
+def copy(organized, tmp_path):
+    """A copy of the organized folder that may be broken."""
+    return shutil.copytree(organized, tmp_path / "organized")
+
+
+def batches(sampler: EpochSampler) -> list[list[tuple[int, int, int]]]:
+    return list(sampler)
+
+
+def at(epoch: int, step: int = 0, **kwargs) -> EpochSampler:
+    sampler = EpochSampler(**{"count": 50, "batch_size": 8, "seed": 3, **kwargs})
+    sampler.epoch, sampler.first_step = epoch, step
+    return sampler
+
+
+# region sampling
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    assert batches(at(2)) == batches(at(2)) != batches(at(3))
+    assert batches(at(2)) != batches(at(2, seed=4))
+    pictures = [i for batch in at(2) for _, _, i in batch]
+    assert len(at(2)) == 6 and len(pictures) == 48 == len(set(pictures)), "each once, the last partial batch dropped"
+    assert [p for batch in at(2) for _, p, _ in batch] == list(range(48)) and {e for b in at(2) for e, _, _ in b} == {2}
+
+
+@pytest.mark.parametrize("weights", [None, np.arange(50.0)])
+def test_a_restart_at_any_step_goes_on_in_the_same_order(weights):
+    for step in range(7):
+        assert batches(at(1, step, weights=weights)) == batches(at(1, weights=weights))[step:]
+
+
+def test_fewer_pictures_than_a_batch_are_one_batch():
+    assert [len(b) for b in at(0, count=5)] == [5]
+
+
+def test_weights_are_followed():
+    weights = np.repeat([1.0, 3.0, 5.0], [500, 300, 200])
+    drawn = np.bincount([i for b in at(0, count=1000, weights=weights) for _, _, i in b], minlength=1000)
+    shares = [drawn[:500].sum(), drawn[500:800].sum(), drawn[800:].sum()] / drawn.sum()
+    np.testing.assert_allclose(shares, np.array([500, 900, 1000]) / 2400, atol=0.04)
+    assert drawn.max() > 1, "drawn with replacement"
+
+
+def fake_split(data, leaves: list[int]):
+    return replace(data.splits["train"], leaf=np.array(leaves, np.int32))
+
+
+def test_rare_classes_weigh_3_and_5(data):
+    recipe = recipes.get("hierarchical")
+    sizes = np.array([10, 49, 50, 79, 80, 500, 81])
+    np.testing.assert_array_equal(rare_weights(fake_split(data, list(range(7))), sizes, recipe), [5, 5, 3, 3, 1, 1, 1])
+
+
+def test_boosted_rare_classes_fill_at_least_their_share(data):
+    recipe = recipes.get("hierarchical")
+    sizes = np.array([20, 60, 500, 500, 500, 500, 500])
+    split = fake_split(data, [0] * 2 + [1] * 4 + [2] * 200 + [3] * 200)
+    before, after = rare_weights(split, sizes, recipe), boost_weights(split, sizes, recipe)
+    assert before[:6].sum() / before.sum() < 0.06
+    assert after[:6].sum() / after.sum() == pytest.approx(0.5)
+    np.testing.assert_allclose(after[:6] / after[0], before[:6] / before[0], err_msg="rare classes keep their weights to each other")
+    full = boost_weights(fake_split(data, [0] * 30 + [2] * 3), sizes, recipe)
+    assert full[:30].sum() / full.sum() > 0.9, "a share that is larger already stays"
+    none = fake_split(data, [2, 3, 4])
+    np.testing.assert_array_equal(boost_weights(none, sizes, recipe), [1, 1, 1])
+
+
+# endregion
+
+# region views
+
+
+def test_index(data, organized):
+    assert [len(data.splits[s]) for s in ("train", "val", "test")] == [42, 14, 14]
+    assert data.class_sizes.tolist() == [10] * 7 and data.long_side == 512
+    for split in data.splits.values():
+        for i in range(len(split)):
+            species, disease = data.tree.leaf(int(split.leaf[i]))
+            assert split.path(i).is_file() and split.path(i).parts[-3:-1] == (species, disease)
+
+
+def test_eval_views_are_what_is_served(data):
+    split = data.splits["val"]
+    views, leaf = next(iter(make_loader(EvalViews(split, 32), 0, batch_size=14)))
+    assert views.dtype == torch.uint8 and leaf.tolist() == split.leaf.tolist()
+    for i in range(14):
+        np.testing.assert_array_equal(views[i].numpy(), resize_to_model(read_rgb(split.path(i)), 32))
+
+
+def epoch_of(data, workers: int, step: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    split = data.splits["train"]
+    sampler = EpochSampler(len(split), 8, 5)
+    sampler.epoch, sampler.first_step = 3, step
+    return list(make_loader(TrainViews(split, RECIPE, 5), workers, sampler=sampler))
+
+
+def test_any_number_of_workers_gives_the_same_batches(data):
+    alone = epoch_of(data, 0)
+    assert len(alone) == 5 and alone[0][0].shape == (8, 32, 32, 3) and alone[0][0].dtype == torch.uint8
+    for workers, step in ((1, 0), (2, 0), (2, 3), (0, 2)):
+        again = epoch_of(data, workers, step)
+        assert len(again) == 5 - step
+        for (a, x), (b, y) in zip(alone[step:], again, strict=True):
+            assert torch.equal(a, b) and torch.equal(x, y), f"{workers} workers from step {step}"
+
+
+def test_the_same_picture_is_drawn_anew_at_another_place(data):
+    views = TrainViews(data.splits["train"], RECIPE, 5)
+    one, two, three = (views[item][0] for item in ((0, 0, 4), (0, 1, 4), (1, 0, 4)))
+    assert not torch.equal(one, two) and not torch.equal(one, three) and torch.equal(one, views[0, 0, 4][0])
+
+
+def test_a_file_that_broke_is_replaced_with_a_warning(copy, capfd):
+    split = load_organized(copy).splits["train"]
+    views = TrainViews(split, RECIPE, 5)
+    want = views[0, 7, 3]
+    split.path(2).write_bytes(b"broken")
+    split.path(len(split) - 1).unlink()
+    got = views[0, 7, 2]
+    assert torch.equal(got[0], want[0]) and got[1] == want[1] == split.leaf[3], "the next picture, with its own label"
+    assert views[0, 7, len(split) - 1][1] == split.leaf[0], "after the last comes the first"
+    told = capfd.readouterr().err
+    assert str(split.path(2)) in told and str(split.path(len(split) - 1)) in told
+    for i in range(len(split)):
+        split.path(i).unlink(missing_ok=True)
+    with pytest.raises(RuntimeError, match="still complete"):
+        views[0, 0, 0]
+
+
+# endregion
+
+# region mistakes
+
+
+def test_what_does_not_fit_is_told(copy, tmp_path, refused):
+    refused(("01_reorganize.py", "--data"), load_organized, tmp_path / "nowhere")
+    manifest, index = copy / "manifest.csv", copy / "species_index.json"
+    good, tree = manifest.read_text(), index.read_text()
+    lines = good.splitlines(keepends=True)
+    for bad, words in (("".join(lines[:3]) + "x.jpg,nettle,healthy,train,g0,0,0,64,64,x\n", ("line 4", "nettle")),
+                       (good.replace(",train,", ",trian,", 1), "trian"), (good.replace(",64,64,", ",wide,64,", 1), "wide"),
+                       ("".join(lines[:1]), "train"), (good[: good.rindex(",val,")], "line")):
+        manifest.write_text(bad)
+        refused(words, load_organized, copy)
+    manifest.write_text(good)
+    for bad in (tree[:50], json.dumps({"species": []}), "[]"):
+        index.write_text(bad)
+        refused("species_index.json", load_organized, copy)
+
+
+# endregion
