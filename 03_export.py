@@ -33,7 +33,7 @@ from common.console import Stopwatch, duration, fail, friendly, header, parser, 
 from common.dataset import EvalViews, Organized, Split, default_workers, load_organized, make_loader
 from common.engine import choose_compute
 from common.export_report import compose_report, report_table, report_text
-from common.graph import SCORES, FeatureSpace, ServingGraph, export_onnx
+from common.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, look
 from common.measure import Run, check_batches, measure_ms, run_over, session_run
 from common.metrics import judge, summarise
 from common.model import SwinHierarchical
@@ -83,16 +83,16 @@ def strangers_of(data: Organized, split: str, size: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def features_of(model: SwinHierarchical, split: Split, args: argparse.Namespace, what: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the backbone over a split: features float32 (N, F) and leaves int64 (N,), both on the CPU."""
-    compute, parts, leaves = choose_compute(precision="fp32"), [], []
+def features_of(model: SwinHierarchical, split: Split, args: argparse.Namespace, what: str) -> tuple[torch.Tensor, ...]:
+    """Run the backbone over a split: features (N, F), layer statistics (N, F + 2C), leaves int64 (N,), all on the CPU."""
+    compute, parts = choose_compute(precision="fp32"), []
     model.to(compute.device)
     total = -(-min(len(split), args.max_pictures) // 32)
     for pictures, leaf in progress(batches_of(split, model.settings["image_size"], args), total, what, "batch"):
-        parts.append(model.features(torch.from_numpy(pictures).to(compute.device)).cpu())
-        leaves.append(torch.from_numpy(leaf))
+        _, features, layers = look(model, torch.from_numpy(pictures).to(compute.device))
+        parts.append((features.cpu(), layers.cpu(), torch.from_numpy(leaf)))
     model.cpu()
-    return torch.cat(parts), torch.cat(leaves)
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 # endregion
@@ -101,9 +101,10 @@ def features_of(model: SwinHierarchical, split: Split, args: argparse.Namespace,
 
 
 def build_graph(model: SwinHierarchical, data: Organized, args: argparse.Namespace) -> ServingGraph:
-    """Fit temperatures on val and the feature space on train."""
-    space = FeatureSpace(*features_of(model, data.splits["train"], args, "features of train"), model.leaf_species)
-    features, leaf = features_of(model, data.splits["val"], args, "features of val")
+    """Fit temperatures on val and the feature spaces on train."""
+    features, layers, leaf = features_of(model, data.splits["train"], args, "features of train")
+    spaces = [FeatureSpace(values, leaf, model.leaf_species) for values in (features, layers)]
+    features, _, leaf = features_of(model, data.splits["val"], args, "features of val")
     species = model.leaf_species[leaf]
     with torch.inference_mode():
         species_logits, disease_logits = model.species_logits(features), model.disease_logits(features, species)
@@ -112,7 +113,7 @@ def build_graph(model: SwinHierarchical, data: Organized, args: argparse.Namespa
     temperatures = (calibrate.fit_temperature(species_logits.numpy(), species.numpy()),
                     calibrate.fit_temperature(disease_logits.numpy()[several], disease[several]))
     say(f"temperatures: species {temperatures[0]:.3f}, disease {temperatures[1]:.3f}")
-    return ServingGraph(model, space, *temperatures).eval()
+    return ServingGraph(model, *spaces, *temperatures).eval()
 
 
 def describe(path: Path, precision: str, graph: ServingGraph, data: Organized, val: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...],

@@ -7,19 +7,42 @@ from torch import Tensor, nn
 
 from common.model import SwinHierarchical
 
-SCORES = ("gen", "mahalanobis_species", "mahalanobis_leaf")
+SCORES = ("gen", "mahalanobis", "mahalanobis_layers")
 GEN_GAMMA, GEN_TOP = 0.1, 100
 
 
+def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the backbone once and take its last map, the pooled feature, and statistics of the layers below.
+
+    A picture of no plant gives itself away in the layers below the last: there the network has not yet thrown away what
+    does not tell plants apart.
+
+    Args:
+        images: uint8 (N, size, size, 3).
+
+    Returns:
+        the last feature map in the backbone's layout; feature float (N, F); float (N, F + 2C): the L2-normalised feature and,
+        normalised each, the channel means and standard deviations of the two stages before the last.
+    """
+    below: list[Tensor] = []
+    if hasattr(model.backbone, "forward_intermediates"):
+        feature_map, stages = model.backbone.forward_intermediates(model.normalise(images), indices=3, output_fmt="NCHW")
+        below = [torch.cat([stage.mean(dim=(2, 3)), stage.std(dim=(2, 3))], dim=1) for stage in stages[:-1]]
+    else:
+        feature_map = model.feature_map(images)
+    features = model.backbone.forward_head(feature_map, pre_logits=True)
+    return feature_map, features, torch.cat([nn.functional.normalize(part, dim=1) for part in (features, *below)], dim=1)
+
+
 class FeatureSpace(nn.Module):
-    """Mahalanobis distances of L2-normalised features to class means, under one shared covariance.
+    """Mahalanobis distance of L2-normalised features to the nearest species mean, under one shared covariance.
 
     Lee et al. 2018 with the normalisation of Mueller and Hein 2025 ("Mahalanobis++"). The features are whitened once, so
     that a distance to all means is one matrix product.
     """
 
     def __init__(self, features: Tensor, leaf: Tensor, leaf_species: Tensor, shrinkage: float = 0.05) -> None:
-        """Fit means and covariance.
+        """Fit means and covariance; the covariance is about the leaf means, so that diseases do not widen it.
 
         Args:
             features: float (N, F) of training pictures, plain (they are normalised here).
@@ -29,35 +52,31 @@ class FeatureSpace(nn.Module):
         """
         super().__init__()
         unit = nn.functional.normalize(features.double(), dim=1)
-        count = torch.bincount(leaf, minlength=len(leaf_species)).double()
-        leaf_means = torch.zeros(len(leaf_species), unit.shape[1], dtype=torch.float64).index_add_(0, leaf, unit)
-        species = int(leaf_species.max()) + 1
-        species_count = torch.zeros(species, dtype=torch.float64).index_add_(0, leaf_species, count)
-        species_means = torch.zeros(species, unit.shape[1], dtype=torch.float64).index_add_(0, leaf_species, leaf_means)
-        species_means /= species_count.clamp_min(1)[:, None]
-        seen = count > 0
-        leaf_means = torch.where(seen[:, None], leaf_means / count.clamp_min(1)[:, None], species_means[leaf_species])
-        spread = unit - leaf_means[leaf]
+        species = leaf_species[leaf]
+        spread = unit - _means(unit, leaf, len(leaf_species))[leaf]
         covariance = spread.T @ spread / max(len(unit), 1)
         variance = covariance.diagonal().mean().clamp_min(1e-12)
         covariance = (1 - shrinkage) * covariance + shrinkage * variance * torch.eye(len(covariance), dtype=torch.float64)
         values, vectors = torch.linalg.eigh(covariance)
         whiten = vectors / values.clamp_min(1e-12).sqrt()  # (F, F): unit @ whiten has identity covariance
         centre = unit.mean(0)
+        means = _means(unit, species, int(leaf_species.max()) + 1)
+        means = torch.where(means.abs().sum(1, keepdim=True) > 0, means, centre)  # a species without train pictures
         self.register_buffer("centre", centre.float())
         self.register_buffer("whiten", whiten.float())
-        # stored as the product needs them, so that they keep their names in the exported graph and stay float there
-        self.register_buffer("species_means", ((species_means - centre) @ whiten).float().T.contiguous())  # (F, species)
-        self.register_buffer("leaf_means", ((leaf_means - centre) @ whiten).float().T.contiguous())  # (F, leaves)
+        # (F, species), as the product needs it: so it keeps its name in the exported graph, and stays float there
+        self.register_buffer("means", ((means - centre) @ whiten).float().T.contiguous())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features float (N, F) -> float32 (N, 2): distance to the nearest species mean and to the nearest leaf mean."""
+        """Features float (N, F) -> float32 (N, 1): distance to the nearest species mean."""
         white = (nn.functional.normalize(features, dim=1) - self.centre) @ self.whiten
-        nearest = []
-        for means in (self.species_means, self.leaf_means):
-            squared = (white * white).sum(1, keepdim=True) - 2 * (white @ means) + (means * means).sum(0)
-            nearest.append(squared.clamp_min(0.0).amin(dim=1).sqrt())
-        return torch.stack(nearest, dim=1)
+        squared = (white * white).sum(1, keepdim=True) - 2 * (white @ self.means) + (self.means * self.means).sum(0)
+        return squared.amin(dim=1, keepdim=True).clamp_min(0.0).sqrt()
+
+
+def _means(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    count = torch.bincount(group, minlength=groups).clamp_min(1)
+    return torch.zeros(groups, values.shape[1], dtype=values.dtype).index_add_(0, group, values) / count[:, None]
 
 
 def gen_score(species_probs: Tensor) -> Tensor:
@@ -69,9 +88,10 @@ def gen_score(species_probs: Tensor) -> Tensor:
 class ServingGraph(nn.Module):
     """A trained model with everything that belongs to an answer, as one graph."""
 
-    def __init__(self, model: SwinHierarchical, space: FeatureSpace, species_temperature: float, disease_temperature: float) -> None:
+    def __init__(self, model: SwinHierarchical, feature_space: FeatureSpace, layer_space: FeatureSpace, species_temperature: float,
+                 disease_temperature: float) -> None:
         super().__init__()
-        self.model, self.space = model, space
+        self.model, self.feature_space, self.layer_space = model, feature_space, layer_space
         self.species_temperature, self.disease_temperature = species_temperature, disease_temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,12 +104,11 @@ class ServingGraph(nn.Module):
             probabilities float32 (N, leaves), ood float32 (N, len(SCORES)), heatmap float32 (N, h, w), 0..1.
         """
         model = self.model
-        feature_map = model.feature_map(images)
-        features = model.backbone.forward_head(feature_map, pre_logits=True)
+        feature_map, features, layers = look(model, images)
         species_logits = model.species_head(features)
         probabilities = model.probabilities(features, species_logits, self.species_temperature, self.disease_temperature)
         species_probs = (species_logits / self.species_temperature).softmax(dim=1)
-        ood = torch.cat([gen_score(species_probs)[:, None], self.space(features)], dim=1)
+        ood = torch.cat([gen_score(species_probs)[:, None], self.feature_space(features), self.layer_space(layers)], dim=1)
         return probabilities, ood, self._heatmap(feature_map, probabilities.argmax(dim=1))
 
     def _heatmap(self, feature_map: Tensor, leaf: Tensor) -> Tensor:

@@ -158,8 +158,11 @@ class SwinHierarchical(nn.Module):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Run the backbone: uint8 or float (N, size, size, 3), 0..255 -> its last feature map, in the backbone's layout."""
-        pixels = (images.float() - self.mean) / self.std
-        return self.backbone.forward_features(pixels.permute(0, 3, 1, 2))  # NHWC seen as NCHW: channels_last, no copy
+        return self.backbone.forward_features(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels uint8 or float (N, size, size, 3), 0..255 -> float (N, 3, size, size), of mean 0 and deviation 1."""
+        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)  # NHWC seen as NCHW: channels_last, no copy
 
     def features(self, images: Tensor) -> Tensor:
         """Pixels (N, size, size, 3), 0..255 -> pooled feature float32 (N, features)."""

