@@ -15,25 +15,19 @@ Stopped or killed, the same command goes on where it was. About 40 twelve-megapi
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
-import cv2
-
 from common import demo, organize
-from common.console import Stopwatch, duration, fail, friendly, header, parser, progress, say, table, warn
-from common.sources import Checked, Found, check_and_store, scan
-from common.taxonomy import ClassTree, near_identical, parse_class_names, parse_flat, slug
-
-Leaf = tuple[str, str]
+from common.console import Stopwatch, duration, fail, friendly, header, parser, say, table, warn
+from common.labels import Leaf, read_names
+from common.sources import Checked, Found, check_all, scan
+from common.taxonomy import ClassTree
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,58 +59,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-# region names
-
-
-def read_names(names: list[str], args: argparse.Namespace) -> tuple[dict[str, Leaf], list[tuple[str, ...]]]:
-    """Read folder names as leaves.
-
-    Returns:
-        {folder name: (species, disease)} of the names that could be read, and rows of review.csv.
-    """
-    answers = _overrides(args.names)
-    parsed = parse_class_names(names) if args.levels == 2 else [parse_flat(name) for name in names]
-    leaves: dict[str, Leaf] = {}
-    review: list[tuple[str, ...]] = []
-    for p in parsed:
-        if p.raw in answers:
-            leaves[p.raw] = answers[p.raw]
-        elif p.species is None:
-            review.append((p.raw, "", "", f"{p.confidence:.2f}", "left out", f"no species can be read: {p.reason}"))
-        else:
-            species = slug(p.species)
-            leaves[p.raw] = (species, species if args.levels == 1 else slug(p.disease or "unspecified"))
-            if p.confidence < 0.8 or p.disease is None:
-                review.append((p.raw, *leaves[p.raw], f"{p.confidence:.2f}", "kept", p.reason))
-    together: dict[Leaf, list[str]] = defaultdict(list)
-    for raw, leaf in leaves.items():
-        together[leaf].append(raw)
-    review += [(raw, *leaf, "", "put together", "with " + ", ".join(o for o in raws if o != raw))
-               for leaf, raws in together.items() if len(raws) > 1 for raw in raws]
-    words = {leaf: tuple(part.replace("_", " ") for part in leaf) for leaf in together}
-    review += [(together[a][0], *a, "", "kept apart", f"may be the same as {'/'.join(b)}: {why}")
-               for x, y, why in near_identical(words.values())
-               for a, b in [(tuple(map(slug, x)), tuple(map(slug, y)))]]
-    return leaves, review
-
-
-def _overrides(path: Path | None) -> dict[str, Leaf]:
-    if path is None:
-        return {}
-    if not path.is_file():
-        fail(f"--names: there is no file {path}.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"name", "species", "disease"} <= set(rows.fieldnames or ()):
-            fail(f"--names {path} needs the columns name,species,disease; it has {', '.join(rows.fieldnames or ['none'])}.")
-        return {row["name"]: (slug(row["species"]), slug(row["disease"])) for row in rows if row["species"] and row["disease"]}
-
-
-# endregion
-
-# region files
-
-
 def list_files(args: argparse.Namespace) -> list[Found]:
     """List all files of the sources."""
     for source in [*args.sources, *([args.not_plants] if args.not_plants else [])]:
@@ -132,48 +74,6 @@ def list_files(args: argparse.Namespace) -> list[Found]:
         fail(f"{args.sources[0]} holds files but no class folders. Give the folder above it, or sort the pictures into one "
              "folder per class, named like Tomato___Early_blight.")
     return files
-
-
-def check_files(files: list[Found], store: Path, args: argparse.Namespace) -> dict[str, Checked]:
-    """Check and store every file, in parallel; what the journal holds from an earlier run is not done again.
-
-    Returns:
-        {path: what it holds}.
-    """
-    store.mkdir(parents=True, exist_ok=True)
-    journal, done = store / "journal.jsonl", {}
-    if journal.is_file():
-        for line in journal.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            try:
-                path, size, mtime, checked = json.loads(line)
-            except ValueError:  # the line that a kill cut short
-                continue
-            done[path] = (size, mtime, Checked(**{**checked, "hashes": tuple(checked["hashes"])}))
-    known = {f.path: done[f.path][2] for f in files if f.path in done and done[f.path][:2] == (f.size, f.mtime_ns)}
-    todo = [f for f in files if f.path not in known]
-    if known:
-        say(f"going on: {len(known):,} of {len(files):,} files were checked before")
-    with journal.open("a", encoding="utf-8", errors="surrogateescape") as log, ProcessPoolExecutor(
-            args.workers, initializer=_quiet_worker) as pool:
-        jobs = pool.map(check_and_store, [f.path for f in todo], [str(store / target_of(f)) for f in todo],
-                        [args.long_side] * len(todo), chunksize=16)
-        for f, checked in zip(todo, progress(jobs, len(todo), "reading", "file"), strict=True):
-            known[f.path] = checked
-            log.write(json.dumps([f.path, f.size, f.mtime_ns, asdict(checked)]) + "\n")
-    return known
-
-
-def target_of(found: Found) -> str:
-    """Name under which a file's picture waits for its split: a hash of its path."""
-    return hashlib.sha256(os.fsencode(found.path)).hexdigest()[:24]
-
-
-def _quiet_worker() -> None:
-    cv2.setNumThreads(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libpng write a line per oddity straight to stderr
-
-
-# endregion
 
 
 def choose(files: list[Found], checked: dict[str, Checked], leaves: dict[str, Leaf],
@@ -200,38 +100,6 @@ def choose(files: list[Found], checked: dict[str, Checked], leaves: dict[str, Le
     if len({k.leaf for k in kept}) < 2:
         fail(f"there is only one class ({'/'.join(next(iter(sizes)))}): nothing to tell apart. Give at least two class folders.")
     return kept, rejected
-
-
-def place(kept: list[organize.Kept], store: Path, partial: Path) -> None:
-    """Move the stored pictures to where they belong; the store keeps its files until the run is complete."""
-    for folder in {(k.split, *k.leaf) for k in kept}:
-        (partial / Path(*folder)).mkdir(parents=True, exist_ok=True)
-    for k in progress(kept, desc="placing", unit="file"):
-        _link(store / (target_of(k.found) + ".jpg"), partial / k.path)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # file systems without hard links
-        shutil.copyfile(source, target)
-
-
-def place_strangers(found: list[Found], checked: dict[str, Checked], store: Path, partial: Path) -> list[tuple[str, ...]]:
-    """Place pictures of no plant, half in val, half in test, by their content; returns rows of rejected.csv."""
-    rejected, seen = [], set()
-    for split in ("val", "test"):
-        (partial / "not_plants" / split).mkdir(parents=True, exist_ok=True)
-    good = sorted((f for f in found if not checked[f.path].reason), key=lambda f: checked[f.path].sha256)
-    for f in good:
-        c = checked[f.path]
-        if c.pixels in seen:
-            rejected.append((f.path, "not_plants", "duplicate", "of another picture of no plant"))
-            continue
-        split = ("val", "test")[len(seen) % 2]
-        seen.add(c.pixels)
-        _link(store / (target_of(f) + ".jpg"), partial / "not_plants" / split / f"{c.sha256[:16]}.jpg")
-    return rejected + [(f.path, "not_plants", checked[f.path].reason, checked[f.path].detail) for f in found if checked[f.path].reason]
 
 
 def identity_of(files: list[Found], strangers: list[Found], args: argparse.Namespace) -> str:
@@ -267,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.sources, args.not_plants = [made["plants"]], args.not_plants or made["not_plants"]
     files = list_files(args)
     strangers = list(scan(args.not_plants)) if args.not_plants else []
-    leaves, review = read_names(sorted({f.name for f in files if f.name}), args)
+    leaves, review = read_names(sorted({f.name for f in files if f.name}), args.levels, args.names)
     show_names(files, leaves, review)
     if args.dry_run:
         return 0
@@ -276,14 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     partial = args.output.with_name(args.output.name + ".partial")
     store = args.output.with_name(args.output.name + ".store")
-    checked = check_files(files + strangers, store, args)
+    checked = check_all(files + strangers, store, args.long_side, args.workers)
     kept, rejected = choose(files, checked, leaves, args)
     leaks = organize.assign_splits(kept, args.near, args.val, args.test)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    place(kept, store, partial)
+    organize.place(kept, store, partial)
     if strangers:
-        rejected += place_strangers(strangers, checked, store, partial)
+        rejected += organize.place_strangers(strangers, checked, store, partial)
     tree = ClassTree.from_leaves({k.leaf for k in kept})
     organize.write_index(partial, tree, kept)
     organize.write_manifest(partial, kept)

@@ -24,9 +24,10 @@ import torch
 from common import checkpoint, recipes
 from common.console import Stopwatch, fail, friendly, header, parser, say, warn
 from common.dataset import load_organized
+from common.machine import add_training_flags, print_plan, resolve_machine, say_time
 from common.model import SwinHierarchical
 from common.recipes import Recipe
-from common.run import Run, add_training_flags, print_plan, resolve_machine, say_time
+from common.run import Run
 from common.taxonomy import ClassTree
 
 

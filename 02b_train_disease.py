@@ -22,7 +22,8 @@ from typing import Any
 from common import checkpoint, recipes
 from common.console import Stopwatch, fail, friendly, header, parser, say
 from common.dataset import Organized, load_organized
-from common.run import Run, add_training_flags, print_plan, resolve_machine, say_time
+from common.machine import add_training_flags, print_plan, resolve_machine, say_time
+from common.run import Run
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

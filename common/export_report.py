@@ -9,6 +9,7 @@ from typing import Any
 from common.console import table
 from common.dataset import Organized
 
+
 def stage_seconds(data: Organized, checkpoints: Path) -> dict[str, float]:
     """Seconds that the stages before took, from what they wrote."""
     def logged(*folders: str) -> float:
@@ -16,7 +17,8 @@ def stage_seconds(data: Organized, checkpoints: Path) -> dict[str, float]:
         rows = [json.loads(line) for f in files if f.is_file() for line in f.read_text().splitlines()]
         return round(sum(row["seconds"] for row in rows), 1)
 
-    return {"reorganize": json.loads((data.root / "made_of.json").read_text())["seconds"] if (data.root / "made_of.json").is_file() else 0.0,
+    made_of = data.root / "made_of.json"
+    return {"reorganize": json.loads(made_of.read_text())["seconds"] if made_of.is_file() else 0.0,
             "train_species": logged("species_only"), "train_disease": logged("disease_heads", "hierarchical_full")}
 
 
@@ -42,7 +44,8 @@ TARGETS = {"species_top1": 0.95, "disease_top1": 0.88, "disease_top3": 0.94, "ca
 
 def report_table(report: dict[str, Any]) -> str:
     """Lay out the main figures on test beside the targets of the source."""
-    names = {"species_top1": "species top-1", "disease_top1": "disease top-1, species given", "disease_top3": "disease top-3, species given",
+    names = {"species_top1": "species top-1", "disease_top1": "disease top-1, species given",
+             "disease_top3": "disease top-3, species given",
              "cascade_top1": "species and disease right", "macro_f1": "macro F1", "tail_f1": "macro F1 of classes <= 80 pictures",
              "calibration_error": "calibration error"}
     rows = [(label, f"{report['test'][key]:.4f}", f">= {TARGETS[key]}" if key in TARGETS else "") for key, label in names.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.console import table
+from common.console import progress, table
 from common.hygiene import SPLITS, groups_of, near_pairs, split_groups
-from common.sources import Checked, Found
+from common.sources import Checked, Found, target_of
 from common.taxonomy import ClassTree
 
 MANIFEST = ("path", "species", "disease", "split", "group", "sha256", "phash", "width", "height", "source")
@@ -105,6 +106,38 @@ def _leak(pairs: np.ndarray, splits: list[str]) -> float:
         if (splits[a] == "train") != (splits[b] == "train"):
             leaking.add(b if splits[a] == "train" else a)
     return len(leaking) / held if held else 0.0
+
+
+def place(kept: list[Kept], store: Path, partial: Path) -> None:
+    """Move the stored pictures to where they belong; the store keeps its files until the run is complete."""
+    for folder in {(k.split, *k.leaf) for k in kept}:
+        (partial / Path(*folder)).mkdir(parents=True, exist_ok=True)
+    for k in progress(kept, desc="placing", unit="file"):
+        _link(store / (target_of(k.found) + ".jpg"), partial / k.path)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # file systems without hard links
+        shutil.copyfile(source, target)
+
+
+def place_strangers(found: list[Found], checked: dict[str, Checked], store: Path, partial: Path) -> list[tuple[str, ...]]:
+    """Place pictures of no plant, half in val, half in test, by their content; returns rows of rejected.csv."""
+    rejected, seen = [], set()
+    for split in ("val", "test"):
+        (partial / "not_plants" / split).mkdir(parents=True, exist_ok=True)
+    good = sorted((f for f in found if not checked[f.path].reason), key=lambda f: checked[f.path].sha256)
+    for f in good:
+        c = checked[f.path]
+        if c.pixels in seen:
+            rejected.append((f.path, "not_plants", "duplicate", "of another picture of no plant"))
+            continue
+        split = ("val", "test")[len(seen) % 2]
+        seen.add(c.pixels)
+        _link(store / (target_of(f) + ".jpg"), partial / "not_plants" / split / f"{c.sha256[:16]}.jpg")
+    return rejected + [(f.path, "not_plants", checked[f.path].reason, checked[f.path].detail) for f in found if checked[f.path].reason]
 
 
 def counts_by_leaf(kept: Iterable[Kept]) -> dict[tuple[str, str], Counter[str]]:

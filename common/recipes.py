@@ -85,7 +85,7 @@ COLUMNS = ("hierarchical", "two_core", "demo")
 # fmt: off
 TABLE: dict[str, tuple[Any, ...]] = {
     #                                hierarchical                            two_core                demo
-    "source":                       ("sources/000, sources/001",             ours("hierarchical, made small for real photos on 2 cores"), ours("hierarchical, scaled to minutes from random weights")),
+    "source":                       ("sources/000 and 001",                  ours("for 2 cores"),    ours("for minutes")),
     "backbone":                     ("swin_tiny_patch4_window7_224.ms_in22k", ours("mobilenetv2_100"), ours("resnet10t")),
     "backbone_args":                (ours(""),                               ours(""),               ours("")),
     "image_size":                   (224,                                    ours(160),              ours(80)),

@@ -13,22 +13,20 @@ from typing import Any
 
 import torch
 
-from common import checkpoint, plots, recipes
+from common import checkpoint, plots
 from common.augment import draw_mix
-from common.console import Stopwatch, duration, fail, header, progress, say, table, warn
+from common.console import Stopwatch, fail, header, progress, say, table, warn
 from common.dataset import (
     EpochSampler,
     EvalViews,
     Organized,
     TrainViews,
     boost_weights,
-    default_workers,
     make_loader,
     rare_weights,
 )
 from common.engine import (
     Compute,
-    choose_compute,
     evaluate,
     make_optimizer,
     rate_at,
@@ -40,45 +38,6 @@ from common.engine import (
 from common.metrics import Judged, summarise
 from common.model import SwinHierarchical
 from common.recipes import Phase, Recipe
-
-# region flags
-
-
-def add_training_flags(parser: argparse.ArgumentParser, recipe: str | None) -> None:
-    """Add the flags that both trainers share: the data, the machine, and one per recipe setting (default: `recipe`)."""
-    parser.add_argument("--data", type=Path, default=Path("data/organized"), help="folder written by 01_reorganize.py")
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="where the run folders stand")
-    parser.add_argument("--seed", type=int, default=0, help="all randomness follows from it (default 0)")
-    parser.add_argument("--fresh", action="store_true", help="start over, even where a run could go on")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (ROCm is called cuda)")
-    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp16", "fp32"],
-                        help="auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU")
-    parser.add_argument("--device-batch", type=int, default=0,
-                        help="pictures on the device at once; lower it when memory runs out (0: the whole batch)")
-    parser.add_argument("--workers", type=int, default=None, help="loader processes (default: one per core, at most 8)")
-    parser.add_argument("--save-minutes", type=float, default=15.0, help="save within an epoch this often")
-    recipes.add_flags(parser, recipe)
-
-
-def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> Compute:
-    """Check the machine flags, fill in what they leave open and print the arithmetic of the batch.
-
-    Raises:
-        SystemExit: for a value that makes no sense.
-    """
-    compute = choose_compute(args.device, args.precision)
-    if args.device_batch < 0 or args.seed < 0 or (args.workers or 0) < 0:
-        fail("--device-batch, --workers and --seed cannot be negative.")
-    if args.workers is None:
-        args.workers = default_workers()
-    args.device_batch = min(args.device_batch or recipe.batch_size, recipe.batch_size)
-    pieces = -(-recipe.batch_size // args.device_batch)
-    say(f"compute: {compute}; {args.workers} loader workers; torch threads: {torch.get_num_threads()}",
-        f"batch: {recipe.batch_size} pictures per step = {pieces} x {args.device_batch} on the device")
-    return compute
-
-
-# endregion
 
 
 class Run:
@@ -295,22 +254,6 @@ class Run:
         header(title)
         say(f"best: {best} - species {metrics['species_top1']:.4f}, disease {metrics['disease_top1']:.4f}, "
             f"cascade {metrics['cascade_top1']:.4f} on val", f"report: {self.folder / 'report.md'}")
-
-
-def print_plan(data: Organized, phases: list[Phase], recipe: Recipe) -> None:
-    """Print the data and the phases that a run is about to spend time on."""
-    sizes = data.class_sizes
-    say(f"data: {data.root}: {data.tree.num_species} species, {data.tree.num_leaves} classes "
-        f"({int((sizes < recipe.rare_below).sum())} under {recipe.rare_below} pictures), "
-        + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items()),
-        table([(p.name, p.epochs, f"{p.lr:g}" + (f" -> {p.lr_end:g}" if p.lr_end != p.lr else ""),
-                f"{p.heads} heads" + (f" + backbone x {p.backbone_scale:g}" if p.backbone_scale else ""), p.sampling)
-               for p in phases], ("phase", "epochs", "lr", "trains", "sampling")))
-
-
-def say_time(what: str, clock: Stopwatch) -> None:
-    """Print how long something took."""
-    say(f"{what}: {duration(clock())}")
 
 
 def _write_text(path: Path, text: str) -> None:

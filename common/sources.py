@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from common import images
+from common.console import progress, say
 from common.hygiene import perceptual_hashes
 
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing", "images", "image", "data", "dataset"}
@@ -109,3 +113,48 @@ def _write(path: str, data: bytes) -> None:
         if os.path.exists(aside):
             os.unlink(aside)
         raise
+
+
+def check_all(files: list[Found], store: Path, long_side: int, workers: int) -> dict[str, Checked]:
+    """Check and store every file, in parallel; what the journal holds from an earlier run is not done again.
+
+    Args:
+        files: what `scan` found.
+        store: folder of the journal and of the stored pictures (`target_of` names them).
+        long_side: px.
+        workers: processes.
+
+    Returns:
+        {path: what it holds}.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    journal, done = store / "journal.jsonl", {}
+    if journal.is_file():
+        for line in journal.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            try:
+                path, size, mtime, checked = json.loads(line)
+            except ValueError:  # the line that a kill cut short
+                continue
+            done[path] = (size, mtime, Checked(**{**checked, "hashes": tuple(checked["hashes"])}))
+    known = {f.path: done[f.path][2] for f in files if f.path in done and done[f.path][:2] == (f.size, f.mtime_ns)}
+    todo = [f for f in files if f.path not in known]
+    if known:
+        say(f"going on: {len(known):,} of {len(files):,} files were checked before")
+    with journal.open("a", encoding="utf-8", errors="surrogateescape") as log, ProcessPoolExecutor(
+            workers, initializer=_quiet_worker) as pool:
+        jobs = pool.map(check_and_store, [f.path for f in todo], [str(store / target_of(f)) for f in todo],
+                        [long_side] * len(todo), chunksize=16)
+        for f, checked in zip(todo, progress(jobs, len(todo), "reading", "file"), strict=True):
+            known[f.path] = checked
+            log.write(json.dumps([f.path, f.size, f.mtime_ns, asdict(checked)]) + "\n")
+    return known
+
+
+def target_of(found: Found) -> str:
+    """Name under which a file's picture waits for its split: a hash of its path."""
+    return hashlib.sha256(os.fsencode(found.path)).hexdigest()[:24]
+
+
+def _quiet_worker() -> None:
+    cv2.setNumThreads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libpng write a line per oddity straight to stderr
