@@ -58,6 +58,7 @@ def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinH
 
     if weights in ("auto", "imagenet"):
         build(pretrained=False)  # an unknown name is a mistake, not a missing download
+        checkpoint.skip_unreachable_hub()
         try:
             return build(pretrained=True)
         except Exception as error:  # hub clients raise anything from OSError to their own classes

@@ -6,11 +6,15 @@ import hashlib
 import os
 import pickle
 import platform
+import socket
 import sys
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import huggingface_hub  # comes with timm
 import timm
 import torch
 
@@ -130,6 +134,20 @@ def find_best(folder: Path) -> Path | None:
     """Return the `*-best.pt` of a run, or None."""
     found = sorted(folder.glob("*-best.pt"))
     return found[-1] if found else None
+
+
+def skip_unreachable_hub() -> None:
+    """Tell timm's download client to use its cache alone where the model hub cannot be reached.
+
+    Otherwise it retries for two minutes before it says so. Behind a proxy nothing is changed.
+    """
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
+    if urllib.request.getproxies():
+        return
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
+    except OSError:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 def load_backbone(model: SwinHierarchical, path: Path) -> str:

@@ -45,7 +45,7 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     plt = _pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
     x = [row["epoch"] for row in history]
-    plans = [("loss", [("train_loss", "train"), ("species_nll", "val, species"), ("disease_nll", "val, disease")]),
+    plans = [("loss", [("train_loss", "train (focal)"), ("species_nll", "val, species (log-likelihood)"), ("disease_nll", "val, disease (log-likelihood)")]),
              ("accuracy on val", [("species_top1", "species"), ("disease_top1", "disease given species"),
                                   ("cascade_top1", "both right")]),
              ("F1 on val", [("macro_f1", "all classes"), ("tail_f1", "tail (80 pictures or fewer)")]),
@@ -64,7 +64,7 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     top = axes[0, 0].get_ylim()[1]
     for i, row in enumerate(history):
         if i == 0 or history[i - 1]["phase"] != row["phase"]:
-            axes[0, 0].text(row["epoch"] - 0.4, top, row["phase"], fontsize=7, va="top", rotation=90, color="grey")
+            axes[0, 0].text(row["epoch"] + 0.05, top * 0.98, row["phase"], fontsize=7, va="top", rotation=90, color="grey")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -95,7 +95,8 @@ def test_gradients_are_clipped():
     assert math.sqrt(sum(float(g.square().sum()) for g in gradients(free).values())) > 1e-2
 
 
-@pytest.mark.parametrize(("phase", "moves"), [(A1, ("species_head",)), (A2, ("backbone", "species_head")), (A3, ("backbone", "species_head")),
+@pytest.mark.parametrize(("phase", "moves"), [
+    (A1, ("species_head",)), (A2, ("backbone", "species_head")), (A3, ("backbone", "species_head")),
                                               (B1, ("disease_heads",)), (B2, ("disease_heads",)),
                                               (B3, ("backbone", "species_head", "disease_heads"))], ids=lambda v: getattr(v, "name", ""))
 def test_what_a_phase_moves_and_what_it_leaves(phase, moves):

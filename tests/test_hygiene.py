@@ -20,7 +20,7 @@ def bits(a: int, b: int) -> int:
 def brute(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
     rows = hashes.tolist()
     return {(i, j) for i in range(len(rows)) for j in range(i + 1, len(rows))
-            if min(bits(turned, rows[j][0]) for turned in rows[i]) <= radius or min(bits(turned, rows[i][0]) for turned in rows[j]) <= radius}
+            if min([bits(turned, rows[j][0]) for turned in rows[i]] + [bits(turned, rows[i][0]) for turned in rows[j]]) <= radius}
 
 
 @pytest.mark.parametrize("radius", [0, 3, 6, 11, 15])

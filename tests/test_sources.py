@@ -25,7 +25,8 @@ def put(path: Path, data: bytes = b"x") -> Path:
 
 def test_scan_names_classes_and_skips_system_files(tmp_path):
     for name in ("Tomato___healthy/a.jpg", "Tomato___healthy/deep/b.jpg", "train/Apple scab/c.jpg", "a/b/c/d.jpg", "loose.jpg",
-                 "apple/scab/e.JPG", "Images/Valid/corn/f.jpg", ".git/x.jpg", "Thumbs.db", "corn/.DS_Store", "corn/._f.jpg", "corn/notes.txt"):
+                 "apple/scab/e.JPG", "Images/Valid/corn/f.jpg",
+                 ".git/x.jpg", "Thumbs.db", "corn/.DS_Store", "corn/._f.jpg", "corn/notes.txt"):
         put(tmp_path / name)
     found = {str(Path(f.path).relative_to(tmp_path)): f.name for f in scan(tmp_path)}
     assert found == {"Tomato___healthy/a.jpg": "Tomato___healthy", "Tomato___healthy/deep/b.jpg": "Tomato___healthy/deep",

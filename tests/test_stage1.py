@@ -169,7 +169,8 @@ def test_small_classes_as_asked(tmp_path, refused):
     refused(("corn/healthy (1)", "--small-classes"), organize, tmp_path / "out", raw)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
     assert organize(tmp_path / "kept", raw, "--small-classes", "train") == 0
-    assert [r["split"] for r in rows_of(tmp_path / "kept" / "manifest.csv") if r["disease"] == "healthy" and r["species"] == "corn"] == ["train"]
+    kept = rows_of(tmp_path / "kept" / "manifest.csv")
+    assert [r["split"] for r in kept if (r["species"], r["disease"]) == ("corn", "healthy")] == ["train"]
     assert organize(tmp_path / "dropped", raw, "--small-classes", "drop") == 0
     assert [r["reason"] for r in rows_of(tmp_path / "dropped" / "rejected.csv")] == ["small_class"]
 
@@ -265,8 +266,9 @@ def test_bad_input_is_told_and_nothing_is_left(tmp_path, refused):
     loose.mkdir()
     Image.fromarray(tiny_data.draw("corn", "healthy", 1)).save(loose / "a.png")
     file = loose / "a.png"
-    for words, source in ((("there is no folder", "nowhere"), tmp_path / "nowhere"), ("no files", tmp_path / "empty"), ("only one class", one),
-                          (("not one usable picture", "text"), broken), ("no class folders", loose), ("is a file", file)):
+    for words, source in ((("there is no folder", "nowhere"), tmp_path / "nowhere"), ("no files", tmp_path / "empty"),
+                          ("only one class", one), (("not one usable picture", "text"), broken),
+                          ("no class folders", loose), ("is a file", file)):
         refused(words, organize, out, source)
         left = [p for p in (tmp_path / "new").rglob("*") if p.name != "organized.store" and "organized.store" not in p.parts]
         assert not left, (source, left)

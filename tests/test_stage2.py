@@ -123,7 +123,8 @@ def whole(organized, tmp_path_factory) -> Path:
 def start(data: Path, checkpoints: Path, *flags: object, driver: str = "") -> subprocess.Popen:
     """Start 02a as a process; `driver` is code that runs before it."""
     argv = [str(v) for v in ("--data", data, "--checkpoints", checkpoints, *tiny_data.SPECIES, *flags)]
-    code = f"import sys, os; sys.path.insert(0, {str(ROOT)!r})\n{driver}\nimport importlib\nimportlib.import_module('02a_train_species').main({argv!r})"
+    code = (f"import importlib, os, sys; sys.path.insert(0, {str(ROOT)!r})\n{driver}\n"
+            f"importlib.import_module('02a_train_species').main({argv!r})")
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -230,8 +231,8 @@ def test_a_run_of_no_epochs_is_told(organized, tmp_path, refused):
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(organized, tmp_path, refused):
     """A rate that explodes: the sentence comes, and no state with NaN is on disk, however often states are saved."""
-    wild = ["--species-warmup-epochs", 0, "--species-finetune-lr", "1e30", "--species-finetune-lr-end", "1e30", "--save-minutes", "0.000001",
-            "--clip-norm", "1e30", "--weight-decay", "0"]
+    wild = ["--species-warmup-epochs", 0, "--species-finetune-lr", "1e30", "--species-finetune-lr-end", "1e30",
+            "--save-minutes", "0.000001", "--clip-norm", "1e30", "--weight-decay", "0"]
     refused("the loss is", species, organized, tmp_path, *wild)
     for path in tmp_path.rglob("*.pt"):
         for key, value in torch.load(path, weights_only=True)["model"].items():
