@@ -54,8 +54,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         fail("give one or more folders of class folders, or --demo for generated pictures (--help shows examples).")
     if not 0 < args.val < 1 or not 0 < args.test < 1 or args.val + args.test > 0.8:
         fail(f"--val {args.val} and --test {args.test} must lie above 0 and leave at least a fifth for train.")
-    if not 64 <= args.long_side <= 8192 or not -1 <= args.near <= 15 or (args.workers or 1) < 1:
+    if not 64 <= args.long_side <= 8192 or not -1 <= args.near <= 15 or args.workers < 1:
         fail("--long-side must be 64 to 8192, --near -1 to 15, --workers at least 1.")
+    args.sources = [source.absolute() for source in args.sources]  # the same files, however their folder is written
+    args.not_plants = args.not_plants and args.not_plants.absolute()
     return args
 
 
@@ -77,8 +79,8 @@ def list_files(args: argparse.Namespace) -> list[Found]:
 
 
 def choose(files: list[Found], checked: dict[str, Checked], leaves: dict[str, Leaf],
-           args: argparse.Namespace) -> tuple[list[organize.Kept], list[tuple[str, ...]]]:
-    """Sort checked files into those that stay and rows of rejected.csv; small classes as asked."""
+           args: argparse.Namespace, store: Path) -> tuple[list[organize.Kept], list[tuple[str, ...]]]:
+    """Sort checked files into those that stay and rows of rejected.csv; small classes as asked. A dead end leaves no store."""
     rejected = [(f.path, f.name, checked[f.path].reason, checked[f.path].detail) for f in files if checked[f.path].reason]
     good = [f for f in files if not checked[f.path].reason]
     rejected += [(f.path, f.name, "no_class", "the file lies in no class folder" if not f.name else "see review.csv")
@@ -86,6 +88,7 @@ def choose(files: list[Found], checked: dict[str, Checked], leaves: dict[str, Le
     kept, duplicates = organize.drop_duplicates([(f, checked[f.path], leaves[f.name]) for f in good if f.name in leaves])
     rejected += duplicates
     if not kept:
+        shutil.rmtree(store)
         fail("not one usable picture was found. " + "; ".join(f"{n} files: {reason}" for reason, n in Counter(
             row[2] for row in rejected).most_common(4)) + ".")
     sizes = Counter(k.leaf for k in kept)
@@ -93,11 +96,13 @@ def choose(files: list[Found], checked: dict[str, Checked], leaves: dict[str, Le
     if small and args.small_classes == "fail":
         names = ", ".join(f"{'/'.join(leaf)} ({sizes[leaf]})" for leaf in sorted(small)[:8])
         fail(f"{len(small)} of {len(sizes)} classes have fewer than 3 pictures and cannot be in train, val and test: {names}. Add "
-             "pictures, or run again with --small-classes train (learned, never judged) or --small-classes drop.")
+             "pictures, or run again with --small-classes train (learned, never judged) or --small-classes drop. What was read waits in "
+             f"{store.name}/, so that the next run is quick.")
     if args.small_classes == "drop":
         rejected += [(k.found.path, k.found.name, "small_class", f"{sizes[k.leaf]} usable pictures") for k in kept if k.leaf in small]
         kept = [k for k in kept if k.leaf not in small]
     if len({k.leaf for k in kept}) < 2:
+        shutil.rmtree(store)
         fail(f"there is only one class ({'/'.join(next(iter(sizes)))}): nothing to tell apart. Give at least two class folders.")
     return kept, rejected
 
@@ -113,13 +118,15 @@ def identity_of(files: list[Found], strangers: list[Found], args: argparse.Names
 def already_there(args: argparse.Namespace, identity: str) -> bool:
     """Whether the output folder holds this very result; another result is an error, unless --fresh says otherwise."""
     made_of = args.output / "made_of.json"
-    if not args.output.exists() or args.fresh:
+    if not args.output.exists():
+        return False
+    if not made_of.is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
+        fail(f"{args.output} is there and was not made by this script. Choose another --output.")
+    if args.fresh:
         return False
     if made_of.is_file() and json.loads(made_of.read_text())["identity"] == identity:
         say(f"{args.output} is up to date: same files, same settings.")
         return True
-    if not made_of.is_file() and any(args.output.iterdir()):
-        fail(f"{args.output} is there and was not made by this script. Choose another --output.")
     if made_of.is_file():
         fail(f"{args.output} was made from other files or settings. Add --fresh to make it anew, or choose another --output.")
     return False
@@ -131,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, clock = parse(argv), Stopwatch()
     header("01 reorganize")
     if args.demo:
-        made = demo.make_demo(args.output.parent / "demo", workers=args.workers)
+        made = demo.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
         args.sources, args.not_plants = [made["plants"]], args.not_plants or made["not_plants"]
     files = list_files(args)
     strangers = list(scan(args.not_plants)) if args.not_plants else []
@@ -145,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     partial = args.output.with_name(args.output.name + ".partial")
     store = args.output.with_name(args.output.name + ".store")
     checked = check_all(files + strangers, store, args.long_side, args.workers)
-    kept, rejected = choose(files, checked, leaves, args)
+    kept, rejected = choose(files, checked, leaves, args, store)
     leaks = organize.assign_splits(kept, args.near, args.val, args.test)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

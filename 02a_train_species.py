@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint, recipes
+from common import checkpoint, recipe_flags, recipes
 from common.console import Stopwatch, fail, friendly, header, parser, say, warn
 from common.dataset import load_organized
 from common.machine import add_training_flags, print_plan, resolve_machine, say_time
@@ -43,13 +43,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinHierarchical:
     """Build the model with the initial weights that --weights asks for."""
-    settings = {"image_size": recipe.image_size, "backbone_args": recipes.arguments(recipe.backbone_args),
-                "mean": recipes.channels("pixel_mean", recipe.pixel_mean), "std": recipes.channels("pixel_std", recipe.pixel_std)}
+    settings = {"image_size": recipe.image_size, "backbone_args": recipe_flags.arguments(recipe.backbone_args),
+                "mean": recipe_flags.channels("pixel_mean", recipe.pixel_mean), "std": recipe_flags.channels("pixel_std", recipe.pixel_std)}
 
     def build(pretrained: bool) -> SwinHierarchical:
         torch.manual_seed(seed)  # the heads start equal, whichever way the backbone came
         try:
-            return SwinHierarchical(recipe.backbone, tree, pretrained=pretrained, **settings)
+            model = SwinHierarchical(recipe.backbone, tree, pretrained=pretrained, **settings)
+            with torch.inference_mode():  # some networks are built for any size and fail on the first picture
+                model.eval()(torch.zeros(1, recipe.image_size, recipe.image_size, 3, dtype=torch.uint8))
+            return model
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             if pretrained:
                 raise
@@ -78,10 +81,12 @@ def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinH
 def main(argv: Sequence[str] | None = None) -> int:
     """Train stage A; see the module's docstring."""
     args, clock = parse(argv), Stopwatch()
-    recipe, overridden = recipes.from_flags(args)
+    recipe, overridden = recipe_flags.from_flags(args)
     header("02a train species")
-    say(recipes.describe(args.recipe, recipe, overridden))
+    say(recipe_flags.describe(args.recipe, recipe, overridden))
     data, phases = load_organized(args.data), recipes.species_phases(recipe)
+    if not phases:
+        fail("every phase of stage A has 0 epochs: nothing would be trained. Give --species-finetune-epochs or another phase some.")
     compute = resolve_machine(args, recipe)
     print_plan(data, phases, recipe)
 

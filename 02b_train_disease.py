@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import checkpoint, recipes
+from common import checkpoint, recipe_flags, recipes
 from common.console import Stopwatch, fail, friendly, header, parser, say
 from common.dataset import Organized, load_organized
 from common.machine import add_training_flags, print_plan, resolve_machine, say_time
@@ -85,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     header("02b train disease")
     data = load_organized(args.data)
     payload = species_checkpoint(args, data)
-    recipe, overridden = recipes.from_flags(args, inherited=payload["recipe"])
+    recipe, overridden = recipe_flags.from_flags(args, inherited=payload["recipe"])
     recipe_name = args.recipe or payload["identity"]["recipe"]
-    say(recipes.describe(recipe_name, recipe, overridden))
+    say(recipe_flags.describe(recipe_name, recipe, overridden))
     if data.tree.num_leaves == data.tree.num_species:
         say("every species has one class only: there is no disease to train. next: python 03_export.py")
         return 0

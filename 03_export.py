@@ -142,8 +142,9 @@ def describe(path: Path, precision: str, graph: ServingGraph, data: Organized, v
 
 def pick_checkpoint(args: argparse.Namespace) -> Path:
     """Find the checkpoint to export."""
-    for folder in ("hierarchical_full", "species_only"):
-        found = args.checkpoint or checkpoint.find_best(args.checkpoints / folder)
+    heads = args.checkpoints / "disease_heads" / "disease_heads_final.pt"
+    for found in (args.checkpoint, checkpoint.find_best(args.checkpoints / "hierarchical_full"), heads if heads.is_file() else None,
+                  checkpoint.find_best(args.checkpoints / "species_only")):
         if found:
             return found
     fail(f"there is no *-best.pt under {args.checkpoints}. Run 02a_train_species.py and 02b_train_disease.py first, or give a "
@@ -158,6 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, path = load_organized(args.data), pick_checkpoint(args)
     payload = checkpoint.load(path)
     checkpoint.require_tree(payload, data.tree, path, data.root)
+    if not len(data.splits["test"]):
+        fail(f"{args.data} has no test pictures, and an export without a test would be a guess. Add pictures and run 01_reorganize.py.")
+    if data.tree.num_leaves > data.tree.num_species and path.parent.name == "species_only":
+        warn(f"{path} HAS UNTRAINED DISEASE HEADS: only its species mean anything. Run 02b_train_disease.py first.")
+    if args.output.exists() and not (args.output / bundle.FILE_NAME).is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
+        fail(f"{args.output} is there and was not made by this script. Choose another --output.")
     version = checkpoint.weights_hash(payload)
     made_of = f"{version}-{data.manifest_hash[:16]}-{args.precision_wanted}-{args.max_pictures}"
     if not args.fresh and (args.output / bundle.FILE_NAME).is_file():

@@ -97,8 +97,8 @@ stage() {  # stage NAME COMMAND...: show the command as a person would type it, 
 }
 
 # 3. ----------------------------------------------------------------------------------------- the stages
-mkdir -p "$work" 2>/dev/null || fail "cannot make the folder $work"
-work=$(cd "$work" && pwd); data=$work/data/organized checkpoints=$work/checkpoints exports=$work/exports
+if [ -z "$dry_run" ]; then mkdir -p "$work" 2>/dev/null || fail "cannot make the folder $work"; work=$(cd "$work" && pwd); fi
+data=$work/data/organized checkpoints=$work/checkpoints exports=$work/exports
 absolute=(); for i in "${inputs[@]}"; do [ -d "$i" ] && absolute+=("$(cd "$i" && pwd)") || absolute+=("$i"); done
 [ ! -f "$weights" ] || weights=$(cd "$(dirname "$weights")" && pwd)/$(basename "$weights")
 # shellcheck disable=SC2086  # the flag strings are meant to split

@@ -17,47 +17,13 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
+from common.levels import LEVELS, Level
 from common.recipes import Recipe
 
 LUMA = np.array([0.299, 0.587, 0.114])
 # NTSC YIQ: hue turns the I, Q plane
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
-
-
-@dataclass(frozen=True)
-class Level:
-    """Parameter ranges of tiers 1 and 2; p is a probability, shares are of the picture's area."""
-
-    crop_area: tuple[float, float] = (0.6, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 1.33)
-    flip_p: float = 0.5
-    rotate_degrees: float = 45.0
-    rotate_p: float = 0.5
-    jitter_p: float = 0.8
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.3
-    hue: float = 0.1  # of the full circle
-    exposure_p: float = 0.5
-    exposure_brightness: float = 0.2
-    exposure_contrast: float = 0.2
-    blur_kernels: tuple[int, ...] = (3, 5, 7)
-    noise_variance: tuple[float, float] = (10.0, 50.0)  # of 255 squared
-    iso_colour_shift: tuple[float, float] = (0.01, 0.05)
-    iso_intensity: tuple[float, float] = (0.1, 0.3)
-    jpeg_p: float = 0.2
-    jpeg_quality: tuple[int, int] = (60, 95)
-    shadow_p: float = 0.15
-    grey_p: float = 0.05
-
-
-LEVELS: dict[str, Level] = {
-    "full": Level(),  # sources/000, tiers 1 and 2 as stated
-    # ours, for a network that starts from random weights and sees each picture a few times: the same, in smaller ranges
-    "gentle": Level(crop_area=(0.8, 1.0), crop_ratio=(0.87, 1.15), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03,
-                    exposure_p=0.25, blur_kernels=(3,), jpeg_p=0.1, shadow_p=0.1, grey_p=0.0),
-}
 
 
 def train_view(data: bytes, width: int, height: int, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
@@ -129,9 +95,10 @@ def _colour_matrix(bgr: np.ndarray, level: Level, rng: np.random.Generator) -> n
         m, offset = matrix @ m, matrix @ offset + constant
 
     if rng.random() < level.jitter_p:
-        around(np.eye(3) * rng.uniform(1 - level.brightness, 1 + level.brightness), 0.0)
+        brightness = rng.uniform(1 - level.brightness, 1 + level.brightness)
+        around(np.eye(3) * brightness, 0.0)
         contrast = rng.uniform(1 - level.contrast, 1 + level.contrast)
-        around(np.eye(3) * contrast, mean * (1 - contrast))
+        around(np.eye(3) * contrast, mean * brightness * (1 - contrast))
         saturation = rng.uniform(1 - level.saturation, 1 + level.saturation)
         around(np.eye(3) * saturation + np.outer(np.ones(3), LUMA) * (1 - saturation), 0.0)
         angle = 2 * math.pi * rng.uniform(-level.hue, level.hue)

@@ -129,7 +129,9 @@ def _lowest_bar(confidence: np.ndarray, right: np.ndarray, precision: float) -> 
         return 0.5
     order = np.argsort(-confidence, kind="stable")
     share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    good = np.nonzero(share >= precision)[0]
+    ordered = confidence[order]
+    last_of_ties = np.append(ordered[1:] < ordered[:-1], True)  # a bar lets all equals in, or none
+    good = np.nonzero((share >= precision) & last_of_ties)[0]
     if len(good) == 0:
         return 2.0
-    return 0.0 if good[-1] == len(order) - 1 else float(confidence[order[good[-1]]])
+    return 0.0 if good[-1] == len(order) - 1 else float(ordered[good[-1]])

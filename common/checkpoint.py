@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import platform
 import socket
 import sys
@@ -59,14 +58,18 @@ def load(path: Path) -> dict[str, Any]:
         fail(f"there is no checkpoint {path}.")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        fail(f"{path} cannot be read: it is damaged, cut short or no checkpoint ({str(error).splitlines()[0][:120]}). "
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        fail(f"{path} cannot be read: it is damaged, cut short or no checkpoint ({_first_line(error)}). "
              "Delete it and run the same command again, or give another one.")
     if not isinstance(payload, dict) or "format" not in payload or "tree" not in payload:
         fail(f"{path} is no Foliar checkpoint (for plain backbone weights use --weights FILE).")
     if payload["format"] != FORMAT:
         fail(f"{path} has checkpoint format {payload['format']}, this code reads {FORMAT}.")
     return payload
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def describe_model(model: SwinHierarchical) -> dict[str, Any]:
@@ -163,9 +166,13 @@ def load_backbone(model: SwinHierarchical, path: Path) -> str:
         fail(f"--weights: there is no file {path}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        fail(f"--weights {path} cannot be read: {str(error).splitlines()[0][:120]}")
-    state = state.get("model", state.get("state_dict", state))
+    except Exception as error:  # as in `load`
+        fail(f"--weights {path} cannot be read: it is damaged, or no file of weights ({_first_line(error)}).")
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        fail(f"--weights {path} holds no state dict (name: tensor). Save the backbone with torch.save(model.state_dict(), file).")
     state = {key.removeprefix("backbone."): value for key, value in state.items()}
     wanted = model.backbone.state_dict()
     odd = [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]

@@ -93,7 +93,7 @@ def load_organized(root: Path) -> Organized:
         fail(f"{index} cannot be read ({error}). Run 01_reorganize.py again.")
     number = {(s, d): tree.leaf_index(i, j) for i, s in enumerate(tree.species) for j, d in enumerate(tree.diseases[i])}
     rows: dict[str, list[tuple[bytes, int, int, int]]] = {name: [] for name in SPLITS}
-    with manifest.open(newline="", encoding="utf-8") as file:
+    with manifest.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
                 leaf = number[row["species"], row["disease"]]
@@ -217,6 +217,7 @@ def boost_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.n
 def make_loader(dataset: Dataset[Any], workers: int, *, sampler: EpochSampler | None = None, batch_size: int = 64,
                 pin_memory: bool = False) -> DataLoader[Any]:
     """Make a loader: by `sampler` for training, in order and complete for evaluation."""
+    cv2.setNumThreads(1)  # a pool of OpenCV threads in this process would not survive the fork into a worker
     common: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _quiet_worker}
     if workers:
         common |= {"prefetch_factor": 4, "persistent_workers": sampler is not None}

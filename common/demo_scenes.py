@@ -50,11 +50,13 @@ def _flat(colour: np.ndarray, tone: np.ndarray) -> np.ndarray:
 
 
 def soil(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Bare soil."""
     tone = 1 + 0.14 * noise(rng, h, w, 6) + 0.16 * noise(rng, h, w, 40) + 0.14 * noise(rng, h, w, 110)
     return _flat(hsv(rng.uniform(18, 36), rng.uniform(0.25, 0.5), rng.uniform(0.25, 0.5)), tone)
 
 
 def gravel(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Gravel of round stones."""
     base = rng.uniform(55, 95)
     image = np.full((h, w, 3), base, np.float32)
     size = max(h, w) / rng.uniform(14, 26)
@@ -68,7 +70,7 @@ def gravel(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     return np.clip(image * tinted(1 + 0.1 * noise(rng, h, w, 60), np.ones(3)), 0, 255)
 
 
-def foliage(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+def _foliage(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     small = np.full((64, 64, 3), hsv(rng.uniform(70, 130), 0.6, rng.uniform(0.15, 0.3)), np.float32)
     for _ in range(36):
         colour = hsv(rng.uniform(60, 140), rng.uniform(0.3, 0.7), rng.uniform(0.15, 0.75))
@@ -84,6 +86,7 @@ def foliage(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def wood(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Boards with their grain."""
     step, side = rng.uniform(5, 9), max(h, w)
     bend = noise(rng, side, side, 3) * 0.6 + np.linspace(0, step * 2, side, dtype=np.float32)[:, None]
     fibre = cv2.resize(rng.standard_normal((side, 8), dtype=np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
@@ -96,18 +99,21 @@ def wood(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def paper(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """A sheet of paper or a grey card."""
     grey = rng.uniform(0.45, 0.95)
     colour = hsv(rng.uniform(0, 360), rng.uniform(0, 0.08), grey)
     return _flat(colour, 1 + 0.02 * noise(rng, h, w, 3) + 0.01 * noise(rng, h, w, 90))
 
 
 def cloth(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Woven cloth of one colour."""
     fold = np.sin(noise(rng, h, w, 3) * 1.6)
     colour = hsv(rng.uniform(0, 360), rng.uniform(0, 0.45), rng.uniform(0.1, 0.6))
     return _flat(colour, 1 + 0.12 * fold + 0.05 * noise(rng, h, w, 120))
 
 
 def skin(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """The palm of a hand."""
     tone = 1 + 0.08 * noise(rng, h, w, 3) + 0.02 * noise(rng, h, w, 70)
     image = _flat(hsv(rng.uniform(14, 28), rng.uniform(0.28, 0.55), rng.uniform(0.4, 0.92)), tone)
     for _ in range(int(rng.integers(1, 4))):  # creases of the palm
@@ -119,6 +125,7 @@ def skin(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def sky(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Sky with clouds."""
     blue = hsv(rng.uniform(200, 222), rng.uniform(0.15, 0.6), rng.uniform(0.65, 0.95))
     image = blue + np.linspace(-12, 25, h, dtype=np.float32)[:, None, None] + np.zeros((h, w, 1), np.float32)
     cloud = np.clip(noise(rng, h, w, 4) + 0.5 * noise(rng, h, w, 9) - rng.uniform(-0.2, 1.2), 0, 1)
@@ -131,6 +138,7 @@ def _any_colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def fabric(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Striped or plain fabric."""
     x, y = np.arange(w, dtype=np.float32)[None] / w, np.arange(h, dtype=np.float32)[:, None] / h
     a, b = rng.uniform(20, 90, 2)
     weave = np.sign(np.sin(a * x)) * rng.uniform(0, 0.3) + np.sign(np.sin(b * y)) * rng.uniform(0, 0.3)
@@ -139,13 +147,14 @@ def fabric(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def gradient(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Two colours that run into each other."""
     one, two = _any_colour(rng), _any_colour(rng)
     mix = 1 / (1 + np.exp(-noise(rng, h, w, int(rng.choice([1, 2, 4, 30])))))[..., None]
     return (one * mix + two * (1 - mix)).astype(np.float32)
 
 
 GROUNDS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
-    "soil": soil, "gravel": gravel, "foliage": foliage, "wood": wood, "paper": paper, "cloth": cloth, "skin": skin,
+    "soil": soil, "gravel": gravel, "foliage": _foliage, "wood": wood, "paper": paper, "cloth": cloth, "skin": skin,
     "sky": sky}
 
 

@@ -46,7 +46,7 @@ def _plain(rng: Rng, h: int, w: int, colour: Sequence[float] | None = None) -> n
     return np.clip(base * tone[..., None], 0, 255).astype(np.float32)
 
 
-def document(rng: Rng, h: int, w: int) -> np.ndarray:
+def _document(rng: Rng, h: int, w: int) -> np.ndarray:
     image, ink = _plain(rng, h, w, _colour(rng, (30, 60), (0, 0.12), (0.8, 1))), [rng.uniform(20, 80)] * 3
     step, y = h / rng.uniform(14, 26), h * 0.08
     while y < h * 0.93:
@@ -62,7 +62,7 @@ def document(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def street(rng: Rng, h: int, w: int) -> np.ndarray:
+def _street(rng: Rng, h: int, w: int) -> np.ndarray:
     image, x, ground = sky(rng, h, w), 0.0, h * rng.uniform(0.7, 0.85)
     while x < w:
         wide, top = rng.uniform(0.12, 0.3) * w, rng.uniform(0.1, 0.55) * h
@@ -95,15 +95,15 @@ def _vehicle(image: np.ndarray, rng: Rng, hue: tuple[float, float]) -> np.ndarra
     return image
 
 
-def car(rng: Rng, h: int, w: int) -> np.ndarray:
-    return _vehicle(street(rng, h, w) if rng.random() < 0.5 else sky(rng, h, w), rng, (0, 360))
+def _car(rng: Rng, h: int, w: int) -> np.ndarray:
+    return _vehicle(_street(rng, h, w) if rng.random() < 0.5 else sky(rng, h, w), rng, (0, 360))
 
 
-def green_car(rng: Rng, h: int, w: int) -> np.ndarray:
+def _green_car(rng: Rng, h: int, w: int) -> np.ndarray:
     return _vehicle(sky(rng, h, w) if rng.random() < 0.6 else _plain(rng, h, w), rng, GREEN)
 
 
-def face(rng: Rng, h: int, w: int) -> np.ndarray:
+def _face(rng: Rng, h: int, w: int) -> np.ndarray:
     image, u, x, y = _plain(rng, h, w), min(h, w) * rng.uniform(0.3, 0.42), w * rng.uniform(0.42, 0.58), h * 0.47
     tone = hsv(rng.uniform(14, 28), rng.uniform(0.25, 0.55), rng.uniform(0.35, 0.92))
     shirt = _colour(rng, GREEN) if rng.random() < 0.4 else _colour(rng)
@@ -120,7 +120,7 @@ def face(rng: Rng, h: int, w: int) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), 1.0)
 
 
-def hand(rng: Rng, h: int, w: int) -> np.ndarray:
+def _hand(rng: Rng, h: int, w: int) -> np.ndarray:
     image, u, x, y = [_plain, wood, cloth][int(rng.integers(3))](rng, h, w), min(h, w) * 0.24, w * 0.5, h * 0.66
     tone = hsv(rng.uniform(14, 28), rng.uniform(0.28, 0.55), rng.uniform(0.4, 0.92))
     for k, (a, long) in enumerate(((-0.55, 1.5), (-0.2, 1.9), (0.08, 2.05), (0.36, 1.85), (0.95, 1.3))):
@@ -133,7 +133,7 @@ def hand(rng: Rng, h: int, w: int) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), 1.0)
 
 
-def room(rng: Rng, h: int, w: int) -> np.ndarray:
+def _room(rng: Rng, h: int, w: int) -> np.ndarray:
     image, floor, u = _plain(rng, h, w), h * rng.uniform(0.65, 0.8), min(h, w)
     image[int(floor):] = wood(rng, h, w)[int(floor):]
     _box(image, 0.08 * w, 0.12 * h, 0.36 * w, 0.45 * h, _colour(rng, s=(0, 0.7)))
@@ -148,7 +148,7 @@ def room(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def bricks(rng: Rng, h: int, w: int) -> np.ndarray:
+def _bricks(rng: Rng, h: int, w: int) -> np.ndarray:
     image, tall = _plain(rng, h, w, [150, 145, 138]), max(h, w) / rng.uniform(9, 16)
     base = hsv(rng.uniform(0, 30), rng.uniform(0.2, 0.65), rng.uniform(0.4, 0.75))
     for j in range(int(h / tall) + 1):
@@ -158,7 +158,7 @@ def bricks(rng: Rng, h: int, w: int) -> np.ndarray:
     return image * (1 + 0.05 * noise(rng, h, w, 90))[..., None]
 
 
-def tiles(rng: Rng, h: int, w: int) -> np.ndarray:
+def _tiles(rng: Rng, h: int, w: int) -> np.ndarray:
     image, side = _plain(rng, h, w, [200, 200, 195]), max(h, w) / rng.integers(4, 9)
     one, two = _colour(rng), _colour(rng, s=(0, 0.4))
     for j in range(int(h / side) + 1):
@@ -167,7 +167,7 @@ def tiles(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def screen(rng: Rng, h: int, w: int) -> np.ndarray:
+def _screen(rng: Rng, h: int, w: int) -> np.ndarray:
     dark = rng.random() < 0.5
     image = np.full((h, w, 3), 28 if dark else 246, np.float32)
     accent, ink = _colour(rng), [190.0] * 3 if dark else [70.0] * 3
@@ -182,7 +182,7 @@ def screen(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def chart(rng: Rng, h: int, w: int) -> np.ndarray:
+def _chart(rng: Rng, h: int, w: int) -> np.ndarray:
     image, n = np.full((h, w, 3), 250, np.float32), int(rng.integers(4, 10))
     for k in range(6):
         _box(image, 0.1 * w, (0.1 + 0.15 * k) * h, 0.95 * w, (0.1 + 0.15 * k) * h, [215] * 3)
@@ -200,7 +200,7 @@ def chart(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def animal(rng: Rng, h: int, w: int) -> np.ndarray:
+def _animal(rng: Rng, h: int, w: int) -> np.ndarray:
     image, u, x, y = [sky, soil, cloth, _plain][int(rng.integers(4))](rng, h, w), min(h, w) * 0.5, w * 0.46, h * 0.52
     fur = hsv(rng.uniform(15, 40), rng.uniform(0.05, 0.6), rng.uniform(0.1, 0.85))
     colour, legs = fur.tolist(), (fur * 0.8).tolist()
@@ -217,7 +217,7 @@ def animal(rng: Rng, h: int, w: int) -> np.ndarray:
     return image * (1 + 0.06 * noise(rng, h, w, 100))[..., None]
 
 
-def plate(rng: Rng, h: int, w: int) -> np.ndarray:
+def _plate(rng: Rng, h: int, w: int) -> np.ndarray:
     image, u, x, y = [wood, cloth, _plain][int(rng.integers(3))](rng, h, w), min(h, w) * 0.42, w / 2, h / 2
     _oval(image, x, y, u, u, [238, 236, 230])
     _oval(image, x, y, 0.72 * u, 0.72 * u, [222, 220, 214])
@@ -229,7 +229,7 @@ def plate(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def clouds(rng: Rng, h: int, w: int) -> np.ndarray:
+def _clouds(rng: Rng, h: int, w: int) -> np.ndarray:
     image = sky(rng, h, w)
     if rng.random() < 0.5:
         line = h * (0.75 + 0.06 * noise(rng, 2, w, 8)[0])
@@ -238,11 +238,11 @@ def clouds(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def green_wall(rng: Rng, h: int, w: int) -> np.ndarray:
+def _green_wall(rng: Rng, h: int, w: int) -> np.ndarray:
     return _plain(rng, h, w, _colour(rng, GREEN, (0.2, 0.8), (0.25, 0.85)))
 
 
-def billiards(rng: Rng, h: int, w: int) -> np.ndarray:
+def _billiards(rng: Rng, h: int, w: int) -> np.ndarray:
     image = _plain(rng, h, w, _colour(rng, (110, 155), (0.55, 0.85), (0.3, 0.6)))
     u = min(h, w)
     _box(image, 0, 0, w, 0.1 * h, _colour(rng, (15, 35), (0.5, 0.8), (0.25, 0.5)))
@@ -255,7 +255,7 @@ def billiards(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def bottle(rng: Rng, h: int, w: int) -> np.ndarray:
+def _bottle(rng: Rng, h: int, w: int) -> np.ndarray:
     image, u = [_plain, wood, cloth][int(rng.integers(3))](rng, h, w), min(h, w)
     for k in range(int(rng.integers(1, 4))):
         x, glass = w * (0.28 + 0.24 * k), np.array(_colour(rng, (80, 160), (0.5, 0.9), (0.25, 0.6)))
@@ -291,8 +291,8 @@ def on_the_ground(rng: Rng, h: int, w: int) -> np.ndarray:
 
 
 THINGS: list[Callable[[Rng, int, int], np.ndarray]] = [
-    document, street, clouds, face, hand, car, room, bricks, fabric, tiles, screen, chart, animal, plate, gradient,
-    _plain, green_car, bottle, billiards, green_wall, *[on_the_ground] * 4]
+    _document, _street, _clouds, _face, _hand, _car, _room, _bricks, fabric, _tiles, _screen, _chart, _animal, _plate, gradient,
+    _plain, _green_car, _bottle, _billiards, _green_wall, *[on_the_ground] * 4]
 
 
 def draw_thing(number: int, rng: Rng, height: int, width: int) -> np.ndarray:

@@ -145,6 +145,10 @@ def _ensure_each_split(mine: dict[int, list[int]], free: list[int], place: dict[
     for name in ["train", *sorted(wanted, reverse=True)]:  # train, val, test
         if have[name]:
             continue
+        if name == "val" and len(mine) == 2 and "test" in (place[g] for g in free):  # with two groups, val matters more than test
+            group = next(g for g in free if place[g] == "test")
+            place[group], have["val"], have["test"] = "val", have["test"], 0
+            continue
         counts = {other: sum(place[g] == other for g in mine) for other in SPLITS}
         movable = [g for g in free if counts[place[g]] > 1 or (name == "train" and place[g] != name)]
         if movable:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from common import recipes
+from common import recipe_flags
 from common.console import Stopwatch, duration, fail, say, table
 from common.dataset import Organized, default_workers
 from common.engine import Compute, choose_compute
@@ -27,7 +27,7 @@ def add_training_flags(parser: argparse.ArgumentParser, recipe: str | None) -> N
                         help="pictures on the device at once; lower it when memory runs out (0: the whole batch)")
     parser.add_argument("--workers", type=int, default=None, help="loader processes (default: one per core, at most 8)")
     parser.add_argument("--save-minutes", type=float, default=15.0, help="save within an epoch this often")
-    recipes.add_flags(parser, recipe)
+    recipe_flags.add_flags(parser, recipe)
 
 
 def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> Compute:

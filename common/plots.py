@@ -45,7 +45,8 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     plt = _pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
     x = [row["epoch"] for row in history]
-    plans = [("loss", [("train_loss", "train (focal)"), ("species_nll", "val, species (log-likelihood)"), ("disease_nll", "val, disease (log-likelihood)")]),
+    plans = [("loss", [("train_loss", "train (focal)"), ("species_nll", "val, species (log-likelihood)"),
+                       ("disease_nll", "val, disease (log-likelihood)")]),
              ("accuracy on val", [("species_top1", "species"), ("disease_top1", "disease given species"),
                                   ("cascade_top1", "both right")]),
              ("F1 on val", [("macro_f1", "all classes"), ("tail_f1", "tail (80 pictures or fewer)")]),

@@ -55,8 +55,10 @@ def quantize(way: str, model: Path, target: Path, pictures: Callable[[], Iterato
         _fuse(model, prepared)
         graph = onnx.load(prepared)
         del graph.graph.value_info[:]  # the exporter's shapes contradict the quantizer's new nodes
-        onnx.save(graph, prepared)
         kept = _nodes_kept_float(graph)
+        if way == "dynamic":
+            _open_gemms(graph, kept)
+        onnx.save(graph, prepared)
         logging.getLogger().setLevel(logging.ERROR)  # the quantizer advises on the root logger
         if way == "dynamic":
             quantize_dynamic(prepared, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"],
@@ -101,31 +103,54 @@ def _nodes_kept_float(model: onnx.ModelProto) -> list[str]:
     return kept
 
 
+def _open_gemms(model: onnx.ModelProto, names: list[str]) -> None:
+    """Write the named Gemm nodes as Transpose, MatMul, Add: the quantizer would turn their weights over in place, under the
+    feet of the heatmap, which reads the same weights.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or node.name not in names or not any(a.name == "transB" and a.i for a in node.attribute):
+            nodes.append(node)
+            continue
+        name, (left, weight, *bias) = node.name, node.input
+        nodes += [helper.make_node("Transpose", [weight], [name + "_turned"], name=name + "_turn", perm=[1, 0]),
+                  helper.make_node("MatMul", [left, name + "_turned"], [name + "_product"], name=name + "_product"),
+                  helper.make_node("Add" if bias else "Identity", [name + "_product", *bias], list(node.output), name=name + "_add")]
+        names.append(name + "_product")
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
 def _int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store large float weights as int8 per output channel with DequantizeLinear; the runtime folds them to float at load."""
+    """Store large float weights as int8 per output channel, with Cast and Mul, which the runtime folds to float at load.
+
+    (It does not fold DequantizeLinear.) Depthwise convolutions stay float: they are small, and the most easily hurt.
+    """
     graph, nodes = model.graph, []
     for tensor in list(graph.initializer):
         users = [n for n in graph.node if tensor.name in n.input and n.op_type in ("Conv", "MatMul", "Gemm")]
         values = numpy_helper.to_array(tensor)
-        if not users or values.dtype != np.float32 or values.ndim < 2 or values.size < 1024 or any(
+        if not users or values.dtype != np.float32 or values.ndim < 2 or values.size < 1024 or _grouped(users[0]) or any(
                 part in tensor.name for part in KEPT_FLOAT):
             continue
         transposed = any(a.name == "transB" and a.i for a in users[0].attribute)
         axis = 0 if users[0].op_type == "Conv" or transposed else values.ndim - 1
         others = tuple(i for i in range(values.ndim) if i != axis)
-        scale = np.maximum(np.abs(values).max(axis=others), 1e-8).astype(np.float32) / 127.0
-        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-        small = np.clip(np.round(values / scale.reshape(shape)), -127, 127).astype(np.int8)
+        scale = np.maximum(np.abs(values).max(axis=others, keepdims=True), 1e-8).astype(np.float32) / 127.0
+        small = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
+        name = tensor.name
         graph.initializer.remove(tensor)
-        graph.initializer.extend([
-            numpy_helper.from_array(small, tensor.name + "_int8"), numpy_helper.from_array(scale, tensor.name + "_scale"),
-            helper.make_tensor(tensor.name + "_zero", TensorProto.INT8, [len(scale)], np.zeros(len(scale), np.int8).tobytes(), raw=True)])
-        nodes.append(helper.make_node("DequantizeLinear", [tensor.name + s for s in ("_int8", "_scale", "_zero")], [tensor.name],
-                                      name=tensor.name + "_dequantize", axis=axis))
+        graph.initializer.extend([numpy_helper.from_array(small, name + "_int8"), numpy_helper.from_array(scale, name + "_scale")])
+        nodes += [helper.make_node("Cast", [name + "_int8"], [name + "_cast"], name=name + "_cast", to=TensorProto.FLOAT),
+                  helper.make_node("Mul", [name + "_cast", name + "_scale"], [name], name=name + "_unfold")]
     for node in reversed(nodes):
         graph.node.insert(0, node)
     del graph.value_info[:]
     return model
+
+
+def _grouped(node: onnx.NodeProto) -> bool:
+    return any(a.name == "group" and a.i > 1 for a in node.attribute)
 
 
 @dataclass

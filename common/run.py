@@ -167,6 +167,7 @@ class Run:
                     require_finite(float(total), epoch, step, self.compute)
                     bar.set_postfix_str(f"loss {float(total) / self.step:.3f}, waiting for data {waited / clock():.0%}", refresh=False)
                 if time.monotonic() - saved > 60 * args.save_minutes and self.step < steps:
+                    require_finite(float(total), epoch, step, self.compute)
                     self.loss_sum, self.seconds, saved = float(total), before + clock(), time.monotonic()
                     self.save_last()
         self.seconds, self.wait_share = before + clock(), waited / max(clock(), 1e-9)
@@ -189,6 +190,7 @@ class Run:
         Returns:
             whether this is the best epoch so far.
         """
+        require_finite(metrics["species_nll"] + metrics["disease_nll"], epoch, len(self.sampler) - 1, self.compute)  # before any save
         best = all(score > row["score"] for row in self.history)
         steps = len(self.sampler)
         row = {"epoch": epoch + 1, "phase": phase.name, "train_loss": loss, "score": score,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -46,14 +48,18 @@ class Checked:
 
 
 def scan(source: Path) -> Iterator[Found]:
-    """List the files of a source in a fixed order; links to folders are not followed, system files not counted.
+    """List the files of a source in a fixed order; links are followed, but no folder is entered twice; system files not counted.
 
     Folders called train, valid, test, images ... are no class names and are left out of them; of deeper trees the last
     two folders count.
     """
-    stack = [(str(source), ())]
+    stack, entered = [(str(source), ())], set()
     while stack:
         folder, parts = stack.pop()
+        real = os.path.realpath(folder)
+        if real in entered:
+            continue
+        entered.add(real)
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda e: e.name)
         for entry in ordered:
@@ -61,7 +67,7 @@ def scan(source: Path) -> Iterator[Found]:
                 stat = entry.stat()
                 yield Found(entry.path, "/".join(parts[-2:]), stat.st_size, stat.st_mtime_ns)
         for entry in reversed(ordered):
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            if entry.is_dir() and not entry.name.startswith("."):
                 inner = parts if entry.name.lower() in SPLIT_FOLDERS else (*parts, entry.name)
                 stack.append((entry.path, inner))
 
@@ -132,10 +138,11 @@ def check_all(files: list[Found], store: Path, long_side: int, workers: int) -> 
     if journal.is_file():
         for line in journal.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             try:
-                path, size, mtime, checked = json.loads(line)
+                path, size, mtime, side, checked = json.loads(line)
             except ValueError:  # the line that a kill cut short
                 continue
-            done[path] = (size, mtime, Checked(**{**checked, "hashes": tuple(checked["hashes"])}))
+            if side == long_side:
+                done[path] = (size, mtime, Checked(**{**checked, "hashes": tuple(checked["hashes"])}))
     known = {f.path: done[f.path][2] for f in files if f.path in done and done[f.path][:2] == (f.size, f.mtime_ns)}
     todo = [f for f in files if f.path not in known]
     if known:
@@ -146,7 +153,7 @@ def check_all(files: list[Found], store: Path, long_side: int, workers: int) -> 
                         [long_side] * len(todo), chunksize=16)
         for f, checked in zip(todo, progress(jobs, len(todo), "reading", "file"), strict=True):
             known[f.path] = checked
-            log.write(json.dumps([f.path, f.size, f.mtime_ns, asdict(checked)]) + "\n")
+            log.write(json.dumps([f.path, f.size, f.mtime_ns, long_side, asdict(checked)]) + "\n")
     return known
 
 
@@ -157,4 +164,6 @@ def target_of(found: Found) -> str:
 
 def _quiet_worker() -> None:
     cv2.setNumThreads(1)
+    if sys.platform == "linux":  # end with the parent, even one that was killed: PR_SET_PDEATHSIG, SIGKILL
+        ctypes.CDLL(None).prctl(1, 9)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libpng write a line per oddity straight to stderr

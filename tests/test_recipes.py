@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common import recipes
+from common import recipe_flags, recipes
 from common.augment import LEVELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ PUBLISHED = {
 
 def flags(*argv: str, default: str | None = "demo") -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    recipes.add_flags(parser, default)
+    recipe_flags.add_flags(parser, default)
     return parser.parse_args(list(argv))
 
 
@@ -71,49 +71,49 @@ def test_rows_and_columns_are_checked(monkeypatch):
 
 def test_mistakes_are_told(refused):
     refused(("heirarchical", *recipes.COLUMNS), recipes.get, "heirarchical")
-    refused(("--joint-lr", "negative"), recipes.from_flags, flags("--joint-lr", "-1"))
-    refused("--image-size", recipes.from_flags, flags("--image-size", "0"))
-    refused(("--batch-size", "at least 1"), recipes.from_flags, flags("--batch-size", "0"))
-    refused("name=value", recipes.arguments, "pad_type")
-    refused("--pixel-mean", recipes.channels, "pixel_mean", "0.5 0.5")
-    refused("--pixel-mean", recipes.channels, "pixel_mean", "127")
+    refused(("--joint-lr", "0 or more"), recipe_flags.from_flags, flags("--joint-lr", "-1"))
+    refused("--image-size", recipe_flags.from_flags, flags("--image-size", "0"))
+    refused(("--batch-size", "at least 1"), recipe_flags.from_flags, flags("--batch-size", "0"))
+    refused("name=value", recipe_flags.arguments, "pad_type")
+    refused("--pixel-mean", recipe_flags.channels, "pixel_mean", "0.5 0.5")
+    refused("--pixel-mean", recipe_flags.channels, "pixel_mean", "127")
     with pytest.raises(SystemExit) as caught:
         flags("--joint-epoch", "3")
     assert caught.value.code == 2
 
 
 def test_a_rate_that_is_no_number_is_told(refused):
-    refused("--joint-lr", recipes.from_flags, flags("--joint-lr", "nan"))
+    refused("--joint-lr", recipe_flags.from_flags, flags("--joint-lr", "nan"))
 
 
 def test_arguments_of_the_backbone():
-    assert recipes.arguments("") == {}
-    assert recipes.arguments("pad_type=same, drop_path_rate=0.2") == {"pad_type": "same", "drop_path_rate": 0.2}
+    assert recipe_flags.arguments("") == {}
+    assert recipe_flags.arguments("pad_type=same, drop_path_rate=0.2") == {"pad_type": "same", "drop_path_rate": 0.2}
 
 
 def test_arguments_that_are_lists():
-    found = recipes.arguments("embed_dim=48,depths=(2,2,4,2),num_heads=(2, 4, 8, 16),pad_type=same")
+    found = recipe_flags.arguments("embed_dim=48,depths=(2,2,4,2),num_heads=(2, 4, 8, 16),pad_type=same")
     assert {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in found.items()} == {
         "embed_dim": 48, "depths": [2, 2, 4, 2], "num_heads": [2, 4, 8, 16], "pad_type": "same"}
 
 
 def test_channels():
-    assert recipes.channels("pixel_mean", "timm") is None
-    assert recipes.channels("pixel_mean", "0.5") == (0.5, 0.5, 0.5)
-    assert recipes.channels("pixel_mean", "0.1 0.2 0.3") == (0.1, 0.2, 0.3)
+    assert recipe_flags.channels("pixel_mean", "timm") is None
+    assert recipe_flags.channels("pixel_mean", "0.5") == (0.5, 0.5, 0.5)
+    assert recipe_flags.channels("pixel_mean", "0.1 0.2 0.3") == (0.1, 0.2, 0.3)
 
 
 def test_overrides_are_recorded_and_shown():
-    recipe, changed = recipes.from_flags(flags("--joint-epochs", "3", "--focal-gamma", "2.0"))
+    recipe, changed = recipe_flags.from_flags(flags("--joint-epochs", "3", "--focal-gamma", "2.0"))
     assert recipe.joint_epochs == 3 and changed == {"joint_epochs": recipes.get("demo").joint_epochs}
-    shown = recipes.describe("demo", recipe, changed)
+    shown = recipe_flags.describe("demo", recipe, changed)
     assert f"<- was {recipes.get('demo').joint_epochs}" in shown and shown.count("<- was") == 1
 
 
 def test_a_recipe_is_inherited_unless_one_is_named():
     before = {**vars(recipes.get("two_core")), "joint_epochs": 77}
-    assert recipes.from_flags(flags(default=None), before)[0].joint_epochs == 77
-    assert recipes.from_flags(flags("--recipe", "demo", default=None), before)[0] == recipes.get("demo")
+    assert recipe_flags.from_flags(flags(default=None), before)[0].joint_epochs == 77
+    assert recipe_flags.from_flags(flags("--recipe", "demo", default=None), before)[0] == recipes.get("demo")
 
 
 def test_phases():
@@ -132,7 +132,7 @@ def test_phases():
 
 
 def test_a_phase_of_no_epochs_is_left_out():
-    recipe, _ = recipes.from_flags(flags("--species-warmup-epochs", "0", "--joint-epochs", "0"))
+    recipe, _ = recipe_flags.from_flags(flags("--species-warmup-epochs", "0", "--joint-epochs", "0"))
     assert [p.name[:2] for p in recipes.species_phases(recipe)] == ["A2", "A3"] and recipes.joint_phases(recipe) == []
 
 

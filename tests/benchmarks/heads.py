@@ -125,8 +125,8 @@ def main() -> int:
         for (name, what), value in ms.items():
             rows.append((threads, what, name, f"{value:.1f}", f"{np.percentile(times[name, what], 90):.1f}",
                          f"{ms['ModuleDict loop', what] / value:.2f}"))
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}\nbatch {args.batch} holds {present} of {SPECIES} species; "
-          f"packed and loop differ by {off:.1e} in loss and gradient\n")
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}; batch {args.batch} holds {present} of "
+          f"{SPECIES} species; packed and loop differ by {off:.1e} in loss and gradient\n")
     print(table(sorted(rows, key=lambda row: row[:2]), ("threads", "what", "heads", "ms, median", "ms, p90", "times as fast as the loop")))
     return 0
 

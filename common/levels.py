@@ -1,0 +1,40 @@
+"""Parameter ranges of the augmentation tiers 1 and 2, by level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Level:
+    """Parameter ranges of tiers 1 and 2; p is a probability, shares are of the picture's area."""
+
+    crop_area: tuple[float, float] = (0.6, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.33)
+    flip_p: float = 0.5
+    rotate_degrees: float = 45.0
+    rotate_p: float = 0.5
+    jitter_p: float = 0.8
+    brightness: float = 0.3
+    contrast: float = 0.3
+    saturation: float = 0.3
+    hue: float = 0.1  # of the full circle
+    exposure_p: float = 0.5
+    exposure_brightness: float = 0.2
+    exposure_contrast: float = 0.2
+    blur_kernels: tuple[int, ...] = (3, 5, 7)
+    noise_variance: tuple[float, float] = (10.0, 50.0)  # of 255 squared
+    iso_colour_shift: tuple[float, float] = (0.01, 0.05)
+    iso_intensity: tuple[float, float] = (0.1, 0.3)
+    jpeg_p: float = 0.2
+    jpeg_quality: tuple[int, int] = (60, 95)
+    shadow_p: float = 0.15
+    grey_p: float = 0.05
+
+
+LEVELS: dict[str, Level] = {
+    "full": Level(),  # sources/000, tiers 1 and 2 as stated
+    # ours, for a network that starts from random weights and sees each picture a few times: the same, in smaller ranges
+    "gentle": Level(crop_area=(0.8, 1.0), crop_ratio=(0.87, 1.15), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03,
+                    exposure_p=0.25, blur_kernels=(3,), jpeg_p=0.1, shadow_p=0.1, grey_p=0.0),
+}
