@@ -111,6 +111,11 @@ def summarise(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, tail_at_
     }
 
 
+def for_json(metrics: dict[str, object]) -> dict[str, object]:
+    """Return the same figures with None for NaN, which JSON has no word for."""
+    return {key: None if isinstance(value, float) and value != value else value for key, value in metrics.items()}
+
+
 def auroc(known: np.ndarray, strange: np.ndarray) -> float:
     """Area under the ROC curve: the chance that a stranger scores higher than a known picture, ties counting half.
 

@@ -53,7 +53,7 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
              ("learning rate of the heads", [("lr", "")])]
     for axis, (title, series) in zip(axes.flat, plans, strict=True):
         for key, label in series:
-            axis.plot(x, [row[key] for row in history], marker="o", markersize=3, label=label or None)
+            axis.plot(x, [float("nan") if row[key] is None else row[key] for row in history], marker="o", markersize=3, label=label or None)
         for before, after in zip(history, history[1:], strict=False):
             if before["phase"] != after["phase"]:
                 axis.axvline(after["epoch"] - 0.5, color="grey", linestyle=":", linewidth=1)

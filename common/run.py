@@ -35,7 +35,7 @@ from common.engine import (
     set_trainable,
     training_step,
 )
-from common.metrics import Judged, summarise
+from common.metrics import Judged, for_json, summarise
 from common.model import SwinHierarchical
 from common.recipes import Phase, Recipe
 
@@ -193,10 +193,10 @@ class Run:
         require_finite(metrics["species_nll"] + metrics["disease_nll"], epoch, len(self.sampler) - 1, self.compute)  # before any save
         best = all(score > row["score"] for row in self.history)
         steps = len(self.sampler)
-        row = {"epoch": epoch + 1, "phase": phase.name, "train_loss": loss, "score": score,
+        row = for_json({"epoch": epoch + 1, "phase": phase.name, "train_loss": loss, "score": score,
                "lr": rate_at(phase, (epoch + 1 - self.phase_start) * steps - 1, phase.epochs * steps),
                "seconds": round(self.seconds, 1), "images_per_second": round(steps * self.recipe.batch_size / self.seconds, 1),
-               "wait_share": round(self.wait_share, 3), **{k: v for k, v in metrics.items() if k != "n"}}
+               "wait_share": round(self.wait_share, 3), **{k: v for k, v in metrics.items() if k != "n"}})
         if torch.cuda.is_available():
             row["gpu_peak_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
         self.history.append(row)
