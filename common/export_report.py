@@ -48,8 +48,10 @@ def report_table(report: dict[str, Any]) -> str:
              "disease_top3": "disease top-3, species given",
              "cascade_top1": "species and disease right", "macro_f1": "macro F1", "tail_f1": "macro F1 of classes <= 80 pictures",
              "calibration_error": "calibration error"}
-    rows = [(label,
-             "-" if report["test"][key] is None else f"{report['test'][key]:.4f}", f">= {TARGETS[key]}" if key in TARGETS else "") for key, label in names.items()]
+    rows = []
+    for key, label in names.items():
+        value = report["test"][key]
+        rows.append((label, "-" if value is None else f"{value:.4f}", f">= {TARGETS[key]}" if key in TARGETS else ""))
     if report["ood"]:
         rows += [("pictures of no plant refused", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
                  ("plants refused as strangers", f"{report['ood']['plants_lost']:.4f}", "<= 0.01"),
