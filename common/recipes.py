@@ -104,7 +104,7 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "disease_heads_lr":             (1e-3,                                   1e-3,                   ours(3e-3)),
     "disease_boost_epochs":         (5,                                      ours(1),                ours(1)),
     "disease_boost_lr":             (5e-4,                                   5e-4,                   ours(1e-3)),
-    "joint_epochs":                 (10,                                     ours(10),               ours(11)),
+    "joint_epochs":                 (10,                                     ours(10),               ours(15)),
     "joint_lr":                     (1e-5,                                   ours(5e-4),             ours(2e-3)),
     "joint_lr_end":                 (ours(1e-5),                             ours(1e-6),             ours(1e-5)),
     "focal_gamma":                  (2.0,                                    2.0,                    2.0),

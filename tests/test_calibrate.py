@@ -69,13 +69,22 @@ def test_the_best_score_is_chosen_and_keeps_both_promises():
     assert test["plants_lost"] < 0.02 and test["rejected"] > 0.95 and test["n_plants"] == test["n_strangers"] == 400
 
 
-@pytest.mark.parametrize("n", [3, 60, 99, 1000])
-def test_without_strangers_the_threshold_is_conformal(n):
-    plants, _ = plants_and_strangers(2, n)
+def test_without_strangers_the_threshold_follows_the_tail():
+    plants, _ = plants_and_strangers(2, 400)
     got = calibrate.fit_rejection(plants, None)
-    assert got["score"] == "mahalanobis_leaf" and "strangers_rejected" not in got["val"]
-    above = int((plants["mahalanobis_leaf"] > got["threshold"]).sum())
-    assert above <= 0.01 * n and (above == 0) == (n < 199)
+    assert got["score"] == list(plants)[-1] and "strangers_rejected" not in got["val"]
+    assert got["threshold"] == calibrate.tail_quantile(plants[got["score"]], 0.007)
+
+
+@pytest.mark.parametrize("draw", ["exponential", "standard_normal", "gumbel"])
+def test_tail_quantile_loses_what_it_says_and_jumps_less_than_an_order_statistic(draw):
+    rng = np.random.default_rng(3)
+    fresh = getattr(rng, draw)(size=200_000)
+    samples = [getattr(rng, draw)(size=400) for _ in range(200)]
+    lost = [(fresh > calibrate.tail_quantile(s, 0.007)).mean() for s in samples]
+    counted = [(fresh > np.sort(s)[-3]).mean() for s in samples]  # 3 of 400 is 0.75 %
+    assert 0.002 < np.mean(lost) < 0.0095 and np.std(lost) < np.std(counted)
+    assert calibrate.tail_quantile(np.arange(49.0), 0.007) == 48.0, "too few for a fit: the largest"
 
 
 def test_judged_figures_by_hand():
