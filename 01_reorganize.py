@@ -78,6 +78,18 @@ def list_files(args: argparse.Namespace) -> list[Found]:
     return files
 
 
+def require_sizes(sizes: Counter[Leaf], args: argparse.Namespace, note: str = "") -> None:
+    """Stop where there is only one class, or one too small to be in every split, unless the flags say what to do with it."""
+    if len(sizes) < 2:
+        only = "/".join(next(iter(sizes), ("none",)))
+        fail(f"there is only one class ({only}): nothing to tell apart. Give at least two class folders.")
+    small = sorted(leaf for leaf, n in sizes.items() if n < 3)
+    if small and args.small_classes == "fail":
+        names = ", ".join(f"{'/'.join(leaf)} ({sizes[leaf]})" for leaf in small[:8])
+        fail(f"{len(small)} of {len(sizes)} classes have fewer than 3 pictures and cannot be in train, val and test: {names}. Add "
+             f"pictures, or run again with --small-classes train (learned, never judged) or --small-classes drop.{note}")
+
+
 def choose(files: list[Found], checked: dict[str, Checked], leaves: dict[str, Leaf],
            args: argparse.Namespace, store: Path) -> tuple[list[organize.Kept], list[tuple[str, ...]]]:
     """Sort checked files into those that stay and rows of rejected.csv; small classes as asked. A dead end leaves no store."""
@@ -93,17 +105,11 @@ def choose(files: list[Found], checked: dict[str, Checked], leaves: dict[str, Le
             row[2] for row in rejected).most_common(4)) + ".")
     sizes = Counter(k.leaf for k in kept)
     small = {leaf for leaf, n in sizes.items() if n < 3}
-    if small and args.small_classes == "fail":
-        names = ", ".join(f"{'/'.join(leaf)} ({sizes[leaf]})" for leaf in sorted(small)[:8])
-        fail(f"{len(small)} of {len(sizes)} classes have fewer than 3 pictures and cannot be in train, val and test: {names}. Add "
-             "pictures, or run again with --small-classes train (learned, never judged) or --small-classes drop. What was read waits in "
-             f"{store.name}/, so that the next run is quick.")
+    require_sizes(sizes, args, f" What was read waits in {store.name}/, so that the next run is quick.")
     if args.small_classes == "drop":
         rejected += [(k.found.path, k.found.name, "small_class", f"{sizes[k.leaf]} usable pictures") for k in kept if k.leaf in small]
         kept = [k for k in kept if k.leaf not in small]
-    if len({k.leaf for k in kept}) < 2:
-        shutil.rmtree(store)
-        fail(f"there is only one class ({'/'.join(next(iter(sizes)))}): nothing to tell apart. Give at least two class folders.")
+        require_sizes(Counter(k.leaf for k in kept), args)
     return kept, rejected
 
 
@@ -146,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_names(files, leaves, review)
     if args.dry_run:
         return 0
+    require_sizes(Counter(leaves[f.name] for f in files if f.name in leaves), args)  # before hours are spent on reading
     identity = identity_of(files, strangers, args)
     if already_there(args, identity):
         return 0

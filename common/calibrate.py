@@ -52,8 +52,9 @@ def fit_rejection(scores: dict[str, np.ndarray], strangers: dict[str, np.ndarray
     """Choose the score and the threshold above which a picture is refused as a stranger.
 
     Without pictures of strangers the score is the distance over several layers, and the threshold the quantile that loses
-    `lost` of plants: less than the promised 1 %, because a few hundred pictures only estimate it. With them, the score is the one with the best AUROC on val, and the threshold moves up as far as
-    `keep_rejected` of the strangers stay refused: a margin for plants that val did not hold.
+    `lost` of plants: less than the promised 1 %, because a few hundred pictures only estimate it. With them, the score is
+    the one with the best AUROC on val, and the threshold moves up as far as `keep_rejected` of the strangers stay refused:
+    a margin for plants that val did not hold.
 
     Args:
         scores: {name: float (N,)} of val plants, larger = stranger.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import functools
 import sys
@@ -65,17 +66,38 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
                 fail(f"no permission{where}: {error.strerror}. Choose another folder or change its permissions.")
             raise
         except RuntimeError as error:
-            # torch's file writer hides the errno of a failed write behind these words
-            if "PytorchStreamWriter failed" in str(error) or "No space left" in str(error):
+            if _hides_a_full_disk(error):
                 fail("the disk is full. Nothing that was finished is lost: make room, then run the same command again.")
             raise
 
     return wrapped
 
 
+def _hides_a_full_disk(error: BaseException | None) -> bool:
+    """Whether a failed write stands behind an error: torch's file writer wraps it, or trips over what it left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            return True
+        if "PytorchStreamWriter failed" in str(error) or "No space left" in str(error):
+            return True
+        error = error.__context__
+    return False
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, with the flag that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        meant = [close for word in message.split() if word.startswith("--")
+                 for close in difflib.get_close_matches(word.split("=")[0], known, n=1) if close not in message.split()]
+        hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
+        fail(f"{self.prog}: {message}.{hint} --help lists all flags.")
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Make the argument parser of a numbered script: its docstring as help, no abbreviated flags."""
-    return argparse.ArgumentParser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return _Parser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def progress(items: Iterable[Any], total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:

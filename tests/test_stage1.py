@@ -281,7 +281,8 @@ def test_bad_input_is_told_and_nothing_is_left(tmp_path, refused):
 def test_nothing_usable_leaves_no_store_behind(tmp_path, refused):
     for name in ("corn healthy", "Apple___healthy"):
         (tmp_path / "broken" / name).mkdir(parents=True)
-        (tmp_path / "broken" / name / "a.jpg").write_bytes(b"")
+        for letter in "abc":
+            (tmp_path / "broken" / name / f"{letter}.jpg").write_bytes(b"")
     refused("not one usable picture", organize, tmp_path / "new" / "organized", tmp_path / "broken")
     assert not (tmp_path / "new" / "organized.store").exists()
 
