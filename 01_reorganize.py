@@ -25,6 +25,7 @@ from pathlib import Path
 
 from common import demo, organize
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, table, warn
+from common.files import write_rows, write_text
 from common.labels import Leaf, read_names
 from common.sources import Checked, Found, check_all, scan
 from common.taxonomy import ClassTree
@@ -169,10 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     tree = ClassTree.from_leaves({k.leaf for k in kept})
     organize.write_index(partial, tree, kept)
     organize.write_manifest(partial, kept)
-    organize.write_rows(partial / "rejected.csv", organize.REJECTED, sorted(rejected))
-    organize.write_rows(partial / "review.csv", ("name", "species", "disease", "confidence", "decision", "reason"), review)
-    organize.write_text(partial / "report.md", organize.report(kept, rejected, review, leaks, args.near))
-    organize.write_text(partial / "made_of.json", json.dumps(
+    write_rows(partial / "rejected.csv", organize.REJECTED, sorted(rejected))
+    write_rows(partial / "review.csv", ("name", "species", "disease", "confidence", "decision", "reason"), review)
+    write_text(partial / "report.md", organize.report(kept, rejected, review, leaks, args.near))
+    write_text(partial / "made_of.json", json.dumps(
         {"identity": identity, "long_side": args.long_side, "sources": [str(s) for s in args.sources], "seconds": round(clock(), 1)}))
     shutil.rmtree(args.output, ignore_errors=True)
     os.replace(partial, args.output)

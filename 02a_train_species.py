@@ -24,6 +24,7 @@ import torch
 from common import checkpoint, recipe_flags, recipes
 from common.console import Stopwatch, fail, friendly, header, parser, say, warn
 from common.dataset import load_organized
+from common.files import file_sha256
 from common.machine import add_training_flags, print_plan, resolve_machine, say_time
 from common.model import SwinHierarchical
 from common.recipes import Recipe
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.checkpoints / "species_only"
     going_on = (folder / "last.pt").is_file() and not args.fresh  # then the weights come from there: nothing to download
     model = new_model("none" if going_on else args.weights, args.seed, recipe, data.tree)
-    start_from = checkpoint.file_hash(Path(args.weights)) if Path(args.weights).is_file() else args.weights
+    start_from = file_sha256(Path(args.weights)) if Path(args.weights).is_file() else args.weights
     run = Run(folder, phases, model=model, data=data, recipe=recipe, recipe_name=args.recipe, overridden=overridden,
               compute=compute, args=args, start_from=start_from)
     run.resume()

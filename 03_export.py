@@ -33,6 +33,7 @@ from common.console import Stopwatch, duration, fail, friendly, header, parser, 
 from common.dataset import EvalViews, Organized, Split, default_workers, load_organized, make_loader
 from common.engine import choose_compute
 from common.export_report import compose_report, report_table, report_text
+from common.files import file_sha256, write_text
 from common.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, look
 from common.measure import Run, check_batches, measure_ms, run_over, session_run
 from common.metrics import for_json, judge, summarise
@@ -132,7 +133,7 @@ def describe(path: Path, precision: str, graph: ServingGraph, data: Organized, v
                 "max_probability_difference": float(np.abs(test[0] - torch_test).max()), "rejection_val": rejection_val}
     if have["test"]:
         metrics["ood"] = calibrate.judge_rejection(rejection, columns(test[1]), columns(strangers["test"]))
-    return {"sha256": bundle.file_sha256(path), "size_mb": round(path.stat().st_size / 1e6, 3), "precision": precision,
+    return {"sha256": file_sha256(path), "size_mb": round(path.stat().st_size / 1e6, 3), "precision": precision,
             "temperature": {"species": graph.species_temperature, "disease": graph.disease_temperature}, "rejection": rejection,
             "rollup": calibrate.fit_rollup(val[0], val[2], data.tree, args.precision_wanted), "metrics": metrics}
 
@@ -184,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result["bundle"] |= {"made_of": made_of, "version": version[:12]}
         bundle.write_bundle(partial, result["bundle"])
         report = compose_report(result, data, args.checkpoints, clock())
-        (partial / "report.json").write_text(json.dumps(report, indent=1))
-        (partial / "report.md").write_text(report_text(report, result), encoding="utf-8")
+        write_text(partial / "report.json", json.dumps(report, indent=1))
+        write_text(partial / "report.md", report_text(report, result))
         shutil.rmtree(args.output, ignore_errors=True)
         os.replace(partial, args.output)
     except BaseException:

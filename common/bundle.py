@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ import onnxruntime
 from PIL import Image
 
 from common.decide import Rejection, Rollup, rejection_from_json, rollup_from_json
+from common.files import file_sha256
 from common.images import FORMATS, read_rgb, resize_to_model
 from common.taxonomy import ClassTree
 
@@ -86,15 +86,6 @@ class Photo:
     pixels: np.ndarray
     width: int
     height: int
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits. Raises OSError where it cannot be read."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:

@@ -86,15 +86,6 @@ def weights_hash(payload: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def file_hash(path: Path) -> str:
-    """First 16 hex digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
-
-
 def provenance() -> dict[str, str]:
     """Return versions and the command line of this run."""
     return {"torch": str(torch.__version__), "timm": timm.__version__, "python": platform.python_version(),

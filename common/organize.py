@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.console import progress, table
+from common.files import write_rows, write_text
 from common.hygiene import SPLITS, groups_of, near_pairs, split_groups
 from common.sources import Checked, Found, target_of
 from common.taxonomy import ClassTree
@@ -162,23 +162,6 @@ def write_manifest(folder: Path, kept: list[Kept]) -> None:
     rows = [(k.path, *k.leaf, k.split, k.checked.sha256 if k.group < 0 else f"g{k.group:07d}", k.checked.sha256,
              f"{k.checked.hashes[0]:016x}", k.checked.width, k.checked.height, k.found.path) for k in kept]
     write_rows(folder / "manifest.csv", MANIFEST, sorted(rows))
-
-
-def write_rows(path: Path, titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file aside and rename it."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(titles)
-        writer.writerows(rows)
-    os.replace(aside, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file aside and rename it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def report(kept: list[Kept], rejected: Sequence[tuple[str, ...]], merged: Sequence[tuple[str, ...]], leaks: dict[str, float],

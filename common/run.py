@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from common.engine import (
     set_trainable,
     training_step,
 )
+from common.files import write_text
 from common.metrics import Judged, for_json, summarise
 from common.model import SwinHierarchical
 from common.recipes import Phase, Recipe
@@ -109,7 +109,7 @@ class Run:
             return
         self.trained = True
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_text(self.folder / "config.json", json.dumps(self.config, indent=1))
+        write_text(self.folder / "config.json", json.dumps(self.config, indent=1))
         self.model.to(self.compute.device, memory_format=torch.channels_last)
         first = 0
         for phase in self.phases:
@@ -201,7 +201,7 @@ class Run:
             row["gpu_peak_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
         self.history.append(row)
         self.epochs_done, self.step, self.loss_sum, self.seconds = epoch + 1, 0, 0.0, 0.0
-        _write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
         say(f"{phase.name:<17} {epoch + 1:>3}/{self.total_epochs}  loss {loss:.4f}  species {metrics['species_top1']:.4f}  "
             f"disease {metrics['disease_top1']:.4f}  cascade {metrics['cascade_top1']:.4f}  macro F1 {metrics['macro_f1']:.4f}  "
             f"tail F1 {metrics['tail_f1']:.4f}  {row['images_per_second']:.0f} img/s{'  *' if best else ''}")
@@ -252,13 +252,7 @@ class Run:
                 table([(k, f"{v:.4f}" if isinstance(v, float) else v) for k, v in metrics.items()], ("metric", "val")), "",
                 "![curves](curves.png) ![confusion](confusion.png)", "", "## Classes, rarest first", "",
                 table(rows, ("class", "pictures", "val pictures", "precision", "recall", "F1")), ""]
-        _write_text(self.folder / "report.md", "\n".join(text))
+        write_text(self.folder / "report.md", "\n".join(text))
         header(title)
         say(f"best: {best} - species {metrics['species_top1']:.4f}, disease {metrics['disease_top1']:.4f}, "
             f"cascade {metrics['cascade_top1']:.4f} on val", f"report: {self.folder / 'report.md'}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

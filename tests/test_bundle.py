@@ -13,7 +13,8 @@ from onnx import TensorProto
 from PIL import Image
 
 from common import bundle as bundle_module
-from common.bundle import BundleError, Predictor, file_sha256, open_session, read_bundle, write_bundle
+from common.bundle import BundleError, Predictor, open_session, read_bundle, write_bundle
+from common.files import file_sha256
 from common.images import ImageError, encode_jpeg, read_rgb, resize_to_model
 
 

@@ -11,7 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from common.bundle import file_sha256, write_bundle
+from common.bundle import write_bundle
+from common.files import file_sha256
 from common.taxonomy import ClassTree
 
 SIZE = 32
