@@ -171,7 +171,7 @@ class Run:
                     self.loss_sum, self.seconds, saved = float(total), before + clock(), time.monotonic()
                     self.save_last()
         self.seconds, self.wait_share = before + clock(), waited / max(clock(), 1e-9)
-        if self.wait_share > 0.3 and clock() > 10:
+        if self.wait_share > 0.1 and clock() > 10:  # the protocol wants the device busy for 90 % of the time
             warn(f"{self.wait_share:.0%} of the time went into waiting for pictures: more --workers, a faster disk, or smaller "
                  "stored pictures (01_reorganize.py --long-side) would help.")
         return float(total) / steps
