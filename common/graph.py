@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.console import warn
 from common.model import SwinHierarchical
 
 SCORES = ("gen", "mahalanobis", "mahalanobis_layers")
@@ -129,12 +130,19 @@ class ServingGraph(nn.Module):
 
 
 def export_onnx(graph: ServingGraph, path: str, size: int) -> None:
-    """Write a graph as ONNX with a dynamic batch, by torch's current exporter.
+    """Write a graph as ONNX with a dynamic batch: by torch's current exporter, or by its older one where that fails.
+
+    Torch 2.6 to 2.8 need an onnxscript of their time for the current exporter, which pip no longer chooses.
 
     Raises:
-        Exception: whatever the exporter raises for a backbone it cannot trace.
+        Exception: whatever the older exporter raises for a backbone that neither can trace.
     """
     images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
-    torch.onnx.export(graph.eval(), (images,), path, input_names=["images"], output_names=["probabilities", "ood", "heatmap"],
-                      dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}}, dynamo=True,
-                      external_data=False, optimize=True, verbose=False)
+    names = {"input_names": ["images"], "output_names": ["probabilities", "ood", "heatmap"]}
+    try:
+        torch.onnx.export(graph.eval(), (images,), path, dynamo=True, external_data=False, optimize=True, verbose=False,
+                          dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}}, **names)
+    except Exception as error:
+        warn(f"torch {torch.__version__} with this onnxscript cannot export ({type(error).__name__}); its older exporter does it.")
+        torch.onnx.export(graph.eval(), (images,), path, dynamo=False, opset_version=17,
+                          dynamic_axes={name: {0: "batch"} for names_ in names.values() for name in names_}, **names)
