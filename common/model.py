@@ -71,7 +71,7 @@ class DiseaseHeads(nn.Module):
 class _SortedHeads(torch.autograd.Function):
     """Rows sorted by species, one small product per species present; the gradient touches each weight once.
 
-    With 11,499 leaves a batch of 256 holds some 190 of 320 species: all logits would cost several times the work, and
+    With 11,499 leaves a batch of 256 holds half of 320 species: all logits would cost several times the work, and
     a loop over modules spends its time in autograd's bookkeeping.
     """
 
