@@ -14,6 +14,7 @@ bash run_all.sh test [PYTEST ARGS]     the tests
   --weights WHAT      auto, imagenet, none or a file of backbone weights (default: auto; none for the demo)
   --not-plants DIR    pictures that show no plant, to fit and test the rejection
   --organize "FLAGS"  further flags for 01_reorganize.py, --train "FLAGS" for 02a and 02b, --export "FLAGS" for 03
+  --fresh             make everything anew, where the photos or the settings have changed
   --port N            port of the trial server (default: any free one)
   --dry-run           print the commands, run nothing
   --help
@@ -23,7 +24,7 @@ TXT
 }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-work=$here recipe="" weights="" not_plants="" organize="" train="" export_flags="" port=0 dry_run="" sources=()
+work=$here recipe="" weights="" not_plants="" organize="" train="" export_flags="" fresh="" port=0 dry_run="" sources=()
 fail() { echo "error: $*" >&2; exit 2; }
 value() { [ $# -ge 2 ] || fail "$1 needs a value (bash run_all.sh --help)"; }
 
@@ -62,6 +63,7 @@ while [ $# -gt 0 ]; do
     --train) value "$@"; train=$2; shift 2 ;;
     --export) value "$@"; export_flags=$2; shift 2 ;;
     --port) value "$@"; port=$2; shift 2 ;;
+    --fresh) fresh=--fresh; shift ;;
     --dry-run) dry_run=1; shift ;;
     -*) fail "unknown flag $1 (bash run_all.sh --help lists them)" ;;
     *) [ -d "$1" ] || fail "there is no folder $1"; sources+=("$1"); shift ;;
@@ -103,10 +105,10 @@ absolute=(); for i in "${inputs[@]}"; do [ -d "$i" ] && absolute+=("$(cd "$i" &&
 [ ! -f "$weights" ] || weights=$(cd "$(dirname "$weights")" && pwd)/$(basename "$weights")
 # shellcheck disable=SC2086  # the flag strings are meant to split
 {
-  stage 01_reorganize python 01_reorganize.py "${absolute[@]}" --output "$data" $organize
-  stage 02a_train_species python 02a_train_species.py --data "$data" --checkpoints "$checkpoints" --recipe "$recipe" --weights "$weights" $train
-  stage 02b_train_disease python 02b_train_disease.py --data "$data" --checkpoints "$checkpoints" $train
-  stage 03_export python 03_export.py --data "$data" --checkpoints "$checkpoints" --output "$exports" $export_flags
+  stage 01_reorganize python 01_reorganize.py "${absolute[@]}" --output "$data" $fresh $organize
+  stage 02a_train_species python 02a_train_species.py --data "$data" --checkpoints "$checkpoints" --recipe "$recipe" --weights "$weights" $fresh $train
+  stage 02b_train_disease python 02b_train_disease.py --data "$data" --checkpoints "$checkpoints" $fresh $train
+  stage 03_export python 03_export.py --data "$data" --checkpoints "$checkpoints" --output "$exports" $fresh $export_flags
 }
 if [ -n "$dry_run" ]; then echo; echo "$ python 04_serve.py --exports $exports"; exit 0; fi
 

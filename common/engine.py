@@ -195,8 +195,8 @@ def require_finite(loss: float, epoch: int, step: int, compute: Compute) -> None
     if not math.isfinite(loss):
         hint = " fp16 overflows in Swin's attention: use --precision bf16." if compute.dtype == torch.float16 else ""
         fail(f"the loss is {loss} in epoch {epoch + 1}, around step {step}.{hint} Try a tenth of the learning rate, or "
-             "--precision fp32, which tells overflow from divergence. The last checkpoint is good: the same command with a "
-             "new --output starts over, or goes on from it where only machine flags changed.")
+             "--precision fp32, which tells overflow from divergence. The last checkpoint is good: the same command with another "
+             "--precision goes on from it; with another rate, add --fresh to start over.")
 
 
 # endregion
