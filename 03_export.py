@@ -38,7 +38,6 @@ from common.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, look
 from common.measure import Run, check_batches, measure_ms, run_over, session_run
 from common.metrics import for_json, judge, summarise
 from common.model import SwinHierarchical
-from common.sources import scan
 
 AGREEMENT = 0.99  # least share of equal top-1 answers between INT8 and FP32
 
@@ -78,7 +77,7 @@ def batches_of(split: Split, size: int, args: argparse.Namespace, batch_size: in
 def strangers_of(data: Organized, split: str, size: int, at_most: int) -> Iterator[np.ndarray]:
     """Yield the pictures of no plant that 01 set aside for a split: uint8 (N, size, size, 3), N up to 32."""
     folder = data.root / "not_plants" / split
-    found = sorted(f.path for f in scan(folder))[:at_most] if folder.is_dir() else []
+    found = sorted(map(str, folder.glob("*.jpg")))[:at_most]
     for start in range(0, len(found), 32):
         yield np.stack([images.resize_to_model(images.read_rgb(p, min_side=1), size) for p in found[start : start + 32]])
 

@@ -5,7 +5,8 @@ set -euo pipefail
 usage() {
   cat <<'TXT'
 bash run_all.sh                        the demo: generated leaves, every stage, minutes on two CPU cores
-bash run_all.sh SOURCE [SOURCE ...]    your folders of class folders (Tomato___Early_blight/, or tomato/early_blight/)
+bash run_all.sh SOURCE [SOURCE ...]    your folders of class folders (Tomato___Early_blight/, or tomato/early_blight/);
+                                       NAME=FOLDER names one in the manifest
 bash run_all.sh test [PYTEST ARGS]     the tests
 
   --work DIR          where data/, checkpoints/ and exports/ go (default: this folder)
@@ -14,6 +15,7 @@ bash run_all.sh test [PYTEST ARGS]     the tests
   --weights WHAT      auto, imagenet, none or a file of backbone weights (default: auto; none for the demo)
   --not-plants DIR    pictures that show no plant, to fit and test the rejection
   --organize "FLAGS"  further flags for 01_reorganize.py, --train "FLAGS" for 02a and 02b, --export "FLAGS" for 03
+                      (write paths among them in full)
   --fresh             make everything anew, where the photos or the settings have changed
   --port N            port of the trial server (default: any free one)
   --dry-run           print the commands, run nothing
@@ -66,7 +68,7 @@ while [ $# -gt 0 ]; do
     --fresh) fresh=--fresh; shift ;;
     --dry-run) dry_run=1; shift ;;
     -*) fail "unknown flag $1 (bash run_all.sh --help lists them)" ;;
-    *) [ -d "$1" ] || fail "there is no folder $1"; sources+=("$1"); shift ;;
+    *) [ -d "$1" ] || [ -d "${1#*=}" ] || fail "there is no folder $1"; sources+=("$1"); shift ;;
   esac
 done
 [ -z "$not_plants" ] || [ -d "$not_plants" ] || fail "--not-plants: there is no folder $not_plants"
@@ -101,7 +103,13 @@ stage() {  # stage NAME COMMAND...: show the command as a person would type it, 
 # 3. ----------------------------------------------------------------------------------------- the stages
 if [ -z "$dry_run" ]; then mkdir -p "$work" 2>/dev/null || fail "cannot make the folder $work"; work=$(cd "$work" && pwd); fi
 data=$work/data/organized checkpoints=$work/checkpoints exports=$work/exports
-absolute=(); for i in "${inputs[@]}"; do [ -d "$i" ] && absolute+=("$(cd "$i" && pwd)") || absolute+=("$i"); done
+absolute=()
+for i in "${inputs[@]}"; do
+  name=""
+  if [ ! -d "$i" ] && [ -d "${i#*=}" ]; then name=${i%%=*}= i=${i#*=}; fi
+  [ ! -d "$i" ] || i=$(cd "$i" && pwd)
+  absolute+=("$name$i")
+done
 [ ! -f "$weights" ] || weights=$(cd "$(dirname "$weights")" && pwd)/$(basename "$weights")
 # shellcheck disable=SC2086  # the flag strings are meant to split
 {
@@ -132,7 +140,9 @@ def ask(title, photo):
           else answer["rejection"]["message"]) + f"  {answer['probabilities']}  {answer['timings_ms']['total']:.0f} ms")
 rows = [r for r in csv.DictReader(open(data / "manifest.csv", encoding="utf-8")) if r["split"] == "test"]
 leaf = next((r for r in rows if r["disease"] != "healthy"), rows[0])
-ask(f"a held-out leaf, {leaf['species']} / {leaf['disease']} ({leaf['path']})", (data / leaf["path"]).read_bytes())
+with open(data / leaf["path"], "rb") as file:  # its own file, or the shard that holds it
+    file.seek(int(leaf["offset"] or 0)); photo = file.read(int(leaf["size"]))
+ask(f"a held-out leaf, {leaf['species']} / {leaf['disease']} ({leaf['path']})", photo)
 strangers = sorted((data / "not_plants" / "test").glob("*.jpg"))
 if strangers: ask(f"a picture of no plant ({strangers[0].relative_to(data)})", strangers[0].read_bytes())
 else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -156,3 +157,30 @@ class Stopwatch:
     def __call__(self) -> float:
         """Return the seconds since the start."""
         return time.perf_counter() - self.start
+
+
+class Laps:
+    """Times the parts of a run, and the most memory that it and its processes ever held."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float]] = []
+        self.whole = Stopwatch()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time what stands inside the `with`."""
+        clock = Stopwatch()
+        yield
+        self.rows.append((name, clock()))
+
+    def table(self) -> str:
+        """Lay out the parts that took a second or more, the sum, and the peak of resident memory."""
+        rows = [(name, duration(seconds)) for name, seconds in self.rows if seconds >= 1] + [("in all", duration(self.whole()))]
+        with contextlib.suppress(ImportError):  # not on Windows
+            import resource
+
+            unit = 1 if sys.platform == "darwin" else 1024
+            for who, name in ((resource.RUSAGE_SELF, "peak memory"), (resource.RUSAGE_CHILDREN, "peak memory of a worker")):
+                peak = resource.getrusage(who).ru_maxrss * unit
+                rows += [(name, f"{peak / 1e9:.2f} GB")] if peak else []
+        return table(rows, ("part", "time"))

@@ -1,13 +1,11 @@
-"""Organized folders as packed arrays, training and evaluation views, and loaders whose draws do not depend on workers."""
+"""Organized folders or tar shards as packed arrays, training and evaluation views, and loaders whose draws do not depend on workers."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common import images
 from common.augment import train_view
 from common.console import fail, warn
+from common.files import file_sha256
+from common.manifest import read_manifest
 from common.recipes import Recipe
 from common.taxonomy import ClassTree
 
-SPLITS = ("train", "val", "test")
+OPEN_SHARDS = 128  # per process and split: the system may allow no more than 256 open files
 
 
 # region index
@@ -32,9 +32,13 @@ SPLITS = ("train", "val", "test")
 class Split:
     """One split as packed arrays: a million Python strings would be copied into every worker by reference counts.
 
+    The pictures stand in the order of the manifest, which is the same for files and for shards.
+
     Attributes:
         root: folder the paths are relative to.
-        arena, ends: uint8 (bytes of all paths), int64 (N,) where each path ends.
+        arena, ends: uint8 (bytes of all paths), int64 (F,) where each path ends.
+        file: int32 (N,), which path.
+        offset, size: int64 (N,), where the JPEG begins in a shard and its length, bytes; offset -1: a file of its own.
         leaf: int32 (N,), packed leaf index.
         width, height: int32 (N,), px.
     """
@@ -42,17 +46,52 @@ class Split:
     root: Path
     arena: np.ndarray
     ends: np.ndarray
+    file: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
     leaf: np.ndarray
     width: np.ndarray
     height: np.ndarray
+    _shards: dict[int, _Shard] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.leaf)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}  # a spawned worker opens its own
+
     def path(self, i: int) -> Path:
-        """Path of picture i."""
-        start = int(self.ends[i - 1]) if i else 0
-        return self.root / self.arena[start : self.ends[i]].tobytes().decode()
+        """Path of picture i, or of the shard that holds it."""
+        k = int(self.file[i])
+        start = int(self.ends[k - 1]) if k else 0
+        return self.root / self.arena[start : self.ends[k]].tobytes().decode()
+
+    def read(self, i: int) -> bytes:
+        """Read the JPEG of picture i. Raises OSError where its file or shard is gone or too short."""
+        if self.offset[i] < 0:
+            return self.path(i).read_bytes()
+        k, size, offset = int(self.file[i]), int(self.size[i]), int(self.offset[i])
+        shard = self._shards.get(k)
+        if shard is None:
+            for old in list(self._shards)[: len(self._shards) - OPEN_SHARDS + 1]:
+                self._shards.pop(old, None)
+            shard = self._shards[k] = _Shard(self.path(i))
+        data = os.pread(shard.descriptor, size, offset)  # needs no file position, which forked workers would share
+        if len(data) < size:
+            raise OSError(f"the shard ends after {len(data):,} of its {size:,} bytes")
+        return data
+
+
+class _Shard:
+    """An open shard; closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 @dataclass(frozen=True)
@@ -72,13 +111,13 @@ class Organized:
 
 
 def load_organized(root: Path) -> Organized:
-    """Read data/organized/.
+    """Read data/organized/, whether its pictures are files or in shards.
 
     Args:
         root: the folder that 01_reorganize.py wrote.
 
     Returns:
-        the index of all splits.
+        the index of all splits; rows of the holdouts are left out.
 
     Raises:
         SystemExit: where the folder, its manifest or its class index is missing or does not fit together.
@@ -91,27 +130,13 @@ def load_organized(root: Path) -> Organized:
         tree = ClassTree.from_json(json.loads(index.read_text()))
     except (ValueError, KeyError) as error:
         fail(f"{index} cannot be read ({error}). Run 01_reorganize.py again.")
-    number = {(s, d): tree.leaf_index(i, j) for i, s in enumerate(tree.species) for j, d in enumerate(tree.diseases[i])}
-    rows: dict[str, list[tuple[bytes, int, int, int]]] = {name: [] for name in SPLITS}
-    with manifest.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                leaf = number[row["species"], row["disease"]]
-                rows[row["split"]].append((row["path"].encode(), leaf, int(row["width"]), int(row["height"])))
-            except (KeyError, ValueError, TypeError) as error:
-                fail(f"{manifest}, line {line}: {error!r} does not fit {index.name}. Run 01_reorganize.py again.")
+    splits = {name: Split(root, **columns) for name, columns in read_manifest(manifest, tree).items()}
     for name in ("train", "val"):
-        if not rows[name]:
+        if not len(splits[name]):
             fail(f"{manifest} has no picture in the {name} split.")
-    digest, made_of = hashlib.sha256(manifest.read_bytes()).hexdigest(), root / "made_of.json"
+    made_of = root / "made_of.json"
     long_side = json.loads(made_of.read_text())["long_side"] if made_of.is_file() else 512
-    return Organized(root, tree, {name: _pack(root, rows[name]) for name in SPLITS}, digest, long_side)
-
-
-def _pack(root: Path, rows: list[tuple[bytes, int, int, int]]) -> Split:
-    arena = np.frombuffer(b"".join(r[0] for r in rows), np.uint8)
-    numbers = np.array([(len(r[0]), *r[1:]) for r in rows], np.int64).reshape(-1, 4)
-    return Split(root, arena, np.cumsum(numbers[:, 0]), *(numbers[:, i].astype(np.int32) for i in (1, 2, 3)))
+    return Organized(root, tree, splits, file_sha256(manifest), long_side)
 
 
 # endregion
@@ -133,13 +158,13 @@ class TrainViews(Dataset[tuple[torch.Tensor, int]]):
         for j in range(i, i + 8):  # a file that broke after 01 checked it must not end an epoch: take the next picture
             j %= len(self.split)
             rng = np.random.default_rng([self.seed, epoch, position])
-            path = self.split.path(j)
             try:
-                view = train_view(path.read_bytes(), int(self.split.width[j]), int(self.split.height[j]), self.recipe, rng)
+                view = train_view(self.split.read(j), int(self.split.width[j]), int(self.split.height[j]), self.recipe, rng)
                 return torch.from_numpy(view), int(self.split.leaf[j])
             except (OSError, ValueError, cv2.error) as error:
-                warn(f"{path} cannot be read ({error}); the next picture stands in for it. Run 01_reorganize.py again.")
-        raise RuntimeError(f"eight pictures in a row cannot be read, the last {path}: is {self.split.root} still complete?")
+                where = f"{self.split.path(j)}" + (f" at byte {self.split.offset[j]}" if self.split.offset[j] >= 0 else "")
+                warn(f"{where} cannot be read ({error}); the next picture stands in for it. Run 01_reorganize.py again.")
+        raise RuntimeError(f"eight pictures in a row cannot be read, the last {where}: is {self.split.root} still complete?")
 
 
 class EvalViews(Dataset[tuple[torch.Tensor, int]]):
@@ -152,7 +177,7 @@ class EvalViews(Dataset[tuple[torch.Tensor, int]]):
         return len(self.split)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        rgb = images.resize_to_model(images.read_rgb(self.split.path(i), min_side=1), self.size)
+        rgb = images.resize_to_model(images.read_rgb(self.split.read(i), min_side=1), self.size)
         return torch.from_numpy(rgb), int(self.split.leaf[i])
 
 

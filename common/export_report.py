@@ -10,16 +10,14 @@ from common.console import table
 from common.dataset import Organized
 
 
-def stage_seconds(data: Organized, checkpoints: Path) -> dict[str, float]:
-    """Seconds that the stages before took, from what they wrote."""
+def stage_seconds(checkpoints: Path) -> dict[str, float]:
+    """Seconds that training took, from its logs."""
     def logged(*folders: str) -> float:
         files = [checkpoints / folder / "log.jsonl" for folder in folders]
         rows = [json.loads(line) for f in files if f.is_file() for line in f.read_text().splitlines()]
         return round(sum(row["seconds"] for row in rows), 1)
 
-    made_of = data.root / "made_of.json"
-    return {"reorganize": json.loads(made_of.read_text())["seconds"] if made_of.is_file() else 0.0,
-            "train_species": logged("species_only"), "train_disease": logged("disease_heads", "hierarchical_full")}
+    return {"train_species": logged("species_only"), "train_disease": logged("disease_heads", "hierarchical_full")}
 
 
 def compose_report(result: dict[str, Any], data: Organized, checkpoints: Path, seconds: float) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def compose_report(result: dict[str, Any], data: Organized, checkpoints: Path, s
         "int8_tried": result["tried"], "torch_ms_p50": result["torch_ms"], "default_model": result["bundle"]["default_model"],
         "temperature": cards["model.onnx"]["temperature"], "rejection": {k: v for k, v in cards["model.onnx"]["rejection"].items()
                                                                          if k != "quantiles"},
-        "rollup": cards["model.onnx"]["rollup"], "seconds": {**stage_seconds(data, checkpoints), "export": round(seconds, 1)}}
+        "rollup": cards["model.onnx"]["rollup"], "seconds": {**stage_seconds(checkpoints), "export": round(seconds, 1)}}
 
 
 TARGETS = {"species_top1": 0.95, "disease_top1": 0.88, "disease_top3": 0.94, "cascade_top1": 0.90, "tail_f1": 0.80}

@@ -1,14 +1,14 @@
 """Whole lists of class names: what recurs in a list tells plants from diseases where the tables do not.
 
 Endings that recur over many beginnings are diseases; beginnings that recur over many endings are plants.
-`taxonomy.parse_class_names` is the public entry.
+`taxonomy.parse_class_names` is the public entry; `answers` reads each name in the light of these facts.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from math import log2
+from functools import lru_cache
 from typing import NamedTuple
 
 from common import crops, naming, spelling
@@ -16,14 +16,9 @@ from common.naming import Reading
 from common.spelling import Token
 
 Words = tuple[str, ...]
-_PLANT = {"start": 0.98, "last": 0.95, "borrowed": 0.93, "abbreviation": 0.85, "middle": 0.8}
-_WHERE = {
-    "start": "known plant first",
-    "last": "known plant last",
-    "borrowed": "plant told by the disease's name",
-    "abbreviation": "plant told by the abbreviation",
-    "middle": "known plant in the middle",
-}
+STATES = crops.HEALTHY | crops.SICK
+_NOT_FIRST = STATES | crops.LINKS | crops.ORGANS | crops.PESTS | crops.PATHOGENS | {"and", "no", "not", "non", "un"}
+_ILL = crops.HEADS | crops.PESTS | crops.PATHOGENS | crops.ABBREVIATIONS.keys() | {"mosaic", "curl", "streak", "lesion"}
 
 
 class Answer(NamedTuple):
@@ -35,30 +30,10 @@ class Answer(NamedTuple):
     reason: str
 
 
-class ListFacts:
-    """What recurs in one list: endings per beginning, beginnings per ending, plants, names without a disease."""
-
-    def __init__(self, readings: Iterable[Reading]) -> None:
-        self.endings: dict[Words, set[Words]] = defaultdict(set)
-        self.beginnings: dict[Words, set[Words]] = defaultdict(set)
-        self.plants: Counter[str] = Counter()
-        self.bare = Counter[bool]()
-        for reading in readings:
-            words = main_words(reading.tokens)
-            if reading.species:
-                self.plants[reading.species] += 1
-                if reading.quality == "none":
-                    self.bare[words[-1:] != () and words[-1] in crops.ORGANS] += 1
-                if reading.disease and reading.how in {"start", "last"}:
-                    self.beginnings[tuple(reading.disease.split())].add((reading.species,))
-            if reading.how != "start":
-                for k in range(1, min(5, len(words))):
-                    self.endings[words[:k]].add(words[k:])
-                    self.beginnings[words[k:]].add(words[:k])
-
-    def only_plant(self) -> str | None:
-        """The one plant of the list, where at least three names give it and no name gives another."""
-        return next(iter(self.plants)) if len(self.plants) == 1 and self.plants.total() >= 3 else None
+@lru_cache(maxsize=200_000)
+def quality(words: Words) -> str:
+    """How `naming.disease_name` judges words left beside a plant: healthy, sick, known, partly, unknown, none."""
+    return naming.disease_name(list(words))[1]
 
 
 def main_words(tokens: Iterable[Token]) -> Words:
@@ -66,134 +41,113 @@ def main_words(tokens: Iterable[Token]) -> Words:
     return tuple(t.word for t in tokens if not t.bracketed)
 
 
-def answer(reading: Reading, facts: ListFacts) -> Answer:
-    """One reading in the light of its list."""
-    words = main_words(reading.tokens)
-    if not words:
-        return Answer(None, None, 0.0, "the name holds no words that tell a plant or a disease")
-    stranger = _stranger_first(reading, facts)
-    if reading.species and not stranger:
-        return _with_plant(reading, facts)
-    return _without_plant(reading, facts, stranger)
+def turned(words: Words) -> Words:
+    """Words with the healthy or sick words in front put behind: "healthy tomato leaf" -> "tomato leaf healthy"."""
+    count = next((i for i, w in enumerate(words) if w not in STATES), 0)
+    return words[count:] + words[:count]
 
 
-def _stranger_first(reading: Reading, facts: ListFacts) -> int:
-    """Words of an unknown plant before a known one ("quandong___peach_leaf_curl"); 0 where there is none."""
-    if reading.how not in {"middle", "last", "borrowed", "abbreviation"}:
-        return 0
-    tokens = [t for t in reading.tokens if not t.bracketed]
-    count = next((i for i, t in enumerate(tokens) if spelling.is_known(t.word) or _is_known(t.word)), len(tokens))
-    if not 0 < count < len(tokens):
-        return 0
-    kind = tokens[count].word in crops.KINDS and tokens[count].brk < 2 and count + 1 < len(tokens)
-    if reading.how == "middle" and kind:
-        return count + 1
-    recurs = len(facts.endings[tuple(t.word for t in tokens[:count])]) >= 2
-    return count if tokens[count].brk == 2 or recurs else 0
+class ListFacts:
+    """What recurs in one list: endings per beginning, beginnings per ending, plants, names without a disease.
 
+    learned: phrases in no table that the list shows to be plants -> in how many kinds of names.
+    """
 
-def _is_known(word: str) -> bool:
-    """Known as anything but a part of a plant's name (where a whole plant was named, nobody asks)."""
-    return spelling.is_disease_word(word) or spelling.is_known(word, plants=False)
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        self.endings: dict[Words, set[Words]] = defaultdict(set)
+        self.beginnings: dict[Words, set[Words]] = defaultdict(set)
+        self.plants: Counter[str] = Counter()
+        self.bare = Counter[bool]()
+        self.bracketed: dict[Words, set[Words]] = defaultdict(set)
+        self.names = self.ill = 0
+        for reading in readings:
+            words = turned(main_words(reading.tokens))
+            self.names += 1
+            aside = tuple(t.word for t in reading.tokens if t.bracketed)
+            if aside:
+                self.bracketed[aside].add(words)
+            self.ill += reading.quality in {"healthy", "sick"} or any(w in _ILL for w in words)
+            if reading.species:
+                self.plants[reading.species] += 1
+                if reading.quality == "none":
+                    self.bare[words[-1:] != () and words[-1] in crops.ORGANS] += 1
+                if reading.disease and reading.how in {"start", "last"}:
+                    self.beginnings[tuple(reading.disease.split())].add((reading.species,))
+            for k in range(1, min(5, len(words) + 1)):
+                self.endings[words[:k]].add(words[k:] or aside)
+                if reading.how != "start":
+                    self.beginnings[words[k:]].add(words[:k])
+        self.learned = self._learn()
 
+    def told(self, aside: Words) -> bool:
+        """Whether words in brackets are a disease: known, or written behind several names."""
+        return bool(aside) and (quality(aside) in {"healthy", "sick", "known"} or len(self.bracketed[aside]) >= 2)
 
-def _with_plant(reading: Reading, facts: ListFacts) -> Answer:
-    confidence, reason = _PLANT[reading.how], _WHERE[reading.how]
-    if reading.how == "abbreviation" and len(reading.tokens) == 1:
-        confidence = 0.7
-    disease = reading.disease
-    words = main_words(reading.tokens)
-    parted = any(t.brk == 2 for t in reading.tokens)
-    if reading.quality == "none":
-        organ = words[-1] in crops.ORGANS
-        same = facts.bare[organ] >= 3
-        disease = "healthy"
-        confidence *= (0.94 if same else 0.86) if organ else (0.8 if same else 0.66)
-        reason += ", and no disease named" + (", as in others of this list" if same else "")
-    elif reading.quality == "unknown":
-        recurs = len(facts.beginnings[tuple((disease or "").split())]) >= 2 or facts.plants[reading.species or ""] >= 3
-        confidence *= 0.94 if parted and recurs else 0.92 if recurs else 0.9 if parted else 0.82
-        reason += ", then words that are in no table"
-    elif reading.quality == "partly":
-        tail = (disease or "").split()[-1]
-        confidence *= 0.95 if _is_known(tail) else 0.9
-        reason += ", a disease with a word that is in no table"
-    else:
-        reason += {"healthy": ", healthy", "sick": ", sick of something"}.get(reading.quality, ", known disease")
-    if reading.fixed:
-        confidence -= 0.03
-        reason += "; a typo was mended"
-    return Answer(reading.species, disease, round(confidence, 3), reason)
+    def only_plant(self) -> str | None:
+        """The one plant of the list, where at least three names give it and no name gives another."""
+        return next(iter(self.plants)) if len(self.plants) == 1 and self.plants.total() >= 3 else None
 
+    def plants_only(self) -> bool:
+        """Whether the list names plants and next to no diseases, so that an unknown name is a plant too."""
+        return self.bare[False] >= 2 and self.names >= 6 and self.ill <= 0.15 * self.names
 
-def _without_plant(reading: Reading, facts: ListFacts, stranger: int) -> Answer:
-    tokens = [t for t in reading.tokens if not t.bracketed]
-    words = tuple(t.word for t in tokens)
-    unknown = [i for i, w in enumerate(words) if not _is_known(w)]
-    split = None
-    if unknown or stranger:
-        split = _split(tokens, unknown, facts, stranger)
-    if split:
-        species, rest, confidence, reason = split
-        disease, quality = naming.disease_name(list(rest))
-        if quality in {"none", "unknown"}:
-            confidence -= 0.15
-        if disease is None:
-            disease, reason = "healthy", reason + ", and no disease named"
-        return Answer(" ".join(species), disease, round(max(confidence, 0.1), 3), reason)
-    only = facts.only_plant()
-    if only:
-        reason = f"the name does not say the plant; every name of this list that does says {only}"
-        return Answer(only, reading.disease, 0.5, reason)
-    return Answer(None, reading.disease, 0.2, "the name does not say the plant")
-
-
-def _split(
-    tokens: list[Token], unknown: list[int], facts: ListFacts, stranger: int
-) -> tuple[Words, Words, float, str] | None:
-    """(plant words, other words, confidence, reason) of a name whose plant is in no table; None where it has none."""
-    words = tuple(t.word for t in tokens)
-    idle = crops.HEALTHY | crops.SICK
-    first = next((i for i, w in enumerate(words) if w not in idle), 0)
-    link = next((i for i, w in enumerate(words) if i and w in {"on", "of", "in"}), None)
-    if link and any(i > link for i in unknown) and not any(i < link for i in unknown):
-        plant = tuple(w for w in words[link + 1 :] if w not in crops.ORGANS)
-        return plant, words[:link], 0.75, "unknown plant behind 'on' or 'of'"
-    if not stranger and first not in unknown:
-        tail = len(words) - sum(w in crops.ORGANS for w in words[-1:])
-        count = next((n for n in range(tail) if tail - 1 - n not in unknown), tail)
-        body = words[: tail - count]
-        complete = body and body[-1] in crops.HEADS | crops.PESTS | crops.HEALTHY
-        complete = complete and not spelling.GENUS.match(body[-1])  # "Cercospora fictiva" is one Latin name
-        if count and complete and len(unknown) == count:
-            return words[tail - count : tail], body, 0.6, "known disease first, then an unknown plant"
+    def find_learned(self, words: Words) -> tuple[int, int] | None:
+        """(start, end) of the longest learned plant at the beginning of words or right behind "on", "of" or "in"."""
+        places = [0, *(i + 1 for i, w in enumerate(words) if w in {"on", "of", "in"})]
+        for start in places:
+            for end in range(min(start + 4, len(words)), start, -1):
+                if words[start:end] in self.learned:
+                    return start, end
         return None
-    rest = words[first:]
-    brk = next((i for i in range(1, len(rest)) if tokens[first + i].brk == 2), 0)
-    known = next((i for i, w in enumerate(rest) if i and (_is_known(w))), len(rest))
-    k = brk or stranger or max(range(1, len(rest) + 1), key=lambda n: (_score(rest, n, known, facts), -n))
-    plant, others = rest[:k], words[:first] + rest[k:]
-    again = next((n for n in range(1, k // 2 + 1) if 2 * n == k and plant[:n] == plant[n:]), k)
-    plant = plant[:again]  # "quandong quandong rust"
-    while others[: len(plant)] == plant:
-        others = others[len(plant) :]
-    many, wide = len(facts.endings[plant]), len(facts.beginnings[rest[k:]]) if k < len(rest) else 0
-    confidence = 0.8 if brk else 0.68
-    confidence += 0.07 * (many >= 2) + 0.05 * (many >= 3) + 0.03 * (wide >= 2)
-    if words == rest == plant and len(plant) == 1:  # one bare word: a plant, a pest or a code, nobody can tell
-        if len(plant[0]) <= 5 or many < 2:
-            return None
-    reason = "unknown plant before a strong separator" if brk else "unknown plant before the disease"
-    if many >= 2:
-        reason += f"; it begins {many} kinds of names"
-    if wide >= 2:
-        reason += f"; the ending follows {wide} plants"
-    return plant, others, confidence, reason
+
+    def _learn(self) -> dict[Words, int]:
+        """Phrases with endings that stand on their own as diseases; longer ones before the shorter they contain."""
+        learned: dict[Words, int] = {}
+        for phrase in sorted((p for p, ends in self.endings.items() if len(ends) > 1), key=len):
+            if not _may_be_plant(phrase):
+                continue
+            ends = self.endings[phrase]
+            if len({_inner(end)[:1] for end in ends}) < 2:
+                continue  # always followed by the same word: that word belongs to it
+            strict = naming.is_plant(phrase[0]) or any(phrase[:k] in learned for k in range(1, len(phrase)))
+            full = sum(self._stands_alone(end, strict) for end in ends)
+            if full >= 2 and full * 2 >= len(ends):
+                learned[phrase] = len(ends)
+        return learned
+
+    def _stands_alone(self, end: Words, strict: bool) -> bool:
+        """Whether an ending is a disease in itself. strict: not where the word before could be part of its name."""
+        if not end or all(w in crops.ORGANS for w in end) or quality(end) in {"healthy", "sick"}:
+            return True
+        known = quality(end) == "known"
+        if strict:
+            return known and (end[0] in crops.MODIFIERS | crops.ORGANS | crops.PESTS) and len(end) > 1
+        return known or len(self.beginnings[end]) >= 3
 
 
-def _score(words: Words, n: int, known: int, facts: ListFacts) -> float:
-    """How well a list backs words[:n] as a plant: recurring on both sides, disease words on the right side."""
-    ending = words[n:]
-    score = 2.0 * (n == known) - 2.0 * max(0, n - known)
-    score += 1.5 * log2(1 + len(facts.endings[words[:n]])) if ending else 0.0
-    return score + (1.5 * log2(1 + len(facts.beginnings[ending])) if ending else 0.0)
+def _inner(words: Words) -> Words:
+    """Words without organs in front: "leaf rust" -> "rust"."""
+    return words[next((i for i, w in enumerate(words) if w not in crops.ORGANS), len(words)) :]
+
+
+def _may_be_plant(phrase: Words) -> bool:
+    """Whether a phrase in no table could name a plant: it holds a word that belongs to no disease, in a fit place."""
+    if phrase[0] in _NOT_FIRST or any(w in crops.PATHOGENS or w in STATES for w in phrase):
+        return False
+    if naming.plant_of(phrase) or naming.same_plant(phrase):
+        return False
+    last, heads = phrase[-1], (crops.HEADS | crops.SIGNS) - crops.COLOURS
+    if any(w in heads for w in phrase[:-1]) or last in crops.LINKS or last in crops.LEAFY:
+        return False
+    if len(phrase) == 1:
+        return not spelling.is_known(last)
+    if naming.is_plant(phrase[0]) and naming.is_plant(last) and last not in crops.KINDS:
+        return False  # "corn maize", "citrus lemon"
+    return (not is_known(last) and not naming.is_plant(last)) or (
+        (naming.is_plant(last) or last in crops.PLANT_ENDS | crops.KINDS | crops.ORGANS) and last not in heads | crops.PESTS
+    )
+
+
+def is_known(word: str) -> bool:
+    """Whether a word is known as anything but a part of a plant's name (where a whole plant was named, nobody asks)."""
+    return spelling.is_disease_word(word) or spelling.is_known(word, plants=False)

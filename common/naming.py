@@ -9,12 +9,14 @@ import re
 from typing import NamedTuple
 
 from common import crops
-from common.spelling import GENUS, KNOWN, PLANT_WORDS, Token, is_disease_word, singular, tokenise
+from common.spelling import GENUS, KNOWN, LATIN_END, PLANT_WORDS, Token, is_disease_word, singular, tokenise
 
+_PARTS = {frozenset(phrase) for phrase in crops.PLANTS if len(phrase) > 1}
 _ONLY_PLANT = PLANT_WORDS - crops.ORGANS - crops.DISEASE_WORDS
 _FULL = crops.HEADS | crops.PESTS
 _COMPLETE = frozenset(singular(w) for w in _FULL) - {"yellow"}
 _IDLE_TAILS = crops.IDLE_TAILS - {"disease", "diseases"}
+_TOLD = _FULL | crops.SIGNS | crops.HEALTHY | (crops.SICK - {"disease", "diseases"})
 _BESIDE = crops.ORGANS | crops.LINKS | {"and"}
 # Two names of one disease in a row -> the first of them.
 _TWO_NAMES = {
@@ -40,6 +42,21 @@ class Reading(NamedTuple):
     fixed: bool
 
 
+def plant_of(words: tuple[str, ...]) -> str | None:
+    """The known plant that exactly these words name, in singular or plural, or None."""
+    return crops.PLANTS.get(words) or crops.PLANTS.get(tuple(w if w in PLANT_WORDS else singular(w) for w in words))
+
+
+def same_plant(words: tuple[str, ...]) -> bool:
+    """Whether words only repeat or turn round those of one known plant: "pepper bell bell"."""
+    return frozenset(words) in _PARTS
+
+
+def is_plant(word: str) -> bool:
+    """Whether one word names a known plant."""
+    return plant_of((word,)) is not None
+
+
 def find_plants(tokens: list[Token]) -> list[tuple[int, int, str]]:
     """(start, end, plant) of every known plant, longest phrase first at each place, left to right."""
     words = [t.word for t in tokens]
@@ -56,6 +73,9 @@ def find_plants(tokens: list[Token]) -> list[tuple[int, int, str]]:
                 plant = crops.PLANTS.get((base[i + 1], base[i]))  # "Pepper, bell"
             if plant:
                 hit = (i, i + n, plant)
+                genus = n == 1 and (words[i],) in crops.LATIN and i + 1 < len(words) and not tokens[i + 1].brk
+                if genus and is_epithet(words[i + 1]):
+                    hit = (i, i + 2, plant)  # "Musa acuminata"
                 break
         if hit:
             found.append(hit)
@@ -65,13 +85,19 @@ def find_plants(tokens: list[Token]) -> list[tuple[int, int, str]]:
     return found
 
 
+def is_epithet(word: str) -> bool:
+    """Whether a word in no table looks like the second word of a Latin name."""
+    return len(word) >= 4 and word not in KNOWN and LATIN_END.search(word) is not None
+
+
 def read(raw: str) -> Reading:
     """One name on its own, see `Reading`. Raises nothing."""
     tokens = tokenise(raw)
     # "White background" tells of the picture: the colour goes with the noise word behind it.
     scene = [i for i, t in enumerate(tokens) if t.word in {"background", "backgrounds"} and i]
     idle = {i - 1 for i in scene if tokens[i - 1].word in crops.COLOURS}
-    tokens = [t for i, t in enumerate(tokens) if i not in idle and t.word not in crops.NOISE]
+    idle |= {i for i, t in enumerate(tokens) if t.word in crops.NOISE and not _field_plant(tokens, i)}
+    tokens = _without_folder([t for i, t in enumerate(tokens) if i not in idle])
     if not any(not t.bracketed for t in tokens):
         tokens = [t._replace(bracketed=False) for t in tokens]
     words = [t.word for t in tokens]
@@ -103,6 +129,24 @@ def read(raw: str) -> Reading:
     disease, quality = disease_name([t.word for t in rest])
     fixed = any(t.fixed for t in tokens if not t.bracketed)
     return Reading(species, how, tuple(tokens), disease, quality, fixed)
+
+
+def _field_plant(tokens: list[Token], i: int) -> bool:
+    """Whether "field" belongs to a plant's name: "field bindweed", but not "field images" or "field tomato"."""
+    following = tokens[i + 1] if i + 1 < len(tokens) else None
+    return tokens[i].word == "field" and following is not None and not following.brk and following.word not in KNOWN
+
+
+def _without_folder(tokens: list[Token]) -> list[Token]:
+    """Tokens without folders above a plant's own: "My photos/Potato/rust" -> "Potato/rust"."""
+    starts = [0, *(i for i in range(1, len(tokens)) if tokens[i].brk == 2), len(tokens)]
+    parts = [tokens[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    for n, part in enumerate(parts[:-1]):
+        words = tuple(t.word for t in part)
+        if n and plant_of(words) and not any(find_plants(p) or any(t.word in _TOLD for t in p) for p in parts[:n]):
+            tokens = tokens[starts[n] :]
+            break
+    return [tokens[0]._replace(brk=0), *tokens[1:]] if tokens else tokens
 
 
 def _means_something(tokens: list[Token]) -> bool:
@@ -175,6 +219,9 @@ def disease_name(words: list[str]) -> tuple[str | None, str]:
     name = " ".join(words)
     name = {"two spotted spider mites": "two spotted spider mite"}.get(name, name)
     telling = [is_disease_word(w) and w not in crops.COLOURS for w in words]  # "red" alone is no disease
+    borrowed = tuple(words) in crops.BORROWED
+    for i, word in enumerate(words):  # "phytophthora ramorum"
+        telling[i] = telling[i] or borrowed or (i > 0 and words[i - 1] in crops.PATHOGENS and word not in _BESIDE)
     if any(telling) and all(t or w in _BESIDE or w in crops.COLOURS for t, w in zip(telling, words, strict=True)):
         return name, "known"
     return name, "partly" if any(telling) else "unknown"
@@ -199,6 +246,7 @@ def _trim_front(words: list[str]) -> list[str]:
         )
         organ = organ or (first in crops.ORGANS and second in {"strip", "stripe"} and words[-1] == "rust")
         whole = first in {"plant", "tree", "crop"} and second not in crops.PESTS
+        organ = organ or (first in crops.ORGANS and second in {"with", "by"})
         if not (sick or strip or organ or whole or first in crops.LINKS):
             break
         words = words[1:]
@@ -210,13 +258,17 @@ def _trim_ends(words: list[str]) -> list[str]:
         last, before = words[-1], words[-2]
         if last in crops.ORGANS and before in crops.LINKS:
             words = words[:-2]
+        elif len(last) == 1 and len(before) > 1 and before != "virus":
+            words = words[:-1]  # "blight d"
+        elif last in {"affected", "infected", "infested"} | crops.ORGANS and is_disease_word(before) and _affected(words):
+            words = words[:-1]
         elif len(words) > 2 and last == "damage" and before in crops.ORGANS:
             words = words[:-1]
         elif last in crops.ORGANS and singular(before) in _COMPLETE:
             words = words[:-1]
         elif len(words) > 2 and words[-2:] == ["water", "mold"] and words[-3] in _FULL:
             words = words[:-2]
-        elif last in {"disease", "diseases"} and before in _FULL | crops.ORGANS | {"curl"}:
+        elif last in {"disease", "diseases"} and before in _FULL | crops.ORGANS | {"curl", "hole"}:
             words = words[:-1]
         elif last in _IDLE_TAILS and (before in _FULL or before in crops.SIGNS):
             if last == "damage" and singular(before) in {"insect", "pest"}:
@@ -225,6 +277,11 @@ def _trim_ends(words: list[str]) -> list[str]:
         else:
             break
     return words
+
+
+def _affected(words: list[str]) -> bool:
+    """Whether words end in "affected", with or without an organ: "caterpillar affected leaf"."""
+    return words[-1 - (words[-1] in crops.ORGANS)] in {"affected", "infected", "infested"}
 
 
 def _one_name(words: list[str]) -> list[str]:

@@ -1,189 +1,186 @@
-"""From checked files to data/organized/: what is kept, what is not and why, and the files that say so."""
+"""Puts the kept pictures where they belong below data/organized/, writes its index, and takes it back."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import os
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common.console import progress, table
-from common.files import write_rows, write_text
-from common.hygiene import SPLITS, groups_of, near_pairs, split_groups
-from common.sources import Checked, Found, target_of
-from common.taxonomy import ClassTree
+from common.console import progress
+from common.files import write_text
+from common.intake import REASONS, target_of
+from common.keep import HOLDOUT_SPECIES, SPLITS, Kept, Refused
+from common.phash import connected, near_search
+from common.shards import Layout, layout, shard_name, write_shards
+from common.sources import Files
+from common.splits import TEST, draws, split_groups
 
-MANIFEST = ("path", "species", "disease", "split", "group", "sha256", "phash", "width", "height", "source")
+FOLDERS = (*SPLITS[:3], "holdout/species", "holdout/diseases")
+MANIFEST = ("path", "species", "disease", "split", "group", "sha256", "phash", "width", "height", "dataset", "source", "offset", "size")
 REJECTED = ("source", "name", "reason", "detail")
 
 
-@dataclass
-class Kept:
-    """A picture that stays: its file, what it holds, its leaf, and where it goes."""
+@dataclass(frozen=True)
+class Placed:
+    """Where pictures stand below data/organized/: in files of their own, or (offset >= 0) within tar shards.
 
-    found: Found
-    checked: Checked
-    leaf: tuple[str, str]
-    group: int = -1
-    split: str = ""
-
-    @property
-    def id(self) -> str:
-        """File name without ending: first 16 hex digits of the SHA-256 of the source file."""
-        return self.checked.sha256[:16]
-
-    @property
-    def path(self) -> str:
-        """Where it stands below data/organized/."""
-        return f"{self.split}/{self.leaf[0]}/{self.leaf[1]}/{self.id}.jpg"
-
-
-def drop_duplicates(files: Sequence[tuple[Found, Checked, tuple[str, str]]]) -> tuple[list[Kept], list[tuple[str, ...]]]:
-    """Keep one of each picture; of a picture under two labels keep none.
-
-    Two files are one picture where their bytes are equal or where their decoded pixels are.
-
-    Args:
-        files: (file, what it holds, (species, disease)) of every usable picture.
-
-    Returns:
-        what stays, ordered by content, and rows of rejected.csv.
+    shard: int32 (K,), -1 for a file of its own; offset: int64 (K,).
     """
-    same: dict[str, list[tuple[Found, Checked, tuple[str, str]]]] = defaultdict(list)
-    for item in files:
-        same[item[1].pixels].append(item)
-    kept, rejected = [], []
-    for items in same.values():
-        items.sort(key=lambda item: (item[1].sha256, item[0].path))
-        leaves = sorted({item[2] for item in items})
-        if len(leaves) > 1:
-            labels = " and ".join("/".join(leaf) for leaf in leaves)
-            rejected += [(f.path, f.name, "label_conflict", f"the same picture stands under {labels}") for f, _, _ in items]
-            continue
-        first = items[0]
-        kept.append(Kept(*first))
-        for found, checked, _ in items[1:]:
-            exact = checked.sha256 == first[1].sha256
-            rejected.append((found.path, found.name, "duplicate" if exact else "same_pixels", f"of {first[0].path}"))
-    return sorted(kept, key=lambda k: k.checked.sha256), rejected
+
+    kept: Kept
+    ids: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+
+    def path(self, k: int) -> str:
+        """Path of picture k in the manifest."""
+        split, (species, disease) = self.kept.split[k], self.kept.leaves[self.kept.leaf[k]]
+        if self.shard[k] >= 0:
+            return f"{SPLITS[split]}/{shard_name(self.shard[k])}"
+        return f"{FOLDERS[split]}/{species}/{disease}/{self.ids[k]:016x}.jpg"
 
 
-def assign_splits(kept: list[Kept], radius: int, val: float, test: float) -> dict[str, float]:
-    """Group near-duplicates, split by group, and measure what leaks.
+def plan_places(kept: Kept, facts: np.ndarray, shard_bytes: int) -> tuple[Placed, list[Layout]]:
+    """Decide where each picture goes; `shard_bytes` 0: files of their own. Returns the plan, and the shards of each split."""
+    ids = np.ascontiguousarray(facts["sha256"][kept.file, :8]).view(">u8")[:, 0].astype(np.uint64)
+    shard, offset, layouts = np.full(len(kept), -1, np.int32), np.full(len(kept), -1, np.int64), []
+    if shard_bytes:
+        inside = np.unique(kept.leaf[kept.split < HOLDOUT_SPECIES])  # leaf numbers as in the class tree, which knows no holdout
+        number = np.searchsorted(inside, kept.leaf)
+        for split in range(3):
+            mine = np.flatnonzero(kept.split == split)
+            plan = layout(ids[mine], number[mine], facts["stored"][kept.file[mine]], shard_bytes)
+            shard[mine], offset[mine] = plan.shard, plan.offset
+            layouts.append(plan)
+    return Placed(kept, ids, shard, offset), layouts
 
-    Args:
-        kept: all pictures; their `group` and `split` are set.
-        radius: bits in which the hashes of near-duplicates may differ; -1 groups nothing.
-        val, test: shares.
 
-    Returns:
-        near-duplicate pairs, pictures in groups of two or more, largest group; share of val and test pictures with a
-        near neighbour in train as split here (`leak`), and had each picture been split alone (`leak_alone`).
+def place(placed: Placed, layouts: Sequence[Layout], facts: np.ndarray, store: Path, partial: Path) -> None:
+    """Put stored pictures where they belong; what stands there from a killed run with the same plan stays.
+
+    Files become hard links, as the store must keep its own until the run is complete.
     """
-    hashes = np.array([k.checked.hashes for k in kept], np.uint64).reshape(len(kept), -1)
-    pairs = near_pairs(hashes, radius) if radius >= 0 and len(kept) > 1 else np.zeros((0, 2), np.int64)
-    groups = groups_of(len(kept), pairs)
-    leaves, keys = ["/".join(k.leaf) for k in kept], [k.checked.sha256 for k in kept]
-    splits = split_groups(leaves, groups.tolist(), keys, val, test)
-    alone = split_groups(leaves, list(range(len(kept))), keys, val, test)
-    for k, group, split in zip(kept, groups.tolist(), splits, strict=True):
-        k.group, k.split = group, split
-    sizes = np.bincount(groups)
-    return {"pairs": len(pairs), "grouped": int(sizes[sizes > 1].sum()), "largest_group": int(sizes.max(initial=0)),
-            "leak": _leak(pairs, splits), "leak_alone": _leak(pairs, alone)}
+    kept = placed.kept
+    plan = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in (placed.ids, placed.offset, kept.split, kept.leaf)))
+    mark = partial.with_name(partial.name + ".plan")
+    if not mark.is_file() or mark.read_text() != plan.hexdigest():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        mark.write_text(plan.hexdigest())
+
+    def stored(k: int) -> str:
+        return f"{store}/{target_of(facts['key'][kept.file[k]])}"
+
+    for split, plan in enumerate(layouts):
+        mine = np.flatnonzero(kept.split == split)
+        write_shards(partial / SPLITS[split], plan, lambda i, mine=mine: stored(mine[i]), f"writing {SPLITS[split]} shards")
+    single = np.flatnonzero(placed.shard < 0)
+    for split, leaf in np.unique(np.stack([kept.split[single], kept.leaf[single]]), axis=1).T:
+        (partial / FOLDERS[split] / Path(*kept.leaves[leaf])).mkdir(parents=True, exist_ok=True)
+    for k in progress(single.tolist(), len(single), desc="placing", unit="file"):
+        link(stored(k), f"{partial}/{placed.path(k)}")
 
 
-def _leak(pairs: np.ndarray, splits: list[str]) -> float:
-    """Share of val and test pictures with a near neighbour in train."""
-    held = sum(split != "train" for split in splits)
-    leaking = set()
-    for a, b in pairs.tolist():
-        if (splits[a] == "train") != (splits[b] == "train"):
-            leaking.add(b if splits[a] == "train" else a)
-    return len(leaking) / held if held else 0.0
-
-
-def place(kept: list[Kept], store: Path, partial: Path) -> None:
-    """Move the stored pictures to where they belong; the store keeps its files until the run is complete."""
-    for folder in {(k.split, *k.leaf) for k in kept}:
-        (partial / Path(*folder)).mkdir(parents=True, exist_ok=True)
-    for k in progress(kept, desc="placing", unit="file"):
-        _link(store / (target_of(k.found) + ".jpg"), partial / k.path)
-
-
-def _link(source: Path, target: Path) -> None:
+def link(source: str, target: str) -> None:
+    """Hard link, or copy where links cannot be; a target that is there already stays."""
     try:
         os.link(source, target)
+    except FileExistsError:
+        pass
     except OSError:  # file systems without hard links
-        shutil.copyfile(source, target)
+        shutil.copyfile(source, target + ".tmp")
+        os.replace(target + ".tmp", target)
 
 
-def place_strangers(found: list[Found], checked: dict[str, Checked], store: Path, partial: Path) -> list[tuple[str, ...]]:
-    """Place pictures of no plant, half in val, half in test, by their content; returns rows of rejected.csv."""
-    rejected, seen = [], set()
-    for split in ("val", "test"):
-        (partial / "not_plants" / split).mkdir(parents=True, exist_ok=True)
-    good = sorted((f for f in found if not checked[f.path].reason), key=lambda f: checked[f.path].sha256)
-    for f in good:
-        c = checked[f.path]
-        if c.pixels in seen:
-            rejected.append((f.path, "not_plants", "duplicate", "of another picture of no plant"))
-            continue
-        split = ("val", "test")[len(seen) % 2]
-        seen.add(c.pixels)
-        _link(store / (target_of(f) + ".jpg"), partial / "not_plants" / split / f"{c.sha256[:16]}.jpg")
-    return rejected + [(f.path, "not_plants", checked[f.path].reason, checked[f.path].detail) for f in found if checked[f.path].reason]
+def place_strangers(files: Files, facts: np.ndarray, good: np.ndarray, radius: int, store: Path, partial: Path) -> np.ndarray:
+    """Place pictures of no plant, half in val, half in test, by their content; near-duplicates keep together.
+
+    Args:
+        good: int64 (M,), their files that stay, in the order of their SHA-256.
+
+    Returns:
+        int64 (2,): pictures in val and test.
+    """
+    near = near_search(facts["phash"][good], max(radius, 0))
+    group = connected(len(good), near.edges()) if radius >= 0 else np.arange(len(good))
+    split = split_groups(np.zeros(len(good), np.int64), group, draws(facts["sha256"][good]), 0.0, 0.5)
+    for name in ("val", "test"):
+        (partial / "not_plants" / name).mkdir(parents=True, exist_ok=True)
+    for k, i in enumerate(good.tolist()):
+        name = facts["sha256"][i, :8].tobytes().hex()
+        link(f"{store}/{target_of(facts['key'][i])}", f"{partial}/not_plants/{'test' if split[k] == TEST else 'val'}/{name}.jpg")
+    return np.array([(split != TEST).sum(), (split == TEST).sum()])
 
 
-def counts_by_leaf(kept: Iterable[Kept]) -> dict[tuple[str, str], Counter[str]]:
-    """Count pictures per leaf and split."""
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for k in kept:
-        counts[k.leaf][k.split] += 1
-    return counts
-
-
-def write_index(folder: Path, tree: ClassTree, kept: list[Kept]) -> None:
+def write_index(folder: Path, kept: Kept) -> None:
     """Write species_index.json: the tree in index order with the counts per split."""
-    counts = counts_by_leaf(kept)
-    data = tree.to_json()
+    data, counts = kept.tree().to_json(), dict(zip(kept.leaves, kept.counts().tolist(), strict=True))
     for row in data["species"]:
-        row["counts"] = {d: {s: counts[row["name"], d][s] for s in SPLITS} for d in row["diseases"]}
+        row["counts"] = {d: dict(zip(SPLITS[:3], counts[row["name"], d], strict=False)) for d in row["diseases"]}
     write_text(folder / "species_index.json", json.dumps(data, indent=1))
 
 
-def write_manifest(folder: Path, kept: list[Kept]) -> None:
-    """Write manifest.csv, a row per picture in the order of its path."""
-    rows = [(k.path, *k.leaf, k.split, k.checked.sha256 if k.group < 0 else f"g{k.group:07d}", k.checked.sha256,
-             f"{k.checked.hashes[0]:016x}", k.checked.width, k.checked.height, k.found.path) for k in kept]
-    write_rows(folder / "manifest.csv", MANIFEST, sorted(rows))
+def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[tuple[object, ...]]:
+    """Rows of manifest.csv, a picture each, by split, species, disease and id."""
+    kept = placed.kept
+    order = np.lexsort((kept.leaf, kept.split))
+    for start in range(0, len(order), 4096):  # Python numbers in blocks: one by one out of arrays they cost ten times as much
+        rows = order[start : start + 4096]
+        i = kept.file[rows]
+        fact, groups = facts[i], placed.ids[kept.group[rows]]
+        columns = (kept.leaf[rows], kept.split[rows], groups, fact["phash"], fact["width"], fact["height"], files.origin[i],
+                   placed.offset[rows], fact["stored"])
+        for k, file, sha, (leaf, split, group, phash, width, height, origin, offset, stored) in zip(
+                rows.tolist(), i.tolist(), fact["sha256"], zip(*(column.tolist() for column in columns), strict=True), strict=True):
+            yield (placed.path(k), *kept.leaves[leaf], SPLITS[split], f"{group:016x}", sha.tobytes().hex(), f"{phash:016x}", width, height,
+                   files.sources[origin].name, files.path(file), offset if offset >= 0 else "", stored)
 
 
-def report(kept: list[Kept], rejected: Sequence[tuple[str, ...]], merged: Sequence[tuple[str, ...]], leaks: dict[str, float],
-           radius: int) -> str:
-    """Compose report.md: counts, rejects, near-duplicates, leak check, classes from rare to frequent."""
-    counts = counts_by_leaf(kept)
-    reasons = Counter(row[2] for row in rejected)
-    splits = Counter(k.split for k in kept)
-    unjudged = sorted("/".join(leaf) for leaf, c in counts.items() if not c["test"] or not c["val"])
-    rows = sorted((sum(c.values()), "/".join(leaf), *(c[s] for s in SPLITS)) for leaf, c in counts.items())
-    return "\n".join([
-        "# Organized data", "",
-        f"{len(kept):,} pictures in {len(counts):,} classes of {len({leaf[0] for leaf in counts}):,} species: "
-        + ", ".join(f"{splits[s]:,} {s}" for s in SPLITS) + f". {len(rejected):,} files were left out.", "",
-        "## Left out", "", table(reasons.most_common(), ("reason", "files")), "", "Each file with its reason: `rejected.csv`.", "",
-        "## Near-duplicates and leaks", "",
-        f"Perceptual hash over 8 flips and turns, at most {radius} of 64 bits apart: {leaks['pairs']:,} pairs, "
-        f"{leaks['grouped']:,} pictures in groups (largest {leaks['largest_group']:,}). A group never straddles a split.", "",
-        f"Val and test pictures with a near neighbour in train: {leaks['leak']:.2%} "
-        f"(a split picture by picture would leak {leaks['leak_alone']:.2%}).", "",
-        "## Names", "", f"{len(merged)} classes were put together from several folders or need a look: `review.csv`.", "",
-        "## Classes that cannot be judged", "",
-        ", ".join(unjudged) if unjudged else "None: every class has pictures in all three splits.", "",
-        "## Classes, rarest first", "",
-        table([(leaf, n, *c) for n, leaf, *c in rows], ("class", "pictures", *SPLITS)), ""])
+def rejected_rows(files: Files, refused: Refused) -> Iterator[tuple[str, ...]]:
+    """Rows of rejected.csv: every file that is not in the manifest, and rows of labels CSVs without a file."""
+    strangers = files.is_stranger()
+    for i in np.flatnonzero(refused.reason).tolist():
+        label = "not_plants" if strangers[i] else files.label_of(i)
+        twin = refused.twin[i]
+        yield files.path(i), label, REASONS[refused.reason[i]], f"of {files.path(twin)}" if twin >= 0 else refused.details.get(i, "")
+    yield from files.missing
+
+
+def foreign(output: Path) -> list[str]:
+    """Paths below data/organized/ that 01 did not make, sorted."""
+    own = {"manifest.csv", "rejected.csv", "review.csv", "names.csv", "species_index.json", "report.md", "made_of.json"}
+    with (output / "manifest.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        own |= {row["path"] for row in csv.DictReader(file)}
+    paths = (os.path.relpath(os.path.join(folder, name), output) for folder, _, names in os.walk(output) for name in names)
+    return sorted(path for path in paths if path not in own and not path.startswith(("not_plants" + os.sep, "report" + os.sep)))
+
+
+def remove(output: Path) -> list[str]:
+    """Take back what 01 made: data/organized/, its store and what a killed run left; the sources are not touched.
+
+    Returns:
+        paths below `output` that 01 did not make; they stay, and so do their folders.
+    """
+    for folder in (output.with_name(output.name + ending) for ending in (".store", ".partial")):
+        shutil.rmtree(folder, ignore_errors=True)
+    output.with_name(output.name + ".partial.plan").unlink(missing_ok=True)
+    if not output.is_dir():
+        return []
+    left = foreign(output)
+    if not left:
+        shutil.rmtree(output)
+        return []
+    for folder, _, names in os.walk(output, topdown=False):
+        for path in (os.path.join(folder, name) for name in names):
+            if os.path.relpath(path, output) not in left:
+                os.unlink(path)
+        if not os.listdir(folder):
+            os.rmdir(folder)
+    return left

@@ -1,169 +1,199 @@
-"""Raw image folders: which files are there, what class their folder names, and what each file holds."""
+"""Which files the sources hold, as packed arrays: a million Python objects would cost gigabytes and copies in every worker."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import json
 import os
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
-from common import images
-from common.console import progress, say
-from common.hygiene import perceptual_hashes
+from common.console import fail, progress
 
-SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing", "images", "image", "data", "dataset"}
+SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
+PLAIN_FOLDERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures"}  # hold classes, name none
 JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
-class Found:
-    """One file of a source: its path, its class folder's name ("a" or "a/b"; "" where it lies in no folder), its stat."""
+class Source:
+    """A folder to take pictures from. `name` tells it from the others in the manifest; strangers show no plant."""
 
-    path: str
     name: str
-    size: int
-    mtime_ns: int
+    root: Path
+    strangers: bool = False
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What a file holds. `reason` is empty for a usable picture, else the word of `ImageError` or what `detail` explains."""
+@dataclass
+class Files:
+    """All files of all sources, N of them, in a fixed order.
 
-    reason: str = ""
-    detail: str = ""
-    sha256: str = ""
-    pixels: str = ""
-    hashes: tuple[int, ...] = ()
-    width: int = 0
-    height: int = 0
-
-
-def scan(source: Path) -> Iterator[Found]:
-    """List the files of a source in a fixed order; links are followed, but no folder is entered twice; system files not counted.
-
-    Folders called train, valid, test, images ... are no class names and are left out of them; of deeper trees the last
-    two folders count.
+    Attributes:
+        sources: where they come from.
+        folders: absolute paths of the folders that hold them.
+        labels: class names as found; a file's name or its rows in a labels CSV may give it one.
+        folder, label, origin: int32 (N,), indices into `folders`, `labels` (-1: none) and `sources`.
+        given: int8 (N,), split that the source puts the file in, an index into SPLITS, or -1.
+        cluster: int32 (N,), number of its value in the group column of a labels CSV, or -1.
+        arena, ends: uint8 bytes of all file names, int64 (N,) where each ends.
+        size, mtime_ns: int64 (N,); size is -1 where it is no regular file (a broken link, a pipe).
+        notes: what is wrong with a file's rows in a labels CSV: {file: (reason, detail)}.
+        missing: rows of labels CSVs whose file is not there, as rows of rejected.csv.
     """
-    stack, entered = [(str(source), ())], set()
+
+    sources: Sequence[Source]
+    folders: list[str]
+    labels: list[str]
+    folder: np.ndarray
+    label: np.ndarray
+    origin: np.ndarray
+    given: np.ndarray
+    cluster: np.ndarray
+    arena: np.ndarray
+    ends: np.ndarray
+    size: np.ndarray
+    mtime_ns: np.ndarray
+    notes: dict[int, tuple[str, str]] = field(default_factory=dict)
+    missing: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def name(self, i: int) -> str:
+        """File name of file i."""
+        start = int(self.ends[i - 1]) if i else 0
+        return os.fsdecode(self.arena[start : self.ends[i]].tobytes())
+
+    def path(self, i: int) -> str:
+        """Absolute path of file i."""
+        return os.path.join(self.folders[self.folder[i]], self.name(i))
+
+    def label_of(self, i: int) -> str:
+        """Class name of file i as found, "" where it has none."""
+        return self.labels[self.label[i]] if self.label[i] >= 0 else ""
+
+    def is_stranger(self) -> np.ndarray:
+        """bool (N,): files of sources that show no plant."""
+        return np.array([s.strangers for s in self.sources], bool)[self.origin]
+
+    def keys(self, *settings: object) -> np.ndarray:
+        """Name each file's state: path, size, time and `settings`, hashed.
+
+        Returns:
+            uint64 (N, 2).
+        """
+        prefix = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+        out = bytearray()
+        for i in range(len(self)):
+            digest = prefix.copy()
+            digest.update(os.fsencode(f"{self.path(i)}\0{self.size[i]}\0{self.mtime_ns[i]}"))
+            out += digest.digest()
+        return np.frombuffer(bytes(out), np.uint64).reshape(-1, 2)
+
+
+class _Packer:
+    """Grows the arrays of `Files` without a Python object per file."""
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+        self.labels: dict[str, int] = {}
+        self.numbers = {name: array(kind) for name, kind in (
+            ("folder", "i"), ("label", "i"), ("origin", "i"), ("given", "b"), ("ends", "q"), ("size", "q"), ("mtime_ns", "q"))}
+        self.arena = bytearray()
+
+    def add(self, name: str, **numbers: int) -> None:
+        self.arena += os.fsencode(name)
+        for key, value in (*numbers.items(), ("ends", len(self.arena))):
+            self.numbers[key].append(value)
+
+    def done(self, sources: Sequence[Source]) -> Files:
+        arrays = {key: np.array(values) for key, values in self.numbers.items()}
+        return Files(sources=sources, folders=self.folders, labels=list(self.labels), arena=np.frombuffer(bytes(self.arena), np.uint8),
+                     cluster=np.full(len(arrays["folder"]), -1, np.int32), **arrays)
+
+
+def list_files(sources: Sequence[Source]) -> Files:
+    """List the files of all sources once; links are followed, but no folder is entered twice; system files are not counted.
+
+    A class name is made of the last two folders above a file. Folders called train, valid, test ... tell the split that
+    the source gives, and like those called images or data they are no class names.
+
+    Raises:
+        SystemExit: where a folder cannot be opened: leaving it out in silence would change the data.
+    """
+    packer = _Packer()
+    with progress([], None, "listing", "folder") as bar:
+        for number, source in enumerate(sources):
+            for folder, parts, given, entries in _folders(source.root):
+                label = -1
+                if parts and not source.strangers:
+                    label = packer.labels.setdefault("/".join(parts[-2:]), len(packer.labels))
+                if entries:
+                    packer.folders.append(folder)
+                for entry in entries:
+                    stat = entry.stat() if entry.is_file() else None
+                    packer.add(entry.name, folder=len(packer.folders) - 1, label=label, origin=number, given=given,
+                               size=stat.st_size if stat else -1, mtime_ns=stat.st_mtime_ns if stat else 0)
+                bar.update()
+    return packer.done(sources)
+
+
+def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.DirEntry[str]]]]:
+    """Every folder below `root` with the names above its files, its split, and its files in order."""
+    stack: list[tuple[str, tuple[str, ...], int]] = [(str(root), (), -1)]
+    entered = set()
     while stack:
-        folder, parts = stack.pop()
+        folder, parts, given = stack.pop()
         real = os.path.realpath(folder)
         if real in entered:
             continue
         entered.add(real)
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda e: e.name)
-        for entry in ordered:
-            if entry.is_file() and entry.name.lower() not in JUNK and not entry.name.startswith("._"):
-                stat = entry.stat()
-                yield Found(entry.path, "/".join(parts[-2:]), stat.st_size, stat.st_mtime_ns)
+        try:
+            with os.scandir(folder) as entries:
+                ordered = sorted(entries, key=lambda e: e.name)
+        except OSError as error:
+            fail(f"the folder {folder} cannot be opened ({error.strerror}). Mend its permissions or take it out of the source.")
+        yield folder, parts, given, [e for e in ordered if not e.is_dir() and e.name.lower() not in JUNK and not e.name.startswith("._")]
         for entry in reversed(ordered):
             if entry.is_dir() and not entry.name.startswith("."):
-                inner = parts if entry.name.lower() in SPLIT_FOLDERS else (*parts, entry.name)
-                stack.append((entry.path, inner))
+                low = entry.name.lower()
+                inner = parts if low in SPLIT_FOLDERS or low in PLAIN_FOLDERS else (*parts, entry.name)
+                stack.append((entry.path, inner, SPLIT_FOLDERS.get(low, given)))
 
 
-def check_and_store(path: str, target: str, long_side: int) -> Checked:
-    """Read a file once: hash it, decode it, and store it upright, as JPEG, at most `long_side` px.
-
-    A JPEG that is upright, RGB and small enough is stored byte for byte. The target is written aside and renamed.
-
-    Args:
-        path: the file.
-        target: where the picture goes, without ending; `.jpg` is added.
-        long_side: px.
+def parse_sources(texts: Sequence[str], strangers: Path | None) -> list[Source]:
+    """Read `PATH` and `NAME=PATH`; names default to the folder's and are made unique.
 
     Raises:
-        OSError: where the target cannot be written (a full disk). A source that cannot be read is a reason, not an error.
+        SystemExit: where a folder is missing, is a file, or one name is given twice.
     """
-    if Path(path).suffix.lower() not in images.SUFFIXES:
-        return Checked("not_a_picture", f"no picture by its ending ({Path(path).suffix or 'none'})")
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        return Checked("unreadable", f"the file cannot be opened: {error.strerror}")
-    digest = hashlib.sha256(data).hexdigest()
-    try:
-        rgb = images.read_rgb(data, long_side=long_side)
-    except images.ImageError as error:
-        return Checked(error.reason, str(error), digest)
-    height, width = rgb.shape[:2]
-    _write(target + ".jpg", data if _as_it_is(data, width, height) else images.encode_jpeg(rgb))
-    return Checked("", "", digest, hashlib.sha256(np.ascontiguousarray(rgb)).hexdigest(),
-                   tuple(int(h) for h in perceptual_hashes(rgb)), width, height)
+    sources: list[Source] = []
+    for text in texts:
+        name, cut, path = text.partition("=")
+        if not cut or Path(text).exists():  # a folder may have "=" in its name
+            name, path = "", text
+        root = Path(path).expanduser().absolute()  # the same files, however their folder is written
+        _require_folder(root)
+        taken = {s.name for s in sources}
+        if name and name in taken:
+            fail(f"two sources are called {name}. Give each its own name: NAME=PATH.")
+        name = name or root.name or "source"
+        free = name
+        for number in range(2, len(sources) + 3):
+            if free not in taken:
+                break
+            free = f"{name}_{number}"
+        sources.append(Source(free, root))
+    if strangers is not None:
+        _require_folder(strangers.absolute())
+        sources.append(Source("not_plants", strangers.absolute(), strangers=True))
+    return sources
 
 
-def _as_it_is(data: bytes, width: int, height: int) -> bool:
-    """Whether the bytes are already what would be stored: a baseline RGB JPEG of that size with no EXIF turn."""
-    with Image.open(images.io.BytesIO(data)) as image:
-        return (image.format == "JPEG" and image.mode == "RGB" and image.size == (width, height)
-                and image.getexif().get(0x0112, 1) == 1 and not image.info.get("progressive"))
-
-
-def _write(path: str, data: bytes) -> None:
-    aside = path + ".tmp"
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-        os.replace(aside, path)
-    except OSError:
-        if os.path.exists(aside):
-            os.unlink(aside)
-        raise
-
-
-def check_all(files: list[Found], store: Path, long_side: int, workers: int) -> dict[str, Checked]:
-    """Check and store every file, in parallel; what the journal holds from an earlier run is not done again.
-
-    Args:
-        files: what `scan` found.
-        store: folder of the journal and of the stored pictures (`target_of` names them).
-        long_side: px.
-        workers: processes.
-
-    Returns:
-        {path: what it holds}.
-    """
-    store.mkdir(parents=True, exist_ok=True)
-    journal, done = store / "journal.jsonl", {}
-    if journal.is_file():
-        for line in journal.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            try:
-                path, size, mtime, side, checked = json.loads(line)
-            except ValueError:  # the line that a kill cut short
-                continue
-            if side == long_side:
-                done[path] = (size, mtime, Checked(**{**checked, "hashes": tuple(checked["hashes"])}))
-    known = {f.path: done[f.path][2] for f in files if f.path in done and done[f.path][:2] == (f.size, f.mtime_ns)}
-    todo = [f for f in files if f.path not in known]
-    if known:
-        say(f"going on: {len(known):,} of {len(files):,} files were checked before")
-    with journal.open("a", encoding="utf-8", errors="surrogateescape") as log, ProcessPoolExecutor(
-            workers, initializer=_quiet_worker) as pool:
-        jobs = pool.map(check_and_store, [f.path for f in todo], [str(store / target_of(f)) for f in todo],
-                        [long_side] * len(todo), chunksize=16)
-        for f, checked in zip(todo, progress(jobs, len(todo), "reading", "file"), strict=True):
-            known[f.path] = checked
-            log.write(json.dumps([f.path, f.size, f.mtime_ns, long_side, asdict(checked)]) + "\n")
-    return known
-
-
-def target_of(found: Found) -> str:
-    """Name under which a file's picture waits for its split: a hash of its path."""
-    return hashlib.sha256(os.fsencode(found.path)).hexdigest()[:24]
-
-
-def _quiet_worker() -> None:
-    cv2.setNumThreads(1)
-    if sys.platform == "linux":  # end with the parent, even one that was killed: PR_SET_PDEATHSIG, SIGKILL
-        ctypes.CDLL(None).prctl(1, 9)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libpng write a line per oddity straight to stderr
+def _require_folder(root: Path) -> None:
+    if not root.is_dir():
+        fail(f"there is no folder {root}." if not root.exists() else f"{root} is a file; give the folder above it.")

@@ -14,11 +14,14 @@ from common import crops
 
 PLANT_WORDS = frozenset(word for phrase in crops.PLANTS for word in phrase)
 # A typo is never mended into a short word that is only part of a plant's name ("monkey" is not "money plant").
-_TARGETS = frozenset(w for p in crops.PLANTS for w in p if len(p) == 1 or len(w) >= 6)
-_TARGETS = _TARGETS | crops.DISEASE_WORDS | crops.HEALTHY | crops.SICK | crops.ORGANS | crops.IDLE_TAILS
+_NEVER = {**crops.LATIN, **crops.FOREIGN, **crops.RARE}
+_TARGETS = frozenset(w for p in crops.PLANTS for w in p if (len(p) == 1 or len(w) >= 6) and p not in _NEVER)
+_TARGETS = _TARGETS | (crops.DISEASE_WORDS - crops.ELSEWHERE) | crops.HEALTHY | crops.SICK | crops.ORGANS | crops.IDLE_TAILS
 _TARGETS = _TARGETS | {w for w in crops.NOISE if len(w) >= 6}
+_ALONE = frozenset(p[0] for p in crops.PLANTS if len(p) == 1 and p not in crops.LATIN and p not in crops.FOREIGN)
+_SAID = crops.HEALTHY | crops.SICK
 _SMALL = frozenset({"and", "no", "not", "non", "un", "two"})
-KNOWN = PLANT_WORDS | _TARGETS | crops.NOISE | crops.LINKS | crops.ABBREVIATIONS.keys() | _SMALL
+KNOWN = PLANT_WORDS | crops.ELSEWHERE | _TARGETS | crops.NOISE | crops.LINKS | crops.ABBREVIATIONS.keys() | _SMALL
 _STATES = crops.DISEASE_WORDS | crops.HEALTHY | crops.SICK | crops.ABBREVIATIONS.keys()
 _OTHER = KNOWN - (PLANT_WORDS - crops.DISEASE_WORDS - crops.ORGANS - crops.LINKS - crops.NOISE - {"and"})
 _FINAL = crops.HEADS | crops.PESTS | crops.HEALTHY | crops.SICK | crops.ORGANS | {"streak", "curl", "mosaic", "mottle"}
@@ -27,6 +30,7 @@ _LONGEST = 1000  # letters of a name that are read; file systems stop at 255, a 
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=\d)(?=[^\W\d])|(?<=[^\W\d])(?=\d)")
 # Endings of fungi and bacteria that no common plant shares (unlike -ium, -aria, -ella, -inia).
 GENUS = re.compile(r"[a-z]{3,}(spora|phora|phthora|monas|trichum|iopsis|ctonia|porium|sporium|basidium|sphaeria)$")
+LATIN_END = re.compile(r"(us|um|a|ae|is|ii?|ens|ans|oides|x|er|or)$")
 
 
 class Token(NamedTuple):
@@ -54,7 +58,7 @@ def tokenise(raw: str, mend: bool = True) -> list[Token]:
             depth += balanced or piece != "("
         elif piece in ")]}>":
             depth = max(0, depth - 1)
-        elif piece[0] in "/\\" or piece.startswith("__"):
+        elif piece[0] in "/\\:|" or piece.startswith("__") or (piece[0].isspace() and piece.strip() == "-" * len(piece.strip())):
             brk = 2
         elif not piece[0].isalnum():
             brk = max(brk, 1)
@@ -64,7 +68,11 @@ def tokenise(raw: str, mend: bool = True) -> list[Token]:
                 brk = 0
     if not mend:
         return tokens
-    return [spelled for token in _without_numbers(tokens) for spelled in _spell_token(token)]
+    spelled: list[Token] = []
+    for token in _without_numbers(tokens):
+        epithet = spelled and spelled[-1].word in crops.PATHOGENS and not token.brk and LATIN_END.search(token.word)
+        spelled += [token] if epithet else _spell_token(token)  # "plasmodiophora brassicae" is no typo
+    return spelled
 
 
 def _without_numbers(tokens: list[Token]) -> list[Token]:
@@ -85,6 +93,8 @@ def _without_numbers(tokens: list[Token]) -> list[Token]:
 
 def _spell_token(token: Token) -> list[Token]:
     words = spell(token.word)
+    if token.bracketed and len(words) == 1:
+        words = (token.word,)  # a synonym in brackets is left as it is
     fixed = len(words) == 1 and words[0] != token.word
     return [Token(word, token.brk if i == 0 else 0, token.bracketed, fixed) for i, word in enumerate(words)]
 
@@ -119,6 +129,10 @@ def spell(word: str) -> tuple[str, ...]:
         if len(target) < 4 or not (swap or (len(word) >= 5 and target[0] == word[0])):
             continue
         slips = edit_distance(word, target)
+        if slips > 1 and (target[-1] != word[-1] or target[:2] != word[:2]):
+            continue
+        if target in crops.PATHOGENS and (len(target) < 8 or target[:2] != word[:2]):
+            continue
         if slips <= (2 if len(word) >= 8 and len(target) >= 7 else 1):
             best.append(((slips, not swap, _rank(target), target), target))
     return (min(best)[1],) if best else (word,)
@@ -133,8 +147,12 @@ def _rank(word: str) -> int:
 
 def _segment(word: str) -> tuple[str, ...]:
     """Fewest known words of 3 letters or more that make up the word; () where there are none."""
-    if not 7 <= len(word) <= 40:
+    if not 6 <= len(word) <= 40:
         return ()
+    for n in range(3, len(word) - 2):  # "cassavabrown" of "cassavabrown_streak"
+        plant, rest = word[:n] in _ALONE, word[n:]
+        if (plant and rest in crops.MODIFIERS | crops.COLOURS - PLANT_WORDS) or (word[:n] in PLANT_WORDS and rest in _SAID and n > 3):
+            return word[:n], rest
     best: list[tuple[str, ...] | None] = [()] + [None] * len(word)
     for end in range(3, len(word) + 1):
         for start in range(end - 2):
@@ -144,6 +162,8 @@ def _segment(word: str) -> tuple[str, ...]:
             if best[end] is None or len(head) + 1 < len(best[end] or ()):
                 best[end] = (*head, part)
     parts = best[-1] or ()
+    if len(parts) == 2 and parts[1] in crops.ORGANS and parts[0] not in _ALONE | crops.DISEASE_WORDS:
+        return ()  # "velvetleaf" is no velvet bean
     return parts if len(parts) > 1 and singular(parts[-1]) in _FINAL and len(parts) * 3 < len(word) else ()
 
 

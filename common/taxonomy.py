@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from common import likeness, listing, naming, spelling
+from common import answers, likeness, listing, naming, spelling
+
+# Below this confidence a person is asked about a name.
+ASK_BELOW = 0.9
 
 # Names that Windows keeps for devices: no file or folder may be called so, with or without an ending.
 _RESERVED = frozenset({"con", "prn", "aux", "nul"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(10)})
@@ -172,7 +175,7 @@ def _check_names(names: tuple[str, ...], what: str) -> None:
 class ParsedName:
     """One class name as read: lower-case words joined by single spaces, None where the name does not say.
 
-    confidence: 0..1, to be asked about below 0.9; reason: one short phrase.
+    confidence: 0..1, a person is asked below ASK_BELOW; reason: one short phrase.
     """
 
     raw: str
@@ -193,8 +196,8 @@ def parse_class_names(names: list[str]) -> list[ParsedName]:
             raise TypeError(f"Class names must be text, got {name!r}.")
     readings = {name: naming.read(name) for name in names}
     facts = listing.ListFacts(readings.values())
-    answers = {name: listing.answer(reading, facts) for name, reading in readings.items()}
-    return [ParsedName(name, *answers[name]) for name in names]
+    read = {name: ParsedName(name, *answers.answer(reading, facts)) for name, reading in readings.items()}
+    return [read[name] for name in names]
 
 
 def parse_flat(name: str) -> ParsedName:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import pickle
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_data
 import torch
+from conftest import run
 
-from common import recipes
+from common import dataset, recipes
 from common.dataset import (
     EpochSampler,
     EvalViews,
@@ -28,6 +34,24 @@ RECIPE = replace(recipes.get("demo"), image_size=32, batch_size=8)
 @pytest.fixture(scope="module")
 def data(organized):
     return load_organized(organized)
+
+
+def rows_of(manifest: Path) -> list[dict[str, str]]:
+    with manifest.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_manifest(manifest: Path, rows: list[dict[str, str]]) -> None:
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory) -> Path:
+    """data/organized of the same pictures in shards of at most 20,000 bytes; read only."""
+    return tiny_data.organize(tmp_path_factory.mktemp("sharded"), "--shards", 0.02)
 
 
 @pytest.fixture
@@ -105,7 +129,7 @@ def test_boosted_rare_classes_fill_at_least_their_share(data):
 
 
 def test_index(data, organized):
-    assert [len(data.splits[s]) for s in ("train", "val", "test")] == [42, 14, 14]
+    assert sum(map(len, data.splits.values())) == 70 and list(data.splits) == ["train", "val", "test"]
     assert data.class_sizes.tolist() == [10] * 7 and data.long_side == 512
     for split in data.splits.values():
         for i in range(len(split)):
@@ -115,10 +139,47 @@ def test_index(data, organized):
 
 def test_eval_views_are_what_is_served(data):
     split = data.splits["val"]
-    views, leaf = next(iter(make_loader(EvalViews(split, 32), 0, batch_size=14)))
+    views, leaf = next(iter(make_loader(EvalViews(split, 32), 0)))
     assert views.dtype == torch.uint8 and leaf.tolist() == split.leaf.tolist()
-    for i in range(14):
+    assert len(views) == len(split) >= 7
+    for i in range(len(split)):
         np.testing.assert_array_equal(views[i].numpy(), resize_to_model(read_rgb(split.path(i)), 32))
+
+
+def test_a_shard_data_set_is_the_same_data_set(data, sharded):
+    other = load_organized(sharded)
+    assert other.tree == data.tree and not list(sharded.glob("t*/*/*")) and other.manifest_hash != data.manifest_hash
+    for name, split in data.splits.items():
+        theirs = other.splits[name]
+        for column in ("leaf", "width", "height", "size"):
+            np.testing.assert_array_equal(getattr(theirs, column), getattr(split, column), err_msg=f"{name} {column}")
+        assert len(theirs.ends) == len(list((sharded / name).iterdir())) > 1 and (split.offset == -1).all()
+        for i in range(len(split)):
+            assert theirs.read(i) == split.read(i) == split.path(i).read_bytes()
+            assert theirs.path(i).parent == sharded / name and theirs.path(i).suffix == ".tar"
+
+
+def test_shards_are_opened_once_and_not_too_many(sharded, monkeypatch):
+    split = load_organized(sharded).splits["train"]
+    want = [split.read(i) for i in range(len(split))]
+    held = dict(split._shards)
+    assert [split.read(i) for i in range(len(split))] == want and split._shards == held and len(held) == len(split.ends) >= 4
+    del held
+    monkeypatch.setattr(dataset, "OPEN_SHARDS", 2)
+    few, held = load_organized(sharded).splits["train"], len(os.listdir("/dev/fd"))
+    for i in np.random.default_rng(0).integers(0, len(split), 200).tolist():
+        assert few.read(i) == want[i] and len(few._shards) <= 2 and len(os.listdir("/dev/fd")) <= held + 2
+    del few, split
+    assert len(os.listdir("/dev/fd")) <= held - 4, "closed with their split"
+
+
+def test_a_spawned_worker_opens_its_own_shards(sharded):
+    split = load_organized(sharded).splits["val"]
+    want = [split.read(i) for i in range(len(split))]
+    sent = pickle.dumps(TrainViews(split, RECIPE, 5))
+    del split
+    again = pickle.loads(sent).split
+    assert not again._shards and [again.read(i) for i in range(len(again))] == want
 
 
 def epoch_of(data, workers: int, step: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -128,14 +189,28 @@ def epoch_of(data, workers: int, step: int = 0) -> list[tuple[torch.Tensor, torc
     return list(make_loader(TrainViews(split, RECIPE, 5), workers, sampler=sampler))
 
 
-def test_any_number_of_workers_gives_the_same_batches(data):
-    alone = epoch_of(data, 0)
-    assert len(alone) == 5 and alone[0][0].shape == (8, 32, 32, 3) and alone[0][0].dtype == torch.uint8
-    for workers, step in ((1, 0), (2, 0), (2, 3), (0, 2)):
-        again = epoch_of(data, workers, step)
-        assert len(again) == 5 - step
+def test_any_number_of_workers_gives_the_same_batches(data, sharded):
+    alone, shards = epoch_of(data, 0), load_organized(sharded)
+    steps = len(data.splits["train"]) // 8
+    assert len(alone) == steps > 4 and alone[0][0].shape == (8, 32, 32, 3) and alone[0][0].dtype == torch.uint8
+    for source, workers, step in ((data, 1, 0), (data, 2, 0), (data, 2, 3), (data, 0, 2), (shards, 0, 0), (shards, 2, 1)):
+        again = epoch_of(source, workers, step)  # the last forks with all shards open
+        assert len(again) == steps - step
         for (a, x), (b, y) in zip(alone[step:], again, strict=True):
-            assert torch.equal(a, b) and torch.equal(x, y), f"{workers} workers from step {step}"
+            assert torch.equal(a, b) and torch.equal(x, y), f"{workers} workers from step {step} of {source.root}"
+
+
+def test_training_on_shards_ends_with_the_same_weights(organized, sharded, tmp_path):
+    """Bit for bit, after an epoch that changes every weight; evaluation reads shards too."""
+    flags = [*tiny_data.SPECIES, "--species-warmup-epochs", 0, "--species-finetune-epochs", 1, "--species-final-epochs", 0]
+    ends = []
+    for name, folder in (("files", organized), ("shards", sharded)):
+        assert run("02a_train_species", "--data", folder, "--checkpoints", tmp_path / name, *flags) == 0
+        ends.append(torch.load(tmp_path / name / "species_only" / "last.pt", weights_only=True))
+    files, shards = (end["model"] for end in ends)
+    assert list(files) == list(shards) and all(torch.equal(files[key], shards[key]) for key in files)
+    same = set(ends[0]["metrics"]) - {"seconds", "wait_share", "images_per_second"}
+    assert len(same) > 10 and all(ends[0]["metrics"][key] == ends[1]["metrics"][key] for key in same)
 
 
 def test_the_same_picture_is_drawn_anew_at_another_place(data):
@@ -161,9 +236,50 @@ def test_a_file_that_broke_is_replaced_with_a_warning(copy, capfd):
         views[0, 0, 0]
 
 
+def test_a_shard_that_broke_is_named_with_the_place(sharded, tmp_path, capfd):
+    copy = shutil.copytree(sharded, tmp_path / "organized")
+    split = load_organized(copy).splits["train"]
+    views = TrainViews(split, RECIPE, 5)
+    last = int(np.argmax(np.where(split.file == split.file[0], split.offset, -1)))  # the last picture of the first one's shard
+    stays = (last + 1) % len(split)
+    want = views[0, 7, stays]
+    os.truncate(split.path(last), int(split.offset[last]) + 100)
+    got = views[0, 7, last]
+    assert got[1] == split.leaf[stays] and torch.equal(got[0], want[0])
+    told = capfd.readouterr().err
+    assert f"{split.path(last)} at byte {split.offset[last]} cannot be read (the shard ends" in told and "01_reorganize.py" in told
+    assert split.file[stays] != split.file[last], "the test needs its neighbour elsewhere"
+
+
 # endregion
 
 # region mistakes
+
+
+def test_pictures_held_out_are_in_no_split(copy, data):
+    """Their species are not in the class tree; near-duplicates of other leaves may stand between."""
+    manifest = copy / "manifest.csv"
+    rows = rows_of(manifest)
+    for i, name in enumerate(("holdout_species", "holdout_diseases")):
+        rows.insert(7 * i, {**rows[0], "species": "nettle", "split": name, "path": f"holdout/{name[8:]}/nettle/rust/{i:016x}.jpg"})
+    write_manifest(manifest, rows)
+    again = load_organized(copy)
+    for name, split in data.splits.items():
+        assert [again.splits[name].read(i) for i in range(len(split))] == [split.read(i) for i in range(len(split))]
+
+
+def test_a_large_manifest_is_read_in_parts(copy, data, monkeypatch, refused):
+    """Parts end in the middle of splits and of shards, and lines are counted on, over quoted line ends too."""
+    monkeypatch.setattr("common.manifest.AT_ONCE", 5)
+    again = load_organized(copy)
+    for name, split in data.splits.items():
+        assert [again.splits[name].path(i).name for i in range(len(split))] == [split.path(i).name for i in range(len(split))]
+    rows = rows_of(copy / "manifest.csv")
+    rows[31]["source"] = "two\nlines"
+    rows[32]["source"] = "two\nmore"
+    rows[33]["width"] = "wide"
+    write_manifest(copy / "manifest.csv", rows)
+    refused(("line 37", "wide"), load_organized, copy)
 
 
 def test_what_does_not_fit_is_told(copy, tmp_path, refused):
@@ -171,9 +287,12 @@ def test_what_does_not_fit_is_told(copy, tmp_path, refused):
     manifest, index = copy / "manifest.csv", copy / "species_index.json"
     good, tree = manifest.read_text(), index.read_text()
     lines = good.splitlines(keepends=True)
-    for bad, words in (("".join(lines[:3]) + "x.jpg,nettle,healthy,train,g0,0,0,64,64,x\n", ("line 4", "nettle")),
+    for bad, words in (("".join(lines[:3]) + "x.jpg,nettle,healthy,train,g0,0,0,64,64,x,x,,900\n", ("line 4", "nettle")),
                        (good.replace(",train,", ",trian,", 1), "trian"), (good.replace(",64,64,", ",wide,64,", 1), "wide"),
-                       ("".join(lines[:1]), "train"), (good[: good.rindex(",val,")], "line")):
+                       (good.replace(",64,64,", ",0,64,", 1), "line 2"), (good.replace(",64,64,", f",{2**40},64,", 1), "line 2"),
+                       (good + "x.jpg,corn,healthy,train,g0,0,0,64,64,x,x,5,0\n", "line 72"), (good + "\0\n", "72"),
+                       ("path,species,disease,split,group,sha256,phash,width,height,source\n", ("offset", "01_reorganize.py")),
+                       ("".join(lines[:1]), "train"), (good[: good.rindex(",val,")], ("line", "columns"))):
         manifest.write_text(bad)
         refused(words, load_organized, copy)
     manifest.write_text(good)

@@ -14,8 +14,9 @@ from conftest import ROOT
 
 SCRIPTS = sorted(ROOT.glob("0*.py"))
 COMMON = sorted((ROOT / "common").glob("*.py"))
-NO_TORCH = ["taxonomy", "images", "recipes", "console", "decide", "bundle", "spelling", "naming", "listing", "likeness", "crops", "hygiene",
-            "sources", "organize", "uploads", "http_app", "measure", "demo"]
+NO_TORCH = ["taxonomy", "images", "recipes", "console", "decide", "bundle", "spelling", "naming", "listing", "likeness", "crops", "sources",
+            "intake", "phash", "bands", "planted", "groups", "splits", "partition", "keep", "organize", "organize_report", "label_csv",
+            "shards", "manifest", "suspects", "background", "atlas", "atlas_page", "review", "uploads", "http_app", "measure", "demo"]
 MOST_LINES = 340
 
 

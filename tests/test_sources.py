@@ -1,102 +1,101 @@
-"""Scanning raw folders, and what becomes of a single file."""
+"""Listing: every file once, in a fixed order, with its class name and the split its folder gives."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from tiny_data import draw
 
-from common.hygiene import perceptual_hashes
-from common.images import read_rgb
-from common.sources import Checked, check_and_store, scan
+from common.sources import list_files, parse_sources
 
 
-def put(path: Path, data: bytes = b"x") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
 
 
-def test_scan_names_classes_and_skips_system_files(tmp_path):
-    for name in ("Tomato___healthy/a.jpg", "Tomato___healthy/deep/b.jpg", "train/Apple scab/c.jpg", "a/b/c/d.jpg", "loose.jpg",
-                 "apple/scab/e.JPG", "Images/Valid/corn/f.jpg",
-                 ".git/x.jpg", "Thumbs.db", "corn/.DS_Store", "corn/._f.jpg", "corn/notes.txt"):
-        put(tmp_path / name)
-    found = {str(Path(f.path).relative_to(tmp_path)): f.name for f in scan(tmp_path)}
-    assert found == {"Tomato___healthy/a.jpg": "Tomato___healthy", "Tomato___healthy/deep/b.jpg": "Tomato___healthy/deep",
-                     "train/Apple scab/c.jpg": "Apple scab", "a/b/c/d.jpg": "b/c", "loose.jpg": "", "apple/scab/e.JPG": "apple/scab",
-                     "Images/Valid/corn/f.jpg": "corn", "corn/notes.txt": "corn"}
-    assert [f.path for f in scan(tmp_path)] == [f.path for f in scan(tmp_path)]
-    one = next(f for f in scan(tmp_path) if f.name == "apple/scab")
-    assert one.size == 1 and one.mtime_ns == (tmp_path / "apple/scab/e.JPG").stat().st_mtime_ns
+def listed(root: Path, *more: Path):
+    files = list_files(parse_sources([str(root), *map(str, more)], None))
+    return files, {os.path.relpath(files.path(i), root): i for i in range(len(files))}
 
 
-def test_links_to_folders_are_not_followed(tmp_path):
-    put(tmp_path / "corn/a.jpg")
-    os.symlink(tmp_path, tmp_path / "corn" / "up")
-    assert [f.name for f in scan(tmp_path)] == ["corn"]
+def test_class_names_are_the_last_two_folders_without_splits_and_wrappers(tmp_path):
+    files, at = listed(make(tmp_path, "train/Apple___scab/1.jpg", "valid/Apple___scab/2.jpg", "Test/tomato/leaf mold/images/3.jpg",
+                            "deep/er/tomato/leaf mold/4.jpg", "5.jpg"))
+    assert {name: (files.label_of(i), int(files.given[i])) for name, i in at.items()} == {
+        "train/Apple___scab/1.jpg": ("Apple___scab", 0), "valid/Apple___scab/2.jpg": ("Apple___scab", 1),
+        "Test/tomato/leaf mold/images/3.jpg": ("tomato/leaf mold", 2), "deep/er/tomato/leaf mold/4.jpg": ("tomato/leaf mold", -1),
+        "5.jpg": ("", -1)}
 
 
-def check(tmp_path: Path, data: bytes, name: str = "x.jpg", long_side: int = 256) -> tuple[Checked, Path]:
-    path = put(tmp_path / "in" / name, data)
-    (tmp_path / "out").mkdir(exist_ok=True)
-    checked = check_and_store(str(path), str(tmp_path / "out" / "stored"), long_side)
-    assert path.read_bytes() == data and not list((tmp_path / "out").glob("*.tmp"))
-    return checked, tmp_path / "out" / "stored.jpg"
+def test_the_order_is_fixed_and_sizes_are_known(tmp_path):
+    files, at = listed(make(tmp_path, "b/2.jpg", "a/10.jpg", "a/9.jpg"))
+    assert list(at) == ["a/10.jpg", "a/9.jpg", "b/2.jpg"]
+    assert files.size.tolist() == [8, 7, 7] and files.mtime_ns.dtype == np.int64
 
 
-def encode(rgb: np.ndarray, kind: str = "JPEG", **save) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, kind, **save)
-    return buffer.getvalue()
+def test_system_files_do_not_count_and_hidden_folders_are_not_entered(tmp_path):
+    _, at = listed(make(tmp_path, "a/.DS_Store", "a/Thumbs.db", "a/._1.jpg", ".git/x.jpg", "a/1.jpg"))
+    assert list(at) == ["a/1.jpg"]
 
 
-def test_an_ordinary_jpeg_is_stored_byte_for_byte(tmp_path):
-    data = encode(draw("apple", "scab", 1), quality=88)
-    checked, stored = check(tmp_path, data)
-    assert stored.read_bytes() == data and (checked.reason, checked.width, checked.height) == ("", 64, 64)
-    assert checked.sha256 == hashlib.sha256(data).hexdigest()
-    assert checked.pixels == hashlib.sha256(read_rgb(data).tobytes()).hexdigest()
-    assert checked.hashes == tuple(perceptual_hashes(read_rgb(data)).tolist())
+def test_links_are_followed_but_no_folder_twice(tmp_path):
+    make(tmp_path / "real", "a/1.jpg")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "linked").symlink_to(tmp_path / "real" / "a")
+    (root / "again").symlink_to(root)
+    (root / "linked2").symlink_to(tmp_path / "real" / "a")
+    _, at = listed(root)
+    assert list(at) == ["linked/1.jpg"]
 
 
-@pytest.mark.parametrize("what", ["png", "large", "turned", "grey", "cmyk", "progressive"])
-def test_anything_else_is_stored_as_an_upright_rgb_jpeg(what, tmp_path):
-    rgb = draw("corn", "common_rust", 2, 300)[:200]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    image = Image.fromarray(rgb)
-    {"png": lambda: image.save(buffer, "PNG"), "large": lambda: image.save(buffer, "JPEG"),
-     "turned": lambda: image.save(buffer, "JPEG", exif=exif), "grey": lambda: image.convert("L").save(buffer, "JPEG"),
-     "cmyk": lambda: image.convert("CMYK").save(buffer, "JPEG"),
-     "progressive": lambda: image.save(buffer, "JPEG", progressive=True)}[what]()
-    checked, stored = check(tmp_path, buffer.getvalue(), "x.png" if what == "png" else "x.jpg", 150 if what == "large" else 512)
-    size = {"large": (150, 100), "turned": (200, 300)}.get(what, (300, 200))
-    with Image.open(stored) as out:
-        assert (out.format, out.mode, out.size) == ("JPEG", "RGB", size) and 0x0112 not in out.getexif()
-        assert not out.info.get("progressive")
-    assert (checked.reason, checked.width, checked.height) == ("", *size) and stored.read_bytes() != buffer.getvalue()
+def test_broken_links_and_pipes_are_listed_as_no_regular_files(tmp_path):
+    make(tmp_path, "a/1.jpg")
+    (tmp_path / "a" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    os.mkfifo(tmp_path / "a" / "3.jpg")
+    files, at = listed(tmp_path)
+    assert {name: int(files.size[i]) for name, i in at.items()} == {"a/1.jpg": 7, "a/2.jpg": -1, "a/3.jpg": -1}
 
 
-def test_bad_files_have_a_reason_and_leave_nothing(tmp_path):
-    good = encode(draw("apple", "scab", 1))
-    for data, name, reason in ((b"", "x.jpg", "empty"), (good[:400], "x.jpg", "truncated"), (b"hello there", "x.png", "text"),
-                               (good, "x.txt", "not_a_picture"), (good, "noending", "not_a_picture"),
-                               (encode(draw("apple", "scab", 1)[:16]), "x.jpg", "too_small")):
-        checked, stored = check(tmp_path, data, name)
-        assert checked.reason == reason and checked.detail and not stored.exists(), name
-    gone = check_and_store(str(tmp_path / "gone.jpg"), str(tmp_path / "out" / "g"), 256)
-    assert gone.reason == "unreadable"
+def test_names_that_are_no_utf8_survive(tmp_path):
+    (tmp_path / "a").mkdir()
+    name = b"\xff leaf \xe9.jpg"
+    (Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/" + name))).write_bytes(b"x")
+    files, _ = listed(tmp_path)
+    assert os.fsencode(files.name(0)) == name and Path(files.path(0)).read_bytes() == b"x"
 
 
-def test_a_target_that_cannot_be_written_is_an_error_not_a_reason(tmp_path):
-    path = put(tmp_path / "x.jpg", encode(draw("apple", "scab", 1)))
-    with pytest.raises(OSError):
-        check_and_store(str(path), str(tmp_path / "nowhere" / "x"), 256)
+def test_keys_name_a_files_state(tmp_path):
+    make(tmp_path, "a/1.jpg", "a/2.jpg")
+    files, _ = listed(tmp_path)
+    keys = files.keys(512, True)
+    assert keys.shape == (2, 2) and len(np.unique(keys, axis=0)) == 2
+    assert (files.keys(512, True) == keys).all() and (files.keys(256, True) != keys).any(axis=1).all()
+    os.utime(tmp_path / "a" / "1.jpg", ns=(1, 1))
+    assert (listed(tmp_path)[0].keys(512, True) != keys).any(axis=1).tolist() == [True, False]
+
+
+def test_sources_have_names(tmp_path, refused):
+    for name in ("x/plants", "y/plants", "z=1"):
+        make(tmp_path / name, "a/1.jpg")
+    texts = [f"field={tmp_path}/x/plants", f"{tmp_path}/y/plants", f"{tmp_path}/x/plants", str(tmp_path / "z=1")]
+    assert [s.name for s in parse_sources(texts, tmp_path / "x")] == ["field", "plants", "plants_2", "z=1", "not_plants"]
+    refused("two sources are called a", parse_sources, [f"a={tmp_path}", f"a={tmp_path}"], None)
+    refused("there is no folder", parse_sources, [str(tmp_path / "nowhere")], None)
+    refused("is a file", parse_sources, [str(tmp_path / "x/plants/a/1.jpg")], None)
+    refused("there is no folder", parse_sources, [str(tmp_path)], tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root opens every folder")
+def test_a_folder_that_cannot_be_opened_stops(tmp_path, refused):
+    make(tmp_path, "a/1.jpg", "b/2.jpg")
+    (tmp_path / "a").chmod(0)
+    try:
+        refused("cannot be opened", listed, tmp_path)
+    finally:
+        (tmp_path / "a").chmod(0o755)

@@ -150,6 +150,7 @@ def test_nested_folders_and_several_sources_are_one_set(tmp_path):
     assert counts == {leaf: 6 for leaf in tiny_data.CLASSES.values()}
     merged = [r for r in rows_of(tmp_path / "out" / "review.csv") if r["decision"] == "put together"]
     assert len(merged) == 14
+    assert Counter(r["dataset"] for r in rows_of(tmp_path / "out" / "manifest.csv")) == {"one": 21, "two": 21}
 
 
 def test_flat_classes_and_answers_for_names(tmp_path):
@@ -227,7 +228,7 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path):
     process = subprocess.Popen(command(tmp_path / "out", raw), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store, workers = tmp_path / "out.store", []
     limit = time.monotonic() + 30
-    while time.monotonic() < limit and len(list(store.glob("*.jpg")) if store.is_dir() else []) < 40:
+    while time.monotonic() < limit and len(list(store.glob("*/*.jpg")) if store.is_dir() else []) < 40:
         time.sleep(0.002)
     workers = children_of(process.pid)
     process.send_signal(signal.SIGKILL)
@@ -237,14 +238,144 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path):
     alive = [pid for pid in workers if Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()]
     for pid in alive:
         os.kill(pid, signal.SIGKILL)
-    (store / "journal.jsonl").open("a").write('["cut sho')
+    with (store / "journal.bin").open("ab") as journal:
+        journal.write(b"cut short")
     assert organize(tmp_path / "out", raw) == 0
-    assert digest(tmp_path / "out").keys() == digest(tmp_path / "whole").keys()
-    for name in ("manifest.csv", "rejected.csv", "species_index.json", "review.csv", "report.md"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert not store.exists()
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole"), "byte for byte"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "whole"]
     if sys.platform == "linux":
         assert not alive, f"worker processes {alive} outlived the run that was killed"
+
+
+# endregion
+
+# region inputs of other kinds
+
+
+def test_labels_from_a_csv_with_groups(tmp_path):
+    """A camera trap: loose files, a table, and stations that must not be on both sides."""
+    rows = ["file,station,animal"]
+    (tmp_path / "set").mkdir()
+    for n, (species, disease) in enumerate(sorted(set(tiny_data.CLASSES.values()))[:2]):
+        for k in range(30):
+            Image.fromarray(tiny_data.draw(species, disease, k)).save(tmp_path / "set" / f"{n}_{k}.png")
+            rows.append(f"{n}_{k}.png,S{k % 10},{['forest hog', 'leopard'][n]}")
+    rows += ["gone.png,S1,leopard"]
+    Image.fromarray(tiny_data.draw("corn", "healthy", 99)).save(tmp_path / "set" / "loose.png")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    flags = ["--labels", tmp_path / "labels.csv", "--columns", "label=animal", "group=station", "--levels", 1, "--near", -1]
+    assert organize(tmp_path / "out", tmp_path / "set", *flags) == 0
+    kept, rejected = rows_of(tmp_path / "out" / "manifest.csv"), rows_of(tmp_path / "out" / "rejected.csv")
+    assert Counter(r["species"] for r in kept) == {"forest_hog": 30, "leopard": 30}
+    split_of = {}
+    for row in kept:
+        station = int(Path(row["source"]).stem.split("_")[1]) % 10
+        assert split_of.setdefault(station, row["split"]) == row["split"]
+    assert set(split_of.values()) == {"train", "val", "test"}
+    assert {(Path(r["source"]).name, r["reason"]) for r in rejected} == {("gone.png", "missing"), ("loose.png", "no_class")}
+
+
+def test_a_given_split_is_kept_or_made_anew_and_checked_either_way(tmp_path, capsys):
+    for folder, numbers in (("train", range(20)), ("valid", range(20, 25)), ("test", range(24, 30))):
+        for name, leaf in list(tiny_data.CLASSES.items())[:3]:
+            (tmp_path / "raw" / folder / name).mkdir(parents=True)
+            for k in numbers:  # picture 24 stands in valid and in test
+                Image.fromarray(tiny_data.draw(*leaf, k)).save(tmp_path / "raw" / folder / name / f"{k}.png")
+        copy = Image.fromarray(tiny_data.draw("apple", "healthy", 3))
+        copy.save(tmp_path / "raw" / folder / "Apple___healthy" / f"again in {folder}.jpg", quality=40)  # a near-duplicate everywhere
+    given = {"train": "train", "valid": "val", "test": "test"}
+    assert organize(tmp_path / "kept", tmp_path / "raw", "--keep-split") == 0
+    assert "9 val" in capsys.readouterr().out.replace("16 val", "9 val")
+    kept = rows_of(tmp_path / "kept" / "manifest.csv")
+    assert all(r["split"] == given[Path(r["source"]).parts[-3]] for r in kept)
+    assert Counter(r["split"] for r in kept) == {"train": 60, "val": 12, "test": 19}, "of exact copies the one held out most stays"
+    report = (tmp_path / "kept" / "report.md").read_text()
+    assert "kept as the source gives it, with what leaks" in report and "5 exact copies stood in two parts" in report
+    assert organize(tmp_path / "ours", tmp_path / "raw") == 0
+    report = (tmp_path / "ours" / "report.md").read_text()
+    assert "Groups never straddle a split" in report and "in the split that the source gives" in report
+    ours = rows_of(tmp_path / "ours" / "manifest.csv")
+    assert len({r["split"] for r in ours if "again in" in r["source"] or (r["source"].endswith("/3.png") and r["disease"] == "healthy"
+                                                                          and r["species"] == "apple")}) == 1
+
+
+def test_whole_species_and_diseases_are_held_out(tmp_path, refused):
+    from common.dataset import load_organized
+    raw = tiny_data.make_raw(tmp_path / "raw", each=6)
+    flags = ["--holdout-species", "apple", "--holdout-diseases", "early_blight"]
+    assert organize(tmp_path / "out", raw, *flags) == 0
+    kept = rows_of(tmp_path / "out" / "manifest.csv")
+    held = {(r["split"], r["species"], r["disease"]) for r in kept if r["split"].startswith("holdout")}
+    assert held == {("holdout_species", "apple", "healthy"), ("holdout_species", "apple", "scab"),
+                    ("holdout_diseases", "tomato", "early_blight")}
+    assert all((tmp_path / "out" / r["path"]).is_file() for r in kept) and (tmp_path / "out" / "holdout/species/apple/scab").is_dir()
+    data = load_organized(tmp_path / "out")
+    assert data.tree.species == ("corn", "tomato") and data.tree.diseases[1] == ("healthy", "late_blight")
+    assert sum(len(split) for split in data.splits.values()) == 24
+    assert organize(tmp_path / "chosen", raw, "--holdout-species", 1) == 0
+    assert len({r["species"] for r in rows_of(tmp_path / "chosen" / "manifest.csv") if r["split"] == "holdout_species"}) == 1
+    refused(("no class pear", "apple"), organize, tmp_path / "no", raw, "--holdout-species", "pear")
+    refused("fewer than two classes", organize, tmp_path / "no", raw, "--holdout-species", 3)
+    assert not list(tmp_path.glob("no*"))
+
+
+# endregion
+
+# region outputs of other kinds
+
+
+def test_shards_hold_what_files_hold(tmp_path):
+    from common.dataset import load_organized
+    raw = tiny_data.make_raw(tmp_path / "raw", each=12)
+    assert organize(tmp_path / "files", raw) == 0 and organize(tmp_path / "shards", raw, "--shards", 0.05) == 0
+    assert len(list((tmp_path / "shards" / "train").glob("shard-*.tar"))) > 1 and not list((tmp_path / "shards").rglob("*.jpg"))
+    files, shards = load_organized(tmp_path / "files"), load_organized(tmp_path / "shards")
+    for name in ("train", "val", "test"):
+        one, two = files.splits[name], shards.splits[name]
+        assert [one.read(i) for i in range(len(one))] == [two.read(i) for i in range(len(two))] and (one.leaf == two.leaf).all()
+
+
+def test_pictures_that_need_no_change_are_links_unless_copies_are_asked_for(tmp_path):
+    raw = tiny_data.make_raw(tmp_path / "raw", each=4)
+    for flags, linked in (([], True), (["--copy"], False)):
+        out = tmp_path / f"out{len(flags)}"
+        assert organize(out, raw, *flags) == 0
+        jpegs = [r for r in rows_of(out / "manifest.csv") if r["source"].endswith(".JPG")]
+        assert jpegs and all(os.path.samefile(r["source"], out / r["path"]) == linked for r in jpegs)
+    first, second = ((tmp_path / f"out{k}" / "manifest.csv").read_bytes() for k in (0, 1))
+    assert first == second
+
+
+def test_the_report_shows_every_class(tmp_path):
+    raw = tiny_data.make_raw(tmp_path / "raw", each=4)
+    assert organize(tmp_path / "out", raw, "--report") == 0
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert len(list((tmp_path / "out" / "report").glob("*__*.jpg"))) == 7 and "early_blight" in page.lower().replace(" ", "_")
+
+
+def test_undo_takes_back_what_was_made_and_nothing_else(tmp_path, refused, capfd):
+    raw = tiny_data.make_raw(tmp_path / "raw", each=4)
+    before = digest(raw)
+    assert organize(tmp_path / "out", raw, "--report") == 0
+    assert organize(tmp_path / "out", "--undo") == 0 and not (tmp_path / "out").exists()
+    assert organize(tmp_path / "out", raw, "--shards") == 0
+    (tmp_path / "out" / "train" / "notes.txt").write_text("mine")
+    refused("notes.txt", organize, tmp_path / "out", raw, "--fresh")
+    assert organize(tmp_path / "out", "--undo") == 0 and "notes.txt" in capfd.readouterr().out
+    assert digest(tmp_path / "out").keys() == {"train/notes.txt"} and digest(raw) == before
+    refused("not made by this script", organize, raw, "--undo")
+    assert digest(raw) == before
+
+
+def test_copies_by_name_stay_together_unless_told_otherwise(tmp_path):
+    raw = tiny_data.make_raw(tmp_path / "raw", each=4)
+    for k in range(4):  # other pictures, whose names say that they were made from photo 00
+        Image.fromarray(tiny_data.draw("corn", "healthy", 50 + k)).save(raw / "corn healthy" / f"photo 00_{90 * k + 90}deg.png")
+    groups = []
+    for name, flags in (("out", []), ("alone", ["--group-by"])):
+        assert organize(tmp_path / name, raw, "--near", -1, *flags) == 0
+        groups.append({r["group"] for r in rows_of(tmp_path / name / "manifest.csv") if "corn healthy/photo 00" in r["source"]})
+    assert len(groups[0]) == 1 and len(groups[1]) == 5
 
 
 # endregion

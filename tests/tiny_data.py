@@ -54,11 +54,10 @@ def make_raw(folder: Path, each: int = EACH) -> Path:
 
 
 def make_strangers(folder: Path, count: int = 8) -> Path:
-    """Write pictures of no plant: checkerboards in blue and red."""
+    """Write pictures of no plant: patchworks in blue and red."""
     folder.mkdir(parents=True)
     for number in range(count):
-        side = 2 + number
-        board = (np.add.outer(np.arange(64) // side, np.arange(64) // side) % 2)[..., None]
+        board = np.kron(np.random.default_rng(number).integers(0, 2, (8, 8)), np.ones((8, 8), int))[..., None]
         picture = np.where(board, (10, 20, 240), (250, 30 * (number % 8), 0)).astype(np.uint8)
         Image.fromarray(picture).save(folder / f"thing_{number}.png")
     return folder

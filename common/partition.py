@@ -1,0 +1,135 @@
+"""Puts pictures into groups, groups into splits, and measures what leaks: the certificate of the split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.console import fail, progress
+from common.groups import equal_edges, sizes_of, stem_edges
+from common.keep import HOLDOUT_DISEASES, HOLDOUT_SPECIES, Kept
+from common.phash import Near, connected, near_search
+from common.sources import Files
+from common.splits import TRAIN, draws, keep_given, split_groups
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was grouped and what leaks.
+
+    Attributes:
+        radius: bits of 64; -1 where hashes were not compared.
+        near: near-duplicate pairs by hash, None where not compared.
+        cosine: pairs by features, int64 (M, 2) of picture numbers.
+        joined: {what joins pictures: how many pairs of them it joined}.
+        group_sizes: of groups of two or more, largest first.
+        leak: share of val and test pictures with a near neighbour in train, as split here.
+        leak_alone: the same, had each picture been split alone.
+        leak_given: the same in the split that the source gives; None where it gives none.
+    """
+
+    radius: int
+    near: Near | None
+    cosine: np.ndarray
+    joined: dict[str, int]
+    group_sizes: Sequence[int]
+    leak: float
+    leak_alone: float
+    leak_given: float | None
+
+
+def hold_out(leaves: Sequence[tuple[str, str]], species: str, diseases: str) -> np.ndarray:
+    """Choose the leaves to set aside.
+
+    Args:
+        leaves: L sorted (species, disease).
+        species: names separated by commas, or a number: so many, chosen by a hash of their name; "" for none.
+        diseases: the same for leaves: `tomato/leaf_mold`, or `leaf_mold` for that of every species. A number never takes
+            `healthy` or the only disease of a species.
+
+    Returns:
+        int8 (L,): 0, HOLDOUT_SPECIES or HOLDOUT_DISEASES.
+
+    Raises:
+        SystemExit: where a name is unknown, or fewer than two leaves would be left.
+    """
+    chosen = np.zeros(len(leaves), np.int8)
+    all_species = sorted({s for s, _ in leaves})
+    wanted = set(_pick(species, all_species, "--holdout-species", all_species))
+    chosen[[s in wanted for s, _ in leaves]] = HOLDOUT_SPECIES
+    left = [leaf for leaf, out in zip(leaves, chosen, strict=True) if not out]
+    several = {s for s, _ in left if sum(other == s for other, _ in left) > 1}
+    free = ["/".join(leaf) for leaf in left if leaf[0] in several and leaf[1] != "healthy"]
+    known = ["/".join(leaf) for leaf in left] + sorted({d for _, d in left})
+    wanted = set(_pick(diseases, free, "--holdout-diseases", known))
+    named = np.array(["/".join(leaf) in wanted or leaf[1] in wanted for leaf in leaves])
+    chosen[(chosen == 0) & named] = HOLDOUT_DISEASES
+    if (chosen == 0).sum() < 2:
+        fail("--holdout-species and --holdout-diseases leave fewer than two classes to learn. Hold out less.")
+    return chosen
+
+
+def _pick(text: str, free: Sequence[str], flag: str, known: Sequence[str]) -> list[str]:
+    if text.isdigit():
+        if int(text) > len(free):
+            fail(f"{flag} {text}: there are only {len(free)} to choose from.")
+        return sorted(free, key=lambda name: hashlib.sha256(name.encode()).digest())[: int(text)]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            fail(f"{flag}: there is no class {name}. Names are written as --dry-run prints them, such as {', '.join(known[:3])}.")
+    return names
+
+
+def partition(kept: Kept, files: Files, facts: np.ndarray, held_out: np.ndarray, *, radius: int, val: float, test: float,
+              group_by: Sequence[str], keep_split: bool, cosine: np.ndarray, workers: int) -> Certificate:
+    """Group and split the kept pictures; sets their `group` and `split`.
+
+    Args:
+        held_out: int8 (leaves,), from `hold_out`.
+        radius: bits in which the hashes of near-duplicates may differ; -1 compares none.
+        val, test: shares.
+        group_by: `stem` joins pictures made from one picture by their names, `moment` those of one camera in one minute.
+        keep_split: keep the split that the source gives.
+        cosine: int64 (M, 2), near-duplicates by features.
+        workers: processes of the search.
+
+    Returns:
+        the certificate.
+    """
+    chosen = facts[kept.file]
+    try:
+        near = near_search(chosen["phash"], radius, workers, progress if len(kept) > 100_000 else None) if radius >= 0 else None
+    except OverflowError as error:
+        fail(f"--near {radius} joins too much: {error}")
+    edges = {f"perceptual hash, at most {radius} of 64 bits apart": near.edges() if near else np.zeros((0, 2), np.int64),
+             "cosine of features": cosine, "group column": equal_edges(files.cluster[kept.file], none=-1)}
+    if "stem" in group_by:
+        edges["made from one picture, by file name"] = stem_edges(files, kept.file)
+    if "moment" in group_by:
+        edges["one camera in one minute"] = equal_edges(files.origin[kept.file], chosen["moment"], none=0)
+    kept.group = connected(len(kept), np.concatenate(list(edges.values())))
+    draw, given = draws(chosen["sha256"]), files.given[kept.file]
+    out = held_out[kept.leaf]
+    kept.split, inside = out.copy(), np.flatnonzero(out == 0)
+    leaf, group = kept.leaf[inside], kept.group[inside]
+    first = np.full(len(kept), len(kept))
+    np.minimum.at(first, group, inside)  # a group whose first picture is held out is named by its first one inside
+    local = np.searchsorted(inside, first[group])
+    split = split_groups(leaf, local, draw[inside], val, test)
+    kept.split[inside] = keep_given(split, given[inside], group) if keep_split else split
+    alone = out.copy()
+    alone[inside] = split_groups(leaf, np.arange(len(inside)), draw[inside], val, test)
+
+    def leak(split: np.ndarray) -> float:
+        held, train = (split > TRAIN) & (split < HOLDOUT_SPECIES), split == TRAIN
+        kin = near.has_neighbour_in(train) if near else np.zeros(len(kept), bool)
+        for a, b in (cosine.T, cosine.T[::-1]):
+            kin[a[train[b]]] = True
+        return float(kin[held].mean()) if held.any() else 0.0
+
+    return Certificate(radius, near, cosine, {what: len(e) for what, e in edges.items() if len(e)}, sizes_of(kept.group), leak(kept.split),
+                       leak(alone), leak(given) if (given > TRAIN).any() else None)

@@ -1,0 +1,202 @@
+"""Suspicious classes: each fault is planted in a tidy set and found there only; and what eight background pixels give away."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from common.background import background_check, border_pixels
+from common.suspects import printed, reasons_by_leaf, suspicious
+
+NAMES = ["apple/healthy", "apple/rust", "apple/scab", "corn/healthy", "corn/rust", "tea/blight"]
+EACH = 40
+SPLIT = np.array([0, 0, 0, 1, 2])
+
+
+def tidy() -> SimpleNamespace:
+    """Six classes of 40 pictures, each its own group, from two sources and in two sizes each."""
+    count = len(NAMES) * EACH
+    k = np.arange(count)
+    return SimpleNamespace(leaf=k // EACH, group=k * 3, split=SPLIT[k % 5], origin=k % 2, width=np.where(k % 3, 640, 512),
+                           height=np.full(count, 480))
+
+
+def judge(data: SimpleNamespace, **more) -> list:
+    return suspicious(NAMES, data.leaf, data.group, data.split, data.origin, data.width, data.height, **more)
+
+
+def test_a_tidy_set_raises_no_doubt():
+    pairs = np.array([[0, 1], [3, 9], [0, 50], [1, 51]])  # within a class; and too few across
+    few = {"text": np.full(6, 4), "duplicate": np.full(6, 900)}  # copies of one's own are no damage
+    assert judge(tidy(), pairs=pairs, rejected=few, conflicts=np.full(6, 2)) == []
+    assert printed([], NAMES) == "No class looks suspicious."
+
+
+def plant_few_groups(data):
+    data.group[data.leaf == 1] = np.arange(EACH) % 2
+    data.group[data.leaf == 1] += np.arange(EACH) % 2 * 1000
+
+
+def plant_no_test(data):
+    data.split[(data.leaf == 1) & (data.split == 2)] = 0
+
+
+def plant_one_group(data):
+    data.group[np.flatnonzero(data.leaf == 1)[:20]] = 5000
+
+
+def plant_one_size(data):
+    data.width[data.leaf == 1], data.height[data.leaf == 1] = 256, 300
+
+
+def plant_one_source(data):
+    data.origin[data.leaf == 1] = 7
+
+
+@pytest.mark.parametrize(("plant", "kinds", "words"), [
+    (plant_few_groups, {"few", "one_group"}, "40 pictures in 2 groups"),
+    (plant_no_test, {"few"}, "no picture in test: it cannot be judged"),
+    (plant_one_group, {"one_group"}, "20 of 40 pictures (50%) are near-duplicates"),
+    (plant_one_size, {"one_size"}, "100% of its pictures are 256 x 300 px, 0% of other apple classes"),
+    (plant_one_source, {"one_source"}, "100% of its pictures come from source 7, 0% of other apple classes"),
+], ids=lambda value: getattr(value, "__name__", None))
+def test_a_planted_fault_is_found_in_its_class_alone(plant, kinds, words):
+    data = tidy()
+    plant(data)
+    found = judge(data)
+    assert {s.leaf for s in found} == {1} and {s.kind for s in found} == kinds
+    assert any(words in s.what for s in found) and all(s.advice.endswith(".") and 0 < s.badness <= 1 for s in found)
+    order = np.random.default_rng(1).permutation(len(data.leaf))
+    assert judge(SimpleNamespace(**{key: values[order] for key, values in vars(data).items()})) == found, "whatever the order of pictures"
+
+
+def test_one_size_or_source_is_no_doubt_where_the_siblings_have_it_too():
+    data = tidy()
+    data.origin[data.leaf == 1] = 0  # half of the other apples come from there
+    data.width[data.leaf == 5], data.origin[data.leaf == 5] = 99, 9  # tea has one class: nothing to tell it from
+    assert judge(data) == []
+    data.origin[data.leaf == 1] = 7
+    assert judge(data, origins=list("abcdefgh"))[0].what.startswith("100% of its pictures come from h,")
+
+
+def test_left_out_files_are_judged_by_their_share():
+    broken = {"text": np.array([0, 9, 0, 4, 0, 0]), "truncated": np.array([0, 3, 0, 0, 0, 0]), "duplicate": np.full(6, 99)}
+    found = judge(tidy(), rejected=broken, conflicts=np.array([0, 0, 10, 2, 0, 0]))
+    assert [(s.leaf, s.kind) for s in found] == [(2, "conflicts"), (1, "broken")]
+    assert "10 of 50 pictures (20%) stand under another class" in found[0].what
+    assert "12 of 52 files (23%) are no usable pictures, most of them: text" in found[1].what
+
+
+def test_shared_near_duplicates_name_the_other_class_and_count_each_picture_once():
+    hub = np.array([[40, 80 + k] for k in range(6)])  # one rust picture near six of scab
+    pairs = np.concatenate([hub[:, ::-1], [[41, 90], [0, 1]]])
+    found = judge(tidy(), pairs=pairs)
+    assert [(s.leaf, s.other, s.kind) for s in found] == [(2, 1, "shared")]
+    assert found[0].what == "shares 7 near-duplicate pairs with apple/rust (7 of its 40 pictures)" and found[0].figure == 7 / 40
+    told = reasons_by_leaf(found, NAMES)
+    assert told == {2: [found[0].what], 1: ["apple/scab shares 7 near-duplicate pairs with this class (7 of its 40 pictures)"]}
+    twice = judge(tidy(), pairs=np.stack([np.arange(40, 80), np.arange(120, 160)], axis=1))
+    assert twice[0].figure == 1 and twice[0].badness > found[0].badness, "worse the more they share"
+
+
+def test_a_few_shared_pictures_of_a_large_class_are_no_doubt():
+    leaf = np.repeat([0, 1], 1000)
+    k = np.arange(2000)
+    pairs = np.array([[j, 1000 + j] for j in range(5)])
+    assert suspicious(["a/x", "a/y"], leaf, k, SPLIT[k % 5], k % 2, k % 7 + 300, k % 5 + 300, pairs=pairs) == []
+
+
+def test_the_worst_come_first_and_one_kind_does_not_drown_the_others():
+    names = [f"plant/d{i}" for i in range(60)]
+    leaf = np.repeat(np.arange(60), 12)
+    k = np.arange(len(leaf))
+    conflicts = np.zeros(60, int)
+    conflicts[3], conflicts[4] = 3, 30
+    found = suspicious(names, leaf, k, np.zeros(len(leaf), int), k % 2, k % 7 + 300, k % 5 + 300, conflicts=conflicts)
+    assert [s.leaf for s in found[:2]] == [4, 3] and all(s.kind == "few" for s in found[2:]) and len(found) == 62
+    text = printed(found, names, most=20, each=6)
+    assert text.count("cannot be judged") == 6 and "Not shown: 54 more of few." in text
+    assert text.index("plant/d4") < text.index("plant/d3 ") and text.count("The two labels cannot both be right") == 1
+    assert printed(found, names, most=1).count("| plant/") == 1
+
+
+def test_classes_without_pictures_and_no_pictures_at_all():
+    none = np.zeros(0, np.int64)
+    found = suspicious(["a/x", "b/y"], none, none, none, none, none, none, pairs=np.zeros((0, 2), np.int64))
+    assert [(s.leaf, s.what) for s in found] == [(0, "no usable picture is left"), (1, "no usable picture is left")]
+    assert suspicious([], none, none, none, none, none, none) == []
+
+
+# region background
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (4, 6), (1, 1), (2, 300)])
+def test_border_pixels_are_corners_and_middles(height, width):
+    y, x = np.mgrid[:height, :width]
+    pixels = border_pixels(np.stack([y, x % 256, x // 256], axis=-1).astype(np.uint8)).reshape(8, 3).astype(int)
+    rows, columns = pixels[:, 0], pixels[:, 1] + 256 * pixels[:, 2]
+    bottom, right = height - 1, width - 1
+    assert rows.tolist()[:3] + rows.tolist()[5:] == [0] * 3 + [bottom] * 3 and columns[[0, 3, 5]].tolist() == [0] * 3
+    assert columns[[2, 4, 7]].tolist() == [right] * 3
+    assert np.abs(2 * rows[3:5] - bottom).max() <= 1 and np.abs(2 * columns[[1, 6]] - right).max() <= 1
+    assert pixels.shape == (8, 3)
+
+
+SPECIES = np.repeat(np.arange(4), 3)  # of 12 leaves
+
+
+def grounds(tells: str, count: int = 1500, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Border pixels whose colour follows the leaf, the species or nothing; the first leaf of a species is twice as large."""
+    rng = np.random.default_rng(seed)
+    leaf = rng.choice(12, count, p=np.tile([0.5, 0.25, 0.25], 4) / 4)
+    colors = rng.integers(0, 256, (12, 3))
+    color = {"leaf": colors[leaf], "species": colors[SPECIES[leaf]], "nothing": rng.integers(0, 256, (count, 3))}[tells]
+    border = np.clip(np.repeat(color[:, None], 8, axis=1) + rng.normal(0, 12, (count, 8, 3)), 0, 255).astype(np.uint8).reshape(count, 24)
+    return border, leaf, SPLIT[rng.integers(0, 5, count)]
+
+
+def test_a_background_that_follows_the_class_is_found():
+    result = background_check(*grounds("leaf"), SPECIES)
+    assert result["accuracy"] > 0.9 and result["disease_accuracy"] > 0.9 and result["chance"] < 0.2
+    assert 0.4 < result["disease_chance"] < 0.6 and result["disease_uniform"] == pytest.approx(1 / 3) and result["uniform"] == 1 / 12
+    assert result["disease_judged"] == result["judged"] and "tells much of the disease" in result["sentence"]
+    assert {row[0] for row in result["species"]} == {0, 1, 2, 3} and all(row[2] > row[3] for row in result["species"])
+
+
+def test_a_background_that_follows_the_species_alone_does_not_tell_the_disease():
+    result = background_check(*grounds("species"), SPECIES)
+    assert result["accuracy"] > 2 * result["chance"]
+    assert result["disease_accuracy"] < result["disease_chance"] + 0.05 and "does not tell the disease" in result["sentence"]
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_a_background_that_follows_nothing_is_chance(white):
+    border, leaf, split = grounds("nothing")
+    if white:  # every distance is equal: the answer must not depend on the order of the pictures
+        border, order = np.full_like(border, 255), np.argsort(leaf)
+        leaf, split = leaf[order], split[order]
+    result = background_check(border, leaf, split, SPECIES)
+    assert result["accuracy"] < 0.17 and result["disease_accuracy"] < result["disease_chance"] + 0.05
+    assert "does not tell the disease" in result["sentence"]
+
+
+def test_samples_are_capped_and_follow_the_seed():
+    data = grounds("species")  # what it answers among a species' diseases is luck
+    first, again, other = (background_check(*data, SPECIES, seed=seed, most_train=100, most_judged=150) for seed in (3, 3, 4))
+    assert first == again and first["accuracy"] != other["accuracy"]
+    assert (first["trained"], first["judged"]) == (100, 150)
+
+
+def test_what_cannot_be_judged_says_so():
+    border, leaf, split = grounds("leaf", 300)
+    for leaves, splits, species in ((leaf, split * 0, SPECIES), (leaf, split * 0 + 1, SPECIES), (leaf * 0, split, np.array([0]))):
+        empty = background_check(border, leaves, splits, species)
+        assert empty["accuracy"] is None and empty["disease_accuracy"] is None and "could not be checked" in empty["sentence"]
+    flat = background_check(border, leaf, split, np.arange(12))
+    assert flat["accuracy"] > 0.8 and flat["disease_judged"] == 0 and flat["disease_accuracy"] is None
+    assert "disease" not in flat["sentence"]
+
+
+# endregion
