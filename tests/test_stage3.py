@@ -43,7 +43,7 @@ def test_the_report_has_its_keys(exported):
         assert {"size_mb", "ms_p50", "top1_agreement", "species_top1", "cascade_top1"} <= set(card)
         assert card["ms_p50"] > 0 and 0 <= card["top1_agreement"] <= 1 and 0 <= card["species_top1"] <= 1
     assert "model.onnx" in report["models"] and report["test"]["n"] == report["data"]["test"] == 10
-    assert (report["data"]["species"], report["data"]["classes"], report["data"]["train"]) == (3, 7, 42)
+    assert (report["data"]["species"], report["data"]["classes"], report["data"]["train"]) == (3, 7, 50)
     assert all(0 <= report["test"][k] <= 1 for k in KEYS["test"] - {"n"}) and all(0 <= report["ood"][k] <= 1 for k in KEYS["ood"])
     assert report["seconds"]["train_species"] > 0 and report["seconds"]["train_disease"] > 0 and report["seconds"]["export"] > 0
     text = (exported.exports / "report.md").read_text()
