@@ -26,18 +26,20 @@ from pathlib import Path
 
 import numpy as np
 
-from common import demo, lookalikes, organize
+from common import demo
 from common.console import Laps, fail, friendly, header, parser, say
+from common.duplicates import lookalikes
+from common.duplicates.planted import judge_hashes
 from common.files import write_rows, write_text
 from common.images import read_rgb
-from common.intake import read_all, target_of
-from common.keep import Refused, choose, leaf_numbers, require_sizes
-from common.label_csv import read_labels
-from common.organize_report import show_names, show_result, write_atlas, write_report
-from common.partition import hold_out, partition
-from common.planted import judge_hashes
-from common.review import NAMES, REVIEW, read_names
-from common.sources import Files, list_files, parse_sources
+from common.names.review import NAMES, REVIEW, read_names
+from common.organize import placing
+from common.organize.intake import read_all, target_of
+from common.organize.keep import Refused, choose, leaf_numbers, require_sizes
+from common.organize.label_csv import read_labels
+from common.organize.partition import hold_out, partition
+from common.organize.report import show_names, show_result, write_atlas, write_report
+from common.organize.sources import Files, list_files, parse_sources
 
 PLANTED = 200  # pictures whose altered copies show how many duplicates the search finds
 
@@ -128,7 +130,7 @@ def already_there(args: argparse.Namespace, identity: str) -> bool:
     if not made_of.is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
         fail(f"{args.output} is there and was not made by this script. Choose another --output.")
     if args.fresh:
-        if made_of.is_file() and (others := organize.foreign(args.output)):
+        if made_of.is_file() and (others := placing.foreign(args.output)):
             fail(f"{args.output} holds {len(others)} files that this script did not make ({', '.join(others[:3])}); --fresh would delete "
                  "them. Move them away first.")
         return False
@@ -191,13 +193,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             planted[f"perceptual hash, at most {args.near} of 64 bits"] = judge_hashes(
                 lambda k: read_rgb(stored(k), min_side=1), sample, facts["phash"][kept.file], kept.group, args.near)
     with laps("placing pictures"):
-        placed, layouts = organize.plan_places(kept, facts, round(args.shards * 1e6))
-        organize.place(placed, layouts, facts, store, partial)
-        not_plants = organize.place_strangers(files, facts, strangers, args.near, store, partial) if args.not_plants else np.zeros(2, int)
+        placed, layouts = placing.plan_places(kept, facts, round(args.shards * 1e6))
+        placing.place(placed, layouts, facts, store, partial)
+        not_plants = placing.place_strangers(files, facts, strangers, args.near, store, partial) if args.not_plants else np.zeros(2, int)
     with laps("writing the index"):
-        organize.write_index(partial, kept)
-        write_rows(partial / "manifest.csv", organize.MANIFEST, organize.manifest_rows(placed, files, facts))
-        write_rows(partial / "rejected.csv", organize.REJECTED, organize.rejected_rows(files, refused))
+        placing.write_index(partial, kept)
+        write_rows(partial / "manifest.csv", placing.MANIFEST, placing.manifest_rows(placed, files, facts))
+        write_rows(partial / "rejected.csv", placing.REJECTED, placing.rejected_rows(files, refused))
         write_rows(partial / "review.csv", REVIEW, names.review)
         write_rows(partial / "names.csv", NAMES, names.table)
         suspects, note = write_report(partial, kept, files, facts, refused, names, certificate, planted, not_plants)
@@ -219,7 +221,7 @@ def undo(output: Path) -> int:
     """Remove what this script made at `output`."""
     if output.exists() and any(output.iterdir()) and not (output / "made_of.json").is_file():
         fail(f"{output} was not made by this script; nothing was removed.")
-    left = organize.remove(output)
+    left = placing.remove(output)
     say(f"removed what this script had made at {output}; the sources are as they were.")
     if left:
         say(f"{len(left)} files there are not of its making and stay: {', '.join(left[:6])}")

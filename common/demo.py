@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common.console import progress
-from common.demo_leaves import paint_leaf
-from common.demo_lesions import infect
-from common.demo_scenes import Style, compose, draw_style, photograph
-from common.demo_things import draw_thing
+from common.drawing.leaves import paint_leaf
+from common.drawing.lesions import infect
+from common.drawing.scenes import Style, compose, draw_style, photograph
+from common.drawing.things import draw_thing
 
 FORMAT = 2  # raise it when the same seed draws other pictures
 MARKER = "demo.json"

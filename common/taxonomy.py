@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common import answers, likeness, listing, naming, spelling
+from common.names import answers, likeness, listing, naming, spelling
 
 # Below this confidence a person is asked about a name.
 ASK_BELOW = 0.9

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import atlas
-from common.atlas import CELL, FRAME, GAP, HEAD, MARGIN, THUMB, Member
+from common.organize import atlas
+from common.organize.atlas import CELL, FRAME, GAP, HEAD, MARGIN, THUMB, Member
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 NAMES = ["apple/scab", "corn/common_rust", "<b>&\"'/x y", "daisy/daisy"]

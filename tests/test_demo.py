@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from common import demo
-from common.demo_leaves import SPECIES, paint_leaf
-from common.demo_lesions import DISEASES, infect
-from common.demo_scenes import GROUNDS, Style, compose, draw_style
-from common.demo_things import THINGS, draw_thing
+from common.drawing.leaves import SPECIES, paint_leaf
+from common.drawing.lesions import DISEASES, infect
+from common.drawing.scenes import GROUNDS, Style, compose, draw_style
+from common.drawing.things import THINGS, draw_thing
 
 SCALE = 0.01  # three pictures per class
 KINDS = {"truncated", "zero_bytes", "text_pointers", "html_pages", "thumbnails", "duplicates", "near_duplicates",

@@ -12,9 +12,10 @@ import timm
 import torch
 from tiny_data import CLASSES, draw
 
-from common import checkpoint, cosine, embed, images
-from common.cosine import cosine_matches, cosine_pairs
-from common.embed import Backbone, Embedder, features, judge_features, load_embedder
+from common import checkpoint, images
+from common.duplicates import cosine, embed
+from common.duplicates.cosine import cosine_matches, cosine_pairs
+from common.duplicates.embed import Backbone, Embedder, features, judge_features, load_embedder
 from common.engine import Compute
 
 FP32 = Compute(torch.device("cpu"), torch.float32)

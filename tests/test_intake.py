@@ -11,10 +11,11 @@ import pytest
 import tiny_data
 from PIL import Image
 
-from common import images, intake
-from common.intake import FACTS, HEADER, REASONS, Journal, read_all, read_file, target_of
-from common.phash import perceptual_hash
-from common.sources import list_files, parse_sources
+from common import images
+from common.duplicates.phash import perceptual_hash
+from common.organize import intake
+from common.organize.intake import FACTS, HEADER, REASONS, Journal, read_all, read_file, target_of
+from common.organize.sources import list_files, parse_sources
 
 
 def picture(number: int = 0, size: int = 64) -> Image.Image:

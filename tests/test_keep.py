@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.intake import FACTS, REASONS
-from common.keep import Kept, Refused, choose, drop_duplicates, leaf_numbers, require_sizes
-from common.sources import Files, Source
+from common.organize.intake import FACTS, REASONS
+from common.organize.keep import Kept, Refused, choose, drop_duplicates, leaf_numbers, require_sizes
+from common.organize.sources import Files, Source
 
 
 def files_of(labels: list[str], given: list[int] | None = None, strangers: int = 0) -> Files:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.label_csv import read_labels
-from common.sources import list_files, parse_sources
+from common.organize.label_csv import read_labels
+from common.organize.sources import list_files, parse_sources
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_data import draw
 
-from common import bands, phash
-from common.phash import BLANK, connected, matches, near_search, orientations, perceptual_hash
+from common.duplicates import bands, phash
+from common.duplicates.phash import BLANK, connected, matches, near_search, orientations, perceptual_hash
 
 
 def blobs(seed: int, height: int = 150, width: int = 210) -> np.ndarray:

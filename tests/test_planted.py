@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from common.phash import perceptual_hash
-from common.planted import Row, judge, judge_hashes, planted_table, variants
+from common.duplicates.phash import perceptual_hash
+from common.duplicates.planted import Row, judge, judge_hashes, planted_table, variants
 
 
 def blobs(seed: int) -> np.ndarray:

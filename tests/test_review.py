@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.review import NAMES, REVIEW, Names, read_names
+from common.names.review import NAMES, REVIEW, Names, read_names
 
 RAW = ["Apple___Black_rot", "apple black rots", "Apple_Black_rot", "Pear___Scab", "Quandong thing", "spots", "Plum__leaf"]
 

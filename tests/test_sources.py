@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.sources import list_files, parse_sources
+from common.organize.sources import list_files, parse_sources
 
 
 def make(root: Path, *names: str) -> Path:

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from common.splits import TEST, TRAIN, VAL, draws, keep_given, split_groups
+from common.organize.splits import TEST, TRAIN, VAL, draws, keep_given, split_groups
 
 
 def shas(names) -> np.ndarray:

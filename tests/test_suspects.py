@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common.background import background_check, border_pixels
-from common.suspects import printed, reasons_by_leaf, suspicious
+from common.organize.background import background_check, border_pixels
+from common.organize.suspects import printed, reasons_by_leaf, suspicious
 
 NAMES = ["apple/healthy", "apple/rust", "apple/scab", "corn/healthy", "corn/rust", "tea/blight"]
 EACH = 40

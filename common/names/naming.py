@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from common import crops
-from common.spelling import GENUS, KNOWN, LATIN_END, PLANT_WORDS, Token, is_disease_word, singular, tokenise
+from common.names import crops
+from common.names.spelling import GENUS, KNOWN, LATIN_END, PLANT_WORDS, Token, is_disease_word, singular, tokenise
 
 _PARTS = {frozenset(phrase) for phrase in crops.PLANTS if len(phrase) > 1}
 _ONLY_PLANT = PLANT_WORDS - crops.ORGANS - crops.DISEASE_WORDS

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from common.demo_leaves import CANVAS, SUB, Leaf, fixed, mix, noise, tinted
+from common.drawing.leaves import CANVAS, SUB, Leaf, fixed, mix, noise, tinted
 
 GRID = np.arange(CANVAS, dtype=np.float32)
 

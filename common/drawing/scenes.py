@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from common.demo_leaves import CANVAS, SUB, Leaf, fixed, hsv, mix, noise, tinted
+from common.drawing.leaves import CANVAS, SUB, Leaf, fixed, hsv, mix, noise, tinted
 
 SIZES = [(256, 256), (288, 288), (320, 240), (240, 320), (300, 200), (640, 480), (480, 640), (800, 600)]  # w, h
 SIZE_ODDS = [0.50, 0.12, 0.16, 0.12, 0.06, 0.015, 0.010, 0.015]

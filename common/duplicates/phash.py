@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from common.bands import join
+from common.duplicates.bands import join
 
 BLANK = 0  # the hash of a picture of one colour; it has no neighbours
 MOST_RADIUS = 15

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.console import fail, say, warn
-from common.sources import SPLIT_FOLDERS, Files
+from common.organize.sources import SPLIT_FOLDERS, Files
 
 # columns as public label files call them, the likelier first
 USUAL = {

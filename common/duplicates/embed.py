@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import checkpoint, images, planted
+from common import checkpoint, images
 from common.console import fail, progress, say
-from common.cosine import cosine_matches
+from common.duplicates import planted
+from common.duplicates.cosine import cosine_matches
 from common.engine import Compute
 from common.model import SwinHierarchical
 from common.taxonomy import ClassTree

@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from common import images
-from common.background import border_pixels
 from common.console import progress, say
-from common.phash import perceptual_hash
-from common.sources import Files
+from common.duplicates.phash import perceptual_hash
+from common.organize.background import border_pixels
+from common.organize.sources import Files
 
 REASONS = ("", "empty", "text", "format", "truncated", "too_large", "too_small", "unreadable", "not_a_picture", "missing", "no_class",
            "label_conflict", "duplicate", "same_pixels", "small_class")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from common.console import table
-from common.phash import matches, perceptual_hash
+from common.duplicates.phash import matches, perceptual_hash
 
 
 @dataclass(frozen=True)

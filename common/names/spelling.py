@@ -10,7 +10,7 @@ import unicodedata
 from functools import lru_cache
 from typing import NamedTuple
 
-from common import crops
+from common.names import crops
 
 PLANT_WORDS = frozenset(word for phrase in crops.PLANTS for word in phrase)
 # A typo is never mended into a short word that is only part of a plant's name ("monkey" is not "money plant").

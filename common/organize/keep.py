@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.console import fail
-from common.intake import REASONS
-from common.sources import Files
+from common.organize.intake import REASONS
+from common.organize.sources import Files
 from common.taxonomy import ClassTree
 
 SPLITS = ("train", "val", "test", "holdout_species", "holdout_diseases")  # the first three are in the class tree

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-WEB = Path(__file__).with_name("web")
+WEB = Path(__file__).parents[1] / "web"
 STYLE = """
 main { display: block; }
 .top h1 { flex: none; }

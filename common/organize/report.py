@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common import atlas, suspects
-from common.background import background_check
 from common.console import say, table, warn
+from common.duplicates.planted import Row, planted_table
 from common.files import write_text
-from common.intake import REASONS, target_of
-from common.keep import HOLDOUT_SPECIES, SPLITS, Kept, Leaf, Refused
-from common.partition import Certificate
-from common.planted import Row, planted_table
-from common.review import Names
-from common.sources import Files
+from common.names.review import Names
+from common.organize import atlas, suspects
+from common.organize.background import background_check
+from common.organize.intake import REASONS, target_of
+from common.organize.keep import HOLDOUT_SPECIES, SPLITS, Kept, Leaf, Refused
+from common.organize.partition import Certificate
+from common.organize.sources import Files
 
 SHEET = 24  # pictures on a contact sheet
 

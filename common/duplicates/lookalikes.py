@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.planted import Row
+from common.duplicates.planted import Row
 from common.recipe_flags import arguments, channels
 
 
@@ -52,7 +52,7 @@ def find(args: argparse.Namespace, read: Callable[[int], bytes], keys: np.ndarra
     Raises:
         SystemExit: where the weights cannot be loaded, or the threshold joins too much.
     """
-    from common import cosine, embed
+    from common.duplicates import cosine, embed
     from common.engine import choose_compute
 
     backbone = embed.Backbone(args.backbone, args.weights, arguments=arguments(args.backbone_args),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.sources import Files
+from common.organize.sources import Files
 
 # What tools append to the name of a picture that they made from another one: Roboflow's ".rf.<hash>", PlantVillage's
 # augmented sets ("_90deg", "_flipLR", "_newPixel25", "_new30degFlipLR", "_final_masked"), common scripts ("_aug3", "-rotated90").

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common import atlas_page
 from common.console import progress
 from common.files import write_text
 from common.images import ImageError, read_rgb
+from common.organize import atlas_page
 
 SPLITS = ("train", "val", "test")
 THRESHOLDS = (80, 50)  # rare and very rare in the published protocol

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from common.demo_leaves import SUB, fixed, hsv, noise
-from common.demo_scenes import cloth, fabric, gradient, gravel, paper, skin, sky, soil, wood
+from common.drawing.leaves import SUB, fixed, hsv, noise
+from common.drawing.scenes import cloth, fabric, gradient, gravel, paper, skin, sky, soil, wood
 
 Rng = np.random.Generator
 GREEN = (85.0, 150.0)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import combinations
 
-from common import crops, spelling
+from common.names import crops, spelling
 
 Leaf = tuple[str, str]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from common import crops, naming, spelling
-from common.naming import Reading
-from common.spelling import Token
+from common.names import crops, naming, spelling
+from common.names.naming import Reading
+from common.names.spelling import Token
 
 Words = tuple[str, ...]
 STATES = crops.HEALTHY | crops.SICK

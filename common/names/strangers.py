@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from common import crops, naming, spelling
-from common.listing import STATES, Answer, ListFacts, Words, is_known, main_words, quality, turned
-from common.naming import Reading
-from common.spelling import Token
+from common.names import crops, naming, spelling
+from common.names.listing import STATES, Answer, ListFacts, Words, is_known, main_words, quality, turned
+from common.names.naming import Reading
+from common.names.spelling import Token
 
 
 def parted(reading: Reading, facts: ListFacts) -> Answer | None:

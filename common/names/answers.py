@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from common import crops, naming, strangers
-from common.listing import Answer, ListFacts, is_known, main_words
-from common.naming import Reading
+from common.names import crops, naming, strangers
+from common.names.listing import Answer, ListFacts, is_known, main_words
+from common.names.naming import Reading
 
 _PLANT = {"start": 0.98, "last": 0.95, "borrowed": 0.93, "abbreviation": 0.85, "middle": 0.8}
 _WHERE = {
