@@ -19,7 +19,8 @@ import numpy as np
 from PIL import IcoImagePlugin, Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "ICO")  # MPO (phones' multi-picture JPEG) is opened as JPEG
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ico")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heif", ".heic",
+            ".ico")
 MAX_PIXELS = 100_000_000  # a 100-megapixel photo; Pillow calls twice 89 million a decompression bomb
 MIN_SIDE = 32  # below this there is no leaf to see
 MAX_BYTES = 64 * 1024 * 1024
@@ -283,6 +284,8 @@ def _name_the_stranger(data: bytes) -> tuple[str, str]:
             return "text", "a text file, not a picture"
     except UnicodeDecodeError:
         pass
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
+        return "format", "a HEIC photo, as iPhones make them: export it as JPEG first"
     for place, magic, kind in _MAGIC:
         if data.startswith(magic, place):
             return "unreadable", f"the picture is damaged: it begins like {kind}, but the header makes no sense"

@@ -430,3 +430,9 @@ def test_odd_pictures_are_read():
 
 
 # endregion
+
+
+def test_a_photo_of_an_iphone_is_told_from_rubbish():
+    with pytest.raises(images.ImageError, match="export it as JPEG") as caught:
+        images.read_rgb(b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(2000))
+    assert caught.value.reason == "format"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -245,6 +246,30 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "whole"]
     if sys.platform == "linux":
         assert not alive, f"worker processes {alive} outlived the run that was killed"
+
+
+@pytest.mark.parametrize(("flags", "work", "after"), [([], "link", 40), (["--shards", 0.03], "_write_shard", 2)])
+def test_a_disk_that_fills_while_pictures_are_placed(tmp_path, monkeypatch, refused, flags, work, after):
+    from common import shards
+    from common.organize import placing
+    raw = tiny_data.make_raw(tmp_path / "raw")
+    assert organize(tmp_path / "whole", raw, *flags) == 0
+    module, done = (placing if work == "link" else shards), []
+    honest = getattr(module, work)
+
+    def filling(*args, **kwargs):
+        if len(done) == after:
+            raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+        done.append(args)
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(module, work, filling)
+    refused("the disk is full", organize, tmp_path / "out", raw, *flags)
+    assert not (tmp_path / "out").exists() and len(done) == after
+    monkeypatch.setattr(module, work, honest)
+    assert organize(tmp_path / "out", raw, *flags) == 0
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "whole"]
 
 
 # endregion
