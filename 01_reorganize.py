@@ -165,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     held_out = dict(zip(index, hold_out(index, args.holdout_species, args.holdout_diseases), strict=True))
     identity = identity_of(files, args)
     if already_there(args, identity):
+        placing.clear(args.output)
         return 0
     with laps("reading pictures"):
         facts, details = read_all(files, store, args.long_side, not args.copy, args.workers)
@@ -210,8 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_atlas(partial / "report", kept, facts, suspects, note, store, args.workers)
     shutil.rmtree(args.output, ignore_errors=True)
     os.replace(partial, args.output)
-    partial.with_name(partial.name + ".plan").unlink()
-    shutil.rmtree(store)
+    placing.clear(args.output)
     show_result(args.output, kept, refused, certificate, planted)
     say("", laps.table(), "", "next: python 02a_train_species.py")
     return 0

@@ -118,8 +118,10 @@ def test_names_are_read(organized):
 def test_run_again_it_is_up_to_date(organized, capsys):
     before = {p: p.stat().st_mtime_ns for p in organized.rglob("*")}
     source = organized.parents[1]
+    (organized.parent / "organized.store").mkdir()  # of a run that was killed between its last two steps
     assert organize(organized, source / "raw", "--not-plants", source / "things") == 0
     assert "up to date" in capsys.readouterr().out and before == {p: p.stat().st_mtime_ns for p in organized.rglob("*")}
+    assert not (organized.parent / "organized.store").exists()
 
 
 def test_other_settings_are_refused_and_fresh_makes_it_anew(tmp_path, refused):

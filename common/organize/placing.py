@@ -162,15 +162,20 @@ def foreign(output: Path) -> list[str]:
     return sorted(path for path in paths if path not in own and not path.startswith(("not_plants" + os.sep, "report" + os.sep)))
 
 
+def clear(output: Path) -> None:
+    """Remove what a run needs on its way and a killed one leaves: the store and a half-made folder."""
+    for folder in (output.with_name(output.name + ending) for ending in (".store", ".partial")):
+        shutil.rmtree(folder, ignore_errors=True)
+    output.with_name(output.name + ".partial.plan").unlink(missing_ok=True)
+
+
 def remove(output: Path) -> list[str]:
     """Take back what 01 made: data/organized/, its store and what a killed run left; the sources are not touched.
 
     Returns:
         paths below `output` that 01 did not make; they stay, and so do their folders.
     """
-    for folder in (output.with_name(output.name + ending) for ending in (".store", ".partial")):
-        shutil.rmtree(folder, ignore_errors=True)
-    output.with_name(output.name + ".partial.plan").unlink(missing_ok=True)
+    clear(output)
     if not output.is_dir():
         return []
     left = foreign(output)
