@@ -24,8 +24,10 @@ import torch
 from common import checkpoint, recipe_flags, recipes
 from common.console import Stopwatch, fail, friendly, header, parser, say, warn
 from common.dataset import load_organized
+from common.distributed import leave
+from common.evaluation import evaluate_checkpoint
 from common.files import file_sha256
-from common.machine import add_training_flags, print_plan, resolve_machine, say_time
+from common.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
 from common.model import SwinHierarchical
 from common.recipes import Recipe
 from common.run import Run
@@ -44,8 +46,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinHierarchical:
     """Build the model with the initial weights that --weights asks for."""
-    settings = {"image_size": recipe.image_size, "backbone_args": recipe_flags.arguments(recipe.backbone_args),
-                "mean": recipe_flags.channels("pixel_mean", recipe.pixel_mean), "std": recipe_flags.channels("pixel_std", recipe.pixel_std)}
+    settings = recipe_flags.model_settings(recipe)
+    recipe_flags.require_backbone(recipe.backbone)
 
     def build(pretrained: bool) -> SwinHierarchical:
         torch.manual_seed(seed)  # the heads start equal, whichever way the backbone came
@@ -84,11 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, clock = parse(argv), Stopwatch()
     recipe, overridden = recipe_flags.from_flags(args)
     header("02a train species")
+    if args.evaluate:
+        return evaluate_checkpoint(args)
     say(recipe_flags.describe(args.recipe, recipe, overridden))
     data, phases = load_organized(args.data), recipes.species_phases(recipe)
     if not phases:
         fail("every phase of stage A has 0 epochs: nothing would be trained. Give --species-finetune-epochs or another phase some.")
-    compute = resolve_machine(args, recipe)
+    compute, world = resolve_machine(args, recipe)
     print_plan(data, phases, recipe)
 
     folder = args.checkpoints / "species_only"
@@ -96,19 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = new_model("none" if going_on else args.weights, args.seed, recipe, data.tree)
     start_from = file_sha256(Path(args.weights)) if Path(args.weights).is_file() else args.weights
     run = Run(folder, phases, model=model, data=data, recipe=recipe, recipe_name=args.recipe, overridden=overridden,
-              compute=compute, args=args, start_from=start_from)
+              compute=compute, args=args, start_from=start_from, teacher=find_teacher(args, data, compute), world=world)
     run.resume()
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
         judged, metrics = run.evaluate()
-        # the best epoch has the most species right; the smaller loss decides between equals
-        best = run.end_epoch(epoch, phase, loss, metrics, metrics["species_top1"] - 1e-6 * metrics["species_nll"])
-        if best:
+        if run.end_epoch(epoch, phase, loss, metrics):  # the best so far: in stage A, the most species right
             run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
-        if epoch + 1 == run.phase_start + phase.epochs:
+        if run.epochs_done == run.phase_start + phase.epochs:
             run.save(f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics)
         run.save_last()
     run.finish(checkpoint.find_best(folder), "Stage A: species")
+    leave()
     say_time("time", clock)
     say("next: python 02b_train_disease.py")
     return 0

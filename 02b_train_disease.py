@@ -22,7 +22,9 @@ from typing import Any
 from common import checkpoint, recipe_flags, recipes
 from common.console import Stopwatch, fail, friendly, header, parser, say
 from common.dataset import Organized, load_organized
-from common.machine import add_training_flags, print_plan, resolve_machine, say_time
+from common.distributed import leave
+from common.evaluation import evaluate_checkpoint
+from common.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
 from common.run import Run
 
 
@@ -53,10 +55,10 @@ def train_heads(run: Run) -> None:
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
         judged, metrics = run.evaluate()
-        run.end_epoch(epoch, phase, loss, metrics, metrics["disease_top1"] - 1e-6 * metrics["disease_nll"])
-        if epoch + 1 == run.total_epochs:
+        run.end_epoch(epoch, phase, loss, metrics)
+        if run.epochs_done == run.total_epochs:
             run.save("disease_heads_final.pt", judged, metrics)
-        elif epoch + 1 == run.phase_start + phase.epochs:
+        elif run.epochs_done == run.phase_start + phase.epochs:
             run.save(f"disease_heads_epoch={epoch + 1:02d}.pt", judged, metrics)
         run.save_last()
     run.finish(run.folder / "disease_heads_final.pt", "Stage B: disease heads")
@@ -68,9 +70,7 @@ def train_jointly(run: Run) -> None:
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
         judged, metrics = run.evaluate()
-        # the best epoch has the most pictures with species and disease both right
-        nll = metrics["species_nll"] + metrics["disease_nll"]
-        if run.end_epoch(epoch, phase, loss, metrics, metrics["cascade_top1"] - 1e-6 * nll):
+        if run.end_epoch(epoch, phase, loss, metrics):  # the best so far: the most with species and disease both right
             run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
         if epoch + 1 == phase.epochs // 2:
             run.save(f"epoch={epoch + 1:02d}.pt", judged, metrics)
@@ -83,30 +83,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train stage B; see the module's docstring."""
     args, clock = parse(argv), Stopwatch()
     header("02b train disease")
+    if args.evaluate:
+        return evaluate_checkpoint(args)
     data = load_organized(args.data)
     payload = species_checkpoint(args, data)
     recipe, overridden = recipe_flags.from_flags(args, inherited=payload["recipe"])
     recipe_name = args.recipe or payload["identity"]["recipe"]
     say(recipe_flags.describe(recipe_name, recipe, overridden))
-    if data.tree.num_leaves == data.tree.num_species:
-        say("every species has one class only: there is no disease to train. next: python 03_export.py")
+    if data.tree.num_leaves == data.tree.num_species or recipe.classes == "flat":
+        why = "every species has one class only" if recipe.classes != "flat" else "02a has trained all classes of this flat recipe"
+        say(f"{why}: there is no disease to train. next: python 03_export.py")
         return 0
     settings = payload["settings"]
     if (recipe.backbone, recipe.image_size) != (settings["backbone"], settings["image_size"]):
         fail(f"the species checkpoint is {settings['backbone']} at {settings['image_size']} px, the recipe asks for "
              f"{recipe.backbone} at {recipe.image_size} px. Leave --recipe, --backbone and --image-size out, or train 02a so.")
-    compute = resolve_machine(args, recipe)
-    print_plan(data, recipes.disease_phases(recipe) + recipes.joint_phases(recipe), recipe)
+    compute, world = resolve_machine(args, recipe)
+    heads, joint = recipes.disease_phases(recipe), recipes.joint_phases(recipe)
+    print_plan(data, heads + joint, recipe)
     shared: dict[str, Any] = {"data": data, "recipe": recipe, "recipe_name": recipe_name, "overridden": overridden,
-                              "compute": compute, "args": args}
+                              "compute": compute, "args": args, "teacher": find_teacher(args, data, compute), "world": world}
 
-    if recipe.disease_heads_epochs + recipe.disease_boost_epochs:
-        train_heads(Run(args.checkpoints / "disease_heads", recipes.disease_phases(recipe),
+    if heads:
+        train_heads(Run(args.checkpoints / "disease_heads", heads,
                         model=checkpoint.build_model(payload), start_from=checkpoint.weights_hash(payload), **shared))
         payload = checkpoint.load(args.checkpoints / "disease_heads" / "disease_heads_final.pt")
-    if recipe.joint_epochs:
-        train_jointly(Run(args.checkpoints / "hierarchical_full", recipes.joint_phases(recipe),
+    if joint:
+        train_jointly(Run(args.checkpoints / "hierarchical_full", joint,
                           model=checkpoint.build_model(payload), start_from=checkpoint.weights_hash(payload), **shared))
+    leave()
     say_time("time", clock)
     say("next: python 03_export.py")
     return 0

@@ -107,7 +107,8 @@ def build_graph(model: SwinHierarchical, data: Organized, args: argparse.Namespa
     features, _, leaf = features_of(model, data.splits["val"], args, "features of val")
     species = model.leaf_species[leaf]
     with torch.inference_mode():
-        species_logits, disease_logits = model.species_logits(features), model.disease_logits(features, species)
+        hidden = model.neck(features)
+        species_logits, disease_logits = model.species_logits(hidden), model.disease_logits(hidden, species)
     several = (model.disease_heads.sizes[species] > 1).numpy()
     disease = (leaf - model.disease_heads.leaf_of[species, 0]).numpy()
     temperatures = (calibrate.fit_temperature(species_logits.numpy(), species.numpy()),

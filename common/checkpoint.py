@@ -73,7 +73,7 @@ def _first_line(error: Exception) -> str:
 
 
 def describe_model(model: SwinHierarchical) -> dict[str, Any]:
-    """Return what rebuilds the model: backbone, arguments, preprocessing, class tree and weights."""
+    """Return what rebuilds the model: backbone, arguments, preprocessing, neck, hierarchical or flat, class tree and weights."""
     state = {key.removeprefix("_orig_mod.").removeprefix("module."): value for key, value in model.state_dict().items()}
     return {"settings": model.settings, "tree": model.tree.to_json(), "model": state}
 
@@ -100,9 +100,10 @@ def build_model(payload: dict[str, Any]) -> SwinHierarchical:
     """
     s = payload["settings"]
     model = SwinHierarchical(s["backbone"], ClassTree.from_json(payload["tree"]), image_size=s["image_size"],
-                             backbone_args=s["backbone_args"], mean=tuple(s["mean"]), std=tuple(s["std"]))
+                             backbone_args=s["backbone_args"], mean=tuple(s["mean"]), std=tuple(s["std"]),
+                             classes=s.get("classes", "hierarchical"), neck=s.get("neck"))
     try:
-        model.load_state_dict(payload["model"])
+        model.load_state_dict(payload.get("ema") or payload["model"])  # the average is what was judged
     except RuntimeError as error:
         fail(f"the weights do not fit {s['backbone']} as timm {timm.__version__} builds it (the checkpoint was written with "
              f"{payload.get('provenance', {}).get('timm', 'another version')}): {str(error).splitlines()[-1].strip()}")

@@ -17,9 +17,18 @@ from tqdm import tqdm
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_muted = False
+
+
+def mute() -> None:
+    """Print nothing but errors from now on: of several processes of a run, one speaks."""
+    global _muted
+    _muted = True
+
+
 def say(*lines: str) -> None:
     """Print lines at once, so that output keeps its order when it goes through a pipe."""
-    for line in lines:
+    for line in lines if not _muted else ():
         print(line, flush=True)
 
 
@@ -30,7 +39,8 @@ def header(title: str) -> None:
 
 def warn(message: str) -> None:
     """Print a warning to stderr, set apart so that it is not missed."""
-    print(f"\n!! {message}\n", file=sys.stderr, flush=True)
+    if not _muted:
+        print(f"\n!! {message}\n", file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> NoReturn:
@@ -111,7 +121,7 @@ def progress(items: Iterable[Any], total: int | None = None, desc: str = "", uni
         unit: the name of one item.
     """
     shown = sys.stderr.isatty()
-    return tqdm(items, total=total, desc=desc, unit=unit, mininterval=0.2 if shown else 20.0, dynamic_ncols=shown,
+    return tqdm(items, total=total, desc=desc, unit=unit, disable=_muted, mininterval=0.2 if shown else 20.0, dynamic_ncols=shown,
                 leave=shown, smoothing=0.1, ascii=None if shown else True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common import images
 from common.augment import train_view
 from common.console import fail, warn
+from common.distributed import ALONE, World
 from common.files import file_sha256
 from common.manifest import read_manifest
 from common.recipes import Recipe
@@ -194,10 +195,13 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
         count: pictures in the split.
         batch_size: pictures per batch; the last partial batch is dropped, unless it is the only one.
         seed: of the run.
+        world: processes that share each batch; this one's items are followed by the pictures they are mixed with.
+        partners: (epoch, step, size of the batch) -> int (size,), with which row each is mixed, or None.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, weights: np.ndarray | None = None) -> None:
-        self.count, self.batch_size, self.seed, self.weights = count, batch_size, seed, weights
+    def __init__(self, count: int, batch_size: int, seed: int, weights: np.ndarray | None = None, world: World = ALONE,
+                 partners: Callable[[int, int, int], np.ndarray | None] | None = None) -> None:
+        self.count, self.batch_size, self.seed, self.weights, self.world, self.partners = count, batch_size, seed, weights, world, partners
         self.epoch = self.first_step = 0
 
     def __len__(self) -> int:
@@ -211,7 +215,12 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
             order = rng.choice(self.count, self.count, p=self.weights / self.weights.sum())
         for step in range(self.first_step, len(self)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(self.epoch, step * self.batch_size + k, int(i)) for k, i in enumerate(chosen)]
+            items = [(self.epoch, step * self.batch_size + k, int(i)) for k, i in enumerate(chosen)]
+            if self.world.size > 1:
+                share = self.world.share(len(items))
+                partner = self.partners(self.epoch, step, len(items)) if self.partners else None
+                items = items[share] + ([] if partner is None else [items[k] for k in partner[share]])
+            yield items
 
 
 def rare_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -223,6 +232,11 @@ def rare_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.nd
     by_class = np.where(class_sizes < recipe.very_rare_below, recipe.very_rare_weight,
                         np.where(class_sizes < recipe.rare_below, recipe.rare_weight, 1.0))
     return by_class[split.leaf]
+
+
+def balanced_weights(classes: np.ndarray) -> np.ndarray:
+    """Sampling weights with which every class comes as often as any other: float64 (N,); `classes` int (N,), of each picture."""
+    return 1.0 / np.bincount(classes)[classes]
 
 
 def boost_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.ndarray:

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from common.augment import Mix
 from common.console import fail
-from common.losses import focal_loss
+from common.distil import Teacher
+from common.distributed import ALONE, World
+from common.losses import class_loss
 from common.metrics import Judged, join, judge
 from common.model import SwinHierarchical
+from common.optim import set_rates
 from common.recipes import Phase, Recipe
 
 # region device and precision
@@ -82,41 +85,19 @@ def _cpu_has_bf16() -> bool:
 
 # endregion
 
-# region rates and parameters
+# region randomness
 
 
-def set_trainable(model: SwinHierarchical, phase: Phase) -> None:
-    """Freeze and unfreeze by the phase; a frozen backbone is in evaluation mode, so that its batch norms stand still."""
-    model.requires_grad_(False)
-    model.backbone.requires_grad_(phase.backbone_scale > 0)
-    for parameter in model.head_parameters(phase.heads):
-        parameter.requires_grad_(True)
-    model.train()
-    model.backbone.train(phase.backbone_scale > 0)
-
-
-def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> torch.optim.AdamW:
-    """Make AdamW over what the phase trains: backbone and heads apart, weight decay on matrices only."""
-    heads = {id(p) for p in model.head_parameters("all")}
-    groups = []
-    for is_head in (False, True):
-        for decays in (True, False):
-            chosen = [p for p in model.parameters() if p.requires_grad and (id(p) in heads) == is_head and (p.ndim > 1) == decays]
-            if chosen:
-                groups.append({"params": chosen, "weight_decay": recipe.weight_decay if decays else 0.0,
-                               "scale": 1.0 if is_head else phase.backbone_scale})
-    return torch.optim.AdamW(groups, lr=phase.lr, betas=(0.9, 0.999), fused=True)
-
-
-def rate_at(phase: Phase, step: int, steps: int) -> float:
-    """Rate of the heads at a step of a phase: cosine from `lr` at step 0 towards `lr_end` at step `steps`."""
-    return phase.lr_end + (phase.lr - phase.lr_end) * 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / max(steps, 1)))
+def step_draws(seed: int, epoch: int, step: int) -> tuple[int, np.random.Generator]:
+    """Make all randomness of a step a function of (seed, epoch, step): a seed for dropout, a generator for mixing."""
+    rng = np.random.default_rng([seed, epoch, step, 1])
+    return int(rng.integers(2**62)), rng
 
 
 def seed_step(seed: int, epoch: int, step: int) -> np.random.Generator:
-    """Make all randomness of a step a function of (seed, epoch, step): dropout through torch, mixing through the result."""
-    rng = np.random.default_rng([seed, epoch, step, 1])
-    torch.manual_seed(int(rng.integers(2**62)))
+    """Seed torch with `step_draws`, for steps that are taken in one piece."""
+    first, rng = step_draws(seed, epoch, step)
+    torch.manual_seed(first)
     return rng
 
 
@@ -128,62 +109,103 @@ def seed_step(seed: int, epoch: int, step: int) -> np.random.Generator:
 def hierarchical_loss(model: SwinHierarchical, features: Tensor, leaf: Tensor, phase: Phase, recipe: Recipe) -> Tensor:
     """Species loss plus disease loss of each sample under its own species' head, weighted by the phase.
 
+    A flat model has one loss over all its leaves. Where the phase has a prior, log-priors are added to the logits (balanced
+    softmax, Ren et al. 2020), as `model.use_counts` set them.
+
     Args:
-        features: float (N, features).
+        features: float (N, features), pooled.
         leaf: int64 (N,), true leaves.
 
     Returns:
         float32 (N,).
     """
-    species = model.leaf_species[leaf]
+    hidden, species = model.neck(features), model.leaf_species[leaf]
+    if model.flat:
+        logits = model.disease_heads.all_logits(hidden)
+        return phase.species_weight * class_loss(logits + model.leaf_prior if phase.prior else logits, leaf, recipe)
     loss = features.new_zeros(len(leaf), dtype=torch.float32)
-    focal = {"gamma": recipe.focal_gamma, "alpha": recipe.focal_alpha, "smoothing": recipe.label_smoothing}
     if phase.species_weight > 0:
-        loss = loss + phase.species_weight * focal_loss(model.species_logits(features), species, **focal)
+        logits = model.species_logits(hidden)
+        loss = loss + phase.species_weight * class_loss(logits + model.species_prior if phase.prior else logits, species, recipe)
     if phase.disease_weight > 0 and model.disease_heads.widest > 1:
-        disease = leaf - model.disease_heads.leaf_of[species, 0]
-        logits = model.disease_logits(features, species)
-        loss = loss + phase.disease_weight * focal_loss(logits, disease, classes=model.disease_heads.sizes[species], **focal)
+        own = model.disease_heads.leaf_of[species]
+        logits = model.disease_logits(hidden, species)
+        logits = logits + model.leaf_prior[own] if phase.prior else logits
+        loss = loss + phase.disease_weight * class_loss(logits, leaf - own[:, 0], recipe, model.disease_heads.sizes[species])
     return loss
 
 
+class DeviceFull(RuntimeError):
+    """The device's memory does not hold `device_batch` pictures; nothing was changed, the step can be taken again in smaller pieces."""
+
+
 def training_step(model: SwinHierarchical, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, images: Tensor,
-                  leaf: Tensor, mix: Mix, *, phase: Phase, recipe: Recipe, compute: Compute, rate: float,
-                  device_batch: int) -> Tensor:
+                  leaf: Tensor, mix: Mix, *, phase: Phase, recipe: Recipe, compute: Compute, rate: float, device_batch: int,
+                  seed: int = 0, skip_nan: bool = False, teacher: Teacher | None = None, world: World = ALONE,
+                  count: int | None = None) -> Tensor:
     """Take one optimizer step on one effective batch, `device_batch` pictures at a time.
 
     Args:
-        images: uint8 (N, size, size, 3), on the device.
+        images: uint8 (N, size, size, 3), or cached features float (N, F), on the device.
         leaf: int64 (N,), on the device.
         mix: how the batch is mixed; a mixed sample's loss is that of each partner, weighted, under its own species.
         rate: learning rate of the heads; the backbone's is its group's share of it.
+        seed: of dropout and stochastic depth; each piece has its own draws, whichever process computes it.
+        skip_nan: leave a step out whose gradient is not finite, instead of taking it.
+        teacher: a trained model whose answers are targets, too.
+        world: the processes among which the effective batch is shared; `count` is its size (None: len(images), all of it).
 
     Returns:
-        float32 scalar on the device: the mean loss of the batch (not synchronised).
+        float32 scalar on the device: the mean loss of the batch (not synchronised); inf for a step that was left out.
+
+    Raises:
+        DeviceFull: where memory ran out, in any of the processes.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
+    set_rates(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=images.device)
-    for start in range(0, len(images), device_batch):
-        rows = slice(start, start + device_batch)
-        # 1. backbone, in the fast precision; without a graph while it is frozen
-        with compute.autocast(), torch.set_grad_enabled(phase.backbone_scale > 0):
-            features = model.features(mix.apply(images, rows))
-        # 2. heads and loss, in float32
-        loss = mix.share * hierarchical_loss(model, features, leaf[rows], phase, recipe)
-        if mix.share < 1:
-            loss = loss + (1 - mix.share) * hierarchical_loss(model, features, leaf[mix.partner[rows]], phase, recipe)
-        # 3. gradients add up over the pieces of the batch to those of its mean
-        loss = loss.sum() / len(images)
-        scaler.scale(loss).backward()
-        total += loss.detach()
-    # 4. clip what the optimizer will see, then step; a step with inf in fp16 is skipped and the scale halved
+    total, count, mine = torch.zeros((), device=images.device), count or len(images), len(mix.partner)
+    first, full = world.share(count).start, False
+    try:
+        for start in range(0, mine, device_batch):
+            rows = slice(start, min(start + device_batch, mine))
+            torch.manual_seed(seed + first + start)
+            # 1. backbone, in the fast precision; without a graph while it is frozen
+            pixels = mix.apply(images, rows)
+            with compute.autocast(), torch.set_grad_enabled(phase.backbone_scale > 0):
+                features = pixels if pixels.dim() == 2 else model.features(pixels)
+            # 2. heads and loss, in float32
+            loss = mix.share * hierarchical_loss(model, features, leaf[rows], phase, recipe)
+            if mix.share < 1:
+                loss = loss + (1 - mix.share) * hierarchical_loss(model, features, leaf[mix.partner[rows]], phase, recipe)
+            if teacher is not None:
+                loss = teacher.blend(loss, model, features, pixels, compute)
+            # 3. gradients add up over the pieces of the batch to those of its mean
+            loss = loss.sum() / count
+            scaler.scale(loss).backward()
+            total += loss.detach()
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        full = True
+    if world.any(full, images.device):
+        optimizer.zero_grad(set_to_none=True)
+        raise DeviceFull
+    # 4. gradients of all processes, clipped as the optimizer will see them; in fp16 a step with inf is skipped and the scale halved
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    world.sum_gradients(parameters)
     scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], recipe.clip_norm)
+    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
+    if skip_nan and not torch.isfinite(norm):
+        scaler.update()
+        return torch.full_like(total, math.inf)
     scaler.step(optimizer)
     scaler.update()
-    return total
+    return world.total(total)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory: a class of its own on GPUs, words on CPUs."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def require_finite(loss: float, epoch: int, step: int, compute: Compute) -> None:
@@ -217,10 +239,13 @@ def evaluate(model: SwinHierarchical, batches: Iterable[tuple[Tensor, Tensor]], 
     model.eval()
     parts = []
     for images, leaf in batches:
+        images = images.to(compute.device, non_blocking=True)
         with compute.autocast():
-            features = model.features(images.to(compute.device, non_blocking=True))
-        probs = model.probabilities(features, model.species_logits(features))
-        parts.append(judge(probs.cpu().numpy(), leaf.numpy(), model.tree))
+            features = images if images.dim() == 2 else model.features(images)  # cached features come as they are
+        hidden = model.neck(features.float())
+        probs = model.probabilities(hidden, model.species_logits(hidden))
+        flat = model.disease_heads.all_logits(hidden).argmax(dim=1)  # as if the packed heads were one softmax
+        parts.append(judge(probs.cpu().numpy(), leaf.numpy(), model.tree, flat.cpu().numpy()))
     return join(parts)
 
 

@@ -106,13 +106,14 @@ class ServingGraph(nn.Module):
         """
         model = self.model
         feature_map, features, layers = look(model, images)
-        species_logits = model.species_head(features)
-        probabilities = model.probabilities(features, species_logits, self.species_temperature, self.disease_temperature)
+        hidden = model.neck(features)
+        species_logits = model.species_scores(hidden)
+        probabilities = model.probabilities(hidden, species_logits, self.species_temperature, self.disease_temperature)
         species_probs = (species_logits / self.species_temperature).softmax(dim=1)
         ood = torch.cat([gen_score(species_probs)[:, None], self.feature_space(features), self.layer_space(layers)], dim=1)
-        return probabilities, ood, self._heatmap(feature_map, probabilities.argmax(dim=1))
+        return probabilities, ood, self._heatmap(feature_map, features, probabilities.argmax(dim=1))
 
-    def _heatmap(self, feature_map: Tensor, leaf: Tensor) -> Tensor:
+    def _heatmap(self, feature_map: Tensor, features: Tensor, leaf: Tensor) -> Tensor:
         """Class activation of the predicted leaf; where layers follow the pooling, how active each position is."""
         model = self.model
         if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
@@ -121,8 +122,7 @@ class ServingGraph(nn.Module):
         elif getattr(model.backbone, "output_fmt", "NCHW") != "NHWC":
             feature_map = feature_map.permute(0, 2, 3, 1)
         if feature_map.shape[-1] == model.num_features:
-            weight = model.species_head.weight[model.leaf_species[leaf]] + model.disease_heads.weight[leaf]
-            activation = (feature_map * weight[:, None, None, :]).sum(dim=-1)
+            activation = (feature_map * model.leaf_gradient(features, leaf)[:, None, None, :]).sum(dim=-1)
         else:
             activation = feature_map.square().mean(dim=-1)
         low, high = activation.amin(dim=(1, 2), keepdim=True), activation.amax(dim=(1, 2), keepdim=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
 from common import recipe_flags
-from common.console import Stopwatch, duration, fail, say, table
+from common.console import Stopwatch, duration, fail, mute, say, table
 from common.dataset import Organized, default_workers
+from common.distil import Teacher, load_teacher
+from common.distributed import World, join, local_device
 from common.engine import Compute, choose_compute
 from common.recipes import Phase, Recipe
 
@@ -26,26 +29,52 @@ def add_training_flags(parser: argparse.ArgumentParser, recipe: str | None) -> N
     parser.add_argument("--device-batch", type=int, default=0,
                         help="pictures on the device at once; lower it when memory runs out (0: the whole batch)")
     parser.add_argument("--workers", type=int, default=None, help="loader processes (default: one per core, at most 8)")
+    parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="judge a checkpoint on --split; trains nothing")
+    parser.add_argument("--split", choices=["val", "test"], default="val", help="for --evaluate (default val)")
+    parser.add_argument("--teacher", type=Path, metavar="CHECKPOINT", help="learn from this trained model's answers, too (distillation)")
+    parser.add_argument("--teacher-share", type=float, default=0.7, help="weight of the teacher's answers beside the labels (default 0.7)")
+    parser.add_argument("--teacher-temperature", type=float, default=2.0, help="how soft the answers are compared (default 2)")
+    parser.add_argument("--skip-nan", action="store_true", help="leave out steps whose gradient is no number, instead of stopping")
     parser.add_argument("--save-minutes", type=float, default=15.0, help="save within an epoch this often")
     recipe_flags.add_flags(parser, recipe)
 
 
-def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> Compute:
-    """Check the machine flags, fill in what they leave open and print the arithmetic of the batch.
+def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, World]:
+    """Check the machine flags, fill in what they leave open, join the other processes and print the arithmetic of the batch.
 
     Raises:
         SystemExit: for a value that makes no sense.
     """
-    compute = choose_compute(args.device, args.precision)
+    own_gpu = args.device in ("auto", "cuda") and torch.cuda.is_available()
+    compute = choose_compute(local_device() if own_gpu else args.device, args.precision)
+    world = join(compute.device)
+    if not world.leads:
+        mute()
     if args.device_batch < 0 or args.seed < 0 or (args.workers or 0) < 0:
         fail("--device-batch, --workers and --seed cannot be negative.")
     if args.workers is None:
-        args.workers = default_workers()
-    args.device_batch = min(args.device_batch or recipe.batch_size, recipe.batch_size)
-    pieces = -(-recipe.batch_size // args.device_batch)
+        args.workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if recipe.batch_size < world.size:
+        fail(f"--batch-size {recipe.batch_size} is smaller than the {world.size} processes that share it.")
+    share = -(-recipe.batch_size // world.size)
+    args.device_batch = min(args.device_batch or share, share)
     say(f"compute: {compute}; {args.workers} loader workers; torch threads: {torch.get_num_threads()}",
-        f"batch: {recipe.batch_size} pictures per step = {pieces} x {args.device_batch} on the device")
-    return compute
+        f"batch: {recipe.batch_size} pictures per step = {f'{world.size} processes x ' if world.size > 1 else ''}"
+        f"{-(-share // args.device_batch)} x {args.device_batch} on the device")
+    return compute, world
+
+
+def find_teacher(args: argparse.Namespace, data: Organized, compute: Compute) -> Teacher | None:
+    """Load the model of --teacher, if it is given.
+
+    Raises:
+        SystemExit: where it cannot be read, knows other classes, or its flags make no sense.
+    """
+    if args.teacher is None:
+        return None
+    if not 0 < args.teacher_share <= 1 or args.teacher_temperature <= 0:
+        fail("--teacher-share must be above 0 and at most 1, --teacher-temperature above 0.")
+    return load_teacher(args.teacher, data.tree, data.root, compute.device, args.teacher_share, args.teacher_temperature)
 
 
 def print_plan(data: Organized, phases: list[Phase], recipe: Recipe) -> None:

@@ -1,4 +1,7 @@
-"""`SwinHierarchical`: any timm backbone, a species head, and one linear disease head per species, stored packed."""
+"""`SwinHierarchical`: any timm backbone, a species head, and one linear disease head per species, stored packed.
+
+The same model is flat where asked for: one softmax over all leaves, of which a species' probability is the sum.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from common.losses import log_priors
 from common.taxonomy import ClassTree
 
 PADDING = -1e9  # logit of a column beyond a species' diseases: finite, so that 0 x it is 0, and its probability is 0
@@ -63,9 +67,16 @@ class DiseaseHeads(nn.Module):
 
     def segment_softmax(self, logits: Tensor) -> Tensor:
         """Softmax within each species: logits float (N, leaves) -> P(disease given species) float (N, leaves)."""
-        padded = logits[:, self.leaf_of.flatten()].unflatten(1, self.leaf_of.shape)  # (N, species, widest)
-        probs = padded.masked_fill(~self.real, PADDING).softmax(dim=2)
+        probs = self._padded(logits).softmax(dim=2)
         return probs.flatten(1)[:, self.real.flatten().nonzero().squeeze(1)]
+
+    def segment_logsumexp(self, logits: Tensor) -> Tensor:
+        """Log of the summed exponentials within each species: logits float (N, leaves) -> float (N, species)."""
+        return self._padded(logits).logsumexp(dim=2)
+
+    def _padded(self, logits: Tensor) -> Tensor:
+        padded = logits[:, self.leaf_of.flatten()].unflatten(1, self.leaf_of.shape)  # (N, species, widest)
+        return padded.masked_fill(~self.real, PADDING)
 
 
 class _SortedHeads(torch.autograd.Function):
@@ -119,15 +130,35 @@ class _SortedHeads(torch.autograd.Function):
 # endregion
 
 
+class Neck(nn.Module):
+    """Dropout, linear, ReLU, dropout between the pooled feature and the heads: float (N, features) -> float (N, width)."""
+
+    def __init__(self, features: int, width: int, dropout: float = 0.0, dropout_after: float = 0.0) -> None:
+        super().__init__()
+        self.dropout, self.linear, self.dropout_after = nn.Dropout(dropout), nn.Linear(features, width), nn.Dropout(dropout_after)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute what the heads see."""
+        return self.dropout_after(self.linear(self.dropout(features)).relu())
+
+    def pull_back(self, weight: Tensor, features: Tensor) -> Tensor:
+        """Gradient of a head's logit by the pooled feature: rows of the head float (N, width), features (N, F) -> (N, F).
+
+        A network of ReLUs is linear around each point, so that with a constant it gives the logit exactly.
+        """
+        return (weight * (self.linear(features) > 0)) @ self.linear.weight
+
+
 class SwinHierarchical(nn.Module):
-    """Backbone -> pooled feature -> species head and packed disease heads.
+    """Backbone -> pooled feature -> neck -> species head and packed disease heads.
 
     The input is uint8 pixels; normalisation happens on the device, so that a quarter of the bytes travels there and
-    the exported graph has it too.
+    the exported graph has it too. The neck is the identity unless asked for; what leaves it is called hidden.
     """
 
     def __init__(self, backbone: str, tree: ClassTree, *, image_size: int = 224, backbone_args: dict[str, Any] | None = None,
-                 mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, pretrained: bool = False) -> None:
+                 mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, pretrained: bool = False,
+                 classes: str = "hierarchical", neck: dict[str, float] | None = None) -> None:
         """Build the model; heads are random, the backbone is timm's pretrained one where asked for.
 
         Args:
@@ -137,24 +168,39 @@ class SwinHierarchical(nn.Module):
             backbone_args: further arguments of timm.create_model.
             mean, std: of the input per channel, 0..1; None takes those of the backbone's pretrained weights.
             pretrained: load timm's weights (needs the network or a cache).
+            classes: `hierarchical`, or `flat`: no species head, one softmax over the logits of all leaves.
+            neck: arguments of `Neck` after the first; None = no neck.
 
         Raises:
             RuntimeError, ValueError, OSError: what timm raises for an unknown name, bad arguments or missing weights.
         """
         super().__init__()
-        self.tree = tree
+        if classes not in ("hierarchical", "flat"):
+            raise ValueError(f"classes is {classes!r}: it must be hierarchical or flat.")
+        self.tree, self.flat = tree, classes == "flat"
         self.backbone = _create_backbone(backbone, image_size, pretrained, backbone_args or {})
         cfg = self.backbone.pretrained_cfg
         self.settings = {"backbone": backbone, "backbone_args": dict(backbone_args or {}), "image_size": image_size,
-                         "mean": [float(v) for v in (mean or cfg["mean"])], "std": [float(v) for v in (std or cfg["std"])]}
+                         "mean": [float(v) for v in (mean or cfg["mean"])], "std": [float(v) for v in (std or cfg["std"])],
+                         "classes": classes, "neck": dict(neck) if neck else None}
         self.num_features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
-        self.species_head = nn.Linear(self.num_features, tree.num_species)
-        nn.init.trunc_normal_(self.species_head.weight, std=0.02)
-        nn.init.zeros_(self.species_head.bias)
-        self.disease_heads = DiseaseHeads(self.num_features, tree)
+        width = int(neck["width"]) if neck else self.num_features
+        self.species_head = None if self.flat else nn.Linear(width, tree.num_species)
+        if self.species_head is not None:
+            nn.init.trunc_normal_(self.species_head.weight, std=0.02)
+            nn.init.zeros_(self.species_head.bias)
+        self.disease_heads = DiseaseHeads(width, tree)
+        self.neck = Neck(self.num_features, **neck) if neck else nn.Identity()
         self.register_buffer("mean", torch.tensor(self.settings["mean"]) * 255.0, persistent=False)
         self.register_buffer("std", torch.tensor(self.settings["std"]) * 255.0, persistent=False)
         self.register_buffer("leaf_species", torch.from_numpy(tree.leaf_species.copy()), persistent=False)
+        # log-priors of a loss that asks for them (`use_counts`); they follow from the data, so no checkpoint holds them
+        self.register_buffer("species_prior", None, persistent=False)
+        self.register_buffer("leaf_prior", None, persistent=False)
+
+    def use_counts(self, counts: np.ndarray) -> None:
+        """Take the train split's pictures per leaf, int (leaves,), for the log-prior of `engine.hierarchical_loss`."""
+        self.species_prior, self.leaf_prior = (prior.to(self.mean.device) for prior in log_priors(self.tree, counts))
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Run the backbone: uint8 or float (N, size, size, 3), 0..255 -> its last feature map, in the backbone's layout."""
@@ -169,35 +215,61 @@ class SwinHierarchical(nn.Module):
         return self.backbone.forward_head(self.feature_map(images), pre_logits=True).float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (N, size, size, 3), 0..255 -> (feature float32 (N, features), species logits float32 (N, species))."""
-        features = self.features(images)
-        return features, self.species_logits(features)
+        """Pixels (N, size, size, 3), 0..255 -> (hidden float32 (N, width), species logits float32 (N, species))."""
+        hidden = self.neck(self.features(images))
+        return hidden, self.species_logits(hidden)
 
-    def species_logits(self, features: Tensor) -> Tensor:
-        """Feature float (N, features) -> species logits float32 (N, species); in float32 even under autocast."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.species_head(features.float())
+    def species_logits(self, hidden: Tensor) -> Tensor:
+        """What leaves the neck, float (N, width) -> species logits float32 (N, species); in float32 even under autocast."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.species_scores(hidden.float())
 
-    def disease_logits(self, features: Tensor, species_idx: Tensor) -> Tensor:
-        """Feature (N, features), species int64 (N,) -> disease logits float32 (N, widest), padded (see `DiseaseHeads`)."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.disease_heads(features, species_idx)
+    def species_scores(self, hidden: Tensor) -> Tensor:
+        """Compute `species_logits` in the precision of the context, as a graph to be exported needs it."""
+        if self.species_head is not None:
+            return self.species_head(hidden)
+        return self.disease_heads.segment_logsumexp(self.disease_heads.all_logits(hidden))
 
-    def probabilities(self, features: Tensor, species_logits: Tensor, species_temperature: float = 1.0,
+    def disease_logits(self, hidden: Tensor, species_idx: Tensor) -> Tensor:
+        """Hidden (N, width), species int64 (N,) -> disease logits float32 (N, widest), padded (see `DiseaseHeads`)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.disease_heads(hidden, species_idx)
+
+    def probabilities(self, hidden: Tensor, species_logits: Tensor, species_temperature: float = 1.0,
                       disease_temperature: float = 1.0) -> Tensor:
-        """Joint P(species) x P(disease given species) of every leaf.
+        """Joint P(species) x P(disease given species) of every leaf; of a flat model, at temperatures 1, its softmax.
 
         Returns:
             float32 (N, leaves); rows sum to 1.
         """
         species = (species_logits / species_temperature).softmax(dim=1)
-        disease = self.disease_heads.segment_softmax(self.disease_heads.all_logits(features) / disease_temperature)
+        disease = self.disease_heads.segment_softmax(self.disease_heads.all_logits(hidden) / disease_temperature)
         return species[:, self.leaf_species] * disease
 
+    def leaf_gradient(self, features: Tensor, leaf: Tensor) -> Tensor:
+        """Gradient of the predicted leaf's logits (its species' and its own) by the pooled feature.
+
+        Args:
+            features: float (N, features), pooled.
+            leaf: int64 (N,).
+
+        Returns:
+            float (N, features).
+        """
+        weight = self.disease_heads.weight[leaf]
+        if self.species_head is not None:
+            weight = self.species_head.weight[self.leaf_species[leaf]] + weight
+        return self.neck.pull_back(weight, features) if isinstance(self.neck, Neck) else weight
+
     def head_parameters(self, part: str) -> list[nn.Parameter]:
-        """Parameters of `species`, `disease` or `all` heads."""
-        species, disease = list(self.species_head.parameters()), list(self.disease_heads.parameters())
-        return {"species": species, "disease": disease, "all": species + disease}[part]
+        """Parameters of `species`, `disease` or `all` heads.
+
+        The neck learns with `species` and `all`, and stands still while disease heads alone learn: the species head relies on
+        it. A flat model has one head, which is `all` and `species` with the neck, and `disease` without.
+        """
+        species = list(self.species_head.parameters()) if self.species_head is not None else []
+        disease, neck = list(self.disease_heads.parameters()), list(self.neck.parameters())
+        return {"species": (disease if self.flat else species) + neck, "disease": disease, "all": species + disease + neck}[part]
 
 
 def _create_backbone(name: str, image_size: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

@@ -13,6 +13,7 @@ from common import engine, recipes
 from common.augment import Mix
 from common.engine import Compute
 from common.model import SwinHierarchical
+from common.optim import make_optimizer, rate_at, set_trainable
 from common.recipes import Phase
 from common.taxonomy import ClassTree
 
@@ -36,8 +37,8 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def step(model, phase: Phase, *, recipe=RECIPE, rate=None, device_batch=8, mix=NONE, seed=0, optimizer=None, compute=CPU) -> float:
-    engine.set_trainable(model, phase)
-    optimizer = optimizer or engine.make_optimizer(model, phase, recipe)
+    set_trainable(model, phase)
+    optimizer = optimizer or make_optimizer(model, phase, recipe)
     images, leaf = batch(seed)
     return float(engine.training_step(model, optimizer, compute.scaler(), images, leaf, mix, phase=phase, recipe=recipe,
                                       compute=compute, rate=phase.lr if rate is None else rate, device_batch=device_batch))
@@ -114,9 +115,9 @@ def test_what_a_phase_moves_and_what_it_leaves(phase, moves):
 
 
 def test_the_backbone_learns_at_a_tenth_in_the_final_phase():
-    optimizer = engine.make_optimizer(model := build(), A3, RECIPE)
-    engine.set_trainable(model, A3)
-    optimizer = engine.make_optimizer(model, A3, RECIPE)
+    optimizer = make_optimizer(model := build(), A3, RECIPE)
+    set_trainable(model, A3)
+    optimizer = make_optimizer(model, A3, RECIPE)
     step(model, A3, rate=2e-3, optimizer=optimizer)
     heads = {id(p) for p in model.head_parameters("all")}
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -127,20 +128,20 @@ def test_the_backbone_learns_at_a_tenth_in_the_final_phase():
 
 
 def test_weight_decay_is_on_matrices_only():
-    engine.set_trainable(model := build("test_resnet"), B3)
-    groups = engine.make_optimizer(model, B3, RECIPE).param_groups
+    set_trainable(model := build("test_resnet"), B3)
+    groups = make_optimizer(model, B3, RECIPE).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     assert all(decay[id(p)] == (0.05 if p.ndim > 1 else 0.0) for p in model.parameters())
 
 
 def test_rates():
-    assert [engine.rate_at(A2, s, 100) for s in (0, 50, 100)] == pytest.approx([1e-4, (1e-4 + 1e-6) / 2, 1e-6])
-    assert engine.rate_at(A2, 99, 100) == pytest.approx(1e-6, rel=0.03) and engine.rate_at(A2, 500, 100) == pytest.approx(1e-6)
-    rates = [engine.rate_at(A2, s, 100) for s in range(101)]
+    assert [rate_at(A2, s, 100) for s in (0, 50, 100)] == pytest.approx([1e-4, (1e-4 + 1e-6) / 2, 1e-6])
+    assert rate_at(A2, 99, 100) == pytest.approx(1e-6, rel=0.03) and rate_at(A2, 500, 100) == pytest.approx(1e-6)
+    rates = [rate_at(A2, s, 100) for s in range(101)]
     assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
-    assert {engine.rate_at(A1, s, 10) for s in range(11)} == {1e-3}
-    assert engine.rate_at(A2, 0, 0) == 1e-4
+    assert {rate_at(A1, s, 10) for s in range(11)} == {1e-3}
+    assert rate_at(A2, 0, 0) == 1e-4
 
 
 def test_a_steps_randomness_is_a_function_of_its_place():
@@ -154,8 +155,8 @@ def test_a_steps_randomness_is_a_function_of_its_place():
 
 def test_a_few_steps_lower_the_loss():
     model = build("test_resnet")
-    engine.set_trainable(model, B3)
-    optimizer = engine.make_optimizer(model, B3, RECIPE)
+    set_trainable(model, B3)
+    optimizer = make_optimizer(model, B3, RECIPE)
     losses = [step(model, B3, rate=2e-3, optimizer=optimizer) for _ in range(12)]
     assert losses[-1] < 0.6 * losses[0]
 

@@ -1,15 +1,22 @@
-"""Focal loss against a slow plain reference, and what padding must not do."""
+"""Losses against slow plain references, what padding must not do, flat models, and the log-prior of balanced softmax."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from common.losses import focal_loss
-from common.model import PADDING
+from common import engine, recipes
+from common.losses import class_loss, cross_entropy, focal_loss, log_priors
+from common.model import PADDING, SwinHierarchical
+from common.taxonomy import ClassTree
+
+TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
+COUNTS = np.array([100, 10, 1, 30, 0, 50])
 
 
 def plain(logits: list[float], target: list[float], gamma: float, alpha: float, smoothing: float) -> float:
@@ -88,3 +95,117 @@ def test_half_precision_is_computed_in_float32():
     logits = torch.randn(8, 5)
     torch.testing.assert_close(focal_loss(logits.bfloat16(), torch.arange(8) % 5),
                                focal_loss(logits.bfloat16().float(), torch.arange(8) % 5))
+
+
+# region cross-entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_equals_torchs(smoothing):
+    generator = torch.Generator().manual_seed(1)
+    logits, target = torch.randn(30, 7, generator=generator) * 3, torch.randint(7, (30,), generator=generator)
+    want = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+    torch.testing.assert_close(cross_entropy(logits, target, smoothing=smoothing), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_leaves_padding_out(smoothing):
+    sizes, target = torch.tensor([2, 5, 1, 4]), torch.tensor([1, 4, 0, 3])
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(2))
+    padded = logits.masked_fill(torch.arange(5) >= sizes[:, None], PADDING).requires_grad_()
+    loss = cross_entropy(padded, target, smoothing=smoothing, classes=sizes)
+    alone = torch.stack([F.cross_entropy(logits[i : i + 1, :n], target[i : i + 1], label_smoothing=smoothing)
+                         for i, n in enumerate(sizes.tolist())])
+    torch.testing.assert_close(loss, alone, rtol=1e-5, atol=1e-6)
+    assert loss[2] == 0, "a species with one disease costs nothing"
+    loss.sum().backward()
+    assert (padded.grad[torch.arange(5) >= sizes[:, None]] == 0).all() and torch.isfinite(padded.grad).all()
+
+
+def test_the_recipe_chooses_the_loss():
+    logits, target = torch.randn(9, 4, generator=torch.Generator().manual_seed(3)), torch.arange(9) % 4
+    recipe = replace(recipes.get("hierarchical"), focal_gamma=1.5, focal_alpha=0.5, label_smoothing=0.2)
+    torch.testing.assert_close(class_loss(logits, target, recipe), focal_loss(logits, target, gamma=1.5, alpha=0.5, smoothing=0.2))
+    torch.testing.assert_close(class_loss(logits, target, replace(recipe, loss="cross_entropy")),
+                               F.cross_entropy(logits, target, label_smoothing=0.2, reduction="none"))
+
+
+# endregion
+
+# region the model's loss
+
+
+def model_of(classes: str = "hierarchical", **more) -> SwinHierarchical:
+    torch.manual_seed(0)
+    model = SwinHierarchical("test_resnet", TREE, image_size=32, classes=classes, **more)
+    with torch.no_grad():
+        model.disease_heads.bias.normal_()
+    return model.eval()
+
+
+def test_log_priors_by_hand():
+    species, leaf = log_priors(TREE, COUNTS)
+    torch.testing.assert_close(leaf, torch.tensor([100.0, 10, 1, 30, 1, 50]).log())  # none counts as one
+    torch.testing.assert_close(species, torch.tensor([111 / 3, 30 / 1, 51 / 2]).log())  # pictures per leaf of the species
+    with pytest.raises(ValueError, match="6 leaves"):
+        log_priors(TREE, COUNTS[:5])
+
+
+def test_the_flat_loss_is_that_of_a_plain_linear_layer():
+    model, recipe = model_of("flat"), replace(recipes.get("camera_trap_swin"), label_smoothing=0.1)
+    (phase,) = recipes.species_phases(recipe)
+    features, leaf = torch.randn(8, model.num_features), torch.arange(8) % 6
+    want = F.cross_entropy(F.linear(features, model.disease_heads.weight, model.disease_heads.bias), leaf, label_smoothing=0.1,
+                           reduction="none")
+    torch.testing.assert_close(engine.hierarchical_loss(model, features, leaf, phase, recipe), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", ["hierarchical", "flat"])
+def test_the_prior_is_added_to_the_logits(classes):
+    """Loss with a prior = loss of a model whose biases are higher by the prior."""
+    recipe = replace(recipes.get("foliar"), classes=classes)
+    phase = (recipes.joint_phases(recipe) or recipes.species_phases(recipe))[-1]
+    assert phase.prior
+    model, raised = model_of(classes), model_of(classes)
+    model.use_counts(COUNTS)
+    species, leaf = log_priors(TREE, COUNTS)
+    with torch.no_grad():
+        raised.disease_heads.bias += leaf
+        if classes == "hierarchical":
+            raised.species_head.bias += species
+    features, target = torch.randn(12, model.num_features), torch.arange(12) % 6
+    got = engine.hierarchical_loss(model, features, target, phase, recipe)
+    torch.testing.assert_close(got, engine.hierarchical_loss(raised, features, target, replace(phase, prior=False), recipe))
+    assert (got - engine.hierarchical_loss(model, features, target, replace(phase, prior=False), recipe)).abs().max() > 0.1
+    torch.testing.assert_close(model.probabilities(features, model.species_logits(features)),
+                               model_of(classes).probabilities(features, model_of(classes).species_logits(features)))
+
+
+def test_the_prior_makes_a_rare_leaf_as_likely_as_a_frequent_one():
+    """100 pictures of one leaf and 1 of another that look the same: plain training says 99 %, balanced softmax 50 %."""
+    tree, counts = ClassTree(("a",), (("common", "rare"),)), np.array([100, 1])
+    answers = {}
+    for tail in ("none", "balanced_softmax"):
+        recipe = replace(recipes.get("foliar"), tail=tail, label_smoothing=0.0)
+        torch.manual_seed(0)
+        model = SwinHierarchical("test_resnet", tree, image_size=32)
+        model.use_counts(counts)
+        features, leaf = torch.ones(101, model.num_features), torch.tensor([0] * 100 + [1])
+        optimizer = torch.optim.SGD(model.disease_heads.parameters(), lr=0.02)
+        for _ in range(400):
+            optimizer.zero_grad()
+            engine.hierarchical_loss(model, features, leaf, recipes.disease_phases(recipe)[0], recipe).mean().backward()
+            optimizer.step()
+        answers[tail] = float(model.probabilities(features[:1], model.species_logits(features[:1]))[0, 1].detach())
+    assert answers["none"] == pytest.approx(1 / 101, rel=0.05) and answers["balanced_softmax"] == pytest.approx(0.5, rel=0.02)
+
+
+def test_the_neck_stands_between_feature_and_heads():
+    model, recipe = model_of("flat", neck={"dropout": 0.0, "width": 12}), recipes.get("three_stage")
+    features, leaf = torch.randn(8, model.num_features), torch.arange(8) % 6
+    loss = engine.hierarchical_loss(model, features, leaf, recipes.species_phases(recipe)[0], recipe)
+    logits = model.disease_heads.all_logits(F.relu(F.linear(features, model.neck.linear.weight, model.neck.linear.bias)))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, leaf, label_smoothing=0.1, reduction="none"), rtol=1e-5, atol=1e-6)
+
+
+# endregion

@@ -7,7 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from common.metrics import auroc, f1_per_class, join, judge, summarise
+from common.decide import routed_leaf
+from common.metrics import (
+    auroc,
+    class_figures,
+    confused_pairs,
+    decision_figures,
+    error_budget,
+    f1_per_class,
+    join,
+    judge,
+    summarise,
+    tail_f1,
+)
 from common.taxonomy import ClassTree
 
 TREE = ClassTree(("a", "b", "c"), (("u", "v", "w", "x"), ("u",), ("u", "v")))
@@ -75,6 +87,74 @@ def test_batches_join_to_the_whole():
     whole, parts = judge(probabilities, leaf, TREE), [judge(probabilities[a:b], leaf[a:b], TREE) for a, b in ((0, 7), (7, 50))]
     for name, value in vars(join(parts)).items():
         np.testing.assert_array_equal(value, getattr(whole, name), err_msg=name)
+
+
+def test_ranks_routes_and_flat_answers_by_hand():
+    probabilities, leaf = draws()
+    flat = np.random.default_rng(3).integers(0, 7, len(leaf))
+    judged = judge(probabilities, leaf, TREE, flat)
+    np.testing.assert_array_equal(judged.routed, routed_leaf(probabilities, TREE))
+    np.testing.assert_array_equal(judged.flat, flat)
+    for row, truth, rank, among_all in zip(probabilities, leaf, judged.rank, judged.leaf_rank, strict=True):
+        s = int(TREE.leaf_species[truth])
+        assert among_all == sum(p > row[truth] for p in row)
+        assert rank == sum(p > row[truth] for p in row[OFFSETS[s]:OFFSETS[s + 1]])
+    assert (judge(probabilities, leaf, TREE).flat == -1).all()
+
+
+def test_the_summed_species_is_the_species_head():
+    """P(species) P(disease | species), as the model makes it: the largest sum over leaves is the species head's argmax."""
+    rng = np.random.default_rng(4)
+    head = rng.dirichlet(np.ones(3), 300)
+    within = np.concatenate([rng.dirichlet(np.ones(n), 300) for n in (4, 1, 2)], axis=1)
+    judged = judge((head[:, TREE.leaf_species] * within).astype(np.float32), rng.integers(0, 7, 300), TREE)
+    np.testing.assert_array_equal(judged.species, head.argmax(1))
+    np.testing.assert_array_equal(TREE.leaf_species[judged.routed], head.argmax(1))
+    assert (judged.joint != judged.routed).any()
+
+
+def test_budget_and_decisions_by_counting():
+    probabilities, leaf = draws()
+    judged = judge(probabilities, leaf, TREE, flat=probabilities.argmin(1))
+    budget, counted = error_budget(judged, TREE), {}
+    for truth, joint, routed, species in zip(leaf, judged.joint, judged.routed, judged.species, strict=True):
+        s, own = TREE.leaf_species[truth], TREE.leaf_species[joint]
+        for name, is_so in (("wrong", joint != truth), ("species_errors", own != s), ("disease_errors", own == s and joint != truth),
+                            ("routing_losses", joint == truth != routed), ("routing_gains", routed == truth != joint),
+                            ("species_head_only", own != s and species == s)):
+            counted[name] = counted.get(name, 0) + int(is_so)
+    assert budget == {**counted, "n": 200} and budget["wrong"] == budget["species_errors"] + budget["disease_errors"]
+    assert min(budget.values()) > 0, "every kind of error occurs in this test"
+    summary, ways = summarise(judged, TREE, np.full(7, 9)), decision_figures(judged, TREE)
+    assert ways["joint"]["leaf"] == summary["cascade_top1"] and ways["joint"]["macro_f1"] == summary["macro_f1"]
+    assert ways["routed"]["leaf"] == summary["routed_top1"] and ways["routed"]["species"] == summary["species_top1"]
+    assert ways["joint"]["species"] == 1 - budget["species_errors"] / 200
+    assert ways["flat"]["leaf"] == (probabilities.argmin(1) == leaf).mean()
+    assert ways["routed"]["leaf"] - ways["joint"]["leaf"] == pytest.approx((budget["routing_gains"] - budget["routing_losses"]) / 200)
+    assert set(decision_figures(judge(probabilities, leaf, TREE), TREE)) == {"joint", "routed"}
+
+
+def test_class_figures_by_counting():
+    probabilities, leaf = draws()
+    judged = judge(probabilities, leaf, TREE)
+    figures = class_figures(judged, TREE)
+    for c in range(7):
+        mine, said = leaf == c, judged.joint == c
+        assert (figures.present[c], figures.said[c], figures.hits[c]) == (mine.sum(), said.sum(), (mine & said).sum())
+        np.testing.assert_equal(figures.precision[c], (mine & said).sum() / said.sum())
+        np.testing.assert_equal(figures.recall[c], (mine & said).sum() / mine.sum() if mine.any() else np.nan)
+        wrong = np.bincount(judged.joint[mine & ~said], minlength=7)
+        assert figures.taken[c] == wrong.max() and figures.taken_for[c] == (wrong.argmax() if wrong.any() else -1)
+    assert figures.taken_for[6] == -1 and np.isnan(figures.f1[6])
+    sizes = np.array([100, 80, 81, 20, 500, 80, 3])
+    rare = tail_f1(judged, TREE, sizes)
+    assert rare == {TREE.leaf_name(i): pytest.approx(figures.f1[i]) for i in (1, 3, 5)}
+
+
+def test_confused_pairs_come_most_frequent_first():
+    pairs, counts = confused_pairs(np.array([3, 0, 1, 3, 3, 2]), np.array([1, 9, 1, 1, 0, 0]))
+    assert pairs.tolist() == [[3, 1], [0, 9], [2, 0], [3, 0]] and counts.tolist() == [2, 1, 1, 1]
+    assert len(confused_pairs(np.arange(3), np.arange(3))[0]) == 0
 
 
 def test_f1():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
+from common import checkpoint
 from common.graph import SCORES, FeatureSpace, ServingGraph, look
 from common.losses import focal_loss
 from common.model import PADDING, DiseaseHeads, SwinHierarchical
@@ -214,6 +216,119 @@ def test_distances_equal_a_plain_reference():
     for row, x in zip(got, (strange / strange.norm(dim=1, keepdim=True)).double().numpy(), strict=True):
         want = [min(np.sqrt((x - m) @ inverse @ (x - m)) for m in species.values())]
         np.testing.assert_allclose(row, want, rtol=2e-3)
+
+
+# region flat models and necks
+
+
+def small(**more) -> SwinHierarchical:
+    torch.manual_seed(3)
+    model = SwinHierarchical("test_resnet", SMALL, image_size=32, **more).eval()
+    with torch.no_grad():
+        model.disease_heads.bias.normal_()
+    return model
+
+
+def test_a_flat_model_is_one_softmax_over_all_leaves():
+    model = small(classes="flat")
+    hidden = torch.randn(20, model.num_features) * 5
+    logits = hidden @ model.disease_heads.weight.T + model.disease_heads.bias
+    species = model.species_logits(hidden)
+    torch.testing.assert_close(model.probabilities(hidden, species), logits.softmax(1), rtol=1e-5, atol=1e-7)
+    sums = logits.softmax(1) @ torch.nn.functional.one_hot(torch.from_numpy(SMALL.leaf_species.copy())).float()
+    torch.testing.assert_close(species.softmax(1), sums, rtol=1e-5, atol=1e-7)
+    assert model.species_head is None and not any("species_head" in name for name in model.state_dict())
+    torch.testing.assert_close(model.probabilities(hidden, species, 2.0, 0.5).sum(1), torch.ones(20))
+
+
+def test_a_flat_model_with_one_leaf_per_species_is_a_plain_classifier():
+    tree = ClassTree(tuple("abcd"), tuple((name,) for name in "abcd"))
+    model = SwinHierarchical("test_resnet", tree, image_size=32, classes="flat")
+    hidden = torch.randn(5, model.num_features)
+    torch.testing.assert_close(model.species_logits(hidden), model.disease_heads.all_logits(hidden))
+
+
+def test_head_parameters():
+    model, flat = small(neck={"width": 8}), small(classes="flat", neck={"width": 8})
+    names = {id(p): n for n, p in [*model.named_parameters(), *flat.named_parameters()]}
+
+    def parts(of: SwinHierarchical, part: str) -> set[str]:
+        return {names[id(p)].split(".")[0] for p in of.head_parameters(part)}
+
+    assert parts(model, "species") == {"species_head", "neck"} and parts(model, "disease") == {"disease_heads"}
+    assert parts(model, "all") == {"species_head", "disease_heads", "neck"}
+    assert parts(flat, "species") == parts(flat, "all") == {"disease_heads", "neck"} and parts(flat, "disease") == {"disease_heads"}
+
+
+def test_the_neck_drops_out_in_training_only():
+    model = small(neck={"dropout": 0.3, "width": 512, "dropout_after": 0.15})
+    assert model.disease_heads.weight.shape == (6, 512) and model.species_head.weight.shape == (3, 512)
+    x = torch.ones(400, model.num_features)
+    torch.testing.assert_close(model.neck(x), model.neck.linear(x).relu())
+    with torch.no_grad():
+        model.neck.linear.weight.copy_(torch.eye(512, model.num_features))
+        model.neck.linear.bias.zero_()
+    seen = model.neck.train()(x)[:, : min(512, model.num_features)]
+    assert float((seen == 0).float().mean()) == pytest.approx(1 - 0.7 * 0.85, abs=0.02)
+    assert float(seen.detach().max()) == pytest.approx(1 / 0.7 / 0.85)
+
+
+def test_weights_and_random_numbers_of_the_plain_model_are_as_they_were():
+    """Heads are drawn before the neck, so that a seed gives the weights that it gave before there were necks."""
+    torch.manual_seed(3)
+    plain = SwinHierarchical("test_resnet", SMALL, image_size=32)
+    torch.manual_seed(3)
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    linear = nn.Linear(plain.num_features, 3)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    disease = nn.init.trunc_normal_(torch.empty(6, plain.num_features), std=0.02)
+    assert all(torch.equal(a, b) for a, b in zip(plain.backbone.parameters(), backbone.parameters(), strict=True))
+    assert torch.equal(plain.species_head.weight, linear.weight) and torch.equal(plain.disease_heads.weight, disease)
+    assert {name.split(".")[0] for name in plain.state_dict()} == {"backbone", "species_head", "disease_heads"}
+
+
+@pytest.mark.parametrize("more", [{}, {"classes": "flat"}, {"classes": "flat", "neck": {"width": 16, "dropout_after": 0.1}}])
+def test_a_checkpoint_rebuilds_it(more, tmp_path):
+    model = small(**more)
+    model.use_counts(np.arange(6))
+    checkpoint.save(tmp_path / "a.pt", checkpoint.describe_model(model))
+    payload = checkpoint.load(tmp_path / "a.pt")
+    assert not any("prior" in name for name in payload["model"])
+    if not more:  # written before there were necks and flat models
+        del payload["settings"]["classes"], payload["settings"]["neck"]
+    again = checkpoint.build_model(payload)
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        for got, want in zip(again(images), model(images), strict=True):
+            assert torch.equal(got, want)
+    assert again.flat == model.flat and again.settings == model.settings
+
+
+@pytest.mark.parametrize("more", [{"classes": "flat"}, {"neck": {"width": 16}}, {"classes": "flat", "neck": {"width": 16}}])
+def test_what_is_served_of_flat_models_and_necks(more):
+    """Probabilities as trained; and the map of a leaf averages to the slope of its logits by the pooled feature."""
+    model = small(**more)
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        hidden, species = model(images)
+        want = model.probabilities(hidden, species, 1.5, 0.8)
+        torch.testing.assert_close(serving(model, 1.5, 0.8)(images)[0], want, rtol=1e-3, atol=1e-4)
+        pooled = model.features(images)
+    pooled, leaf = pooled.clone().requires_grad_(), want.argmax(1)
+    hidden = model.neck(pooled)
+    score = model.disease_heads.all_logits(hidden).gather(1, leaf[:, None]).sum()
+    if not model.flat:
+        score = score + model.species_logits(hidden).gather(1, model.leaf_species[leaf][:, None]).sum()
+    (slope,) = torch.autograd.grad(score, pooled)
+    torch.testing.assert_close(model.leaf_gradient(pooled.detach(), leaf), slope, rtol=1e-4, atol=1e-6)
+
+
+def test_a_kind_of_classes_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="hierarchical or flat"):
+        small(classes="nested")
+
+
+# endregion
 
 
 def test_an_unknown_backbone_raises_what_timm_raises():

@@ -1,0 +1,144 @@
+"""Heads trained on K cached views of each picture against exact per-epoch views: what is lost, and what time is saved.
+
+  python tests/benchmarks/cached.py --data data/organized --weights FILE [--backbone-args ... --pixel-mean ... --pixel-std ...]
+
+The backbone is frozen. As many views as there are epochs are stored: then no view comes twice, which is what drawing them anew in every
+epoch is (tests/test_cached.py holds stored features against those of the views). Each seed trains equal heads for the same epochs on all
+of them and on 1, 2, 4 and 8 drawn among them. Augmentation is that of the recipe, without MixUp and CutMix, which stored features rule
+out. Nothing is chosen, so that val and test are judged together. A run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common import checkpoint, recipes  # noqa: E402
+from common.cached import CachedViews, cache_eval, cache_views  # noqa: E402
+from common.console import Stopwatch, duration, say, table, warn  # noqa: E402
+from common.dataset import Organized, load_organized  # noqa: E402
+from common.engine import Compute, choose_compute  # noqa: E402
+from common.model import SwinHierarchical  # noqa: E402
+from common.recipe_flags import arguments, channels  # noqa: E402
+from common.shots import Answers, by_size  # noqa: E402
+from common.tail import Schedule, answer, retrain_heads  # noqa: E402
+from common.taxonomy import ClassTree  # noqa: E402
+
+FIGURES = ("species_acc", "disease_acc", "cascade_acc", "cascade_f1")
+
+
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of the data and the backbone; the names are those of 02a."""
+    flags.add_argument("--data", type=Path, default=Path("data/organized"))
+    flags.add_argument("--weights", required=True, metavar="FILE", help="a timm state dict or a Foliar checkpoint")
+    flags.add_argument("--backbone", default="mobilenetv2_100")
+    flags.add_argument("--backbone-args", default="", metavar="NAME=VALUE,...")
+    flags.add_argument("--pixel-mean", default="timm")
+    flags.add_argument("--pixel-std", default="timm")
+    flags.add_argument("--image-size", type=int, default=128)
+    flags.add_argument("--batch-size", type=int, default=64)
+    flags.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    flags.add_argument("--device", default="auto")
+    flags.add_argument("--workers", type=int, default=1)
+    flags.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    flags.add_argument("--seeds", type=int, default=3)
+    flags.add_argument("--store", type=Path, default=Path("features"), help="folder for features and results")
+
+
+def new_model(args: argparse.Namespace, tree: ClassTree, seed: int, compute: Compute) -> SwinHierarchical:
+    """Build the model: the backbone from --weights, random heads."""
+    torch.manual_seed(seed)
+    model = SwinHierarchical(args.backbone, tree, image_size=args.image_size, backbone_args=arguments(args.backbone_args),
+                             mean=channels("pixel_mean", args.pixel_mean), std=channels("pixel_std", args.pixel_std))
+    checkpoint.load_backbone(model, Path(args.weights))
+    return model.eval().to(compute.device, memory_format=torch.channels_last)
+
+
+def judged_splits(model: SwinHierarchical, data: Organized, compute: Compute, args: argparse.Namespace) -> dict[str, CachedViews]:
+    """Features of val and test."""
+    return {name: cache_eval(model, data.splits[name], compute, args.store / name, args.workers, args.batch_size,
+                             manifest_hash=data.manifest_hash) for name in ("val", "test")}
+
+
+class Chosen:
+    """Some of the stored views, as if they alone were stored."""
+
+    def __init__(self, store: CachedViews, views: np.ndarray) -> None:
+        self.store, self.views, self.count = store, views, store.count
+
+    def batch(self, items: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+        """Read items (epoch, position, i): float32 (n, features), int64 (n,)."""
+        return self.store.batch([(int(self.views[epoch % len(self.views)]), position, i) for epoch, position, i in items])
+
+
+def compare(args: argparse.Namespace, data: Organized, compute: Compute) -> tuple[float, dict[int, list[dict[str, float]]]]:
+    """Train with every number of views: seconds per stored view of all pictures, {views: figures per seed}."""
+    recipe = replace(recipes.get(args.recipe), image_size=args.image_size, batch_size=args.batch_size, mix_share=0.0)
+    model, split = new_model(args, data.tree, 0, compute), data.splits["train"]
+    judged, counts = judged_splits(model, data, compute, args), np.bincount(split.leaf, minlength=data.tree.num_leaves)
+    schedule = Schedule(epochs=args.epochs, lr=args.lr, batch_size=args.batch_size)
+
+    def cache(views: int) -> CachedViews:
+        return cache_views(model, split, recipe, compute, args.store / "train", views, 0, args.workers, args.batch_size,
+                           manifest_hash=data.manifest_hash)
+
+    cache(args.epochs - 1)
+    clock = Stopwatch()
+    store = cache(args.epochs)  # the last view is timed, so that one that is resumed is timed as well
+    seconds = clock()
+    if seconds < 1:
+        warn("all views were stored already: the time of a view is not known. Empty --store to measure it.")
+    found: dict[int, list[dict[str, float]]] = {views: [] for views in [*args.views, args.epochs]}
+    for seed in range(args.seeds):
+        model = new_model(args, data.tree, seed, compute)
+        order = np.random.default_rng([seed, 5]).permutation(args.epochs)
+        for views, figures in found.items():
+            clock = Stopwatch()
+            state = retrain_heads(model, Chosen(store, order[:views]), judged["val"], "cross_entropy", counts, schedule, seed, compute)
+            trained = clock()
+            parts = [answer(model, features, compute, state) for features in judged.values()]
+            both = Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("leaf", "species", "given", "joint")))
+            figures.append({**by_size(both, data.tree, counts)["all"], "trained": trained})
+    return seconds, found
+
+
+def main() -> None:
+    """Print one row per number of views."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_flags(flags)
+    flags.add_argument("--recipe", default="hierarchical", help="whose augmentation is used")
+    flags.add_argument("--epochs", type=int, default=16)
+    flags.add_argument("--lr", type=float, default=2e-3)
+    flags.add_argument("--views", type=int, nargs="+", default=[1, 2, 4, 8])
+    args = flags.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    data, compute = load_organized(args.data), choose_compute(args.device, args.precision)
+    seconds, found = compare(args, data, compute)
+    exact = np.array([[run[name] for name in FIGURES] for run in found[args.epochs]])
+    rows = []
+    for views, runs in found.items():
+        values = np.array([[run[name] for name in FIGURES] for run in runs])
+        off, heads = (values - exact), float(np.mean([run["trained"] for run in runs]))
+        error = off.std(0, ddof=1) / len(runs) ** 0.5
+        rows.append([f"{views} = exact" if views == args.epochs else views,
+                     *(f"{m:.4f} ({s:.4f})" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)),
+                     *("" if views == args.epochs else f"{off[:, k].mean():+.4f} ({error[k]:.4f})" for k in (2, 3)),
+                     duration(views * seconds), duration(heads), f"{(args.epochs * seconds + heads) / (views * seconds + heads):.1f}"])
+    say("", f"{args.backbone}, {args.image_size} px, {compute}, torch threads {torch.get_num_threads()}; {len(data.splits['train']):,} "
+        f"train pictures, {args.epochs} epochs; mean (standard deviation) over {args.seeds} seeds; differences with their standard error",
+        table(rows, ("views", "species", "disease", "cascade", "macro F1", "cascade - exact", "macro F1 - exact", "features", "heads",
+                     "times as fast")))
+
+
+if __name__ == "__main__":
+    main()
