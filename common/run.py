@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -134,6 +135,8 @@ class Run:
                 self.average.give(self.model)
         self.live.close()
         self.world.wait()  # the others read what the first wrote
+        if self.world.leads:
+            shutil.rmtree(self.folder / "features", ignore_errors=True)  # gigabytes that nobody needs any more
 
     def _begin_phase(self, phase: Phase) -> None:
         split, recipe = self.data.splits["train"], self.recipe
