@@ -30,6 +30,7 @@ from common.files import file_sha256
 from common.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
 from common.model import SwinHierarchical
 from common.recipes import Recipe
+from common.rescale import rescale_heads
 from common.run import Run
 from common.taxonomy import ClassTree
 
@@ -110,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if run.epochs_done == run.phase_start + phase.epochs:
             run.save(f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics)
         run.save_last()
+    if model.flat or data.tree.num_leaves == data.tree.num_species:  # else 02b does it
+        rescale_heads(run, checkpoint.find_best(folder))
     run.finish(checkpoint.find_best(folder), "Stage A: species")
     leave()
     say_time("time", clock)

@@ -25,6 +25,7 @@ from common.dataset import Organized, load_organized
 from common.distributed import leave
 from common.evaluation import evaluate_checkpoint
 from common.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
+from common.rescale import rescale_heads
 from common.run import Run
 
 
@@ -75,6 +76,7 @@ def train_jointly(run: Run) -> None:
         if epoch + 1 == phase.epochs // 2:
             run.save(f"epoch={epoch + 1:02d}.pt", judged, metrics)
         run.save_last()
+    rescale_heads(run, checkpoint.find_best(run.folder))
     run.finish(checkpoint.find_best(run.folder), "Stage B: end to end")
 
 

@@ -76,8 +76,8 @@ class Recipe:
     focal_alpha: float = _row("focal loss: factor")
     label_smoothing: float = _row("share of the target spread over all classes", most=0.999)
     disease_weight: float = _row("joint loss = species + this x disease")
-    tail: str = _row("against rarity: samplers in B1 and B2, log-priors in the loss, or heads scaled after training (lws, tau)",
-                     choices=("sampler", "none", "balanced_softmax", "lws", "tau"))
+    tail: str = _row("against rarity: samplers in B1 and B2, log-priors in the loss, both, or heads scaled after training (lws, tau)",
+                     choices=("sampler", "none", "balanced_softmax", "softmax_and_sampler", "lws", "tau"))
     rare_below: int = _row("a class under this many pictures is rare", "images")
     rare_weight: float = _row("tail sampler, B1: sampling weight of a rare class")
     very_rare_below: int = _row("a class under this many pictures is very rare", "images")
@@ -200,7 +200,7 @@ def species_phases(r: Recipe) -> list[Phase]:
 
 def disease_phases(r: Recipe) -> list[Phase]:
     """Return the frozen part of stage B: all disease heads, rare-class boost; nothing for a flat recipe."""
-    rare, boost = ("rare", "boost") if r.tail == "sampler" else ("shuffle", "shuffle")
+    rare, boost = ("rare", "boost") if r.tail.endswith("sampler") else ("shuffle", "shuffle")
     return _some([
         _phase(r, "B1 disease heads", r.disease_heads_epochs, r.disease_heads_lr, r.disease_heads_lr, "disease_top1", 0.0,
                heads="disease", sampling=rare, disease_weight=1.0),
@@ -217,7 +217,7 @@ def joint_phases(r: Recipe) -> list[Phase]:
 def _phase(r: Recipe, name: str, epochs: int, lr: float, lr_end: float, best_by: str, unfreeze: float, scale: float = 1.0,
            **more: Any) -> Phase:
     return Phase(name, epochs, lr, lr_end, backbone_scale=scale if unfreeze > 0 else 0.0, unfreeze=unfreeze if scale > 0 else 0.0,
-                 layer_decay=r.layer_decay, same_end=r.cosine_end == "same", prior=r.tail == "balanced_softmax", patience=r.patience,
+                 layer_decay=r.layer_decay, same_end=r.cosine_end == "same", prior="softmax" in r.tail, patience=r.patience,
                  cached_views=0 if unfreeze * scale > 0 else r.cached_views, best_by=best_by if r.best_by == "stage" else r.best_by, **more)
 
 

@@ -189,7 +189,8 @@ def test_what_the_tail_does_to_the_phases():
         return [(p.sampling, p.prior) for p in recipes.disease_phases(r) + recipes.joint_phases(r)]
 
     assert b("sampler") == [("rare", False), ("boost", False), ("shuffle", False)]
-    assert b("balanced_softmax") == [("shuffle", True)] * 3, "imbalance is corrected once"
+    assert b("balanced_softmax") == [("shuffle", True)] * 3
+    assert b("softmax_and_sampler") == [("rare", True), ("boost", True), ("shuffle", True)]
     assert b("none") == b("tau") == b("lws") == [("shuffle", False)] * 3
 
 
