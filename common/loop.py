@@ -67,7 +67,11 @@ def train_epoch(run: Run, epoch: int, phase: Phase) -> float:
         warn(f"{run.wait_share:.0%} of the time went into waiting for pictures: more --workers, a faster disk, or smaller "
              "stored pictures (01_reorganize.py --long-side) would help.")
     run.world.average_buffers(run.model)
+    run.loss_sum = float(total)
+    if clock() > 60:
+        run.save_last()  # a kill while val is judged costs no epoch
     return float(total) / steps
+
 
 def take_step(run: Run, images: Tensor, leaf: Tensor, epoch: int, step: int, phase: Phase) -> Tensor:
     """Take a step, in smaller pieces where memory runs out; the same step, as its draws depend on (seed, epoch, step) alone."""
@@ -95,6 +99,7 @@ def take_step(run: Run, images: Tensor, leaf: Tensor, epoch: int, step: int, pha
                 torch.cuda.empty_cache()
             warn(f"out of memory: going on with {args.device_batch} pictures at once and {-(-count // args.device_batch)} pieces per "
                  f"step, the same {count} pictures in all (--device-batch {args.device_batch} starts so)")
+
 
 def _progress(run: Run, total: float, waiting: float, rate: float) -> str:
     parts = [f"loss {total / run.step:.3f}", f"{rate * run.recipe.batch_size:.0f} img/s", f"waiting for data {waiting:.0%}"]

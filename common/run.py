@@ -140,6 +140,10 @@ class Run:
 
     def _begin_phase(self, phase: Phase) -> None:
         split, recipe = self.data.splits["train"], self.recipe
+        saved, self.resumed = self.resumed, None
+        within = saved is not None and saved["phase"] == phase.name and saved["optimizer"] is not None
+        if saved is not None and not within and saved["ema"] is not None:
+            self.model.load_state_dict(saved["ema"])  # the phase that ended gave its average to this one
         weigh = {"rare": rare_weights, "boost": boost_weights}.get(phase.sampling)
         weights = weigh(split, self.data.class_sizes, recipe) if weigh else None
         if phase.sampling == "balanced":  # over what the phase learns
@@ -157,17 +161,12 @@ class Run:
         set_trainable(self.model, phase)
         self.optimizer, self.scaler = make_optimizer(self.model, phase, recipe), self.compute.scaler()
         self.average = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
-        if self.resumed and self.resumed["phase"] == phase.name and self.resumed["optimizer"]:
-            self.optimizer.load_state_dict(self.resumed["optimizer"])
-            self.scaler.load_state_dict(self.resumed["scaler"])
-            self.skipped += self.resumed["skipped"]
+        if within:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+            self.skipped += saved["skipped"]
             if self.average is not None:
-                self.average.model.load_state_dict(self.resumed["ema"])
-        elif self.resumed and self.resumed["ema"] is not None:  # the phase that ended gave its average to the next
-            self.model.load_state_dict(self.resumed["ema"])
-            if self.average is not None:
-                self.average = Average(self.model, recipe.ema_decay)
-        self.resumed = None
+                self.average.model.load_state_dict(saved["ema"])
 
     # endregion
 

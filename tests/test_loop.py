@@ -144,9 +144,9 @@ def test_the_average_is_the_formula():
 
 
 def test_a_killed_run_with_an_average_goes_on_bit_for_bit(organized, tmp_path, monkeypatch):
-    flags = ["--ema-decay", "0.9"]
+    flags = ["--ema-decay", "0.9", "--cached-views", "2"]
     whole = train(organized, tmp_path / "whole", *flags)
-    for at in (2, 9, 15):  # within the first phase, within the second, within the last
+    for at in (2, 6, 9, 15):  # within the first phase, at its end, within the second, within the last
         honest, taken = loop.take_step, []
 
         def counting(*args, honest=honest, taken=taken, at=at):
