@@ -32,6 +32,7 @@ def test_usual_columns_are_found_and_ids_find_their_files(source):
         "images/1.jpg": "leopard", "images/2.png": "hog", "images/deep/3.jpg": "hog", "images/deep/4.jpg": "",
         "other/4.jpg": "", "5.jpg": ""}
     assert (files.cluster == -1).all(), "groups only where they are asked for"
+    assert sorted(files.labels) == ["hog", "leopard"], "folder names count for nothing, and nobody is asked about them"
 
 
 def test_a_likely_group_column_is_pointed_out(source, capsys):

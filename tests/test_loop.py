@@ -79,7 +79,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(organiz
     monkeypatch.setattr(engine, "hierarchical_loss", hungry)
     parts = train(organized, tmp_path / "parts", *flags)
     assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
-    assert weights_differ(parts.model, whole.model) < 1e-4
+    assert weights_differ(parts.model, whole.model) < 1e-4  # 2e-5 seen: sums in another order, which AdamW divides by their size
     told = capfd.readouterr().err
     assert "going on with 4 pictures at once and 2 pieces per step" in told and "--device-batch 2 starts so" in told
 

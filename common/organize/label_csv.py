@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from common.console import fail, say, warn
 from common.organize.sources import SPLIT_FOLDERS, Files
 
@@ -69,7 +71,8 @@ def read_labels(files: Files, origin: int, table: Path, columns: Sequence[str], 
         ungrouped += group.lower() in NO_GROUP
         if group.lower() not in NO_GROUP:
             files.cluster[i] = groups[group]
-    files.labels = list(numbers)
+    used, files.label[files.label >= 0] = np.unique(files.label[files.label >= 0], return_inverse=True)
+    files.labels = [name for name, i in numbers.items() if i in set(used.tolist())]  # without this source's folder names
     if not found:
         fail(f"{table}: not one row names a file of {files.sources[origin].root}. The first looks for "
              f"{pattern.replace('{}', files.missing[0][0] if files.missing else '?')}: say how with --path-pattern, e.g. images/{{}}.jpg.")
