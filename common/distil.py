@@ -15,6 +15,7 @@ from common.taxonomy import ClassTree
 
 if TYPE_CHECKING:
     from common.engine import Compute
+    from common.recipes import Phase
 
 
 class Teacher:
@@ -34,13 +35,16 @@ class Teacher:
         """
         self.model, self.share, self.temperature = model.requires_grad_(False).eval(), share, temperature
 
-    def blend(self, loss: Tensor, student: SwinHierarchical, features: Tensor, pixels: Tensor, compute: Compute) -> Tensor:
-        """Blend the loss of each picture with its distance to the teacher's answer.
+    def blend(self, loss: Tensor, student: SwinHierarchical, features: Tensor, pixels: Tensor, phase: Phase, compute: Compute) -> Tensor:
+        """Blend the loss of each picture with its distance to the teacher's answer, of species and of leaves as the phase has losses.
+
+        A phase without a disease loss leaves the disease heads as they are, and their answers say nothing yet.
 
         Args:
             loss: float (N,), against the labels.
             student: the model that learns; `features` float (N, F), its own, with their graph.
             pixels: uint8 or float (N, size, size, 3), 0..255, as the student saw them.
+            phase: what is trained.
 
         Returns:
             float32 (N,).
@@ -50,7 +54,9 @@ class Teacher:
         with torch.no_grad():
             target = _soft(self.model, theirs, self.temperature)
         answer = _soft(student, features, self.temperature)
-        distance = sum(F.kl_div(a, t, reduction="none", log_target=True).sum(dim=1) for a, t in zip(answer, target, strict=True))
+        learned = (phase.species_weight > 0, phase.disease_weight > 0)
+        distance = sum(F.kl_div(a, t, reduction="none", log_target=True).sum(dim=1)
+                       for a, t, wanted in zip(answer, target, learned, strict=True) if wanted)
         return (1 - self.share) * loss + self.share * self.temperature**2 * distance
 
 

@@ -48,12 +48,13 @@ class Compute:
         return f"{self.device} ({name}), {str(self.dtype).removeprefix('torch.')}"
 
 
-def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+def choose_compute(device: str = "auto", precision: str = "auto", slow_in_bf16: bool = False) -> Compute:
     """Choose device and precision: bf16 where the hardware has it, fp16 elsewhere on a GPU, fp32 elsewhere on a CPU.
 
     Args:
         device: `auto`, or what torch.device takes.
         precision: `auto`, `bf16`, `fp16` or `fp32`.
+        slow_in_bf16: whether a CPU would rather train the network in fp32.
 
     Raises:
         SystemExit: for a device that is not there, or fp16 on a CPU.
@@ -71,7 +72,7 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
         if place.type == "cuda":
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
-            precision = "bf16" if _cpu_has_bf16() else "fp32"
+            precision = "bf16" if _cpu_has_bf16() and not slow_in_bf16 else "fp32"
     if precision == "fp16" and place.type != "cuda":
         fail("--precision fp16 needs a GPU. On a CPU use bf16 or fp32.")
     return Compute(place, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision])
@@ -177,8 +178,8 @@ def training_step(model: SwinHierarchical, optimizer: torch.optim.Optimizer, sca
             loss = mix.share * hierarchical_loss(model, features, leaf[rows], phase, recipe)
             if mix.share < 1:
                 loss = loss + (1 - mix.share) * hierarchical_loss(model, features, leaf[mix.partner[rows]], phase, recipe)
-            if teacher is not None:
-                loss = teacher.blend(loss, model, features, pixels, compute)
+            if teacher is not None and pixels.dim() == 4:  # of cached features there is nothing to show it
+                loss = teacher.blend(loss, model, features, pixels, phase, compute)
             # 3. gradients add up over the pieces of the batch to those of its mean
             loss = loss.sum() / count
             scaler.scale(loss).backward()

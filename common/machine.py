@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from common import recipe_flags
 from common.console import Stopwatch, duration, fail, mute, say, table
@@ -14,7 +16,10 @@ from common.dataset import Organized, default_workers
 from common.distil import Teacher, load_teacher
 from common.distributed import World, join, local_device
 from common.engine import Compute, choose_compute
+from common.model import create_backbone
 from common.recipes import Phase, Recipe
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def add_training_flags(parser: argparse.ArgumentParser, recipe: str | None) -> None:
@@ -25,7 +30,7 @@ def add_training_flags(parser: argparse.ArgumentParser, recipe: str | None) -> N
     parser.add_argument("--fresh", action="store_true", help="start over, even where a run could go on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (ROCm is called cuda)")
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp16", "fp32"],
-                        help="auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU")
+                        help="auto: bf16 where the hardware is faster so, else fp16 on a GPU and fp32 on a CPU")
     parser.add_argument("--device-batch", type=int, default=0,
                         help="pictures on the device at once; lower it when memory runs out (0: the whole batch)")
     parser.add_argument("--workers", type=int, default=None, help="loader processes (default: one per core, at most 8)")
@@ -46,7 +51,9 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
         SystemExit: for a value that makes no sense.
     """
     own_gpu = args.device in ("auto", "cuda") and torch.cuda.is_available()
-    compute = choose_compute(local_device() if own_gpu else args.device, args.precision)
+    compute = choose_compute(local_device() if own_gpu else args.device, args.precision, slow_in_bf16=has_depthwise(recipe))
+    if compute.device.type == "cpu":
+        keep_memory()
     world = join(compute.device)
     if not world.leads:
         mute()
@@ -62,6 +69,33 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
         f"batch: {recipe.batch_size} pictures per step = {f'{world.size} processes x ' if world.size > 1 else ''}"
         f"{-(-share // args.device_batch)} x {args.device_batch} on the device")
     return compute, world
+
+
+def has_depthwise(recipe: Recipe) -> bool:
+    """Whether the backbone has depthwise convolutions, which CPUs train faster in float32 than in bf16.
+
+    Raises:
+        SystemExit: for a name that timm does not know.
+    """
+    recipe_flags.require_backbone(recipe.backbone)
+    if ":" in recipe.backbone:  # its configuration would have to be downloaded
+        return False
+    try:
+        with torch.device("meta"):  # no memory, no random numbers
+            backbone = create_backbone(recipe.backbone, recipe.image_size, False, recipe_flags.arguments(recipe.backbone_args))
+    except Exception:  # whatever is wrong with the arguments is said where the model is built
+        return False
+    return any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in backbone.modules())
+
+
+def keep_memory() -> None:
+    """Keep freed memory in the process: glibc would give each large activation back to the system, and fault its pages in anew."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl
+        return
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+        mallopt(option, value)
 
 
 def find_teacher(args: argparse.Namespace, data: Organized, compute: Compute) -> Teacher | None:

@@ -5,6 +5,7 @@ The same model is flat where asked for: one softmax over all leaves, of which a 
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ PADDING = -1e9  # logit of a column beyond a species' diseases: finite, so that 
 class DiseaseHeads(nn.Module):
     """One linear layer per species as a single matrix: the rows of species s are offsets[s]:offsets[s + 1].
 
-    Parameters: weight float32 (leaves, features), bias float32 (leaves,).
+    Parameters: weight float32 (leaves, features), bias float32 (leaves,). Their gradients are dense: a head without a sample in
+    the batch gets zeros, so that AdamW goes on decaying it and following its momentum, as for a row of any linear layer.
     """
 
     def __init__(self, features: int, tree: ClassTree) -> None:
@@ -40,7 +42,7 @@ class DiseaseHeads(nn.Module):
         self.register_buffer("sizes", torch.from_numpy(sizes.copy()), persistent=False)
         self.register_buffer("real", torch.from_numpy(real), persistent=False)
         self.register_buffer("leaf_of", torch.from_numpy(np.where(real, tree.offsets[:-1, None] + columns, 0)), persistent=False)
-        self.offsets = tree.offsets.tolist()
+        self.offsets, self._memory = tree.offsets.tolist(), _Memory()
 
     def forward(self, features: Tensor, species_idx: Tensor) -> Tensor:
         """Compute the disease logits of each sample under its own species.
@@ -57,7 +59,7 @@ class DiseaseHeads(nn.Module):
         """
         features = features.float()
         if features.device.type == "cpu":
-            return _SortedHeads.apply(features, self.weight, self.bias, species_idx, self.offsets, self.widest)
+            return _SortedHeads.apply(features, self.weight, self.bias, species_idx, self.offsets, self.widest, self._memory)
         logits = self.all_logits(features).gather(1, self.leaf_of[species_idx])
         return logits.masked_fill(~self.real[species_idx], PADDING)
 
@@ -88,7 +90,7 @@ class _SortedHeads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, species_idx: Tensor, offsets: list[int],
-                widest: int) -> Tensor:
+                widest: int, memory: _Memory) -> Tensor:
         order = torch.argsort(species_idx, stable=True)
         present, counts = torch.unique_consecutive(species_idx[order], return_counts=True)
         present, ends = present.tolist(), counts.cumsum(0).tolist()
@@ -100,17 +102,14 @@ class _SortedHeads(torch.autograd.Function):
             torch.addmm(bias[a:b], rows[start:end], weight[a:b].t(), out=logits[start:end, : b - a])
             start = end
         ctx.save_for_backward(rows, weight, order)
-        ctx.layout = (present, ends, offsets)
-        result = torch.empty_like(logits)
-        result[order] = logits
-        return result
+        ctx.layout = (present, ends, offsets, memory)
+        return logits[torch.argsort(order)]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, order = ctx.saved_tensors
-        present, ends, offsets = ctx.layout
-        grad = grad[order]
-        grad_rows, grad_weight = torch.empty_like(rows), torch.empty_like(weight)
+        (present, ends, offsets, memory), grad = ctx.layout, grad[order]
+        grad_rows, grad_weight = torch.empty_like(rows), memory.like(weight)
         grad_bias = weight.new_zeros(len(weight))
         start = written = 0
         for species, end in zip(present, ends, strict=True):
@@ -118,13 +117,32 @@ class _SortedHeads(torch.autograd.Function):
             piece = grad[start:end, : b - a]
             grad_weight[written:a].zero_()  # species between two present ones; every row is written exactly once
             torch.mm(piece.t(), rows[start:end], out=grad_weight[a:b])
-            torch.mm(piece, weight[a:b], out=grad_rows[start:end])
+            if ctx.needs_input_grad[0]:  # not while the backbone is frozen
+                torch.mm(piece, weight[a:b], out=grad_rows[start:end])
             torch.sum(piece, dim=0, out=grad_bias[a:b])
             start, written = end, b
         grad_weight[written:].zero_()
-        grad_features = torch.empty_like(grad_rows)
-        grad_features[order] = grad_rows
-        return grad_features, grad_weight, grad_bias, None, None, None
+        return grad_rows[torch.argsort(order)] if ctx.needs_input_grad[0] else None, grad_weight, grad_bias, None, None, None, None
+
+
+class _Memory:
+    """Memory of gradients on the CPU, given out again once no tensor uses it; three pieces are kept at most.
+
+    The allocator gives such large pieces back to the system, and taking them anew, page by page, costs more than the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[Tensor, weakref.ref[np.ndarray]]] = []
+
+    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:
+        return _Memory, ()  # a copy of the heads has its own
+
+    def like(self, tensor: Tensor) -> Tensor:
+        free = [piece for piece, user in self.pieces if user() is None and piece.dtype == tensor.dtype]
+        piece = free[0] if free else torch.empty_like(tensor)
+        user = piece.numpy()  # lives as long as a tensor made from it
+        self.pieces = [kept for kept in self.pieces if kept[0] is not piece][-2:] + [(piece, weakref.ref(user))]
+        return torch.from_numpy(user)
 
 
 # endregion
@@ -178,7 +196,7 @@ class SwinHierarchical(nn.Module):
         if classes not in ("hierarchical", "flat"):
             raise ValueError(f"classes is {classes!r}: it must be hierarchical or flat.")
         self.tree, self.flat = tree, classes == "flat"
-        self.backbone = _create_backbone(backbone, image_size, pretrained, backbone_args or {})
+        self.backbone = create_backbone(backbone, image_size, pretrained, backbone_args or {})
         cfg = self.backbone.pretrained_cfg
         self.settings = {"backbone": backbone, "backbone_args": dict(backbone_args or {}), "image_size": image_size,
                          "mean": [float(v) for v in (mean or cfg["mean"])], "std": [float(v) for v in (std or cfg["std"])],
@@ -272,11 +290,28 @@ class SwinHierarchical(nn.Module):
         return {"species": (disease if self.flat else species) + neck, "disease": disease, "all": species + disease + neck}[part]
 
 
-def _create_backbone(name: str, image_size: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+def create_backbone(name: str, image_size: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    """Build a timm backbone without classifier.
+
+    Args:
+        arguments: of timm.create_model; and `conv_head=False`, which takes out the convolution that MobileNetV3 and V4 have
+            between pooling and classifier: the heads then stand on the pooled map, and their heatmap is exact.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, OSError: what timm raises; ValueError where there is no such convolution.
+    """
     arguments = {"num_classes": 0, "pretrained": pretrained, **arguments}
+    conv_head = arguments.pop("conv_head", True)
     try:
-        return timm.create_model(name, img_size=image_size, **arguments)
+        backbone = timm.create_model(name, img_size=image_size, **arguments)
     except TypeError as error:  # convolutional networks take any size and no such argument
         if "img_size" not in str(error):
             raise
-        return timm.create_model(name, **arguments)
+        backbone = timm.create_model(name, **arguments)
+    if not conv_head:
+        if not hasattr(backbone, "conv_head") or getattr(backbone, "head_hidden_size", None) in (None, backbone.num_features):
+            raise ValueError(f"conv_head=False, but {name} has no convolution between pooling and classifier.")
+        for part in ("conv_head", "norm_head", "act2"):
+            setattr(backbone, part, nn.Identity())
+        backbone.head_hidden_size = backbone.num_features
+    return backbone

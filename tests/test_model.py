@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import timm
@@ -120,12 +123,61 @@ def test_heads_may_be_used_twice_in_one_graph():
 def test_gradient_is_right_by_finite_differences():
     heads = DiseaseHeads(4, SMALL).double()
     x, species = torch.randn(5, 4, dtype=torch.float64), torch.tensor([2, 0, 0, 1, 2])
-    from common.model import _SortedHeads
+    from common.model import _Memory, _SortedHeads
 
     def call(x, weight, bias):
-        return _SortedHeads.apply(x, weight, bias, species, heads.offsets, heads.widest).clamp_min(-100)
+        return _SortedHeads.apply(x, weight, bias, species, heads.offsets, heads.widest, _Memory()).clamp_min(-100)
 
     assert torch.autograd.gradcheck(call, (x.requires_grad_(), heads.weight, heads.bias))
+
+
+def weight_gradient(heads: DiseaseHeads, x: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+    heads.zero_grad(set_to_none=True)
+    heads(x, species).clamp_min(-50).square().sum().backward()
+    return heads.weight.grad
+
+
+def test_memory_of_a_gradient_is_taken_again_but_never_from_under_one_in_use():
+    torch.manual_seed(1)
+    heads, x = DiseaseHeads(8, SMALL), torch.randn(4, 8)
+    one, two = torch.tensor([0, 0, 1, 0]), torch.tensor([2, 0, 2, 2])
+    wanted = [weight_gradient(copy.deepcopy(heads), x, species).clone() for species in (one, two)]
+    place = weight_gradient(heads, x, one).data_ptr()
+    heads.weight.grad.fill_(torch.nan)  # what clipping by an infinite norm leaves behind
+    assert weight_gradient(heads, x, two).data_ptr() == place and torch.equal(heads.weight.grad, wanted[1])
+    held = heads.weight.grad
+    assert weight_gradient(heads, x, one).data_ptr() != place
+    assert torch.equal(held, wanted[1]) and torch.equal(heads.weight.grad, wanted[0])
+    again = pickle.loads(pickle.dumps(heads))
+    assert torch.equal(weight_gradient(again, x, two), wanted[1]) and torch.equal(heads.weight.grad, wanted[0])
+
+
+def test_features_that_need_no_gradient_change_nothing_for_the_heads(large):
+    heads, features, species, _, _ = large
+    wanted = weight_gradient(heads, features.clone().requires_grad_(), species).clone()
+    assert torch.equal(weight_gradient(heads, features, species), wanted)
+
+
+@pytest.mark.parametrize("skipping", [False, True])
+def test_adamw_treats_heads_without_a_sample_as_it_treats_gradients_of_zero(skipping):
+    """The loop's default, gradients of None, lets them stand still instead: no decay, no momentum."""
+    torch.manual_seed(1)
+    heads, x = DiseaseHeads(8, SMALL), torch.randn(6, 6, 8)
+    modules = as_modules(heads, SMALL)
+    mine, loop = (torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1, fused=True) for m in (heads, modules))
+    for parameter in modules.parameters():  # what was never there counts as None
+        parameter.grad = torch.zeros_like(parameter)
+    for step in range(6):
+        species = torch.randint(3, (6,)) if step < 3 else torch.tensor([0, 2, 2, 0, 0, 2])  # 1 was there, and is not any more
+        weight_gradient(heads, x[step], species)
+        modules.zero_grad(set_to_none=skipping)
+        sum(modules[SMALL.species[s]](row).square().sum() for row, s in zip(x[step], species.tolist(), strict=True)).backward()
+        before = heads.weight[3].detach().clone()
+        mine.step()
+        loop.step()
+    assert not torch.equal(heads.weight[3], before)
+    off = (heads.weight - torch.cat([m.weight for m in modules.values()])).detach().abs().amax(1)
+    assert float(off[3]) > 1e-3 if skipping else float(off.max()) < 1e-6
 
 
 def test_segments_and_rows_sum_to_one():

@@ -93,9 +93,9 @@ def test_columns_of_ours():
 
 
 def test_foliar_takes_as_many_image_passes_as_hierarchical():
-    both = [[(p.name, p.epochs) for p in recipes.species_phases(r) + recipes.disease_phases(r) + recipes.joint_phases(r)]
+    both = [sum(p.epochs for p in recipes.species_phases(r) + recipes.disease_phases(r) + recipes.joint_phases(r))
             for r in map(recipes.get, ("hierarchical", "foliar"))]
-    assert both[0] == both[1]
+    assert both == [60, 60]
 
 
 @pytest.mark.parametrize("column", ["hierarchical", "two_core", "demo"])
@@ -118,7 +118,7 @@ def test_every_level_of_a_column_is_there():
 
 
 class Stage(NamedTuple):
-    """What a source says about a phase: epochs; rates of head and backbone, first and last; what learns."""
+    """What a source says about a phase: epochs; rates of head and backbone, first and last; what learns, and by which losses."""
 
     name: str
     epochs: int
@@ -126,35 +126,61 @@ class Stage(NamedTuple):
     backbone: tuple[float, float] | None  # None = frozen
     learns: tuple[str, ...]  # beginnings of the names of parameters that learn; all others are frozen
     decays: str = "matrices"
+    losses: tuple[float, float] = (1.0, 1.0)  # weights of species and disease; a flat model has one loss
+    best_by: str = "cascade_top1"
+    patience: int = 0
+    sampling: str = "shuffle"
+    prior: bool = False
+    views: int = 0  # cached ones
+    decay: float = 1.0  # rate of a layer as a share of that of the one above
 
 
 ALL, SPECIES, DISEASE, NECK = "backbone.", "species_head.", "disease_heads.", "neck."
 ONE = (ALL, DISEASE)
+A: dict[str, Any] = {"losses": (1.0, 0.0), "best_by": "species_top1"}
+B: dict[str, Any] = {"losses": (0.0, 1.0), "best_by": "disease_top1"}
 STAGES: dict[str, list[Stage]] = {
     "hierarchical": [
-        Stage("A1 warm-up", 5, (1e-3, 1e-3), None, (SPECIES,)),
-        Stage("A2 fine-tune", 20, (1e-4, 1e-6), (1e-4, 1e-6), (ALL, SPECIES)),
-        Stage("A3 final", 5, (5e-6, 5e-6), (5e-7, 5e-7), (ALL, SPECIES)),
-        Stage("B1 disease heads", 15, (1e-3, 1e-3), None, (DISEASE,)),
-        Stage("B2 rare classes", 5, (5e-4, 5e-4), None, (DISEASE,)),
-        Stage("B3 end to end", 10, (1e-5, 1e-5), (1e-5, 1e-5), (ALL, SPECIES, DISEASE))],
+        Stage("A1 warm-up", 5, (1e-3, 1e-3), None, (SPECIES,), **A),
+        Stage("A2 fine-tune", 20, (1e-4, 1e-6), (1e-4, 1e-6), (ALL, SPECIES), **A),
+        Stage("A3 final", 5, (5e-6, 5e-6), (5e-7, 5e-7), (ALL, SPECIES), **A),
+        Stage("B1 disease heads", 15, (1e-3, 1e-3), None, (DISEASE,), sampling="rare", **B),
+        Stage("B2 rare classes", 5, (5e-4, 5e-4), None, (DISEASE,), sampling="boost", **B),
+        Stage("B3 end to end", 10, (1e-5, 1e-5), (1e-5, 1e-5), (ALL, SPECIES, DISEASE), losses=(1.0, 0.7))],
     "three_stage": [
-        Stage("A1 warm-up", 5, (1e-3, 1e-7), None, (DISEASE, NECK), "all"),
-        Stage("A2 fine-tune", 10, (1e-4, 1e-7), (1e-4, 1e-7), ("backbone.layer3.", "backbone.layer4.", DISEASE, NECK), "all"),
-        Stage("A3 final", 10, (5e-5, 1e-7), (1e-5, 1e-7), (ALL, DISEASE, NECK), "all")],
+        Stage("A1 warm-up", 5, (1e-3, 1e-7), None, (DISEASE, NECK), "all", best_by="macro_f1", patience=5),
+        Stage("A2 fine-tune", 10, (1e-4, 1e-7), (1e-4, 1e-7), ("backbone.layer3.", "backbone.layer4.", DISEASE, NECK), "all",
+              best_by="macro_f1", patience=5),
+        Stage("A3 final", 10, (5e-5, 1e-7), (1e-5, 1e-7), (ALL, DISEASE, NECK), "all", best_by="macro_f1", patience=5)],
     "camera_trap_resnet18": [Stage("A2 fine-tune", 5, (1e-3, 1e-3), (1e-3, 1e-3), ONE, "all")],
     "camera_trap_resnet50": [Stage("A2 fine-tune", 5, (1e-3, 1e-3), (1e-3, 1e-3), ONE, "all")],
     "camera_trap_swin": [Stage("A2 fine-tune", 30, (1e-5, 1e-5), (1e-5, 1e-5), ONE, "all")],
-    "flower_quick": [Stage("A2 fine-tune", 5, (1e-4, 1e-6), (1e-4, 1e-6), ONE)],
-    "flower_baseline": [Stage("A2 fine-tune", 50, (1e-4, 1e-6), (1e-4, 1e-6), ONE)],
-    "flower_high_performance": [Stage("A2 fine-tune", 100, (1e-4, 1e-6), (1e-4, 1e-6), ONE)],
+    "flower_quick": [Stage("A2 fine-tune", 5, (1e-4, 1e-6), (1e-4, 1e-6), ONE, patience=10)],
+    "flower_baseline": [Stage("A2 fine-tune", 50, (1e-4, 1e-6), (1e-4, 1e-6), ONE, patience=10)],
+    "flower_high_performance": [Stage("A2 fine-tune", 100, (1e-4, 1e-6), (1e-4, 1e-6), ONE, patience=10)],
+    # ours: no source, but each column is to do what its cells say
+    "camera_trap_plus": [
+        Stage("A1 warm-up", 1, (1e-3, 1e-3), None, (DISEASE,)),
+        Stage("A2 fine-tune", 29, (5e-5, 1e-6), (5e-5, 1e-6), ONE, decay=0.9)],
 }
+_a1, _a2, _a3, _b1, _b2, _b3 = STAGES["hierarchical"]
+STAGES["foliar"] = [  # as many epochs, most of them for everything; log-priors, not samplers; cached views under a frozen backbone
+    _a1._replace(prior=True, views=5), _a2._replace(epochs=5, prior=True), _b1._replace(epochs=5, prior=True, views=5, sampling="shuffle"),
+    _b3._replace(epochs=45, head=(1e-4, 1e-6), backbone=(1e-4, 1e-6), losses=(1.0, 1.0), prior=True)]
+STAGES["two_core"] = [
+    _a1._replace(epochs=1), _a2._replace(epochs=2, head=(5e-4, 1e-5), backbone=(5e-4, 1e-5)),
+    _a3._replace(epochs=1, head=(5e-5, 5e-5), backbone=(5e-6, 5e-6)), _b1._replace(epochs=1), _b2._replace(epochs=1),
+    _b3._replace(head=(5e-4, 1e-6), backbone=(5e-4, 1e-6))]
+STAGES["demo"] = [
+    _a1._replace(epochs=1), _a2._replace(epochs=8, head=(2e-3, 1e-4), backbone=(2e-3, 1e-4)),
+    _a3._replace(epochs=1, head=(1e-4, 1e-4), backbone=(1e-5, 1e-5)), _b1._replace(epochs=1, head=(3e-3, 3e-3)),
+    _b2._replace(epochs=1, head=(1e-3, 1e-3)), _b3._replace(epochs=15, head=(2e-3, 1e-5), backbone=(2e-3, 1e-5), losses=(1.0, 1.0))]
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
 
 
 def network(recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch) -> SwinHierarchical:
     """The recipe's model with the backbone's true names and shapes, and no memory behind them."""
-    monkeypatch.setattr(model_module, "_create_backbone", lambda name, size, pretrained, arguments: _meta(name, arguments))
+    monkeypatch.setattr(model_module, "create_backbone", lambda name, size, pretrained, arguments: _meta(name, arguments))
     return SwinHierarchical(recipe.backbone, TREE, **model_settings(recipe))
 
 
@@ -163,28 +189,51 @@ def _meta(name: str, arguments: dict[str, Any]) -> torch.nn.Module:
         return timm.create_model(name, num_classes=0, **arguments)
 
 
+def depth(name: str) -> int:
+    """How many layers stand above a parameter of Swin-Small and itself: 2, 2, 18 and 2 blocks, below them the patches."""
+    parts = name.removeprefix(ALL).split(".")
+    if parts[0] != "layers":
+        return 25 if parts[0] == "patch_embed" else 1  # the last norm goes with the last block
+    block = int(parts[3]) if parts[2] == "blocks" else 0  # a stage's merging of patches goes with its first block
+    return 24 - (0, 2, 4, 22)[int(parts[1])] - block
+
+
 def check(recipe: recipes.Recipe, stages: list[Stage], model: SwinHierarchical, steps_per_epoch: int = 7) -> None:
-    """Compare every phase, group, parameter and rate, at the first, the middle and the last step and at the end."""
+    """Compare every phase, parameter and mode, and the rate of every parameter at every step."""
     phases = recipes.species_phases(recipe) + recipes.disease_phases(recipe) + recipes.joint_phases(recipe)
     assert [(p.name, p.epochs) for p in phases] == [(s.name, s.epochs) for s in stages]
     for phase, stage in zip(phases, stages, strict=True):
+        said = (phase.best_by, phase.patience, phase.sampling, phase.prior, phase.cached_views, phase.frozen)
+        assert said == (stage.best_by, stage.patience, stage.sampling, stage.prior, stage.views, stage.backbone is None), phase.name
+        assert (phase.species_weight, phase.disease_weight) == stage.losses, phase.name
         optim.set_trainable(model, phase)
         optimizer = optim.make_optimizer(model, phase, recipe)
-        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        group_of = {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
         names = {name for name, _ in model.named_parameters() if name.startswith(stage.learns)}
-        assert {name for name, p in model.named_parameters() if p.requires_grad} == names, phase.name
-        assert len(group_of) == len(names) and phase.frozen == (stage.backbone is None)
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == names and len(group_of) == len(names), phase.name
+        for name, module in model.backbone.named_modules():
+            if own := [p.requires_grad for p in module.parameters()]:
+                assert module.training == any(own), f"{phase.name}: batch norms of frozen parts stand still, {name}"
+        wanted: dict[int, tuple[float, float]] = {}  # first and last rate of each group, one and the same for all that is in it
+        for name, parameter in model.named_parameters():
+            if name in names:
+                first, last = stage.backbone if name.startswith(ALL) and stage.backbone else stage.head
+                share = stage.decay ** depth(name) if name.startswith(ALL) and stage.decay < 1 else 1.0
+                k = group_of[id(parameter)]
+                assert wanted.setdefault(k, (share * first, share * last)) == (share * first, share * last), (phase.name, name)
+                decays = stage.decays == "all" or parameter.ndim > 1
+                assert optimizer.param_groups[k]["weight_decay"] == (recipe.weight_decay if decays else 0.0), (phase.name, name)
+        assert len(wanted) == len(optimizer.param_groups)
         steps = stage.epochs * steps_per_epoch
-        for step in (0, steps // 2, steps - 1, steps):
+        for step in range(steps + 1):
             optim.set_rates(optimizer, optim.rate_at(phase, step, steps))
             share = 0.5 * (1 + math.cos(math.pi * step / steps))
-            for name, parameter in model.named_parameters():
-                if name in names:
-                    first, last = stage.backbone if name.startswith(ALL) and stage.backbone else stage.head
-                    group = group_of[id(parameter)]
-                    assert group["lr"] == pytest.approx(last + (first - last) * share, rel=1e-9), (phase.name, step, name)
-                    decays = stage.decays == "all" or parameter.ndim > 1
-                    assert group["weight_decay"] == (recipe.weight_decay if decays else 0.0), (phase.name, name)
+            for k, (first, last) in wanted.items():
+                assert optimizer.param_groups[k]["lr"] == pytest.approx(last + (first - last) * share, rel=1e-9), (phase.name, step, k)
+
+
+def test_no_column_is_left_out():
+    assert set(STAGES) == set(recipes.COLUMNS)
 
 
 @pytest.mark.parametrize("column", STAGES)

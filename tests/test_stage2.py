@@ -15,6 +15,7 @@ import pytest
 import tiny_data
 import torch
 from conftest import ROOT, run
+from same_runs import same, same_run
 
 from common import checkpoint
 
@@ -25,31 +26,6 @@ def species(data: Path, checkpoints: Path, *flags: object) -> int:
 
 def disease(data: Path, checkpoints: Path, *flags: object) -> int:
     return run("02b_train_disease", "--data", data, "--checkpoints", checkpoints, *tiny_data.DISEASE, *flags)
-
-
-def same(a: object, b: object, where: str = "") -> None:
-    """Compare nested values; tensors bit for bit; times and the command line may differ."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        free = {"seconds", "images_per_second", "wait_share", "command", "gpu_peak_mb"}
-        assert set(a) - free == set(b) - free, where
-        for key in set(a) - free:
-            same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{where}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    else:
-        assert a == b or (a != a and b != b), f"{where}: {a} and {b}"
-
-
-def same_run(one: Path, other: Path) -> None:
-    names = sorted(p.name for p in one.glob("*.pt"))
-    assert names == sorted(p.name for p in other.glob("*.pt")) and any("best" in n for n in names) and "last.pt" in names
-    for name in names:
-        same(torch.load(one / name, weights_only=True), torch.load(other / name, weights_only=True), name)
 
 
 # region what a run leaves

@@ -1,10 +1,12 @@
 """What the hierarchy costs: a training step of the hierarchical model against the bare backbone with a head of 1,000 classes.
 
-  python tests/benchmarks/step.py                                        Swin-Tiny, 224 px, batch 8, one thread
+  python tests/benchmarks/step.py                                        Swin-Tiny, 224 px, batch 32, two threads
+  python tests/benchmarks/step.py --batch 8 32 64 --threads 1            several batches
   python tests/benchmarks/step.py --device cuda --batch 256 --rounds 50  on a GPU, with images/s and peak memory
 
-Both take uint8 pictures through normalisation, backbone, loss, backward, clipping and fused AdamW, in the same precision; interleaved,
-so that the machine's moods hit both alike. The hierarchical model has 320 species and 11,499 diseases and trains all of it (phase B3).
+Both take uint8 pictures through normalisation, backbone, loss, backward, clipping and fused AdamW with the same groups and rates, in the
+same precision. They take turns, in the order ABBA, so that neither the machine's moods nor a drift favours one. The hierarchical model
+has 320 species and 11,499 diseases and trains all of it (phase B3). `--parts` says where the time goes; on a GPU it waits for each part.
 """
 
 from __future__ import annotations
@@ -12,23 +14,27 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import recipes  # noqa: E402
 from common.augment import Mix  # noqa: E402
 from common.console import table  # noqa: E402
-from common.engine import choose_compute, training_step  # noqa: E402
+from common.engine import Compute, choose_compute, training_step  # noqa: E402
 from common.model import SwinHierarchical  # noqa: E402
 from common.optim import make_optimizer, set_trainable  # noqa: E402
 from common.taxonomy import ClassTree  # noqa: E402
+
+PARTS = ("forward and loss", "backward", "clipping", "optimizer")
+CONTESTANTS = ("hierarchical", "bare backbone")
 
 
 def tree_of(species: int, leaves: int) -> ClassTree:
@@ -39,66 +45,139 @@ def tree_of(species: int, leaves: int) -> ClassTree:
     return ClassTree(tuple(f"s{i}" for i in range(species)), tuple(tuple(f"d{j}" for j in range(n)) for n in sizes))
 
 
-def main() -> None:
-    """Print the two times and their ratio."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--backbone", default="swin_tiny_patch4_window7_224")
-    flags.add_argument("--size", type=int, default=224)
-    flags.add_argument("--batch", type=int, default=8)
-    flags.add_argument("--rounds", type=int, default=9)
-    flags.add_argument("--threads", type=int, default=1)
-    flags.add_argument("--device", default="auto")
-    flags.add_argument("--precision", default="auto")
-    args = flags.parse_args()
-    torch.set_num_threads(args.threads)
-    compute = choose_compute(args.device, args.precision)
-    recipe = replace(recipes.get("hierarchical"), backbone=args.backbone, image_size=args.size, batch_size=args.batch)
-    (phase,) = recipes.joint_phases(recipe)
-    tree = tree_of(320, 11_499)
-    images = torch.randint(0, 256, (args.batch, args.size, args.size, 3), dtype=torch.uint8, device=compute.device)
-    leaf = torch.randint(tree.num_leaves, (args.batch,), device=compute.device)
-    target = torch.randint(1000, (args.batch,), device=compute.device)
+class Watch:
+    """The time at the borders of a step's parts, as its gradient scaler sees them go by.
 
-    model = SwinHierarchical(args.backbone, tree, image_size=args.size).to(compute.device, memory_format=torch.channels_last)
+    Attributes:
+        laps: seconds, of the step under way.
+    """
+
+    def __init__(self, compute: Compute, clock: Callable[[], float], waits: bool) -> None:
+        self.laps: list[float] = []
+        self._compute, self._clock, self._waits, self._scaler = compute, clock, waits, compute.scaler()
+
+    def note(self) -> None:
+        """Note the time; on a GPU when it is done with all it was given."""
+        if self._compute.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.laps.append(self._clock())
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """End of the forward part."""
+        self._border()
+        return self._scaler.scale(loss)
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """End of the backward part."""
+        self._border()
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """End of the clipping, and the optimizer's part."""
+        self._border()
+        self._scaler.step(optimizer)
+
+    def update(self) -> None:
+        """After the optimizer."""
+        self._scaler.update()
+
+    def _border(self) -> None:
+        if self._waits:
+            self.note()
+
+
+def contestants(args: argparse.Namespace, batch: int, compute: Compute, watches: list[Watch]) -> list[Callable[[], object]]:
+    """Make a training step of each, in the order of `CONTESTANTS`."""
+    recipe = replace(recipes.get("hierarchical"), backbone=args.backbone, image_size=args.size, batch_size=batch)
+    (phase,) = recipes.joint_phases(recipe)
+    tree, device = tree_of(320, 11_499), compute.device
+    images = torch.randint(0, 256, (batch, args.size, args.size, 3), dtype=torch.uint8, device=device)
+    leaf, target = torch.randint(tree.num_leaves, (batch,), device=device), torch.randint(1000, (batch,), device=device)
+    mix = Mix(torch.arange(batch, device=device))
+    model = SwinHierarchical(args.backbone, tree, image_size=args.size).to(device, memory_format=torch.channels_last)
     set_trainable(model, phase)
-    optimizer, scaler = make_optimizer(model, phase, recipe), compute.scaler()
-    mix = Mix(torch.arange(args.batch, device=compute.device))
+    optimizer = make_optimizer(model, phase, recipe)
 
     bare = SwinHierarchical(args.backbone, tree_of(2, 2), image_size=args.size)  # for its normalisation; its heads stay unused
     bare.backbone = timm.create_model(args.backbone, num_classes=1000, **({"img_size": args.size} if "swin" in args.backbone else {}))
-    bare = bare.to(compute.device, memory_format=torch.channels_last).train()
-    plain, plain_scaler = torch.optim.AdamW(bare.backbone.parameters(), lr=1e-5, fused=True), compute.scaler()
+    bare = bare.to(device, memory_format=torch.channels_last).train()
+    parameters = list(bare.backbone.parameters())
+    groups = [{"params": [p for p in parameters if (p.ndim > 1) == decays], "weight_decay": recipe.weight_decay if decays else 0.0}
+              for decays in (True, False)]
+    plain, scaler = torch.optim.AdamW(groups, lr=1e-5, fused=True), watches[1]
 
     def hierarchical() -> None:
-        training_step(model, optimizer, scaler, images, leaf, mix, phase=phase, recipe=recipe, compute=compute, rate=1e-5,
-                      device_batch=args.batch)
+        training_step(model, optimizer, watches[0], images, leaf, mix, phase=phase, recipe=recipe, compute=compute, rate=1e-5,
+                      device_batch=batch)
 
     def flat() -> None:
         plain.zero_grad(set_to_none=True)
         with compute.autocast():
             logits = bare.backbone(bare.normalise(images))
-        plain_scaler.scale(nn.functional.cross_entropy(logits.float(), target)).backward()
-        plain_scaler.unscale_(plain)
-        nn.utils.clip_grad_norm_(bare.backbone.parameters(), 1.0)
-        plain_scaler.step(plain)
-        plain_scaler.update()
+        scaler.scale(nn.functional.cross_entropy(logits.float(), target)).backward()
+        scaler.unscale_(plain)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        scaler.step(plain)
+        scaler.update()
 
-    times: dict[str, list[float]] = {"hierarchical": [], "bare backbone": []}
-    for turn in range(args.rounds + 1):
-        for name, step in (("hierarchical", hierarchical), ("bare backbone", flat)):
-            start = time.perf_counter()
-            step()
-            if compute.device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first warms up
-                times[name].append(time.perf_counter() - start)
-    medians = {name: float(np.median(values)) for name, values in times.items()}
-    ratios = np.array(times["hierarchical"]) / np.array(times["bare backbone"])
-    print(f"{args.backbone}, {args.size} px, batch {args.batch}, {compute}, torch {torch.__version__}, {args.threads} threads\n")
-    print(table([(name, f"{1e3 * value:.1f}", f"{args.batch / value:.1f}") for name, value in medians.items()], ("step", "ms", "images/s")))
-    print(f"\nhierarchical / bare: {np.median(ratios):.3f} (median of {args.rounds} pairs; 1.03 is wanted at most)")
-    if compute.device.type == "cuda":
-        print(f"peak memory, both models: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    return [hierarchical, flat]
+
+
+def race(args: argparse.Namespace, batch: int, compute: Compute) -> np.ndarray:
+    """Time both: seconds float (2, rounds, parts), one part unless all are asked for."""
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    watches = [Watch(compute, clock, args.parts) for _ in CONTESTANTS]
+    steps, seconds = contestants(args, batch, compute, watches), np.zeros((2, args.rounds, len(PARTS) if args.parts else 1))
+    for turn in range(-2, args.rounds):  # the first two warm up
+        for k in (0, 1) if turn % 4 in (0, 3) else (1, 0):
+            watches[k].laps.clear()
+            watches[k].note()
+            steps[k]()
+            watches[k].note()
+            if turn >= 0:
+                seconds[k, turn] = np.diff(watches[k].laps)
+    return seconds
+
+
+def error_of_median(values: np.ndarray) -> float:
+    """Standard error of the median, by 1,000 bootstrap draws."""
+    return float(np.median(np.random.default_rng(0).choice(values, (1000, len(values))), axis=1).std())
+
+
+def main() -> None:
+    """Print the times and their ratio."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags.add_argument("--backbone", default="swin_tiny_patch4_window7_224")
+    flags.add_argument("--size", type=int, default=224)
+    flags.add_argument("--batch", type=int, nargs="+", default=[32])
+    flags.add_argument("--rounds", type=int, default=12, help="pairs of steps; a multiple of 2 keeps the order balanced")
+    flags.add_argument("--threads", type=int, default=2)
+    flags.add_argument("--device", default="auto")
+    flags.add_argument("--precision", default="auto")
+    flags.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for a machine with other work")
+    flags.add_argument("--parts", action="store_true", help="forward, backward, clipping and optimizer apart")
+    args = flags.parse_args()
+    torch.set_num_threads(args.threads)
+    compute = choose_compute(args.device, args.precision)
+    on_gpu = compute.device.type == "cuda"
+    print(f"{args.backbone}, {args.size} px, {compute}, torch {torch.__version__}, {args.threads} threads, {args.clock} time, "
+          f"{args.rounds} pairs")
+    for batch in args.batch:
+        seconds = race(args, batch, compute)
+        whole = seconds.sum(axis=2)
+        rows = [(name, f"{1e3 * value:.1f}", f"{batch / value:.1f}")
+                for name, value in zip(CONTESTANTS, np.median(whole, axis=1), strict=True)]
+        print(f"\nbatch {batch}\n" + table(rows, ("step", "ms", "images/s")))
+        ratios = whole[0] / whole[1]
+        print(f"hierarchical / bare: {np.median(ratios):.4f} +- {error_of_median(ratios):.4f} (median over pairs; 1.03 is wanted at most)")
+        if args.parts:
+            more = seconds[0] - seconds[1]
+            rows = [(name, f"{1e3 * np.median(seconds[1, :, i]):.1f}", f"{1e3 * np.median(more[:, i]):.1f}",
+                     f"{1e3 * error_of_median(more[:, i]):.1f}", f"{100 * np.median(more[:, i] / whole[1]):.2f}")
+                    for i, name in enumerate(PARTS)]
+            print(table(rows, ("part", "bare, ms", "the hierarchy's more, ms", "+-", "% of a bare step")))
+        if on_gpu:
+            print(f"peak memory, both models: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":
