@@ -1,15 +1,16 @@
 """Stage 3: export the trained model as ONNX, quantize it, calibrate it, fit the refusal of strangers, and check it all.
 
-Reads   checkpoints/hierarchical_full/*-best.pt (else species_only/*-best.pt), data/organized/
-Writes  exports/: model.onnx (FP32), model.int8.onnx, bundle.json, report.md, report.json
+Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/), data/organized/
+Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser, bundle.json, report.md with its
+        pictures, report.json
 Next    04_serve.py
 
   python 03_export.py
-  python 03_export.py --checkpoint checkpoints/hierarchical_full/epoch=10-best.pt --output exports
+  python 03_export.py --ood documents=~/scans --unknown-plants ~/photos/garden      strangers to choose by and to report
+  python 03_export.py --browser checkpoints/light/hierarchical_full/epoch=10-best.pt --triton ~/triton
 
-Temperatures, threshold and roll-up are fitted on val for each model; every figure of the reports is from test. An INT8
-model that answers differently from FP32 on more than 1 % of val is not written, and the report says what was tried.
-Takes about a minute for the demo, and a few for a Swin-Tiny on two cores.
+Temperatures, bars and roll-up are fitted on val for each model; every figure of the reports is from test. An INT8 model that
+does not pass the gate (common/gate.py) is not written, and the report says what was tried. Takes two minutes for the demo.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,24 @@ import onnx
 import onnxruntime
 import torch
 
-from common import bundle, calibrate, checkpoint, images, quantize
+from common import bundle, checkpoint, formats, half, int8
+from common.calibrate import Temperatures, fit_temperatures
 from common.console import Stopwatch, duration, fail, friendly, header, parser, progress, say, warn
-from common.dataset import EvalViews, Organized, Split, default_workers, load_organized, make_loader
+from common.dataset import Organized, default_workers, load_organized
 from common.engine import choose_compute
-from common.export_report import compose_report, report_table, report_text
+from common.export_report import compose_report, draw, report_table, report_text
 from common.files import file_sha256, write_text
-from common.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, look
-from common.measure import Run, check_batches, measure_ms, run_over, session_run
-from common.metrics import for_json, judge, summarise
+from common.gate import Side, Speed, judge_gate
+from common.graph import FeatureSpace, Learned, ServingGraph, cross_fitted, export_onnx, look
+from common.measure import Run, check_batches, check_limits, measure_ms, run_over, session_run
 from common.model import SwinHierarchical
+from common.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits, stranger_scores
+from common.pictures import BATCH, Pictures, known_strangers, spread
+from common.students import export_browser
 
-AGREEMENT = 0.99  # least share of equal top-1 answers between INT8 and FP32
+FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
+QUICK = 128  # val pictures that a candidate for INT8 is judged on first
+SAME = 1e-4  # greatest difference of a probability between PyTorch and ONNX
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,7 +57,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--checkpoint", type=Path, help="the checkpoint to export (default: the best of the last stage)")
     flags.add_argument("--output", type=Path, default=Path("exports"))
     flags.add_argument("--precision-wanted", type=float, default=0.95,
-                       help="least share of right answers among those given, for the roll-up (default 0.95)")
+                       help="least share of right answers among those given, unless the caller asks for another (default 0.95)")
+    flags.add_argument("--ood", nargs="+", default=[], metavar="[NAME=]DIR", help="further pictures that show no plant")
+    flags.add_argument("--unknown-plants", nargs="+", default=[], metavar="[NAME=]DIR", help="pictures of plants that no class knows")
+    flags.add_argument("--browser", type=Path, metavar="CHECKPOINT", help="a small model to answer in the browser: writes browser/")
+    flags.add_argument("--triton", type=Path, metavar="DIR", help="also lay the model out as a Triton model repository")
+    flags.add_argument("--max-size-mb", type=float, help="fail where the served model is larger")
+    flags.add_argument("--max-latency-ms", type=float, help="fail where the served model takes longer for a picture, on one thread")
     flags.add_argument("--max-pictures", type=int, default=10000, help="pictures per split to fit and check with (default 10000)")
     flags.add_argument("--workers", type=int, default=default_workers())
     flags.add_argument("--fresh", action="store_true", help="export again, even where the same checkpoint was exported")
@@ -60,82 +73,94 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-# region pictures and features
-
-
-def batches_of(split: Split, size: int, args: argparse.Namespace, batch_size: int = 32,
-               at_most: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (uint8 (N, size, size, 3), leaf int64 (N,)) of at most --max-pictures pictures, evenly spread over the split."""
-    views: Any = EvalViews(split, size)
-    at_most = at_most or args.max_pictures
-    if len(split) > at_most:
-        views = torch.utils.data.Subset(views, np.linspace(0, len(split) - 1, at_most).astype(int).tolist())
-    for pictures, leaf in make_loader(views, args.workers, batch_size=batch_size):
-        yield pictures.numpy(), leaf.numpy()
-
-
-def strangers_of(data: Organized, split: str, size: int, at_most: int) -> Iterator[np.ndarray]:
-    """Yield the pictures of no plant that 01 set aside for a split: uint8 (N, size, size, 3), N up to 32."""
-    folder = data.root / "not_plants" / split
-    found = sorted(map(str, folder.glob("*.jpg")))[:at_most]
-    for start in range(0, len(found), 32):
-        yield np.stack([images.resize_to_model(images.read_rgb(p, min_side=1), size) for p in found[start : start + 32]])
+# region the graph
 
 
 @torch.inference_mode()
-def features_of(model: SwinHierarchical, split: Split, args: argparse.Namespace, what: str) -> tuple[torch.Tensor, ...]:
-    """Run the backbone over a split: features (N, F), layer statistics (N, F + 2C), leaves int64 (N,), all on the CPU."""
+def features_of(model: SwinHierarchical, batches: Any, total: int, what: str) -> tuple[torch.Tensor, ...]:
+    """Run the backbone over batches (pictures, leaf): features (N, F), layer statistics (N, D), leaves int64 (N,), on the CPU."""
     compute, parts = choose_compute(precision="fp32"), []
     model.to(compute.device)
-    total = -(-min(len(split), args.max_pictures) // 32)
-    for pictures, leaf in progress(batches_of(split, model.settings["image_size"], args), total, what, "batch"):
+    for pictures, leaf in progress(batches, total, what, "batch"):
         _, features, layers = look(model, torch.from_numpy(pictures).to(compute.device))
         parts.append((features.cpu(), layers.cpu(), torch.from_numpy(leaf)))
     model.cpu()
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-# endregion
+def build_graph(model: SwinHierarchical, pictures: Pictures) -> tuple[ServingGraph, Temperatures, np.ndarray | None]:
+    """Fit temperatures on val and the scores of strangers on train; returns their learned scores too, each by a fit without it."""
+    def run(split: str) -> tuple[torch.Tensor, ...]:
+        total = min(len(pictures.data.splits[split]), pictures.at_most)
+        return features_of(model, pictures.batches(split), -(-total // BATCH), f"features of {split}")
 
-# region fitting and checking
-
-
-def build_graph(model: SwinHierarchical, data: Organized, args: argparse.Namespace) -> ServingGraph:
-    """Fit temperatures on val and the feature spaces on train."""
-    features, layers, leaf = features_of(model, data.splits["train"], args, "features of train")
-    spaces = [FeatureSpace(values, leaf, model.leaf_species) for values in (features, layers)]
-    features, _, leaf = features_of(model, data.splits["val"], args, "features of val")
-    species = model.leaf_species[leaf]
+    features, train_layers, leaf = run("train")
+    spaces = [FeatureSpace(values, leaf, model.leaf_species) for values in (features, train_layers)]
+    features, _, leaf = run("val")
     with torch.inference_mode():
         hidden = model.neck(features)
-        species_logits, disease_logits = model.species_logits(hidden), model.disease_logits(hidden, species)
-    several = (model.disease_heads.sizes[species] > 1).numpy()
-    disease = (leaf - model.disease_heads.leaf_of[species, 0]).numpy()
-    temperatures = (calibrate.fit_temperature(species_logits.numpy(), species.numpy()),
-                    calibrate.fit_temperature(disease_logits.numpy()[several], disease[several]))
-    say(f"temperatures: species {temperatures[0]:.3f}, disease {temperatures[1]:.3f}")
-    return ServingGraph(model, *spaces, *temperatures).eval()
+        species_logits, disease_logits = model.species_logits(hidden), model.disease_logits(hidden, model.leaf_species[leaf])
+    fitted = fit_temperatures(species_logits.numpy(), disease_logits.numpy(), leaf.numpy(), model.tree)
+    say(f"temperatures: species {fitted.species:.3f}, disease {fitted.disease_global:.3f} ({fitted.disease.min():.3f} to "
+        f"{fitted.disease.max():.3f} by species)")
+    shown = ((batch, np.zeros(len(batch), np.int64)) for _, batches in pictures.strangers("plant", "val") for batch in batches)
+    shown = list(shown)
+    learned = held = None
+    if sum(len(batch) for batch, _ in shown) >= 2 * 5:
+        _, strange, _ = features_of(model, shown, len(shown), "features of strangers")
+        learned, held = Learned(train_layers, strange), cross_fitted(train_layers, strange).numpy()
+    return ServingGraph(model, *spaces, fitted.species, fitted.disease, learned).eval(), fitted, held
 
 
-def describe(path: Path, precision: str, graph: ServingGraph, data: Organized, val: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...],
-             strangers: dict[str, np.ndarray], torch_test: np.ndarray, args: argparse.Namespace) -> dict[str, Any]:
+# endregion
+
+# region models
+
+
+def make_int8(folder: Path, pictures: Pictures, fp32: Outcome, graph: ServingGraph, bars: dict[str, Any], learned: np.ndarray | None,
+              some: np.ndarray) -> tuple[list[int8.Attempt], Outcome | None, list[Any]]:
+    """Search for an INT8 model that passes the gate on val, and hold it against test: what was tried, its outcome, both verdicts."""
+    data, threads = pictures.data, default_workers()
+    counts = np.bincount(data.splits["train"].leaf, minlength=data.tree.num_leaves)
+
+    def side(outcome: Outcome, split: str) -> Side:
+        return Side(outcome.splits[split][0], outcome.splits[split][2], *stranger_scores(outcome, bars, graph.scores, split))
+
+    def judge(way: str, run: Run, speed: Speed, difference: float) -> Any:
+        found = outcome_of(run, pictures, learned, splits=("val",))
+        return judge_gate(way, side(fp32, "val"), side(found, "val"), data.tree, counts, speed=speed, batch_difference=difference)
+
+    def quick(way: str, run: Run, speed: Speed, difference: float) -> Any:
+        theirs, _, leaf = run_over(run, pictures.batches("val", at_most=QUICK))
+        ours = fp32.splits["val"][0][spread(len(fp32.splits["val"][2]), QUICK)]
+        return judge_gate(way, Side(ours, leaf), Side(theirs, leaf), data.tree, counts, speed=speed, batch_difference=difference)
+
+    tried = int8.make_int8(folder / FP32, folder / INT8, pictures.calibration, some, judge, quick)
+    kept = int8.kept(tried)
+    if not kept:
+        warn("NO INT8 MODEL is written: " + "; ".join(f"{row.way}: {row.refused}" for row in tried))
+        return tried, None, []
+    found = outcome_of(session_run(folder / INT8, threads), pictures, learned)
+    verdict = judge_gate(kept.way, side(fp32, "test"), side(found, "test"), data.tree, counts, split="test")
+    if not verdict.passed:  # val let it pass; test may still refuse, never choose
+        kept.refused = f"on test: {verdict.why()}"
+        (folder / INT8).unlink()
+        warn(f"NO INT8 MODEL is written: {kept.way}: {kept.refused}")
+        return tried, None, [kept.gate, verdict]
+    return tried, found, [kept.gate, verdict]
+
+
+def describe(path: Path, precision: str, outcome: Outcome, pictures: Pictures, temperatures: Temperatures, names: Sequence[str],
+             photo: dict[str, float], torch_test: np.ndarray, wanted: float) -> dict[str, Any]:
     """Fit what is fitted per model on val, judge it on test, and compose its entry in bundle.json."""
-    def columns(ood: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: ood[:, i] for i, name in enumerate(SCORES)}
-
-    have = {split: len(ood) > 0 for split, ood in strangers.items()}
-    rejection = calibrate.fit_rejection(columns(val[1]), columns(strangers["val"]) if have["val"] else None)
-    rejection_val = rejection.pop("val")
-    judged = judge(test[0], test[2], data.tree)
-    metrics = for_json(summarise(judged, data.tree, data.class_sizes))
-    metrics |= {"calibration_error": calibrate.calibration_error(judged.confidence, judged.joint == judged.leaf),
-                "top1_agreement": float((test[0].argmax(1) == torch_test.argmax(1)).mean()),
-                "max_probability_difference": float(np.abs(test[0] - torch_test).max()), "rejection_val": rejection_val}
-    if have["test"]:
-        metrics["ood"] = calibrate.judge_rejection(rejection, columns(test[1]), columns(strangers["test"]))
+    tree = pictures.data.tree
+    bars, seen = fit_bars(outcome, names, tree, photo, wanted)
+    metrics = judge_bars(outcome, bars, names, tree, pictures.data.class_sizes)
+    probabilities = outcome.splits["test"][0]
+    metrics |= {"top1_agreement": float((probabilities.argmax(1) == torch_test.argmax(1)).mean()),
+                "max_probability_difference": float(np.abs(probabilities - torch_test).max()), "rejection_val": seen}
     return {"sha256": file_sha256(path), "size_mb": round(path.stat().st_size / 1e6, 3), "precision": precision,
-            "temperature": {"species": graph.species_temperature, "disease": graph.disease_temperature}, "rejection": rejection,
-            "rollup": calibrate.fit_rollup(val[0], val[2], data.tree, args.precision_wanted), "metrics": metrics}
+            "temperature": temperatures.to_json(), **bars, "metrics": metrics}
 
 
 # endregion
@@ -167,7 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output.exists() and not (args.output / bundle.FILE_NAME).is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
         fail(f"{args.output} is there and was not made by this script. Choose another --output.")
     version = checkpoint.weights_hash(payload)
-    made_of = f"{version}-{data.manifest_hash[:16]}-{args.precision_wanted}-{args.max_pictures}"
+    student = checkpoint.weights_hash(checkpoint.load(args.browser)) if args.browser else ""
+    made_of = "-".join(map(str, (bundle.FORMAT, version, data.manifest_hash[:16], args.precision_wanted, args.max_pictures, student[:16],
+                                 *args.ood, *args.unknown_plants)))
     if not args.fresh and (args.output / bundle.FILE_NAME).is_file():
         try:
             if bundle.read_bundle(args.output).raw.get("made_of") == made_of:
@@ -181,12 +208,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        result = export(checkpoint.build_model(payload), payload, data, partial, args)
-        result["bundle"] |= {"made_of": made_of, "version": version[:12]}
+        result = export(checkpoint.build_model(payload), payload, data, partial, args, version[:12])
+        result["bundle"]["made_of"] = made_of
         bundle.write_bundle(partial, result["bundle"])
         report = compose_report(result, data, args.checkpoints, clock())
         write_text(partial / "report.json", json.dumps(report, indent=1))
         write_text(partial / "report.md", report_text(report, result))
+        draw(partial, result, data)
+        if args.triton:
+            formats.write_triton(args.triton, partial / result["bundle"]["default_model"], result["bundle"])
         shutil.rmtree(args.output, ignore_errors=True)
         os.replace(partial, args.output)
     except BaseException:
@@ -196,59 +226,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(model: SwinHierarchical, payload: dict[str, Any], data: Organized, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def export(model: SwinHierarchical, payload: dict[str, Any], data: Organized, folder: Path, args: argparse.Namespace,
+           version: str) -> dict[str, Any]:
     """Make, fit and check all models; returns the bundle and what the report adds to it."""
-    size = model.settings["image_size"]
-    graph = build_graph(model, data, args)
-    fp32 = folder / "model.onnx"
-    export_onnx(graph, str(fp32), size)
-    onnx.checker.check_model(str(fp32))
+    settings, threads = payload["settings"], default_workers()
+    strangers = known_strangers(data, args.ood, args.unknown_plants)
+    pictures = Pictures(data, model.settings["image_size"], strangers, args.max_pictures, args.workers)
+    graph, temperatures, learned = build_graph(model, pictures)
+    export_onnx(graph, str(folder / FP32), pictures.size)
+    onnx.checker.check_model(str(folder / FP32))
+    some = next(pictures.batches("test", batch_size=8))[0]
 
     @torch.inference_mode()
-    def torch_run(pictures: np.ndarray) -> list[np.ndarray]:
-        return [t.numpy() for t in graph(torch.from_numpy(pictures))]
+    def torch_run(batch: np.ndarray) -> list[np.ndarray]:
+        return [t.numpy() for t in graph(torch.from_numpy(batch))]
 
-    def evaluate(run: Run) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], dict[str, np.ndarray]]:
-        strange = {s: [run(pictures)[1] for pictures in strangers_of(data, s, size, args.max_pictures)] for s in ("val", "test")}
-        return (run_over(run, batches_of(data.splits["val"], size, args)), run_over(run, batches_of(data.splits["test"], size, args)),
-                {s: np.concatenate([np.zeros((0, len(SCORES)), np.float32), *parts]) for s, parts in strange.items()})
-
-    torch_test = run_over(torch_run, batches_of(data.splits["test"], size, args))[0]
-    threads = default_workers()
-    outcomes = {"model.onnx": evaluate(session_run(fp32, threads))}
-    tried = quantize.make_int8(
-        fp32, folder / "model.int8.onnx", lambda: (p for p, _ in batches_of(data.splits["train"], size, args, 16, at_most=256)),
-        lambda: batches_of(data.splits["val"], size, args), outcomes["model.onnx"][0][0].argmax(1), AGREEMENT)
-    kept = quantize.kept(tried)
-    if kept:
-        outcomes["model.int8.onnx"] = evaluate(session_run(folder / "model.int8.onnx", threads))
-        agreement = float((outcomes["model.int8.onnx"][1][0].argmax(1) == outcomes["model.onnx"][1][0].argmax(1)).mean())
-        if agreement < AGREEMENT:  # val let it pass; test may still refuse, never choose
-            kept.refused, kept = f"agrees on {agreement:.1%} of test, {AGREEMENT:.0%} are needed", None
-            del outcomes["model.int8.onnx"]
-            (folder / "model.int8.onnx").unlink()
-    if not kept:
-        warn("NO INT8 MODEL is written: " + "; ".join(f"{row.way}: {row.refused}" for row in tried))
-    cards = {name: describe(folder / name, "fp32" if name == "model.onnx" else f"int8, {kept.way}", graph, data, val, test, strangers,
-                            torch_test, args) for name, (val, test, strangers) in outcomes.items()}
-    worst = cards["model.onnx"]["metrics"]["max_probability_difference"]
-    if worst > 1e-3:
+    torch_test = np.concatenate([torch_run(batch)[0] for batch, _ in pictures.batches("test")])
+    outcomes = {FP32: outcome_of(session_run(folder / FP32, threads), pictures, learned)}
+    worst = float(np.abs(outcomes[FP32].splits["test"][0] - torch_test).max())
+    if worst > 10 * SAME:
         fail(f"the exported model answers differently from PyTorch, by up to {worst:.3f} in probability: torch {torch.__version__} does "
-             f"not export {payload['settings']['backbone']} rightly. Nothing was written.")
-    pictures = next(batches_of(data.splits["test"], size, args, batch_size=8))[0]
-    speed = measure_ms({name: session_run(folder / name) for name in cards} | {"torch": torch_run}, pictures[0])
+             f"not export {settings['backbone']} rightly. Nothing was written.")
+    photo = photo_limits(pictures)
+    bars = fit_bars(outcomes[FP32], graph.scores, data.tree, photo, args.precision_wanted)[0]["rejection"]
+    half.write_fp16(folder / FP32, folder / FP16, list(pictures.calibration(32)))
+    outcomes[FP16] = outcome_of(session_run(folder / FP16, threads), pictures, learned)
+    tried, small, verdicts = make_int8(folder, pictures, outcomes[FP32], graph, bars, learned, some)
+    outcomes |= {INT8: small} if small else {}
+    kept = int8.kept(tried)
+    kinds = {FP32: "fp32", FP16: "fp16", INT8: f"int8, {kept.way}" if kept else ""}
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    for name in outcomes:
+        formats.stamp(folder / name, formats.metadata(data.tree, name="foliar", version=version, weights_hash=version,
+                                                      precision=kinds[name], size=pictures.size, scores=graph.scores, created=created))
+        formats.check_fresh(folder / name, some, data.tree, graph.scores,
+                            batch_tolerance=1e-2 if name == FP16 else formats.BATCH_TOLERANCE)
+    cards = {name: describe(folder / name, kinds[name], outcome, pictures, temperatures, graph.scores, photo, torch_test,
+                            args.precision_wanted) for name, outcome in outcomes.items()}
+    speed = measure_ms({name: session_run(folder / name) for name in cards} | {"torch": torch_run}, some[0])
     for name, card in cards.items():
-        card["metrics"] |= {"ms_p50": round(speed[name], 3), "batch_difference": check_batches(session_run(folder / name), pictures)}
-    faster = kept and speed["model.int8.onnx"] <= 1.05 * speed["model.onnx"]
-    settings = payload["settings"]
-    return {"tried": [vars(row) for row in tried], "torch_ms": speed["torch"], "bundle": {
-        "format": bundle.FORMAT, "name": "foliar", "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        card["metrics"] |= {"ms_p50": round(speed[name], 3), "batch_difference": check_batches(session_run(folder / name), some)}
+    served = INT8 if INT8 in cards and speed[INT8] <= 1.05 * speed[FP32] else FP32
+    check_limits(served, cards[served]["size_mb"], speed[served], args.max_size_mb, args.max_latency_ms)
+    content = {
+        "format": bundle.FORMAT, "name": "foliar", "version": version, "created": created,
         "versions": {**payload["provenance"], "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         "recipe": payload["identity"]["recipe"], "backbone": settings["backbone"], "tree": data.tree.to_json(),
-        "preprocessing": {"size": size, "long_side": data.long_side, "resize": "pillow-bilinear-antialias", "layout": "NHWC",
+        "preprocessing": {"size": pictures.size, "long_side": data.long_side, "resize": "pillow-bilinear-antialias", "layout": "NHWC",
                           "dtype": "uint8", "color": "RGB"},
-        "scores": list(SCORES), "default_model": "model.int8.onnx" if faster else "model.onnx", "models": cards,
-        "metrics": cards["model.onnx"]["metrics"]}}
+        "scores": list(graph.scores), "default_model": served, "models": cards, "metrics": cards[FP32]["metrics"]}
+    result = {"bundle": content, "tried": [row.to_dict() for row in tried], "verdicts": verdicts, "torch_ms": speed["torch"],
+              "outcomes": outcomes, "temperatures": temperatures}
+    if args.browser:
+        result["browser"] = export_browser(args.browser, folder / "browser", pictures, content, outcomes[served], args.precision_wanted)
+    return result
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ bash run_all.sh test [PYTEST ARGS]     the tests
                       default: demo for the demo, else hierarchical with a GPU, two_core without)
   --weights WHAT      auto, imagenet, none or a file of backbone weights (default: auto; none for the demo)
   --not-plants DIR    pictures that show no plant, to fit and test the rejection
+  --no-browser        train and export no light model for the browser; --light-weights WHAT gives its initial weights (default: auto;
+                      none for the demo)
   --organize "FLAGS"  further flags for 01_reorganize.py, --train "FLAGS" for 02a and 02b, --export "FLAGS" for 03
                       (write paths among them in full)
   --fresh             make everything anew, where the photos or the settings have changed
@@ -26,7 +28,7 @@ TXT
 }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-work=$here recipe="" weights="" not_plants="" organize="" train="" export_flags="" fresh="" port=0 dry_run="" sources=()
+work=$here recipe="" weights="" not_plants="" organize="" train="" export_flags="" fresh="" port=0 dry_run="" browser=1 light_weights="" sources=()
 fail() { echo "error: $*" >&2; exit 2; }
 value() { [ $# -ge 2 ] || fail "$1 needs a value (bash run_all.sh --help)"; }
 
@@ -61,6 +63,8 @@ while [ $# -gt 0 ]; do
     --recipe) value "$@"; recipe=$2; shift 2 ;;
     --weights) value "$@"; weights=$2; shift 2 ;;
     --not-plants) value "$@"; not_plants=$2; shift 2 ;;
+    --no-browser) browser=""; shift ;;
+    --light-weights) value "$@"; light_weights=$2; shift 2 ;;
     --organize) value "$@"; organize=$2; shift 2 ;;
     --train) value "$@"; train=$2; shift 2 ;;
     --export) value "$@"; export_flags=$2; shift 2 ;;
@@ -79,6 +83,7 @@ done
 if [ ${#sources[@]} -eq 0 ]; then
   inputs=(--demo) recipe=${recipe:-demo}
   [ -n "$weights" ] || { [ "$recipe" = demo ] && weights=none || weights=auto; }
+  [ -n "$light_weights" ] || { [ "$recipe" = demo ] && light_weights=none || light_weights=auto; }
 else
   inputs=("${sources[@]}") weights=${weights:-auto}
   if [ -z "$recipe" ]; then
@@ -88,6 +93,8 @@ else
     fi
   fi
 fi
+light_weights=${light_weights:-auto}
+case "$recipe" in demo|two_core) light=light_$recipe ;; *) light=light ;; esac
 [ -z "$not_plants" ] || inputs+=(--not-plants "$not_plants")
 times="" started=$(date +%s)
 
@@ -110,13 +117,28 @@ for i in "${inputs[@]}"; do
   [ ! -d "$i" ] || i=$(cd "$i" && pwd)
   absolute+=("$name$i")
 done
+best() {  # best CHECKPOINTS: the checkpoint to export, of the last stage that has one
+  local found
+  for found in "$1"/hierarchical_full/*-best.pt "$1"/disease_heads/disease_heads_final.pt "$1"/species_only/*-best.pt; do
+    [ ! -f "$found" ] || { echo "$found"; return; }
+  done
+  echo "$1/hierarchical_full/epoch=NN-best.pt"  # of a dry run
+}
+[ ! -f "$light_weights" ] || light_weights=$(cd "$(dirname "$light_weights")" && pwd)/$(basename "$light_weights")
 [ ! -f "$weights" ] || weights=$(cd "$(dirname "$weights")" && pwd)/$(basename "$weights")
 # shellcheck disable=SC2086  # the flag strings are meant to split
 {
   stage 01_reorganize python 01_reorganize.py "${absolute[@]}" --output "$data" $fresh $organize
   stage 02a_train_species python 02a_train_species.py --data "$data" --checkpoints "$checkpoints" --recipe "$recipe" --weights "$weights" $fresh $train
   stage 02b_train_disease python 02b_train_disease.py --data "$data" --checkpoints "$checkpoints" $fresh $train
-  stage 03_export python 03_export.py --data "$data" --checkpoints "$checkpoints" --output "$exports" $fresh $export_flags
+  browser_flags=()
+  if [ -n "$browser" ]; then  # a small model learns from the large one's answers
+    stage light_species python 02a_train_species.py --data "$data" --checkpoints "$checkpoints/light" --recipe "$light" \
+      --weights "$light_weights" --teacher "$(best "$checkpoints")" $fresh
+    stage light_disease python 02b_train_disease.py --data "$data" --checkpoints "$checkpoints/light" --teacher "$(best "$checkpoints")" $fresh
+    browser_flags=(--browser "$(best "$checkpoints/light")")
+  fi
+  stage 03_export python 03_export.py --data "$data" --checkpoints "$checkpoints" --output "$exports" "${browser_flags[@]}" $fresh $export_flags
 }
 if [ -n "$dry_run" ]; then echo; echo "$ python 04_serve.py --exports $exports"; exit 0; fi
 

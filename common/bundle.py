@@ -15,12 +15,12 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from common.decide import Rejection, Rollup, rejection_from_json, rollup_from_json
+from common.bars import Rejection, Rollup, rejection_from_json, rollups_from_json
 from common.files import file_sha256
 from common.images import FORMATS, read_rgb, resize_to_model
 from common.taxonomy import ClassTree
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "bundle.json"
 OUTPUTS = ("probabilities", "ood", "heatmap")
 _PREPROCESSING = {"resize": "pillow-bilinear-antialias", "layout": "NHWC", "dtype": "uint8", "color": "RGB"}
@@ -34,15 +34,20 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What bundle.json says about one model file; `rejection` and `rollup` are None where none was fitted."""
+    """What bundle.json says about one model file.
+
+    temperature: {"species": one, "disease": one per species}; rejection, rollup: None where none was fitted; rollups: by the
+    name of the precision they were fitted for, such as "0.95", of which `rollup` is the default.
+    """
 
     file: str
     sha256: str
     size_mb: float
     precision: str
-    temperature: Mapping[str, float]
+    temperature: Mapping[str, Any]
     rejection: Rejection | None
     rollup: Rollup | None
+    rollups: Mapping[str, Rollup]
     metrics: Mapping[str, Any]
 
 
@@ -243,12 +248,13 @@ def _parse(folder: Path, data: Any) -> Bundle:
             if preprocessing[key] != value:
                 raise ValueError(f"preprocessing {key} is {preprocessing[key]!r}; only {value!r} is known")
         scores = tuple(str(score) for score in data["scores"])
-        models = {file: _parse_card(file, card, scores) for file, card in data["models"].items()}
+        tree = ClassTree.from_json(data["tree"])
+        models = {file: _parse_card(file, card, scores, tree) for file, card in data["models"].items()}
         if data["default_model"] not in models:
             raise ValueError(f"the default model '{data['default_model']}' is not among {', '.join(models) or 'none'}")
         return Bundle(
             folder=folder, name=str(data["name"]), version=str(data["version"]), created=str(data["created"]),
-            recipe=str(data["recipe"]), backbone=str(data["backbone"]), tree=ClassTree.from_json(data["tree"]),
+            recipe=str(data["recipe"]), backbone=str(data["backbone"]), tree=tree,
             size=_pixels(preprocessing["size"], 1), long_side=_pixels(preprocessing.get("long_side") or 0, 0) or None,
             scores=scores, default_model=data["default_model"], models=models, metrics=dict(data["metrics"]), raw=data)
     except KeyError as error:
@@ -257,13 +263,17 @@ def _parse(folder: Path, data: Any) -> Bundle:
         raise BundleError(f"{path} is not as it should be: {error}. {_MEND}") from None
 
 
-def _parse_card(file: str, card: Mapping[str, Any], scores: tuple[str, ...]) -> ModelCard:
+def _parse_card(file: str, card: Mapping[str, Any], scores: tuple[str, ...], tree: ClassTree) -> ModelCard:
     if Path(file).name != file or "\\" in file or not file.endswith(".onnx"):
         raise ValueError(f"'{file}' is not the plain name of an .onnx file")
     try:
-        return ModelCard(file, str(card["sha256"]), float(card["size_mb"]), str(card["precision"]),
-                         dict(card["temperature"]), rejection_from_json(card["rejection"], scores),
-                         rollup_from_json(card["rollup"]), dict(card["metrics"]))
+        temperature = {"species": float(card["temperature"]["species"]), "disease": [float(t) for t in card["temperature"]["disease"]]}
+        if len(temperature["disease"]) != tree.num_species or not all(t > 0 for t in (temperature["species"], *temperature["disease"])):
+            raise ValueError("its temperatures must be positive: one for species, and for diseases one per species")
+        rollups = rollups_from_json(card["rollup"])
+        return ModelCard(file, str(card["sha256"]), float(card["size_mb"]), str(card["precision"]), temperature,
+                         rejection_from_json(card["rejection"], scores), next(iter(rollups.values()), None), rollups,
+                         dict(card["metrics"]))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"model '{file}': {error}") from None
 

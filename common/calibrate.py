@@ -1,12 +1,49 @@
-"""What is fitted on val after training: temperatures, the threshold for strangers, the bars of the roll-up."""
+"""Temperatures fitted on val, and how far probabilities are from the shares that come true, before and after."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from common.decide import joint_leaf, species_probabilities
-from common.metrics import auroc
+from common.console import table
+from common.decide import species_probabilities
+from common.metrics import TAIL_AT_MOST
 from common.taxonomy import ClassTree
+
+LOG_T = np.linspace(math.log(0.05), math.log(20.0), 241)  # where likelihoods are computed: steps of 2.5 %
+SPREADS = np.geomspace(0.05, 2.0, 25)  # standard deviations of log T between species that are weighed against none
+_NEVER = -1e4  # logit of a column that a species does not have
+
+
+@dataclass(frozen=True, eq=False)
+class Temperatures:
+    """What logits are divided by before softmax: `species` > 0, `disease` float64 (species,) > 0, one per species' diseases.
+
+    disease_global: the one temperature of all diseases; spread: standard deviation of log T between species as val shows
+    it, 0 where all get the global one.
+    """
+
+    species: float
+    disease: np.ndarray
+    disease_global: float = 1.0
+    spread: float = 0.0
+
+    @classmethod
+    def none(cls, tree: ClassTree) -> Temperatures:
+        """Temperatures of 1, which change nothing."""
+        return cls(1.0, np.ones(tree.num_species))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: {"species": t, "disease": [t per species], "disease_global": t, "spread": s}."""
+        return {"species": float(self.species), "disease": [float(t) for t in self.disease],
+                "disease_global": float(self.disease_global), "spread": float(self.spread)}
+
+
+# region fitting
 
 
 def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
@@ -21,138 +58,225 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
     """
     if len(target) == 0 or logits.shape[1] < 2:
         return 1.0
-    logits, rows = logits.astype(np.float64), np.arange(len(target))
-
-    def nll(log_t: float) -> float:
-        scaled = logits / np.exp(log_t)
-        top = scaled.max(1)
-        return float((top + np.log(np.exp(scaled - top[:, None]).sum(1)) - scaled[rows, target]).mean())
-
-    low, high, ratio = np.log(0.05), np.log(20.0), (np.sqrt(5) - 1) / 2
+    logits = logits.astype(np.float64)
+    low, high, ratio = LOG_T[0], LOG_T[-1], (np.sqrt(5) - 1) / 2
     for _ in range(40):
         a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if nll(a) < nll(b) else (a, high)
+        low, high = (low, b) if _nll(logits, target, a).mean() < _nll(logits, target, b).mean() else (a, high)
     return float(np.exp((low + high) / 2))
 
 
+def fit_temperatures(species_logits: np.ndarray, disease_logits: np.ndarray, leaf: np.ndarray, tree: ClassTree) -> Temperatures:
+    """Fit one temperature for species and one per species for its diseases, shrunk towards their global one.
+
+    Empirical Bayes (Robbins 1956; Efron and Morris 1975): log T of a species is drawn from a normal law about the log of the
+    global temperature, its spread is the one with the greatest marginal likelihood (none at all is among them), and a
+    species gets the mean of log T given its own pictures. So few pictures leave the global one in force, many override it, and
+    where species do not differ by more than chance all get the same.
+
+    Args:
+        species_logits: float (N, species).
+        disease_logits: float (N, widest), those of the true species; columns beyond its last hold very negative values.
+        leaf: int (N,), true leaves.
+        tree: the classes.
+
+    Returns:
+        temperatures from 0.05 to 20; 1.0 where there is nothing to fit; the global one for species without pictures.
+    """
+    species = tree.leaf_species[leaf]
+    several = np.diff(tree.offsets)[species] > 1
+    owner, target = species[several], (leaf - tree.offsets[species])[several]
+    logits = np.asarray(disease_logits)[several].astype(np.float64)
+    overall = fit_temperature(logits, target)
+    if not len(owner):
+        return Temperatures(fit_temperature(species_logits, species), np.full(tree.num_species, overall), overall)
+    losses = np.stack([np.bincount(owner, _nll(logits, target, x), tree.num_species) for x in LOG_T], axis=1)
+    likelihood = np.exp(losses.min(1, keepdims=True) - losses)  # (species, T); 1 everywhere where there is no picture
+    away = (LOG_T - math.log(overall)) ** 2
+    priors = np.exp(-away / (2 * SPREADS[:, None] ** 2))
+    priors /= priors.sum(1, keepdims=True)
+    at_global = np.array([np.interp(math.log(overall), LOG_T, row) for row in likelihood])
+    with np.errstate(divide="ignore"):
+        evidence = np.log(likelihood @ priors.T).sum(0)  # (spreads,)
+        none = np.log(at_global).sum()
+    best = int(evidence.argmax())
+    if not evidence[best] > none:
+        return Temperatures(fit_temperature(species_logits, species), np.full(tree.num_species, overall), overall)
+    weight = likelihood * priors[best]
+    own = np.exp(weight @ LOG_T / weight.sum(1))
+    own[np.bincount(owner, minlength=tree.num_species) == 0] = overall
+    return Temperatures(fit_temperature(species_logits, species), own, overall, float(SPREADS[best]))
+
+
+def _nll(logits: np.ndarray, target: np.ndarray, log_t: float) -> np.ndarray:
+    scaled = logits / np.exp(log_t)
+    top = scaled.max(1)
+    return top + np.log(np.exp(scaled - top[:, None]).sum(1)) - scaled[np.arange(len(target)), target]
+
+
+# endregion
+
+# region between logits and probabilities
+
+
+def logits_of(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree,
+              at: Temperatures | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Recover logits from a model's answers, so that any exported model can be calibrated by what it puts out.
+
+    Args:
+        probabilities: float (N, leaves), joint, made at the temperatures `at` (None: 1).
+        leaf: int (N,), true leaves.
+
+    Returns:
+        species logits float64 (N, species) and, of the true species, disease logits float64 (N, widest), each up to a
+        constant per row, which no softmax sees. Probabilities below 1e-30 count as that.
+    """
+    at = at or Temperatures.none(tree)
+    species, sizes = tree.leaf_species[leaf], np.diff(tree.offsets)
+    by_species = species_probabilities(probabilities, tree)
+    columns = np.arange(sizes.max())
+    picked = np.minimum(tree.offsets[species][:, None] + columns, tree.num_leaves - 1)
+    own = np.take_along_axis(np.asarray(probabilities), picked, axis=1).astype(np.float64)
+    own = np.log(np.maximum(own / np.maximum(by_species[np.arange(len(leaf)), species], 1e-300)[:, None], 1e-30))
+    disease = np.where(columns < sizes[species][:, None], own * at.disease[species][:, None], _NEVER)
+    return np.log(np.maximum(by_species, 1e-30)) * at.species, disease
+
+
+def retemper(probabilities: np.ndarray, tree: ClassTree, old: Temperatures, new: Temperatures) -> np.ndarray:
+    """Move joint probabilities from one set of temperatures to another; exact but for what float32 rounded to zero.
+
+    A softmax at T to the power T, divided by its sum, is the softmax at 1.
+
+    Args:
+        probabilities: float (N, leaves), made at `old`.
+
+    Returns:
+        float32 (N, leaves) at `new`; rows sum to 1.
+    """
+    power = (np.asarray(old.disease) / np.asarray(new.disease))[tree.leaf_species]
+    moved = np.empty(np.shape(probabilities), np.float32)
+    step = max(1, 2_000_000 // tree.num_leaves)  # pictures at once: at 11,499 leaves, all in float64 would be gigabytes
+    for start in range(0, len(moved), step):
+        part = np.asarray(probabilities[start:start + step])
+        by_species = np.maximum(species_probabilities(part, tree), 1e-300)
+        inside = np.maximum(part / by_species[:, tree.leaf_species], 1e-30) ** power
+        inside /= np.add.reduceat(inside, tree.offsets[:-1], axis=1)[:, tree.leaf_species]
+        outside = np.maximum(by_species, 1e-30) ** (old.species / new.species)
+        moved[start:start + step] = inside * (outside / outside.sum(1, keepdims=True))[:, tree.leaf_species]
+    return moved
+
+# endregion
+
+# region how well calibrated
+
+
+def calibration_bins(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Cut pictures into bins of equal count by confidence: float64 (bins, 3), count, mean confidence, share right."""
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, min(bins, len(order))) if len(order) else []
+    return np.array([(len(p), confidence[p].mean(dtype=np.float64), right[p].mean()) for p in parts]).reshape(-1, 3)
+
+
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over bins of equal count: mean gap between confidence and accuracy, 0..1.
+    """Expected calibration error over bins of equal count: mean gap between confidence and accuracy, 0..1, as it is counted.
+
+    Chance makes it too large: 589 pictures of a perfectly calibrated model at 91 % accuracy show 0.024. See `calibration`.
 
     Args:
         confidence: float (N,), probability of the answer given.
         right: bool (N,), whether it was right.
     """
-    order = np.argsort(confidence, kind="stable")
-    parts = np.array_split(order, min(bins, len(order)))
-    return float(sum(abs(confidence[p].mean() - right[p].mean()) * len(p) for p in parts) / len(order))
+    count, sure, share = calibration_bins(confidence, right, bins).T
+    return float((count * np.abs(sure - share)).sum() / count.sum()) if len(count) else float("nan")
 
 
-def fit_rejection(scores: dict[str, np.ndarray], strangers: dict[str, np.ndarray] | None, lost: float = 0.007,
-                  keep_rejected: float = 0.98) -> dict[str, object]:
-    """Choose the score and the threshold above which a picture is refused as a stranger.
+def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15, draws: int = 2000) -> dict[str, float]:
+    """Estimate the calibration error without the part that chance adds, with an interval.
 
-    Without pictures of strangers the score is the distance over several layers, and the threshold the quantile that loses
-    `lost` of plants: less than the promised 1 %, because a few hundred pictures only estimate it. With them, the score is
-    the one with the best AUROC on val, and the threshold moves up as far as `keep_rejected` of the strangers stay refused:
-    a margin for plants that val did not hold.
+    Kumar et al. 2019 (with p = 1): chance is taken to add as much to the count as a second dose of the same noise adds to
+    what was counted. It removes about two fifths of the excess of a perfectly calibrated model and nearly all of it where
+    the error is larger, so that it still errs upwards. The interval is the basic bootstrap over the noise of the bins, down to 0
+    where a perfectly calibrated model may well (97.5 %) be counted as high.
 
     Args:
-        scores: {name: float (N,)} of val plants, larger = stranger.
-        strangers: {name: float (M,)} of val pictures of no plant, or None.
-        lost: share of plants that may be refused.
-        keep_rejected: share of strangers to refuse.
+        confidence, right, bins: as for `calibration_error`.
+        draws: of the noise, for the interval; the same ones at every call.
 
     Returns:
-        {"score", "threshold", "quantiles"} as bundle.json has it, and "val": figures on val.
+        error (0..1, the estimate), low and high (95 %), counted (`calibration_error`), by_chance (what a perfectly calibrated
+        model with these confidences would be counted as), confidence and accuracy (means), n. NaN without pictures.
     """
-    names = list(scores)
-    if strangers:
-        ranking = {name: auroc(scores[name], strangers[name]) for name in names}
-        score = max(ranking, key=lambda name: (ranking[name], -names.index(name)))
-    else:
-        ranking, score = {}, names[-1]
-    plants = scores[score].astype(np.float64)
-    threshold = tail_quantile(plants, lost)
-    if strangers:
-        threshold = max(threshold, float(np.quantile(strangers[score], 1 - keep_rejected, method="lower")) - 1e-6)
-    figures = {"plants_lost": float((plants > threshold).mean()), "auroc": ranking}
-    if strangers:
-        figures["strangers_rejected"] = float((strangers[score] > threshold).mean())
-    return {"score": score, "threshold": threshold, "quantiles": [float(q) for q in np.quantile(plants, np.linspace(0, 1, 101))],
-            "val": figures}
+    if not len(confidence):
+        return dict.fromkeys(("error", "low", "high", "counted", "by_chance", "confidence", "accuracy"), float("nan")) | {"n": 0}
+    count, sure, share = calibration_bins(confidence, right, bins).T
+    weight, gap = count / count.sum(), sure - share
+    likely = (share * count + sure) / (count + 1)  # one more picture as expected, or bins without an error would have no noise
+    noise = np.sqrt(np.maximum(likely * (1 - likely), 1e-12) / count)
+    counted = float(weight @ np.abs(gap))
+
+    def estimate(gaps: np.ndarray) -> np.ndarray:
+        return np.maximum(2 * np.abs(gaps) @ weight - _mean_size(gaps, noise) @ weight, 0.0)
+
+    dice = np.random.default_rng(0).standard_normal((draws, len(gap)))
+    error, again = float(estimate(gap)), estimate(gap + noise * dice) - counted
+    low, high = error - np.quantile(again, [0.975, 0.025])
+    perfect = np.sqrt(np.maximum(sure * (1 - sure), 0.0) / count)
+    if counted <= np.quantile(np.abs(perfect * dice) @ weight, 0.975):
+        low = 0.0  # a perfectly calibrated model may well be counted as this
+    by_chance = float(weight @ perfect) * math.sqrt(2 / math.pi)
+    return {"error": error, "low": max(0.0, float(low)), "high": max(error, float(high)), "counted": counted, "by_chance": by_chance,
+            "confidence": float(weight @ sure), "accuracy": float(weight @ share), "n": int(count.sum())}
 
 
-def tail_quantile(values: np.ndarray, share: float, tail: float = 0.1) -> float:
-    """Estimate the value that a small share exceeds, from the excesses over the start of the upper tail.
-
-    Peaks over threshold with exponential excesses (Pickands 1975, shape 0): far out, the order statistics of a few hundred
-    pictures jump with single outliers, their mean excess does not.
-
-    Args:
-        values: float (N,).
-        share: 0..1, below `tail`.
-        tail: share of the values that the fit uses.
-
-    Returns:
-        the estimate; the largest value where there are fewer than 50.
-    """
-    ordered = np.sort(values)
-    count = int(len(ordered) * tail)
-    if count < 5:
-        return float(ordered[-1])
-    start = ordered[-count - 1]
-    return float(start + (ordered[-count:] - start).mean() * np.log(tail / share))
+def _mean_size(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Mean of the absolute value of a normal variable."""
+    ratio = mean / spread
+    inside = np.vectorize(math.erf)(ratio / math.sqrt(2))
+    return spread * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + mean * inside
 
 
-def judge_rejection(rejection: dict[str, object], scores: dict[str, np.ndarray], strangers: dict[str, np.ndarray],
-                    lost: float = 0.01) -> dict[str, float]:
-    """Measure a fitted rejection on test.
-
-    Returns:
-        auroc; plants_lost, rejected, precision (share of refused pictures that are strangers) and accepted_precision (share of
-        accepted pictures that are plants) at the fitted threshold; rejected_at_1pct_plants_lost, where the threshold is put at
-        1 % of these plants; n_plants, n_strangers. Fractions are 0..1.
-    """
-    plants, others = scores[str(rejection["score"])], strangers[str(rejection["score"])]
-    refused, caught = plants > rejection["threshold"], others > rejection["threshold"]
-    at_lost = np.sort(plants)[max(0, len(plants) - 1 - int(np.floor(lost * len(plants))))]
-    return {"auroc": auroc(plants, others), "plants_lost": float(refused.mean()), "rejected": float(caught.mean()),
-            "rejected_at_1pct_plants_lost": float((others > at_lost).mean()),
-            "precision": float(caught.sum() / max(1, caught.sum() + refused.sum())),
-            "accepted_precision": float((~refused).sum() / max(1, (~refused).sum() + (~caught).sum())),
-            "n_plants": len(plants), "n_strangers": len(others)}
-
-
-def fit_rollup(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, precision: float = 0.95) -> dict[str, float]:
-    """Find the least probabilities at which answers given are right as often as wanted, on val.
-
-    First the leaf: the lowest bar above which leaf answers reach the precision. Then, among pictures below it, the species.
+def calibration_figures(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, class_sizes: np.ndarray,
+                        tail_at_most: int = TAIL_AT_MOST) -> dict[str, dict[str, float]]:
+    """Judge joint probabilities on a split.
 
     Args:
         probabilities: float (N, leaves).
         leaf: int (N,), true leaves.
-        precision: wanted share of right answers.
+        class_sizes: int (leaves,), pictures per class over all splits; classes with `tail_at_most` or fewer are the tail.
 
     Returns:
-        {"leaf", "species", "precision"}; a bar of 2 means no answer at that level is good enough.
+        {"all", "species", "tail"}: the leaf answer, the species answer, and the leaf answer on the pictures of the tail; each as
+        `calibration` has it, and `nll`: mean -log P of the truth.
     """
-    best = joint_leaf(probabilities, tree)
-    confidence = probabilities[np.arange(len(leaf)), best]
-    leaf_bar = _lowest_bar(confidence, best == leaf, precision)
-    below = confidence < leaf_bar
-    by_species = species_probabilities(probabilities[below], tree)
-    right = by_species.argmax(1) == tree.leaf_species[leaf[below]]
-    return {"leaf": leaf_bar, "species": _lowest_bar(by_species.max(1, initial=0.0), right, precision), "precision": precision}
+    rows, by_species = np.arange(len(leaf)), species_probabilities(probabilities, tree)
+    answers = {"all": (np.asarray(probabilities), leaf, np.ones(len(leaf), bool)), "species": (by_species, tree.leaf_species[leaf], None)}
+    answers["tail"] = (*answers["all"][:2], np.asarray(class_sizes)[leaf] <= tail_at_most)
+    figures = {}
+    for name, (given, truth, part) in answers.items():
+        part = np.ones(len(leaf), bool) if part is None else part
+        best, own = given.argmax(1), -np.log(np.maximum(given[rows, truth], 1e-12, dtype=np.float64))
+        figures[name] = calibration(given[rows, best][part], (best == truth)[part])
+        figures[name]["nll"] = float(own[part].mean()) if part.any() else float("nan")
+    return figures
 
 
-def _lowest_bar(confidence: np.ndarray, right: np.ndarray, precision: float) -> float:
-    if len(right) == 0:
-        return 0.5
-    order = np.argsort(-confidence, kind="stable")
-    share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    ordered = confidence[order]
-    last_of_ties = np.append(ordered[1:] < ordered[:-1], True)  # a bar lets all equals in, or none
-    good = np.nonzero((share >= precision) & last_of_ties)[0]
-    if len(good) == 0:
-        return 2.0
-    return 0.0 if good[-1] == len(order) - 1 else float(ordered[good[-1]])
+def report_lines(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]],
+                 temperatures: Temperatures, names: Sequence[str] = ()) -> list[str]:
+    """Lay out calibration before and after temperature as lines of report.md; `names` are the species, for the extremes."""
+    def cell(row: Mapping[str, float]) -> tuple[str, ...]:
+        return (f"{row['nll']:.3f}", f"{row['error']:.2%} ({row['low']:.2%} to {row['high']:.2%})", f"{row['counted']:.2%}",
+                f"{row['by_chance']:.2%}")
+
+    what = {"all": "leaf answer", "species": "species answer", "tail": "leaf answer, tail"}
+    rows = [(label, when, *cell(figures[key]), figures[key]["n"]) for key, label in what.items()
+            for when, figures in (("before", before), ("after", after)) if figures[key]["n"]]
+    own = np.asarray(temperatures.disease)
+    extremes = f" ({names[int(own.argmin())]}) to {own.max():.3f} ({names[int(own.argmax())]})" if len(names) else f" to {own.max():.3f}"
+    per_species = (f"diseases {temperatures.disease_global:.3f} over all, per species {own.min():.3f}{extremes}" if temperatures.spread else
+                   f"diseases {temperatures.disease_global:.3f} for all species, which val does not tell apart")
+    return [table(rows, ("on test", "temperature", "NLL", "calibration error (95 %)", "as counted", "of which by chance", "n")), "",
+            f"Temperatures: species {temperatures.species:.3f}; {per_species}. The calibration error has 15 bins of equal count and is "
+            "freed of part of what chance adds; `by chance` is what a perfectly calibrated model would be counted as."]
+
+
+# endregion

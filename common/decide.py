@@ -1,65 +1,54 @@
-"""From a model's numbers to an answer: species and disease, species alone, or an honest refusal.
+"""From a model's numbers to an answer: species and disease, species alone, or an honest refusal that says why.
 
-The rule, in order: refuse a stranger (its score lies above the threshold); answer the leaf where its probability
-reaches `rollup.leaf`; else answer the species where its probability reaches `rollup.species`; else refuse as unsure.
+The rule, in order: refuse what is no plant, then a plant of no species we know (their scores lie above their bars); answer
+the leaf where its probability reaches `rollup.leaf` and the disease is none that we do not know; else answer the species where
+its probability reaches `rollup.species`; else refuse as unsure. A poor photo explains a refusal, it never causes one.
 `decide_batch` is the rule over many pictures, for measuring it; `decide` is the same rule over one, with words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from common.bars import BARS, Rejection, Rollup
 from common.taxonomy import ClassTree
 
 MODES = ("joint", "routed")
-ANSWERED, ROLLED_UP, STRANGER, UNSURE = range(4)  # the values of `Decisions.outcome`
+ANSWERED, ROLLED_UP, NOT_A_PLANT, UNKNOWN_SPECIES, UNSURE = range(5)  # the values of `Decisions.outcome`
 
-_STRANGER_TEXT = ("This does not look like any plant I have learned. Take a close, sharp photo of a single leaf in "
-                  "daylight and try again. If the plant is not on my list, I cannot name it.")
-_UNSURE_TEXT = ("I cannot tell this plant with enough certainty. Try a closer, sharper photo of a single leaf in even "
-                "daylight, against a plain background, or photograph another leaf of the same plant.")
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """The score that tells strangers from plants, and where to draw the line.
-
-    score: its name; column: its place among the model's `ood` outputs, >= 0; threshold: the greatest value still
-    accepted; quantiles: the score's percentiles 0, 1 ... 100 on validation plants (101 values, never falling).
-    """
-
-    score: str
-    column: int
-    threshold: float
-    quantiles: tuple[float, ...]
-
-    def quantile(self, value: float) -> float:
-        """Share of validation plants with a smaller score, 0 to 1; 1.0 at and beyond the largest one seen."""
-        if not value < self.quantiles[-1]:
-            return 1.0
-        return float(np.interp(value, self.quantiles, np.linspace(0.0, 1.0, len(self.quantiles))))
-
-
-@dataclass(frozen=True)
-class Rollup:
-    """Least probability, 0 to 1, to answer at a level; `precision` is the share of right answers it was fitted for."""
-
-    leaf: float
-    species: float
-    precision: float | None = None
+_WHY = {
+    NOT_A_PLANT: ("not_a_plant", "This does not look like any plant I have learned. Take a close, sharp photo of a single leaf in "
+                  "daylight and try again. If the plant is not on my list, I cannot name it."),
+    UNKNOWN_SPECIES: ("unknown_species", "This looks like a plant, but like none that I have learned. If it is on my list, photograph "
+                      "a single leaf from above, in daylight and against a plain background."),
+    UNSURE: ("unsure", "I cannot tell this plant with enough certainty. Try a closer, sharper photo of a single leaf in even "
+             "daylight, against a plain background, or photograph another leaf of the same plant."),
+}
+_DISEASE_TEXT = ("I know the plant, but what it has looks like nothing that I have learned for it. Photograph the marks themselves, close "
+                 "and sharp. If they stay unknown, ask someone who can look at the plant.")
+# of a photo: the word for what failed, how the number is told, what is needed, and what to do
+_PHOTO = {
+    "short_side": ("small", "The photo is small, with {value:.0f} pixels on its short side where {limit:.0f} are needed. Send the photo "
+                   "itself, not a preview or a screenshot of it."),
+    "brightness": ("dark", "The photo is too dark, with a brightness of {value:.0%} where {limit:.0%} is needed. Take it in daylight, "
+                   "with the light on the leaf."),
+    "sharpness": ("blurred", "The photo is blurred, with a sharpness of {value:.2g} where {limit:.2g} is needed. Hold the camera still, "
+                  "a hand's breadth from the leaf, and tap on the leaf to focus."),
+}
 
 
 @dataclass(frozen=True)
 class Decisions:
     """The rule's outcome for N pictures; every field is an array (N,).
 
-    outcome: int64, `ANSWERED`, `ROLLED_UP`, `STRANGER` or `UNSURE`; leaf: int64 packed index of the best leaf, and
-    species: int64 index of the species that goes with the outcome (the best leaf's, or for `ROLLED_UP` and `UNSURE`
-    the most probable one); leaf_probability and species_probability: float64, 0 to 1, of these two.
+    outcome: int64, `ANSWERED`, `ROLLED_UP`, `NOT_A_PLANT`, `UNKNOWN_SPECIES` or `UNSURE`; leaf: int64 packed index of the best
+    leaf, and species: int64 index of the species that goes with the outcome (the best leaf's, or for `ROLLED_UP` and `UNSURE`
+    the most probable one); leaf_probability and species_probability: float64, 0 to 1, of these two; unknown_disease: bool,
+    whether the bar of the diseases was exceeded.
     """
 
     outcome: np.ndarray
@@ -67,6 +56,7 @@ class Decisions:
     species: np.ndarray
     leaf_probability: np.ndarray
     species_probability: np.ndarray
+    unknown_disease: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -113,7 +103,7 @@ def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, re
         probabilities: (N, L), joint P(species, disease), rows summing to 1.
         ood: (N, K), larger = stranger.
         tree: the class tree the columns belong to.
-        rejection: which score refuses, and above what; None refuses no stranger.
+        rejection: which scores refuse, and above what; None refuses no stranger.
         rollup: least probabilities per level; None always answers a leaf.
         mode: `joint` (the most probable leaf) or `routed` (the best leaf of the most probable species).
 
@@ -126,8 +116,10 @@ def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, re
     ood = np.asarray(ood, dtype=np.float64)
     if ood.ndim != 2 or len(ood) != len(probabilities):
         raise ValueError(f"scores of shape {ood.shape} do not belong to {len(probabilities)} pictures")
-    if rejection is not None and rejection.column >= ood.shape[1]:
-        raise ValueError(f"the score '{rejection.score}' is column {rejection.column} of only {ood.shape[1]}")
+    bars = {name: getattr(rejection, name) for name in BARS if rejection is not None and getattr(rejection, name) is not None}
+    for bar in bars.values():
+        if len(bar.weights) != ood.shape[1]:
+            raise ValueError(f"'{bar.score}' is made of {len(bar.weights)} scores, but there are {ood.shape[1]}")
     rows = np.arange(len(probabilities))
     per_species = species_probabilities(probabilities, tree)
     best_species = per_species.argmax(axis=1)
@@ -136,20 +128,21 @@ def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, re
     best_p = per_species[rows, best_species]
     single = np.diff(tree.offsets)[best_species] == 1  # naming such a species names its only leaf
 
-    outcome = np.full(len(rows), ANSWERED)
-    if rollup is not None:
-        outcome = np.select([leaf_p >= rollup.leaf, (best_p >= rollup.species) & single, best_p >= rollup.species],
-                            [ANSWERED, ANSWERED, ROLLED_UP], UNSURE)
-        # Below the leaf's bar the answer climbs: to the most probable species, and to its leaf where it has but one.
-        leaf = np.where(leaf_p >= rollup.leaf, leaf, _best_leaf_of(probabilities, best_species, tree))
-    if rejection is not None:
-        outcome = np.where(ood[:, rejection.column] <= rejection.threshold, outcome, STRANGER)  # NaN is a stranger too
+    leaf_bar, species_bar = (rollup.leaf, rollup.species) if rollup is not None else (0.0, 0.0)
+    unknown = bars["disease"].exceeded(ood) & ~single if "disease" in bars else np.zeros(len(rows), bool)
+    certain = (leaf_p >= leaf_bar) & ~unknown
+    outcome = np.select([certain, (best_p >= species_bar) & single, best_p >= species_bar], [ANSWERED, ANSWERED, ROLLED_UP], UNSURE)
+    # Below the leaf's bar the answer climbs: to the most probable species, and to its leaf where it has but one.
+    leaf = np.where(certain, leaf, _best_leaf_of(probabilities, best_species, tree))
+    for name, refused in (("species", UNKNOWN_SPECIES), ("plant", NOT_A_PLANT)):
+        if name in bars:
+            outcome = np.where(bars[name].exceeded(ood), refused, outcome)
     species = tree.leaf_species[leaf]
-    return Decisions(outcome, leaf, species, probabilities[rows, leaf], per_species[rows, species])
+    return Decisions(outcome, leaf, species, probabilities[rows, leaf], per_species[rows, species], unknown)
 
 
 def decide(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejection: Rejection | None,
-           rollup: Rollup | None, *, mode: str = "joint", top_k: int = 5) -> Answer:
+           rollup: Rollup | None, *, mode: str = "joint", top_k: int = 5, photo: Mapping[str, float] | None = None) -> Answer:
     """Turn one picture's numbers into an answer.
 
     Args:
@@ -157,6 +150,8 @@ def decide(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejectio
         ood: (K,), larger = stranger.
         tree, rejection, rollup, mode: as for `decide_batch`.
         top_k: how many alternatives to list, most probable first.
+        photo: measures of the photo (`brightness`, `sharpness`, `short_side`), compared with `rejection.photo` where it is not
+            answered in full; None compares nothing.
 
     Raises:
         ValueError: as `decide_batch`.
@@ -179,7 +174,7 @@ def decide(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejectio
         probabilities={"species": _round(species_p), "disease_given_species": _round(given), "leaf": _round(leaf_p)},
         path=path[:{ANSWERED: 2, ROLLED_UP: 1}.get(outcome, 0)],
         alternatives=alternatives(probabilities, tree, top_k),
-        rejection=_rejection_words(outcome, ood, rejection),
+        rejection=_rejection_words(outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}),
     )
 
 
@@ -191,50 +186,30 @@ def alternatives(probabilities: np.ndarray, tree: ClassTree, top_k: int) -> list
             for i in order]
 
 
-def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -> Rejection | None:
-    """Read {"score", "threshold", "quantiles"}; None stays None.
-
-    Args:
-        data: the plain values.
-        scores: the names of the model's `ood` columns in order.
-
-    Raises:
-        ValueError, KeyError, TypeError: where a value is missing or makes no sense.
-    """
-    if data is None:
-        return None
-    if data["score"] not in scores:
-        raise ValueError(f"it rejects by '{data['score']}', but the model's scores are {', '.join(scores) or 'none'}")
-    quantiles = tuple(float(value) for value in data["quantiles"])
-    threshold = float(data["threshold"])
-    if len(quantiles) != 101 or not np.isfinite([*quantiles, threshold]).all() or (np.diff(quantiles) < 0).any():
-        raise ValueError("its rejection needs a finite threshold and 101 finite percentiles that never fall")
-    return Rejection(data["score"], list(scores).index(data["score"]), threshold, quantiles)
-
-
-def rollup_from_json(data: Mapping[str, Any] | None) -> Rollup | None:
-    """Read {"leaf", "species", "precision"}; None stays None. Raises ValueError, KeyError or TypeError as above."""
-    if data is None:
-        return None
-    rollup = Rollup(float(data["leaf"]), float(data["species"]),
-                    None if data.get("precision") is None else float(data["precision"]))
-    # A bar above 1 is how a fit says "never answer at this level"; below 0 or NaN is a mistake.
-    if not (rollup.leaf >= 0 and rollup.species >= 0):
-        raise ValueError("its roll-up needs probabilities for `leaf` and `species` that are not negative")
-    return rollup
-
-
-def _rejection_words(outcome: int, ood: np.ndarray, rejection: Rejection | None) -> dict[str, Any]:
-    reason = {STRANGER: "stranger", UNSURE: "unsure"}.get(outcome)
-    value = None if rejection is None or not np.isfinite(ood[rejection.column]) else float(ood[rejection.column])
+def _rejection_words(outcome: int, unknown_disease: bool, ood: np.ndarray, rejection: Rejection | None,
+                     photo: Mapping[str, float]) -> dict[str, Any]:
+    reason, message, bar = *_WHY.get(outcome, (None, None)), rejection.plant if rejection else None
+    if outcome == ROLLED_UP and unknown_disease:
+        reason, message, bar = "unknown_disease", _DISEASE_TEXT, rejection.disease
+    elif outcome == UNKNOWN_SPECIES:
+        bar = rejection.species
+    failed = []
+    if rejection is not None and outcome != ANSWERED:
+        failed = [{"measure": name, "value": _round(photo[name]), "limit": _round(rejection.photo[name])} for name in _PHOTO
+                  if name in photo and name in rejection.photo and not photo[name] >= rejection.photo[name]]
+    if failed and outcome != ROLLED_UP:
+        reason, text = _PHOTO[failed[0]["measure"]]
+        message = text.format(**failed[0])
+    value = None if bar is None else float(bar.value(ood))
     return {
-        "rejected": reason is not None,
+        "rejected": outcome not in (ANSWERED, ROLLED_UP),
         "reason": reason,
-        "message": {STRANGER: _STRANGER_TEXT, UNSURE: _UNSURE_TEXT}.get(outcome),
-        "score": rejection.score if rejection else None,
-        "value": None if value is None else _round(value),
-        "threshold": _round(rejection.threshold) if rejection else None,
-        "quantile": _round(rejection.quantile(float(ood[rejection.column]))) if rejection else None,
+        "message": message,
+        "score": bar.score if bar else None,
+        "value": None if value is None or not np.isfinite(value) else _round(value),
+        "threshold": _round(bar.threshold) if bar else None,
+        "quantile": _round(bar.quantile(value)) if bar else None,
+        "photo": failed,
     }
 
 

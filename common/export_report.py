@@ -1,4 +1,4 @@
-"""report.json and report.md of an export."""
+"""report.json, report.md and the pictures of an export."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from common import calibrate, climb, export_plots, gate, light, rejection
+from common.calibrate import Temperatures, calibration_figures, retemper
 from common.console import table
 from common.dataset import Organized
+from common.decide import joint_leaf, routed_leaf, species_probabilities
 
 
 def stage_seconds(checkpoints: Path) -> dict[str, float]:
@@ -21,20 +26,25 @@ def stage_seconds(checkpoints: Path) -> dict[str, float]:
 
 
 def compose_report(result: dict[str, Any], data: Organized, checkpoints: Path, seconds: float) -> dict[str, Any]:
-    """Compose report.json: data, test figures, rejection, models, seconds per stage."""
-    cards = result["bundle"]["models"]
-    main_metrics = cards["model.onnx"]["metrics"]
+    """Compose report.json: data, test figures, rejection, calibration, decisions, models, the gate, the light model, seconds."""
+    content, tree = result["bundle"], data.tree
+    cards, main = content["models"], content["models"]["model.onnx"]
+    probabilities, _, leaf = result["outcomes"]["model.onnx"].splits["test"]
+    plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
     return {
-        "data": {"species": data.tree.num_species, "classes": data.tree.num_leaves, "tail_classes": int((data.class_sizes <= 80).sum()),
+        "data": {"species": tree.num_species, "classes": tree.num_leaves, "tail_classes": int((data.class_sizes <= 80).sum()),
                  **{name: len(split) for name, split in data.splits.items()}},
-        "test": {k: v for k, v in main_metrics.items() if not isinstance(v, dict)},
-        "ood": main_metrics.get("ood", {}),
+        "test": {k: v for k, v in main["metrics"].items() if not isinstance(v, dict)},
+        "ood": main["metrics"]["ood"],
+        "calibration": {"before": calibration_figures(plain, leaf, tree, data.class_sizes),
+                        "after": calibration_figures(probabilities, leaf, tree, data.class_sizes)},
+        "decisions": main["metrics"]["decisions"], "climb": main["metrics"]["climb"],
         "models": {name: {"size_mb": card["size_mb"], "precision": card["precision"],
                           **{k: v for k, v in card["metrics"].items() if k != "rejection_val"}} for name, card in cards.items()},
-        "int8_tried": result["tried"], "torch_ms_p50": result["torch_ms"], "default_model": result["bundle"]["default_model"],
-        "temperature": cards["model.onnx"]["temperature"], "rejection": {k: v for k, v in cards["model.onnx"]["rejection"].items()
-                                                                         if k != "quantiles"},
-        "rollup": cards["model.onnx"]["rollup"], "seconds": {**stage_seconds(checkpoints), "export": round(seconds, 1)}}
+        "int8_tried": result["tried"], "gate": [verdict.to_dict() for verdict in result["verdicts"]],
+        "torch_ms_p50": result["torch_ms"], "default_model": content["default_model"], "browser": result.get("browser"),
+        "temperature": main["temperature"], "rejection": {k: v for k, v in main["rejection"].items() if k != "quantiles"},
+        "rollup": main["rollup"], "seconds": {**stage_seconds(checkpoints), "export": round(seconds, 1)}}
 
 
 TARGETS = {"species_top1": 0.95, "disease_top1": 0.88, "disease_top3": 0.94, "cascade_top1": 0.90, "tail_f1": 0.80}
@@ -50,6 +60,7 @@ def report_table(report: dict[str, Any]) -> str:
     for key, label in names.items():
         value = report["test"][key]
         rows.append((label, "-" if value is None else f"{value:.4f}", f">= {TARGETS[key]}" if key in TARGETS else ""))
+    rows.append(("calibration error without chance", f"{report['calibration']['after']['all']['error']:.4f}", "<= 0.03"))
     if report["ood"]:
         rows += [("pictures of no plant refused", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
                  ("plants refused as strangers", f"{report['ood']['plants_lost']:.4f}", "<= 0.01"),
@@ -57,25 +68,56 @@ def report_table(report: dict[str, Any]) -> str:
     rows += [(f"{name}: agrees with PyTorch", f"{m['top1_agreement']:.4f}", ">= 0.99") for name, m in report["models"].items()]
     rows += [(f"{name}: ms per picture, 1 thread", f"{m['ms_p50']:.1f}", "") for name, m in report["models"].items()]
     rows += [(f"{name}: MB", f"{m['size_mb']:.2f}", "") for name, m in report["models"].items()]
+    if report["browser"]:
+        found = report["browser"]["deferral"]["test"]
+        rows += [("light model: species and disease right", f"{found['browser']:.4f}", ""),
+                 (f"the same, {found['sent']:.0%} of photos sent to the server", f"{found['hybrid']:.4f}", f"server {found['server']:.4f}")]
     return table(rows, ("on test", "value", "target"))
 
 
 def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
     """Compose report.md."""
-    b = result["bundle"]
-    return "\n".join([
-        f"# Export of {b['backbone']} ({b['recipe']})", "",
+    content, figures, card = result["bundle"], report["calibration"], result["bundle"]["models"]["model.onnx"]
+    species = [entry["name"] for entry in content["tree"]["species"]]
+    lines = [
+        f"# Export of {content['backbone']} ({content['recipe']})", "",
         f"{report['data']['species']} species, {report['data']['classes']} classes; figures from {report['test']['n']} test pictures.",
-        f"Default model: `{b['default_model']}`.", "", report_table(report), "", "## INT8: what was tried", "",
-        "Decided on val: at least 99 % equal top-1 answers; the fastest such model is kept.", "",
-        table([(r["way"], "-" if r["val_agreement"] is None else f"{r['val_agreement']:.4f}",
-                "-" if r["ms_ratio"] is None else f"{r['ms_ratio']:.2f}", r["refused"] or "fit to use") for r in report["int8_tried"]],
-              ("way", "agreement on val", "time / FP32", "verdict")), "", "## Fitted on val", "",
-        f"Temperatures: species {report['temperature']['species']:.3f}, disease {report['temperature']['disease']:.3f}. "
-        f"Strangers are refused by `{report['rejection']['score']}` above {report['rejection']['threshold']:.3f}. A leaf is answered from "
-        f"probability {report['rollup']['leaf']:.3f}, a species alone from {report['rollup']['species']:.3f}, for "
-        f"{report['rollup']['precision']:.0%} right answers.", "",
-        "## Checks", "",
+        f"Default model: `{content['default_model']}`.", "", report_table(report), "", "## INT8", "",
+        "Decided on val, held against test.", "", *gate.report_lines(result["verdicts"], report["int8_tried"]),
+        "## Calibration", "", *calibrate.report_lines(figures["before"], figures["after"], result["temperatures"], species), "",
+        "![reliability](reliability.png)", "", "## Strangers", "",
+        *rejection.report_lines(card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]),
+        "![scores](scores.png)", "", "## How deep an answer goes", "", *climb.report_lines(card["rollup"], card["metrics"]["climb"]), "",
+        "![accuracy against coverage](coverage.png)", "",
+        table([(name, *(f"{row[key]:.4f}" for key in ("leaf", "species", "macro_f1"))) for name, row in report["decisions"].items()],
+              ("decision", "leaf right", "species right", "macro F1")), "", "## Checks", "",
         table([(name, f"{m['max_probability_difference']:.2e}", f"{m['batch_difference']:.2e}", f"{m['species_top1']:.4f}",
-                f"{m['cascade_top1']:.4f}", f"{m['macro_f1']:.4f}") for name, m in report["models"].items()],
-              ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1")), ""])
+                f"{m['cascade_top1']:.4f}", f"{m['macro_f1']:.4f}", f"{m['ms_p50']:.1f}") for name, m in report["models"].items()],
+              ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1", "ms, 1 thread")), ""]
+    if report["browser"]:
+        lines += ["## The light model", "", *light.report_lines(report["browser"]), "", "![deferral](deferral.png)", ""]
+    return "\n".join(lines)
+
+
+def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
+    """Draw the pictures of report.md: reliability.png, coverage.png, scores.png and, with a light model, deferral.png."""
+    tree, card, outcome = data.tree, result["bundle"]["models"]["model.onnx"], result["outcomes"]["model.onnx"]
+    probabilities, _, leaf = outcome.splits["test"]
+    plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
+    export_plots.reliability(*((p.max(1), p.argmax(1) == leaf) for p in (plain, probabilities)), folder / "reliability.png")
+    rows, sums = np.arange(len(leaf)), species_probabilities(probabilities, tree)
+    leaves, kinds = {"joint": joint_leaf(probabilities, tree), "routed": routed_leaf(probabilities, tree)}, {}
+    for name, answer in leaves.items():
+        kind = tree.leaf_species[answer]
+        kinds[name] = (sums[rows, kind], kind == tree.leaf_species[leaf])
+    export_plots.coverage({name: (probabilities[rows, answer], answer == leaf) for name, answer in leaves.items()}, kinds,
+                          card["metrics"]["climb"], folder / "coverage.png")
+    names, panels = result["bundle"]["scores"], []
+    bars = {"plant": card["rejection"], "species": card["rejection"]["species"]}
+    for role, title, bar in (("plant", "not a plant", bars["plant"]), ("species", "no species we know", bars["species"])):
+        groups = {"plants": outcome.splits["test"][1]} | {k: v for r in ("plant", role) for k, v in outcome.strangers["test"][r].items()}
+        panels.append((title, {k: rejection.value(bar["weights"], rejection.columns(v, names)) for k, v in groups.items()},
+                       bar["threshold"]))
+    export_plots.scores(panels, folder / "scores.png")
+    if result.get("browser"):
+        export_plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.console import warn
 from common.model import SwinHierarchical
 
-SCORES = ("gen", "mahalanobis", "mahalanobis_layers")
+SCORES = ("gen", "mahalanobis", "mahalanobis_leaf", "layers")
+LEARNED = "learned"  # one more, where the person has pictures of no plant
 GEN_GAMMA, GEN_TOP = 0.1, 100
+RANK = 128  # directions that a space keeps; all others share one variance
+LAYERS = 3  # stages of the backbone whose statistics are looked at, the last one among them
+FAR = 1e9  # of a leaf of another species: never the nearest
 
 
 def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,11 +30,11 @@ def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tenso
 
     Returns:
         the last feature map in the backbone's layout; feature float (N, F); float (N, F + 2C): the L2-normalised feature and,
-        normalised each, the channel means and standard deviations of the two stages before the last.
+        normalised each, the channel means and standard deviations of the stages before the last (at most four).
     """
     below: list[Tensor] = []
     if hasattr(model.backbone, "forward_intermediates"):
-        feature_map, stages = model.backbone.forward_intermediates(model.normalise(images), indices=3, output_fmt="NCHW")
+        feature_map, stages = model.backbone.forward_intermediates(model.normalise(images), indices=LAYERS, output_fmt="NCHW")
         below = [torch.cat([stage.mean(dim=(2, 3)), stage.std(dim=(2, 3))], dim=1) for stage in stages[:-1]]
     else:
         feature_map = model.feature_map(images)
@@ -36,13 +43,14 @@ def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 class FeatureSpace(nn.Module):
-    """Mahalanobis distance of L2-normalised features to the nearest species mean, under one shared covariance.
+    """Mahalanobis distances of L2-normalised features to species means and leaf means, under one shared covariance.
 
-    Lee et al. 2018 with the normalisation of Mueller and Hein 2025 ("Mahalanobis++"). The features are whitened once, so
-    that a distance to all means is one matrix product.
+    Lee et al. 2018 with the normalisation of Mueller and Hein 2025 ("Mahalanobis++"). Only the `rank` directions along which
+    train pictures vary most are whitened; what lies outside them counts by its length alone, in units of the mean variance
+    there (the residual of ViM, Wang et al. 2022). At rank F it is the plain distance.
     """
 
-    def __init__(self, features: Tensor, leaf: Tensor, leaf_species: Tensor, shrinkage: float = 0.05) -> None:
+    def __init__(self, features: Tensor, leaf: Tensor, leaf_species: Tensor, shrinkage: float = 0.05, rank: int = RANK) -> None:
         """Fit means and covariance; the covariance is about the leaf means, so that diseases do not widen it.
 
         Args:
@@ -50,29 +58,110 @@ class FeatureSpace(nn.Module):
             leaf: int64 (N,), their leaves.
             leaf_species: int64 (leaves,), species of each leaf.
             shrinkage: share of the covariance that is replaced by its mean variance on the diagonal, 0..1.
+            rank: directions kept, at most F.
         """
         super().__init__()
         unit = nn.functional.normalize(features.double(), dim=1)
-        species = leaf_species[leaf]
-        spread = unit - _means(unit, leaf, len(leaf_species))[leaf]
-        covariance = spread.T @ spread / max(len(unit), 1)
-        variance = covariance.diagonal().mean().clamp_min(1e-12)
-        covariance = (1 - shrinkage) * covariance + shrinkage * variance * torch.eye(len(covariance), dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(covariance)
-        whiten = vectors / values.clamp_min(1e-12).sqrt()  # (F, F): unit @ whiten has identity covariance
         centre = unit.mean(0)
-        means = _means(unit, species, int(leaf_species.max()) + 1)
-        means = torch.where(means.abs().sum(1, keepdim=True) > 0, means, centre)  # a species without train pictures
+        unit = unit - centre
+        basis = torch.linalg.eigh(unit.T @ unit).eigenvectors[:, -min(rank, unit.shape[1]):]  # (F, K), orthonormal
+        spread = unit - _means(unit, leaf, len(leaf_species))[leaf]
+        variance = (spread.square().sum() / spread.numel()).clamp_min(1e-12)
+        inside = spread @ basis
+        covariance = (1 - shrinkage) * (inside.T @ inside) / max(len(unit), 1) + shrinkage * variance * torch.eye(basis.shape[1]).double()
+        values, vectors = torch.linalg.eigh(covariance)
+        whiten = vectors / values.clamp_min(1e-12).sqrt()  # (K, K)
+        outside = (spread.square().sum() - inside.square().sum()).clamp_min(0) / (len(unit) * max(1, unit.shape[1] - basis.shape[1]))
+        self.outside = 1.0 / float((1 - shrinkage) * outside + shrinkage * variance) if basis.shape[1] < unit.shape[1] else 0.0
         self.register_buffer("centre", centre.float())
-        self.register_buffer("whiten", whiten.float())
-        # (F, species), as the product needs it: so it keeps its name in the exported graph, and stays float there
-        self.register_buffer("means", ((means - centre) @ whiten).float().T.contiguous())
+        self.register_buffer("basis", basis.float().contiguous())
+        self.register_buffer("whiten", whiten.float().contiguous())
+        # (K, groups), as the product needs it: so it keeps its name in the exported graph, and stays float there
+        for name, group, groups in (("means", leaf_species[leaf], int(leaf_species.max()) + 1), ("leaf_means", leaf, len(leaf_species))):
+            means = _means(unit, group, groups)  # of a group without train pictures: 0, which is the centre of all
+            self.register_buffer(name, (means @ basis @ whiten).float().T.contiguous())
+        self.register_buffer("leaf_species", leaf_species.clone())
 
     def forward(self, features: Tensor) -> Tensor:
         """Features float (N, F) -> float32 (N, 1): distance to the nearest species mean."""
-        white = (nn.functional.normalize(features, dim=1) - self.centre) @ self.whiten
-        squared = (white * white).sum(1, keepdim=True) - 2 * (white @ self.means) + (self.means * self.means).sum(0)
-        return squared.amin(dim=1, keepdim=True).clamp_min(0.0).sqrt()
+        return self._near(*self._place(features), self.means)
+
+    def distances(self, features: Tensor, species: Tensor) -> Tensor:
+        """Features float (N, F), predicted species int64 (N,) -> float32 (N, 2): distance to the nearest species mean, and to
+        the nearest leaf mean of the predicted species.
+        """
+        white, rest = self._place(features)
+        other = (self.leaf_species[None, :] != species[:, None]) * FAR
+        return torch.cat([self._near(white, rest, self.means), self._near(white, rest, self.leaf_means, other)], dim=1)
+
+    def _place(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened coordinates (N, K), and the squared length outside of them in its own units (N, 1)."""
+        unit = nn.functional.normalize(features, dim=1) - self.centre
+        inside = unit @ self.basis
+        rest = (unit * unit).sum(1, keepdim=True) - (inside * inside).sum(1, keepdim=True)
+        return inside @ self.whiten, rest.clamp_min(0.0) * self.outside
+
+    @staticmethod
+    def _near(white: Tensor, rest: Tensor, means: Tensor, other: Tensor | float = 0.0) -> Tensor:
+        squared = (white * white).sum(1, keepdim=True) - 2 * (white @ means) + (means * means).sum(0) + other
+        return (squared.amin(dim=1, keepdim=True).clamp_min(0.0) + rest).sqrt()
+
+
+class Learned(nn.Module):
+    """Logistic regression between train plants and pictures of no plant, over the normalised statistics of all layers.
+
+    It knows only the kinds of strangers that it was shown, and these very well: it is one score beside the distances.
+    """
+
+    def __init__(self, plants: Tensor, strangers: Tensor, decay: float = 1e-3) -> None:
+        """Fit with both sides weighing the same.
+
+        Args:
+            plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
+            decay: weight of the squared norm of the coefficients over standardised inputs.
+        """
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(plants.shape[1], 1))
+        self.register_buffer("bias", torch.zeros(1))
+        x = torch.cat([plants, strangers]).double()
+        y = torch.cat([torch.zeros(len(plants)), torch.ones(len(strangers))]).double()
+        share = torch.where(y > 0, 0.5 / len(strangers), 0.5 / len(plants))
+        centre, scale = plants.double().mean(0), plants.double().std(0).clamp_min(1e-6)
+        x = (x - centre) / scale
+        weight, bias = (torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (x.shape[1], 1))
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = (share * nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="none")).sum()
+            value = value + decay * weight.square().sum()
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            optimizer.step(loss)
+        self.weight = (weight.detach() / scale).float()[:, None]
+        self.bias = (bias.detach() - (centre / scale) @ weight.detach()).float()
+
+    def forward(self, layers: Tensor) -> Tensor:
+        """Layers float (N, D) -> log-odds of no plant, float32 (N, 1)."""
+        return layers @ self.weight + self.bias
+
+
+def cross_fitted(plants: Tensor, strangers: Tensor, folds: int = 5) -> Tensor:
+    """Learned scores of the strangers, each by a fit that has not seen it: what unseen strangers of these kinds would get.
+
+    Args:
+        plants, strangers: as for `Learned`; picture i of the strangers belongs to fold i % folds.
+        folds: how many fits, at most one per stranger; at least 2.
+
+    Returns:
+        float32 (M,).
+    """
+    fold, scores = torch.arange(len(strangers)) % folds, torch.zeros(len(strangers))
+    for k in range(min(folds, len(strangers))):
+        scores[fold == k] = Learned(plants, strangers[fold != k])(strangers[fold == k])[:, 0]
+    return scores
 
 
 def _means(values: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -90,10 +179,26 @@ class ServingGraph(nn.Module):
     """A trained model with everything that belongs to an answer, as one graph."""
 
     def __init__(self, model: SwinHierarchical, feature_space: FeatureSpace, layer_space: FeatureSpace, species_temperature: float,
-                 disease_temperature: float) -> None:
+                 disease_temperature: float | Sequence[float] | np.ndarray, learned: Learned | None = None) -> None:
+        """Put the parts together.
+
+        Args:
+            model: trained.
+            feature_space, layer_space: fitted on the features and the layers of train pictures, as `look` gives them.
+            species_temperature: of the species logits.
+            disease_temperature: of the disease logits: one for all, or one per species (S,).
+            learned: fitted on the layers; None leaves its score out.
+        """
         super().__init__()
-        self.model, self.feature_space, self.layer_space = model, feature_space, layer_space
-        self.species_temperature, self.disease_temperature = species_temperature, disease_temperature
+        self.model, self.feature_space, self.layer_space, self.learned = model, feature_space, layer_space, learned
+        self.species_temperature = float(species_temperature)
+        per_species = torch.as_tensor(np.asarray(disease_temperature, np.float32)).expand(model.tree.num_species)
+        self.register_buffer("disease_temperature", per_species[model.leaf_species].clone())
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the columns of `ood`."""
+        return SCORES + ((LEARNED,) if self.learned is not None else ())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answer a batch.
@@ -102,7 +207,7 @@ class ServingGraph(nn.Module):
             images: uint8 (N, size, size, 3), RGB.
 
         Returns:
-            probabilities float32 (N, leaves), ood float32 (N, len(SCORES)), heatmap float32 (N, h, w), 0..1.
+            probabilities float32 (N, leaves), ood float32 (N, len(self.scores)), heatmap float32 (N, h, w), 0..1.
         """
         model = self.model
         feature_map, features, layers = look(model, images)
@@ -110,8 +215,11 @@ class ServingGraph(nn.Module):
         species_logits = model.species_scores(hidden)
         probabilities = model.probabilities(hidden, species_logits, self.species_temperature, self.disease_temperature)
         species_probs = (species_logits / self.species_temperature).softmax(dim=1)
-        ood = torch.cat([gen_score(species_probs)[:, None], self.feature_space(features), self.layer_space(layers)], dim=1)
-        return probabilities, ood, self._heatmap(feature_map, features, probabilities.argmax(dim=1))
+        ood = [gen_score(species_probs)[:, None], self.feature_space.distances(features, species_probs.argmax(dim=1)),
+               self.layer_space(layers)]
+        if self.learned is not None:
+            ood.append(self.learned(layers))
+        return probabilities, torch.cat(ood, dim=1), self._heatmap(feature_map, features, probabilities.argmax(dim=1))
 
     def _heatmap(self, feature_map: Tensor, features: Tensor, leaf: Tensor) -> Tensor:
         """Class activation of the predicted leaf; where layers follow the pooling, how active each position is."""
@@ -129,7 +237,7 @@ class ServingGraph(nn.Module):
         return (activation - low) / (high - low).clamp_min(1e-6)
 
 
-def export_onnx(graph: ServingGraph, path: str, size: int) -> None:
+def export_onnx(graph: nn.Module, path: str, size: int, outputs: Sequence[str] = ("probabilities", "ood", "heatmap")) -> None:
     """Write a graph as ONNX with a dynamic batch: by torch's current exporter, or by its older one where that fails.
 
     Torch 2.6 to 2.8 need an onnxscript of their time for the current exporter, which pip no longer chooses.
@@ -138,7 +246,7 @@ def export_onnx(graph: ServingGraph, path: str, size: int) -> None:
         Exception: whatever the older exporter raises for a backbone that neither can trace.
     """
     images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
-    names = {"input_names": ["images"], "output_names": ["probabilities", "ood", "heatmap"]}
+    names = {"input_names": ["images"], "output_names": list(outputs)}
     try:
         torch.onnx.export(graph.eval(), (images,), path, dynamo=True, external_data=False, optimize=True, verbose=False,
                           dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}}, **names)

@@ -30,6 +30,7 @@ from common.bundle import Predictor
 from common.console import say
 from common.decide import decide
 from common.images import ImageError
+from common.poor_photos import photo_quality
 from common.uploads import Refusal, read_options, read_photo
 
 WEB = Path(__file__).parent / "web"
@@ -108,8 +109,9 @@ def answer_photo(predictor: Predictor, source: bytes | Path, *, mode: str = "joi
     decoded = time.perf_counter()
     outputs = predictor.run(photo.pixels[None])
     done = time.perf_counter()
+    measured = {name: float(values[0]) for name, values in photo_quality(photo.pixels[None]).items()}
     answer = decide(outputs.probabilities[0], outputs.ood[0], predictor.bundle.tree, predictor.card.rejection,
-                    predictor.card.rollup, mode=mode, top_k=top_k).to_dict()
+                    predictor.card.rollup, mode=mode, top_k=top_k, photo={**measured, "short_side": min(photo.width, photo.height)}).to_dict()
     answer["model"] = {"file": predictor.card.file, "version": predictor.bundle.version}
     answer["image"] = {"width": photo.width, "height": photo.height}
     if heatmap:

@@ -1,78 +1,30 @@
-"""INT8 models from the FP32 one: three ways, of which the export keeps the fastest that answers alike."""
+"""INT8 weights in an ONNX model: which layers there are, weights alone, and dynamic ranges (fixed ones: see qdq). No torch.
+
+A layer is a Conv or MatMul with constant weights. Everything else stays float: LayerNorm, Softmax, GELU, residual sums, products
+of two activations, heads and scores.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import copy
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from common.measure import measure_ms, run_over, session_run
+from common.ranges import Seen
 
-KEPT_FLOAT = ("species_head", "disease_heads", "neck", "_space.")  # quantized heads clip the logits; the scores need their distances
-
-
-class _Pictures(CalibrationDataReader):
-    def __init__(self, batches: Iterator[np.ndarray]) -> None:
-        self.batches = batches
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {"images": batch}
+# quantized heads clip the logits; the scores need their distances
+KEPT_FLOAT = ("species_head", "disease_heads", "neck.", "_space.", "learned.")
+SMALLEST = 1024  # weights of a layer worth storing as int8
 
 
-def candidates(model: Path) -> list[str]:
-    """Name the ways worth trying, most promising first: dynamic for matrix products, static for convolutions, weights for all."""
-    share = _weights_by_kind(onnx.load(model))
-    return ["dynamic", "static", "weights"] if share["MatMul"] > share["Conv"] else ["static", "weights"]
-
-
-def quantize(way: str, model: Path, target: Path, pictures: Callable[[], Iterator[np.ndarray]]) -> None:
-    """Write an INT8 model.
-
-    Args:
-        way: `dynamic` (MatMul, activations scaled per call, weights per channel), `static` (Conv and MatMul, u8 activations
-            with ranges from calibration, s8 weights per channel) or `weights` (int8 storage, unfolded to float at load).
-        model: the FP32 model.
-        target: the file to write.
-        pictures: makes an iterator over calibration batches, uint8 (N, size, size, 3).
-
-    Raises:
-        Exception: what onnxruntime raises for a graph it cannot quantize.
-    """
-    if way == "weights":
-        onnx.save(_int8_weights(onnx.load(model)), target)
-        return
-    prepared = target.with_suffix(".prepared.onnx")
-    try:
-        _fuse(model, prepared)
-        graph = onnx.load(prepared)
-        del graph.graph.value_info[:]  # the exporter's shapes contradict the quantizer's new nodes
-        kept = _nodes_kept_float(graph)
-        if way == "dynamic":
-            _open_gemms(graph, kept)
-        onnx.save(graph, prepared)
-        logging.getLogger().setLevel(logging.ERROR)  # the quantizer advises on the root logger
-        if way == "dynamic":
-            quantize_dynamic(prepared, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"],
-                             nodes_to_exclude=kept)
-        else:
-            quantize_static(prepared, target, _Pictures(pictures()), quant_format=QuantFormat.QDQ, per_channel=True,
-                            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=kept,
-                            op_types_to_quantize=["Conv", "MatMul", "Gemm"])
-    finally:
-        prepared.unlink(missing_ok=True)
-
-
-def _fuse(model: Path, target: Path) -> None:
-    """Fold batch norms into convolutions, so that the quantizer sees the weights that are used."""
+def fuse(model: Path, target: Path) -> None:
+    """Fold batch norms and constants, so that what is quantized are the weights that are used; writes `target`."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
@@ -80,128 +32,165 @@ def _fuse(model: Path, target: Path) -> None:
     onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-def _weights_by_kind(model: onnx.ModelProto) -> dict[str, int]:
-    sizes = {i.name: int(np.prod(i.dims)) for i in model.graph.initializer}
-    share = {"MatMul": 0, "Conv": 0}
+def load_fused(model: Path) -> onnx.ModelProto:
+    """Load a model with batch norms folded and every node named."""
+    fused = model.with_suffix(".fused.onnx")
+    try:
+        fuse(model, fused)
+        loaded = onnx.load(fused)
+    finally:
+        fused.unlink(missing_ok=True)
+    del loaded.graph.value_info[:]  # shapes of the exporter contradict the nodes that come in between
+    for number, node in enumerate(loaded.graph.node):
+        node.name = f"{node.name or node.op_type}_{number}"  # unique, as excluding by name needs it
+    return loaded
+
+
+def layers(model: onnx.ModelProto, kinds: Collection[str] = ("Conv", "MatMul")) -> list[str]:
+    """Name the layers that may be quantized, in the order they run; none of the heads and scores."""
+    weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1 and tensor.data_type == TensorProto.FLOAT}
+    return [node.name for node in model.graph.node
+            if node.op_type in kinds and node.input[1] in weights and not any(part in node.input[1] for part in KEPT_FLOAT)]
+
+
+def storable(model: onnx.ModelProto) -> list[str]:
+    """Name the nodes whose weights `weights` stores as int8, in the order they run; none of the heads and scores."""
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    chosen = set(layers(model, ("Conv", "MatMul", "Gemm")))
+    return [node.name for node in model.graph.node
+            if node.name in chosen and sizes[node.input[1]] >= SMALLEST and not grouped(node)]
+
+
+def main_kind(model: onnx.ModelProto) -> str:
+    """`Conv` or `MatMul`: which of them holds most weights of the backbone."""
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    chosen, held = set(layers(model)), {"Conv": 0, "MatMul": 0}
     for node in model.graph.node:
-        for name in node.input[1:2]:
-            if node.op_type in share and name in sizes and not any(part in name for part in KEPT_FLOAT):
-                share[node.op_type] += sizes[name]
-    return share
+        if node.name in chosen:
+            held[node.op_type] += sizes[node.input[1]]
+    return max(held, key=lambda kind: held[kind])
 
 
-def _nodes_kept_float(model: onnx.ModelProto) -> list[str]:
-    """Name the products that stay float: heads and scores, and whatever multiplies two activations."""
-    weights = {i.name for i in model.graph.initializer}
-    kept = []
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"node_{number}"
-        if node.op_type in ("MatMul", "Gemm"):
-            own = [name for name in node.input if name in weights]
-            if not own or any(part in name for name in own for part in KEPT_FLOAT):
-                kept.append(node.name)
-    return kept
+def dynamic(model: onnx.ModelProto, chosen: Collection[str], seen: Mapping[str, Seen] | None = None) -> onnx.ModelProto:
+    """Quantize matrix products with ranges found anew in each call: int8 weights per output channel.
 
+    One range serves a whole batch, so that an answer depends on what else is in it.
 
-def _open_gemms(model: onnx.ModelProto, names: list[str]) -> None:
-    """Write the named Gemm nodes as Transpose, MatMul, Add: the quantizer would turn their weights over in place, under the
-    feet of the heatmap, which reads the same weights.
+    Args:
+        model: as `load_fused` gives it; it is not changed.
+        chosen: names of MatMul layers; others are left float.
+        seen: of the tensors that the layers read, for `correct_sum`; None leaves the rounding's shift as it is.
     """
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if node.op_type != "Gemm" or node.name not in names or not any(a.name == "transB" and a.i for a in node.attribute):
+    made = copy.deepcopy(model)
+    graph, nodes, ranged = made.graph, [], set()
+    floats = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.name not in chosen or node.op_type != "MatMul":
             nodes.append(node)
             continue
-        name, (left, weight, *bias) = node.name, node.input
-        nodes += [helper.make_node("Transpose", [weight], [name + "_turned"], name=name + "_turn", perm=[1, 0]),
-                  helper.make_node("MatMul", [left, name + "_turned"], [name + "_product"], name=name + "_product"),
-                  helper.make_node("Add" if bias else "Identity", [name + "_product", *bias], list(node.output), name=name + "_add")]
-        names.append(name + "_product")
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+        name, (left, weight) = node.name, node.input
+        values = numpy_helper.to_array(floats[weight])
+        small, scale = int8(values, values.ndim - 1)
+        if seen:
+            correct_sum(graph, node, values, small * scale, seen[left].mean)
+        graph.initializer.extend([numpy_helper.from_array(small, name + "_int8"),
+                                  numpy_helper.from_array(scale.reshape(-1), name + "_scales"),
+                                  numpy_helper.from_array(np.zeros(scale.size, np.int8), name + "_zeros")])
+        if left not in ranged:
+            nodes.append(helper.make_node("DynamicQuantizeLinear", [left], [left + "_q", left + "_scale", left + "_zero"],
+                                          name=left + "_quantize"))
+            ranged.add(left)
+        nodes += [helper.make_node("MatMulInteger", [left + "_q", name + "_int8", left + "_zero", name + "_zeros"], [name + "_sum"],
+                                   name=name),
+                  helper.make_node("Cast", [name + "_sum"], [name + "_float"], name=name + "_cast", to=TensorProto.FLOAT),
+                  helper.make_node("Mul", [left + "_scale", name + "_scales"], [name + "_both"], name=name + "_scale"),
+                  helper.make_node("Mul", [name + "_float", name + "_both"], [node.output[0]], name=name + "_unfold")]
+    put(graph, nodes)
+    return made
 
 
-def _int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def weights(model: onnx.ModelProto, chosen: Collection[str] | None = None, smallest: int = SMALLEST,
+            depthwise: bool = False) -> onnx.ModelProto:
     """Store large float weights as int8 per output channel, with Cast and Mul, which the runtime folds to float at load.
 
-    (It does not fold DequantizeLinear.) Depthwise convolutions stay float: they are small, and the most easily hurt.
+    (It does not fold DequantizeLinear.) Depthwise convolutions stay float unless asked for: they are small, and the most easily hurt.
+
+    Args:
+        model: it is changed, and returned.
+        chosen: names of nodes whose weights are stored so; None = every Conv, MatMul and Gemm but heads and scores.
+        smallest: weights below this count stay float.
+        depthwise: whether depthwise convolutions are stored so, too.
     """
     graph, nodes = model.graph, []
+    users = defaultdict(list)
+    for node in graph.node:
+        for tensor in node.input[1:2]:
+            users[tensor].append(node)
     for tensor in list(graph.initializer):
-        users = [n for n in graph.node if tensor.name in n.input and n.op_type in ("Conv", "MatMul", "Gemm")]
-        values = numpy_helper.to_array(tensor)
-        if not users or values.dtype != np.float32 or values.ndim < 2 or values.size < 1024 or _grouped(users[0]) or any(
-                part in tensor.name for part in KEPT_FLOAT):
+        own = [node for node in users[tensor.name] if node.op_type in ("Conv", "MatMul", "Gemm")]
+        if (not own or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or np.prod(tensor.dims) < smallest
+                or grouped(own[0]) and not depthwise
+                or any(part in tensor.name for part in KEPT_FLOAT) or chosen is not None and not any(n.name in chosen for n in own)):
             continue
-        transposed = any(a.name == "transB" and a.i for a in users[0].attribute)
-        axis = 0 if users[0].op_type == "Conv" or transposed else values.ndim - 1
-        others = tuple(i for i in range(values.ndim) if i != axis)
-        scale = np.maximum(np.abs(values).max(axis=others, keepdims=True), 1e-8).astype(np.float32) / 127.0
-        small = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
-        name = tensor.name
+        values, name = numpy_helper.to_array(tensor), tensor.name
+        transposed = any(a.name == "transB" and a.i for a in own[0].attribute)
+        small, scale = int8(values, 0 if own[0].op_type == "Conv" or transposed else values.ndim - 1)
         graph.initializer.remove(tensor)
         graph.initializer.extend([numpy_helper.from_array(small, name + "_int8"), numpy_helper.from_array(scale, name + "_scale")])
         nodes += [helper.make_node("Cast", [name + "_int8"], [name + "_cast"], name=name + "_cast", to=TensorProto.FLOAT),
                   helper.make_node("Mul", [name + "_cast", name + "_scale"], [name], name=name + "_unfold")]
-    for node in reversed(nodes):
-        graph.node.insert(0, node)
+    put(graph, [*nodes, *graph.node])
     del graph.value_info[:]
     return model
 
 
-def _grouped(node: onnx.NodeProto) -> bool:
+def int8(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round weights to int8, symmetric about 0, one scale per channel.
+
+    Args:
+        values: float32.
+        axis: the output channels.
+
+    Returns:
+        int8 of the same shape, -127..127; float32 scales, 1 along all other axes.
+    """
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    scale = (np.maximum(np.abs(values).max(axis=others, keepdims=True), 1e-8) / 127.0).astype(np.float32)
+    return np.clip(np.round(values / scale), -127, 127).astype(np.int8), scale
+
+
+def correct_sum(graph: onnx.GraphProto, node: onnx.NodeProto, before: np.ndarray, after: np.ndarray, mean: np.ndarray) -> None:
+    """Take back by how much rounded weights shift a product's mean (Nagel et al. 2019), where a constant is added right behind it.
+
+    Args:
+        graph: the constant is replaced in it.
+        node: the MatMul.
+        before, after: float (K, N), weights as they were, and as they are when they are read back.
+        mean: float (K,), mean of what the product reads.
+    """
+    users = [other for other in graph.node if node.output[0] in other.input]
+    if len(users) != 1 or users[0].op_type != "Add" or before.ndim != 2 or mean.shape != before.shape[:1]:
+        return
+    place = 1 if users[0].input[0] == node.output[0] else 0
+    bias = next((tensor for tensor in graph.initializer if tensor.name == users[0].input[place]), None)
+    if bias is None or list(bias.dims) != [before.shape[1]]:
+        return
+    values = numpy_helper.to_array(bias) - mean @ (after.astype(np.float64) - before)
+    users[0].input[place] = node.name + "_bias"
+    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.name + "_bias"))
+
+
+def grouped(node: onnx.NodeProto) -> bool:
+    """Whether a convolution is in groups, as depthwise ones are."""
     return any(a.name == "group" and a.i > 1 for a in node.attribute)
 
 
-@dataclass
-class Attempt:
-    """One way to INT8 that was tried: agreement with FP32 on val (0..1), time as a share of FP32's, why it was refused."""
-
-    way: str
-    val_agreement: float | None = None
-    ms_ratio: float | None = None
-    refused: str = ""
-
-
-def make_int8(fp32: Path, target: Path, calibration: Callable[[], Iterator[np.ndarray]],
-              val: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], val_top1: np.ndarray, least: float) -> list[Attempt]:
-    """Try the ways to INT8 and keep the fastest that answers like FP32 on val.
-
-    Args:
-        fp32: the FP32 model.
-        target: the file to write; nothing is written where every way is refused.
-        calibration: makes an iterator over batches of train pictures, uint8 (N, size, size, 3).
-        val: makes an iterator over (pictures, leaves) of val.
-        val_top1: int (N,), FP32's decisions on val.
-        least: least share of equal decisions, 0..1.
-
-    Returns:
-        what was tried; the kept one is the fastest that was not refused.
-    """
-    picture, fp32_run, tried = next(iter(val()))[0][0], session_run(fp32), []
-    for way in candidates(fp32):
-        attempt, row = target.with_suffix(f".{way}.onnx"), Attempt(way)
-        fastest = min((a.ms_ratio for a in tried if not a.refused), default=float("inf"))
-        tried.append(row)
-        try:
-            quantize(way, fp32, attempt, calibration)
-            run = session_run(attempt)
-            row.val_agreement = float((run_over(run, val())[0].argmax(1) == val_top1).mean())
-        except Exception as error:  # the quantizer and the runtime raise anything; the next way may do
-            row.refused = f"failed: {str(error)[:120]}"
-            attempt.unlink(missing_ok=True)
-            continue
-        ms = measure_ms({"fp32": fp32_run, "int8": run}, picture)
-        row.ms_ratio = ms["int8"] / ms["fp32"]
-        if row.val_agreement < least:
-            row.refused = f"agrees on {row.val_agreement:.1%} of val, {least:.0%} are needed"
-        if not row.refused and row.ms_ratio < fastest:
-            os.replace(attempt, target)
-        else:
-            attempt.unlink()
-    return tried
-
-
-def kept(tried: list[Attempt]) -> Attempt | None:
-    """Return the attempt whose model was written, if any."""
-    return min((a for a in tried if not a.refused), key=lambda a: a.ms_ratio, default=None)
+def put(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Set the nodes of a graph, and forget the weights that none of them reads."""
+    nodes = [copy.deepcopy(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {tensor for node in nodes for tensor in node.input} | {output.name for output in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

@@ -35,8 +35,9 @@ def test_what_is_written_is_read_again(folder):
     assert bundle.tree == tiny.TREE and bundle.size == tiny.SIZE and bundle.long_side == 64
     assert bundle.scores == ("msp", "mahalanobis") and bundle.default_model == "model.int8.onnx"
     card = bundle.models["model.onnx"]
-    assert card.sha256 == file_sha256(folder / "model.onnx") and card.temperature == {"species": 1.0, "disease": 1.0}
-    assert (card.rejection.column, card.rejection.threshold, card.rollup.leaf) == (1, 0.05, 0.7)
+    assert card.sha256 == file_sha256(folder / "model.onnx") and card.temperature == {"species": 1.0, "disease": [1.0, 1.0, 1.0]}
+    assert (card.rejection.plant.weights, card.rejection.threshold, card.rejection.photo["short_side"]) == ((0.0, 1.0), 0.05, 40)
+    assert (card.rollup.leaf, card.rollup.precision, card.rollups["0.90"].leaf) == (0.7, 0.95, 0.6)
     assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "model.int8.onnx", "model.onnx"]
 
 
@@ -44,7 +45,7 @@ def test_a_refused_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
     before = (folder / "bundle.json").read_bytes()
     plain = tiny.describe(folder)
     wrong_hash = {name: {**card, "sha256": "0" * 64} for name, card in plain["models"].items()}
-    for changed in ({**plain, "metrics": {"a": float("nan")}}, {**plain, "models": wrong_hash}, {**plain, "format": 2},
+    for changed in ({**plain, "metrics": {"a": float("nan")}}, {**plain, "models": wrong_hash}, {**plain, "format": 1},
                     {**plain, "default_model": "other.onnx"}, {key: plain[key] for key in plain if key != "tree"}):
         with pytest.raises(BundleError):
             write_bundle(folder, changed)
@@ -63,7 +64,10 @@ def test_a_refused_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
     (lambda d: d.update(format=7), "format 7"),
     (lambda d: d.pop("scores"), "lacks the key 'scores'"),
     (lambda d: d["models"]["model.onnx"].pop("rollup"), "lacks the key 'rollup'"),
-    (lambda d: d["models"]["model.onnx"]["rejection"].update(score="knn"), "rejects by 'knn'"),
+    (lambda d: d["models"]["model.onnx"]["rejection"].update(weights={"knn": 1}), "rejects by 'knn'"),
+    (lambda d: d["models"]["model.onnx"]["rollup"].update(default="0.5"), "precision '0.5' is not among 0.90, 0.95"),
+    (lambda d: d["models"]["model.onnx"]["temperature"].update(disease=[1.0, 1.0]), "one per species"),
+    (lambda d: d["models"]["model.onnx"]["temperature"].update(disease=1.0), "not as it should be|not iterable"),
     (lambda d: d["preprocessing"].update(resize="opencv-linear"), "opencv-linear"),
     (lambda d: d["preprocessing"].update(size="big"), "no picture size"),
     (lambda d: d["tree"].update(species=[]), "at least one species"),

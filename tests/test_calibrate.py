@@ -1,4 +1,4 @@
-"""What is fitted on val: the best temperature, a threshold that keeps its promise, bars that reach their precision."""
+"""Temperatures: the best one, shrunk where there is little to go by; calibration errors that say what chance adds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common import calibrate
-from common.metrics import auroc
+from common.calibrate import Temperatures
 from common.model import PADDING
 from common.taxonomy import ClassTree
 
@@ -16,12 +16,17 @@ def nll(logits: np.ndarray, target: np.ndarray, t: float) -> float:
     return float(-(scaled - np.log(np.exp(scaled).sum(1, keepdims=True)))[np.arange(len(target)), target].mean())
 
 
+def drawn(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Truths as the softmax of the logits has them."""
+    odds = np.exp(logits - logits.max(1, keepdims=True)).cumsum(1)
+    return (rng.random((len(odds), 1)) * odds[:, -1:] > odds).sum(1)
+
+
 @pytest.mark.parametrize("wrong_by", [0.3, 1.0, 3.5])
 def test_the_temperature_is_the_best_one(wrong_by):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (3000, 5))
-    odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    target = np.array([rng.choice(5, p=row) for row in odds])
+    target = drawn(logits, rng)
     t = calibrate.fit_temperature((logits * wrong_by).astype(np.float32), target)
     assert t == pytest.approx(wrong_by, rel=0.1)
     assert all(nll(logits * wrong_by, target, t) <= nll(logits * wrong_by, target, t * k) + 1e-9 for k in (0.8, 0.95, 1.05, 1.2))
@@ -38,95 +43,139 @@ def test_padding_and_empty_sets_do_not_disturb_it():
     assert 0.05 <= calibrate.fit_temperature(right, np.arange(3)) < 0.5 and calibrate.fit_temperature(right, np.array([1, 2, 0])) > 19
 
 
+# region per species
+
+
+def tree_of(*sizes: int) -> ClassTree:
+    return ClassTree(tuple(f"p{i}" for i in range(len(sizes))), tuple(tuple(f"d{j}" for j in range(n)) for n in sizes))
+
+
+def pictures(tree: ClassTree, counts: list[int], true_t: list[float], seed: int = 0):
+    """Species logits, padded disease logits of the true species and leaves, where species s needs temperature true_t[s]."""
+    rng, sizes = np.random.default_rng(seed), np.diff(tree.offsets)
+    species = np.repeat(np.arange(len(counts)), counts)
+    logits = np.where(np.arange(sizes.max()) < sizes[species][:, None], rng.normal(0, 2.5, (len(species), sizes.max())), PADDING)
+    leaf = tree.offsets[species] + drawn(logits, rng)
+    logits = np.where(logits > PADDING, logits * np.array(true_t)[species][:, None], PADDING)
+    return rng.normal(0, 1, (len(species), len(counts))) + 3 * np.eye(len(counts))[species], logits, leaf
+
+
+def test_species_that_differ_get_their_own_and_those_with_few_pictures_the_global_one():
+    tree, true_t = tree_of(4, 4, 4, 4, 4, 1), [0.5, 0.5, 2.0, 2.0, 2.0, 1.0]
+    species_logits, logits, leaf = pictures(tree, [400, 400, 400, 400, 3, 50], true_t)
+    got = calibrate.fit_temperatures(species_logits, logits, leaf, tree)
+    assert got.spread > 0.2
+    np.testing.assert_allclose(got.disease[:4], true_t[:4], rtol=0.2)
+    pull = np.abs(np.log(got.disease / got.disease_global))
+    assert pull[4] < 0.6 * pull[:4].min(), "three pictures move little"
+    assert got.disease[5] == got.disease_global, "a species with one disease has nothing to fit"
+    assert got.species == pytest.approx(calibrate.fit_temperature(species_logits, tree.leaf_species[leaf]))
+
+
+def test_the_shrinkage_helps_pictures_that_were_not_fitted():
+    tree, rng = tree_of(*[4] * 20), np.random.default_rng(3)
+    gain = []
+    for seed in range(4):
+        true_t = np.exp(rng.normal(0, 0.3, 20)).tolist()
+        fit, fresh = (pictures(tree, [n] * 20, true_t, 2 * seed + k) for k, n in enumerate((25, 200)))
+        got = calibrate.fit_temperatures(*fit, tree)
+        species, truth = tree.leaf_species[fresh[2]], fresh[2] - tree.offsets[tree.leaf_species[fresh[2]]]
+        own = [calibrate.fit_temperature(fit[1][tree.leaf_species[fit[2]] == s], fit[2][tree.leaf_species[fit[2]] == s] % 4)
+               for s in range(20)]
+        losses = [nll(fresh[1] / np.asarray(t)[species][:, None], truth, 1.0) for t in (got.disease, own, [got.disease_global] * 20)]
+        gain.append([losses[1] - losses[0], losses[2] - losses[0]])
+    assert (np.mean(gain, 0) > 0).all(), "better than each species alone, and than all alike"
+
+
+def test_species_that_do_not_differ_get_one_temperature():
+    tree = tree_of(*[3] * 6)
+    got = [calibrate.fit_temperatures(*pictures(tree, [60] * 6, [1.5] * 6, seed), tree) for seed in range(6)]
+    assert sum(t.spread == 0 and (t.disease == t.disease_global).all() for t in got) >= 3
+    assert all(np.ptp(np.log(t.disease)) < 0.35 for t in got)
+
+
+def test_nothing_to_fit_changes_nothing():
+    got = calibrate.fit_temperatures(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0, int), tree_of(3, 2))
+    assert got.species == 1.0 and got.disease.tolist() == [1.0, 1.0] and got.spread == 0
+    one_level = tree_of(1, 1)
+    got = calibrate.fit_temperatures(np.eye(2), np.zeros((2, 1)), np.array([0, 1]), one_level)
+    assert got.disease.tolist() == [1.0, 1.0] and got.species < 0.1
+    assert got.to_json() == {"species": got.species, "disease": [1.0, 1.0], "disease_global": 1.0, "spread": 0.0}
+
+
+def joint_of(tree: ClassTree, n: int, seed: int, t: Temperatures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    species, leaves = rng.normal(0, 2, (n, tree.num_species)), rng.normal(0, 2, (n, tree.num_leaves))
+    a = np.exp(species / t.species)
+    b = np.exp(leaves / t.disease[tree.leaf_species])
+    b /= np.add.reduceat(b, tree.offsets[:-1], axis=1)[:, tree.leaf_species]
+    return (a / a.sum(1, keepdims=True))[:, tree.leaf_species] * b, species, leaves
+
+
+def test_answers_give_their_logits_back_and_move_between_temperatures():
+    tree = tree_of(3, 1, 5)
+    old, new = Temperatures(0.5, np.array([0.4, 1.0, 3.0])), Temperatures(1.7, np.array([0.9, 0.5, 0.8]))
+    there, species, leaves = joint_of(tree, 40, 1, old)
+    np.testing.assert_allclose(calibrate.retemper(there.astype(np.float32), tree, old, new), joint_of(tree, 40, 1, new)[0], atol=2e-6)
+    leaf = np.arange(40) % tree.num_leaves
+    got_species, got_disease = calibrate.logits_of(there, leaf, tree, old)
+    np.testing.assert_allclose(got_species - got_species[:, :1], species - species[:, :1], atol=1e-6)
+    for i, s in enumerate(tree.leaf_species[leaf]):
+        mine = leaves[i, tree.offsets[s]:tree.offsets[s + 1]]
+        np.testing.assert_allclose(got_disease[i, :len(mine)] - got_disease[i, 0], mine - mine[0], atol=1e-6)
+        assert (got_disease[i, len(mine):] < -1000).all()
+    sure = np.zeros((1, 9), np.float32)
+    sure[0, 0] = 1.0
+    moved = calibrate.retemper(sure, tree, old, new)
+    assert np.isfinite(moved).all() and moved.sum() == pytest.approx(1.0) and moved.argmax() == 0
+
+
+# endregion
+
+# region calibration error
+
+
 def test_calibration_error_against_bins_by_hand():
     confidence, right = np.linspace(0.1, 1.0, 30), np.arange(30) % 2 == 0
     order = np.argsort(confidence)
     want = sum(abs(confidence[order[i : i + 2]].mean() - right[order[i : i + 2]].mean()) * 2 for i in range(0, 30, 2)) / 30
     assert calibrate.calibration_error(confidence, right) == pytest.approx(want)
-    rng = np.random.default_rng(0)
-    sure = rng.uniform(0.2, 1, 20000)
-    assert calibrate.calibration_error(sure, rng.random(20000) < sure) < 0.02
+    assert calibrate.calibration(confidence, right)["counted"] == pytest.approx(want)
     assert calibrate.calibration_error(np.full(100, 0.9), np.zeros(100, bool)) == pytest.approx(0.9)
 
 
-def plants_and_strangers(seed: int, n: int = 400):
+def calibrated_answers(n: int, sharper: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Confidences like those of a good model, answers that come true as those of the sharper one, and the true error."""
     rng = np.random.default_rng(seed)
-    plants = {"gen": rng.normal(0, 1, n), "mahalanobis_species": rng.normal(5, 1, n), "mahalanobis_leaf": rng.normal(5, 1, n)}
-    strange = {"gen": rng.normal(1, 1, n), "mahalanobis_species": rng.normal(10, 1, n), "mahalanobis_leaf": rng.normal(8, 1, n)}
-    return plants, strange
+    odds = rng.gamma(2.0, 2.0, n)
+    confidence, true = 1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(-odds * sharper))
+    return confidence, rng.random(n) < true, float(np.abs(confidence - true).mean())
 
 
-def test_the_best_score_is_chosen_and_keeps_both_promises():
-    plants, strange = plants_and_strangers(0)
-    got = calibrate.fit_rejection(plants, strange)
-    assert got["score"] == "mahalanobis_species"
-    assert got["val"]["plants_lost"] <= 0.01 and got["val"]["strangers_rejected"] >= 0.98
-    assert got["val"]["auroc"] == {name: auroc(plants[name], strange[name]) for name in plants}
-    assert len(got["quantiles"]) == 101 and got["quantiles"] == sorted(got["quantiles"])
-    assert got["quantiles"][50] == pytest.approx(np.median(plants["mahalanobis_species"]))
-    fresh_plants, fresh_strange = plants_and_strangers(1)
-    test = calibrate.judge_rejection(got, fresh_plants, fresh_strange)
-    assert test["plants_lost"] < 0.02 and test["rejected"] > 0.95 and test["n_plants"] == test["n_strangers"] == 400
+@pytest.mark.parametrize("sharper", [1.0, 0.6, 0.3])
+def test_the_estimate_is_closer_to_the_truth_than_the_count_and_its_interval_holds_it(sharper):
+    rows = [(calibrate.calibration(*calibrated_answers(600, sharper, seed)[:2], draws=300), calibrated_answers(600, sharper, seed)[2])
+            for seed in range(60)]
+    counted, error = (np.mean([figures[key] - true for figures, true in rows]) for key in ("counted", "error"))
+    assert -0.006 < error < counted and counted > 0
+    assert sum(f["low"] <= true <= f["high"] for f, true in rows) >= 50
+    if sharper == 1.0:
+        assert np.mean([f["counted"] for f, _ in rows]) == pytest.approx(np.mean([f["by_chance"] for f, _ in rows]), rel=0.15)
+        assert error < 0.75 * counted
 
 
-def test_without_strangers_the_threshold_follows_the_tail():
-    plants, _ = plants_and_strangers(2, 400)
-    got = calibrate.fit_rejection(plants, None)
-    assert got["score"] == list(plants)[-1] and "strangers_rejected" not in got["val"]
-    assert got["threshold"] == calibrate.tail_quantile(plants[got["score"]], 0.007)
+def test_figures_of_a_split_by_hand():
+    tree = tree_of(2, 1)
+    probabilities = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.5, 0.1, 0.4]])
+    leaf, sizes = np.array([0, 0, 2, 2]), np.array([100, 100, 20])
+    got = calibrate.calibration_figures(probabilities, leaf, tree, sizes)
+    assert got["all"]["nll"] == pytest.approx(-np.log([0.6, 0.2, 0.8, 0.4]).mean()) and got["all"]["accuracy"] == 0.5
+    assert got["species"]["nll"] == pytest.approx(-np.log([0.9, 0.9, 0.8, 0.4]).mean()) and got["species"]["accuracy"] == 0.75
+    assert got["tail"]["n"] == 2 and got["tail"]["nll"] == pytest.approx(-np.log([0.8, 0.4]).mean())
+    empty = calibrate.calibration_figures(probabilities, leaf, tree, np.full(3, 100))["tail"]
+    assert empty["n"] == 0 and np.isnan(empty["error"]) and np.isnan(empty["nll"])
+    lines = "\n".join(calibrate.report_lines(got, got | {"tail": empty}, Temperatures(0.5, np.array([0.7, 0.9]), 0.8, 0.2), tree.species))
+    assert "nan" not in lines and "0.700 (p0) to 0.900 (p1)" in lines and lines.count("leaf answer, tail") == 1
 
 
-@pytest.mark.parametrize("draw", ["exponential", "standard_normal", "gumbel"])
-def test_tail_quantile_loses_what_it_says_and_jumps_less_than_an_order_statistic(draw):
-    rng = np.random.default_rng(3)
-    fresh = getattr(rng, draw)(size=200_000)
-    samples = [getattr(rng, draw)(size=400) for _ in range(200)]
-    lost = [(fresh > calibrate.tail_quantile(s, 0.007)).mean() for s in samples]
-    counted = [(fresh > np.sort(s)[-3]).mean() for s in samples]  # 3 of 400 is 0.75 %
-    assert 0.002 < np.mean(lost) < 0.0095 and np.std(lost) < np.std(counted)
-    assert calibrate.tail_quantile(np.arange(49.0), 0.007) == 48.0, "too few for a fit: the largest"
-
-
-def test_judged_figures_by_hand():
-    fitted = {"score": "s", "threshold": 5.0}
-    plants, strange = {"s": np.array([1.0, 2, 3, 4, 6])}, {"s": np.array([4.5, 5.5, 7, 8])}
-    got = calibrate.judge_rejection(fitted, plants, strange)
-    assert got["plants_lost"] == pytest.approx(1 / 5) and got["rejected"] == pytest.approx(3 / 4)
-    assert got["precision"] == pytest.approx(3 / 4) and got["accepted_precision"] == pytest.approx(4 / 5)
-    assert got["rejected_at_1pct_plants_lost"] == pytest.approx(2 / 4), "no plant may be lost: above 6"
-    assert got["auroc"] == pytest.approx(auroc(plants["s"], strange["s"]))
-
-
-TREE = ClassTree(("a", "b"), (("x", "y"), ("x", "y")))
-
-
-def test_bars_reach_the_precision_and_are_the_lowest_that_do():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2.0, (2000, 4))
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    leaf = np.array([rng.choice(4, p=row) for row in probabilities])
-    bars = calibrate.fit_rollup(probabilities, leaf, TREE, 0.9)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == leaf
-    answered = confidence >= bars["leaf"]
-    assert 0.2 < answered.mean() < 0.9 and right[answered].mean() >= 0.9
-    for lower in confidence[confidence < bars["leaf"]]:
-        assert right[confidence >= lower].mean() < 0.9
-    species = probabilities.reshape(-1, 2, 2).sum(2)
-    rest = ~answered & (species.max(1) >= bars["species"])
-    assert rest.any() and (species.argmax(1) == leaf // 2)[rest].mean() >= 0.9
-
-
-def test_a_bar_among_equal_confidences_still_reaches_the_precision():
-    """Certain networks answer many pictures with exactly 1: all of them are answered at that bar, or none."""
-    probabilities = np.array([[1.0, 0, 0, 0]] * 10 + [[0.6, 0.2, 0.1, 0.1]] * 4)
-    leaf = np.array([0] * 7 + [2] * 3 + [0] * 4)  # 70 % of the certain ones are right
-    bars = calibrate.fit_rollup(probabilities, leaf, TREE, 0.95)
-    answered = probabilities.max(1) >= bars["leaf"]
-    assert not answered.any() or (leaf[answered] == 0).mean() >= 0.95
-
-
-def test_bars_at_the_ends():
-    right = np.eye(4)[[0, 1, 2, 3]] * 0.4 + 0.15
-    assert calibrate.fit_rollup(right, np.arange(4), TREE)["leaf"] == 0.0
-    wrong = calibrate.fit_rollup(right, np.array([2, 3, 0, 1]), TREE)
-    assert wrong["leaf"] == wrong["species"] == 2.0
+# endregion

@@ -8,25 +8,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.bars import Bar, Rejection, Rollup, rejection_from_json, rollups_from_json
 from common.decide import (
     ANSWERED,
+    NOT_A_PLANT,
     ROLLED_UP,
-    STRANGER,
+    UNKNOWN_SPECIES,
     UNSURE,
-    Rejection,
-    Rollup,
     decide,
     decide_batch,
     joint_leaf,
-    rejection_from_json,
-    rollup_from_json,
     routed_leaf,
     species_probabilities,
 )
 from common.taxonomy import ClassTree
 
 TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy")))
-REJECTION = Rejection("gen", 1, 2.0, tuple(np.linspace(0.0, 3.0, 101)))
+PERCENTILES = tuple(np.linspace(0.0, 3.0, 101))
+BAR = Bar("gen", (0.0, 1.0), 2.0, PERCENTILES)
+REJECTION = Rejection(BAR)
+ALL_BARS = Rejection(BAR, Bar("near", (1.0, 0.5), 10.0, PERCENTILES), Bar("leaf", (1.0, 0.0), 9.2, PERCENTILES),
+                     {"brightness": 0.2, "sharpness": 0.01, "short_side": 200.0})
 ROLLUP = Rollup(0.6, 0.7, 0.95)
 CALM = np.array([9.0, 0.5])  # the first score is another one and must not matter
 
@@ -87,7 +89,7 @@ def test_an_unsure_species_is_refused_but_the_best_guess_is_told():
 def test_a_stranger_is_refused_however_sure_the_model_is():
     answer = decide(np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.array([0.0, 2.5]), TREE, REJECTION, ROLLUP)
     assert answer.decision == "rejected" and answer.species is None
-    assert answer.rejection == {"rejected": True, "reason": "stranger", "message": answer.rejection["message"],
+    assert answer.rejection == {"rejected": True, "reason": "not_a_plant", "message": answer.rejection["message"], "photo": [],
                                 "score": "gen", "value": 2.5, "threshold": 2.0, "quantile": pytest.approx(2.5 / 3)}
     assert "plant" in answer.rejection["message"]
 
@@ -96,7 +98,7 @@ def test_the_threshold_itself_is_still_accepted_and_nan_is_not():
     probs = np.array([0.0, 0.0, 1.0, 0, 0, 0])
     assert decide(probs, np.array([0.0, 2.0]), TREE, REJECTION, ROLLUP).decision == "answered"
     lost = decide(probs, np.array([0.0, np.nan]), TREE, REJECTION, ROLLUP)
-    assert lost.rejection["reason"] == "stranger" and lost.rejection["value"] is None
+    assert lost.rejection["reason"] == "not_a_plant" and lost.rejection["value"] is None
     json.dumps(lost.to_dict(), allow_nan=False)
 
 
@@ -131,12 +133,14 @@ def test_a_flat_tree_answers_its_class_as_species_and_leaf():
 def test_the_batch_rule_agrees_with_the_single_one(mode):
     rng = np.random.default_rng(2)
     probs, ood = rng.dirichlet(np.full(6, 0.3), size=300), rng.uniform(0, 2.4, size=(300, 2))
-    batch = decide_batch(probs, ood, TREE, REJECTION, ROLLUP, mode=mode)
-    words = {ANSWERED: "answered", ROLLED_UP: "rolled_up", STRANGER: "rejected", UNSURE: "rejected"}
+    ood[:, 0] *= 4.5
+    batch = decide_batch(probs, ood, TREE, ALL_BARS, ROLLUP, mode=mode)
+    words = {ANSWERED: "answered", ROLLED_UP: "rolled_up", NOT_A_PLANT: "rejected", UNKNOWN_SPECIES: "rejected", UNSURE: "rejected"}
     assert set(batch.outcome.tolist()) == set(words)  # the sample meets every outcome
     for row in range(300):
-        single = decide(probs[row], ood[row], TREE, REJECTION, ROLLUP, mode=mode)
+        single = decide(probs[row], ood[row], TREE, ALL_BARS, ROLLUP, mode=mode)
         assert single.decision == words[int(batch.outcome[row])]
+        assert (single.rejection["reason"] == "unknown_disease") == (batch.outcome[row] == ROLLED_UP and batch.unknown_disease[row])
         if single.species:
             assert single.species == TREE.species[batch.species[row]]
         if single.disease:
@@ -144,10 +148,10 @@ def test_the_batch_rule_agrees_with_the_single_one(mode):
 
 
 def test_quantiles_interpolate_and_end_at_zero_and_one():
-    assert REJECTION.quantile(1.5) == pytest.approx(0.5)
-    assert REJECTION.quantile(-4) == 0.0 and REJECTION.quantile(3.0) == 1.0 and REJECTION.quantile(99) == 1.0
-    assert REJECTION.quantile(float("nan")) == 1.0
-    assert replace(REJECTION, quantiles=(1.0,) * 101).quantile(1.0) == 1.0
+    assert BAR.quantile(1.5) == pytest.approx(0.5)
+    assert BAR.quantile(-4) == 0.0 and BAR.quantile(3.0) == 1.0 and BAR.quantile(99) == 1.0
+    assert BAR.quantile(float("nan")) == 1.0
+    assert replace(BAR, quantiles=(1.0,) * 101).quantile(1.0) == 1.0
 
 
 def test_top_k_is_bounded_by_the_leaves():
@@ -159,21 +163,90 @@ def test_wrong_shapes_and_modes_are_refused():
         decide(np.ones(5) / 5, CALM, TREE, None, None)
     with pytest.raises(ValueError, match="unknown mode 'best'"):
         decide(np.ones(6) / 6, CALM, TREE, None, None, mode="best")
-    with pytest.raises(ValueError, match="column 1"):
+    with pytest.raises(ValueError, match="made of 2 scores, but there are 1"):
         decide(np.ones(6) / 6, np.zeros(1), TREE, REJECTION, None)
     with pytest.raises(ValueError, match="do not belong"):
         decide_batch(np.ones((2, 6)) / 6, np.zeros((3, 2)), TREE, None, None)
 
 
-def test_thresholds_are_read_from_json_and_nonsense_is_refused():
-    plain = {"score": "gen", "threshold": 1.5, "quantiles": list(range(101))}
-    assert rejection_from_json(plain, ["msp", "gen"]).column == 1
-    assert rejection_from_json(None, []) is None and rollup_from_json(None) is None
-    for wrong in ({"score": "other"}, {"threshold": float("nan")}, {"quantiles": [1, 2]},
-                  {"quantiles": list(range(101))[::-1]}):
+def test_a_plant_of_no_species_we_know_is_told_apart_from_no_plant():
+    sure = np.array([0.0, 0.0, 1.0, 0, 0, 0])
+    answer = decide(sure, np.array([9.1, 1.9]), TREE, ALL_BARS, ROLLUP)  # 9.1 + 1.9 / 2 lies above 10
+    assert (answer.decision, answer.species) == ("rejected", None) and answer.path == []
+    assert answer.rejection["reason"] == "unknown_species" and answer.rejection["score"] == "near"
+    assert answer.rejection["value"] == pytest.approx(10.05) and answer.rejection["threshold"] == 10.0
+    both = decide(sure, np.array([9.1, 2.1]), TREE, ALL_BARS, ROLLUP)
+    assert both.rejection["reason"] == "not_a_plant" and both.rejection["score"] == "gen"
+
+
+def test_a_disease_we_do_not_know_keeps_the_answer_at_the_species():
+    strange = np.array([9.4, 0.2])
+    answer = decide(np.array([0.0, 0.02, 0.98, 0, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
+    assert (answer.decision, answer.level, answer.species, answer.disease) == ("rolled_up", "species", "apple", None)
+    assert answer.rejection["rejected"] is False and answer.rejection["reason"] == "unknown_disease"
+    assert answer.rejection["score"] == "leaf" and "disease" not in answer.rejection["message"]
+    only = decide(np.array([0.0, 0.0, 0.0, 1.0, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
+    assert (only.decision, only.disease) == ("answered", "healthy"), "a species with one leaf has no bar for diseases"
+    unsure = decide(np.array([0.0, 0.3, 0.35, 0.35, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
+    assert unsure.rejection["reason"] == "unsure"
+    assert decide(np.array([0.0, 0.0, 1.0, 0, 0, 0]), strange, TREE, ALL_BARS, None).decision == "rolled_up"
+
+
+def test_a_poor_photo_explains_a_refusal_and_never_causes_one():
+    sure, torn = np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.full(6, 1 / 6)
+    poor = {"brightness": 0.0812, "sharpness": 0.5, "short_side": 96}
+    good = decide(sure, CALM, TREE, ALL_BARS, ROLLUP, photo=poor)
+    assert good.decision == "answered" and good.rejection["reason"] is None and good.rejection["photo"] == []
+    for ood in (CALM, np.array([0.0, 5.0])):
+        answer = decide(torn, ood, TREE, ALL_BARS, ROLLUP, photo=poor)
+        assert answer.decision == "rejected" and answer.rejection["reason"] == "small"
+        assert "96 pixels" in answer.rejection["message"] and "200" in answer.rejection["message"]
+        assert [(row["measure"], row["value"], row["limit"]) for row in answer.rejection["photo"]] == [
+            ("short_side", 96, 200), ("brightness", 0.0812, 0.2)]
+    dark = decide(torn, CALM, TREE, ALL_BARS, ROLLUP, photo={"brightness": 0.0812, "sharpness": 0.01, "short_side": 200})
+    assert dark.rejection["reason"] == "dark" and "8%" in dark.rejection["message"] and "20%" in dark.rejection["message"]
+    blurred = decide(torn, CALM, TREE, ALL_BARS, ROLLUP, photo={"sharpness": 0.0031})
+    assert blurred.rejection["reason"] == "blurred" and "0.0031" in blurred.rejection["message"]
+    rolled = decide(np.array([0.0, 0.5, 0.45, 0.05, 0.0, 0.0]), np.array([0.0, 0.0]), TREE, ALL_BARS, ROLLUP, photo=poor)
+    assert rolled.decision == "rolled_up" and rolled.rejection["reason"] is None and len(rolled.rejection["photo"]) == 2
+    assert decide(torn, CALM, TREE, REJECTION, ROLLUP, photo=poor).rejection["reason"] == "unsure", "no limits were fitted"
+    json.dumps(dark.to_dict(), allow_nan=False)
+
+
+def test_every_message_is_a_problem_and_then_advice():
+    """The page shows the first sentence as what is wrong and the others as what to do."""
+    answers = [decide(np.full(6, 1 / 6), CALM, TREE, ALL_BARS, ROLLUP, photo={name: 0.0}) for name in ALL_BARS.photo]
+    answers += [decide(np.eye(6)[2], np.array(ood), TREE, ALL_BARS, ROLLUP) for ood in ([0, 3.0], [9.1, 1.9], [9.4, 0.2])]
+    answers.append(decide(np.full(6, 1 / 6), CALM, TREE, None, ROLLUP))
+    reasons = [answer.rejection["reason"] for answer in answers]
+    assert reasons == ["dark", "blurred", "small", "not_a_plant", "unknown_species", "unknown_disease", "unsure"]
+    for answer in answers:
+        problem, *advice = answer.rejection["message"].split(". ")
+        assert len(problem) < 140 and advice and answer.rejection["message"].endswith(".")
+
+
+def test_bars_are_read_from_json_and_nonsense_is_refused():
+    plain = {"score": "gen+msp", "weights": {"gen": 2, "msp": 0.5}, "threshold": 1.5, "quantiles": list(range(101))}
+    got = rejection_from_json({**plain, "species": {**plain, "weights": {"msp": 1}}, "photo": {"brightness": 0.1}}, ["msp", "gen", "x"])
+    assert got.plant.weights == (0.5, 2.0, 0.0) and got.species.weights == (1.0, 0.0, 0.0) and got.disease is None
+    assert (got.score, got.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
+    assert got.plant.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], "what has no weight does not matter"
+    alone = rejection_from_json({"score": "gen", "threshold": 0.0, "quantiles": [0.0] * 101}, ["msp", "gen"])
+    assert alone.plant.weights == (0.0, 1.0) and alone.photo == {}
+    assert rejection_from_json(None, []) is None
+    for wrong in ({"weights": {"other": 1}}, {"threshold": float("nan")}, {"quantiles": [1, 2]}, {"weights": {"gen": float("inf")}},
+                  {"quantiles": list(range(101))[::-1]}, {"photo": {"smell": 1}}, {"photo": {"brightness": float("nan")}},
+                  {"species": {**plain, "quantiles": []}}):
         with pytest.raises(ValueError):
             rejection_from_json({**plain, **wrong}, ["msp", "gen"])
-    assert rollup_from_json({"leaf": 0.5, "species": 1.1}) == Rollup(0.5, 1.1, None)
+
+
+def test_rollups_are_read_by_precision_the_default_first():
+    plain = {"default": "0.95", "precisions": {"0.90": {"leaf": 0.5, "species": 0.4}, "0.95": {"leaf": 0.6, "species": 1.1}}}
+    got = rollups_from_json(plain)
+    assert list(got.items()) == [("0.95", Rollup(0.6, 1.1, 0.95)), ("0.90", Rollup(0.5, 0.4, 0.9))] and rollups_from_json(None) == {}
     for wrong in ({"leaf": -0.1, "species": 0.5}, {"leaf": float("nan"), "species": 0.5}):
         with pytest.raises(ValueError):
-            rollup_from_json(wrong)
+            rollups_from_json({**plain, "precisions": {"0.95": wrong}})
+    with pytest.raises(ValueError, match="'0.5' is not among 0.90, 0.95"):
+        rollups_from_json({**plain, "default": "0.5"})

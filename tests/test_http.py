@@ -59,7 +59,7 @@ def test_a_photo_is_answered_as_a_raw_body_and_as_a_form(client):
 
 def test_strangers_and_the_undecided(client):
     refused = client.post("/predict", content=tiny.picture(tiny.STRANGER)).json()
-    assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "stranger"
+    assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "not_a_plant"
     assert refused["rejection"]["quantile"] == 1.0 and refused["species"] is None
     rolled = client.post("/predict", content=tiny.picture(tiny.between(1, 2))).json()
     assert (rolled["decision"], rolled["species"], rolled["disease"]) == ("rolled_up", "apple", None)

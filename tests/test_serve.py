@@ -54,7 +54,7 @@ def test_predict_writes_a_row_per_file(exports, tmp_path, capsys):
     assert (rows["a.jpg"]["species"], rows["a.jpg"]["disease"], rows["a.jpg"]["error"]) == ("apple", "healthy", "")
     assert float(rows["a.jpg"]["leaf_probability"]) > 0.9
     assert (rows["b.PNG"]["decision"], rows["b.PNG"]["species"], rows["b.PNG"]["disease"]) == ("rolled_up", "apple", "")
-    assert (rows["c.png"]["decision"], rows["c.png"]["reason"]) == ("rejected", "stranger")
+    assert (rows["c.png"]["decision"], rows["c.png"]["reason"]) == ("rejected", "not_a_plant")
     assert rows["c.png"]["best_guess"]
     assert (rows["d.jpg"]["decision"], rows["d.jpg"]["reason"]) == ("error", "text") and rows["d.jpg"]["error"]
     assert [path.name for path in output.parent.iterdir()] == ["out.csv"]

@@ -1,0 +1,79 @@
+"""Poor photos: what a dark, blurred, cropped or compressed copy of a picture looks like, and when a photo is too poor. No torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from PIL import Image
+
+SHIFTS = ("dark", "blur", "crop", "compression")
+FAILED = 0.01  # share of val photos below each limit of brightness, sharpness and size
+
+
+def shifted(pictures: np.ndarray, kind: str, first: int = 0) -> np.ndarray:
+    """Make a poor photo of each picture: a third of the light, out of focus, a crop off the middle, or a strong JPEG.
+
+    Args:
+        pictures: uint8 (N, size, size, 3), RGB.
+        kind: one of `SHIFTS`.
+        first: number of the first picture in its split; where a crop lies follows from it, so that batches do not matter.
+
+    Returns:
+        uint8 (N, size, size, 3).
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if kind not in SHIFTS:
+        raise ValueError(f"unknown shift '{kind}': choose one of {', '.join(SHIFTS)}")
+    return np.stack([_shift(picture, kind, first + i) for i, picture in enumerate(pictures)])
+
+
+def _shift(rgb: np.ndarray, kind: str, number: int) -> np.ndarray:
+    size = rgb.shape[0]
+    if kind == "dark":
+        return np.rint(rgb * np.float32(0.35)).astype(np.uint8)
+    if kind == "blur":
+        return cv2.GaussianBlur(rgb, (0, 0), size / 80)
+    if kind == "crop":
+        side = max(1, round(0.6 * size))
+        far = size - side
+        y, x = ((0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2))[number % 5]
+        return cv2.resize(np.ascontiguousarray(rgb[y : y + side, x : x + side]), (size, size), interpolation=cv2.INTER_LINEAR)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=10)
+    return np.array(Image.open(buffer))
+
+
+def photo_quality(pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """Measure light and focus at model size.
+
+    Args:
+        pictures: uint8 (N, size, size, 3), RGB.
+
+    Returns:
+        brightness: float64 (N,), mean grey, 0..1; sharpness: float64 (N,), variance of the Laplacian over the variance of
+        the grey values (Pech-Pacheco et al. 2000, made independent of contrast).
+    """
+    brightness, sharpness = np.empty(len(pictures)), np.empty(len(pictures))
+    for i, rgb in enumerate(pictures):
+        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        brightness[i] = grey.mean() / 255
+        sharpness[i] = cv2.Laplacian(grey, cv2.CV_32F).var() / (grey.var() + 1)  # + 1 grey level: a blank picture is not sharp
+    return {"brightness": brightness, "sharpness": sharpness}
+
+
+def fit_photo(quality: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Find the limits below which a photo counts as poor: the value that `FAILED` of val photos lie below.
+
+    Args:
+        quality: {measure: float (N,)} of val plants: `photo_quality`, and `short_side`, px as the photo came.
+
+    Returns:
+        {measure: limit}; half the smallest value where there are fewer than 100 photos.
+    """
+    return {name: float(np.quantile(values, FAILED) if len(values) >= 1 / FAILED else values.min() / 2)
+            for name, values in quality.items() if len(values)}

@@ -1,0 +1,100 @@
+"""Whether the promise of the bars holds on real answers, temperatures fitted on the same pictures, and what it costs in coverage.
+
+  python tests/benchmarks/climbing.py --model exports/model.onnx --data data/organized
+
+Takes all held-out pictures (val and test) of an exported model. First they are the world: val splits of several sizes are drawn
+from them with replacement, temperatures and bars fitted, and the promise checked on all of them, which is then the truth. Then they
+are cut in two again and again, class by class; temperatures and bars are fitted on one half and judged on the other, as 03 does it.
+A model's baked temperatures do not matter: all is fitted anew from its answers. A few minutes for 1,000 pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common import calibrate, climb  # noqa: E402
+from common.console import table  # noqa: E402
+from common.taxonomy import ClassTree  # noqa: E402
+
+PRECISIONS = (0.90, 0.95, 0.97, 0.99)
+
+
+def fit(probabilities: np.ndarray, leaf: np.ndarray, chosen: np.ndarray, tree: ClassTree) -> tuple[np.ndarray, dict]:
+    """Fit temperatures and bars on the chosen pictures; all probabilities at these temperatures, and the bars."""
+    mine, one = probabilities[chosen], calibrate.Temperatures.none(tree)
+    fitted = calibrate.fit_temperatures(*calibrate.logits_of(mine, leaf[chosen], tree), leaf[chosen], tree)
+    moved = calibrate.retemper(probabilities, tree, one, fitted)
+    return moved, climb.fit(moved[chosen], leaf[chosen], tree, precisions=PRECISIONS)["precisions"]
+
+
+def broken(entry: dict, figures: dict) -> bool:
+    """Whether a promise does not hold: of all answers, or of those that name a leaf where the bars were fitted for them."""
+    names = ("precision", "leaf_precision") if entry["answers"] == "leaf" else ("precision",)
+    return any(figures[name] is not None and figures[name] < entry["holds"] for name in names)
+
+
+def row(label: str, name: str, seen: list[tuple[dict, dict]]) -> tuple[str, ...]:
+    """One line: how often promised, how often broken, and means of what was seen where it was promised."""
+    kept = [(entry, figures) for entry, figures in seen if entry["promised"]]
+    with_leaves = [figures for entry, figures in kept if entry["answers"] == "leaf"]
+    mean = {key: np.mean([f[key] for _, f in kept if f[key] is not None]) if kept else float("nan") for key in ("coverage", "precision")}
+    leaves = np.mean([f["leaf_coverage"] for f in with_leaves]) if with_leaves else float("nan")
+    shares = [len(with_leaves) / len(seen), (len(kept) - len(with_leaves)) / len(seen)]
+    return (label, name, *(f"{share:.0%}" for share in shares), f"{sum(broken(*pair) for pair in seen) / len(seen):.1%}",
+            f"{mean['precision']:.2%}", f"{mean['coverage']:.1%}", f"{leaves:.1%}")
+
+
+def resample(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, sizes: tuple[int, ...], draws: int, seed: int = 0) -> str:
+    """Both experiments as a table."""
+    rng, rows, errors = np.random.default_rng(seed), [], []
+    for n in (*sizes, 0):
+        seen: dict[str, list[tuple[dict, dict]]] = {climb.name_of(p): [] for p in PRECISIONS}
+        for _ in range(draws):
+            if n:
+                chosen, rest = rng.integers(0, len(leaf), n), np.arange(len(leaf))
+            else:
+                order = np.lexsort((rng.random(len(leaf)), leaf))
+                halves = np.arange(len(leaf)) % 2 == rng.integers(2)
+                chosen, rest = order[halves], order[~halves]
+            moved, entries = fit(probabilities, leaf, chosen, tree)
+            for name, entry in entries.items():
+                seen[name].append((entry, climb.judge(entry, moved[rest], leaf[rest], tree)))
+            if not n:
+                figures = calibrate.calibration_figures(moved[rest], leaf[rest], tree, np.zeros(tree.num_leaves))["all"]
+                errors.append([figures[key] for key in ("error", "counted", "by_chance", "nll")])
+        label = f"{n:,} drawn, all are the truth" if n else "halves, judged on the other"
+        rows += [row(label, name, pairs) for name, pairs in seen.items()]
+    words = ("val", "wanted", "promised with leaves", "species only", "broken", "right", "answered", "leaf answered")
+    error = "calibration error {:.2%} (counted {:.2%}, by chance {:.2%}), NLL {:.3f}".format(*np.mean(errors, axis=0))
+    return f"{table(rows, words)}\n\nhalves, mean of {draws}: {error}"
+
+
+def main() -> None:
+    """Answer all held-out pictures with a model, and resample them."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags.add_argument("--model", type=Path, required=True)
+    flags.add_argument("--data", type=Path, required=True)
+    flags.add_argument("--sizes", type=int, nargs="+", default=[300, 600, 2000])
+    flags.add_argument("--draws", type=int, default=100)
+    args = flags.parse_args()
+
+    from common.bundle import open_session
+    from common.dataset import EvalViews, load_organized, make_loader
+
+    data, session = load_organized(args.data), open_session(args.model)
+    size, parts = session.get_inputs()[0].shape[1], []
+    for split in ("val", "test"):
+        for pictures, leaf in make_loader(EvalViews(data.splits[split], size), 0, batch_size=32):
+            parts.append((session.run(["probabilities"], {"images": pictures.numpy()})[0], leaf.numpy()))
+    probabilities, leaf = (np.concatenate(column) for column in zip(*parts, strict=True))
+    print(resample(probabilities, leaf, data.tree, tuple(args.sizes), args.draws))
+
+
+if __name__ == "__main__":
+    main()
