@@ -38,7 +38,7 @@ from common.export_report import compose_report, draw, report_table, report_text
 from common.files import file_sha256, write_text
 from common.gate import Side, Speed, judge_gate
 from common.graph import FeatureSpace, Learned, ServingGraph, cross_fitted, export_onnx, look
-from common.measure import Run, check_batches, check_limits, measure_ms, run_over, session_run
+from common.measure import LimitError, Run, check_batches, check_limits, measure_ms, run_over, session_run
 from common.model import SwinHierarchical
 from common.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits, stranger_scores
 from common.pictures import BATCH, Pictures, known_strangers, spread
@@ -219,6 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             formats.write_triton(args.triton, partial / result["bundle"]["default_model"], result["bundle"])
         shutil.rmtree(args.output, ignore_errors=True)
         os.replace(partial, args.output)
+    except (LimitError, formats.FormatError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        fail(f"{error} Nothing was written.")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -14,8 +14,9 @@ bash run_all.sh test [PYTEST ARGS]     the tests
                       default: demo for the demo, else hierarchical with a GPU, two_core without)
   --weights WHAT      auto, imagenet, none or a file of backbone weights (default: auto; none for the demo)
   --not-plants DIR    pictures that show no plant, to fit and test the rejection
-  --no-browser        train and export no light model for the browser; --light-weights WHAT gives its initial weights (default: auto;
-                      none for the demo)
+  --no-browser        train and export no light model for the browser
+  --light-weights X   initial weights of the light model: auto, imagenet, none or a file (default: auto; for the demo, whose
+                      light model is a shortened copy, those of the large one)
   --organize "FLAGS"  further flags for 01_reorganize.py, --train "FLAGS" for 02a and 02b, --export "FLAGS" for 03
                       (write paths among them in full)
   --fresh             make everything anew, where the photos or the settings have changed
@@ -83,7 +84,6 @@ done
 if [ ${#sources[@]} -eq 0 ]; then
   inputs=(--demo) recipe=${recipe:-demo}
   [ -n "$weights" ] || { [ "$recipe" = demo ] && weights=none || weights=auto; }
-  [ -n "$light_weights" ] || { [ "$recipe" = demo ] && light_weights=none || light_weights=auto; }
 else
   inputs=("${sources[@]}") weights=${weights:-auto}
   if [ -z "$recipe" ]; then
@@ -93,7 +93,6 @@ else
     fi
   fi
 fi
-light_weights=${light_weights:-auto}
 case "$recipe" in demo|two_core) light=light_$recipe ;; *) light=light ;; esac
 [ -z "$not_plants" ] || inputs+=(--not-plants "$not_plants")
 times="" started=$(date +%s)
@@ -134,7 +133,7 @@ best() {  # best CHECKPOINTS: the checkpoint to export, of the last stage that h
   browser_flags=()
   if [ -n "$browser" ]; then  # a small model learns from the large one's answers
     stage light_species python 02a_train_species.py --data "$data" --checkpoints "$checkpoints/light" --recipe "$light" \
-      --weights "$light_weights" --teacher "$(best "$checkpoints")" $fresh
+      --weights "${light_weights:-$([ "$light" = light_demo ] && best "$checkpoints" || echo auto)}" --teacher "$(best "$checkpoints")" $fresh
     stage light_disease python 02b_train_disease.py --data "$data" --checkpoints "$checkpoints/light" --teacher "$(best "$checkpoints")" $fresh
     browser_flags=(--browser "$(best "$checkpoints/light")")
   fi

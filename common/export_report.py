@@ -93,7 +93,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
               ("decision", "leaf right", "species right", "macro F1")), "", "## Checks", "",
         table([(name, f"{m['max_probability_difference']:.2e}", f"{m['batch_difference']:.2e}", f"{m['species_top1']:.4f}",
                 f"{m['cascade_top1']:.4f}", f"{m['macro_f1']:.4f}", f"{m['ms_p50']:.1f}") for name, m in report["models"].items()],
-              ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1", "ms, 1 thread")), ""]
+              ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1", "ms")), ""]
     if report["browser"]:
         lines += ["## The light model", "", *light.report_lines(report["browser"]), "", "![deferral](deferral.png)", ""]
     return "\n".join(lines)

@@ -110,8 +110,9 @@ def answer_photo(predictor: Predictor, source: bytes | Path, *, mode: str = "joi
     outputs = predictor.run(photo.pixels[None])
     done = time.perf_counter()
     measured = {name: float(values[0]) for name, values in photo_quality(photo.pixels[None]).items()}
+    measured["short_side"] = min(photo.width, photo.height)
     answer = decide(outputs.probabilities[0], outputs.ood[0], predictor.bundle.tree, predictor.card.rejection,
-                    predictor.card.rollup, mode=mode, top_k=top_k, photo={**measured, "short_side": min(photo.width, photo.height)}).to_dict()
+                    predictor.card.rollup, mode=mode, top_k=top_k, photo=measured).to_dict()
     answer["model"] = {"file": predictor.card.file, "version": predictor.bundle.version}
     answer["image"] = {"width": photo.width, "height": photo.height}
     if heatmap:

@@ -216,7 +216,7 @@ LIGHT: dict[str, tuple[Any, ...]] = {
     "species_final_epochs":         (ours(0),                ours(0),                 ours(0)),
     "disease_heads_epochs":         (ours(0),                ours(0),                 ours(0)),
     "disease_boost_epochs":         (ours(0),                ours(0),                 ours(0)),
-    "joint_epochs":                 (ours(27),                ours(11),                ours(8)),
+    "joint_epochs":                 (ours(27),                ours(11),                ours(6)),
     "joint_lr":                     (ours(1e-3),              ours(1e-3),              ours(1e-3)),
     "joint_lr_end":                 (ours(1e-6),             ours(1e-6),              ours(1e-5)),
     "loss":                         (ours("cross_entropy"),  ours("cross_entropy"),   ours("cross_entropy")),

@@ -13,10 +13,12 @@ import pytest
 import tiny_data
 import torch
 from conftest import run
+from PIL import Image
 
 from common import bundle, checkpoint
+from common.browser import LightModel
 from common.dataset import EvalViews, load_organized
-from common.graph import SCORES
+from common.graph import LEARNED, SCORES
 from common.measure import measure_ms, run_over, session_run
 
 KEYS = {"data": {"species", "classes", "train", "val", "test"},
@@ -181,3 +183,31 @@ def test_a_flat_set_without_strangers_is_exported_from_its_species_run(tmp_path)
     report = report_of(tmp_path / "exports")
     assert report["ood"] == {} and report["data"]["species"] == report["data"]["classes"] == 7
     assert report["test"]["cascade_top1"] == report["test"]["species_top1"]
+
+
+def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, tmp_path):
+    best = checkpoint.find_best(exported.checkpoints / "hierarchical_full")
+    things = tiny_data.make_strangers(tmp_path / "things", count=24)
+    (tmp_path / "weeds").mkdir()
+    for number in range(6):
+        Image.fromarray(tiny_data.draw("corn", "scab", 100 + number)[::-1, ::-1] // 2).save(tmp_path / "weeds" / f"{number}.png")
+    assert run("03_export", *exported.flags[:4], "--output", tmp_path / "e", "--workers", 0, "--ood", f"toys={things}", "--unknown-plants",
+               tmp_path / "weeds", "--browser", best, "--triton", tmp_path / "triton", "--max-size-mb", 50) == 0
+    report = report_of(tmp_path / "e")
+    assert {"not_plants", "toys", "weeds"} == set(report["ood"]["kinds"])
+    assert bundle.read_bundle(tmp_path / "e").scores == (*SCORES, LEARNED)
+    light = LightModel(tmp_path / "e" / "browser")
+    split = load_organized(exported.data).splits["test"]
+    views = EvalViews(split, 32)
+    answers = [light.answer(views[i][0].numpy()) for i in range(len(split))]
+    right = np.mean([answer.leaf == leaf for answer, leaf in zip(answers, split.leaf, strict=True)])
+    assert report["browser"]["deferral"]["test"]["browser"] == pytest.approx(right)
+    assert (tmp_path / "e" / "deferral.png").is_file() and "The light model" in (tmp_path / "e" / "report.md").read_text()
+    assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file() and (tmp_path / "triton" / "foliar" / "config.pbtxt").is_file()
+
+
+def test_a_model_beyond_the_limits_is_an_error(exported, tmp_path, refused):
+    flags = [*exported.flags[:4], "--output", tmp_path / "e", "--workers", 0]
+    refused("MB", run, "03_export", *flags, "--max-size-mb", 0.001)
+    refused("there is no folder", run, "03_export", *flags, "--ood", tmp_path / "nowhere")
+    assert not (tmp_path / "e").exists()

@@ -69,10 +69,9 @@ def camera_trap(given: Path, store: Path, args: argparse.Namespace) -> list[obje
 
 def coffee(given: Path, store: Path, args: argparse.Namespace) -> list[object]:
     """Flags of 01 for a CSV of ids and numbers: a names file says what each number stands for."""
-    write_rows(store / "coffee_names.csv", ("name", "species", "disease"),
-               [(number, "coffee", stress) for number, stress in enumerate(STRESSES)])
-    return [given, "--labels", given / "labels.csv", "--columns", "file=id", "label=predominant_stress", "--names",
-            store / "coffee_names.csv"]
+    names = store / "coffee_names.csv"
+    write_rows(names, ("name", "species", "disease"), [(number, "coffee", stress) for number, stress in enumerate(STRESSES)])
+    return [given, "--labels", given / "labels.csv", "--columns", "file=id", "label=predominant_stress", "--names", names]
 
 
 def plants(given: Path, store: Path, args: argparse.Namespace) -> list[object]:
@@ -288,8 +287,9 @@ def main() -> int:
                 rows.append(row)
                 say(" | ".join(row))
     start = "random weights" if args.weights == "none" else f"weights of {Path(args.weights).name}"
-    say("", f"every column with {args.backbone} from {start}, {args.image_size} px, batch {args.batch_size}, {args.passes} image "
-        f"passes or an epoch of each phase, seed 0, torch {torch.__version__}, {torch.get_num_threads()} threads; accuracy: test pictures whose class is right",
+    say("", f"every column with {args.backbone} from {start}, {args.image_size} px, batch {args.batch_size}, {args.passes} image passes "
+        f"or an epoch of each phase, seed 0, torch {torch.__version__}, {torch.get_num_threads()} threads; accuracy: test pictures whose "
+        "class is right",
         table(rows, ("column", "data", "classes", "train + val + test", "phases: epochs, rate of the heads, backbone", "test accuracy",
                      "chance", "commonest class", "time", "wrong")))
     say("", f"{len(rows)} runs, {wrong} wrong")
