@@ -30,7 +30,7 @@ def test_a_flat_column_learns_all_leaves_of_hierarchical_data(organized, tmp_pat
     assert [row["phase"][:2] for row in rows] == ["A1", "A2", "A3"] and all(row["train_loss"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("name", ["hierarchical", "foliar", "two_core"])
+@pytest.mark.parametrize("name", ["hierarchical", "foliar", "two_core", "light"])
 def test_a_hierarchical_column_runs_both_stages(organized, tmp_path, capfd, name):
     where = ["--data", organized, "--checkpoints", tmp_path]
     assert run("02a_train_species", "--recipe", name, *where, *SMALL) == 0

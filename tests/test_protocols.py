@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 from common import engine, optim, recipes
@@ -87,8 +86,9 @@ def test_what_a_source_states_is_in_the_table_and_the_rest_is_marked(column):
 
 
 def test_columns_of_ours():
-    assert set(recipes.COLUMNS) == {*STATED, "two_core", "demo", "foliar", "camera_trap_plus"}
-    for column in ("two_core", "demo", "foliar", "camera_trap_plus"):
+    ours = ("two_core", "demo", "foliar", "camera_trap_plus", "light", "light_two_core", "light_demo")
+    assert set(recipes.COLUMNS) == {*STATED, *ours}
+    for column in ours:
         assert isinstance(cell(column, "source"), Ours), column
 
 
@@ -175,18 +175,23 @@ STAGES["demo"] = [
     _a1._replace(epochs=1), _a2._replace(epochs=8, head=(2e-3, 1e-4), backbone=(2e-3, 1e-4)),
     _a3._replace(epochs=1, head=(1e-4, 1e-4), backbone=(1e-5, 1e-5)), _b1._replace(epochs=1, head=(3e-3, 3e-3)),
     _b2._replace(epochs=1, head=(1e-3, 1e-3)), _b3._replace(epochs=15, head=(2e-3, 1e-5), backbone=(2e-3, 1e-5), losses=(1.0, 1.0))]
+for _column, _warm, _first, _last, _end in (("light", 1, 3, 27, 1e-6), ("light_two_core", 1, 1, 11, 1e-6), ("light_demo", 0, 1, 6, 1e-5)):
+    STAGES[_column] = [_a1._replace(epochs=_warm)][:_warm] + [  # diseases and species together nearly from the start
+        _a2._replace(epochs=_first, head=(1e-3, 1e-3), backbone=(1e-3, 1e-3)),
+        _b3._replace(epochs=_last, head=(1e-3, _end), backbone=(1e-3, _end), losses=(1.0, 1.0))]
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
 
 
 def network(recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch) -> SwinHierarchical:
     """The recipe's model with the backbone's true names and shapes, and no memory behind them."""
-    monkeypatch.setattr(model_module, "create_backbone", lambda name, size, pretrained, arguments: _meta(name, arguments))
+    build = model_module.create_backbone
+
+    def without_memory(name: str, size: int, pretrained: bool, arguments: dict[str, Any]) -> torch.nn.Module:
+        with torch.device("meta"):
+            return build(name, size, False, arguments)
+
+    monkeypatch.setattr(model_module, "create_backbone", without_memory)
     return SwinHierarchical(recipe.backbone, TREE, **model_settings(recipe))
-
-
-def _meta(name: str, arguments: dict[str, Any]) -> torch.nn.Module:
-    with torch.device("meta"):
-        return timm.create_model(name, num_classes=0, **arguments)
 
 
 def depth(name: str) -> int:

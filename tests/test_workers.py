@@ -29,7 +29,7 @@ def started_by(method: str) -> Iterator[None]:
     """Make `method` the system's way to start processes: fork on most of Linux, forkserver there from Python 3.14, spawn elsewhere."""
     before = multiprocessing.get_start_method(allow_none=True)
     if method == "forkserver":
-        multiprocessing.set_forkserver_preload(["common.dataset"])  # or each worker would take seconds to import torch
+        multiprocessing.set_forkserver_preload(["torch", "common.dataset"])  # or each worker would take seconds to import torch
     multiprocessing.set_start_method(method, force=True)
     try:
         yield

@@ -94,7 +94,8 @@ function rolledUp(answer) {
     nodes: [
       el("span", { class: "badge plain", text: "Plant only" }),
       el("h2", { class: "name", text: title(answer.species) }),
-      el("p", { class: "say soft", text: `I know the plant (${percent(species)}), but not well enough what it has.` }),
+      el("p", { class: "say soft", text: answer.rejection.message
+        || `I know the plant (${percent(species)}), but not well enough what it has.` }),
       nextStep("Take a closer photo of the marks themselves, in focus and even light, or of another leaf that shows them better."),
       el("h3", { text: "How I got there" }),
       bars([{ note: "Plant", name: title(answer.species), share: species }]),
@@ -106,8 +107,8 @@ function rolledUp(answer) {
 }
 
 function rejected(answer) {
-  const stranger = answer.rejection.reason === "stranger";
-  const heading = stranger ? "Not a plant I know" : "I cannot tell";
+  const stranger = ["not_a_plant", "unknown_species"].includes(answer.rejection.reason);
+  const heading = stranger ? "Not a plant I know" : answer.rejection.photo.length ? "The photo is too poor" : "I cannot tell";
   // the server's text is what is wrong, then what to do about it
   const [problem, ...rest] = answer.rejection.message.split(/(?<=\.) /);
   const guesses = bars(answer.alternatives.map((item) => ({ name: leafName(item), share: item.probability })), "thin");

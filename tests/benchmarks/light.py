@@ -83,7 +83,8 @@ def size(args: argparse.Namespace) -> None:
                                       np.ones(tree.num_species), bytes.fromhex(sha256[:8]))
     settings = json.dumps({"species": tree.species, "diseases": np.diff(tree.offsets).tolist(), "heads": {"offsets": offsets},
                            "deferral": {"species": np.random.default_rng(0).normal(0, 0.1, tree.num_species).round(6).tolist()}}).encode()
-    files = {"light.onnx": wire_bytes(data), "light.json": wire_bytes(settings), "heads.bin": wire_bytes(packed)}
+    files = {"light.onnx": wire_bytes(data), "light.json": wire_bytes(settings),
+             "heads.bin": {"raw": len(packed), "gzip": None, "brotli": None}}  # byte ranges travel as they are
     first = first_answer(files, np.diff(offsets), [])
     rows = [(name, *(f"{v:,}" if v else "-" for v in values.values())) for name, values in files.items()]
     rows += [("one head, mean", f"{first['head_bytes']:,}", "", ""), ("one head, largest", f"{first['head_bytes_most']:,}", "", ""),
