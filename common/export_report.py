@@ -95,7 +95,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
                 f"{m['cascade_top1']:.4f}", f"{m['macro_f1']:.4f}", f"{m['ms_p50']:.1f}") for name, m in report["models"].items()],
               ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1", "ms")), ""]
     if report["browser"]:
-        lines += ["## The light model", "", *light.report_lines(report["browser"]), "", "![deferral](deferral.png)", ""]
+        lines += [*light.report_lines(report["browser"]), "", "![deferral](deferral.png)", ""]
     return "\n".join(lines)
 
 

@@ -53,7 +53,12 @@ def test_run_all_shows_its_commands(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [line[2:] for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert [line.split()[1] for line in lines] == [
-        "01_reorganize.py", "02a_train_species.py", "02b_train_disease.py", "03_export.py", "04_serve.py"]
+        "01_reorganize.py", "02a_train_species.py", "02b_train_disease.py", "02a_train_species.py", "02b_train_disease.py", "03_export.py",
+        "04_serve.py"]
+    assert "--recipe light_two_core" in lines[3] and "--weights auto" in lines[3] and all("--teacher" in line for line in lines[3:5])
+    assert "checkpoints/light" in lines[4] and "--browser" in lines[5]
+    plain = command("bash", ROOT / "run_all.sh", raw, "--work", tmp_path / "work", "--no-browser", "--dry-run", cwd=tmp_path)
+    assert "light" not in plain.stdout and "--browser" not in plain.stdout
     assert "--near 4" in lines[0] and "--not-plants" in lines[0] and "--seed 3" in lines[1] and "--seed 3" in lines[2]
     assert "--recipe two_core" in lines[1] and "--recipe" not in lines[2]
     assert not list((tmp_path / "work").rglob("*")) if (tmp_path / "work").exists() else True

@@ -202,7 +202,7 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
     answers = [light.answer(views[i][0].numpy()) for i in range(len(split))]
     right = np.mean([answer.leaf == leaf for answer, leaf in zip(answers, split.leaf, strict=True)])
     assert report["browser"]["deferral"]["test"]["browser"] == pytest.approx(right)
-    assert (tmp_path / "e" / "deferral.png").is_file() and "The light model" in (tmp_path / "e" / "report.md").read_text()
+    assert (tmp_path / "e" / "deferral.png").is_file() and "The light model, for the browser" in (tmp_path / "e" / "report.md").read_text()
     assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file() and (tmp_path / "triton" / "foliar" / "config.pbtxt").is_file()
 
 

@@ -22,7 +22,7 @@ from common.taxonomy import slug  # noqa: E402
 
 
 def run(predictor: Predictor, files: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answer all files that can be read: probabilities (N, leaves), the score used for refusal (N,), leaves (N,)."""
+    """Answer all files that can be read: probabilities (N, leaves), scores of strangers (N, scores), leaves (N,)."""
     pictures, leaves = [], []
     for path, leaf in files:
         try:
@@ -32,7 +32,7 @@ def run(predictor: Predictor, files: list[tuple[Path, int]]) -> tuple[np.ndarray
             continue
     outputs = [predictor.run(np.stack(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
     return (np.concatenate([o.probabilities for o in outputs]),
-            np.concatenate([o.ood for o in outputs])[:, predictor.card.rejection.column], np.array(leaves))
+            np.concatenate([o.ood for o in outputs]), np.array(leaves))
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     made, truth, rows = make_demo(args.pictures, seed=args.seed), demo_truth(), []
     for name in Predictor(args.exports).bundle.models:
         predictor = Predictor(args.exports, name)
-        tree, threshold = predictor.bundle.tree, predictor.card.rejection.threshold
+        tree, bars = predictor.bundle.tree, predictor.card.rejection
         index = {tree.leaf(i): i for i in range(tree.num_leaves)}
         plants = [(path, index[tuple(map(slug, truth[folder.name]))]) for folder in sorted(Path(made["plants"]).iterdir())
                   for path in sorted(folder.iterdir())]
@@ -53,8 +53,8 @@ def main() -> None:
         strange = run(predictor, [(path, 0) for path in sorted(Path(made["not_plants"]).iterdir())])[1]
         m = summarise(judge(probabilities, leaf, tree), tree, np.bincount(leaf, minlength=tree.num_leaves))
         rows.append((name, m["n"], *(f"{m[k]:.4f}" for k in ("species_top1", "disease_top1", "cascade_top1", "macro_f1")),
-                     f"{(strange > threshold).mean():.4f} of {len(strange)}", f"{(known > threshold).mean():.4f}",
-                     f"{auroc(known, strange):.4f}"))
+                     *(f"{(bars.plant.exceeded(ood) | bars.species.exceeded(ood)).mean():.4f}" for ood in (strange, known)),
+                     f"{auroc(bars.plant.value(known), bars.plant.value(strange)):.4f}"))
     print(table(rows, ("model", "leaves", "species", "disease", "both", "macro F1", "strangers refused", "plants lost", "AUROC")))
 
 

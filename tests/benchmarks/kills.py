@@ -101,17 +101,17 @@ class Bench:
 
     def killed(self, script: str, kind: str, name: str) -> list[str]:
         """Kill one run at a moment of a kind, let the same command go on, compare."""
-        skip, moment = int(self.rng.integers(max(1, self.seen[script][kind]))), None
+        often, moment = self.seen[script][kind], None
         while moment is None:
-            checkpoints, left = self.folder(script, name), [skip]
+            checkpoints, skip, seen = self.folder(script, name), int(self.rng.integers(max(1, often))), Counter()
 
-            def wanted(moment: Moment, left: list[int] = left) -> bool:
-                left[0] -= moment.kind == kind
-                return left[0] < 0
+            def wanted(moment: Moment, skip: int = skip, seen: Counter[str] = seen) -> bool:
+                seen[moment.kind] += 1
+                return moment.kind == kind and seen[kind] > skip
 
             looked = self.start(script, checkpoints)
             moment = watch(looked, self.rng, self.args.pause, wanted)
-            skip //= 2  # it was found there less often than the run before: earlier, then
+            often = seen[kind]  # where it ended before, as the machine's speed is not what it was
         looked.kill()
         went = self.whole(script, checkpoints)
         return [script[:3], f"{moment.after:.2f} s", kind, moment.place, moment.half, went, self.compare(script, checkpoints)]
