@@ -62,9 +62,9 @@ def flowers(given: Path, store: Path, args: argparse.Namespace) -> list[object]:
 
 
 def camera_trap(given: Path, store: Path, args: argparse.Namespace) -> list[object]:
-    """Flags of 01 for labels in a CSV, with the station as group; classes of one or two pictures are left out."""
+    """Flags of 01 for labels in a CSV, split by station, a quarter to test as in the source; classes of one or two pictures stay out."""
     return [given, "--labels", given / "labels.csv", "--columns", "file=file", "label=label", "group=station", "--levels", 1,
-            "--small-classes", "drop"]
+            "--small-classes", "drop", "--test", 0.25]
 
 
 def coffee(given: Path, store: Path, args: argparse.Namespace) -> list[object]:
