@@ -151,7 +151,7 @@ class _Search:
     def _build(self, attempt: Attempt) -> None:
         chosen = [name for name in self.layers if name not in attempt.kept_float]
         attempt.layers = len(chosen)
-        made = self._quantized(chosen)
+        made = quantize.shrink_masks(self._quantized(chosen))
         onnx.checker.check_model(made)
         onnx.save(made, self.path)
 

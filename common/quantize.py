@@ -180,6 +180,27 @@ def correct_sum(graph: onnx.GraphProto, node: onnx.NodeProto, before: np.ndarray
     graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.name + "_bias"))
 
 
+def shrink_masks(model: onnx.ModelProto, smallest: int = SMALLEST) -> onnx.ModelProto:
+    """Store float constants of small whole numbers, such as the attention masks of a Swin, as int8 with a Cast: nothing is lost.
+
+    Args:
+        model: it is changed, and returned.
+        smallest: constants below this count stay float.
+    """
+    graph, nodes = model.graph, []
+    for tensor in list(graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < smallest:
+            continue
+        values, name = numpy_helper.to_array(tensor), tensor.name
+        if not (np.abs(values) <= 127).all() or (values != np.rint(values)).any():
+            continue
+        graph.initializer.remove(tensor)
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.int8), name + "_int8"))
+        nodes.append(helper.make_node("Cast", [name + "_int8"], [name], name=name + "_cast", to=TensorProto.FLOAT))
+    put(graph, [*nodes, *graph.node])
+    return model
+
+
 def grouped(node: onnx.NodeProto) -> bool:
     """Whether a convolution is in groups, as depthwise ones are."""
     return any(a.name == "group" and a.i > 1 for a in node.attribute)

@@ -279,3 +279,22 @@ def test_calibration_pictures_are_balanced():
 
 
 # endregion
+
+
+def test_whole_numbers_are_stored_as_int8_and_nothing_changes():
+    """A mask of 0 and -100 shrinks to a quarter; weights, and constants beyond int8, stay."""
+    rng = np.random.default_rng(0)
+    constants = {"mask": np.where(rng.random((16, 16, 3)) < 0.5, 0, -100).astype(np.float32), "far": np.full((16, 16, 3), 200, np.float32),
+                 "weights": rng.normal(size=(16, 16, 3)).astype(np.float32)}
+    nodes = [helper.make_node("Cast", ["images"], ["a"], to=TensorProto.FLOAT), helper.make_node("Add", ["a", "mask"], ["b"]),
+             helper.make_node("Add", ["b", "far"], ["c"]), helper.make_node("Mul", ["c", "weights"], ["d"])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 16, 16, 3])],
+                              [helper.make_tensor_value_info("d", TensorProto.FLOAT, ["N", 16, 16, 3])],
+                              [numpy_helper.from_array(values, name) for name, values in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    pictures = rng.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    before = answers(model, pictures)[0]
+    made = quantize.shrink_masks(model, smallest=100)
+    onnx.checker.check_model(made)
+    assert types_of(made) == {"mask_int8": TensorProto.INT8, "far": TensorProto.FLOAT, "weights": TensorProto.FLOAT}
+    assert np.array_equal(answers(made, pictures)[0], before)

@@ -93,7 +93,7 @@ def write_all(fp32: Path, calibration: list[np.ndarray]) -> dict[str, Path]:
     made |= {"INT8 weights": quantize.weights(onnx.load(fp32)), "FP16": half.to_fp16(onnx.load(fp32), calibration[:2])}
     for name, one in made.items():
         files[name] = fp32.with_name(name.replace(" ", "_") + ".onnx")
-        onnx.save(one, files[name])
+        onnx.save(quantize.shrink_masks(one) if "INT8" in name else one, files[name])
     return files
 
 
