@@ -18,9 +18,10 @@ from common.cached import CachedViews
 from common.console import fail, progress
 from common.dataset import EpochSampler
 from common.engine import Compute, seed_step
+from common.heads import PADDING
 from common.losses import focal_loss, log_priors
 from common.metrics import f1_per_class
-from common.model import PADDING, SwinHierarchical
+from common.model import SwinHierarchical
 from common.shots import Answers
 
 GRID = tuple(round(0.1 * k, 1) for k in range(21))  # of tau

@@ -17,8 +17,8 @@ COMMON = sorted((ROOT / "common").rglob("*.py"))
 MODULES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in COMMON if p.stem != "__init__"]
 WITH_TORCH = {f"common.{name}" for name in (
     "augment", "averaging", "cached", "checkpoint", "dataset", "distil", "distributed", "duplicates.cosine", "duplicates.embed", "engine",
-    "evaluation", "export_report", "graph", "light", "loop", "losses", "machine", "optim", "outcomes", "pictures", "rescale", "students",
-    "tail", "model", "quantize", "run")}  # all others, and with them 01 and 04, start without it (quantize: older onnxruntimes import it)
+    "evaluation", "export_report", "graph", "heads", "light", "loop", "losses", "machine", "optim", "outcomes", "pictures", "rescale",
+    "students", "tail", "model", "quantize", "run")}  # all others, and with them 01 and 04, start without it (quantize: older onnxruntimes import it)
 MOST_LINES = 340
 
 

@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from common import engine, recipes
+from common.heads import PADDING
 from common.losses import class_loss, cross_entropy, focal_loss, log_priors
-from common.model import PADDING, SwinHierarchical
+from common.model import SwinHierarchical
 from common.taxonomy import ClassTree
 
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))

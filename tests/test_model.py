@@ -13,8 +13,9 @@ from torch import nn
 
 from common import checkpoint
 from common.graph import SCORES, FeatureSpace, ServingGraph, look
+from common.heads import PADDING, DiseaseHeads
 from common.losses import focal_loss
-from common.model import PADDING, DiseaseHeads, SwinHierarchical
+from common.model import SwinHierarchical
 from common.taxonomy import ClassTree
 
 SMALL = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
@@ -123,7 +124,7 @@ def test_heads_may_be_used_twice_in_one_graph():
 def test_gradient_is_right_by_finite_differences():
     heads = DiseaseHeads(4, SMALL).double()
     x, species = torch.randn(5, 4, dtype=torch.float64), torch.tensor([2, 0, 0, 1, 2])
-    from common.model import _Memory, _SortedHeads
+    from common.heads import _Memory, _SortedHeads
 
     def call(x, weight, bias):
         return _SortedHeads.apply(x, weight, bias, species, heads.offsets, heads.widest, _Memory()).clamp_min(-100)

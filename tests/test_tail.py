@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from common import tail
 from common.cached import CachedViews
 from common.engine import Compute
-from common.model import PADDING, SwinHierarchical
+from common.heads import PADDING
+from common.model import SwinHierarchical
 from common.shots import Answers, by_size
 from common.tail import GRID, METHODS, Method, Schedule, adjusted_loss, answer, choose_tau, head_state, lengths, retrain_heads
 from common.taxonomy import ClassTree
