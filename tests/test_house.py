@@ -18,7 +18,7 @@ MODULES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in COMMON i
 WITH_TORCH = {f"common.{name}" for name in (
     "augment", "averaging", "cached", "checkpoint", "dataset", "distil", "distributed", "duplicates.cosine", "duplicates.embed", "engine",
     "evaluation", "export_report", "graph", "heads", "light", "loop", "losses", "machine", "optim", "outcomes", "pictures", "rescale",
-    "students", "tail", "model", "quantize", "run")}  # all others, and with them 01 and 04, start without it (quantize: older onnxruntimes import it)
+    "students", "tail", "model", "quantize", "run")}  # all others, with them 01 and 04, start without it (quantize: older onnxruntimes do)
 MOST_LINES = 340
 
 
