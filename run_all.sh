@@ -54,7 +54,21 @@ prepare_python() {
 if [ "${1:-}" = test ]; then
   shift
   prepare_python
-  cd "$here" && exec python -m pytest "$@"
+  cd "$here"
+  [ $# -eq 0 ] || exec python -m pytest "$@"
+  # a process per core, four at most; each file of tests runs in one of them
+  share=$(mktemp -d) processes=$(nproc 2>/dev/null || echo 2) others=() status=0
+  trap 'kill "${others[@]}" 2>/dev/null || true; rm -rf "$share"' EXIT
+  for i in $(seq 2 $((processes < 4 ? processes : 4))); do
+    python -m pytest --share="$share" >"$share/$i.log" 2>&1 & others+=($!)
+  done
+  python -m pytest --share="$share" || status=$?
+  for i in "${!others[@]}"; do
+    wait "${others[$i]}" || status=$?
+    echo "== process $((i + 2))"; cat "$share/$((i + 2)).log"
+  done
+  others=()
+  exit "$status"
 fi
 
 while [ $# -gt 0 ]; do
