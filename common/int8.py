@@ -119,7 +119,7 @@ class _Search:
         self.layers = quantize.storable(model) if way == "weights" else quantize.layers(model, kinds)
         self.ranges: dict[str, Range] = {}
         self.seen: dict[str, Seen] = {}
-        if way != "weights" and self.layers:
+        if self.layers:
             self.seen = observe(model, qdq.observed_tensors(model, self.layers), calibration)
             self.ranges = {tensor: choose_range(seen) for tensor, seen in self.seen.items()} if way == "static" else {}
 
@@ -162,7 +162,7 @@ class _Search:
             return quantize.dynamic(self.model, chosen, self.seen)
         copied = onnx.ModelProto()
         copied.CopyFrom(self.model)
-        return quantize.weights(copied, chosen)
+        return quantize.weights(copied, chosen, seen=self.seen)
 
     def _judge(self) -> GateResult:
         run = session_run(self.path)

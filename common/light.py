@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from common.graph import FeatureSpace, export_onnx, gen_score, look
 from common.measure import check_batches
 from common.metrics import for_json, judge, summarise
 from common.model import SwinHierarchical
+from common.ranges import observe
 
 SCORES = ("gen", "mahalanobis", "layers")
 RANK, LAYERS_RANK = 32, 16  # directions that the spaces keep: two bytes each per feature on the wire
+KEEP = 16  # one train picture in so many is looked at again, for the means that rounding shifts
 
 Batches = Callable[[str, int], Iterable[tuple[np.ndarray, np.ndarray]]]
 
@@ -84,10 +86,24 @@ def _collect(model: SwinHierarchical, batches: Iterable[tuple[np.ndarray, np.nda
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def write_model(graph: LightGraph, path: Path, size: int) -> None:
+def _keeping(batches: Iterable[tuple[np.ndarray, np.ndarray]], some: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pass batches on, and keep some of their pictures."""
+    for pictures, leaf in batches:
+        some.append(pictures[::KEEP])
+        yield pictures, leaf
+
+
+def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.ndarray]) -> None:
     """Write light.onnx: weights as int8 per output channel, unfolded to float when the file is loaded.
 
-    The species head and depthwise convolutions too: only weights are rounded, not what they are multiplied with.
+    The species head and depthwise convolutions too: only weights are rounded, not what they are multiplied with; and biases take
+    back by how much that shifts the mean of each output.
+
+    Args:
+        graph: in evaluation mode, on the CPU.
+        path: of the file.
+        size: the student's pixels per side.
+        pictures: uint8 batches (N, size, size, 3) of train, to see these means on.
 
     Raises:
         Exception: as `graph.export_onnx`; onnx.checker.ValidationError.
@@ -95,7 +111,9 @@ def write_model(graph: LightGraph, path: Path, size: int) -> None:
     plain = path.with_suffix(".plain.onnx")
     try:
         export_onnx(graph, str(plain), size, browser.OUTPUTS)
-        small = quantize.weights(_bare(_half(quantize.load_fused(plain), "basis")), smallest=1, depthwise=True)
+        fused = quantize.load_fused(plain)
+        seen = observe(fused, [node.input[0] for node in fused.graph.node if node.op_type == "Conv"], pictures)
+        small = quantize.weights(_bare(_half(fused, "basis")), smallest=1, depthwise=True, seen=seen)
         onnx.checker.check_model(small)
         onnx.save(small, path)
     finally:
@@ -158,12 +176,13 @@ def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, setti
     """
     folder.mkdir(parents=True, exist_ok=True)
     size, compute, tree = int(model.settings["image_size"]), choose_compute(precision="fp32"), model.tree
-    features, layers, leaf = _collect(model, batches("train", size), compute)
+    some: list[np.ndarray] = []
+    features, layers, leaf = _collect(model, _keeping(batches("train", size), some), compute)
     near = [FeatureSpace(values, leaf, model.leaf_species, rank=rank) for values, rank in ((features, RANK), (layers, LAYERS_RANK))]
     features, _, leaf = _collect(model, batches("val", size), compute)
     fitted = _temperatures(model, features, leaf)
     exact = has_exact_map(model, torch.from_numpy(next(iter(batches("val", size)))[0][:8]))
-    write_model(LightGraph(model, *near, fitted.species, exact).eval(), folder / browser.MODEL, size)
+    write_model(LightGraph(model, *near, fitted.species, exact).eval(), folder / browser.MODEL, size, some)
     sha256 = file_sha256(folder / browser.MODEL)
     species = None if model.species_head is None else _arrays(model.species_head)
     packed, offsets = heads_file.pack(tree, species, _arrays(model.disease_heads), fitted.disease, bytes.fromhex(sha256[:8]))

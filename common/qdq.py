@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from common.quantize import correct_sum, int8, put
+from common.quantize import conv_shift, correct_sum, int8, put
 from common.ranges import Range, Seen
 
 ACTIVATIONS = ("Relu", "Clip")  # what a quantized output does by itself, as it ends where its range ends
@@ -136,9 +136,7 @@ def _int8_layer(graph: onnx.GraphProto, node: onnx.NodeProto, floats: Mapping[st
         return nodes
     scale = scale.reshape(-1)
     bias = numpy_helper.to_array(floats[node.input[2]]).astype(np.float64) if len(node.input) > 2 else np.zeros(len(scale))
-    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-    by_input = rounding.reshape(len(rounding), rounding.shape[1], -1).sum(axis=2)  # (out, in / groups)
-    bias = bias - (by_input * np.repeat(mean.reshape(groups, -1), len(bias) // groups, axis=0)).sum(axis=1)
+    bias = bias - conv_shift(node, rounding, mean)
     bias_scale = range_.scale * scale.astype(np.float64)
     stored = np.clip(np.round(bias / bias_scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     graph.initializer.extend([numpy_helper.from_array(stored, name + "_bias_int32"),

@@ -109,8 +109,8 @@ def dynamic(model: onnx.ModelProto, chosen: Collection[str], seen: Mapping[str, 
     return made
 
 
-def weights(model: onnx.ModelProto, chosen: Collection[str] | None = None, smallest: int = SMALLEST,
-            depthwise: bool = False) -> onnx.ModelProto:
+def weights(model: onnx.ModelProto, chosen: Collection[str] | None = None, smallest: int = SMALLEST, depthwise: bool = False,
+            seen: Mapping[str, Seen] | None = None) -> onnx.ModelProto:
     """Store large float weights as int8 per output channel, with Cast and Mul, which the runtime folds to float at load.
 
     (It does not fold DequantizeLinear.) Depthwise convolutions stay float unless asked for: they are small, and the most easily hurt.
@@ -120,6 +120,7 @@ def weights(model: onnx.ModelProto, chosen: Collection[str] | None = None, small
         chosen: names of nodes whose weights are stored so; None = every Conv, MatMul and Gemm but heads and scores.
         smallest: weights below this count stay float.
         depthwise: whether depthwise convolutions are stored so, too.
+        seen: of the tensors that the layers read: their biases take back by how much rounding shifts the mean; None leaves them.
     """
     graph, nodes = model.graph, []
     users = defaultdict(list)
@@ -135,6 +136,9 @@ def weights(model: onnx.ModelProto, chosen: Collection[str] | None = None, small
         values, name = numpy_helper.to_array(tensor), tensor.name
         transposed = any(a.name == "transB" and a.i for a in own[0].attribute)
         small, scale = int8(values, 0 if own[0].op_type == "Conv" or transposed else values.ndim - 1)
+        for node in own if seen else []:
+            if node.input[0] in seen:
+                _correct(graph, node, values, small * scale, seen[node.input[0]].mean)
         graph.initializer.remove(tensor)
         graph.initializer.extend([numpy_helper.from_array(small, name + "_int8"), numpy_helper.from_array(scale, name + "_scale")])
         nodes += [helper.make_node("Cast", [name + "_int8"], [name + "_cast"], name=name + "_cast", to=TensorProto.FLOAT),
@@ -142,6 +146,34 @@ def weights(model: onnx.ModelProto, chosen: Collection[str] | None = None, small
     put(graph, [*nodes, *graph.node])
     del graph.value_info[:]
     return model
+
+
+def _correct(graph: onnx.GraphProto, node: onnx.NodeProto, before: np.ndarray, after: np.ndarray, mean: np.ndarray) -> None:
+    if node.op_type == "MatMul":
+        correct_sum(graph, node, before, after, mean)
+    elif node.op_type == "Conv":
+        bias = next((tensor for tensor in graph.initializer if len(node.input) > 2 and tensor.name == node.input[2]), None)
+        if len(node.input) > 2 and bias is None:
+            return  # it is computed
+        values = (0 if bias is None else numpy_helper.to_array(bias)) - conv_shift(node, after.astype(np.float64) - before, mean)
+        node.input[:] = [*node.input[:2], node.input[1] + "_bias"]
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.input[2]))
+
+
+def conv_shift(node: onnx.NodeProto, rounding: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """By how much rounded weights shift the mean of a convolution's outputs, at its edges a little less.
+
+    Args:
+        node: the Conv, for its groups.
+        rounding: float (out, in / groups, ...), rounded weights minus weights.
+        mean: float (in,), mean of what it reads, per channel.
+
+    Returns:
+        float64 (out,).
+    """
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    by_input = rounding.reshape(*rounding.shape[:2], -1).sum(axis=2)
+    return (by_input * np.repeat(mean.reshape(groups, -1), len(rounding) // groups, axis=0)).sum(axis=1)
 
 
 def int8(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,8 +208,8 @@ def correct_sum(graph: onnx.GraphProto, node: onnx.NodeProto, before: np.ndarray
     if bias is None or list(bias.dims) != [before.shape[1]]:
         return
     values = numpy_helper.to_array(bias) - mean @ (after.astype(np.float64) - before)
-    users[0].input[place] = node.name + "_bias"
-    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.name + "_bias"))
+    users[0].input[place] = node.input[1] + "_bias"
+    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), users[0].input[place]))
 
 
 def shrink_masks(model: onnx.ModelProto, smallest: int = SMALLEST) -> onnx.ModelProto:

@@ -137,7 +137,7 @@ def test_where_every_way_is_refused_nothing_is_written(tmp_path, monkeypatch):
     assert "would have to stay float" in tried[0].refused and len(real.calls) <= 2 * (int8.ROUNDS + 1)
     assert len(tries(quick=real)) == 2
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ValueError("no such operator")
 
     monkeypatch.setattr(int8.qdq, "static", broken)

@@ -161,6 +161,23 @@ def test_rounding_no_longer_shifts_the_mean(tmp_path):
     assert shift["corrected"] < 0.6 * shift["plain"]
 
 
+@pytest.mark.parametrize("make", [tiny_nets.conv_net, tiny_nets.token_net])
+def test_rounding_weights_alone_no_longer_shifts_the_mean(make, tmp_path):
+    model, names, _, _ = ready(make, tmp_path)
+    pictures = [tiny_nets.pictures(8, seed) for seed in (1, 2)]
+    users = {tensor: node for node in model.graph.node for tensor in node.input}
+    outputs = [users[node.output[0]].output[0] if node.op_type == "MatMul" else node.output[0]  # behind the bias
+               for node in model.graph.node if node.name in names]
+    want, shift = observe(model, outputs, pictures), {}
+    seen = observe(model, qdq.observed_tensors(model, names), pictures)
+    for way, known in (("corrected", seen), ("plain", None)):
+        copied = onnx.ModelProto()
+        copied.CopyFrom(model)
+        made = observe(quantize.weights(copied, smallest=1, depthwise=True, seen=known), outputs, pictures)
+        shift[way] = sum(np.abs(made[tensor].mean - want[tensor].mean).mean() / np.abs(want[tensor].mean).mean() for tensor in outputs)
+    assert shift["corrected"] < 0.5 * shift["plain"]
+
+
 def test_the_bias_of_a_depthwise_layer_is_corrected_by_its_own_channel(tmp_path):
     model, names, seen, ranges = ready(tiny_nets.conv_net, tmp_path)
     node = next(node for node in model.graph.node if node.name == names[1])

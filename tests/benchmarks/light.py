@@ -76,7 +76,8 @@ def size(args: argparse.Namespace) -> None:
             for width, rank in ((model.num_features, RANK), (layers, LAYERS_RANK))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "light.onnx"
-        write_model(LightGraph(model, *near, 1.0, has_exact_map(model, images)), path, recipe.image_size)
+        write_model(LightGraph(model, *near, 1.0, has_exact_map(model, images)), path, recipe.image_size,
+                    [images.numpy()])
         data, sha256 = path.read_bytes(), file_sha256(path)
     weight, bias = (model.disease_heads.weight.numpy(), model.disease_heads.bias.numpy())
     packed, offsets = heads_file.pack(tree, (model.species_head.weight.numpy(), model.species_head.bias.numpy()), (weight, bias),
