@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("sources", nargs="*", metavar="SOURCE", help="folder of class folders; NAME=FOLDER names it in the manifest")
     add("--demo", action="store_true", help="draw demo pictures beside the output folder and organize those")
     add("--output", type=Path, default=Path("data/organized"))
-    add("--not-plants", type=Path, metavar="DIR", help="pictures that show no plant, to fit and test the rejection")
+    add("--not-plants", type=Path, metavar="DIR", help="pictures of no plant, to fit and test the rejection; each folder in it is a kind")
     add("--names", type=Path, metavar="CSV", help="your answers for names: columns name,species,disease (an edited review.csv will do)")
     add("--levels", type=int, choices=[1, 2], default=2, help="1: a folder or label is a class of its own (flowers, animals)")
     add("--labels", type=Path, metavar="CSV", help="labels of the source's files, instead of its folders")

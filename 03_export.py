@@ -90,13 +90,14 @@ def features_of(model: SwinHierarchical, batches: Any, total: int, what: str) ->
 
 def build_graph(model: SwinHierarchical, pictures: Pictures) -> tuple[ServingGraph, Temperatures, np.ndarray | None]:
     """Fit temperatures on val and the scores of strangers on train; returns their learned scores too, each by a fit without it."""
-    def run(split: str) -> tuple[torch.Tensor, ...]:
-        total = min(len(pictures.data.splits[split]), pictures.at_most)
-        return features_of(model, pictures.batches(split), -(-total // BATCH), f"features of {split}")
+    def run(split: str, batches: Any, times: int = 1) -> tuple[torch.Tensor, ...]:
+        total = times * min(len(pictures.data.splits[split]), pictures.at_most)
+        return features_of(model, batches, -(-total // BATCH), f"features of {split}")
 
-    features, train_layers, leaf = run("train")
+    # with poor copies: so a poor photo of a leaf is no stranger, and is not learned to be one
+    features, train_layers, leaf = run("train", pictures.with_poor("train"), times=2)
     spaces = [FeatureSpace(values, leaf, model.leaf_species) for values in (features, train_layers)]
-    features, _, leaf = run("val")
+    features, _, leaf = run("val", pictures.batches("val"))
     with torch.inference_mode():
         hidden = model.neck(features)
         species_logits, disease_logits = model.species_logits(hidden), model.disease_logits(hidden, model.leaf_species[leaf])

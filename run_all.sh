@@ -178,7 +178,7 @@ leaf = next((r for r in rows if r["disease"] != "healthy"), rows[0])
 with open(data / leaf["path"], "rb") as file:  # its own file, or the shard that holds it
     file.seek(int(leaf["offset"] or 0)); photo = file.read(int(leaf["size"]))
 ask(f"a held-out leaf, {leaf['species']} / {leaf['disease']} ({leaf['path']})", photo)
-strangers = sorted((data / "not_plants" / "test").glob("*.jpg"))
+strangers = sorted((data / "not_plants" / "test").rglob("*.jpg"))
 if strangers: ask(f"a picture of no plant ({strangers[0].relative_to(data)})", strangers[0].read_bytes())
 else:
     from PIL import Image, ImageDraw

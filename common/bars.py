@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-BARS = ("plant", "species", "disease")
+BARS = ("stranger", "plant", "disease")
 PHOTO = ("short_side", "brightness", "sharpness")  # what is measured of a photo
 
 
@@ -44,25 +44,25 @@ class Bar:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The bars, one behind the other: `plant` refuses what is none, `species` a plant of no species we know, `disease` keeps
-    the answer at the species; None where there is no such bar. `photo` holds the least brightness (0 to 1), sharpness and short
-    side (px) of a photo that is not poor.
+    """The bars: `stranger` refuses; `plant` says of what is refused whether it is a plant at all (None: nothing is said to be
+    one); `disease` keeps the answer at the species (None: never). `photo` holds the least brightness (0 to 1), sharpness and
+    short side (px) of a photo that is not poor.
     """
 
-    plant: Bar
-    species: Bar | None = None
+    stranger: Bar
+    plant: Bar | None = None
     disease: Bar | None = None
     photo: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> str:
-        """Name of the first bar's score."""
-        return self.plant.score
+        """Name of the score that refuses."""
+        return self.stranger.score
 
     @property
     def threshold(self) -> float:
-        """The first bar's threshold."""
-        return self.plant.threshold
+        """The greatest score that is not refused."""
+        return self.stranger.threshold
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Rollup:
 
 
 def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -> Rejection | None:
-    """Read {"score", "weights", "threshold", "quantiles"}, which is the bar for plants, with "species" and "disease" of the
+    """Read {"score", "weights", "threshold", "quantiles"}, which is the bar for strangers, with "plant" and "disease" of the
     same kind, and "photo", {measure: limit}; None stays None.
 
     Args:

@@ -20,7 +20,7 @@ from common.files import file_sha256
 from common.images import FORMATS, read_rgb, resize_to_model
 from common.taxonomy import ClassTree
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "bundle.json"
 OUTPUTS = ("probabilities", "ood", "heatmap")
 _PREPROCESSING = {"resize": "pillow-bilinear-antialias", "layout": "NHWC", "dtype": "uint8", "color": "RGB"}

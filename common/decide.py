@@ -1,7 +1,7 @@
 """From a model's numbers to an answer: species and disease, species alone, or an honest refusal that says why.
 
-The rule, in order: refuse what is no plant, then a plant of no species we know (their scores lie above their bars); answer
-the leaf where its probability reaches `rollup.leaf` and the disease is none that we do not know; else answer the species where
+The rule, in order: refuse a stranger (its score lies above its bar), and say whether it is no plant or a plant of no species we
+know; answer the leaf where its probability reaches `rollup.leaf` and the disease is none that we do not know; else answer the species where
 its probability reaches `rollup.species`; else refuse as unsure. A poor photo explains a refusal, it never causes one.
 `decide_batch` is the rule over many pictures, for measuring it; `decide` is the same rule over one, with words.
 """
@@ -134,9 +134,9 @@ def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, re
     outcome = np.select([certain, (best_p >= species_bar) & single, best_p >= species_bar], [ANSWERED, ANSWERED, ROLLED_UP], UNSURE)
     # Below the leaf's bar the answer climbs: to the most probable species, and to its leaf where it has but one.
     leaf = np.where(certain, leaf, _best_leaf_of(probabilities, best_species, tree))
-    for name, refused in (("species", UNKNOWN_SPECIES), ("plant", NOT_A_PLANT)):
-        if name in bars:
-            outcome = np.where(bars[name].exceeded(ood), refused, outcome)
+    if "stranger" in bars:
+        plant = ~bars["plant"].exceeded(ood) if "plant" in bars else np.zeros(len(rows), bool)
+        outcome = np.where(bars["stranger"].exceeded(ood), np.where(plant, UNKNOWN_SPECIES, NOT_A_PLANT), outcome)
     species = tree.leaf_species[leaf]
     return Decisions(outcome, leaf, species, probabilities[rows, leaf], per_species[rows, species], unknown)
 
@@ -188,11 +188,9 @@ def alternatives(probabilities: np.ndarray, tree: ClassTree, top_k: int) -> list
 
 def _rejection_words(outcome: int, unknown_disease: bool, ood: np.ndarray, rejection: Rejection | None,
                      photo: Mapping[str, float]) -> dict[str, Any]:
-    reason, message, bar = *_WHY.get(outcome, (None, None)), rejection.plant if rejection else None
+    reason, message, bar = *_WHY.get(outcome, (None, None)), rejection.stranger if rejection else None
     if outcome == ROLLED_UP and unknown_disease:
         reason, message, bar = "unknown_disease", _DISEASE_TEXT, rejection.disease
-    elif outcome == UNKNOWN_SPECIES:
-        bar = rejection.species
     failed = []
     if rejection is not None and outcome != ANSWERED:
         failed = [{"measure": name, "value": _round(photo[name]), "limit": _round(rejection.photo[name])} for name in _PHOTO

@@ -113,9 +113,11 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     export_plots.coverage({name: (probabilities[rows, answer], answer == leaf) for name, answer in leaves.items()}, kinds,
                           card["metrics"]["climb"], folder / "coverage.png")
     names, panels = result["bundle"]["scores"], []
-    bars = {"plant": card["rejection"], "species": card["rejection"]["species"]}
-    for role, title, bar in (("plant", "not a plant", bars["plant"]), ("species", "no species we know", bars["species"])):
-        groups = {"plants": outcome.splits["test"][1]} | {k: v for r in ("plant", role) for k, v in outcome.strangers["test"][r].items()}
+    for title, bar in (("refused", card["rejection"]), ("called no plant", card["rejection"]["plant"])):
+        if bar is None:
+            continue
+        groups = {"plants": outcome.splits["test"][1]} | {k: v for r in ("plant", "species") for k, v in
+                                                          outcome.strangers["test"][r].items()}
         panels.append((title, {k: rejection.value(bar["weights"], rejection.columns(v, names)) for k, v in groups.items()},
                        bar["threshold"]))
     export_plots.scores(panels, folder / "scores.png")

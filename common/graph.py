@@ -15,12 +15,13 @@ SCORES = ("gen", "mahalanobis", "mahalanobis_leaf", "layers")
 LEARNED = "learned"  # one more, where the person has pictures of no plant
 GEN_GAMMA, GEN_TOP = 0.1, 100
 RANK = 128  # directions that a space keeps; all others share one variance
-LAYERS = 3  # stages of the backbone whose statistics are looked at, the last one among them
+LEARNED_RANK = 256
+LAYERS = 4  # last stages of the backbone whose statistics are looked at
 FAR = 1e9  # of a leaf of another species: never the nearest
 
 
 def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the backbone once and take its last map, the pooled feature, and statistics of the layers below.
+    """Run the backbone once and take its last map, the pooled feature, and statistics of its stages.
 
     A picture of no plant gives itself away in the layers below the last: there the network has not yet thrown away what
     does not tell plants apart.
@@ -30,12 +31,13 @@ def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tenso
 
     Returns:
         the last feature map in the backbone's layout; feature float (N, F); float (N, F + 2C): the L2-normalised feature and,
-        normalised each, the channel means and standard deviations of the stages before the last (at most four).
+        normalised each, the channel means and standard deviations of the last `LAYERS` stages that have more than one position.
     """
     below: list[Tensor] = []
     if hasattr(model.backbone, "forward_intermediates"):
-        feature_map, stages = model.backbone.forward_intermediates(model.normalise(images), indices=LAYERS, output_fmt="NCHW")
-        below = [torch.cat([stage.mean(dim=(2, 3)), stage.std(dim=(2, 3))], dim=1) for stage in stages[:-1]]
+        last = min(LAYERS, len(model.backbone.feature_info))
+        feature_map, stages = model.backbone.forward_intermediates(model.normalise(images), indices=last, output_fmt="NCHW")
+        below = [torch.cat([stage.mean(dim=(2, 3)), stage.std(dim=(2, 3))], dim=1) for stage in stages if stage.shape[2] > 1]
     else:
         feature_map = model.feature_map(images)
     features = model.backbone.forward_head(feature_map, pre_logits=True)
@@ -64,7 +66,7 @@ class FeatureSpace(nn.Module):
         unit = nn.functional.normalize(features.double(), dim=1)
         centre = unit.mean(0)
         unit = unit - centre
-        basis = torch.linalg.eigh(unit.T @ unit).eigenvectors[:, -min(rank, unit.shape[1]):]  # (F, K), orthonormal
+        basis = _widest(unit, rank)
         spread = unit - _means(unit, leaf, len(leaf_species))[leaf]
         variance = (spread.square().sum() / spread.numel()).clamp_min(1e-12)
         inside = spread @ basis
@@ -110,38 +112,44 @@ class FeatureSpace(nn.Module):
 class Learned(nn.Module):
     """Logistic regression between train plants and pictures of no plant, over the normalised statistics of all layers.
 
-    It knows only the kinds of strangers that it was shown, and these very well: it is one score beside the distances.
+    It knows only the kinds of strangers that it was shown, and these very well: it is one score beside the distances. Poor copies
+    of plants (`poor_photos.shifted`) among the plants keep it from taking a blurred leaf for a stranger.
     """
 
-    def __init__(self, plants: Tensor, strangers: Tensor, decay: float = 1e-3) -> None:
+    def __init__(self, plants: Tensor, strangers: Tensor, decay: float = 1e-4, rank: int = LEARNED_RANK) -> None:
         """Fit with both sides weighing the same.
+
+        The inputs are standardised and seen along the `rank` directions of their greatest variance, in units of the root of the
+        standard deviation there: narrow directions count for more than they vary, but not as much as wide ones.
 
         Args:
             plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
-            decay: weight of the squared norm of the coefficients over standardised inputs.
+            decay: weight of the squared norm of the coefficients.
+            rank: directions, at most D.
         """
         super().__init__()
-        self.register_buffer("weight", torch.zeros(plants.shape[1], 1))
-        self.register_buffer("bias", torch.zeros(1))
-        x = torch.cat([plants, strangers]).double()
-        y = torch.cat([torch.zeros(len(plants)), torch.ones(len(strangers))]).double()
-        share = torch.where(y > 0, 0.5 / len(strangers), 0.5 / len(plants))
-        centre, scale = plants.double().mean(0), plants.double().std(0).clamp_min(1e-6)
-        x = (x - centre) / scale
-        weight, bias = (torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (x.shape[1], 1))
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            value = (share * nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="none")).sum()
-            value = value + decay * weight.square().sum()
-            value.backward()
-            return value
-
-        with torch.enable_grad():
-            optimizer.step(loss)
-        self.weight = (weight.detach() / scale).float()[:, None]
-        self.bias = (bias.detach() - (centre / scale) @ weight.detach()).float()
+        centre, scale = plants.double().mean(0), plants.double().std(0) + 1e-6
+        x = (torch.cat([plants, strangers]).double() - centre) / scale
+        basis = _widest(torch.cat([x[: len(plants)][:: 1 + len(plants) // 4000], x[len(plants):]]), rank)
+        along = x @ basis
+        units = 10 * along[: len(plants)].std(0).clamp_min(1e-3).sqrt()
+        along = torch.cat([along / units, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+        stranger = torch.cat([torch.zeros(len(plants)), torch.ones(len(strangers))]).double()
+        share = torch.where(stranger > 0, 0.5 / len(strangers), 0.5 / len(plants))
+        penalty = 2 * decay * torch.ones(along.shape[1], dtype=torch.float64)
+        penalty[-1] = 1e-9  # the constant is free
+        weight = torch.zeros_like(penalty)
+        for _ in range(30):  # Newton's method; it settles in about ten steps
+            probability = (along @ weight).clamp(-30, 30).sigmoid()
+            slope = along.T @ (share * (probability - stranger)) + penalty * weight
+            curvature = (along * (share * probability * (1 - probability) + 1e-12)[:, None]).T @ along + penalty.diag()
+            step = torch.linalg.solve(curvature, slope)
+            weight = weight - step
+            if step.abs().max() < 1e-6:
+                break
+        weight, constant = basis @ (weight[:-1] / units) / scale, weight[-1]
+        self.register_buffer("weight", weight.float()[:, None])
+        self.register_buffer("bias", (constant - centre @ weight).float()[None])
 
     def forward(self, layers: Tensor) -> Tensor:
         """Layers float (N, D) -> log-odds of no plant, float32 (N, 1)."""
@@ -162,6 +170,16 @@ def cross_fitted(plants: Tensor, strangers: Tensor, folds: int = 5) -> Tensor:
     for k in range(min(folds, len(strangers))):
         scores[fold == k] = Learned(plants, strangers[fold != k])(strangers[fold == k])[:, 0]
     return scores
+
+
+def _widest(values: Tensor, rank: int) -> Tensor:
+    """Directions of the greatest sums of squares: double (N, D) -> (D, rank), orthonormal (Halko et al. 2011: subspace iteration)."""
+    if values.shape[1] <= 2 * rank:
+        return torch.linalg.eigh(values.T @ values).eigenvectors[:, -rank:]
+    seen = values @ torch.randn(values.shape[1], rank + 16, generator=torch.Generator().manual_seed(0), dtype=values.dtype)
+    for _ in range(2):
+        seen = values @ torch.linalg.qr(values.T @ seen).Q
+    return torch.linalg.svd(torch.linalg.qr(seen).Q.T @ values, full_matrices=False).Vh[:rank].T
 
 
 def _means(values: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -59,7 +59,8 @@ def outcome_of(run: Run, pictures: Pictures, learned: np.ndarray | None = None, 
         for ood in strangers["val"]["plant"].values():
             ood[:, -1] = learned[done : done + len(ood)]
             done += len(ood)
-    poor = {split: {kind: scores(pictures.poor(kind, split)) for kind in SHIFTS} for split in splits} if len(splits) > 1 else {}
+    poor = {split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
+            for split in (splits if len(splits) > 1 else ())}
     return Outcome({split: run_over(run, pictures.batches(split)) for split in splits}, strangers, poor)
 
 

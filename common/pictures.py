@@ -15,11 +15,12 @@ import torch
 from common import images
 from common.console import fail, warn
 from common.dataset import EvalViews, Organized, make_loader
-from common.poor_photos import shifted
+from common.poor_photos import SHIFTS, shifted
 from common.ranges import balanced
 
 BATCH = 32
 POOR_AT_MOST = 200  # pictures per kind of poor photo: enough to see what a bar loses
+POOR_SHARE = 4  # to fit with, one train picture in so many has a poor copy, for each kind
 ROLES = ("plant", "species", "disease")  # what is strange about a stranger: the bar of `rejection` that is to refuse it
 
 
@@ -36,14 +37,20 @@ def known_strangers(data: Organized, ood: Iterable[str] = (), unknown_plants: It
     """List what a person has shown of strangers.
 
     Args:
-        data: below it stand not_plants/{val,test}/, and holdout/ for the rows of the holdouts.
+        data: below it stand not_plants/{val,test}/, a folder there for each kind that --not-plants of 01 had, and holdout/ for the
+            rows of the holdouts.
         ood, unknown_plants: further folders, `DIR` or `NAME=DIR`; half of their pictures, by the hash of the file, fit and the
             other half are reported.
 
     Raises:
-        SystemExit: for a folder that is not there or holds no picture.
+        SystemExit: for a folder that is not there or holds no picture, and where two kinds have one name.
     """
-    found = [Stranger("not_plants", "plant", {s: sorted((data.root / "not_plants" / s).glob("*.jpg")) for s in ("val", "test")})]
+    kinds: dict[str, dict[str, list[Path]]] = {}
+    for split in ("val", "test"):
+        for path in sorted((data.root / "not_plants" / split).rglob("*.jpg")):
+            kind = path.parent.name if path.parent.parent.name == split else "not_plants"
+            kinds.setdefault(kind, {"val": [], "test": []})[split].append(path)
+    found = [Stranger(kind, "plant", files) for kind, files in sorted(kinds.items())]
     found += [_folder(text, role, flag) for role, flag, texts in (("plant", "--ood", ood), ("species", "--unknown-plants", unknown_plants))
               for text in texts]
     held: dict[str, list[Path]] = {"holdout_species": [], "holdout_diseases": []}
@@ -53,7 +60,11 @@ def known_strangers(data: Organized, ood: Iterable[str] = (), unknown_plants: It
                 if row["split"] in held and not row["offset"]:
                     held[row["split"]].append(data.root / row["path"])
     found += [Stranger(name, role, _halves(held[name])) for name, role in zip(held, ROLES[1:], strict=True)]
-    return [stranger for stranger in found if any(stranger.files.values())]
+    found = [stranger for stranger in found if any(stranger.files.values())]
+    names = [stranger.name for stranger in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        fail(f"two kinds of strangers are called {twice}. Give yours another name: --ood NAME=DIR, --unknown-plants NAME=DIR.")
+    return found
 
 
 def _folder(text: str, role: str, flag: str) -> Stranger:
@@ -125,12 +136,18 @@ class Pictures:
             if batch:
                 yield np.stack(batch)
 
-    def poor(self, kind: str, split: str) -> Iterator[np.ndarray]:
-        """Yield poor copies of a split's plants: uint8 (N, size, size, 3)."""
+    def poor(self, kind: str, split: str, at_most: int = POOR_AT_MOST) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield poor copies of some of a split's plants: (uint8 (N, size, size, 3), leaf int64 (N,))."""
         first = 0
-        for pictures, _ in self.batches(split, at_most=min(POOR_AT_MOST, self.at_most)):
-            yield shifted(pictures, kind, first)
+        for pictures, leaf in self.batches(split, at_most=max(1, min(at_most, self.at_most))):
+            yield shifted(pictures, kind, first), leaf
             first += len(pictures)
+
+    def with_poor(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield a split as `batches` does, and poor copies of every kind of one picture in `POOR_SHARE`."""
+        yield from self.batches(split)
+        for kind in SHIFTS:
+            yield from self.poor(kind, split, min(len(self.data.splits[split]), self.at_most) // POOR_SHARE)
 
 
 def spread(count: int, at_most: int) -> np.ndarray:

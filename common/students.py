@@ -35,7 +35,8 @@ def export_browser(path: Path, folder: Path, pictures: Pictures, bundle: Mapping
     model = checkpoint.build_model(payload)
     own = pictures.at(int(model.settings["image_size"]))
     settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
-    written = light.write_browser(model, folder, lambda split, size: own.at(size).batches(split), settings)
+    batches = {"train": own.with_poor, "val": own.batches}
+    written = light.write_browser(model, folder, lambda split, _: batches[split](split), settings)
     found = outcome_of(written.light.outputs, own)
     bars, _ = fit_bars(found, light.SCORES, data.tree, photo_limits(own), precision)
     server = {split: joint_leaf(served.splits[split][0], data.tree) for split in ("val", "test")}

@@ -36,7 +36,7 @@ def test_what_is_written_is_read_again(folder):
     assert bundle.scores == ("msp", "mahalanobis") and bundle.default_model == "model.int8.onnx"
     card = bundle.models["model.onnx"]
     assert card.sha256 == file_sha256(folder / "model.onnx") and card.temperature == {"species": 1.0, "disease": [1.0, 1.0, 1.0]}
-    assert (card.rejection.plant.weights, card.rejection.threshold, card.rejection.photo["short_side"]) == ((0.0, 1.0), 0.05, 40)
+    assert (card.rejection.stranger.weights, card.rejection.threshold, card.rejection.photo["short_side"]) == ((0.0, 1.0), 0.05, 40)
     assert (card.rollup.leaf, card.rollup.precision, card.rollups["0.90"].leaf) == (0.7, 0.95, 0.6)
     assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "model.int8.onnx", "model.onnx"]
 

@@ -27,7 +27,7 @@ TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("hea
 PERCENTILES = tuple(np.linspace(0.0, 3.0, 101))
 BAR = Bar("gen", (0.0, 1.0), 2.0, PERCENTILES)
 REJECTION = Rejection(BAR)
-ALL_BARS = Rejection(BAR, Bar("near", (1.0, 0.5), 10.0, PERCENTILES), Bar("leaf", (1.0, 0.0), 9.2, PERCENTILES),
+ALL_BARS = Rejection(BAR, Bar("far", (-1.0, 2.0), -4.0, PERCENTILES), Bar("leaf", (1.0, 0.0), 9.2, PERCENTILES),
                      {"brightness": 0.2, "sharpness": 0.01, "short_side": 200.0})
 ROLLUP = Rollup(0.6, 0.7, 0.95)
 CALM = np.array([9.0, 0.5])  # the first score is another one and must not matter
@@ -171,12 +171,12 @@ def test_wrong_shapes_and_modes_are_refused():
 
 def test_a_plant_of_no_species_we_know_is_told_apart_from_no_plant():
     sure = np.array([0.0, 0.0, 1.0, 0, 0, 0])
-    answer = decide(sure, np.array([9.1, 1.9]), TREE, ALL_BARS, ROLLUP)  # 9.1 + 1.9 / 2 lies above 10
+    answer = decide(sure, np.array([9.1, 2.1]), TREE, ALL_BARS, ROLLUP)  # 2 x 2.1 - 9.1 lies below -4
     assert (answer.decision, answer.species) == ("rejected", None) and answer.path == []
-    assert answer.rejection["reason"] == "unknown_species" and answer.rejection["score"] == "near"
-    assert answer.rejection["value"] == pytest.approx(10.05) and answer.rejection["threshold"] == 10.0
-    both = decide(sure, np.array([9.1, 2.1]), TREE, ALL_BARS, ROLLUP)
-    assert both.rejection["reason"] == "not_a_plant" and both.rejection["score"] == "gen"
+    assert answer.rejection["reason"] == "unknown_species" and answer.rejection["score"] == "gen"
+    assert answer.rejection["value"] == pytest.approx(2.1) and answer.rejection["threshold"] == 2.0
+    assert decide(sure, np.array([9.1, 2.6]), TREE, ALL_BARS, ROLLUP).rejection["reason"] == "not_a_plant"
+    assert decide(sure, np.array([0.0, 1.9]), TREE, ALL_BARS, ROLLUP).decision == "answered", "the bar for plants alone refuses nothing"
 
 
 def test_a_disease_we_do_not_know_keeps_the_answer_at_the_species():
@@ -216,7 +216,7 @@ def test_a_poor_photo_explains_a_refusal_and_never_causes_one():
 def test_every_message_is_a_problem_and_then_advice():
     """The page shows the first sentence as what is wrong and the others as what to do."""
     answers = [decide(np.full(6, 1 / 6), CALM, TREE, ALL_BARS, ROLLUP, photo={name: 0.0}) for name in ALL_BARS.photo]
-    answers += [decide(np.eye(6)[2], np.array(ood), TREE, ALL_BARS, ROLLUP) for ood in ([0, 3.0], [9.1, 1.9], [9.4, 0.2])]
+    answers += [decide(np.eye(6)[2], np.array(ood), TREE, ALL_BARS, ROLLUP) for ood in ([0, 3.0], [9.1, 2.1], [9.4, 0.2])]
     answers.append(decide(np.full(6, 1 / 6), CALM, TREE, None, ROLLUP))
     reasons = [answer.rejection["reason"] for answer in answers]
     assert reasons == ["dark", "blurred", "small", "not_a_plant", "unknown_species", "unknown_disease", "unsure"]
@@ -227,16 +227,16 @@ def test_every_message_is_a_problem_and_then_advice():
 
 def test_bars_are_read_from_json_and_nonsense_is_refused():
     plain = {"score": "gen+msp", "weights": {"gen": 2, "msp": 0.5}, "threshold": 1.5, "quantiles": list(range(101))}
-    got = rejection_from_json({**plain, "species": {**plain, "weights": {"msp": 1}}, "photo": {"brightness": 0.1}}, ["msp", "gen", "x"])
-    assert got.plant.weights == (0.5, 2.0, 0.0) and got.species.weights == (1.0, 0.0, 0.0) and got.disease is None
+    got = rejection_from_json({**plain, "plant": {**plain, "weights": {"msp": 1}}, "photo": {"brightness": 0.1}}, ["msp", "gen", "x"])
+    assert got.stranger.weights == (0.5, 2.0, 0.0) and got.plant.weights == (1.0, 0.0, 0.0) and got.disease is None
     assert (got.score, got.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
-    assert got.plant.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], "what has no weight does not matter"
+    assert got.stranger.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], "what has no weight does not matter"
     alone = rejection_from_json({"score": "gen", "threshold": 0.0, "quantiles": [0.0] * 101}, ["msp", "gen"])
-    assert alone.plant.weights == (0.0, 1.0) and alone.photo == {}
+    assert alone.stranger.weights == (0.0, 1.0) and alone.photo == {}
     assert rejection_from_json(None, []) is None
     for wrong in ({"weights": {"other": 1}}, {"threshold": float("nan")}, {"quantiles": [1, 2]}, {"weights": {"gen": float("inf")}},
                   {"quantiles": list(range(101))[::-1]}, {"photo": {"smell": 1}}, {"photo": {"brightness": float("nan")}},
-                  {"species": {**plain, "quantiles": []}}):
+                  {"plant": {**plain, "quantiles": []}}):
         with pytest.raises(ValueError):
             rejection_from_json({**plain, **wrong}, ["msp", "gen"])
 

@@ -15,7 +15,7 @@ from common.model import SwinHierarchical
 from common.taxonomy import ClassTree
 
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
-LEAF_SPECIES = torch.from_numpy(TREE.leaf_species)
+LEAF_SPECIES = torch.from_numpy(TREE.leaf_species.copy())
 
 
 def plants(n: int, seed: int, features: int = 40) -> tuple[torch.Tensor, torch.Tensor]:

@@ -205,6 +205,28 @@ def test_file_names_that_are_no_utf8(tmp_path):
     assert sum(len(s) for s in load_organized(tmp_path / "out").splits.values()) == 29
 
 
+def test_folders_of_strangers_are_kinds_and_each_is_halved(tmp_path):
+    from common.dataset import load_organized
+    from common.pictures import known_strangers
+    raw = tiny_data.make_raw(tmp_path / "raw", each=3)
+    for kind, first in (("Old toys", 0), ("cups/blue", 8), ("cups/red", 16)):
+        made = tiny_data.make_strangers(tmp_path / "made" / kind, first + 8)
+        (tmp_path / "things" / kind).mkdir(parents=True)
+        for number in range(first, first + 8):
+            shutil.copy(made / f"thing_{number}.png", tmp_path / "things" / kind)
+    shutil.copy(tiny_data.make_strangers(tmp_path / "one", 25) / "thing_24.png", tmp_path / "things")
+    assert organize(tmp_path / "out", raw, "--not-plants", tmp_path / "things", "--near", -1) == 0
+    placed = tmp_path / "out" / "not_plants"
+    found = Counter(path.relative_to(placed).parent.as_posix() for path in placed.rglob("*.jpg"))
+    assert {kind: found[f"val/{kind}"] + found[f"test/{kind}"] for kind in ("old_toys", "cups")} == {"old_toys": 8, "cups": 16}
+    assert sum(found.values()) == 25 and min(found[f"{split}/{kind}"] for split in ("val", "test") for kind in ("old_toys", "cups")) >= 3
+    kinds = {s.name: {split: len(files) for split, files in s.files.items()} for s in known_strangers(load_organized(tmp_path / "out"))}
+    assert kinds == {name: {split: found[folder] for split, folder in (("val", f"val{end}"), ("test", f"test{end}"))}
+                     for name, end in (("not_plants", ""), ("cups", "/cups"), ("old_toys", "/old_toys"))}
+    with pytest.raises(SystemExit):
+        known_strangers(load_organized(tmp_path / "out"), [f"cups={tmp_path / 'one'}"])
+
+
 # endregion
 
 # region killed

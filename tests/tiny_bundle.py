@@ -93,7 +93,7 @@ def card(path: Path, species: int = 3, **changes: Any) -> dict[str, Any]:
     return {"sha256": file_sha256(path), "size_mb": round(path.stat().st_size / 1e6, 3), "precision": "fp32",
             "temperature": {"species": 1.0, "disease": [1.0] * species},
             "rejection": {"score": "mahalanobis", "weights": {"mahalanobis": 1.0}, "threshold": 0.05,
-                          "quantiles": list(np.linspace(0, 0.06, 101)), "species": None, "disease": None,
+                          "quantiles": list(np.linspace(0, 0.06, 101)), "plant": None, "disease": None,
                           "photo": {"brightness": 0.02, "short_side": 40.0}},
             "rollup": {"default": "0.95", "precisions": {"0.90": {"leaf": 0.6, "species": 0.7}, "0.95": {"leaf": 0.7, "species": 0.8}}},
             "metrics": {"leaf_top1": 0.9}, **changes}
@@ -102,7 +102,7 @@ def card(path: Path, species: int = 3, **changes: Any) -> dict[str, Any]:
 def describe(folder: Path, tree: ClassTree = TREE, **changes: Any) -> dict[str, Any]:
     """The contents of bundle.json for the model files in a folder."""
     models = {path.name: card(path, tree.num_species) for path in sorted(folder.glob("*.onnx"))}
-    return {"format": 2, "name": "foliar", "version": "abc1234", "created": "2026-01-01T00:00:00+00:00",
+    return {"format": 3, "name": "foliar", "version": "abc1234", "created": "2026-01-01T00:00:00+00:00",
             "versions": {"onnx": onnx.__version__}, "recipe": "demo", "backbone": "mean_color", "tree": tree.to_json(),
             "preprocessing": {"size": SIZE, "resize": "pillow-bilinear-antialias", "layout": "NHWC", "dtype": "uint8",
                               "color": "RGB", "long_side": 64},

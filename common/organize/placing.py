@@ -100,7 +100,9 @@ def link(source: str, target: str) -> None:
 
 
 def place_strangers(files: Files, facts: np.ndarray, good: np.ndarray, radius: int, store: Path, partial: Path) -> np.ndarray:
-    """Place pictures of no plant, half in val, half in test, by their content; near-duplicates keep together.
+    """Place pictures of no plant, of each kind half in val, half in test, by their content; near-duplicates keep together.
+
+    Those in a folder below --not-plants lie in one of its name, which is their kind.
 
     Args:
         good: int64 (M,), their files that stay, in the order of their SHA-256.
@@ -110,12 +112,14 @@ def place_strangers(files: Files, facts: np.ndarray, good: np.ndarray, radius: i
     """
     near = near_search(facts["phash"][good], max(radius, 0))
     group = connected(len(good), near.edges()) if radius >= 0 else np.arange(len(good))
-    split = split_groups(np.zeros(len(good), np.int64), group, draws(facts["sha256"][good]), 0.0, 0.5)
-    for name in ("val", "test"):
-        (partial / "not_plants" / name).mkdir(parents=True, exist_ok=True)
+    kinds = [files.kind_of(i) for i in good.tolist()]
+    number = np.unique(np.array(kinds, str), return_inverse=True)[1]
+    split = split_groups(number.astype(np.int64), group, draws(facts["sha256"][good]), 0.0, 0.5)
+    shutil.rmtree(partial / "not_plants", ignore_errors=True)  # of a killed run, perhaps over other pictures
     for k, i in enumerate(good.tolist()):
-        name = facts["sha256"][i, :8].tobytes().hex()
-        link(f"{store}/{target_of(facts['key'][i])}", f"{partial}/not_plants/{'test' if split[k] == TEST else 'val'}/{name}.jpg")
+        folder = partial / "not_plants" / ("test" if split[k] == TEST else "val") / kinds[k]
+        folder.mkdir(parents=True, exist_ok=True)
+        link(f"{store}/{target_of(facts['key'][i])}", f"{folder}/{facts['sha256'][i, :8].tobytes().hex()}.jpg")
     return np.array([(split != TEST).sum(), (split == TEST).sum()])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.console import fail, progress
+from common.taxonomy import slug
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
@@ -75,6 +76,11 @@ class Files:
     def label_of(self, i: int) -> str:
         """Class name of file i as found, "" where it has none."""
         return self.labels[self.label[i]] if self.label[i] >= 0 else ""
+
+    def kind_of(self, i: int) -> str:
+        """Which kind of strangers file i shows: the folder of its source that holds it; "" where it lies in none."""
+        below = os.path.relpath(self.folders[self.folder[i]], self.sources[self.origin[i]].root)
+        return "" if below == os.curdir else slug(below.split(os.sep)[0])
 
     def is_stranger(self) -> np.ndarray:
         """bool (N,): files of sources that show no plant."""

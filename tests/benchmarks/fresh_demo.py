@@ -53,8 +53,8 @@ def main() -> None:
         strange = run(predictor, [(path, 0) for path in sorted(Path(made["not_plants"]).iterdir())])[1]
         m = summarise(judge(probabilities, leaf, tree), tree, np.bincount(leaf, minlength=tree.num_leaves))
         rows.append((name, m["n"], *(f"{m[k]:.4f}" for k in ("species_top1", "disease_top1", "cascade_top1", "macro_f1")),
-                     *(f"{(bars.plant.exceeded(ood) | bars.species.exceeded(ood)).mean():.4f}" for ood in (strange, known)),
-                     f"{auroc(bars.plant.value(known), bars.plant.value(strange)):.4f}"))
+                     *(f"{bars.stranger.exceeded(ood).mean():.4f}" for ood in (strange, known)),
+                     f"{auroc(bars.stranger.value(known), bars.stranger.value(strange)):.4f}"))
     print(table(rows, ("model", "leaves", "species", "disease", "both", "macro F1", "strangers refused", "plants lost", "AUROC")))
 
 

@@ -50,7 +50,7 @@ def pictures_of(split: Split, size: int, at: np.ndarray | None = None, batch: in
 
 def strangers_of(data: Organized, split: str, size: int) -> Iterator[np.ndarray]:
     """Batches of the pictures of no plant that 01 set aside for a split."""
-    found = sorted(map(str, (data.root / "not_plants" / split).glob("*.jpg")))
+    found = sorted(map(str, (data.root / "not_plants" / split).rglob("*.jpg")))
     for start in range(0, len(found), 16):
         yield np.stack([images.resize_to_model(images.read_rgb(path, min_side=1), size) for path in found[start : start + 16]])
 
