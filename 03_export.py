@@ -30,22 +30,21 @@ import onnxruntime
 import torch
 
 from common import bundle, checkpoint, formats, half, int8
-from common.calibrate import Temperatures, fit_temperatures
-from common.console import Stopwatch, duration, fail, friendly, header, parser, progress, say, warn
+from common.calibrate import Temperatures
+from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
 from common.dataset import Organized, default_workers, load_organized
-from common.engine import choose_compute
 from common.export_report import compose_report, draw, report_table, report_text
 from common.files import file_sha256, write_text
-from common.gate import Side, Speed, judge_gate
-from common.graph import FeatureSpace, Learned, ServingGraph, cross_fitted, export_onnx, look
-from common.measure import LimitError, Run, check_batches, check_limits, measure_ms, run_over, session_run
+from common.fitted import build_graph, flat_leaf
+from common.graph import export_onnx
+from common.int8_gate import make_int8
+from common.measure import LimitError, check_batches, check_limits, measure_ms, session_run
 from common.model import SwinHierarchical
-from common.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits, stranger_scores
-from common.pictures import BATCH, Pictures, known_strangers, spread
+from common.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits
+from common.pictures import Pictures, known_strangers
 from common.students import export_browser
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
-QUICK = 128  # val pictures that a candidate for INT8 is judged on first
 SAME = 1e-4  # greatest difference of a probability between PyTorch and ONNX
 
 
@@ -73,98 +72,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-# region the graph
-
-
-@torch.inference_mode()
-def features_of(model: SwinHierarchical, batches: Any, total: int, what: str) -> tuple[torch.Tensor, ...]:
-    """Run the backbone over batches (pictures, leaf): features (N, F), layer statistics (N, D), leaves int64 (N,), on the CPU."""
-    compute, parts = choose_compute(precision="fp32"), []
-    model.to(compute.device)
-    for pictures, leaf in progress(batches, total, what, "batch"):
-        _, features, layers = look(model, torch.from_numpy(pictures).to(compute.device))
-        parts.append((features.cpu(), layers.cpu(), torch.from_numpy(leaf)))
-    model.cpu()
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-def build_graph(model: SwinHierarchical, pictures: Pictures) -> tuple[ServingGraph, Temperatures, np.ndarray | None]:
-    """Fit temperatures on val and the scores of strangers on train; returns their learned scores too, each by a fit without it."""
-    def run(split: str, batches: Any, times: int = 1) -> tuple[torch.Tensor, ...]:
-        total = times * min(len(pictures.data.splits[split]), pictures.at_most)
-        return features_of(model, batches, -(-total // BATCH), f"features of {split}")
-
-    # with poor copies: so a poor photo of a leaf is no stranger, and is not learned to be one
-    features, train_layers, leaf = run("train", pictures.with_poor("train"), times=2)
-    spaces = [FeatureSpace(values, leaf, model.leaf_species) for values in (features, train_layers)]
-    features, _, leaf = run("val", pictures.batches("val"))
-    with torch.inference_mode():
-        hidden = model.neck(features)
-        species_logits, disease_logits = model.species_logits(hidden), model.disease_logits(hidden, model.leaf_species[leaf])
-    fitted = fit_temperatures(species_logits.numpy(), disease_logits.numpy(), leaf.numpy(), model.tree)
-    say(f"temperatures: species {fitted.species:.3f}, disease {fitted.disease_global:.3f} ({fitted.disease.min():.3f} to "
-        f"{fitted.disease.max():.3f} by species)")
-    shown = ((batch, np.zeros(len(batch), np.int64)) for _, batches in pictures.strangers("plant", "val") for batch in batches)
-    shown = list(shown)
-    learned = held = None
-    if sum(len(batch) for batch, _ in shown) >= 2 * 5:
-        _, strange, _ = features_of(model, shown, len(shown), "features of strangers")
-        learned, held = Learned(train_layers, strange), cross_fitted(train_layers, strange).numpy()
-    return ServingGraph(model, *spaces, fitted.species, fitted.disease, learned).eval(), fitted, held
-
-
-# endregion
-
-# region models
-
-
-def make_int8(folder: Path, pictures: Pictures, fp32: Outcome, graph: ServingGraph, bars: dict[str, Any], learned: np.ndarray | None,
-              some: np.ndarray) -> tuple[list[int8.Attempt], Outcome | None, list[Any]]:
-    """Search for an INT8 model that passes the gate on val, and hold it against test: what was tried, its outcome, both verdicts."""
-    data, threads = pictures.data, default_workers()
-    counts = np.bincount(data.splits["train"].leaf, minlength=data.tree.num_leaves)
-
-    def side(outcome: Outcome, split: str) -> Side:
-        return Side(outcome.splits[split][0], outcome.splits[split][2], *stranger_scores(outcome, bars, graph.scores, split))
-
-    def judge(way: str, run: Run, speed: Speed, difference: float) -> Any:
-        found = outcome_of(run, pictures, learned, splits=("val",))
-        return judge_gate(way, side(fp32, "val"), side(found, "val"), data.tree, counts, speed=speed, batch_difference=difference)
-
-    def quick(way: str, run: Run, speed: Speed, difference: float) -> Any:
-        theirs, _, leaf = run_over(run, pictures.batches("val", at_most=QUICK))
-        ours = fp32.splits["val"][0][spread(len(fp32.splits["val"][2]), QUICK)]
-        return judge_gate(way, Side(ours, leaf), Side(theirs, leaf), data.tree, counts, speed=speed, batch_difference=difference)
-
-    tried = int8.make_int8(folder / FP32, folder / INT8, pictures.calibration, some, judge, quick)
-    kept = int8.kept(tried)
-    if not kept:
-        warn("NO INT8 MODEL is written: " + "; ".join(f"{row.way}: {row.refused}" for row in tried))
-        return tried, None, []
-    found = outcome_of(session_run(folder / INT8, threads), pictures, learned)
-    verdict = judge_gate(kept.way, side(fp32, "test"), side(found, "test"), data.tree, counts, split="test")
-    if not verdict.passed:  # val let it pass; test may still refuse, never choose
-        kept.refused = f"on test: {verdict.why()}"
-        (folder / INT8).unlink()
-        warn(f"NO INT8 MODEL is written: {kept.way}: {kept.refused}")
-        return tried, None, [kept.gate, verdict]
-    return tried, found, [kept.gate, verdict]
-
-
 def describe(path: Path, precision: str, outcome: Outcome, pictures: Pictures, temperatures: Temperatures, names: Sequence[str],
-             photo: dict[str, float], torch_test: np.ndarray, wanted: float) -> dict[str, Any]:
+             photo: dict[str, float], torch_test: np.ndarray, flat: np.ndarray, wanted: float) -> dict[str, Any]:
     """Fit what is fitted per model on val, judge it on test, and compose its entry in bundle.json."""
     tree = pictures.data.tree
     bars, seen = fit_bars(outcome, names, tree, photo, wanted)
-    metrics = judge_bars(outcome, bars, names, tree, pictures.data.class_sizes)
+    metrics = judge_bars(outcome, bars, names, tree, pictures.data.class_sizes, flat)
     probabilities = outcome.splits["test"][0]
     metrics |= {"top1_agreement": float((probabilities.argmax(1) == torch_test.argmax(1)).mean()),
                 "max_probability_difference": float(np.abs(probabilities - torch_test).max()), "rejection_val": seen}
     return {"sha256": file_sha256(path), "size_mb": round(path.stat().st_size / 1e6, 3), "precision": precision,
             "temperature": temperatures.to_json(), **bars, "metrics": metrics}
-
-
-# endregion
 
 
 def pick_checkpoint(args: argparse.Namespace) -> Path:
@@ -212,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = export(checkpoint.build_model(payload), payload, data, partial, args, version[:12])
         result["bundle"]["made_of"] = made_of
         bundle.write_bundle(partial, result["bundle"])
-        report = compose_report(result, data, args.checkpoints, clock())
+        report = compose_report(result, data, args.checkpoints, args.browser, clock())
         write_text(partial / "report.json", json.dumps(report, indent=1))
         write_text(partial / "report.md", report_text(report, result))
         draw(partial, result, data)
@@ -245,6 +163,7 @@ def export(model: SwinHierarchical, payload: dict[str, Any], data: Organized, fo
     def torch_run(batch: np.ndarray) -> list[np.ndarray]:
         return [t.numpy() for t in graph(torch.from_numpy(batch))]
 
+    flat = flat_leaf(model, pictures, "test")
     torch_test = np.concatenate([torch_run(batch)[0] for batch, _ in pictures.batches("test")])
     outcomes = {FP32: outcome_of(session_run(folder / FP32, threads), pictures, learned)}
     worst = float(np.abs(outcomes[FP32].splits["test"][0] - torch_test).max())
@@ -255,7 +174,7 @@ def export(model: SwinHierarchical, payload: dict[str, Any], data: Organized, fo
     bars = fit_bars(outcomes[FP32], graph.scores, data.tree, photo, args.precision_wanted)[0]["rejection"]
     half.write_fp16(folder / FP32, folder / FP16, list(pictures.calibration(32)))
     outcomes[FP16] = outcome_of(session_run(folder / FP16, threads), pictures, learned)
-    tried, small, verdicts = make_int8(folder, pictures, outcomes[FP32], graph, bars, learned, some)
+    tried, small, verdicts = make_int8(folder / FP32, folder / INT8, pictures, outcomes[FP32], graph.scores, bars, learned, some)
     outcomes |= {INT8: small} if small else {}
     kept = int8.kept(tried)
     kinds = {FP32: "fp32", FP16: "fp16", INT8: f"int8, {kept.way}" if kept else ""}
@@ -266,7 +185,7 @@ def export(model: SwinHierarchical, payload: dict[str, Any], data: Organized, fo
         formats.check_fresh(folder / name, some, data.tree, graph.scores,
                             batch_tolerance=1e-2 if name == FP16 else formats.BATCH_TOLERANCE)
     cards = {name: describe(folder / name, kinds[name], outcome, pictures, temperatures, graph.scores, photo, torch_test,
-                            args.precision_wanted) for name, outcome in outcomes.items()}
+                            flat, args.precision_wanted) for name, outcome in outcomes.items()}
     speed = measure_ms({name: session_run(folder / name) for name in cards} | {"torch": torch_run}, some[0])
     for name, card in cards.items():
         card["metrics"] |= {"ms_p50": round(speed[name], 3), "batch_difference": check_batches(session_run(folder / name), some)}

@@ -15,17 +15,19 @@ from common.dataset import Organized
 from common.decide import joint_leaf, routed_leaf, species_probabilities
 
 
-def stage_seconds(checkpoints: Path) -> dict[str, float]:
-    """Seconds that training took, from its logs."""
-    def logged(*folders: str) -> float:
-        files = [checkpoints / folder / "log.jsonl" for folder in folders]
+def stage_seconds(checkpoints: Path, student: Path | None) -> dict[str, float]:
+    """Seconds that training took, from the logs in the folder of the runs and beside the student's checkpoint."""
+    def logged(*folders: str, root: Path = checkpoints) -> float:
+        files = [root / folder / "log.jsonl" for folder in folders]
         rows = [json.loads(line) for f in files if f.is_file() for line in f.read_text().splitlines()]
         return round(sum(row["seconds"] for row in rows), 1)
 
-    return {"train_species": logged("species_only"), "train_disease": logged("disease_heads", "hierarchical_full")}
+    runs = ("species_only", "disease_heads", "hierarchical_full")
+    light = {"train_light": logged(*runs, root=student.parent.parent)} if student else {}
+    return {"train_species": logged(runs[0]), "train_disease": logged(*runs[1:]), **light}
 
 
-def compose_report(result: dict[str, Any], data: Organized, checkpoints: Path, seconds: float) -> dict[str, Any]:
+def compose_report(result: dict[str, Any], data: Organized, checkpoints: Path, student: Path | None, seconds: float) -> dict[str, Any]:
     """Compose report.json: data, test figures, rejection, calibration, decisions, models, the gate, the light model, seconds."""
     content, tree = result["bundle"], data.tree
     cards, main = content["models"], content["models"]["model.onnx"]
@@ -44,7 +46,7 @@ def compose_report(result: dict[str, Any], data: Organized, checkpoints: Path, s
         "int8_tried": result["tried"], "gate": [verdict.to_dict() for verdict in result["verdicts"]],
         "torch_ms_p50": result["torch_ms"], "default_model": content["default_model"], "browser": result.get("browser"),
         "temperature": main["temperature"], "rejection": {k: v for k, v in main["rejection"].items() if k != "quantiles"},
-        "rollup": main["rollup"], "seconds": {**stage_seconds(checkpoints), "export": round(seconds, 1)}}
+        "rollup": main["rollup"], "seconds": {**stage_seconds(checkpoints, student), "export": round(seconds, 1)}}
 
 
 TARGETS = {"species_top1": 0.95, "disease_top1": 0.88, "disease_top3": 0.94, "cascade_top1": 0.90, "tail_f1": 0.80}

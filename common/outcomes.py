@@ -90,15 +90,16 @@ def fit_bars(outcome: Outcome, names: Sequence[str], tree: ClassTree, photo: Map
     return {"rejection": bars, "rollup": rollup}, seen
 
 
-def judge_bars(outcome: Outcome, bars: Mapping[str, Any], names: Sequence[str], tree: ClassTree, class_sizes: np.ndarray) -> dict[str, Any]:
-    """Judge a model with its bars on test.
+def judge_bars(outcome: Outcome, bars: Mapping[str, Any], names: Sequence[str], tree: ClassTree, class_sizes: np.ndarray,
+               flat: np.ndarray | None = None) -> dict[str, Any]:
+    """Judge a model with its bars on test; `flat` is what one softmax over all leaves answers, where it is at hand, int (N,).
 
     Returns:
         plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of `rejection.judge`; empty without
         strangers), `rejection` (the same, always), `climb` (of `climb.judge` per precision), `decisions`.
     """
     probabilities, ood, leaf = outcome.splits["test"]
-    judged, read = judge(probabilities, leaf, tree), rejection_from_json(bars["rejection"], names)
+    judged, read = judge(probabilities, leaf, tree, flat), rejection_from_json(bars["rejection"], names)
     kinds = {kind: rejection.columns(values, names) for role in ROLES[:2] for kind, values in outcome.strangers["test"][role].items()}
     stranger = rejection.judge(bars["rejection"], rejection.columns(ood, names), kinds,
                                {kind: rejection.columns(values, names) for kind, values in outcome.poor["test"].items()})

@@ -24,7 +24,7 @@ from common.measure import measure_ms, run_over, session_run
 KEYS = {"data": {"species", "classes", "train", "val", "test"},
         "test": {"species_top1", "disease_top1", "disease_top3", "cascade_top1", "macro_f1", "tail_f1", "n"},
         "ood": {"auroc", "rejected_at_1pct_plants_lost", "precision"},
-        "seconds": {"train_species", "train_disease", "export"}}
+        "seconds": {"train_species", "train_disease", "export"}, "decisions": {"joint", "routed", "flat"}}
 
 
 def report_of(exports: Path) -> dict:
