@@ -16,10 +16,11 @@ import tiny_bundle as tiny
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from common import http_app
+from common import answers, service
 from common.bundle import Predictor
-from common.http_app import Settings, make_app
-from common.uploads import Refusal, read_photo
+from common.http_app import make_app
+from common.service import Settings
+from common.uploads import Refusal, read_photos
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +78,14 @@ def test_options(client):
 
 def test_mode_is_used(exports):
     seen = []
-    original = http_app.decide
+    original = answers.decide
     try:
-        http_app.decide = lambda *a, **k: (seen.append(k["mode"]), original(*a, **k))[1]
+        answers.decide = lambda *a, **k: (seen.append(k["mode"]), original(*a, **k))[1]
         with TestClient(make_app(Predictor(exports), Settings(mode="routed"))) as client:
             client.post("/predict", content=tiny.picture(tiny.color_of(0)))
             client.post("/predict?mode=joint", content=tiny.picture(tiny.color_of(0)))
     finally:
-        http_app.decide = original
+        answers.decide = original
     assert seen == ["routed", "joint"]
 
 
@@ -123,7 +124,7 @@ def test_a_body_too_large_is_dropped_as_it_comes():
     tracemalloc.start()
     try:
         with pytest.raises(Refusal) as caught:
-            asyncio.run(read_photo(Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000))
+            asyncio.run(read_photos(Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000))
         assert caught.value.status == 413
         assert tracemalloc.get_traced_memory()[1] < 12_000_000
     finally:
@@ -196,14 +197,14 @@ def test_mutated_uploads_never_break_the_server(client):
 def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, monkeypatch):
     app = make_app(Predictor(exports), Settings(runners=1, waiting=1))
     free, started = threading.Event(), threading.Semaphore(0)
-    original = http_app.answer_photo
+    original = service.answer
 
     def slow(*args, **options):
         started.release()
         assert free.wait(10)
         return original(*args, **options)
 
-    monkeypatch.setattr(http_app, "answer_photo", slow)
+    monkeypatch.setattr(service, "answer", slow)
     photo, statuses = tiny.picture(tiny.color_of(0)), []
     with TestClient(app) as client:
         threads = [threading.Thread(target=lambda: statuses.append(client.post("/predict", content=photo).status_code))
@@ -246,9 +247,9 @@ def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(ex
     def broken(*_, **__):
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(http_app, "answer_photo", broken)
+    monkeypatch.setattr(service, "answer", broken)
     with TestClient(make_app(Predictor(exports), Settings())) as client:
-        answer = client.post("/predict", content=b"x")
+        answer = client.post("/predict", content=tiny.picture(tiny.color_of(0)))
     assert code_of(answer, 500) == "internal"
     assert "secret" not in answer.text and answer.headers["x-content-type-options"] == "nosniff"
     assert "secret detail" in capsys.readouterr().err
