@@ -13,6 +13,7 @@ import numpy as np
 from common.bundle import Outputs, Predictor
 from common.decide import NOT_A_PLANT, UNKNOWN_SPECIES, Answer, decide, decide_batch
 from common.fusion import Seen, agreement, fuse_probabilities, fuse_quality, fuse_scores, photo_weight
+from common.images import MAX_PIXELS
 from common.poor_photos import photo_quality
 from common.priors import apply_prior, best, condition
 
@@ -33,19 +34,21 @@ class Options:
     prior: Mapping[str, float] = field(default_factory=dict)
 
 
-def look(predictor: Predictor, source: bytes | Path, run: Callable[[np.ndarray], Outputs] | None = None) -> Seen:
+def look(predictor: Predictor, source: bytes | Path, run: Callable[[np.ndarray], Outputs] | None = None,
+         max_pixels: int = MAX_PIXELS) -> Seen:
     """Read a photo, measure it and run the model on it.
 
     Args:
         predictor: the model.
         source: the photo's bytes or its path.
         run: in the place of `predictor.run`.
+        max_pixels: what the header of a photo may announce before anything is decoded.
 
     Raises:
         ImageError: where it is no usable picture. OSError where a path cannot be read.
     """
     start = time.perf_counter()
-    photo = predictor.read(source)
+    photo = predictor.read(source, max_pixels)
     decoded = time.perf_counter()
     outputs = (run or predictor.run)(photo.pixels[None])
     done = time.perf_counter()

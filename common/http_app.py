@@ -26,7 +26,7 @@ from common import inference_protocol, openapi
 from common.bundle import Predictor
 from common.console import say
 from common.service import Service, Settings
-from common.uploads import Refusal
+from common.uploads import HEADER_BYTES, Refusal
 
 WEB = Path(__file__).parent / "web"
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
@@ -96,7 +96,9 @@ class Shell:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_headers)
+            size = len(scope["path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"])
+            large = _error(431, "too_large", f"The header of the request has {size} bytes; at most {HEADER_BYTES} are read.")
+            await (large if size > HEADER_BYTES else self.app)(scope, receive, send_with_headers)
         except Exception:  # a fault of ours: the person gets JSON, the terminal gets the traceback
             traceback.print_exc()
             if status:

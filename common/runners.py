@@ -162,14 +162,18 @@ class _Ticket:
 
 
 def settle_process() -> None:
-    """Make a process fit to serve: freed pictures go back to the system, OpenCV stays on the runner's thread, libtiff keeps quiet.
+    """Make a process fit to serve: OpenCV stays on the runner's thread, libtiff keeps quiet, freed pictures go back to the system.
 
-    glibc would keep hundreds of megabytes after a few large photos. libtiff would write about damaged uploads to stderr, where the
-    answer says what is wrong.
+    glibc would keep hundreds of megabytes after a few large photos.
     """
     cv2.setNumThreads(1)
+    silence_libtiff()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
+def silence_libtiff() -> None:
+    """Keep libtiff from writing about damaged uploads to stderr; the answer says what is wrong."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # where Pillow does not bring libtiff as a library of its own
         library = ctypes.CDLL(_imaging.__file__)  # the symbols of what it was linked with are found through it
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):

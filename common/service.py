@@ -32,9 +32,9 @@ class Settings:
     """How to serve.
 
     runners: photos computed at once; waiting: how many more requests may be under way; max_upload_mb: bytes of a request's body, in
-    millions; memory_mb: of all bodies together; upload_seconds: for a body to arrive; batch: most pictures that a GPU runs together,
-    0 where there is none; provider: what runs the model; api_key: asked for where it is not empty; cors_origins: pages of other
-    addresses that may ask, `*` for all.
+    millions; max_megapixels: of one photo; memory_mb: of all bodies together; upload_seconds: for a body to arrive; batch: most
+    pictures that a GPU runs together, 0 where there is none; provider: what runs the model; api_key: asked for where it is not
+    empty; cors_origins: pages of other addresses that may ask, `*` for all.
     """
 
     top_k: int = 5
@@ -42,6 +42,7 @@ class Settings:
     runners: int = 1
     waiting: int = 32
     max_upload_mb: float = 20.0
+    max_megapixels: float = 64.0
     memory_mb: float = 512.0
     upload_seconds: float = 60.0
     access_log: bool = False
@@ -130,7 +131,7 @@ class Service:
 
         def job(i: int) -> dict[str, Any] | None:
             try:
-                found = look(self.predictor, photos[i], self.run)
+                found = look(self.predictor, photos[i], self.run, int(self.settings.max_megapixels * 1e6))
             except ImageError as error:
                 name = "This" if len(photos) == 1 else f"Photo {i + 1}"
                 raise Refusal(_STATUS.get(error.reason, 422), error.reason, f"{name} cannot be read: {error}.") from None
@@ -189,8 +190,8 @@ def describe(predictor: Predictor, settings: Settings) -> dict[str, Any]:
         "precision": card.precision, "provider": settings.provider, "size_mb": card.size_mb, "temperature": plain["temperature"],
         "preprocessing": bundle.raw["preprocessing"], "scores": list(bundle.scores), "rejection": rejection,
         "rollup": plain["rollup"], "precisions": sorted(card.rollups), "mode": settings.mode, "top_k": settings.top_k,
-        "limits": {"max_upload_mb": settings.max_upload_mb, "photos": MOST_PHOTOS}, "metrics": plain["metrics"],
-        "num_species": bundle.tree.num_species, "num_leaves": bundle.tree.num_leaves,
+        "limits": {"max_upload_mb": settings.max_upload_mb, "max_megapixels": settings.max_megapixels, "photos": MOST_PHOTOS},
+        "metrics": plain["metrics"], "num_species": bundle.tree.num_species, "num_leaves": bundle.tree.num_leaves,
         "classes": [{"species": name, "diseases": list(diseases)} for name, diseases
                     in zip(bundle.tree.species, bundle.tree.diseases, strict=True)],
     }

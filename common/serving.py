@@ -18,8 +18,8 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from common.runners import Engine
+from common.uploads import HEADER_BYTES
 
-HEADER_BYTES = 16 * 1024
 HEADER_SECONDS = 10.0  # from the first byte of a request, or the connection, to the end of its header
 KEEP_SECONDS = 15.0  # that a connection may stay idle after an answer
 DISCARD_SECONDS = 10.0  # that the rest of a body, which was answered before it came, may take
@@ -159,9 +159,13 @@ def serve(app: Starlette, listener: socket.socket, *, worker: bool = False, star
         worker: whether this is one of several processes; such a one leaves Ctrl-C to the first, and ends when that is gone.
         started: called before the first request is taken.
     """
-    config = uvicorn.Config(app, http=Deadlines, ws="none", lifespan="on", log_level="error", access_log=False, server_header=False,
-                            timeout_keep_alive=int(KEEP_SECONDS), timeout_graceful_shutdown=5, h11_max_incomplete_event_size=HEADER_BYTES,
-                            backlog=512)
     if started is not None:
         started()
-    Server(config, app.state.engine, worker=worker).run(sockets=[listener])
+    Server(config(app), app.state.engine, worker=worker).run(sockets=[listener])
+
+
+def config(app: Starlette) -> uvicorn.Config:
+    """uvicorn's settings: our connections, no log, no name of the server."""
+    return uvicorn.Config(app, http=Deadlines, ws="none", lifespan="on", log_level="error", access_log=False, server_header=False,
+                          timeout_keep_alive=int(KEEP_SECONDS), timeout_graceful_shutdown=5, h11_max_incomplete_event_size=HEADER_BYTES,
+                          backlog=512)

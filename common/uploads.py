@@ -17,6 +17,7 @@ from common.priors import find_species, parse_prior
 from common.taxonomy import ClassTree
 
 MOST_PHOTOS = 5  # of one plant, in one request
+HEADER_BYTES = 16 * 1024  # of a request, its address included
 FIELDS = tuple(field.name for field in fields(Options))
 _DRAIN = 64 * 1024 * 1024  # bytes of a too large body that are still read, so that its sender gets to see the reason
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}

@@ -1,0 +1,274 @@
+"""The server under load on loopback, against the raw `session.run` limit and other servers doing the same work, all in turn.
+
+  python tests/benchmarks/swin_exports.py exports_swin          # once: Swin-Tiny INT8, random weights
+  python tests/benchmarks/load.py --exports exports_swin        # FastAPI and LitServe take part where they are installed
+
+The limit is what as many threads as there are cores reach with `session.run` alone on a prepared picture (at concurrency 1: one thread).
+Every round measures each contestant for some seconds, so that the machine's moods hit all alike; ratios are taken within a round and
+their median is shown. The client is a process of its own, of raw sockets: it shares the machine, and costs little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from common.answers import answer_photo  # noqa: E402
+from common.bundle import Predictor  # noqa: E402
+from common.console import say, table  # noqa: E402
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def a_photo(side: int) -> bytes:
+    """A JPEG of smooth noise."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+# region the parts that run as processes of their own
+
+
+def raw(exports: Path, commands: Any = sys.stdin) -> None:
+    """For each line {"threads", "seconds"} run the session alone, and print the milliseconds of each run."""
+    predictor = Predictor(exports)
+    size = predictor.bundle.size
+    picture = np.asarray(Image.open(io.BytesIO(a_photo(size))).convert("RGB"))[None]
+    print("ready", flush=True)
+    for line in commands:
+        asked, times = json.loads(line), []
+        end = time.perf_counter() + asked["seconds"]
+
+        def work(end: float = end, times: list[float] = times) -> None:
+            while (start := time.perf_counter()) < end:
+                predictor.session.run(None, {"images": picture})
+                times.append(1000 * (time.perf_counter() - start))
+
+        begin, threads = time.perf_counter(), [threading.Thread(target=work) for _ in range(asked["threads"])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(json.dumps({"ms": times, "seconds": time.perf_counter() - begin, "statuses": {}}), flush=True)
+
+
+def client(commands: Any = sys.stdin) -> None:
+    """For each line {"port", "concurrency", "seconds", "side", "form"} ask a server, and print milliseconds and statuses."""
+    print("ready", flush=True)
+    for line in commands:
+        asked = json.loads(line)
+        print(json.dumps(asyncio.run(_ask(asked))), flush=True)
+
+
+async def _ask(asked: dict[str, Any]) -> dict[str, Any]:
+    body = a_photo(asked["side"])
+    kind = "image/jpeg"
+    if asked["form"]:
+        body = (b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+                + body + b"\r\n--b--\r\n")
+        kind = "multipart/form-data; boundary=b"
+    request = (f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+               ).encode() + body
+    times: list[float] = []
+    statuses: dict[str, int] = {}
+    end = time.perf_counter() + asked["seconds"]
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", asked["port"])
+        while (start := time.perf_counter()) < end:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
+            status = head[9:12].decode()
+            statuses[status] = statuses.get(status, 0) + 1
+            if status == "200":
+                times.append(1000 * (time.perf_counter() - start))
+        writer.close()
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(asked["concurrency"])))
+    return {"ms": times, "seconds": time.perf_counter() - begin, "statuses": statuses}
+
+
+def fastapi_server(exports: Path, port: int) -> None:
+    """A plain FastAPI handler as its manual shows it: a function with an upload, which runs in FastAPI's pool of threads."""
+    import uvicorn
+    from fastapi import FastAPI, UploadFile
+
+    app, predictor = FastAPI(), Predictor(exports)
+
+    def predict(photo: UploadFile):  # noqa: ANN202 - FastAPI would make a schema of the return type
+        return answer_photo(predictor, photo.file.read())
+
+    predict.__annotations__["photo"] = UploadFile
+    app.post("/predict")(predict)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+
+
+def litserve_server(exports: Path, port: int) -> None:
+    """LitServe with a worker per core."""
+    import litserve
+
+    class Api(litserve.LitAPI):
+        def setup(self, device: str) -> None:
+            self.predictor = Predictor(exports)
+
+        def decode_request(self, request: Any) -> bytes:
+            return request["photo"].file.read()
+
+        def predict(self, x: bytes) -> dict[str, Any]:
+            return answer_photo(self.predictor, x)
+
+        def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
+            return output
+
+    server = litserve.LitServer(Api(), accelerator="cpu", workers_per_device=CORES, timeout=False)
+    server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False)
+
+
+# endregion
+
+
+class Part:
+    """A process that answers a line for a line."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout and self.process.stdout.readline().strip() == "ready"
+
+    def __call__(self, **asked: Any) -> dict[str, Any]:
+        """Hand in a line and wait for the answer."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_server(command: list[str], port: int, photo: bytes) -> subprocess.Popen:
+    """Start a server and wait until it answers a photo."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    form = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n' + photo + b"\r\n--b--\r\n"
+    for _ in range(300):
+        try:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", form, {"content-type": "multipart/form-data; boundary=b"})
+            urllib.request.urlopen(request, timeout=60).read()
+            return process
+        except OSError:
+            if process.poll() is not None:
+                break
+            time.sleep(0.2)
+    raise SystemExit(f"{' '.join(command)} does not answer")
+
+
+def measure(args: argparse.Namespace, servers: dict[str, int]) -> None:
+    """Print a table per concurrency."""
+    limit, asker = Part("--as", "raw", "--exports", str(args.exports)), Part("--as", "client")
+    try:
+        for concurrency in args.concurrency:
+            found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("session.run", *servers)}
+            for round_ in range(args.rounds + 1):
+                names = list(found)
+                for name in names[round_ % len(names):] + names[:round_ % len(names)]:
+                    if name in servers:
+                        result = asker(port=servers[name], concurrency=concurrency, seconds=args.seconds, side=args.side, form=True)
+                    else:
+                        result = limit(threads=min(CORES, concurrency), seconds=args.seconds)
+                    if round_:  # the first warms up
+                        found[name].append(result)
+            say("", f"concurrency {concurrency}, {args.rounds} rounds of {args.seconds:g} s", "", report(found))
+    finally:
+        for part in (limit, asker):
+            part.process.kill()
+
+
+def report(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Lay out the medians over the rounds, with ratios to the limit within each round."""
+    def of(result: dict[str, Any]) -> np.ndarray:
+        rate = len(result["ms"]) / result["seconds"]
+        return np.array([rate, *(np.quantile(result["ms"], q) if result["ms"] else np.nan for q in (0.5, 0.95))])
+
+    rows, base = [], np.array([of(result) for result in found["session.run"]])
+    for name, results in found.items():
+        own = np.array([of(result) for result in results])
+        ratio = np.median(own / base, axis=0)
+        rate, p50, p95 = np.median(own, axis=0)
+        other = sum(count for result in results for status, count in result["statuses"].items() if status != "200")
+        rows.append((name, f"{rate:.1f}", f"{ratio[0]:.3f}", f"{p50:.1f}", f"{p95:.1f}", f"{ratio[1]:.3f}", f"{ratio[2]:.3f}",
+                     f"{np.median(own[:, 2] / own[:, 1]):.3f}", other))
+    return table(rows, ("contestant", "answers/s", "x limit", "p50 ms", "p95 ms", "p50 x limit's", "p95 x limit's", "p95/p50", "not 200"))
+
+
+def main() -> None:
+    """See the module's docstring."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--exports", type=Path, default=Path("exports"))
+    flags.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    flags.add_argument("--rounds", type=int, default=5)
+    flags.add_argument("--seconds", type=float, default=10)
+    flags.add_argument("--side", type=int, default=224, help="pixels per side of the photo that is sent")
+    flags.add_argument("--only", nargs="+", default=["foliar", "fastapi", "litserve"], help="servers that take part")
+    flags.add_argument("--as", dest="part", choices=["raw", "client", "fastapi", "litserve"], help=argparse.SUPPRESS)
+    flags.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    args = flags.parse_args()
+    if args.part == "client":
+        return client()
+    if args.part:
+        return {"raw": raw, "fastapi": fastapi_server, "litserve": litserve_server}[args.part](
+            args.exports, *([args.port] if args.port else []))
+    servers, processes = {}, []
+    try:
+        for name in args.only:
+            port = free_port()
+            command = [__file__, "--as", name, "--exports", str(args.exports), "--port", str(port)]
+            if name == "foliar":
+                command = [str(ROOT / "04_serve.py"), "--exports", str(args.exports), "--port", str(port), "--provider", "cpu"]
+            else:
+                try:
+                    importlib.import_module(name)
+                except ImportError:
+                    say(f"{name} is not installed and takes no part")
+                    continue
+            processes.append(start_server(command, port, a_photo(args.side)))
+            servers[name] = port
+        say(f"{CORES} cores, photo {args.side} x {args.side}, {len(a_photo(args.side)):,} bytes")
+        measure(args, servers)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+if __name__ == "__main__":
+    main()
