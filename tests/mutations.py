@@ -23,12 +23,13 @@ def whole(side: int = 48) -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "camera"
     deep = Image.fromarray((values[..., 0].astype(np.uint16) * 257).repeat(8, 0).repeat(8, 1))
-    kinds = [(image, "JPEG", {}), (image, "JPEG", {"progressive": True}), (image.convert("CMYK"), "JPEG", {}),
-             (image.convert("L"), "JPEG", {}), (image, "JPEG", {"exif": exif}), (image, "PNG", {}), (clear, "PNG", {}),
-             (deep, "PNG", {}), (image.convert("P"), "PNG", {}), (image, "WEBP", {}), (clear, "WEBP", {"lossless": True}), (image, "BMP", {}),
-             (image.convert("P"), "GIF", {"save_all": True, "append_images": [image.convert("P")]}), (image, "TIFF", {}),
-             (image, "ICO", {"sizes": [(48, 48)]})]
-    kinds += [(image, "TIFF", {"compression": how}) for how in ("tiff_lzw", "jpeg", "tiff_deflate", "packbits") if features.check("libtiff")]
+    kinds = [
+        (image, "JPEG", {}), (image, "JPEG", {"progressive": True}), (image.convert("CMYK"), "JPEG", {}), (image.convert("L"), "JPEG", {}),
+        (image, "JPEG", {"exif": exif}), (image, "PNG", {}), (clear, "PNG", {}), (deep, "PNG", {}), (image.convert("P"), "PNG", {}),
+        (image, "WEBP", {}), (clear, "WEBP", {"lossless": True}), (image, "BMP", {}), (image, "TIFF", {}),
+        (image.convert("P"), "GIF", {"save_all": True, "append_images": [image.convert("P")]}), (image, "ICO", {"sizes": [(48, 48)]})]
+    if features.check("libtiff"):
+        kinds += [(image, "TIFF", {"compression": how}) for how in ("tiff_lzw", "jpeg", "tiff_deflate", "packbits")]
     kinds += [(image, "AVIF", {})] if features.check("avif") else []
     found = []
     for picture, kind, save in kinds:

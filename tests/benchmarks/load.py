@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -126,24 +128,31 @@ def fastapi_server(exports: Path, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
 
 
+class Api(importlib.import_module("litserve").LitAPI if "litserve" in sys.argv and "--as" in sys.argv else object):
+    """What LitServe runs in its workers, which import this file anew."""
+
+    exports = ""
+
+    def setup(self, device: str) -> None:
+        self.predictor = Predictor(self.exports)
+
+    def decode_request(self, request) -> bytes:  # noqa: ANN001 - LitServe would read another type than its own out of Any
+        return request["photo"].file.read()
+
+    def predict(self, x: bytes) -> dict[str, Any]:
+        return answer_photo(self.predictor, x)
+
+    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
+        return output
+
+
 def litserve_server(exports: Path, port: int) -> None:
     """LitServe with a worker per core."""
     import litserve
 
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.predictor = Predictor(exports)
-
-        def decode_request(self, request: Any) -> bytes:
-            return request["photo"].file.read()
-
-        def predict(self, x: bytes) -> dict[str, Any]:
-            return answer_photo(self.predictor, x)
-
-        def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-            return output
-
-    server = litserve.LitServer(Api(), accelerator="cpu", workers_per_device=CORES, timeout=False)
+    api = Api()
+    api.exports = str(exports)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=CORES, timeout=False)
     server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False)
 
 
@@ -174,7 +183,7 @@ def free_port() -> int:
 
 def start_server(command: list[str], port: int, photo: bytes) -> subprocess.Popen:
     """Start a server and wait until it answers a photo."""
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, start_new_session=True)
     form = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n' + photo + b"\r\n--b--\r\n"
     for _ in range(300):
         try:
@@ -185,7 +194,18 @@ def start_server(command: list[str], port: int, photo: bytes) -> subprocess.Pope
             if process.poll() is not None:
                 break
             time.sleep(0.2)
+    stop(process)
     raise SystemExit(f"{' '.join(command)} does not answer")
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a server, and what it started."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def measure(args: argparse.Namespace, servers: dict[str, int]) -> None:
@@ -262,12 +282,7 @@ def main() -> None:
         measure(args, servers)
     finally:
         for process in processes:
-            process.terminate()
-        for process in processes:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            stop(process)
 
 
 if __name__ == "__main__":
