@@ -72,7 +72,7 @@ class Service:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), self.settings.api_key.encode()):
+        if not hmac.compare_digest(given.encode("latin-1"), self.settings.api_key.encode()):
             raise Refusal(401, "no_key", "This server asks for an API key: send the header `Authorization: Bearer KEY`.",
                           {"www-authenticate": "Bearer"})
 

@@ -239,3 +239,97 @@ def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, 
 def test_refusal_carries_what_it_says():
     refusal = Refusal(418, "teapot", "It is a teapot.")
     assert (refusal.status, refusal.code, str(refusal)) == (418, "teapot", "It is a teapot.")
+
+
+def test_several_photos_in_a_form_with_options_in_fields(client):
+    scab, healthy = (tiny.picture(tiny.color_of(leaf), (200, 160), "JPEG") for leaf in (2, 0))
+    files = [("photo", ("a.jpg", scab)), ("photo", ("b.jpg", scab)), ("other", ("c.jpg", healthy))]
+    told = client.post("/predict", files=files, data={"species": "Apple", "prior": '{"corn": 2}', "precision": "0.9"}).json()
+    assert len(told["photos"]) == 3 and told["precision"] == "0.90" and told["prior"]["weights"] == {"corn": 2.0}
+    assert told["conditioned"]["species"] == "apple" and told["agreement"]["level"] == "leaf"
+    assert code_of(client.post("/predict", files=files, data={"species": "fern"}), 400) == "bad_option"
+    assert code_of(client.post("/predict", files=files * 2), 400) == "too_many"
+    assert code_of(client.post("/predict", files=[*files, ("d", ("d", b""))]), 400) == "empty"
+    broken = client.post("/predict", files=[files[0], ("x", ("x", b"no picture"))])
+    assert code_of(broken, 415) == "text" and broken.json()["error"]["message"].startswith("Photo 2 ")
+
+
+def test_pixels_are_bounded_by_the_header(exports):
+    with TestClient(make_app(Predictor(exports), Settings(max_megapixels=0.05))) as client:
+        assert code_of(client.post("/predict", content=tiny.picture(tiny.color_of(0), (300, 300))), 413) == "too_large"
+        assert client.post("/predict", content=tiny.picture(tiny.color_of(0), (200, 200))).status_code == 200
+
+
+def test_the_api_key_covers_answers_and_counts_but_not_health(exports):
+    photo = tiny.picture(tiny.color_of(0))
+    with TestClient(make_app(Predictor(exports), Settings(api_key="sésame"))) as client:
+        for call in (lambda **k: client.post("/predict", content=photo, **k), lambda **k: client.get("/metrics", **k),
+                     lambda **k: client.post("/v2/models/foliar/infer", content=b"{}", **k)):
+            for headers in ({}, {"x-api-key": "sesame"}, {"authorization": "Basic sésame".encode()}, {"authorization": "Bearer"},
+                            {"authorization": b"Bearer \xff\xfe"}):
+                refused = call(headers=headers)
+                assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+            assert call(headers={"authorization": "Bearer sésame".encode()}).status_code in (200, 400)
+            assert call(headers={"x-api-key": "sésame".encode()}).status_code in (200, 400)
+        for path in ("/", "/model", "/healthz", "/readyz", "/v2/health/live", "/v2/models/foliar", "/openapi.json"):
+            assert client.get(path).status_code == 200
+
+
+def test_other_pages_may_ask_only_where_they_are_named(exports):
+    photo, there = tiny.picture(tiny.color_of(0)), {"origin": "https://farm.example"}
+    ask = {**there, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    with TestClient(make_app(Predictor(exports), Settings())) as client:
+        assert "access-control-allow-origin" not in client.post("/predict", content=photo, headers=there).headers
+        assert client.options("/predict", headers=ask).status_code == 405
+    with TestClient(make_app(Predictor(exports), Settings(cors_origins=("https://farm.example",), api_key="k"))) as client:
+        assert client.options("/predict", headers=ask).headers["access-control-allow-origin"] == "https://farm.example"
+        answer = client.post("/predict", content=photo, headers={**there, "x-api-key": "k"})
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://farm.example"
+        other = client.post("/predict", content=photo, headers={"origin": "https://evil.example", "x-api-key": "k"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_metrics_after_some_requests(exports):
+    with TestClient(make_app(Predictor(exports), Settings())) as client:
+        client.post("/predict", content=tiny.picture(tiny.color_of(0)))
+        client.post("/predict", content=tiny.picture(tiny.STRANGER))
+        client.post("/predict", content=b"hello")
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for line in ('foliar_requests_total{outcome="answered",reason="none"} 1', 'foliar_requests_total{outcome="refused",reason="text"} 1',
+                 'foliar_requests_total{outcome="rejected",reason="not_a_plant"} 1', 'foliar_http_responses_total{status="200"} 2',
+                 "foliar_photos_total 2", "foliar_queue_seconds_count 3", 'foliar_score_quantile_bucket{le="+Inf"} 2',
+                 "foliar_in_flight 0", "foliar_refused_busy_total 0"):
+        assert line in answer.text.splitlines(), line
+
+
+def test_the_description_names_every_address_and_its_options(client):
+    told = client.get("/openapi.json").json()
+    routes = {route.path for route in client.app.routes if not route.path.endswith((".js", ".css", ".svg", "/versions/{version}"))}
+    assert told["openapi"].startswith("3.1") and {"/predict", "/model", "/metrics", "/v2/models/{name}/infer"} <= set(told["paths"])
+    assert set(told["paths"]) <= routes
+    names = {row["name"] for row in told["paths"]["/predict"]["post"]["parameters"]}
+    assert names == {"species", "precision", "prior", "top_k", "mode", "heatmap"}
+    answer = client.post("/predict?heatmap=1", content=tiny.picture(tiny.color_of(0))).json()
+    schema = told["components"]["schemas"]["Answer"]
+    assert set(answer) == set(schema["properties"]) and set(schema["required"]) <= set(answer)
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html") and "POST /predict" in page.text
+    assert not re.search(r"<script|<style|\sstyle=|\son\w+=|https?://", page.text)  # the CSP would block it
+
+
+def test_answers_say_nothing_of_what_a_camera_wrote(client):
+    import io
+
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x010F], exif[0x9286] = "SECRETCAM", "SECRETNOTE"
+    exif.get_ifd(0x8825)[1] = "N"
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), tiny.color_of(0)).save(buffer, "JPEG", exif=exif)
+    assert b"SECRETCAM" in buffer.getvalue()
+    whole = client.post("/predict?heatmap=1", files={"f": ("SECRETNAME.jpg", buffer.getvalue())})
+    cut = client.post("/predict", files={"f": ("SECRETNAME.jpg", buffer.getvalue()[:-200])})
+    assert whole.status_code == 200 and cut.status_code == 422
+    assert "SECRET" not in whole.text + cut.text + client.get("/metrics").text

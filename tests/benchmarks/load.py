@@ -5,7 +5,8 @@
 
 The limit is what as many threads as there are cores reach with `session.run` alone on a prepared picture (at concurrency 1: one thread).
 Every round measures each contestant for some seconds, so that the machine's moods hit all alike; ratios are taken within a round and
-their median is shown. The client is a process of its own, of raw sockets: it shares the machine, and costs little.
+their median is shown. Processor time per answer, which other work on the machine hardly changes, stands beside (of Linux). The client
+is a process of its own, of raw sockets: it shares the machine, and costs little.
 """
 
 from __future__ import annotations
@@ -67,12 +68,13 @@ def raw(exports: Path, commands: Any = sys.stdin) -> None:
                 predictor.session.run(None, {"images": picture})
                 times.append(1000 * (time.perf_counter() - start))
 
-        begin, threads = time.perf_counter(), [threading.Thread(target=work) for _ in range(asked["threads"])]
+        begin, used, threads = time.perf_counter(), time.process_time(), [threading.Thread(target=work) for _ in range(asked["threads"])]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        print(json.dumps({"ms": times, "seconds": time.perf_counter() - begin, "statuses": {}}), flush=True)
+        print(json.dumps({"ms": times, "seconds": time.perf_counter() - begin, "statuses": {},
+                          "processor": time.process_time() - used}), flush=True)
 
 
 def client(commands: Any = sys.stdin) -> None:
@@ -208,7 +210,17 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def measure(args: argparse.Namespace, servers: dict[str, int]) -> None:
+def processor_seconds(group: int) -> float:
+    """What the processes of a group have used so far; 0 where there is no /proc."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12]) if int(fields[2]) == group else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def measure(args: argparse.Namespace, servers: dict[str, tuple[int, subprocess.Popen]]) -> None:
     """Print a table per concurrency."""
     limit, asker = Part("--as", "raw", "--exports", str(args.exports)), Part("--as", "client")
     try:
@@ -218,7 +230,10 @@ def measure(args: argparse.Namespace, servers: dict[str, int]) -> None:
                 names = list(found)
                 for name in names[round_ % len(names):] + names[:round_ % len(names)]:
                     if name in servers:
-                        result = asker(port=servers[name], concurrency=concurrency, seconds=args.seconds, side=args.side, form=True)
+                        port, process = servers[name]
+                        used = processor_seconds(process.pid)
+                        result = asker(port=port, concurrency=concurrency, seconds=args.seconds, side=args.side, form=True)
+                        result["processor"] = processor_seconds(process.pid) - used
                     else:
                         result = limit(threads=min(CORES, concurrency), seconds=args.seconds)
                     if round_:  # the first warms up
@@ -233,17 +248,19 @@ def report(found: dict[str, list[dict[str, Any]]]) -> str:
     """Lay out the medians over the rounds, with ratios to the limit within each round."""
     def of(result: dict[str, Any]) -> np.ndarray:
         rate = len(result["ms"]) / result["seconds"]
-        return np.array([rate, *(np.quantile(result["ms"], q) if result["ms"] else np.nan for q in (0.5, 0.95))])
+        return np.array([rate, *(np.quantile(result["ms"], q) if result["ms"] else np.nan for q in (0.5, 0.95)),
+                         1000 * result["processor"] / max(1, len(result["ms"]))])
 
     rows, base = [], np.array([of(result) for result in found["session.run"]])
     for name, results in found.items():
         own = np.array([of(result) for result in results])
         ratio = np.median(own / base, axis=0)
-        rate, p50, p95 = np.median(own, axis=0)
+        rate, p50, p95, processor = np.median(own, axis=0)
         other = sum(count for result in results for status, count in result["statuses"].items() if status != "200")
         rows.append((name, f"{rate:.1f}", f"{ratio[0]:.3f}", f"{p50:.1f}", f"{p95:.1f}", f"{ratio[1]:.3f}", f"{ratio[2]:.3f}",
-                     f"{np.median(own[:, 2] / own[:, 1]):.3f}", other))
-    return table(rows, ("contestant", "answers/s", "x limit", "p50 ms", "p95 ms", "p50 x limit's", "p95 x limit's", "p95/p50", "not 200"))
+                     f"{np.median(own[:, 2] / own[:, 1]):.3f}", f"{processor:.1f}", f"{ratio[3]:.3f}", other))
+    return table(rows, ("contestant", "answers/s", "x limit", "p50 ms", "p95 ms", "p50 x limit's", "p95 x limit's", "p95/p50",
+                        "processor ms", "x limit's", "not 200"))
 
 
 def main() -> None:
@@ -277,7 +294,7 @@ def main() -> None:
                     say(f"{name} is not installed and takes no part")
                     continue
             processes.append(start_server(command, port, a_photo(args.side)))
-            servers[name] = port
+            servers[name] = port, processes[-1]
         say(f"{CORES} cores, photo {args.side} x {args.side}, {len(a_photo(args.side)):,} bytes")
         measure(args, servers)
     finally:
