@@ -5,13 +5,15 @@ Writes  nothing; with --predict a CSV, one row per photo.
 
   python 04_serve.py                                   the page and the API at http://127.0.0.1:8000
   python 04_serve.py --port 9000 --model model.onnx    another port, another model of the exports folder
+  python 04_serve.py --workers 4 --provider cpu        several processes on one port, on the CPU even where there is a GPU
   python 04_serve.py --predict photos/ leaf.jpg --output predictions.csv
 
   curl --data-binary @leaf.jpg http://127.0.0.1:8000/predict
+  curl -F photo=@a.jpg -F photo=@b.jpg -F species=tomato http://127.0.0.1:8000/predict      one plant, its species known
 
 It starts in about a second and answers within a few milliseconds of the model's own time. Each answer names species
 and disease, or the species alone, or refuses and says why. Only this computer can reach the server unless --host says
-otherwise; it keeps no photo. Ctrl-C or SIGTERM lets the requests under way finish, then stops it.
+otherwise; it keeps no photo. /docs describes the addresses. Ctrl-C or SIGTERM lets the requests under way finish, then stops it.
 """
 
 from __future__ import annotations
@@ -20,23 +22,23 @@ import argparse
 import csv
 import errno
 import os
-import signal
 import socket
 import tempfile
-import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
-from common import console
-from common.bundle import BundleError, Predictor
+from common import console, serving, workers
+from common.answers import answer_photo
+from common.bundle import Bundle, BundleError, ModelCard, Predictor, read_bundle
 from common.decide import MODES
-from common.http_app import Settings, answer_photo, make_app
+from common.http_app import make_app
 from common.images import SUFFIXES, ImageError
+from common.providers import GPUS, PROVIDERS, open_predictor
+from common.runners import settle_process
+from common.service import Settings
 
 COLUMNS = ("file", "decision", "level", "species", "disease", "species_probability", "disease_given_species",
            "leaf_probability", "best_guess", "best_guess_probability", "reason", "score", "quantile", "error")
@@ -49,12 +51,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="NAME", help="a model file of that folder (default: what bundle.json says)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the whole network in")
     parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="port to listen on; 0 takes any free one")
-    parser.add_argument("--threads", type=_whole(1, 1024), default=_cores(),
-                        help="photos computed at once, each on one thread (default: one per core)")
+    parser.add_argument("--provider", choices=("auto", *PROVIDERS), default="auto", help="what runs the model: one of ONNX Runtime's "
+                        "providers that are installed (default: the best that works)")
+    parser.add_argument("--threads", type=_whole(1, 1024), help="photos computed at once, each on one thread (default: one per core, "
+                        "shared by the workers)")
+    parser.add_argument("--workers", type=_whole(1, 256), default=1, help="processes, for machines of many cores (default: 1)")
+    parser.add_argument("--queue", type=_whole(1, 100_000), help="requests that may wait; more get 503 (default: 32 per thread)")
     parser.add_argument("--top-k", type=_whole(1, 1000), default=5, help="alternatives listed per answer (default: 5)")
     parser.add_argument("--mode", choices=MODES, default="joint", help="joint: the most probable species and disease "
                         "together (default); routed: the best species first, then its best disease")
     parser.add_argument("--max-upload-mb", type=_whole(1, 1000), default=20, help="largest upload (default: 20)")
+    parser.add_argument("--api-key", default=os.environ.get("FOLIAR_API_KEY", ""), metavar="KEY", help="ask for this key before answering "
+                        "photos and /metrics; rather set FOLIAR_API_KEY, as other users of a computer see its command lines")
+    parser.add_argument("--cors-origin", action="append", default=[], metavar="URL",
+                        help="let web pages of this address ask too; * for all")
     parser.add_argument("--access-log", action="store_true", help="print a line per request (never a photo)")
     parser.add_argument("--predict", type=Path, nargs="+", metavar="PATH",
                         help="answer these photos and folders, then end")
@@ -71,10 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.fail(f"--output {args.output} is a folder; give the name of a CSV file in it.")
     if args.predict and args.output.parent.exists() and not args.output.parent.is_dir():
         console.fail(f"--output {args.output} cannot be: {args.output.parent} is a file, not a folder.")
-    listener = None if args.predict else bind(args.host, args.port)
     try:
-        predictor = Predictor(args.exports, args.model)
-        return predict_files(predictor, paths, args) if listener is None else serve(predictor, listener, args)
+        if args.predict:
+            return predict_files(Predictor(args.exports, args.model), paths, args)
+        listener = bind(args.host, args.port)
+        if args.workers == 1:
+            return serve(args, listener)
+        bundle = read_bundle(args.exports)
+        return workers.supervise(args.workers, serve, (args, listener), started=lambda: announce(args, listener, bundle))
     except BundleError as error:
         console.fail(str(error))
 
@@ -87,7 +101,7 @@ def bind(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # elsewhere this option lets two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(128)
+        listener.listen(512)
         return listener
     except (socket.gaierror, UnicodeError):
         console.fail(f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the whole network.")
@@ -103,39 +117,42 @@ def bind(host: str, port: int) -> socket.socket:
         raise
 
 
-def serve(predictor: Predictor, listener: socket.socket, args: argparse.Namespace) -> int:
-    """Answer requests until Ctrl-C or SIGTERM; requests under way are finished first."""
-    settings = Settings(top_k=args.top_k, mode=args.mode, runners=args.threads, waiting=max(16, 8 * args.threads),
-                        max_upload_mb=args.max_upload_mb, access_log=args.access_log)
-    server = uvicorn.Server(uvicorn.Config(
-        make_app(predictor, settings), http="h11", ws="none", lifespan="on", log_level="warning", access_log=False,
-        server_header=False, timeout_graceful_shutdown=20))
-
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    if threading.current_thread() is threading.main_thread():
-        # uvicorn raises its signal again once it has shut down; with these handlers beneath, that ends in exit code 0
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-    host, port = listener.getsockname()[:2]
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
-    describe(predictor)
-    if host in ("0.0.0.0", "::"):
-        console.say("network  everyone who can reach this computer can send photos")
-    console.say(f"page     {url}/", f"try      curl --data-binary @leaf.jpg {url}/predict", "stop     Ctrl-C")
-    server.run(sockets=[listener])
-    console.say("stopped")
+def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) -> int:
+    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. `ready` is set by a worker once it serves."""
+    settle_process()
+    try:
+        predictor, provider = open_predictor(args.exports, args.model, args.provider)
+    except BundleError as error:
+        console.fail(str(error))
+    threads = args.threads or max(1, _cores() // args.workers) * (4 if provider in GPUS else 1)  # a GPU waits for decoded photos
+    settings = Settings(top_k=args.top_k, mode=args.mode, runners=threads, waiting=args.queue or max(32, 32 * threads),
+                        max_upload_mb=args.max_upload_mb, memory_mb=max(512, 4 * args.max_upload_mb), access_log=args.access_log,
+                        batch=32 if provider in GPUS else 0, provider=provider, api_key=args.api_key, cors_origins=tuple(args.cors_origin))
+    app = make_app(predictor, settings)
+    if ready is None:
+        serving.serve(app, listener, started=lambda: announce(args, listener, predictor.bundle, predictor.card, provider))
+        console.say("stopped")
+    else:
+        serving.serve(app, listener, worker=True, started=ready.set)
     return 0
 
 
-def describe(predictor: Predictor) -> None:
+def announce(args: argparse.Namespace, listener: socket.socket, bundle: Bundle, card: ModelCard | None = None, provider: str = "") -> None:
+    """Say what answers, and where."""
+    describe(bundle, card or bundle.models[args.model or bundle.default_model], provider)
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    if host in ("0.0.0.0", "::"):
+        console.say("network  everyone who can reach this computer can send photos" + (", with the API key" if args.api_key else ""))
+    console.say(f"page     {url}/", f"API      {url}/docs", f"try      curl --data-binary @leaf.jpg {url}/predict", "stop     Ctrl-C")
+
+
+def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
     """Say which model answers, and when it refuses."""
-    bundle, card = predictor.bundle, predictor.card
     console.header(f"{bundle.name} {bundle.version}")
     console.say(f"model    {card.file} ({card.precision}, {card.size_mb:.1f} MB, {bundle.backbone}, "
-                f"{bundle.size} x {bundle.size} pixels)",
+                f"{bundle.size} x {bundle.size} pixels{f', on {provider}' if provider else ''})",
                 f"classes  {bundle.tree.num_species} species, {bundle.tree.num_leaves} with their diseases")
     console.say("refuses  " + (f"{card.rejection.score} above {card.rejection.threshold:.4g}" if card.rejection
                                else "no stranger: this export has no rejection threshold"))
@@ -168,7 +185,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], args: argparse.Na
         except OSError as error:
             return {"file": path, "decision": "error", "reason": "unreadable", "error": error.strerror or str(error)}
 
-    describe(predictor)
+    describe(predictor.bundle, predictor.card)
     watch, decisions = console.Stopwatch(), Counter()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{args.output.name}-", suffix=".tmp", dir=args.output.parent)
@@ -177,7 +194,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], args: argparse.Na
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            rows = in_order(one, paths, args.threads)
+            rows = in_order(one, paths, args.threads or _cores())
             for row in console.progress(rows, total=len(paths), desc="predict", unit="photo"):
                 writer.writerow(row)
                 decisions[row["decision"]] += 1

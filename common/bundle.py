@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.bars import Rejection, Rollup, rejection_from_json, rollups_from_json
 from common.files import file_sha256
-from common.images import FORMATS, read_rgb, resize_to_model
+from common.images import FORMATS, MAX_PIXELS, read_rgb, resize_to_model
 from common.taxonomy import ClassTree
 
 FORMAT = 3
@@ -212,9 +212,9 @@ class Predictor:
         """Read a picture as the model takes it: uint8 (size, size, 3). Raises images.ImageError where it is none."""
         return self.read(source).pixels
 
-    def read(self, source: bytes | Path | str) -> Photo:
-        """Read a picture from its bytes or its path. Raises images.ImageError where it is none; OSError."""
-        rgb = read_rgb(source, long_side=self.bundle.long_side)
+    def read(self, source: bytes | Path | str, max_pixels: int = MAX_PIXELS) -> Photo:
+        """Read a picture of at most max_pixels from its bytes or its path. Raises images.ImageError where it is none; OSError."""
+        rgb = read_rgb(source, long_side=self.bundle.long_side, max_pixels=max_pixels)
         height, width = rgb.shape[:2]
         if self.bundle.long_side is not None and max(height, width) >= self.bundle.long_side:
             width, height = _upright_size(source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import re
 import struct
 import threading
@@ -16,10 +15,11 @@ import tiny_bundle as tiny
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from common import http_app
+from common import answers, service
 from common.bundle import Predictor
-from common.http_app import Settings, make_app
-from common.uploads import Refusal, read_photo
+from common.http_app import make_app
+from common.service import Settings
+from common.uploads import Refusal, read_photos
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,14 @@ def test_options(client):
 
 def test_mode_is_used(exports):
     seen = []
-    original = http_app.decide
+    original = answers.decide
     try:
-        http_app.decide = lambda *a, **k: (seen.append(k["mode"]), original(*a, **k))[1]
+        answers.decide = lambda *a, **k: (seen.append(k["mode"]), original(*a, **k))[1]
         with TestClient(make_app(Predictor(exports), Settings(mode="routed"))) as client:
             client.post("/predict", content=tiny.picture(tiny.color_of(0)))
             client.post("/predict?mode=joint", content=tiny.picture(tiny.color_of(0)))
     finally:
-        http_app.decide = original
+        answers.decide = original
     assert seen == ["routed", "joint"]
 
 
@@ -123,7 +123,7 @@ def test_a_body_too_large_is_dropped_as_it_comes():
     tracemalloc.start()
     try:
         with pytest.raises(Refusal) as caught:
-            asyncio.run(read_photo(Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000))
+            asyncio.run(read_photos(Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000))
         assert caught.value.status == 413
         assert tracemalloc.get_traced_memory()[1] < 12_000_000
     finally:
@@ -167,43 +167,17 @@ def test_the_page_and_its_headers(client):
         assert answer.headers["referrer-policy"] == "no-referrer"
 
 
-def test_mutated_uploads_never_break_the_server(client):
-    rng = random.Random(0)
-    whole = [tiny.picture(tiny.color_of(i % 6), (64, 48), kind) for i, kind in
-             enumerate(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"))]
-    counts = {}
-    for turn in range(120):
-        data = bytearray(rng.choice(whole))
-        for _ in range(rng.choice((0, 1, 4, 30))):
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        if rng.random() < 0.4:
-            del data[rng.randrange(len(data)):]
-        if turn % 3 == 0:  # damage the form around it as well
-            form = bytearray(b'--b\r\nContent-Disposition: form-data; name="f"; filename="x"\r\n\r\n')
-            form += data + b"\r\n--b--\r\n"
-            for _ in range(rng.choice((0, 2))):
-                form[rng.randrange(80)] ^= 1 << rng.randrange(8)
-            answer = client.post("/predict", content=bytes(form),
-                                 headers={"content-type": "multipart/form-data; boundary=b"})
-        else:
-            answer = client.post("/predict", content=bytes(data))
-        counts[answer.status_code] = counts.get(answer.status_code, 0) + 1
-        assert answer.status_code in (200, 400, 413, 415, 422), answer.text
-        assert ("decision" if answer.status_code == 200 else "error") in answer.json()
-    assert counts[200] > 10 and sum(counts.values()) - counts[200] > 20  # the loop met both kinds
-
-
 def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, monkeypatch):
     app = make_app(Predictor(exports), Settings(runners=1, waiting=1))
     free, started = threading.Event(), threading.Semaphore(0)
-    original = http_app.answer_photo
+    original = service.answer
 
     def slow(*args, **options):
         started.release()
         assert free.wait(10)
         return original(*args, **options)
 
-    monkeypatch.setattr(http_app, "answer_photo", slow)
+    monkeypatch.setattr(service, "answer", slow)
     photo, statuses = tiny.picture(tiny.color_of(0)), []
     with TestClient(app) as client:
         threads = [threading.Thread(target=lambda: statuses.append(client.post("/predict", content=photo).status_code))
@@ -246,9 +220,9 @@ def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(ex
     def broken(*_, **__):
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(http_app, "answer_photo", broken)
+    monkeypatch.setattr(service, "answer", broken)
     with TestClient(make_app(Predictor(exports), Settings())) as client:
-        answer = client.post("/predict", content=b"x")
+        answer = client.post("/predict", content=tiny.picture(tiny.color_of(0)))
     assert code_of(answer, 500) == "internal"
     assert "secret" not in answer.text and answer.headers["x-content-type-options"] == "nosniff"
     assert "secret detail" in capsys.readouterr().err
@@ -265,3 +239,97 @@ def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, 
 def test_refusal_carries_what_it_says():
     refusal = Refusal(418, "teapot", "It is a teapot.")
     assert (refusal.status, refusal.code, str(refusal)) == (418, "teapot", "It is a teapot.")
+
+
+def test_several_photos_in_a_form_with_options_in_fields(client):
+    scab, healthy = (tiny.picture(tiny.color_of(leaf), (200, 160), "JPEG") for leaf in (2, 0))
+    files = [("photo", ("a.jpg", scab)), ("photo", ("b.jpg", scab)), ("other", ("c.jpg", healthy))]
+    told = client.post("/predict", files=files, data={"species": "Apple", "prior": '{"corn": 2}', "precision": "0.9"}).json()
+    assert len(told["photos"]) == 3 and told["precision"] == "0.90" and told["prior"]["weights"] == {"corn": 2.0}
+    assert told["conditioned"]["species"] == "apple" and told["agreement"]["level"] == "leaf"
+    assert code_of(client.post("/predict", files=files, data={"species": "fern"}), 400) == "bad_option"
+    assert code_of(client.post("/predict", files=files * 2), 400) == "too_many"
+    assert code_of(client.post("/predict", files=[*files, ("d", ("d", b""))]), 400) == "empty"
+    broken = client.post("/predict", files=[files[0], ("x", ("x", b"no picture"))])
+    assert code_of(broken, 415) == "text" and broken.json()["error"]["message"].startswith("Photo 2 ")
+
+
+def test_pixels_are_bounded_by_the_header(exports):
+    with TestClient(make_app(Predictor(exports), Settings(max_megapixels=0.05))) as client:
+        assert code_of(client.post("/predict", content=tiny.picture(tiny.color_of(0), (300, 300))), 413) == "too_large"
+        assert client.post("/predict", content=tiny.picture(tiny.color_of(0), (200, 200))).status_code == 200
+
+
+def test_the_api_key_covers_answers_and_counts_but_not_health(exports):
+    photo = tiny.picture(tiny.color_of(0))
+    with TestClient(make_app(Predictor(exports), Settings(api_key="sésame"))) as client:
+        for call in (lambda **k: client.post("/predict", content=photo, **k), lambda **k: client.get("/metrics", **k),
+                     lambda **k: client.post("/v2/models/foliar/infer", content=b"{}", **k)):
+            for headers in ({}, {"x-api-key": "sesame"}, {"authorization": "Basic sésame".encode()}, {"authorization": "Bearer"},
+                            {"authorization": b"Bearer \xff\xfe"}):
+                refused = call(headers=headers)
+                assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+            assert call(headers={"authorization": "Bearer sésame".encode()}).status_code in (200, 400)
+            assert call(headers={"x-api-key": "sésame".encode()}).status_code in (200, 400)
+        for path in ("/", "/model", "/healthz", "/readyz", "/v2/health/live", "/v2/models/foliar", "/openapi.json"):
+            assert client.get(path).status_code == 200
+
+
+def test_other_pages_may_ask_only_where_they_are_named(exports):
+    photo, there = tiny.picture(tiny.color_of(0)), {"origin": "https://farm.example"}
+    ask = {**there, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    with TestClient(make_app(Predictor(exports), Settings())) as client:
+        assert "access-control-allow-origin" not in client.post("/predict", content=photo, headers=there).headers
+        assert client.options("/predict", headers=ask).status_code == 405
+    with TestClient(make_app(Predictor(exports), Settings(cors_origins=("https://farm.example",), api_key="k"))) as client:
+        assert client.options("/predict", headers=ask).headers["access-control-allow-origin"] == "https://farm.example"
+        answer = client.post("/predict", content=photo, headers={**there, "x-api-key": "k"})
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://farm.example"
+        other = client.post("/predict", content=photo, headers={"origin": "https://evil.example", "x-api-key": "k"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_metrics_after_some_requests(exports):
+    with TestClient(make_app(Predictor(exports), Settings())) as client:
+        client.post("/predict", content=tiny.picture(tiny.color_of(0)))
+        client.post("/predict", content=tiny.picture(tiny.STRANGER))
+        client.post("/predict", content=b"hello")
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for line in ('foliar_requests_total{outcome="answered",reason="none"} 1', 'foliar_requests_total{outcome="refused",reason="text"} 1',
+                 'foliar_requests_total{outcome="rejected",reason="not_a_plant"} 1', 'foliar_http_responses_total{status="200"} 2',
+                 "foliar_photos_total 2", "foliar_queue_seconds_count 3", 'foliar_score_quantile_bucket{le="+Inf"} 2',
+                 "foliar_in_flight 0", "foliar_refused_busy_total 0"):
+        assert line in answer.text.splitlines(), line
+
+
+def test_the_description_names_every_address_and_its_options(client):
+    told = client.get("/openapi.json").json()
+    routes = {route.path for route in client.app.routes if not route.path.endswith((".js", ".css", ".svg", "/versions/{version}"))}
+    assert told["openapi"].startswith("3.1") and {"/predict", "/model", "/metrics", "/v2/models/{name}/infer"} <= set(told["paths"])
+    assert set(told["paths"]) <= routes
+    names = {row["name"] for row in told["paths"]["/predict"]["post"]["parameters"]}
+    assert names == {"species", "precision", "prior", "top_k", "mode", "heatmap"}
+    answer = client.post("/predict?heatmap=1", content=tiny.picture(tiny.color_of(0))).json()
+    schema = told["components"]["schemas"]["Answer"]
+    assert set(answer) == set(schema["properties"]) and set(schema["required"]) <= set(answer)
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html") and "POST /predict" in page.text
+    assert not re.search(r"<script|<style|\sstyle=|\son\w+=|https?://", page.text)  # the CSP would block it
+
+
+def test_answers_say_nothing_of_what_a_camera_wrote(client):
+    import io
+
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x010F], exif[0x9286] = "SECRETCAM", "SECRETNOTE"
+    exif.get_ifd(0x8825)[1] = "N"
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), tiny.color_of(0)).save(buffer, "JPEG", exif=exif)
+    assert b"SECRETCAM" in buffer.getvalue()
+    whole = client.post("/predict?heatmap=1", files={"f": ("SECRETNAME.jpg", buffer.getvalue())})
+    cut = client.post("/predict", files={"f": ("SECRETNAME.jpg", buffer.getvalue()[:-200])})
+    assert whole.status_code == 200 and cut.status_code == 422
+    assert "SECRET" not in whole.text + cut.text + client.get("/metrics").text

@@ -1,0 +1,306 @@
+"""The server under load on loopback, against the raw `session.run` limit and other servers doing the same work, all in turn.
+
+  python tests/benchmarks/swin_exports.py exports_swin          # once: Swin-Tiny INT8, random weights
+  python tests/benchmarks/load.py --exports exports_swin        # FastAPI and LitServe take part where they are installed
+
+The limit is what as many threads as there are cores reach with `session.run` alone on a prepared picture (at concurrency 1: one thread).
+Every round measures each contestant for some seconds, so that the machine's moods hit all alike; ratios are taken within a round and
+their median is shown. Processor time per answer, which other work on the machine hardly changes, stands beside (of Linux). The client
+is a process of its own, of raw sockets: it shares the machine, and costs little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from common.answers import answer_photo  # noqa: E402
+from common.bundle import Predictor  # noqa: E402
+from common.console import say, table  # noqa: E402
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def a_photo(side: int) -> bytes:
+    """A JPEG of smooth noise."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+# region the parts that run as processes of their own
+
+
+def raw(exports: Path, commands: Any = sys.stdin) -> None:
+    """For each line {"threads", "seconds"} run the session alone, and print the milliseconds of each run."""
+    predictor = Predictor(exports)
+    size = predictor.bundle.size
+    picture = np.asarray(Image.open(io.BytesIO(a_photo(size))).convert("RGB"))[None]
+    print("ready", flush=True)
+    for line in commands:
+        asked, times = json.loads(line), []
+        end = time.perf_counter() + asked["seconds"]
+
+        def work(end: float = end, times: list[float] = times) -> None:
+            while (start := time.perf_counter()) < end:
+                predictor.session.run(None, {"images": picture})
+                times.append(1000 * (time.perf_counter() - start))
+
+        begin, used, threads = time.perf_counter(), time.process_time(), [threading.Thread(target=work) for _ in range(asked["threads"])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(json.dumps({"ms": times, "seconds": time.perf_counter() - begin, "statuses": {},
+                          "processor": time.process_time() - used}), flush=True)
+
+
+def client(commands: Any = sys.stdin) -> None:
+    """For each line {"port", "concurrency", "seconds", "side", "form"} ask a server, and print milliseconds and statuses."""
+    print("ready", flush=True)
+    for line in commands:
+        asked = json.loads(line)
+        print(json.dumps(asyncio.run(_ask(asked))), flush=True)
+
+
+async def _ask(asked: dict[str, Any]) -> dict[str, Any]:
+    body = a_photo(asked["side"])
+    kind = "image/jpeg"
+    if asked["form"]:
+        body = (b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+                + body + b"\r\n--b--\r\n")
+        kind = "multipart/form-data; boundary=b"
+    request = (f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+               ).encode() + body
+    times: list[float] = []
+    statuses: dict[str, int] = {}
+    end = time.perf_counter() + asked["seconds"]
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", asked["port"])
+        while (start := time.perf_counter()) < end:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
+            status = head[9:12].decode()
+            statuses[status] = statuses.get(status, 0) + 1
+            if status == "200":
+                times.append(1000 * (time.perf_counter() - start))
+        writer.close()
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(asked["concurrency"])))
+    return {"ms": times, "seconds": time.perf_counter() - begin, "statuses": statuses}
+
+
+def fastapi_server(exports: Path, port: int) -> None:
+    """A plain FastAPI handler as its manual shows it: a function with an upload, which runs in FastAPI's pool of threads."""
+    import uvicorn
+    from fastapi import FastAPI, UploadFile
+
+    app, predictor = FastAPI(), Predictor(exports)
+
+    def predict(photo: UploadFile):  # noqa: ANN202 - FastAPI would make a schema of the return type
+        return answer_photo(predictor, photo.file.read())
+
+    predict.__annotations__["photo"] = UploadFile
+    app.post("/predict")(predict)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+
+
+class Api(importlib.import_module("litserve").LitAPI if "litserve" in sys.argv and "--as" in sys.argv else object):
+    """What LitServe runs in its workers, which import this file anew."""
+
+    exports = ""
+
+    def setup(self, device: str) -> None:
+        self.predictor = Predictor(self.exports)
+
+    def decode_request(self, request) -> bytes:  # noqa: ANN001 - LitServe would read another type than its own out of Any
+        return request["photo"].file.read()
+
+    def predict(self, x: bytes) -> dict[str, Any]:
+        return answer_photo(self.predictor, x)
+
+    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
+        return output
+
+
+def litserve_server(exports: Path, port: int) -> None:
+    """LitServe with a worker per core."""
+    import litserve
+
+    api = Api()
+    api.exports = str(exports)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=CORES, timeout=False)
+    server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False)
+
+
+# endregion
+
+
+class Part:
+    """A process that answers a line for a line."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout and self.process.stdout.readline().strip() == "ready"
+
+    def __call__(self, **asked: Any) -> dict[str, Any]:
+        """Hand in a line and wait for the answer."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_server(command: list[str], port: int, photo: bytes) -> subprocess.Popen:
+    """Start a server and wait until it answers a photo."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, start_new_session=True)
+    form = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n' + photo + b"\r\n--b--\r\n"
+    for _ in range(300):
+        try:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", form, {"content-type": "multipart/form-data; boundary=b"})
+            urllib.request.urlopen(request, timeout=60).read()
+            return process
+        except OSError:
+            if process.poll() is not None:
+                break
+            time.sleep(0.2)
+    stop(process)
+    raise SystemExit(f"{' '.join(command)} does not answer")
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a server, and what it started."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def processor_seconds(group: int) -> float:
+    """What the processes of a group have used so far; 0 where there is no /proc."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12]) if int(fields[2]) == group else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def measure(args: argparse.Namespace, servers: dict[str, tuple[int, subprocess.Popen]]) -> None:
+    """Print a table per concurrency."""
+    limit, asker = Part("--as", "raw", "--exports", str(args.exports)), Part("--as", "client")
+    try:
+        for concurrency in args.concurrency:
+            found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("session.run", *servers)}
+            for round_ in range(args.rounds + 1):
+                names = list(found)
+                for name in names[round_ % len(names):] + names[:round_ % len(names)]:
+                    if name in servers:
+                        port, process = servers[name]
+                        used = processor_seconds(process.pid)
+                        result = asker(port=port, concurrency=concurrency, seconds=args.seconds, side=args.side, form=True)
+                        result["processor"] = processor_seconds(process.pid) - used
+                    else:
+                        result = limit(threads=min(CORES, concurrency), seconds=args.seconds)
+                    if round_:  # the first warms up
+                        found[name].append(result)
+            say("", f"concurrency {concurrency}, {args.rounds} rounds of {args.seconds:g} s", "", report(found))
+    finally:
+        for part in (limit, asker):
+            part.process.kill()
+
+
+def report(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Lay out the medians over the rounds, with ratios to the limit within each round."""
+    def of(result: dict[str, Any]) -> np.ndarray:
+        rate = len(result["ms"]) / result["seconds"]
+        return np.array([rate, *(np.quantile(result["ms"], q) if result["ms"] else np.nan for q in (0.5, 0.95)),
+                         1000 * result["processor"] / max(1, len(result["ms"]))])
+
+    rows, base = [], np.array([of(result) for result in found["session.run"]])
+    for name, results in found.items():
+        own = np.array([of(result) for result in results])
+        ratio = np.median(own / base, axis=0)
+        rate, p50, p95, processor = np.median(own, axis=0)
+        other = sum(count for result in results for status, count in result["statuses"].items() if status != "200")
+        rows.append((name, f"{rate:.1f}", f"{ratio[0]:.3f}", f"{p50:.1f}", f"{p95:.1f}", f"{ratio[1]:.3f}", f"{ratio[2]:.3f}",
+                     f"{np.median(own[:, 2] / own[:, 1]):.3f}", f"{processor:.1f}", f"{ratio[3]:.3f}", other))
+    return table(rows, ("contestant", "answers/s", "x limit", "p50 ms", "p95 ms", "p50 x limit's", "p95 x limit's", "p95/p50",
+                        "processor ms", "x limit's", "not 200"))
+
+
+def main() -> None:
+    """See the module's docstring."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--exports", type=Path, default=Path("exports"))
+    flags.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    flags.add_argument("--rounds", type=int, default=5)
+    flags.add_argument("--seconds", type=float, default=10)
+    flags.add_argument("--side", type=int, default=224, help="pixels per side of the photo that is sent")
+    flags.add_argument("--only", nargs="+", default=["foliar", "fastapi", "litserve"], help="servers that take part")
+    flags.add_argument("--as", dest="part", choices=["raw", "client", "fastapi", "litserve"], help=argparse.SUPPRESS)
+    flags.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    args = flags.parse_args()
+    if args.part == "client":
+        return client()
+    if args.part:
+        return {"raw": raw, "fastapi": fastapi_server, "litserve": litserve_server}[args.part](
+            args.exports, *([args.port] if args.port else []))
+    servers, processes = {}, []
+    try:
+        for name in args.only:
+            port = free_port()
+            command = [__file__, "--as", name, "--exports", str(args.exports), "--port", str(port)]
+            if name == "foliar":
+                command = [str(ROOT / "04_serve.py"), "--exports", str(args.exports), "--port", str(port), "--provider", "cpu"]
+            else:
+                try:
+                    importlib.import_module(name)
+                except ImportError:
+                    say(f"{name} is not installed and takes no part")
+                    continue
+            processes.append(start_server(command, port, a_photo(args.side)))
+            servers[name] = port, processes[-1]
+        say(f"{CORES} cores, photo {args.side} x {args.side}, {len(a_photo(args.side)):,} bytes")
+        measure(args, servers)
+    finally:
+        for process in processes:
+            stop(process)
+
+
+if __name__ == "__main__":
+    main()

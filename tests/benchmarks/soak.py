@@ -1,0 +1,189 @@
+"""The server at more than it can do for minutes, with bad uploads and clients that leave; then a stop under load.
+
+  python tests/benchmarks/soak.py --exports exports --minutes 10
+
+Capacity is measured first; then requests begin at 1.5 times that rate, whatever becomes of those before (an open loop). One in twenty is
+a damaged picture, one in twenty leaves before its answer. What must hold is judged at the end: nothing but answers, 4xx and 503; memory
+within 25 MB of what it was after the first tenth; accepted requests answered in bounded time; after SIGTERM every accepted request
+answered and exit code 0. The exit code says whether all did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
+
+import mutations  # noqa: E402
+from load import CORES, a_photo, free_port, stop  # noqa: E402
+
+from common.console import say, table  # noqa: E402
+
+MORE_MB = 25  # that memory may grow
+BAD, LEAVING = 0.05, 0.05  # shares
+
+
+def request(body: bytes) -> bytes:
+    """A POST /predict with a connection of its own."""
+    return f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Load:
+    """Requests in an open loop, and what came of them."""
+
+    def __init__(self, port: int, folder: Path | None) -> None:
+        self.port, self.draw = port, random.Random(0)
+        self.good = [request(a_photo(side)) for side in (224, 512, 1600)]
+        bad = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()] if folder else []
+        self.bad = [request(data) for data in [*bad, *mutations.mutated(mutations.whole(), 300)]]
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.times: list[tuple[float, float]] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.draining = asyncio.Event()
+
+    async def one(self, body: bytes, leaves: bool) -> None:
+        """One request."""
+        start, sent = time.perf_counter(), False
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            self.counts["no connection"] += 1
+            return
+        try:
+            writer.write(body)
+            sent = True
+            if leaves:
+                await asyncio.sleep(self.draw.random() * 0.3)
+                self.counts["left"] += 1
+                return
+            data = await asyncio.wait_for(reader.read(), 120)
+            if not data:
+                self.counts["lost"] += 1
+                return
+            status, told = data[9:12].decode(), json.loads(data.partition(b"\r\n\r\n")[2])
+            self.counts[status] += 1
+            if status == "200":
+                self.times.append((start, time.perf_counter() - start))
+            elif status == "503" and told["error"]["code"] == "draining":
+                self.draining.set()
+        except asyncio.TimeoutError:  # noqa: UP041 - its own class before Python 3.11
+            self.counts["no answer"] += 1
+        except (OSError, ValueError):
+            self.counts["lost" if sent else "no connection"] += 1
+        finally:
+            writer.close()
+
+    async def closed(self, seconds: float, width: int) -> float:
+        """Answers per second with `width` clients that wait for theirs."""
+        end, before = time.perf_counter() + seconds, self.counts["200"]
+
+        async def client() -> None:
+            while time.perf_counter() < end:
+                await self.one(self.draw.choice(self.good), False)
+
+        await asyncio.gather(*(client() for _ in range(width)))
+        return (self.counts["200"] - before) / seconds
+
+    async def open(self, rate: float, seconds: float) -> None:
+        """Begin `rate` requests per second for some seconds, or until the server says that it stops."""
+        begin = due = time.perf_counter()
+        while due < begin + seconds and not self.draining.is_set():
+            due += self.draw.expovariate(rate)
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            kind = self.draw.random()
+            task = asyncio.create_task(self.one(self.draw.choice(self.bad if kind < BAD else self.good), BAD <= kind < BAD + LEAVING))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+
+def memory_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+async def soak(args: argparse.Namespace, server: subprocess.Popen, port: int) -> list[tuple[str, str, bool]]:
+    """Run it; returns (what, figure, whether it holds)."""
+    load = Load(port, args.bad_files)
+    await load.closed(5, 4 * CORES)
+    rate = await load.closed(15, 4 * CORES)
+    say(f"capacity {rate:.1f} answers/s; now {args.factor:g} times that for {args.minutes:g} minutes")
+    load.counts.clear()
+    load.times.clear()
+    begin, memory = time.perf_counter(), []
+    pressing = asyncio.create_task(load.open(args.factor * rate, 60 * args.minutes))
+    while not pressing.done():
+        await asyncio.wait({pressing}, timeout=2)
+        memory.append((time.perf_counter() - begin, memory_mb(server.pid)))
+    await asyncio.gather(*load.tasks)
+    counts, late = dict(load.counts), np.array([seconds for _, seconds in load.times])
+    settled = [mb for at, mb in memory if at >= 6 * args.minutes]
+    grown = max(settled) - settled[0]
+    odd = {key: n for key, n in counts.items() if key not in ("200", "left") and not (key.isdigit() and (key[0] == "4" or key == "503"))}
+    bound = (args.queue + 2 * CORES) / rate * 1.5 + 1
+    say(f"at the end {time.perf_counter() - begin:.0f} s: {counts}")
+    load.counts.clear()
+    pressing = asyncio.create_task(load.open(args.factor * rate, 60))
+    await asyncio.sleep(3)
+    server.send_signal(signal.SIGTERM)
+    begin = time.perf_counter()
+    await pressing
+    await asyncio.gather(*load.tasks)
+    while server.poll() is None and time.perf_counter() < begin + 40:
+        await asyncio.sleep(0.1)
+    stopped, lost = time.perf_counter() - begin, load.counts["lost"] + load.counts["no answer"]
+    errors = server.stderr.read() if server.stderr else ""
+    return [
+        ("requests", f"{sum(counts.values()):,}", True),
+        ("answered, 503, other 4xx, left", f"{counts.get('200', 0)}, {counts.get('503', 0)}, "
+         f"{sum(n for key, n in counts.items() if key[0] == '4')}, {counts.get('left', 0)}", counts.get("503", 0) > 0),
+        ("anything else", str(odd or "none"), not odd),
+        ("latency of answers, p50, p95, largest (s)", f"{np.quantile(late, 0.5):.2f}, {np.quantile(late, 0.95):.2f}, {late.max():.2f}; "
+         f"bound {bound:.1f}", bool(late.max() <= bound)),
+        (f"memory, first tenth, end, largest growth (MB, at most {MORE_MB})", f"{settled[0]:.0f}, {settled[-1]:.0f}, {grown:+.1f}",
+         grown <= MORE_MB),
+        ("SIGTERM under load: answered, 503, lost", f"{load.counts['200']}, {load.counts['503']}, {lost}", lost == 0 and load.counts["200"] > 0),
+        ("stopped after (s), exit code", f"{stopped:.1f}, {server.returncode}", server.returncode == 0),
+        ("on stderr", errors.strip()[-300:] or "nothing", not errors.strip()),
+    ]
+
+
+def main() -> int:
+    """See the module's docstring."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--exports", type=Path, default=Path("exports"))
+    flags.add_argument("--minutes", type=float, default=10)
+    flags.add_argument("--factor", type=float, default=1.5, help="of the measured capacity")
+    flags.add_argument("--queue", type=int, default=64, help="requests that may wait in the server")
+    flags.add_argument("--bad-files", type=Path, help="folder of files to send beside the drawn bad ones")
+    args = flags.parse_args()
+    port = free_port()
+    server = subprocess.Popen([sys.executable, str(ROOT / "04_serve.py"), "--exports", str(args.exports), "--port", str(port), "--queue",
+                               str(args.queue)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if re.match("stop ", line):
+                break
+        rows = asyncio.run(soak(args, server, port))
+    finally:
+        stop(server)
+    say(table([(what, figure, "yes" if holds else "NO") for what, figure, holds in rows], ("what", "figure", "holds")))
+    return 0 if all(holds for _, _, holds in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
