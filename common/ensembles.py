@@ -20,6 +20,9 @@ from common.measure import Run, measure_ms
 from common.poor_photos import photo_quality
 from common.taxonomy import ClassTree
 
+MIDDLE = 0.8  # of both sides: training sees crops of 0.6 to 1 of the area
+TINY = 1e-12
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -40,8 +43,8 @@ class Seen:
 class Panel:
     """One model or several of the same classes, seeing a photo in one view or in several; usable from several threads at once.
 
-    predictors: at least one; views: `tta` adds the mirrored photo, at twice the model's time. Raises BundleError where the
-    models do not have the same classes in the same order.
+    predictors: at least one; tta: see the photo's mirror image and its middle too, at three times the model's time. Raises
+    BundleError where the models do not have the same classes in the same order.
     """
 
     def __init__(self, predictors: Sequence[Predictor], tta: bool = False) -> None:
@@ -67,21 +70,21 @@ class Panel:
         for predictor in self.predictors:
             kind = (predictor.bundle.size, predictor.bundle.long_side)
             if kind not in read:
-                read[kind] = predictor.read(source)
+                read[kind] = predictor.read(source, MIDDLE if self.tta else None)
         return [read[predictor.bundle.size, predictor.bundle.long_side] for predictor in self.predictors]
 
-    def views(self, pixels: np.ndarray) -> np.ndarray:
-        """The views of a picture: uint8 (size, size, 3) -> (V, size, size, 3), the plain one first."""
-        return np.stack([pixels, pixels[:, ::-1]]) if self.tta else pixels[None]
+    def views(self, photo: Photo) -> np.ndarray:
+        """The views of a photo: uint8 (V, size, size, 3), the plain one first."""
+        return np.stack([photo.pixels, photo.pixels[:, ::-1], photo.middle]) if photo.middle is not None else photo.pixels[None]
 
     def look(self, source: bytes | Path) -> Seen:
         """Read a photo and run every model over every view. Raises images.ImageError; OSError; BundleError as `Predictor.run`."""
         start = time.perf_counter()
         photos = self.read(source)
         decoded = time.perf_counter()
-        outputs = [predictor.run(self.views(photo.pixels)) for predictor, photo in zip(self.predictors, photos, strict=True)]
+        outputs = [predictor.run(self.views(photo)) for predictor, photo in zip(self.predictors, photos, strict=True)]
         done = time.perf_counter()
-        each = np.stack([average(output.probabilities) for output in outputs])
+        each = np.stack([average_views(output.probabilities) for output in outputs])
         measured = {name: float(values[0]) for name, values in photo_quality(photos[0].pixels[None]).items()}
         measured["short_side"] = min(photos[0].width, photos[0].height)
         return Seen(average(each), each, outputs[0].ood[0], measured, 1000 * (decoded - start), 1000 * (done - decoded))
@@ -104,6 +107,18 @@ class Panel:
 def average(probabilities: np.ndarray) -> np.ndarray:
     """The mean over rows: (K, leaves) -> float64 (leaves,), summing to 1."""
     mean = np.asarray(probabilities, np.float64).mean(axis=0)
+    return mean / mean.sum()
+
+
+def average_views(probabilities: np.ndarray) -> np.ndarray:
+    """The mean over views of one photo, in logarithms: (V, leaves) -> float64 (leaves,), summing to 1.
+
+    Views of a photo are nearly one witness. Their mean in logarithms is as certain as one view, so that bars fitted on plain photos
+    hold; a mean of probabilities is less certain, and more answers would be rolled up.
+    """
+    if len(probabilities) == 1:
+        return average(probabilities)
+    mean = np.exp(np.log(np.maximum(np.asarray(probabilities, np.float64), TINY)).mean(axis=0))
     return mean / mean.sum()
 
 
@@ -160,7 +175,7 @@ def contributions(panel: Panel, photo: Sequence[Photo], leaf: np.ndarray, specie
     """
     count, known = len(panel.predictors), truth >= 0
     models = list(zip(panel.names, panel.predictors, strict=True))
-    runs = {name: _timed(predictor, panel.views(one.pixels)) for (name, predictor), one in zip(models, photo, strict=True)}
+    runs = {name: _timed(predictor, panel.views(one)) for (name, predictor), one in zip(models, photo, strict=True)}
     times = measure_ms(runs, photo[0].pixels)
     rows = []
     if not known.any():

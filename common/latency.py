@@ -41,7 +41,7 @@ def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> li
     usable, pictures = [], []
     for photo in photos[:MOST]:
         try:
-            pictures.append([panel.views(one.pixels) for one in panel.read(photo)])
+            pictures.append([panel.views(one) for one in panel.read(photo)])
         except (ImageError, OSError):
             continue
         usable.append(photo)
@@ -73,7 +73,7 @@ def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> li
                      f"{bare_rate:.1f}", f"{whole_rate / bare_rate:.2f}"))
     size = sum(predictor.card.size_mb for predictor in panel.predictors)
     return [f"machine  {processor()}; onnxruntime {onnxruntime.__version__}, {panel.predictors[0].session.get_providers()[0]}",
-            f"models   {', '.join(panel.names)}: {size:.1f} MB" + (", each photo and its mirror image" if panel.tta else ""),
+            f"models   {', '.join(panel.names)}: {size:.1f} MB" + (", each photo in three views" if panel.tta else ""),
             f"photos   {len(usable)}, {ROUNDS} rounds of {SECONDS:g} s; p50 / p95 in ms of one photo", "",
             table(rows, ("threads", "decode", "model", "all", "photos/s", "session.run/s", "share"))]
 

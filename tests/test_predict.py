@@ -18,6 +18,7 @@ import pytest
 import tiny_bundle as tiny
 from conftest import ROOT
 from onnx import numpy_helper
+from PIL import Image
 
 from common import ensembles, latency, photo_list, predictions, submission
 from common.bundle import BundleError, Predictor, write_bundle
@@ -193,20 +194,20 @@ def test_a_part_file_of_something_else_is_not_used(exports, other, photos, tmp_p
     refused(("other models", "out.csv.part"), run, "--exports", other, *flags)
     refused("other flags", run, "--exports", exports, *flags, "--tta")
     refused("other flags", run, "--exports", exports, *flags, "--mode", "routed")
-    with predictions.Part(tmp_path / "out.csv.part", predictions.tie(
-            ensembles.Panel([Predictor(exports)]), predictions.Job(tuple(photo_list.find_photos([photos / "apple"])), tmp_path / "o", np.zeros(7)))):
+    job = predictions.Job(tuple(photo_list.find_photos([photos / "apple"])), tmp_path / "o", np.zeros(7))
+    with predictions.Part(tmp_path / "out.csv.part", predictions.tie(ensembles.Panel([Predictor(exports)]), job)):
         refused("another run is writing", run, "--exports", exports, *flags)
     (photos / "apple" / "scab" / "p20.png").write_bytes(tiny.picture(tiny.color_of(0), (90, 90)))
     refused("other photos", run, "--exports", exports, *flags)
 
 
 def test_killed_for_real_it_ends_in_the_same_bytes(exports, photos, tmp_path):
-    for i in range(150):
-        (photos / "apple" / "rust" / f"n{i}.png").write_bytes(tiny.picture(tiny.color_of(i % 6), (700, 500)))
+    for i in range(25):
+        (photos / "apple" / "rust" / f"n{i}.png").write_bytes(tiny.picture(tiny.color_of(i % 6)))
     command = [sys.executable, str(ROOT / "04_serve.py"), "--exports", str(exports), "--predict", str(photos), "--threads", "1", "--output"]
     part = tmp_path / "out.csv.part"
     slow = ("import time; from common import predictions, part_file; real = predictions.answer\n"
-            "predictions.answer = lambda *given: time.sleep(0.02) or real(*given)\n"
+            "predictions.answer = lambda *given: time.sleep(0.1) or real(*given)\n"
             "import importlib, sys; importlib.import_module('04_serve').main(sys.argv[1:])")
     process = subprocess.Popen([sys.executable, "-c", slow, *command[2:], str(tmp_path / "out.csv")], cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
@@ -251,16 +252,22 @@ def test_the_average_is_one_of_probabilities(exports, other, photos):
     assert systems.shape == (5, 6) and (systems[1] == seen.each[0]).all() and (systems[3] == systems[2]).all()
 
 
-def test_tta_averages_the_mirror_image(exports, tmp_path):
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[:, :32] = tiny.color_of(0)
+def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
+    pixels = np.zeros((500, 900, 3), np.uint8)
+    pixels[:, :450] = tiny.color_of(0)
+    pixels[:60] = pixels[-60:] = tiny.color_of(1)  # outside of the middle, but for ten rows
     buffer = io.BytesIO()
-    from PIL import Image
     Image.fromarray(pixels).save(buffer, "PNG")
-    panel = ensembles.Panel([Predictor(exports)], tta=True)
-    views = panel.views(panel.read(buffer.getvalue())[0].pixels)
-    assert views.shape == (2, tiny.SIZE, tiny.SIZE, 3) and (views[1] == views[0][:, ::-1]).all() and (views[0] != views[1]).any()
-    assert panel.look(buffer.getvalue()).probabilities.sum() == pytest.approx(1)
+    plain, panel = ensembles.Panel([Predictor(exports)]), ensembles.Panel([Predictor(exports)], tta=True)
+    photo, = panel.read(buffer.getvalue())
+    views = panel.views(photo)
+    assert (photo.width, photo.height) == (900, 500) and (views[0] == plain.views(*plain.read(buffer.getvalue()))[0]).all()
+    assert views.shape == (3, tiny.SIZE, tiny.SIZE, 3) and (views[1] == views[0][:, ::-1]).all() and (views[0] != views[1]).any()
+    assert (views[2][4, :12] == tiny.color_of(0)).all() and (views[0][1] == tiny.color_of(1)).all()
+    seen = panel.look(buffer.getvalue())
+    each = panel.predictors[0].run(views)
+    wanted = np.exp(np.log(np.maximum(each.probabilities.astype(float), 1e-12)).mean(0))
+    assert seen.probabilities == pytest.approx(wanted / wanted.sum()) and (seen.ood == each.ood[0]).all()
 
 
 def test_models_of_other_classes_do_not_answer_together(exports, tmp_path):
@@ -339,7 +346,8 @@ def test_the_benchmark_times_each_step(exports, photos, tmp_path, monkeypatch, c
     assert run("--exports", exports, "--predict", photos, "--benchmark", "--threads", 2, "--output", tmp_path / "o.csv") == 0
     told = capfd.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines() if line.startswith("|")]
-    assert rows[0] == ["threads", "decode", "model", "all", "photos/s", "session.run/s", "share"] and [row[0] for row in rows[2:]] == ["1", "2"]
+    assert rows[0] == ["threads", "decode", "model", "all", "photos/s", "session.run/s", "share"]
+    assert [row[0] for row in rows[2:]] == ["1", "2"]
     for row in rows[2:]:
         decode, model, together = (float(cell.split(" / ")[0]) for cell in row[1:4])
         assert 0 < decode <= together and model <= together and 0 < float(row[6]) < 1.5
