@@ -18,6 +18,7 @@ from common.console import table
 from common.decide import Answer, decide, joint_leaf, species_probabilities
 from common.measure import Run, measure_ms
 from common.poor_photos import photo_quality
+from common.providers import open_predictor
 from common.taxonomy import ClassTree
 
 MIDDLE = 0.8  # of both sides: training sees crops of 0.6 to 1 of the area
@@ -127,30 +128,34 @@ def best(probabilities: np.ndarray, tree: ClassTree) -> tuple[np.ndarray, np.nda
     return joint_leaf(probabilities, tree), species_probabilities(probabilities, tree).argmax(axis=1)
 
 
-def open_models(exports: Path, names: Sequence[str] | None, providers: Sequence[str] | None = None) -> list[Predictor]:
-    """Open models by name: a model file of `exports`, another exports folder, or a model file in one.
+def locate(exports: Path, name: str | None) -> tuple[Path, str | None]:
+    """The exports folder and the model file that --model means: a file of `exports`, another exports folder, or a model file in one."""
+    path = Path(name or "")
+    if name and path.is_dir():
+        return path, None
+    if name and path.suffix == ".onnx" and path.parent != Path("."):
+        return path.parent, path.name
+    return exports, name
+
+
+def open_models(exports: Path, names: Sequence[str] | None, provider: str) -> list[tuple[Predictor, str]]:
+    """Open models by name, each with the provider that runs it.
 
     Args:
         exports: the folder that plain names are looked up in, and whose default model answers without any.
-        names: what --model gave; None or empty: the default model.
-        providers: as for `bundle.open_session`.
+        names: what --model gave, as `locate` reads it; None or empty: the default model.
+        provider: as for `providers.open_predictor`.
 
     Raises:
-        BundleError: as `Predictor`, and where a model is named twice.
+        BundleError: as `open_predictor`, and where a model is named twice.
     """
-    opened: dict[tuple[Path, str], Predictor] = {}
+    opened: dict[tuple[Path, str], tuple[Predictor, str]] = {}
     for name in names or [None]:
-        path = Path(name or "")
-        if name and path.is_dir():
-            found = Predictor(path, providers=providers)
-        elif name and path.suffix == ".onnx" and path.parent != Path("."):
-            found = Predictor(path.parent, path.name, providers=providers)
-        else:
-            found = Predictor(exports, name, providers=providers)
-        key = (found.bundle.folder.resolve(), found.card.file)
+        predictor, chosen = open_predictor(*locate(exports, name), provider)
+        key = (predictor.bundle.folder.resolve(), predictor.card.file)
         if key in opened:
-            raise BundleError(f"{found.bundle.folder / found.card.file} is named twice by --model; name each model once.")
-        opened[key] = found
+            raise BundleError(f"{predictor.bundle.folder / predictor.card.file} is named twice by --model; name each model once.")
+        opened[key] = (predictor, chosen)
     return list(opened.values())
 
 
