@@ -160,9 +160,12 @@ def open_models(exports: Path, names: Sequence[str] | None, provider: str) -> li
 
 
 def name_apart(predictors: Sequence[Predictor]) -> list[str]:
-    """Short names of models: the file, with its folder where files of several folders bear the same name."""
-    files = [predictor.card.file for predictor in predictors]
-    return files if len(set(files)) == len(files) else [str(predictor.bundle.folder / predictor.card.file) for predictor in predictors]
+    """Short names of models: the file; with its folder's name, or the folder's whole path, where that is not enough to tell them apart."""
+    cards = [(predictor.card.file, predictor.bundle.folder) for predictor in predictors]
+    for names in ([file for file, _ in cards], [f"{folder.absolute().name}/{file}" for file, folder in cards]):
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder / file) for file, folder in cards]
 
 
 def contributions(panel: Panel, photo: Sequence[Photo], leaf: np.ndarray, species: np.ndarray, truth: np.ndarray) -> str:
