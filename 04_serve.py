@@ -179,6 +179,7 @@ def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
 
 def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
     """Answer photos into a CSV, or time it; returns the exit code: 1 where a photo could not be read."""
+    settle_process()
     models = open_models(args.exports, args.model, args.provider)
     panel, threads = Panel([predictor for predictor, _ in models], args.tta), args.threads or _cores()
     for predictor, provider in models:

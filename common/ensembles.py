@@ -65,6 +65,11 @@ class Panel:
         """The class tree that all models share."""
         return self.predictors[0].bundle.tree
 
+    @property
+    def num_systems(self) -> int:
+        """How many rows `systems` has."""
+        return 1 if len(self.predictors) == 1 else 1 + 2 * len(self.predictors)
+
     def read(self, source: bytes | Path) -> list[Photo]:
         """Read a photo once per size that is needed; one per model. Raises images.ImageError; OSError."""
         read: dict[tuple[int, int | None], Photo] = {}
@@ -98,10 +103,9 @@ class Panel:
 
     def systems(self, seen: Seen) -> np.ndarray:
         """Probabilities of all together, of each model alone, and of all without each: float64 (1 + 2 K, leaves); K = 1: (1, leaves)."""
-        count = len(seen.each)
-        if count == 1:
+        if self.num_systems == 1:
             return seen.probabilities[None]
-        without = [average(np.delete(seen.each, i, axis=0)) for i in range(count)]
+        without = [average(np.delete(seen.each, i, axis=0)) for i in range(len(seen.each))]
         return np.stack([seen.probabilities, *seen.each, *without])
 
 

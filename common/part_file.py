@@ -69,11 +69,8 @@ class Part:
         """The lines in order, each with its place in the file."""
         self.file.flush()
         at = self.start
-        while True:
-            self.file.seek(at)
-            line = self.file.readline()
-            if not line:
-                return
+        self.file.seek(at)
+        for line in iter(self.file.readline, b""):
             yield at, json.loads(line)
             at += len(line)
 

@@ -11,8 +11,8 @@ import base64
 import contextlib
 import csv
 import json
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +65,15 @@ def predict(panel: Panel, job: Job) -> int:
         for record in console.progress(records, total=len(rest), desc="predict", unit="photo"):
             part.add(record)
         seconds = watch()
-        seen = _write(part, job)
+        seen = _write(part, job, panel.num_systems)
     path.unlink()
     _tell(panel, job, seen)
-    failed = seen.decisions.count("error")
-    counts = ", ".join(f"{seen.decisions.count(key)} {key.replace('_', ' ')}" for key in DECISIONS if key in seen.decisions)
+    numbers = zip(DECISIONS, np.bincount(seen.decision, minlength=len(DECISIONS)).tolist(), strict=True)
+    counts = ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in numbers if number)
     speed = f", {len(rest) / seconds:.0f} a second" if rest else ""
     console.say(f"photos   {len(job.photos)} in {console.duration(seconds)}{speed}: {counts}",
                 f"wrote    {job.output}" + (f" and {job.submission.path}" if job.submission else ""))
-    return failed
+    return len(seen.failures)
 
 
 def answer(panel: Panel, job: Job, photo: Path) -> dict[str, Any]:
@@ -143,38 +143,41 @@ def _stamp(photo: Path) -> str:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the part file says of N photos: decisions; failures with their reasons; leaf and species (N, systems), -1 without a photo."""
+    """What the part file says of N photos: decision, int8 (N,), an index of `DECISIONS`; failures, (file, reason) of those that could not
+    be read; leaf and species, int32 (N, systems), -1 where a photo could not be read.
+    """
 
-    decisions: list[str]
+    decision: np.ndarray
     failures: list[tuple[str, str]]
     leaf: np.ndarray
     species: np.ndarray
 
 
-def _write(part: Part, job: Job) -> _Seen:
-    """Make the outputs from a part file that is complete."""
-    decisions, failures, places, rows = [], [], [], []
+def _write(part: Part, job: Job, systems: int) -> _Seen:
+    """Make the outputs from a part file that is complete; `systems` is `Panel.num_systems`."""
+    count = len(job.photos)
+    seen = _Seen(np.zeros(count, np.int8), [], *(np.full((count, systems), -1, np.int32) for _ in range(2)))
+    places = np.zeros(count, np.int64)
     with whole(job.output) as temporary:
         # file names need not be valid text: the odd byte is written as \xNN instead of ending the run
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            for (at, record), photo in zip(part.lines(), job.photos, strict=True):
+            for i, ((at, record), photo) in enumerate(zip(part.lines(), job.photos, strict=True)):
+                places[i] = at
                 row = record["row"]
                 assert row["file"] == str(photo), f"{part.path}: {row['file']} stands where {photo} belongs"
                 writer.writerow(row)
-                decisions.append(row["decision"])
-                places.append(at)
-                rows.append((record.get("leaf"), record.get("species")))
+                seen.decision[i] = DECISIONS.index(row["decision"])
                 if row["decision"] == "error":
-                    failures.append((row["file"], row["error"]))
+                    seen.failures.append((row["file"], row["error"]))
+                else:
+                    seen.leaf[i], seen.species[i] = record["leaf"], record["species"]
         if job.submission is not None:  # before the CSV appears: both, or none
             job.submission.path.parent.mkdir(parents=True, exist_ok=True)
-            if lost := write_submission(job.submission, lambda photo: _probabilities(part.line(places[photo]))):
+            if lost := write_submission(job.submission, lambda photo: _probabilities(part.line(int(places[photo])))):
                 console.warn(f"{lost} rows of {job.submission.path} have all classes alike, because their photos could not be read.")
-    systems = max((len(leaf) for leaf, _ in rows if leaf), default=1)
-    nothing = [-1] * systems
-    return _Seen(decisions, failures, *(np.array([row[i] or nothing for row in rows], np.int64) for i in range(2)))
+    return seen
 
 
 def _probabilities(record: dict[str, Any]) -> np.ndarray | None:
@@ -191,34 +194,31 @@ def _tell(panel: Panel, job: Job, seen: _Seen) -> None:
     read = seen.leaf[:, 0] >= 0
     plants, strangers = read & (job.labels >= 0), read & (job.labels == STRANGER)
     if plants.any() or strangers.any():
-        console.say("", *accuracy(panel, seen.decisions, seen.leaf[:, 0], seen.species[:, 0], job.labels, plants, strangers), "")
+        console.say("", *accuracy(panel, seen.decision, seen.leaf[:, 0], seen.species[:, 0], job.labels, plants, strangers), "")
     if len(panel.predictors) > 1 and read.any():
         photo = panel.read(job.photos[int(np.flatnonzero(read)[0])])
         console.say(contributions(panel, photo, seen.leaf[read], seen.species[read], job.labels[read]), "")
 
 
-def accuracy(panel: Panel, decisions: Sequence[str], leaf: np.ndarray, species: np.ndarray, labels: np.ndarray, plants: np.ndarray,
+def accuracy(panel: Panel, decision: np.ndarray, leaf: np.ndarray, species: np.ndarray, labels: np.ndarray, plants: np.ndarray,
              strangers: np.ndarray) -> list[str]:
     """Say how right the answers to labelled photos are.
 
     Args:
-        decisions: one per photo.
-        leaf, species: int64 (N,), best of each photo, whatever was decided.
-        labels: int64 (N,), true leaves.
+        decision: int (N,), indices of `DECISIONS`.
+        leaf, species: int (N,), best of each photo, whatever was decided.
+        labels: int (N,), true leaves.
         plants, strangers: bool (N,), photos of known classes, and of no plant.
     """
-    lines, decided = [], np.array(decisions)
+    lines, (answered, rolled, refused) = [], (decision == i for i in range(3))
     if plants.any():
-        true_leaf, true_species = labels[plants], panel.tree.leaf_species[labels[plants]]
-        plant_right, both_right = species[plants] == true_species, leaf[plants] == true_leaf
-        kinds = Counter(decided[plants].tolist())
-        lines.append(f"labelled {plants.sum()} photos of {len(np.unique(true_leaf))} classes: species right {plant_right.mean():.4f}, "
-                     f"species and disease both right {both_right.mean():.4f}, refused {kinds['rejected'] / plants.sum():.4f}")
-        answered, rolled = decided[plants] == "answered", decided[plants] == "rolled_up"
-        given = int((answered | rolled).sum())
-        if given:
-            right = int(both_right[answered].sum() + plant_right[rolled].sum())
-            lines.append(f"given    {given} answers, {kinds['rolled_up']} of them of the species alone: {right / given:.4f} right")
+        plant_right = species[plants] == panel.tree.leaf_species[labels[plants]]
+        both_right = leaf[plants] == labels[plants]
+        lines.append(f"labelled {plants.sum()} photos of {len(np.unique(labels[plants]))} classes: species right {plant_right.mean():.4f}, "
+                     f"species and disease both right {both_right.mean():.4f}, refused {refused[plants].mean():.4f}")
+        if given := int((answered | rolled)[plants].sum()):
+            right = int(both_right[answered[plants]].sum() + plant_right[rolled[plants]].sum())
+            lines.append(f"given    {given} answers, {int(rolled[plants].sum())} of them of the species alone: {right / given:.4f} right")
     if strangers.any():
-        lines.append(f"no plant {strangers.sum()} photos: refused {(decided[strangers] == 'rejected').mean():.4f}")
+        lines.append(f"no plant {strangers.sum()} photos: refused {refused[strangers].mean():.4f}")
     return lines
