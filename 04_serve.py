@@ -1,7 +1,7 @@
 """Stage 4: answer photos with an exported model, over HTTP with a web page, or for whole folders.
 
 Reads   exports/ (written by 03_export.py). Needs no torch.
-Writes  nothing; with --predict a CSV, one row per photo.
+Writes  nothing; with --predict a CSV, one row per photo, with --submission a second one.
 
   python 04_serve.py                                   the page and the API at http://127.0.0.1:8000
   python 04_serve.py --port 9000 --model model.onnx    another port, another model of the exports folder
@@ -19,36 +19,32 @@ otherwise; it keeps no photo. /docs describes the addresses. Ctrl-C or SIGTERM l
 from __future__ import annotations
 
 import argparse
-import csv
 import errno
 import os
 import socket
-import tempfile
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import console, serving, workers
-from common.answers import answer_photo
-from common.bundle import Bundle, BundleError, ModelCard, Predictor, read_bundle
+from common import console, latency, serving, workers
+from common.bundle import Bundle, BundleError, ModelCard, read_bundle
 from common.decide import MODES
+from common.ensembles import Panel, locate, open_models
 from common.http_app import make_app
-from common.images import SUFFIXES, ImageError
+from common.photo_list import find_photos, labels_from_csv, labels_from_folders
+from common.predictions import Job, predict
 from common.providers import GPUS, PROVIDERS, open_predictor
 from common.runners import settle_process
 from common.service import Settings
-
-COLUMNS = ("file", "decision", "level", "species", "disease", "species_probability", "disease_given_species",
-           "leaf_probability", "best_guess", "best_guess_probability", "reason", "score", "quantile", "error")
+from common.submission import plan_submission
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     parser = console.parser(__doc__)
     parser.add_argument("--exports", type=Path, default=Path("exports"), help="the folder 03 wrote (default: exports)")
-    parser.add_argument("--model", metavar="NAME", help="a model file of that folder (default: what bundle.json says)")
+    parser.add_argument("--model", action="append", metavar="NAME", help="a model file of that folder (default: what bundle.json says), "
+                        "or another exports folder; with --predict several --model answer together")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the whole network in")
     parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="port to listen on; 0 takes any free one")
     parser.add_argument("--provider", choices=("auto", *PROVIDERS), default="auto", help="what runs the model: one of ONNX Runtime's "
@@ -66,9 +62,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cors-origin", action="append", default=[], metavar="URL",
                         help="let web pages of this address ask too; * for all")
     parser.add_argument("--access-log", action="store_true", help="print a line per request (never a photo)")
-    parser.add_argument("--predict", type=Path, nargs="+", metavar="PATH",
-                        help="answer these photos and folders, then end")
-    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="where --predict writes its CSV")
+    batch = parser.add_argument_group("batch", "answer photos into a CSV instead of serving; exit code 1 where a photo could not be read")
+    batch.add_argument("--predict", nargs="+", metavar="PATH", help="photos, folders, or quoted patterns such as 'photos/**/*.jpg'")
+    batch.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help="where answers go (default: "
+                       "predictions.csv); a run that was stopped goes on by the same command")
+    batch.add_argument("--tta", action="store_true", help="see each photo, its mirror image and its middle: three times the model's time")
+    batch.add_argument("--labels", type=Path, metavar="CSV", help="what the photos show: columns file, species, disease, or file, label "
+                       "(default: as their folders are named)")
+    batch.add_argument("--submission", type=Path, metavar="FILE", help="also write the probability of every class, to a .csv or .zip")
+    batch.add_argument("--sample-submission", type=Path, metavar="CSV", help="a submission whose ids, titles and order are to be kept")
+    batch.add_argument("--benchmark", action="store_true", help="time reading and model on the photos of --predict; writes nothing")
     return parser
 
 
@@ -76,14 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve, or predict files; returns the exit code."""
     args = build_parser().parse_args(argv)
-    paths = find_photos(args.predict) if args.predict else []
-    if args.predict and args.output.is_dir():
-        console.fail(f"--output {args.output} is a folder; give the name of a CSV file in it.")
-    if args.predict and args.output.parent.exists() and not args.output.parent.is_dir():
-        console.fail(f"--output {args.output} cannot be: {args.output.parent} is a file, not a folder.")
+    photos = check_batch(args)
     try:
-        if args.predict:
-            return predict_files(Predictor(args.exports, args.model), paths, args)
+        if photos:
+            return predict_files(photos, args)
+        args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
         listener = bind(args.host, args.port)
         if args.workers == 1:
             return serve(args, listener)
@@ -91,6 +91,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return workers.supervise(args.workers, serve, (args, listener), started=lambda: announce(args, listener, bundle))
     except BundleError as error:
         console.fail(str(error))
+
+
+def check_batch(args: argparse.Namespace) -> list[Path]:
+    """The photos of --predict; none where the flags mean to serve. Ends the run over flags that do not go together."""
+    if not args.predict:
+        for flag in ("tta", "labels", "submission", "sample_submission", "benchmark"):
+            if getattr(args, flag):
+                console.fail(f"--{flag.replace('_', '-')} needs --predict with photos.")
+        if len(args.model or ()) > 1:
+            console.fail("a server answers with one model: give --model once. Several answer together with --predict.")
+        return []
+    if args.sample_submission and not args.submission:
+        console.fail("--sample-submission needs --submission, the file to write.")
+    for flag, path in (("output", args.output), ("submission", args.submission)):
+        if path and path.is_dir():
+            console.fail(f"--{flag} {path} is a folder; give the name of a file in it.")
+        if path and path.parent.exists() and not path.parent.is_dir():
+            console.fail(f"--{flag} {path} cannot be: {path.parent} is a file, not a folder.")
+    return find_photos(args.predict)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -158,82 +177,19 @@ def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
                                else "no stranger: this export has no rejection threshold"))
 
 
-def find_photos(paths: Iterable[Path]) -> list[Path]:
-    """Files as given, and the pictures in folders and the folders below, each once, in the order of their names."""
-    found: dict[Path, None] = {}
-    for path in paths:
-        if path.is_dir():
-            inside = [Path(root, name) for root, _, names in os.walk(path) for name in names
-                      if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-            if not inside:
-                console.fail(f"there are no pictures in {path}. Pictures end in {', '.join(SUFFIXES)}.")
-            found.update(dict.fromkeys(sorted(inside)))
-        elif path.is_file():
-            found[path] = None
-        else:
-            console.fail(f"there is no file or folder {path} to predict.")
-    return list(found)
-
-
-def predict_files(predictor: Predictor, paths: Sequence[Path], args: argparse.Namespace) -> int:
-    """Answer each file into a CSV that appears whole or not at all; what cannot be read becomes a row that says why."""
-    def one(path: Path) -> dict[str, Any]:
-        try:
-            return csv_row(path, answer_photo(predictor, path, mode=args.mode, top_k=1))
-        except ImageError as error:
-            return {"file": path, "decision": "error", "reason": error.reason, "error": str(error)}
-        except OSError as error:
-            return {"file": path, "decision": "error", "reason": "unreadable", "error": error.strerror or str(error)}
-
-    describe(predictor.bundle, predictor.card)
-    watch, decisions = console.Stopwatch(), Counter()
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{args.output.name}-", suffix=".tmp", dir=args.output.parent)
-    try:
-        # file names need not be valid text: the odd byte is written as \xNN instead of ending the run
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            rows = in_order(one, paths, args.threads or _cores())
-            for row in console.progress(rows, total=len(paths), desc="predict", unit="photo"):
-                writer.writerow(row)
-                decisions[row["decision"]] += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, args.output)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    counts = ", ".join(f"{decisions[key]} {key.replace('_', ' ')}" for key in
-                       ("answered", "rolled_up", "rejected", "error") if decisions[key])
-    console.say(f"photos   {len(paths)} in {console.duration(watch())}: {counts}", f"wrote    {args.output}")
-    return 0
-
-
-def csv_row(path: Path, answer: dict[str, Any]) -> dict[str, Any]:
-    """One answer as a row of the CSV; the best guess stands there even where the answer is a refusal."""
-    guess = answer["alternatives"][0]
-    return {
-        "file": path, "decision": answer["decision"], "level": answer["level"], "species": answer["species"],
-        "disease": answer["disease"], "species_probability": answer["probabilities"]["species"],
-        "disease_given_species": answer["probabilities"]["disease_given_species"],
-        "leaf_probability": answer["probabilities"]["leaf"], "best_guess": f"{guess['species']}/{guess['disease']}",
-        "best_guess_probability": guess["probability"], "reason": answer["rejection"]["reason"],
-        "score": answer["rejection"]["value"], "quantile": answer["rejection"]["quantile"],
-    }
-
-
-def in_order(job: Any, items: Iterable[Any], threads: int) -> Iterator[Any]:
-    """Run a job over items on several threads, results in the items' order, never more than a few ahead."""
-    pending: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            pending.append(pool.submit(job, item))
-            if len(pending) >= 4 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
+    """Answer photos into a CSV, or time it; returns the exit code: 1 where a photo could not be read."""
+    settle_process()
+    models = open_models(args.exports, args.model, args.provider)
+    panel, threads = Panel([predictor for predictor, _ in models], args.tta), args.threads or _cores()
+    for predictor, provider in models:
+        describe(predictor.bundle, predictor.card, provider)
+    if args.benchmark:
+        console.say(*latency.measure(panel, photos, threads, args.mode))
+        return 0
+    labels = labels_from_csv(args.labels, photos, panel.tree) if args.labels else labels_from_folders(photos, panel.tree)
+    plan = plan_submission(args.submission, photos, panel.tree, args.sample_submission) if args.submission else None
+    return int(predict(panel, Job(tuple(photos), args.output, labels, args.mode, threads, plan)) > 0)
 
 
 def _whole(least: int, most: int) -> Any:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.bars import Rejection, Rollup, rejection_from_json, rollups_from_json
 from common.files import file_sha256
-from common.images import FORMATS, MAX_PIXELS, read_rgb, resize_to_model
+from common.images import FORMATS, MAX_PIXELS, middle_of, read_rgb, resize_to_model
 from common.taxonomy import ClassTree
 
 FORMAT = 3
@@ -86,11 +86,12 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture for the model: pixels uint8 (size, size, 3) RGB, and the upright width and height it came with."""
+    """A picture for the model: pixels uint8 (size, size, 3) RGB, the upright width and height it came with, and perhaps its middle."""
 
     pixels: np.ndarray
     width: int
     height: int
+    middle: np.ndarray | None = None
 
 
 def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:
@@ -142,8 +143,7 @@ def read_bundle(folder: Path | str) -> Bundle:
     return bundle
 
 
-def open_session(path: Path | str, threads: int = 1,
-                 providers: Sequence[str] | None = None) -> onnxruntime.InferenceSession:
+def open_session(path: Path | str, threads: int = 1, providers: Sequence[str] | None = None) -> onnxruntime.InferenceSession:
     """Make the one kind of ONNX Runtime session this project uses; several threads may run it at once.
 
     path is an .onnx file, threads those of one run, providers ONNX Runtime's names in order of preference (None: the
@@ -195,8 +195,7 @@ class Predictor:
         """
         size = self.bundle.size
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (size, size, 3) or len(batch) == 0:
-            raise ValueError(f"{self.card.file} takes pictures as uint8 (N, {size}, {size}, 3), "
-                             f"not as {batch.dtype} {batch.shape}")
+            raise ValueError(f"{self.card.file} takes pictures as uint8 (N, {size}, {size}, 3), not as {batch.dtype} {batch.shape}")
         outputs = Outputs(*self.session.run(list(OUTPUTS), {"images": batch}))
         for key, columns in (("probabilities", self.bundle.tree.num_leaves), ("ood", len(self.bundle.scores))):
             if (shape := getattr(outputs, key).shape) != (len(batch), columns):
@@ -212,13 +211,14 @@ class Predictor:
         """Read a picture as the model takes it: uint8 (size, size, 3). Raises images.ImageError where it is none."""
         return self.read(source).pixels
 
-    def read(self, source: bytes | Path | str, max_pixels: int = MAX_PIXELS) -> Photo:
-        """Read a picture of at most max_pixels from its bytes or its path. Raises images.ImageError where it is none; OSError."""
+    def read(self, source: bytes | Path | str, *, max_pixels: int = MAX_PIXELS, middle: float | None = None) -> Photo:
+        """Read a picture of at most max_pixels, and the `middle` share of its sides as another. Raises images.ImageError; OSError."""
         rgb = read_rgb(source, long_side=self.bundle.long_side, max_pixels=max_pixels)
         height, width = rgb.shape[:2]
         if self.bundle.long_side is not None and max(height, width) >= self.bundle.long_side:
             width, height = _upright_size(source)
-        return Photo(resize_to_model(rgb, self.bundle.size), width, height)
+        part = middle and resize_to_model(middle_of(rgb, middle), self.bundle.size)
+        return Photo(resize_to_model(rgb, self.bundle.size), width, height, part)
 
     def _check_signature(self) -> None:
         size = self.bundle.size
@@ -289,8 +289,8 @@ def _verify(folder: Path, card: ModelCard) -> None:
     if not path.is_file():
         raise BundleError(f"{path} is missing, though {FILE_NAME} lists it. {_MEND}")
     if (found := file_sha256(path)) != card.sha256:
-        raise BundleError(f"{path} is not the file that was exported: its SHA-256 begins with {found[:12]}, and "
-                          f"{FILE_NAME} says {card.sha256[:12]}. Copy the whole folder again, or: {_MEND}")
+        raise BundleError(f"{path} is not the file that was exported: its SHA-256 begins with {found[:12]}, and {FILE_NAME} says "
+                          f"{card.sha256[:12]}. Copy the whole folder again, or: {_MEND}")
 
 
 def _upright_size(source: bytes | Path | str) -> tuple[int, int]:

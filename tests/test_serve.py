@@ -1,8 +1,7 @@
-"""04_serve: its mistakes, the batch predictions, and a real server as a subprocess."""
+"""04_serve: its mistakes, and a real server as a subprocess. Batch predictions are in test_predict.py."""
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import os
@@ -37,55 +36,17 @@ def fails(argv, capsys, *words):
     assert caught.value.code == 2 and all(word in told for word in words), told
 
 
-def test_predict_writes_a_row_per_file(exports, tmp_path, capsys):
-    photos = tmp_path / "photos"
-    (photos / "deep").mkdir(parents=True)
-    (photos / "a.jpg").write_bytes(tiny.picture(tiny.color_of(0), kind="JPEG"))
-    (photos / "deep" / "b.PNG").write_bytes(tiny.picture(tiny.between(1, 2)))
-    (photos / "c.png").write_bytes(tiny.picture(tiny.STRANGER))
-    (photos / "d.jpg").write_bytes(b"no picture")
-    (photos / "notes.txt").write_text("left out")
-    output = tmp_path / "new" / "out.csv"
-    argv = ["--exports", exports, "--predict", photos, photos / "a.jpg", "--output", output, "--threads", 3]
-    assert serve.main([str(part) for part in argv]) == 0
-    with open(output, newline="", encoding="utf-8") as file:
-        rows = {Path(row["file"]).name: row for row in csv.DictReader(file)}
-    assert list(rows) == ["a.jpg", "c.png", "d.jpg", "b.PNG"]
-    assert (rows["a.jpg"]["species"], rows["a.jpg"]["disease"], rows["a.jpg"]["error"]) == ("apple", "healthy", "")
-    assert float(rows["a.jpg"]["leaf_probability"]) > 0.9
-    assert (rows["b.PNG"]["decision"], rows["b.PNG"]["species"], rows["b.PNG"]["disease"]) == ("rolled_up", "apple", "")
-    assert (rows["c.png"]["decision"], rows["c.png"]["reason"]) == ("rejected", "not_a_plant")
-    assert rows["c.png"]["best_guess"]
-    assert (rows["d.jpg"]["decision"], rows["d.jpg"]["reason"]) == ("error", "text") and rows["d.jpg"]["error"]
-    assert [path.name for path in output.parent.iterdir()] == ["out.csv"]
-    assert "1 answered, 1 rolled up, 1 rejected, 1 error" in capsys.readouterr().out
-
-
-def test_predict_broken_off_leaves_the_old_file_alone(exports, tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(tiny.picture(tiny.color_of(0)))
-    output = tmp_path / "out.csv"
-    output.write_text("old")
-    monkeypatch.setattr(serve, "csv_row", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        serve.main(["--exports", str(exports), "--predict", str(tmp_path / "a.png"), "--output", str(output)])
-    assert output.read_text() == "old" and sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "out.csv"]
-
-
 def test_mistakes_end_in_a_sentence_and_exit_code_2(exports, tmp_path, capsys):
     photo = tmp_path / "a.png"
     photo.write_bytes(tiny.picture(tiny.color_of(0)))
-    (tmp_path / "empty").mkdir()
     fails(["--exports", tmp_path / "none", "--predict", photo], capsys, "no exports folder", "03_export.py")
     fails(["--exports", tmp_path, "--predict", photo], capsys, "bundle.json")
     fails(["--exports", exports, "--model", "x.onnx", "--predict", photo], capsys, "model.int8.onnx, model.onnx")
-    fails(["--exports", exports, "--predict", tmp_path / "none.jpg"], capsys, "none.jpg")
-    fails(["--exports", exports, "--predict", tmp_path / "empty"], capsys, "no pictures")
-    fails(["--exports", exports, "--predict", photo, "--output", tmp_path], capsys, "is a folder")
-    fails(["--exports", exports, "--predict", photo, "--output", photo / "x.csv"], capsys, "is a file")
     fails(["--exports", exports, "--port", "99999"], capsys, "65535")
     fails(["--exports", exports, "--host", "no.such.host.invalid"], capsys, "no address")
     fails(["--exports", exports, "--treads", "2"], capsys, "--treads")
     fails(["--exports", exports, "--mode", "best"], capsys, "joint")
+    fails(["--exports", exports, "--model", "model.onnx", "--model", "model.int8.onnx"], capsys, "one model", "--predict")
     broken = tiny.make(tmp_path / "broken")
     onnx.save(tiny.model(leaves=5), broken / "model.int8.onnx")
     fails(["--exports", broken, "--predict", photo], capsys, "not the file that was exported")
