@@ -48,7 +48,7 @@ def look(predictor: Predictor, source: bytes | Path, run: Callable[[np.ndarray],
         ImageError: where it is no usable picture. OSError where a path cannot be read.
     """
     start = time.perf_counter()
-    photo = predictor.read(source, max_pixels)
+    photo = predictor.read(source, max_pixels=max_pixels)
     decoded = time.perf_counter()
     outputs = (run or predictor.run)(photo.pixels[None])
     done = time.perf_counter()

@@ -76,7 +76,7 @@ class Panel:
         for predictor in self.predictors:
             kind = (predictor.bundle.size, predictor.bundle.long_side)
             if kind not in read:
-                read[kind] = predictor.read(source, MIDDLE if self.tta else None)
+                read[kind] = predictor.read(source, middle=MIDDLE if self.tta else None)
         return [read[predictor.bundle.size, predictor.bundle.long_side] for predictor in self.predictors]
 
     def views(self, photo: Photo) -> np.ndarray:

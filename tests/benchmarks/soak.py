@@ -155,7 +155,8 @@ async def soak(args: argparse.Namespace, server: subprocess.Popen, port: int) ->
          f"bound {bound:.1f}", bool(late.max() <= bound)),
         (f"memory, first tenth, end, largest growth (MB, at most {MORE_MB})", f"{settled[0]:.0f}, {settled[-1]:.0f}, {grown:+.1f}",
          grown <= MORE_MB),
-        ("SIGTERM under load: answered, 503, lost", f"{load.counts['200']}, {load.counts['503']}, {lost}", lost == 0 and load.counts["200"] > 0),
+        ("SIGTERM under load: answered, 503, lost", f"{load.counts['200']}, {load.counts['503']}, {lost}",
+         lost == 0 and load.counts["200"] > 0),
         ("stopped after (s), exit code", f"{stopped:.1f}, {server.returncode}", server.returncode == 0),
         ("on stderr", errors.strip()[-300:] or "nothing", not errors.strip()),
     ]
