@@ -1,11 +1,11 @@
 """Scores that tell strangers from plants, for any checkpoint: per kind of stranger, and for kinds that were never shown.
 
-  python tests/benchmarks/rejection.py --data data/organized --checkpoint FILE --strangers photos=DIR documents=DIR flowers=DIR
-  python tests/benchmarks/rejection.py ... --near flowers          kinds that are plants: nothing is fitted on them
+  python tests/benchmarks/rejection.py --data data/organized --checkpoint FILE --strangers photos=DIR documents=DIR --near flowers=DIR
 
-Spaces are fitted on train, thresholds on val, every figure is from test. Half of the pictures of each kind that is no plant (by the
-hash of the file) are shown: they fit the learned score, with poor copies of train among the plants, and choose the sum of scores; the
-other half is reported. In the last table one kind is left out of what is shown. The backbone runs once; what it gave is kept in --store.
+Spaces are fitted on train and poor copies of it, thresholds on val, every figure is from test. Half of the pictures of each kind that is
+no plant (by the hash of the file) are shown: they fit the learned score and choose the sum of scores; the other half is reported. In the
+last table one kind at a time is left out of what is shown, and all of it is reported. The backbone runs once; what it gave is kept in
+--store.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import checkpoint, images, rejection  # noqa: E402
+from common.bounds import at_least  # noqa: E402
 from common.calibrate import fit_temperature  # noqa: E402
 from common.console import fail, progress, say, table  # noqa: E402
 from common.dataset import EvalViews, Organized, load_organized  # noqa: E402
@@ -85,23 +88,31 @@ def gather(args: argparse.Namespace, model: SwinHierarchical, data: Organized) -
     return found
 
 
-class Scorer:
-    """All scores of outputs, with spaces fitted on train and, where strangers are shown, the learned score."""
+def exchanged(found: dict[str, Outputs], far: Iterable[str]) -> dict[str, Outputs]:
+    """The same with val and test in each other's place, and the shown half of the strangers in that of the other."""
+    places = {"val": "test", "test": "val"}
+    turned = {" ".join([places.get(name.split()[0], name.split()[0]), *name.split()[1:]]): outputs for name, outputs in found.items()}
+    return turned | {name: {**found[name], "leaf": 1 - found[name]["leaf"]} for name in far}
 
-    def __init__(self, model: SwinHierarchical, found: dict[str, Outputs]) -> None:
-        train = found["train"]
-        self.spaces = [FeatureSpace(train[key], train["leaf"], model.leaf_species) for key in ("features", "layers")]
-        self.temperature = fit_temperature(found["val"]["logits"].numpy(), model.leaf_species[found["val"]["leaf"]].numpy())
 
-    def plain(self, outputs: Outputs) -> dict[str, np.ndarray]:
-        """The scores of the graph without the learned one, and two to compare with."""
-        logits = outputs["logits"] / self.temperature
-        probs = logits.softmax(1)
-        ood = torch.cat([gen_score(probs)[:, None], self.spaces[0].distances(outputs["features"], probs.argmax(1)),
-                         self.spaces[1](outputs["layers"])], dim=1)
-        return rejection.columns(ood.numpy(), SCORES) | {"max-softmax": -probs.amax(1).numpy().astype(float),
-                                                         "energy": -outputs["logits"].logsumexp(1).numpy().astype(float)}
+def train_with_poor(found: dict[str, Outputs], key: str) -> torch.Tensor:
+    """What the backbone gave for train and its poor copies: what 03 fits the scores on."""
+    return torch.cat([found[name][key] for name in ("train", *(f"train {shift}" for shift in SHIFTS))])
 
+
+def plain_scores(model: SwinHierarchical, found: dict[str, Outputs]) -> dict[str, dict[str, np.ndarray]]:
+    """The scores of the graph without the learned one, and two to compare with, of all but train; spaces are fitted on train."""
+    leaf = train_with_poor(found, "leaf")
+    near, near_layers = (FeatureSpace(train_with_poor(found, key), leaf, model.leaf_species) for key in ("features", "layers"))
+    temperature = fit_temperature(found["val"]["logits"].numpy(), model.leaf_species[found["val"]["leaf"]].numpy())
+    scores = {}
+    for name, outputs in found.items():
+        probs = (outputs["logits"] / temperature).softmax(1)
+        distances = near.distances(outputs["features"], probs.argmax(1)), near_layers(outputs["layers"])
+        ood = torch.cat([gen_score(probs)[:, None], *distances], dim=1)
+        scores[name] = rejection.columns(ood.numpy(), SCORES) | {"max-softmax": -probs.amax(1).numpy().astype(float),
+                                                                 "energy": -outputs["logits"].logsumexp(1).numpy().astype(float)}
+    return {name: values for name, values in scores.items() if not name.startswith("train")}
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -124,83 +135,97 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     flags.add_argument("--data", type=Path, default=Path("data/organized"))
     flags.add_argument("--checkpoint", type=Path, required=True)
-    flags.add_argument("--strangers", nargs="+", required=True, metavar="NAME=DIR")
-    flags.add_argument("--near", nargs="*", default=[], metavar="NAME", help="kinds of --strangers that are plants of other species")
-    flags.add_argument("--poor", type=int, default=500, metavar="N", help="pictures of each split that get poor copies (default 500)")
+    flags.add_argument("--strangers", nargs="+", required=True, metavar="NAME=DIR", help="kinds of pictures of no plant")
+    flags.add_argument("--near", nargs="*", default=[], metavar="NAME=DIR", help="plants of other species: nothing is fitted on them")
+    flags.add_argument("--poor", type=int, default=600, metavar="N", help="pictures of each split that get poor copies (default 600)")
     flags.add_argument("--store", type=Path, default=Path("rejection_store"), help="where the outputs of the backbone are kept")
     args = flags.parse_args()
-    args.strangers = {name: Path(folder) for name, _, folder in (pair.partition("=") for pair in args.strangers)}
+    far, near = ({name: Path(folder) for name, _, folder in (pair.partition("=") for pair in pairs)}
+                 for pairs in (args.strangers, args.near))
+    args.strangers, args.near = far | near, list(near)
     if missing := [str(folder) for folder in args.strangers.values() if not folder.is_dir()]:
-        fail(f"there is no folder {missing[0]}. Give --strangers as NAME=DIR.")
-    far = [name for name in args.strangers if name not in args.near]
+        fail(f"there is no folder {missing[0]}. Give --strangers and --near as NAME=DIR.")
     data, model = load_organized(args.data), checkpoint.build_model(checkpoint.load(args.checkpoint)).eval()
     found = gather(args, model, data)
-    scorer = Scorer(model, found)
-    scores = {name: scorer.plain(outputs) for name, outputs in found.items() if not name.startswith("train")}
+    scores = plain_scores(model, found)
     hidden = {name: found[name]["leaf"].numpy() == 0 if name in far else np.ones(len(found[name]["leaf"]), bool) for name in scores}
-    compare(scores, hidden, args, f"{model.settings['backbone']}, {model.settings['image_size']} px")
-    usual = rejection.fit(part(scores["val"], hidden["val"], SCORES), poor={s: scores[f"val {s}"] for s in SHIFTS})
-    whole = {name: np.ones(len(found[name]["leaf"]), bool) for name in scores}
+    whole = {name: np.ones(len(rows), bool) for name, rows in hidden.items()}
+    usual = rejection.fit(part(scores["val"], whole["val"], SCORES), poor={s: scores[f"val {s}"] for s in SHIFTS})
+    bars = fit_with(list(far), found, scores)
+    compare(scores, hidden, args, bars, f"{model.settings['backbone']}, {model.settings['image_size']} px")
     show("Bars fitted without a picture of a stranger", usual, scores, whole, args, SCORES)
-    if far:
-        names, shown = (*SCORES, LEARNED), fit_with(far, found, scores)
-        show("Bars and a learned score, fitted with the shown half of each kind", shown, scores, hidden, args, names)
-        rows = []
-        for left in far if len(far) > 1 else []:
-            bars = fit_with([kind for kind in far if kind != left], found, scores)
-            judged = rejection.judge(bars, scores["test"], {left: part(scores[left], hidden[left], names)})
-            rows.append((left, bars["score"], f"{judged['auroc']:.4f}", f"{judged['rejected']:.1%}",
-                         f"{judged['rejected_at_1pct_plants_lost']:.1%}", f"{judged['plants_lost']:.2%}"))
-        if rows:
-            say("", "A kind left out of what is shown:", "",
-                table(rows, ("left out", "scores", "AUROC", "refused", "at 1 % of plants lost", "plants lost")))
+    judged = [show("Bars and a learned score, fitted with the shown half of each kind", bars, scores, hidden, args, (*SCORES, LEARNED))]
+    turned = exchanged(found, far)
+    other = plain_scores(model, turned)
+    other_bars = fit_with(list(far), turned, other)
+    judged.append(rejection.judge(other_bars, other["test"], {kind: part(other[kind], ~hidden[kind], (*SCORES, LEARNED)) for kind in far}))
+    show_both(judged)
+    rows = []
+    for left in far if len(far) > 1 else []:
+        bars = fit_with([kind for kind in far if kind != left], found, scores)
+        one = rejection.judge(bars, scores["test"], {left: part(scores[left], whole[left], (*SCORES, LEARNED))})
+        rows.append((left, f"{one['n_strangers']}", bars["score"], f"{one['auroc']:.4f}", f"{one['rejected']:.1%}",
+                     f"{one['rejected_at_1pct_plants_lost']:.1%}", f"{one['plants_lost']:.2%}"))
+    if rows:
+        say("", "A kind of which nothing was shown:", "",
+            table(rows, ("kind", "pictures", "scores", "AUROC", "refused", "at 1 % of plants lost", "plants lost")))
 
 
-def compare(scores: dict[str, dict[str, np.ndarray]], hidden: dict[str, np.ndarray], args: argparse.Namespace, title: str) -> None:
-    """Print the table of single scores and of GEN with Mahalanobis."""
-    plants, rows = scores["test"], []
-    for name in ("max-softmax", "energy", *SCORES):
-        rows.append((name, *(cell(plants[name], scores[kind][name][hidden[kind]]) for kind in args.strangers)))
+def show_both(judged: list[dict]) -> None:
+    """Print what two fits are worth together, each judged on what the other was fitted with."""
+    plants, strangers = (sum(one[key] for one in judged) for key in ("n_plants", "n_strangers"))
+    wrong, right = (sum(round(one[share] * one[count]) for one in judged) for share, count in (
+        ("plants_lost", "n_plants"), ("rejected", "n_strangers")))
+    say("", f"Twice, with val and test and the halves exchanged: {right / strangers:.1%} of {strangers} pictures of no plant refused, "
+        f"{wrong / plants:.2%} of {plants} plants (at most {1 - at_least(plants - wrong, plants):.2%}); {right / (right + wrong):.2%} of "
+        f"the refused are strangers, with 95 % confidence at least {at_least(right, right + wrong):.2%}.")
+
+
+def compare(scores: dict[str, dict[str, np.ndarray]], hidden: dict[str, np.ndarray], args: argparse.Namespace, bars: dict,
+            title: str) -> None:
+    """Print the table of single scores, of GEN with Mahalanobis, and of the sum that was fitted."""
+    def row(name: str, of: Callable[[dict[str, np.ndarray]], np.ndarray]) -> tuple[str, ...]:
+        return (name, *(cell(of(scores["test"]), of(scores[kind])[hidden[kind]]) for kind in args.strangers))
+
+    rows = [row(name, itemgetter(name)) for name in ("max-softmax", "energy", *SCORES)]
     for pair in (("gen", "mahalanobis"), ("gen", "layers")):
-        row = []
+        cells = []
         for kind in args.strangers:
-            both = [ranks(np.concatenate([plants[name], scores[kind][name][hidden[kind]]])) for name in pair]
-            row.append(cell(*np.split(sum(both), [len(plants["gen"])])))
-        rows.append((f"rank mean of {' and '.join(pair)}", *row))
-    counts = [f"{kind} ({hidden[kind].sum()})" for kind in args.strangers]
-    say("", f"{title}, {len(plants['gen'])} test plants. AUROC / share of strangers refused at 1 % of test plants lost", "",
-        table(rows, ("score", *counts)))
+            both = [ranks(np.concatenate([scores["test"][name], scores[kind][name][hidden[kind]]])) for name in pair]
+            cells.append(cell(*np.split(sum(both), [len(scores["test"]["gen"])])))
+        rows.append((f"rank mean of {' and '.join(pair)}", *cells))
+    rows += [row(LEARNED, itemgetter(LEARNED)), row(bars["score"], partial(rejection.value, bars["weights"]))]
+    say("", f"{title}, {len(scores['test']['gen'])} test plants. AUROC / share of strangers refused at 1 % of test plants lost", "",
+        table(rows, ("score", *(f"{kind} ({hidden[kind].sum()})" for kind in args.strangers))))
 
 
 def fit_with(kinds: list[str], found: dict[str, Outputs], scores: dict[str, dict[str, np.ndarray]]) -> dict:
     """Fit the learned score and the bars with the shown half of some kinds; adds the learned score to all `scores`."""
     seen = {kind: found[kind]["leaf"].numpy() == 1 for kind in kinds}
-    plants = torch.cat([found[name]["layers"] for name in ("train", *(f"train {shift}" for shift in SHIFTS))])
-    strange = torch.cat([found[kind]["layers"][seen[kind]] for kind in kinds])
-    order = torch.randperm(len(strange), generator=torch.Generator().manual_seed(0))  # all kinds in every fold
-    learned, unseen = Learned(plants, strange), torch.empty(len(strange))
-    unseen[order] = cross_fitted(plants, strange[order])
+    plants, strange = train_with_poor(found, "layers"), torch.cat([found[kind]["layers"][seen[kind]] for kind in kinds])
+    learned, unseen = Learned(plants, strange), cross_fitted(plants, strange).numpy().astype(float)
     with torch.inference_mode():
         for name in scores:
             scores[name][LEARNED] = learned(found[name]["layers"])[:, 0].numpy().astype(float)
     shown = [part(scores[kind], seen[kind], SCORES) for kind in kinds]
-    strangers = {name: np.concatenate([values[name] for values in shown]) for name in SCORES} | {LEARNED: unseen.numpy().astype(float)}
+    strangers = {name: np.concatenate([values[name] for values in shown]) for name in SCORES} | {LEARNED: unseen}
     return rejection.fit({name: scores["val"][name] for name in (*SCORES, LEARNED)}, strangers=strangers,
                          poor={shift: scores[f"val {shift}"] for shift in SHIFTS})
 
 
 def show(title: str, bars: dict, scores: dict[str, dict[str, np.ndarray]], hidden: dict[str, np.ndarray], args: argparse.Namespace,
-         names: tuple[str, ...]) -> None:
-    """Print what bars are worth on test, over the kinds that are no plants together and each alone."""
+         names: tuple[str, ...]) -> dict:
+    """Print what bars are worth on test, over the kinds that are no plants together and each alone; returns `rejection.judge`."""
     far = {kind: part(scores[kind], hidden[kind], names) for kind in args.strangers if kind not in args.near}
     near = {kind: part(scores[kind], hidden[kind], names) for kind in args.near}
-    poor = {shift: scores[f"test {shift}"] for shift in SHIFTS}
-    say("", title, "", *rejection.report_lines(bars, bars["val"], rejection.judge(bars, scores["test"], far, poor)))
+    judged = rejection.judge(bars, scores["test"], far, {shift: scores[f"test {shift}"] for shift in SHIFTS})
+    say("", title, "", *rejection.report_lines(bars, bars["val"], judged))
     if near:
         kinds = rejection.judge(bars, scores["test"], near)["kinds"]
         say(table([(kind, f"{row['n']}", f"{row['auroc']:.4f}", f"{row['rejected']:.1%}", f"{row['rejected_at_1pct_plants_lost']:.1%}",
                     f"{row['not_a_plant']:.1%}") for kind, row in kinds.items()],
                   ("plants of other species", "pictures", "AUROC", "refused", "at 1 % of plants lost", "of these called no plant")))
+    return judged
 
 
 if __name__ == "__main__":
