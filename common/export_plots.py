@@ -160,7 +160,7 @@ def scores(panels: Sequence[tuple[str, Mapping[str, np.ndarray], float]], path: 
 
     Args:
         panels: side by side, (title, scores float (N,) by group, the plants first, threshold); larger = stranger. Empty groups
-            are left out; what is no number counts as refused, and lies at the right end.
+            are left out; what is no number counts as beyond, and lies at the right end.
     """
     panels = [(title, {name: np.asarray(v, np.float64) for name, v in groups.items() if len(v)}, bar) for title, groups, bar in panels]
     rows = max([len(groups) for _, groups, _ in panels] or [1])
@@ -181,7 +181,7 @@ def scores(panels: Sequence[tuple[str, Mapping[str, np.ndarray], float]], path: 
                 axis.hist(shown, edges, weights=np.full(len(shown), 1 / len(shown)), color=_COLOURS[2 if known else 1], alpha=0.75)
                 axis.set_ylim(0, 1.45 * axis.get_ylim()[1])  # room for the words
                 axis.axvline(threshold, color="black", linewidth=1.2)
-                axis.text(0.99, 0.93, f"{name} ({len(values):,}): {beyond.mean():.1%} refused", transform=axis.transAxes, ha="right",
+                axis.text(0.99, 0.93, f"{name} ({len(values):,}): {beyond.mean():.1%} beyond", transform=axis.transAxes, ha="right",
                           va="top", fontsize=8, bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5})
                 axis.set_yticks([])
                 axis.tick_params(labelsize=8)
@@ -190,7 +190,7 @@ def scores(panels: Sequence[tuple[str, Mapping[str, np.ndarray], float]], path: 
             if groups:
                 grid[0].set_title(title, fontsize=10)
                 last = grid[len(groups) - 1]
-                last.set_xlabel("score (line: threshold; beyond it pictures are refused)", fontsize=8)
+                last.set_xlabel("score (line: threshold)", fontsize=8)
                 last.tick_params(labelbottom=True)
 
 

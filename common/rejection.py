@@ -18,7 +18,7 @@ from common.metrics import auroc
 Scores = Mapping[str, np.ndarray]  # {name: float (N,)}, larger = stranger
 
 LOST = 0.01  # share of plants that may be refused
-AIM = 0.7  # of that share is aimed at: a few hundred pictures only estimate it
+AIM, AIM_SHOWN = 0.7, 0.5  # of that share is aimed at, as a few hundred pictures only estimate it; less where strangers leave the room
 KEEP_REJECTED = 0.97  # of the strangers, when the bar is raised to spare poor photos of plants
 POOR_LOST = 0.05  # share of the poor photos of plants that may be refused, where strangers leave the room
 CALLED_PLANT = 0.1  # share of the pictures of no plant that the second bar may take for plants, for want of other plants to go by
@@ -46,9 +46,9 @@ def fit(plants: Scores, *, strangers: Scores | None = None, unknown_species: Sco
         unknown_diseases: Scores | None = None, poor: Mapping[str, Scores] | None = None) -> dict[str, Any]:
     """Fit the three bars on val.
 
-    The bar for strangers is put where an estimated `AIM` of `LOST` of val plants lie above it, and raised for `poor` photos of
-    plants as far as `KEEP_REJECTED` of the strangers stay refused. Strangers choose the sum of scores; without them, or with too
-    few, it is the first one.
+    The bar for strangers is put where an estimated `AIM` of `LOST` of val plants lie above it, and raised to `AIM_SHOWN` of it
+    and for `poor` photos of plants as far as `KEEP_REJECTED` of the strangers stay refused. Strangers choose the sum of scores;
+    without them, or with too few, it is the first one.
 
     Args:
         plants: scores of val plants.
@@ -141,8 +141,8 @@ def _naming(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] | Non
 
 def _threshold(plants: np.ndarray, strangers: Sequence[np.ndarray], poor: Sequence[np.ndarray], share: float) -> float:
     threshold = tail_quantile(plants, share)
-    if strangers and poor:
-        wish = max(float(np.quantile(values, 1 - POOR_LOST)) for values in poor)
+    if strangers:
+        wish = max([tail_quantile(plants, AIM_SHOWN * LOST), *(float(np.quantile(values, 1 - POOR_LOST)) for values in poor)])
         room = min(float(np.quantile(values, 1 - KEEP_REJECTED, method="lower")) for values in strangers)
         threshold = max(threshold, min(wish, float(np.nextafter(room, -np.inf))))
     return threshold

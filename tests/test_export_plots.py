@@ -75,7 +75,7 @@ def test_scores_of_every_group_with_what_is_refused(tmp_path, drawn):
               ("unknown", {"plants": plants}, 5.0)]
     export_plots.scores(panels, tmp_path / "s.png")
     words = [text.get_text() for part in drawn[0].subfigs for axis in part.axes for text in axis.texts]
-    assert words == ["plants (100): 1.0% refused", "photos (101): 80.2% refused", "plants (100): 0.0% refused"]
+    assert words == ["plants (100): 1.0% beyond", "photos (101): 80.2% beyond", "plants (100): 0.0% beyond"]
     for axis in drawn[0].subfigs[0].axes[:2]:
         assert sum(patch.get_height() for patch in axis.patches) == pytest.approx(1.0), "nothing lies outside the picture"
     export_plots.scores([], tmp_path / "e.png")
