@@ -69,7 +69,7 @@ def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> li
             timed += found
         steps = ([seen.decode_ms for seen, _ in timed], [seen.model_ms for seen, _ in timed], [ms for _, ms in timed])
         whole_rate, bare_rate = np.median(rates["whole"]), np.median(rates["bare"])
-        rows.append((count, *(f"{np.quantile(values, 0.5):.1f} / {np.quantile(values, 0.95):.1f}" for values in steps), f"{whole_rate:.1f}",
+        rows.append((count, *(f"{np.quantile(values, 0.5):.2f} / {np.quantile(values, 0.95):.2f}" for values in steps), f"{whole_rate:.1f}",
                      f"{bare_rate:.1f}", f"{whole_rate / bare_rate:.2f}"))
     size = sum(predictor.card.size_mb for predictor in panel.predictors)
     return [f"machine  {processor()}; onnxruntime {onnxruntime.__version__}, {panel.predictors[0].session.get_providers()[0]}",

@@ -126,9 +126,9 @@ def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> I
 
 
 def tie(panel: Panel, job: Job) -> dict[str, str]:
-    """What a part file belongs to: a hash each of models with their bars, of flags, and of the photos' paths, sizes and times."""
-    models = [[predictor.card.sha256, predictor.bundle.raw["models"][predictor.card.file], predictor.bundle.raw["preprocessing"],
-               predictor.bundle.scores, predictor.bundle.tree.to_json()] for predictor in panel.predictors]
+    """What a part file belongs to: hashes of models with bars and providers, of flags, and of the paths, sizes and times of photos."""
+    models = [[one.card.sha256, one.session.get_providers()[0], one.bundle.raw["models"][one.card.file], one.bundle.raw["preprocessing"],
+               one.bundle.scores, one.bundle.tree.to_json()] for one in panel.predictors]
     return {"models": hash_of([json.dumps(models, sort_keys=True)]),
             "flags": hash_of([job.mode, str(panel.tta), str(job.submission is not None)]),
             "photos": hash_of(_stamp(photo) for photo in job.photos)}
