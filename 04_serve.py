@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.workers == 1:
             return serve(args, listener)
         bundle = read_bundle(args.exports)
+        if args.model and args.model not in bundle.models:
+            console.fail(f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}")
         return workers.supervise(args.workers, serve, (args, listener), started=lambda: announce(args, listener, bundle))
     except BundleError as error:
         console.fail(str(error))

@@ -62,6 +62,7 @@ class Load:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
             self.counts["no connection"] += 1
+            self.draining.set()
             return
         try:
             writer.write(body)
