@@ -22,10 +22,40 @@ from common.uploads import HEADER_BYTES
 
 HEADER_SECONDS = 10.0  # from the first byte of a request, or the connection, to the end of its header
 KEEP_SECONDS = 15.0  # that a connection may stay idle after an answer
-DISCARD_SECONDS = 10.0  # that the rest of a body, which was answered before it came, may take
+DISCARD_SECONDS = 10.0  # that the rest of a body, which was answered before it came, may take; a closing connection, too
 READ_SECONDS = 20.0  # that a client may leave its answer unread
 CONNECTIONS = 1000  # open ones at once
 DRAIN_SECONDS = 25.0  # that accepted requests may take once the server is to stop
+
+
+class Patient:
+    """A transport that, asked to close before a request was read to its end, first lets the client read its answer.
+
+    Closed over bytes that nobody read, a connection is reset, and the answer is lost with it.
+    """
+
+    def __init__(self, transport: Any, unread: Callable[[], bool], loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._unread, self._loop = transport, unread, loop
+        self.lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is written."""
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close, now or once the client has closed its side."""
+        if self.lingers or self._transport.is_closing():
+            return
+        if not self._unread():
+            self._transport.close()
+            return
+        self.lingers = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._loop.call_later(DISCARD_SECONDS, self._transport.abort)
 
 
 class Deadlines(H11Protocol):
@@ -37,7 +67,7 @@ class Deadlines(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock of the first header; send the one too many away."""
-        super().connection_made(transport)
+        super().connection_made(Patient(transport, lambda: self._answering or self._discarding(), self.loop))  # type: ignore[arg-type]
         if len(self.connections) > CONNECTIONS:
             self._refuse(503, "busy", "Too many connections are open. Try again in a moment.")
         else:
@@ -45,8 +75,8 @@ class Deadlines(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, and set the clock for what is missing."""
-        if self._answering:
-            return
+        if self.transport.is_closing():
+            return  # it is only read so that the client gets to its answer
         super().data_received(data)
         if self.transport.is_closing():
             self._disarm()
@@ -114,7 +144,6 @@ class Deadlines(H11Protocol):
         self.transport.write(b"HTTP/1.1 %d -\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
                              b"x-content-type-options: nosniff\r\n\r\n" % (status, len(body)) + body)
         self.transport.close()
-        self.loop.call_later(READ_SECONDS, self.transport.abort)
 
 
 class Server(uvicorn.Server):
@@ -166,6 +195,6 @@ def serve(app: Starlette, listener: socket.socket, *, worker: bool = False, star
 
 def config(app: Starlette) -> uvicorn.Config:
     """uvicorn's settings: our connections, no log, no name of the server."""
-    return uvicorn.Config(app, http=Deadlines, ws="none", lifespan="on", log_level="error", access_log=False, server_header=False,
+    return uvicorn.Config(app, http=Deadlines, ws="none", lifespan="on", log_level="critical", access_log=False, server_header=False,
                           timeout_keep_alive=int(KEEP_SECONDS), timeout_graceful_shutdown=5, h11_max_incomplete_event_size=HEADER_BYTES,
                           backlog=512)

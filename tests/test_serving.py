@@ -165,6 +165,21 @@ def test_a_full_queue_answers_before_the_body_comes_and_drops_the_rest(predictor
         assert [read(connection)[0] for connection in waiting] == [200, 200]
 
 
+def test_a_refusal_reaches_clients_that_send_their_whole_body_first_and_close(predictor, gate):
+    body = bytes(8_000_000)
+    with running(predictor, runners=1, waiting=1) as live:
+        waiting = [connect(live.port) for _ in range(2)]
+        for connection in waiting:
+            connection.sendall(request())
+        until(lambda: live.engine.taken == 2)
+        for _ in range(10):  # closed over what was not read yet, the connection would be reset and the answer lost
+            status, told = ask(live.port, body, extra="Connection: close\r\n")
+            assert (status, told["error"]["code"]) == (503, "busy")
+        gate.free.set()
+        assert [read(connection)[0] for connection in waiting] == [200, 200]
+        until(lambda: len(live.server.server_state.connections) <= 2)
+
+
 def test_bodies_together_are_bounded_in_bytes(predictor, gate):
     with running(predictor, runners=1, waiting=50, memory_mb=3) as live:
         with connect(live.port) as first, connect(live.port) as second:

@@ -12,7 +12,6 @@ import collections
 import contextlib
 import http.client
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().par
 
 import mutations  # noqa: E402
 from load import free_port, stop  # noqa: E402
-from soak import memory_mb  # noqa: E402
+from soak import memory_mb, wait_for  # noqa: E402
 
 from common.console import say, table  # noqa: E402
 
@@ -67,10 +66,7 @@ def main() -> int:
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     counts, odd, slow = collections.Counter(), [], []
     try:
-        assert server.stdout is not None
-        for line in server.stdout:
-            if re.match("stop ", line):
-                break
+        wait_for(server)
         before = memory_mb(server.pid)
         threads = [threading.Thread(target=send, args=(port, uploads[i::4], counts, odd, slow)) for i in range(4)]
         for thread in threads:

@@ -111,6 +111,15 @@ class Load:
             task.add_done_callback(self.tasks.discard)
 
 
+def wait_for(server: subprocess.Popen) -> None:
+    """Read what 04_serve.py says until it serves."""
+    assert server.stdout is not None and server.stderr is not None
+    for line in server.stdout:
+        if re.match("stop ", line):
+            return
+    raise SystemExit(f"the server did not start: {server.stderr.read()}")
+
+
 def memory_mb(pid: int) -> float:
     """Resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -176,10 +185,7 @@ def main() -> int:
     server = subprocess.Popen([sys.executable, str(ROOT / "04_serve.py"), "--exports", str(args.exports), "--port", str(port), "--queue",
                                str(args.queue)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        assert server.stdout is not None
-        for line in server.stdout:
-            if re.match("stop ", line):
-                break
+        wait_for(server)
         rows = asyncio.run(soak(args, server, port))
     finally:
         stop(server)

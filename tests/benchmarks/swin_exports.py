@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from int8 import serving_graph  # noqa: E402
 
 from common import qdq, quantize  # noqa: E402
-from common.bundle import write_bundle  # noqa: E402
+from common.bundle import FORMAT, write_bundle  # noqa: E402
 from common.files import file_sha256  # noqa: E402
 from common.graph import SCORES, export_onnx  # noqa: E402
 from common.model import SwinHierarchical  # noqa: E402
@@ -50,7 +50,7 @@ def make(folder: Path) -> Path:
                          "metrics": {}}
              for path, precision in ((folder / "model.onnx", "fp32"), (folder / "model.int8.onnx", "int8"))}
     write_bundle(folder, {
-        "format": 2, "name": "foliar", "version": "random", "created": "2026-01-01T00:00:00+00:00", "recipe": "none",
+        "format": FORMAT, "name": "foliar", "version": "random", "created": "2026-01-01T00:00:00+00:00", "recipe": "none",
         "backbone": "swin_tiny_patch4_window7_224", "tree": tree.to_json(), "scores": list(SCORES), "default_model": "model.int8.onnx",
         "preprocessing": {"size": SIZE, "resize": "pillow-bilinear-antialias", "layout": "NHWC", "dtype": "uint8", "color": "RGB",
                           "long_side": 512}, "models": cards, "metrics": {}})
