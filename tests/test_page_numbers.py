@@ -84,9 +84,10 @@ def cases() -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     made = tiny.make(tmp_path_factory.mktemp("numbers") / "exports")
-    bar = {"score": "gen", "weights": {"gen": 1.0}, "threshold": 0.47, "quantiles": list(np.linspace(0, 0.5, 101))}
     card = tiny.card(made / "model.onnx")
-    tiny_light.add(made, rejection={**card["rejection"], "disease": bar})
+    torn = {"score": "gen", "weights": {"gen": 1.0}, "threshold": 0.47, "quantiles": list(np.linspace(0, 0.5, 101))}
+    far = {"score": "mahalanobis", "weights": {"mahalanobis": 2.0}, "threshold": 0.4, "quantiles": list(np.linspace(0, 0.3, 101))}
+    tiny_light.add(made, rejection={**card["rejection"], "plant": far, "disease": torn})
     return made
 
 
@@ -173,14 +174,15 @@ def test_the_browser_answers_as_python_does(page, exports):
         assert [one["measure"] for one in found["rejection"]["photo"]] == [one["measure"] for one in told["rejection"]["photo"]]
         outcomes.add((found["decision"], found["rejection"]["reason"]))
     assert {decision for decision, _ in outcomes} == {"answered", "rolled_up", "rejected"}
-    assert {reason for _, reason in outcomes} >= {None, "not_a_plant", "unknown_disease", "small", "dark"}
+    assert {reason for _, reason in outcomes} >= {None, "not_a_plant", "unknown_species", "unknown_disease", "small", "dark"}
 
 
 def test_the_server_answers_the_small_copy_as_it_would_the_photo(page, exports):
     predictor, photo = Predictor(exports), tiny.picture(tiny.between(1, 2), (90, 50))
     copy = seen_by(page, photo, predictor.bundle.size).png
     assert np.array_equal(predictor.prepare(copy), predictor.prepare(photo))
-    whole, part = (answer(predictor, [look(predictor, sent, short_side=side)], Options()) for sent, side in ((photo, None), (copy, 50)))
+    sent = ((photo, None), (copy, 50))
+    whole, part = (answer(predictor, [look(predictor, data, short_side=side)], Options()) for data, side in sent)
     for told in (whole, part):
         del told["timings_ms"], told["image"], told["photos"]
     assert whole == part
