@@ -309,7 +309,7 @@ def test_the_description_names_every_address_and_its_options(client):
     assert told["openapi"].startswith("3.1") and {"/predict", "/model", "/metrics", "/v2/models/{name}/infer"} <= set(told["paths"])
     assert set(told["paths"]) <= routes
     names = {row["name"] for row in told["paths"]["/predict"]["post"]["parameters"]}
-    assert names == {"species", "precision", "prior", "top_k", "mode", "heatmap"}
+    assert names == {"species", "precision", "prior", "top_k", "mode", "heatmap", "short_side"}
     answer = client.post("/predict?heatmap=1", content=tiny.picture(tiny.color_of(0))).json()
     schema = told["components"]["schemas"]["Answer"]
     assert set(answer) == set(schema["properties"]) and set(schema["required"]) <= set(answer)

@@ -13,8 +13,9 @@ from page_site import serve
 from common import web_files
 
 PHOTOS = {"scab.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG"), "healthy.png": tiny.picture(tiny.color_of(0)),
-          "between.png": tiny.picture(tiny.between(1, 2)), "stranger.png": tiny.picture(tiny.STRANGER), "text.txt": b"no picture",
-          "small.png": tiny.picture(tiny.color_of(2), (40, 24)), "broken.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG")[:100],
+          "between.png": tiny.picture(tiny.between(1, 2)), "stranger.png": tiny.picture(tiny.STRANGER),
+          "corn.png": tiny.picture(tiny.color_of(4)), "small.png": tiny.picture(tiny.color_of(2), (40, 24)), "text.txt": b"no picture",
+          "broken.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG")[:100],
           "scan.tif": tiny.picture(tiny.color_of(2), (90, 70), "TIFF"),
           "huge.bmp": tiny.picture(tiny.color_of(2), (700, 500), "BMP")}  # over the server's limit: only its small copy is sent
 NO_RUNTIME = any(not (web_files.RUNTIME / name).is_file() for name in web_files.PINNED)
@@ -96,7 +97,7 @@ def test_without_a_light_model_the_server_answers_and_the_page_says_so(plain, pl
     assert {name: (one.state, one.by) for name, one in seen.items()} == {
         "scab.jpg": ("answered", "server"), "healthy.png": ("answered", "server"), "between.png": ("rolled_up", "server"),
         "stranger.png": ("rejected", "server"), "text.txt": ("error", ""), "small.png": ("error", ""), "broken.jpg": ("error", ""),
-        "scan.tif": ("answered", "server"), "huge.bmp": ("answered", "server")}
+        "corn.png": ("answered", "server"), "scan.tif": ("answered", "server"), "huge.bmp": ("answered", "server")}
     assert all(word in seen["scab.jpg"].text for word in ("Disease found", "Apple", "Scab", "Answered by the server"))
     assert seen["scab.jpg"].spoken.startswith("Apple, scab")
     assert len(seen["scab.jpg"].bars) >= 2 and min(seen["scab.jpg"].bars[:2]) > 90
@@ -236,6 +237,25 @@ def test_without_the_server_the_browser_answers_with_a_note_and_the_page_opens_a
         names = page.js("caches.keys().then(async ([name]) => (await (await caches.open(name)).keys()).map((kept) => "
                         "new URL(kept.url).pathname))")
         assert "/" in names and "/predict" not in names and "/sw.js" not in names and any(re.search("light.onnx$", name) for name in names)
+
+
+@needs_runtime
+def test_of_many_heads_only_those_that_answers_need_are_fetched_and_kept(tmp_path, places, tab):
+    exports = tiny.make(tmp_path / "exports")
+    tiny_light.add(exports, padding=1_000_000)
+    with serve(exports) as site:
+        page = tab(site)
+        page.wait("navigator.serviceWorker.controller !== null")
+        for name in ("scab.jpg", "healthy.png"):  # both apple
+            assert give(page, places, name).state == "answered"
+        sizes = [size for row, size in zip(site.asked, site.sent, strict=True) if row[1].endswith("heads.bin")]
+        assert len(sizes) == 1 and 1_000_000 < sizes[0] < 1_001_000
+        site.stop()
+        page.call("Page.reload")
+        page.wait("document.documentElement.dataset.ready === 'browser'")
+        assert give(page, places, "scab.jpg").state == "answered"
+        other = give(page, places, "corn.png")
+        assert (other.state, other.by) == ("rolled_up", "browser") and "Corn" in other.text and "connect once more" in other.text
 
 
 @needs_runtime

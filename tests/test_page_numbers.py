@@ -186,7 +186,8 @@ def test_the_server_answers_the_small_copy_as_it_would_the_photo(page, exports):
     for told in (whole, part):
         del told["timings_ms"], told["image"], told["photos"]
     assert whole == part
-    assert [one["measure"] for one in answer(predictor, [look(predictor, copy)], Options())["rejection"]["photo"]] == ["short_side"]  # without the option
+    without = answer(predictor, [look(predictor, copy)], Options())
+    assert [one["measure"] for one in without["rejection"]["photo"]] == ["short_side"]
 
 
 # region the files

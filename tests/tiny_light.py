@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,20 @@ def model(tree: ClassTree) -> onnx.ModelProto:
     return made
 
 
-def add(exports: Path, tree: ClassTree = tiny.TREE, **changes: Any) -> Path:
-    """Write browser/ into a folder that `tiny_bundle.make` wrote; `changes` replace keys of light.json. Returns browser/."""
+def add(exports: Path, tree: ClassTree = tiny.TREE, padding: int = 0, **changes: Any) -> Path:
+    """Write browser/ into a folder that `tiny_bundle.make` wrote; `changes` replace keys of light.json. Returns browser/.
+
+    padding: zeros (a multiple of 4) at the end of each head's record, which mean nothing there.
+    """
     folder = exports / "browser"
     folder.mkdir()
     onnx.save(model(tree), folder / "light.onnx")
     sha256 = file_sha256(folder / "light.onnx")
     heads = (2 * tiny.SHARPNESS * tiny.COLORS, -tiny.SHARPNESS * (tiny.COLORS**2).sum(1))
     packed, offsets = heads_file.pack(tree, None, heads, np.ones(tree.num_species), bytes.fromhex(sha256[:8]))
-    (folder / "heads.bin").write_bytes(packed)
+    records = [packed[a + 4 : b] + bytes(padding) for a, b in zip(offsets, offsets[1:], strict=False)]
+    offsets = [start + i * padding for i, start in enumerate(offsets)]
+    (folder / "heads.bin").write_bytes(b"".join(zlib.crc32(body).to_bytes(4, "little") + body for body in records))
     card = tiny.card(folder / "light.onnx", tree.num_species)
     settings = {
         "format": 1, "name": "foliar", "version": "abc1234", "model": {"file": "light.onnx", "sha256": sha256},

@@ -72,7 +72,7 @@ async function remote(files, own, signal) {
     const photos = [];
     for (const [i, file] of files.entries()) photos.push(await copyOf(file, i === 0 ? own : await local(file, signal)));
     const found = await server.ask(photos, signal);
-    tell({ ...found, image: own.image ?? found.image }, { by: "server" });
+    tell({ ...found, image: own.image ?? found.image }, { by: "server", note: found.agreement?.message });
   } catch (error) {
     if (!own.decision) throw error;
     if (error.name === "AbortError" && !isPrivate()) throw error;

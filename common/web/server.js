@@ -2,6 +2,12 @@
 
 export class ServerError extends Error {}
 
+function advice(status) {
+  if (status === 503) return "Wait a moment, then choose the photo again.";
+  if (status >= 500) return "Try again. If it stays so, tell whoever runs this server.";
+  return status === 401 ? "Ask whoever runs this server." : "Choose another photo: JPEG, PNG and WebP work.";
+}
+
 // photos: [{ blob, shortSide: px of the photo it is a copy of, or null where it is the photo itself }], of one plant.
 export async function ask(photos, signal) {
   const query = new URLSearchParams({ heatmap: "1" });
@@ -18,7 +24,7 @@ export async function ask(photos, signal) {
       response = await fetch(`/predict?${query}`, { method: "POST", body, signal, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw Object.assign(new ServerError("The server cannot be reached."), { away: true,
+      throw Object.assign(new ServerError("The server cannot be reached."), {
         advice: "See whether it is still running and you are still connected, then choose the photo again." });
     }
     if (response.status === 503 && attempt < 3) {
@@ -27,10 +33,7 @@ export async function ask(photos, signal) {
     }
     const answer = await response.json().catch(() => ({}));
     if (response.ok) return answer;
-    throw Object.assign(new ServerError(answer.error?.message ?? `The server answered ${response.status}.`), {
-      away: response.status >= 500,
-      advice: response.status === 503 ? "Wait a moment, then choose the photo again."
-        : response.status >= 500 ? "Try again. If it stays so, tell whoever runs this server."
-        : "Choose another photo: JPEG, PNG and WebP work." });
+    const message = response.status === 401 ? "The server only answers programs that have its key." : answer.error?.message;
+    throw Object.assign(new ServerError(message ?? `The server answered ${response.status}.`), { advice: advice(response.status) });
   }
 }
