@@ -37,6 +37,7 @@ from common.providers import GPUS, PROVIDERS, open_predictor
 from common.runners import settle_process
 from common.service import Settings
 from common.submission import plan_submission
+from common.web_files import tell_light
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,7 +167,8 @@ def announce(args: argparse.Namespace, listener: socket.socket, bundle: Bundle, 
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
     if host in ("0.0.0.0", "::"):
         console.say("network  everyone who can reach this computer can send photos" + (", with the API key" if args.api_key else ""))
-    console.say(f"page     {url}/", f"API      {url}/docs", f"try      curl --data-binary @leaf.jpg {url}/predict", "stop     Ctrl-C")
+    console.say(f"page     {url}/ {tell_light(args.exports)}", f"API      {url}/docs",
+                f"try      curl --data-binary @leaf.jpg {url}/predict", "stop     Ctrl-C")
 
 
 def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:

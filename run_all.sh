@@ -51,6 +51,42 @@ prepare_python() {
     || fail "the active environment ($(command -v python)) lacks packages: pip install -r requirements.txt, or deactivate it and run this again."
 }
 
+fetch_runtime() {  # what runs the light model in the page; without it the page asks the server
+  local name=onnxruntime-web-1.30.0 to="$here/.web/onnxruntime-web-1.30.0" without="the page will ask the server for every photo" made
+  [ ! -f "$to/done" ] || return 0
+  command -v npm >/dev/null || { echo "== there is no npm to fetch ${name%-*} with: $without. On Debian: apt install npm"; return 0; }
+  echo "== fetching ${name%-*} ${name##*-} with npm (33 MB, once)"
+  made=$(mktemp -d)
+  if (cd "$made" && npm pack --silent --fetch-retries=1 --fetch-timeout=60000 "${name%-*}@${name##*-}") >/dev/null 2>"$made/log" &&
+     python - "$made/$name.tgz" "$made" <<'PY' && pack "$made/ort.wasm.bundle.min.mjs" "$made/ort-wasm-simd-threaded.wasm"; then
+import base64, hashlib, pathlib, sys, tarfile
+archive, to = map(pathlib.Path, sys.argv[1:])
+if base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()) != (
+        b"q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="):
+    sys.exit(f"{archive.name} is not the file that is meant: its SHA-512 is another")
+with tarfile.open(archive) as tar:
+    for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
+        (to / name).write_bytes(tar.extractfile(f"package/dist/{name}").read())
+PY
+    rm -f "$made/log" "$made/$name.tgz"; touch "$made/done"
+    rm -rf "$to"; mkdir -p "$here/.web"; mv "$made" "$to"; chmod 755 "$to"
+  else
+    echo "== it could not be fetched, so $without; run this again to try again. $(tail -n 1 "$made/log")"
+    rm -rf "$made"
+  fi
+}
+
+pack() {  # pack FILE...: compressed copies beside files, which the server sends to browsers that take them
+  ! command -v node >/dev/null || node -e '
+const zlib = require("zlib"), fs = require("fs"), files = process.argv.slice(1);
+for (const file of files) {
+  const data = fs.readFileSync(file), c = zlib.constants;
+  fs.writeFileSync(file + ".gz", zlib.gzipSync(data, { level: 9 }));
+  fs.writeFileSync(file + ".br", zlib.brotliCompressSync(data, { params: { [c.BROTLI_PARAM_QUALITY]: 11, [c.BROTLI_PARAM_LGWIN]: 24,
+    [c.BROTLI_PARAM_SIZE_HINT]: data.length } }));
+}' "$@"
+}
+
 if [ "${1:-}" = test ]; then
   shift
   prepare_python
@@ -93,6 +129,7 @@ done
 [ -z "$not_plants" ] || [ -d "$not_plants" ] || fail "--not-plants: there is no folder $not_plants"
 
 [ -n "$dry_run" ] || prepare_python
+[ -n "$dry_run$([ -n "$browser" ] || echo none)" ] || fetch_runtime
 
 # 2. ----------------------------------------------------------------------------------------- what to run
 if [ ${#sources[@]} -eq 0 ]; then
@@ -153,6 +190,7 @@ best() {  # best CHECKPOINTS: the checkpoint to export, of the last stage that h
   fi
   stage 03_export python 03_export.py --data "$data" --checkpoints "$checkpoints" --output "$exports" "${browser_flags[@]}" $fresh $export_flags
 }
+[ -n "$dry_run" ] || [ ! -d "$exports/browser" ] || pack "$exports"/browser/light.{onnx,json}
 if [ -n "$dry_run" ]; then echo; echo "$ python 04_serve.py --exports $exports"; exit 0; fi
 
 # 4. ----------------------------------------------------------------------------------------- a trial of the server

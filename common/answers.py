@@ -23,7 +23,8 @@ class Options:
     """What a request may ask for.
 
     mode: `joint` or `routed`; top_k: alternatives to list; heatmap: whether to add it; species: the declared one; precision: name
-    of the promised precision, None for the export's default; prior: weights by species.
+    of the promised precision, None for the export's default; prior: weights by species; short_side: px, of the photos that these are
+    small copies of, None where they are the photos themselves.
     """
 
     mode: str = "joint"
@@ -32,10 +33,11 @@ class Options:
     species: str | None = None
     precision: str | None = None
     prior: Mapping[str, float] = field(default_factory=dict)
+    short_side: int | None = None
 
 
 def look(predictor: Predictor, source: bytes | Path, run: Callable[[np.ndarray], Outputs] | None = None,
-         max_pixels: int = MAX_PIXELS) -> Seen:
+         max_pixels: int = MAX_PIXELS, short_side: int | None = None) -> Seen:
     """Read a photo, measure it and run the model on it.
 
     Args:
@@ -43,6 +45,7 @@ def look(predictor: Predictor, source: bytes | Path, run: Callable[[np.ndarray],
         source: the photo's bytes or its path.
         run: in the place of `predictor.run`.
         max_pixels: what the header of a photo may announce before anything is decoded.
+        short_side: px, of the photo that this is a small copy of; None where it is the photo itself.
 
     Raises:
         ImageError: where it is no usable picture. OSError where a path cannot be read.
@@ -53,7 +56,7 @@ def look(predictor: Predictor, source: bytes | Path, run: Callable[[np.ndarray],
     outputs = (run or predictor.run)(photo.pixels[None])
     done = time.perf_counter()
     quality = {name: float(values[0]) for name, values in photo_quality(photo.pixels[None]).items()}
-    quality["short_side"] = min(photo.width, photo.height)
+    quality["short_side"] = short_side or min(photo.width, photo.height)
     return Seen(outputs.probabilities[0], outputs.ood[0], outputs.heatmap[0], photo.width, photo.height, quality, decoded - start,
                 done - decoded)
 

@@ -78,6 +78,13 @@ class Answer:
         return asdict(self)
 
 
+def texts() -> dict[str, Any]:
+    """The sentences of refusals as plain values, for a page that decides by itself: `why` {reason: sentence}, `unknown_disease`, and
+    `photo` {measure: [reason, sentence with {value} and {limit} to fill in]}.
+    """
+    return {"why": dict(_WHY.values()), "unknown_disease": _DISEASE_TEXT, "photo": {name: list(pair) for name, pair in _PHOTO.items()}}
+
+
 def species_probabilities(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     """Sum the leaves of each species: (N, L) -> float64 (N, S), 0 to 1. Raises ValueError on another width."""
     probabilities = _check(probabilities, tree)

@@ -7,11 +7,9 @@ moves bytes. Requests are admitted before their body is read: what waits is boun
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,13 +25,12 @@ from common.bundle import Predictor
 from common.console import say
 from common.service import Service, Settings
 from common.uploads import HEADER_BYTES, Refusal
+from common.web_files import page_routes
 
-WEB = Path(__file__).parent / "web"
-_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
-          ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-                               "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; "
+                               "img-src 'self' blob: data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
+                               "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
@@ -57,9 +54,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         yield
         service.engine.stop()
 
-    # A route per file of the page: a mount at "/" would answer 404 where 405 is meant.
-    pages = [_page_route("/" if path.name == "index.html" else f"/{path.name}", path)
-             for path in sorted(WEB.iterdir()) if path.suffix in _TYPES]
+    pages = page_routes(predictor, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb)
     routes = [Route("/predict", service.predict, methods=["POST"]), Route("/model", service.model), Route("/healthz", service.healthz),
               Route("/readyz", service.readyz), Route("/metrics", service.metrics), Route("/openapi.json", schema), Route("/docs", docs),
               *inference_protocol.routes(predictor, lambda: not service.engine.draining, service.infer)]
@@ -109,18 +104,6 @@ class Shell:
         if self.access_log:
             say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {scope['method']} {scope['path']!r} {status} "
                 f"{1000 * (time.perf_counter() - start):.0f} ms")
-
-
-def _page_route(url: str, path: Path) -> Route:
-    data = path.read_bytes()
-    headers = {"etag": f'"{hashlib.sha256(data).hexdigest()[:16]}"', "cache-control": "no-cache"}
-
-    async def page(request: Request) -> Response:
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(data, headers={**headers, "content-type": _TYPES[path.suffix]})
-
-    return Route(url, page)
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:

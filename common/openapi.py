@@ -56,6 +56,7 @@ def options(predictor: Predictor) -> list[tuple[str, dict[str, Any], str]]:
         ("mode", {"type": "string", "enum": list(MODES)}, "joint: the most probable species and disease together; routed: the best species "
          "first, then its best disease"),
         ("heatmap", {"type": "string", "enum": ["0", "1"]}, "whether to add where on the photo the model looked"),
+        ("short_side", {"type": "integer", "minimum": 1}, "pixels on the short side of the photo, where a small copy of it is sent"),
     ]
 
 

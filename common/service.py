@@ -131,7 +131,7 @@ class Service:
 
         def job(i: int) -> dict[str, Any] | None:
             try:
-                found = look(self.predictor, photos[i], self.run, int(self.settings.max_megapixels * 1e6))
+                found = look(self.predictor, photos[i], self.run, int(self.settings.max_megapixels * 1e6), options.short_side)
             except ImageError as error:
                 name = "This" if len(photos) == 1 else f"Photo {i + 1}"
                 raise Refusal(_STATUS.get(error.reason, 422), error.reason, f"{name} cannot be read: {error}.") from None

@@ -54,7 +54,8 @@ async def read_photos(request: Request, limit: int) -> tuple[list[bytes], list[t
 
 
 def read_options(given: Iterable[tuple[str, str]], options: Options, tree: ClassTree, precisions: Sequence[str]) -> Options:
-    """Read what a request asks for over what holds by default: `species`, `precision`, `prior`, `top_k`, `mode` and `heatmap`.
+    """Read what a request asks for over what holds by default: `species`, `precision`, `prior`, `top_k`, `mode`, `heatmap`
+    and `short_side` (px, of the photo that a small copy is of).
 
     Raises Refusal (400) for any other key or value.
     """
@@ -63,6 +64,8 @@ def read_options(given: Iterable[tuple[str, str]], options: Options, tree: Class
         try:
             if key == "top_k" and value.isascii() and value.isdigit() and len(value) <= 6 and int(value) >= 1:
                 found[key] = min(int(value), tree.num_leaves)
+            elif key == "short_side" and value.isascii() and value.isdigit() and len(value) <= 6 and int(value) >= 1:
+                found[key] = int(value)
             elif key == "mode" and value in MODES:
                 found[key] = value
             elif key == "heatmap" and value.lower() in _SWITCH:
@@ -75,7 +78,8 @@ def read_options(given: Iterable[tuple[str, str]], options: Options, tree: Class
                 found[key] = _precision(value, precisions) if value else None
             else:
                 raise Refusal(400, "bad_option", f"The option {key[:40]}={value[:40]} is not known. There are species, precision, prior, "
-                                                 f"top_k (1 or more), mode ({' or '.join(MODES)}) and heatmap (0 or 1).")
+                                                 f"top_k (1 or more), mode ({' or '.join(MODES)}), heatmap (0 or 1) and short_side "
+                                                 "(pixels).")
         except ValueError as error:
             raise Refusal(400, "bad_option", f"The option {key}: {error}") from None
     return replace(options, **found)

@@ -91,3 +91,14 @@ def exported(trained, tmp_path_factory) -> SimpleNamespace:
     flags = ["--data", trained.data, "--checkpoints", trained.checkpoints, "--output", exports, "--workers", 0]
     assert run("03_export", *flags) == 0
     return SimpleNamespace(**vars(trained), exports=exports, flags=flags)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium that all tests of the page share; without one they skip."""
+    from chromium import CHROMIUM, Chromium
+    if CHROMIUM is None:
+        pytest.skip("no Chromium or Chrome is installed to look at the page with")
+    made = Chromium(tmp_path_factory.mktemp("chromium") / "profile")
+    yield made
+    made.close()

@@ -1,0 +1,42 @@
+// The page's end of worker.js: each call is a message there and back.
+
+const waiting = new Map();
+const worker = make(); // at once: it loads its modules while the page still does
+let count = 0;
+
+function call(job, values = {}) {
+  count += 1;
+  const id = count;
+  return new Promise((resolve, reject) => {
+    waiting.set(id, { resolve, reject });
+    worker.postMessage({ id, job, ...values });
+  });
+}
+
+function make() {
+  try {
+    return new Worker("/worker.js", { type: "module" });
+  } catch {
+    return null;
+  }
+}
+
+const OLD = { pixels: false, light: false, why: "This browser is too old to answer by itself." };
+
+// Start the worker. -> { pixels: whether photos can be read here, light: false, why, loading: a promise of { light, why } }
+export async function start(facts, all) {
+  if (!worker) return OLD;
+  worker.onmessage = ({ data: { id, result, error, kind } }) => {
+    const { resolve, reject } = waiting.get(id);
+    waiting.delete(id);
+    if (error === undefined) resolve(result);
+    else reject(Object.assign(new Error(error), { kind }));
+  };
+  const broken = new Promise((resolve) => { worker.onerror = () => resolve(OLD); });
+  const pixels = await Promise.race([call("look", { facts }), broken]);
+  return { ...pixels, light: false, loading: pixels === OLD ? null : call("load", { all }) };
+}
+
+export const answer = (blob) => call("answer", { blob }); // as POST /predict answers, or only { image } where there is no model
+export const small = () => call("small"); // the photo read last, as a PNG of the served model's size
+export const fetchAll = () => call("fetchAll"); // all disease heads, so that no request tells which species was seen

@@ -1,0 +1,81 @@
+"""The page's server for tests: the real application on a port of its own, which counts what it is asked and can be ended."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from common.bundle import Predictor
+from common.http_app import make_app
+from common.service import Settings
+
+
+@dataclass
+class Site:
+    """url: where the page is; asked: (method, path, query, bytes of the body) of each request so far, and sent: the bytes of each
+    answer's body; `stop` ends it.
+    """
+
+    url: str
+    asked: list[tuple[str, str, str, int]] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    stop: Callable[[], None] | None = None
+
+    def posts(self) -> list[tuple[str, str, str, int]]:
+        """Whatever was sent with a body."""
+        return [one for one in self.asked if one[0] not in ("GET", "HEAD") or one[3]]
+
+
+@contextlib.contextmanager
+def serve(exports: Path, port: int = 0, **settings: object) -> Iterator[Site]:
+    """Serve an exports folder until the block ends or `stop` is called."""
+    app = make_app(Predictor(exports), Settings(**settings))
+    listener = socket.create_server(("127.0.0.1", port))
+    site = Site(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+    async def counted(scope, receive, send):
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        row, sent = [scope["method"], scope["path"], scope["query_string"].decode(), 0], [0]
+
+        async def counting():
+            message = await receive()
+            row[3] += len(message.get("body", b""))
+            return message
+
+        async def sending(message):
+            sent[0] += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await app(scope, counting, sending)
+        finally:
+            site.asked.append(tuple(row))
+            site.sent.append(sent[0])
+
+    server = uvicorn.Server(uvicorn.Config(counted, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+    site.stop = stop
+    deadline = time.monotonic() + 10
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        yield site
+    finally:
+        stop()
+        listener.close()
