@@ -23,7 +23,8 @@ from common.uploads import HEADER_BYTES
 HEADER_SECONDS = 10.0  # from the first byte of a request, or the connection, to the end of its header
 KEEP_SECONDS = 15.0  # that a connection may stay idle after an answer
 DISCARD_SECONDS = 10.0  # that the rest of a body, which was answered before it came, may take; a closing connection, too
-READ_SECONDS = 20.0  # that a client may leave its answer unread
+READ_SECONDS = 20.0  # that a client may read nothing of its answer
+SEND_BYTES = 256 * 1024  # that the system may hold of an answer; larger, a slow reader could not be told from one that stopped
 CONNECTIONS = 1000  # open ones at once
 DRAIN_SECONDS = 25.0  # that accepted requests may take once the server is to stop
 
@@ -67,6 +68,8 @@ class Deadlines(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock of the first header; send the one too many away."""
+        if (own := transport.get_extra_info("socket")) is not None:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         super().connection_made(Patient(transport, lambda: self._answering or self._discarding(), self.loop))  # type: ignore[arg-type]
         if len(self.connections) > CONNECTIONS:
             self._refuse(503, "busy", "Too many connections are open. Try again in a moment.")
@@ -100,7 +103,7 @@ class Deadlines(H11Protocol):
     def pause_writing(self) -> None:
         """The client does not read: wait, but not for ever."""
         super().pause_writing()
-        self._stuck = self.loop.call_later(READ_SECONDS, self.transport.abort)
+        self._expect_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
@@ -116,6 +119,17 @@ class Deadlines(H11Protocol):
         super().connection_lost(exc)
         if self._stuck is not None:
             self._stuck.cancel()
+
+    def _expect_reading(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+
+        def check() -> None:
+            if self.transport.get_write_buffer_size() >= unsent:
+                self.transport.abort()
+            else:
+                self._expect_reading()  # slow, but it reads
+
+        self._stuck = self.loop.call_later(READ_SECONDS, check)
 
     def _discarding(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY
@@ -196,5 +210,5 @@ def serve(app: Starlette, listener: socket.socket, *, worker: bool = False, star
 def config(app: Starlette) -> uvicorn.Config:
     """uvicorn's settings: our connections, no log, no name of the server."""
     return uvicorn.Config(app, http=Deadlines, ws="none", lifespan="on", log_level="critical", access_log=False, server_header=False,
-                          timeout_keep_alive=int(KEEP_SECONDS), timeout_graceful_shutdown=5, h11_max_incomplete_event_size=HEADER_BYTES,
-                          backlog=512)
+                          proxy_headers=False, timeout_keep_alive=int(KEEP_SECONDS), timeout_graceful_shutdown=5, backlog=512,
+                          h11_max_incomplete_event_size=HEADER_BYTES)

@@ -119,7 +119,7 @@ def serving(exports, *flags):
     command = [sys.executable, str(ROOT / "04_serve.py"), "--exports", str(exports), "--port", "0", *flags]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        yield server, int(re.search(r":(\d+)/$", read_until(server, "page").strip()).group(1))
+        yield server, int(re.search(r":(\d+)/", read_until(server, "page")).group(1))
     finally:
         server.kill()
         server.communicate()

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import tiny_bundle as tiny
 import uvicorn
+from starlette.responses import Response
+from starlette.routing import Route
 
 from common import service, serving
 from common.bundle import Predictor
@@ -34,7 +36,7 @@ def running(predictor, **settings):
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
-        yield SimpleNamespace(port=listener.getsockname()[1], server=server, thread=thread, engine=app.state.engine)
+        yield SimpleNamespace(port=listener.getsockname()[1], server=server, thread=thread, engine=app.state.engine, app=app)
     finally:
         server.drain()
         thread.join(10)
@@ -88,7 +90,7 @@ def ask(port, body=PHOTO, **more):
         return read(connection)
 
 
-def closed_after(connection, seconds=5.0):
+def closed_after(connection, seconds=10.0):
     connection.settimeout(seconds)
     with contextlib.suppress(ConnectionResetError):
         while connection.recv(65536):
@@ -103,8 +105,9 @@ def until(test, seconds=10.0):
 
 
 def test_slow_and_silent_connections_are_ended_while_others_are_answered(predictor, monkeypatch):
-    monkeypatch.setattr(serving, "HEADER_SECONDS", 0.4)
-    with running(predictor, upload_seconds=0.4) as live:
+    monkeypatch.setattr(serving, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(serving, "DISCARD_SECONDS", 1.0)
+    with running(predictor, upload_seconds=1.0) as live:
         silent, dripping, half, second = (connect(live.port) for _ in range(4))
         half.sendall(request(length=len(PHOTO) + 100))
         second.sendall(request())
@@ -115,7 +118,7 @@ def test_slow_and_silent_connections_are_ended_while_others_are_answered(predict
 
         def drip():
             with contextlib.suppress(OSError):
-                for byte in request()[:60]:
+                for byte in request()[:400]:
                     dripping.sendall(bytes([byte]))
                     if stop.wait(0.05):
                         return
@@ -129,7 +132,7 @@ def test_slow_and_silent_connections_are_ended_while_others_are_answered(predict
         assert (status, told["error"]["code"]) == (408, "too_slow")
         assert read(second)[0] == 408
         closed_after(silent)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 8
         stop.set()
         dripper.join()
         assert ask(live.port)[0] == 200 and live.engine.taken == 0
@@ -232,6 +235,22 @@ def test_a_client_that_does_not_read_is_cut_off(predictor, monkeypatch):
         until(lambda: len(live.server.server_state.connections) == 0)
         deaf.close()
         assert ask(live.port)[0] == 200
+
+
+def test_a_client_that_reads_slowly_gets_it_all(predictor, monkeypatch):
+    monkeypatch.setattr(serving, "READ_SECONDS", 0.6)
+    with running(predictor) as live:
+        live.app.router.routes.append(Route("/large", lambda _: Response(bytes(3_000_000))))
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            slow.settimeout(5)
+            slow.connect(("127.0.0.1", live.port))
+            slow.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            begin, size = time.monotonic(), 0
+            while more := slow.recv(65536):
+                size += len(more)
+                time.sleep(0.02)
+            assert size > 3_000_000 and time.monotonic() - begin > 0.6
 
 
 def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(predictor, gate):
