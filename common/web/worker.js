@@ -85,9 +85,9 @@ async function headOf(species) {
   return kept.get(species);
 }
 
-async function shrunk(longSide) {
-  if (!last.shrunk.has(longSide)) last.shrunk.set(longSide, await read(last.blob, longSide));
-  return last.shrunk.get(longSide);
+async function shrunk(photo, longSide) {
+  if (!photo.shrunk.has(longSide)) photo.shrunk.set(longSide, await read(photo.blob, longSide));
+  return photo.shrunk.get(longSide);
 }
 
 // Answer a photo, as POST /predict would; without a model only its size. Throws where the photo cannot be read.
@@ -97,7 +97,7 @@ async function answer({ blob }) {
   const longSide = (model?.settings.preprocessing ?? facts.server).long_side ?? null;
   let photo;
   try {
-    photo = await shrunk(longSide);
+    photo = await shrunk(last, longSide);
   } catch {
     throw Object.assign(new Error("This browser cannot read the photo."), { kind: "unreadable" });
   }
@@ -130,6 +130,6 @@ async function answer({ blob }) {
 
 // The last photo as a PNG of the served model's size: what is sent instead of the photo itself.
 async function small() {
-  const photo = await shrunk(facts.server.long_side ?? null);
+  const photo = await shrunk(last, facts.server.long_side ?? null);
   return png(resize(photo.rgb, facts.server.size, facts.server.tall_first));
 }
