@@ -34,8 +34,7 @@ async function load({ all }) {
   if (!pixels) return { light: false };
   if (!facts.light) return { light: false, why: facts.why };
   try {
-    model = await open(facts.light);
-    if (all || facts.light.heads.bytes <= WHOLE) await fetchAll();
+    [model] = await Promise.all([open(facts.light), all || facts.light.heads.bytes <= WHOLE ? fetchAll() : null]);
     return { light: true };
   } catch (error) {
     return { light: false, why: `The browser's model did not load (${error?.message ?? error}).` };
@@ -64,7 +63,7 @@ async function open({ script, wasm, settings, onnx }) {
 
 // Fetch all heads, so that no later request tells which species was seen.
 async function fetchAll() {
-  if (heads || !model) return;
+  if (heads || !facts.light) return;
   const response = await fetch(facts.light.heads.url);
   if (response.ok) heads = await response.arrayBuffer();
 }
