@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -19,16 +20,16 @@ from common.service import Settings
 
 @dataclass
 class Site:
-    """url: where the page is; asked: (method, path, query, bytes of the body) of each request so far, and sent: the bytes of each
+    """url: where the page is; asked: method, path, query and bytes of the body of each request so far, and sent: the bytes of each
     answer's body; `stop` ends it.
     """
 
     url: str
-    asked: list[tuple[str, str, str, int]] = field(default_factory=list)
+    asked: list[list[Any]] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
     stop: Callable[[], None] | None = None
 
-    def posts(self) -> list[tuple[str, str, str, int]]:
+    def posts(self) -> list[list[Any]]:
         """Whatever was sent with a body."""
         return [one for one in self.asked if one[0] not in ("GET", "HEAD") or one[3]]
 
@@ -44,7 +45,9 @@ def serve(exports: Path, port: int = 0, **settings: object) -> Iterator[Site]:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        row, sent = [scope["method"], scope["path"], scope["query_string"].decode(), 0], [0]
+        place, row = len(site.asked), [scope["method"], scope["path"], scope["query_string"].decode(), 0]
+        site.asked.append(row)  # at once: a client has its answer before the application's call returns
+        site.sent.append(0)
 
         async def counting():
             message = await receive()
@@ -52,14 +55,10 @@ def serve(exports: Path, port: int = 0, **settings: object) -> Iterator[Site]:
             return message
 
         async def sending(message):
-            sent[0] += len(message.get("body", b""))
+            site.sent[place] += len(message.get("body", b""))
             await send(message)
 
-        try:
-            await app(scope, counting, sending)
-        finally:
-            site.asked.append(tuple(row))
-            site.sent.append(sent[0])
+        await app(scope, counting, sending)
 
     server = uvicorn.Server(uvicorn.Config(counted, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -178,7 +178,7 @@ def test_an_unsure_answer_goes_to_the_server_by_itself_and_any_other_by_a_button
     page, before = tab(light), len(light.posts())
     seen = give(page, places, "between.png")
     assert (seen.state, seen.by) == ("rolled_up", "server")
-    [(method, path, query, size)] = light.posts()[before:]
+    [[method, path, query, size]] = light.posts()[before:]
     assert (method, path, query) == ("POST", "/predict", "heatmap=1&short_side=60") and 0 < size < 1000
     give(page, places, "healthy.png")
     page.js("document.querySelector('#result .more button').click()")
@@ -205,6 +205,16 @@ def test_never_send_sends_nothing_and_is_remembered(light, places, tab):
     assert page.js("document.getElementById('private').checked")
 
 
+def test_never_send_calls_off_what_is_under_way(plain, places, tab):
+    page = tab(plain, "server")
+    page.js("globalThis.fetch = (url, { signal }) => new Promise((_, no) => signal.addEventListener('abort', () => no(signal.reason)))")
+    page.js("document.getElementById('result').dataset.state = 'waiting'")
+    page.choose("#file", [places.photos / "scab.jpg"])
+    page.wait("document.body.classList.contains('busy')")
+    page.js("document.getElementById('private').click()")
+    assert "not sent" in settle(page).text
+
+
 def test_never_send_without_a_light_model_says_why_there_is_no_answer(plain, places, tab):
     page, before = tab(plain, "server"), len(plain.posts())
     page.js("document.getElementById('private').click()")
@@ -218,7 +228,7 @@ def test_several_photos_go_to_the_server_together(light, places, tab):
     page, before = tab(light), len(light.posts())
     seen = give(page, places, "scab.jpg", "healthy.png", "scan.tif")
     assert seen.by == "server"
-    [(_, _, query, size)] = light.posts()[before:]
+    [[_, _, query, size]] = light.posts()[before:]
     assert query == "heatmap=1&short_side=60" and len(PHOTOS["scan.tif"]) < size < len(PHOTOS["scan.tif"]) + 2000
 
 

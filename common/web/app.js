@@ -26,7 +26,9 @@ async function handle(files) {
     // on a phone the answer is below the photo
     if (current === control && matchMedia("(max-width: 760px)").matches) $("result").scrollIntoView({ block: "nearest" });
   } catch (error) {
-    if (current === control && error.name !== "AbortError") showError(error.message, error.advice);
+    if (current !== control) return; // a newer photo has called it off
+    if (error.name === "AbortError") await handle(files); // the switch has: without the server, then
+    else showError(error.message, error.advice);
   } finally {
     if (current === control) setBusy(false);
   }
@@ -74,10 +76,8 @@ async function remote(files, own, signal) {
     const found = await server.ask(photos, signal);
     tell({ ...found, image: own.image ?? found.image }, { by: "server", note: found.agreement?.message });
   } catch (error) {
-    if (!own.decision) throw error;
-    if (error.name === "AbortError" && !isPrivate()) throw error;
-    if (error.name === "AbortError") tell(own, { by: "browser", note: single(files) });
-    else tell(own, { by: "browser", note: `${error.message} This is your browser’s own answer.`, ask: () => askToo(files, own) });
+    if (!own.decision || error.name === "AbortError") throw error;
+    tell(own, { by: "browser", note: `${error.message} This is your browser’s own answer.`, ask: () => askToo(files, own) });
   }
 }
 
@@ -95,6 +95,8 @@ async function askToo(files, own) {
   setBusy(true);
   try {
     await remote(files, own, control.signal);
+  } catch {
+    if (current === control) tell(own, { by: "browser" }); // the switch has called it off
   } finally {
     if (current === control) setBusy(false);
   }

@@ -34,8 +34,7 @@ async function load({ all }) {
   if (!pixels) return { light: false };
   if (!facts.light) return { light: false, why: facts.why };
   try {
-    model = await open(facts.light);
-    if (all || facts.light.heads.bytes <= WHOLE) await fetchAll();
+    [model] = await Promise.all([open(facts.light), all || facts.light.heads.bytes <= WHOLE ? fetchAll() : null]);
     return { light: true };
   } catch (error) {
     return { light: false, why: `The browser's model did not load (${error?.message ?? error}).` };
@@ -64,7 +63,7 @@ async function open({ script, wasm, settings, onnx }) {
 
 // Fetch all heads, so that no later request tells which species was seen.
 async function fetchAll() {
-  if (heads || !model) return;
+  if (heads || !facts.light) return;
   const response = await fetch(facts.light.heads.url);
   if (response.ok) heads = await response.arrayBuffer();
 }
@@ -85,9 +84,9 @@ async function headOf(species) {
   return kept.get(species);
 }
 
-async function shrunk(longSide) {
-  if (!last.shrunk.has(longSide)) last.shrunk.set(longSide, await read(last.blob, longSide));
-  return last.shrunk.get(longSide);
+async function shrunk(photo, longSide) {
+  if (!photo.shrunk.has(longSide)) photo.shrunk.set(longSide, await read(photo.blob, longSide));
+  return photo.shrunk.get(longSide);
 }
 
 // Answer a photo, as POST /predict would; without a model only its size. Throws where the photo cannot be read.
@@ -97,7 +96,7 @@ async function answer({ blob }) {
   const longSide = (model?.settings.preprocessing ?? facts.server).long_side ?? null;
   let photo;
   try {
-    photo = await shrunk(longSide);
+    photo = await shrunk(last, longSide);
   } catch {
     throw Object.assign(new Error("This browser cannot read the photo."), { kind: "unreadable" });
   }
@@ -130,6 +129,6 @@ async function answer({ blob }) {
 
 // The last photo as a PNG of the served model's size: what is sent instead of the photo itself.
 async function small() {
-  const photo = await shrunk(facts.server.long_side ?? null);
+  const photo = await shrunk(last, facts.server.long_side ?? null);
   return png(resize(photo.rgb, facts.server.size, facts.server.tall_first));
 }
