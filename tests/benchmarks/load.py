@@ -73,7 +73,7 @@ def raw(exports: Path, commands: Any = sys.stdin) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        print(json.dumps({"ms": times, "seconds": time.perf_counter() - begin, "statuses": {},
+        print(json.dumps({"ms": times, "seconds": time.perf_counter() - begin, "statuses": {}, "answers": len(times),
                           "processor": time.process_time() - used}), flush=True)
 
 
@@ -100,19 +100,21 @@ async def _ask(asked: dict[str, Any]) -> dict[str, Any]:
 
     async def one() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", asked["port"])
+        first = True  # all clients begin at once: their first answers tell of a queue that fills, not of one that stands
         while (start := time.perf_counter()) < end:
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
             status = head[9:12].decode()
             statuses[status] = statuses.get(status, 0) + 1
-            if status == "200":
+            if status == "200" and not first:
                 times.append(1000 * (time.perf_counter() - start))
+            first = False
         writer.close()
 
     begin = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(asked["concurrency"])))
-    return {"ms": times, "seconds": time.perf_counter() - begin, "statuses": statuses}
+    return {"ms": times, "seconds": time.perf_counter() - begin, "statuses": statuses, "answers": statuses.get("200", 0)}
 
 
 def fastapi_server(exports: Path, port: int) -> None:
@@ -247,9 +249,9 @@ def measure(args: argparse.Namespace, servers: dict[str, tuple[int, subprocess.P
 def report(found: dict[str, list[dict[str, Any]]]) -> str:
     """Lay out the medians over the rounds, with ratios to the limit within each round."""
     def of(result: dict[str, Any]) -> np.ndarray:
-        rate = len(result["ms"]) / result["seconds"]
+        rate = result["answers"] / result["seconds"]
         return np.array([rate, *(np.quantile(result["ms"], q) if result["ms"] else np.nan for q in (0.5, 0.95)),
-                         1000 * result["processor"] / max(1, len(result["ms"]))])
+                         1000 * result["processor"] / max(1, result["answers"])])
 
     rows, base = [], np.array([of(result) for result in found["session.run"]])
     for name, results in found.items():
