@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,68 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from common import browser, deferral, heads_file, quantize
+from common import browser, deferral, heads_file
 from common.browser import LightModel
 from common.calibrate import Temperatures, fit_temperatures
 from common.console import table
 from common.decide import joint_leaf
 from common.engine import Compute, choose_compute
 from common.files import file_sha256
-from common.graph import FeatureSpace, export_onnx, gen_score, look
+from common.graph import FeatureSpace, Learned, cross_fitted, look
+from common.light_graph import LAYERS_RANK, RANK, LightGraph, has_exact_map, write_model
 from common.measure import check_batches
 from common.metrics import for_json, judge, summarise
 from common.model import SwinHierarchical
-from common.ranges import observe
 
-SCORES = ("gen", "mahalanobis", "layers")
-RANK, LAYERS_RANK = 32, 16  # directions that the spaces keep: two bytes each per feature on the wire
 KEEP = 16  # one train picture in so many is looked at again, for the means that rounding shifts
+ENOUGH = 10  # pictures of no plant, from which on a score is learned from them
 
 Batches = Callable[[str, int], Iterable[tuple[np.ndarray, np.ndarray]]]
-
-
-class LightGraph(nn.Module):
-    """What light.onnx computes; the disease heads stay outside."""
-
-    def __init__(self, model: SwinHierarchical, near: FeatureSpace, near_layers: FeatureSpace, temperature: float, exact: bool) -> None:
-        """Put the parts together; `exact` as `has_exact_map` says."""
-        super().__init__()
-        self.model, self.near, self.near_layers, self.temperature, self.exact = model, near, near_layers, float(temperature), exact
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pixels uint8 (N, size, size, 3) -> species, feature, ood, map as common/browser.py has them."""
-        feature_map, features, layers = look(self.model, images)
-        hidden = self.model.neck(features)
-        species = (self.model.species_scores(hidden) / self.temperature).softmax(dim=1)
-        ood = torch.cat([gen_score(species)[:, None], self.near(features), self.near_layers(layers)], dim=1)
-        places = places_of(self.model, feature_map)
-        return species, hidden, ood, places if self.exact else places.square().mean(dim=-1, keepdim=True)
-
-
-def places_of(model: SwinHierarchical, feature_map: Tensor) -> Tensor:
-    """A backbone's last map in any of timm's layouts -> (N, h, w, C)."""
-    if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
-        side = int(feature_map.shape[1] ** 0.5)
-        return feature_map[:, -side * side:].unflatten(1, (side, side))
-    return feature_map if getattr(model.backbone, "output_fmt", "NCHW") == "NHWC" else feature_map.permute(0, 2, 3, 1)
-
-
-@torch.inference_mode()
-def has_exact_map(model: SwinHierarchical, images: Tensor) -> bool:
-    """Whether the heads are linear on the mean of the last map, so that a leaf's logit is the mean of its heatmap plus a bias.
-
-    Args:
-        images: uint8 (N, size, size, 3), to try it on.
-    """
-    feature_map, features, _ = look(model, images)
-    mean = places_of(model, feature_map).mean(dim=(1, 2))
-    return isinstance(model.neck, nn.Identity) and mean.shape == features.shape and bool(
-        (mean - features).abs().max() <= 1e-4 * features.abs().max().clamp_min(1e-6))
 
 
 @torch.inference_mode()
@@ -93,76 +50,23 @@ def _keeping(batches: Iterable[tuple[np.ndarray, np.ndarray]], some: list[np.nda
         yield pictures, leaf
 
 
-def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.ndarray]) -> None:
-    """Write light.onnx: weights as int8 per output channel, unfolded to float when the file is loaded.
-
-    The species head and depthwise convolutions too: only weights are rounded, not what they are multiplied with; and biases take
-    back by how much that shifts the mean of each output.
-
-    Args:
-        graph: in evaluation mode, on the CPU.
-        path: of the file.
-        size: the student's pixels per side.
-        pictures: uint8 batches (N, size, size, 3) of train, to see these means on.
-
-    Raises:
-        Exception: as `graph.export_onnx`; onnx.checker.ValidationError.
-    """
-    plain = path.with_suffix(".plain.onnx")
-    try:
-        export_onnx(graph, str(plain), size, browser.OUTPUTS)
-        fused = quantize.load_fused(plain)
-        seen = observe(fused, [node.input[0] for node in fused.graph.node if node.op_type == "Conv"], pictures)
-        small = quantize.weights(_bare(_half(fused, "basis")), smallest=1, depthwise=True, seen=seen)
-        onnx.checker.check_model(small)
-        onnx.save(small, path)
-    finally:
-        plain.unlink(missing_ok=True)
-
-
-def _half(model: onnx.ModelProto, part: str) -> onnx.ModelProto:
-    """Store weights with a word in their name as float16: what is left of a feature outside of a basis drowns in int8's rounding."""
-    casts = []
-    for tensor in model.graph.initializer:
-        if part in tensor.name and tensor.data_type == TensorProto.FLOAT:
-            casts.append(helper.make_node("Cast", [tensor.name + "_half"], [tensor.name], to=TensorProto.FLOAT))
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name + "_half"))
-    nodes = [*casts, *(copy.deepcopy(node) for node in model.graph.node)]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model
-
-
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Leave out where each node came from, and name weights by number: such words would be a fifth of the file."""
-    graph = model.graph
-    names = {tensor.name: f"w{i}" for i, tensor in enumerate(graph.initializer)}
-    for tensor in graph.initializer:
-        tensor.name = names[tensor.name]
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        part.doc_string = ""
-        if hasattr(part, "metadata_props"):
-            del part.metadata_props[:]
-    for node in graph.node:
-        node.name, node.input[:] = "", [names.get(name, name) for name in node.input]
-    del graph.value_info[:]
-    return model
-
-
 @dataclass(frozen=True)
 class Written:
     """exports/browser/ before anything but temperatures is fitted.
 
-    light: its files, ready to run (`light.outputs` is a `measure.Run` whose scores `SCORES` names); content: light.json as it stands.
+    light: its files, ready to run (`light.outputs` is a `measure.Run` whose scores `light.scores` names); content: light.json as it
+    stands; learned: the learned score of the strangers that were shown, float32 (M,), each by a fit that has not seen it, or None.
     """
 
     model: SwinHierarchical
     light: LightModel
     temperatures: Temperatures
     content: dict[str, Any]
+    learned: np.ndarray | None
 
 
-def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, settings: Mapping[str, Any]) -> Written:
+def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, settings: Mapping[str, Any],
+                  strangers: Sequence[np.ndarray] = ()) -> Written:
     """Write light.onnx, heads.bin and light.json of a student; its temperatures are fitted on val.
 
     Args:
@@ -170,6 +74,7 @@ def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, setti
         folder: exports/browser; it is made.
         batches: (`train` or `val`, size) -> the split's pictures uint8 (N, size, size, 3) and leaves int64 (N,).
         settings: further values of light.json: name, version, preprocessing (as bundle.json has it; its size is set here).
+        strangers: batches uint8 (M, size, size, 3) of val pictures of no plant, to learn a score from.
 
     Raises:
         Exception: what the exporter raises for a backbone that it cannot trace.
@@ -179,10 +84,15 @@ def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, setti
     some: list[np.ndarray] = []
     features, layers, leaf = _collect(model, _keeping(batches("train", size), some), compute)
     near = [FeatureSpace(values, leaf, model.leaf_species, rank=rank) for values, rank in ((features, RANK), (layers, LAYERS_RANK))]
+    learned = held = None
+    if sum(map(len, strangers)) >= ENOUGH:
+        _, strange, _ = _collect(model, ((batch, np.zeros(len(batch), np.int64)) for batch in strangers), compute)
+        learned, held = Learned(layers, strange), cross_fitted(layers, strange).numpy()
     features, _, leaf = _collect(model, batches("val", size), compute)
     fitted = _temperatures(model, features, leaf)
     exact = has_exact_map(model, torch.from_numpy(next(iter(batches("val", size)))[0][:8]))
-    write_model(LightGraph(model, *near, fitted.species, exact).eval(), folder / browser.MODEL, size, some)
+    graph = LightGraph(model, *near, fitted.species, exact, learned).eval()
+    write_model(graph, folder / browser.MODEL, size, some)
     sha256 = file_sha256(folder / browser.MODEL)
     species = None if model.species_head is None else _arrays(model.species_head)
     packed, offsets = heads_file.pack(tree, species, _arrays(model.disease_heads), fitted.disease, bytes.fromhex(sha256[:8]))
@@ -190,10 +100,10 @@ def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, setti
     content = {**settings, "format": browser.FORMAT, "model": {"file": browser.MODEL, "sha256": sha256},
                "heads": {"file": browser.HEADS, "sha256": file_sha256(folder / browser.HEADS), "offsets": offsets},
                "species": list(tree.species), "diseases": np.diff(tree.offsets).tolist(), "temperature": {"species": fitted.species},
-               "preprocessing": {**settings["preprocessing"], "size": size}, "scores": list(SCORES),
+               "preprocessing": {**settings["preprocessing"], "size": size}, "scores": list(graph.scores),
                "heatmap": "exact" if exact else "activity", "rejection": None, "rollup": None, "deferral": None}
     _write_settings(folder, content)
-    return Written(model, LightModel(folder), fitted, content)
+    return Written(model, LightModel(folder), fitted, content, held)
 
 
 def finish_browser(written: Written, val: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...], server: Mapping[str, np.ndarray],
@@ -215,7 +125,7 @@ def finish_browser(written: Written, val: tuple[np.ndarray, ...], test: tuple[np
     Raises:
         ValueError: where the files answer differently from the student, or head by head from all heads at once.
     """
-    folder, tree, gen = written.light.folder, written.model.tree, SCORES.index("gen")
+    folder, tree, gen = written.light.folder, written.model.tree, written.light.scores.index("gen")
     splits = {"val": val, "test": test}
     seen = {name: deferral.signals(found[0], found[1][:, gen], tree) for name, found in splits.items()}
     right = {name: (joint_leaf(found[0], tree) == found[2], np.asarray(server[name]) == found[2]) for name, found in splits.items()}

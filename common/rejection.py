@@ -99,6 +99,8 @@ def _choose(sums: Sequence[Mapping[str, float]], plants: Scores, strangers: Mapp
     """Choose a sum of scores that are there: its bar but for the threshold, and per sum the AUROC and the share of strangers it
     refuses, both means over the kinds.
     """
+    leafy = "mahalanobis_leaf" in plants  # a light model tells no leaves apart, only species
+    sums = [{key if leafy else key.removesuffix("_leaf"): times for key, times in keys.items()} for keys in sums]
     possible = [keys for keys in sums if all(key in plants for key in keys)] or [{key: 1 for key in plants}]
     strangers = {kind: scores for kind, scores in strangers.items() if _count(scores) >= ENOUGH}
     ranking: dict[str, Any] = {}

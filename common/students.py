@@ -36,9 +36,11 @@ def export_browser(path: Path, folder: Path, pictures: Pictures, bundle: Mapping
     own = pictures.at(int(model.settings["image_size"]))
     settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
     batches = {"train": own.with_poor, "val": own.batches}
-    written = light.write_browser(model, folder, lambda split, _: batches[split](split), settings)
-    found = outcome_of(written.light.outputs, own)
-    bars, _ = fit_bars(found, light.SCORES, data.tree, photo_limits(own), precision)
+    shown = [batch for _, kind in own.strangers("plant", "val") for batch in kind]
+    written = light.write_browser(model, folder, lambda split, _: batches[split](split), settings, shown)
+    names = written.light.scores
+    found = outcome_of(written.light.outputs, own, written.learned)
+    bars, _ = fit_bars(found, names, data.tree, photo_limits(own), precision)
     server = {split: joint_leaf(served.splits[split][0], data.tree) for split in ("val", "test")}
     report = light.finish_browser(written, found.splits["val"], found.splits["test"], server, bars, own.batches("test"), data.class_sizes)
-    return report | {"bars": judge_bars(found, bars, light.SCORES, data.tree, data.class_sizes)}
+    return report | {"bars": judge_bars(found, bars, names, data.tree, data.class_sizes)}

@@ -32,17 +32,9 @@ from common.console import say, table  # noqa: E402
 from common.dataset import EvalViews, load_organized, make_loader  # noqa: E402
 from common.decide import joint_leaf  # noqa: E402
 from common.files import file_sha256  # noqa: E402
-from common.graph import FeatureSpace, look  # noqa: E402
-from common.light import (  # noqa: E402
-    LAYERS_RANK,
-    RANK,
-    LightGraph,
-    finish_browser,
-    has_exact_map,
-    report_lines,
-    write_browser,
-    write_model,
-)
+from common.graph import FeatureSpace, Learned, look  # noqa: E402
+from common.light import finish_browser, report_lines, write_browser  # noqa: E402
+from common.light_graph import LAYERS_RANK, RANK, LightGraph, has_exact_map, write_model  # noqa: E402
 from common.measure import run_over  # noqa: E402
 from common.model import SwinHierarchical  # noqa: E402
 from common.taxonomy import ClassTree  # noqa: E402
@@ -76,7 +68,8 @@ def size(args: argparse.Namespace) -> None:
             for width, rank in ((model.num_features, RANK), (layers, LAYERS_RANK))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "light.onnx"
-        write_model(LightGraph(model, *near, 1.0, has_exact_map(model, images)), path, recipe.image_size,
+        learned = Learned(torch.randn(300, layers), torch.randn(100, layers))
+        write_model(LightGraph(model, *near, 1.0, has_exact_map(model, images), learned), path, recipe.image_size,
                     [images.numpy()])
         data, sha256 = path.read_bytes(), file_sha256(path)
     weight, bias = (model.disease_heads.weight.numpy(), model.disease_heads.bias.numpy())
