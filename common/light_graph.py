@@ -84,6 +84,7 @@ def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.
         fused = quantize.load_fused(plain)
         seen = observe(fused, [node.input[0] for node in fused.graph.node if node.op_type == "Conv"], pictures)
         small = quantize.weights(_bare(_half(fused, ("basis", "learned"))), smallest=1, depthwise=True, seen=seen)
+        small = _half(small, ("_scale",))  # float16 is far finer than int8
         onnx.checker.check_model(small)
         onnx.save(small, path)
     finally:
