@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import PIL
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from common import decide
@@ -35,6 +36,7 @@ _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=
           ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml", ".json": "application/json", ".wasm": "application/wasm",
           ".webmanifest": "application/manifest+json", ".onnx": "application/octet-stream", ".bin": "application/octet-stream"}
 _PACKED = (("br", ".br"), ("gzip", ".gz"))
+_CHUNK = 1 << 16
 _ZIP_AT_ONCE = 4_000_000  # bytes up to which a file without a compressed copy is compressed on its first request
 
 
@@ -74,14 +76,25 @@ class Stored:
         taken = [part.strip() for part in request.headers.get("accept-encoding", "").lower().split(",")]
         for way in [way for way, _ in _PACKED if way in taken]:
             if (data := await asyncio.to_thread(self.read, way)) is not None:
-                return Response(data, headers={**headers, "content-encoding": way})
-        return Response(await asyncio.to_thread(self.read, "identity"), headers=headers)
+                return _whole(data, {**headers, "content-encoding": way})
+        return _whole(await asyncio.to_thread(self.read, "identity"), headers)
+
+
+def _whole(data: bytes, headers: dict[str, str]) -> Response:
+    """Send in parts: the server cuts off who does not read for a while, and a phone takes minutes for the runtime as one."""
+    async def parts() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), _CHUNK):
+            yield data[start : start + _CHUNK]
+
+    if len(data) <= _CHUNK:
+        return Response(data, headers=headers)
+    return StreamingResponse(parts(), headers={**headers, "content-length": str(len(data))})
 
 
 def _part(data: bytes, wanted: str, headers: dict[str, str]) -> Response:
     first, _, last = wanted.removeprefix("bytes=").partition("-")
     if not (wanted.startswith("bytes=") and first.isdecimal() and (last == "" or last.isdecimal())):
-        return Response(data, headers=headers)  # several ranges, or the last bytes: nobody needs them, and the whole is a right answer
+        return _whole(data, headers)  # several ranges, or the last bytes: nobody needs them, and the whole is a right answer
     start, stop = int(first), min(len(data), int(last) + 1 if last else len(data))
     if start >= stop:
         return Response(status_code=416, headers={**headers, "content-range": f"bytes */{len(data)}"})

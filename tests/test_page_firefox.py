@@ -1,0 +1,77 @@
+"""The page in a headless Firefox, where there is one: it answers by itself, sees the server's pixels, and knows when it may not."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import pytest
+import tiny_bundle as tiny
+import tiny_light
+from firefox import FIREFOX, Firefox
+from page_site import serve
+from test_page import needs_runtime
+from test_page_numbers import LONG_SIDE, RUN, SIZE, cases
+
+from common.images import read_rgb, resize_to_model
+
+pytestmark = [pytest.mark.skipif(FIREFOX is None, reason="no Firefox is installed to look at the page with"), needs_runtime]
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    exports = tiny.make(tmp_path_factory.mktemp("firefox") / "exports")
+    tiny_light.add(exports)
+    with serve(exports) as site:
+        yield site
+
+
+@pytest.fixture
+def opened(light, tmp_path):
+    """Open the page in a Firefox with settings of its own."""
+    made = []
+
+    def open_(**prefs):
+        firefox = Firefox(tmp_path / "profile", **prefs)
+        made.append(firefox)
+        firefox.call("WebDriver:Navigate", url=light.url)
+        return firefox, firefox.wait("document.documentElement.dataset.ready")
+
+    yield open_
+    for firefox in made:
+        firefox.close()
+
+
+def give(firefox, path, photo):
+    path.write_bytes(photo)
+    firefox.js("document.getElementById('result').dataset.state = 'waiting'")
+    firefox.choose("#file", path)
+    return firefox.wait("(({dataset: {state, by}, ariaBusy}) => state !== 'waiting' && ariaBusy === 'false' && [state, by])"
+                        "(document.getElementById('result'))")
+
+
+def test_it_answers_asks_and_refuses_from_the_server_s_pixels(opened, light, tmp_path):
+    firefox, ready = opened()
+    assert ready == "browser"
+    before = len(light.posts())
+    assert give(firefox, tmp_path / "a.png", tiny.picture(tiny.color_of(2), (300, 200))) == ["answered", "browser"]
+    assert give(firefox, tmp_path / "b.png", tiny.picture(tiny.STRANGER, (300, 200))) == ["rejected", "browser"]
+    assert len(light.posts()) == before
+    assert give(firefox, tmp_path / "c.png", tiny.picture(tiny.between(1, 2), (300, 200))) == ["rolled_up", "server"]
+    for name, photo in cases().items():
+        found = firefox.js(f"{{ await {RUN}; return globalThis.run('{base64.b64encode(photo).decode()}', {LONG_SIDE}, {SIZE}); }}")
+        rgb = np.frombuffer(base64.b64decode(found["rgb"]), np.uint8).reshape(found["height"], found["width"], 3)
+        wanted = read_rgb(photo, long_side=LONG_SIDE)
+        # what shines through is rounded otherwise here
+        assert np.abs(rgb.astype(int) - wanted).max() <= ("rgba" in name), name
+        if "rgba" not in name:
+            small = np.frombuffer(base64.b64decode(found["small"]), np.uint8).reshape(SIZE, SIZE, 3)
+            assert np.array_equal(small, resize_to_model(wanted, SIZE)), name
+
+
+def test_where_pixels_are_blurred_against_fingerprinting_the_photo_itself_is_sent(opened, light, tmp_path):
+    firefox, ready = opened(privacy__resistFingerprinting=True)
+    assert ready == "server" and "pixels" in firefox.js("document.getElementById('privacy').innerText")
+    photo, before = tiny.picture(tiny.color_of(2), (300, 200), "JPEG"), len(light.posts())
+    assert give(firefox, tmp_path / "a.jpg", photo) == ["answered", "server"]
+    assert light.posts()[before:] == [["POST", "/predict", "heatmap=1", len(photo)]]
