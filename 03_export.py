@@ -10,7 +10,7 @@ Next    04_serve.py
   python 03_export.py --browser checkpoints/light/hierarchical_full/epoch=10-best.pt --triton ~/triton
 
 Temperatures, bars and roll-up are fitted on val for each model; every figure of the reports is from test. An INT8 model that
-does not pass the gate (common/gate.py) is not written, and the report says what was tried. Takes two minutes for the demo.
+does not pass the gate (common/export/gate.py) is not written, and the report says what was tried. Takes two minutes for the demo.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ import onnx
 import onnxruntime
 import torch
 
-from common import bundle, checkpoint, formats, half, int8
-from common.calibrate import Temperatures
+from common import bundle, checkpoint
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
 from common.dataset import Organized, default_workers, load_organized
-from common.export_report import compose_report, draw, report_table, report_text
+from common.export import formats, half, int8
+from common.export.calibrate import Temperatures
+from common.export.fitted import build_graph, flat_leaf
+from common.export.graph import export_onnx
+from common.export.int8_gate import make_int8
+from common.export.measure import LimitError, check_batches, check_limits, measure_ms, session_run
+from common.export.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits
+from common.export.pictures import Pictures, known_strangers
+from common.export.report import compose_report, draw, report_table, report_text
+from common.export.students import export_browser
 from common.files import file_sha256, write_text
-from common.fitted import build_graph, flat_leaf
-from common.graph import export_onnx
-from common.int8_gate import make_int8
-from common.measure import LimitError, check_batches, check_limits, measure_ms, session_run
 from common.model import SwinHierarchical
-from common.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits
-from common.pictures import Pictures, known_strangers
-from common.students import export_browser
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
 SAME = 1e-4  # greatest difference of a probability between PyTorch and ONNX

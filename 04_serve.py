@@ -26,18 +26,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import console, latency, serving, workers
+from common import console
+from common.batch import latency
+from common.batch.ensembles import Panel, locate, open_models
+from common.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
+from common.batch.predictions import Job, predict
+from common.batch.submission import plan_submission
 from common.bundle import Bundle, BundleError, ModelCard, read_bundle
 from common.decide import MODES
-from common.ensembles import Panel, locate, open_models
-from common.http_app import make_app
-from common.photo_list import find_photos, labels_from_csv, labels_from_folders
-from common.predictions import Job, predict
-from common.providers import GPUS, PROVIDERS, open_predictor
-from common.runners import settle_process
-from common.service import Settings
-from common.submission import plan_submission
-from common.web_files import tell_light
+from common.server import serving, workers
+from common.server.http_app import make_app
+from common.server.providers import GPUS, PROVIDERS, open_predictor
+from common.server.runners import settle_process
+from common.server.service import Settings
+from common.server.web_files import tell_light
 
 
 def build_parser() -> argparse.ArgumentParser:

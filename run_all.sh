@@ -232,7 +232,7 @@ times+="04_serve $(($(date +%s) - begin))"$'\n'
 (cd "$here" && python - "$exports/report.json" "$times" $(($(date +%s) - started))) <<'PY'
 import json, sys
 from common.console import duration, table
-from common.export_report import report_table
+from common.export.report import report_table
 print("\n== results " + "=" * 69 + "\n" + report_table(json.load(open(sys.argv[1]))))
 rows = [line.rsplit(" ", 1) for line in sys.argv[2].splitlines()] + [["in all", sys.argv[3]]]
 print("\n" + table([(name, duration(int(seconds))) for name, seconds in rows], ("stage", "time of this run")))

@@ -14,8 +14,8 @@ from typing import Any
 import uvicorn
 
 from common.bundle import Predictor
-from common.http_app import make_app
-from common.service import Settings
+from common.server.http_app import make_app
+from common.server.service import Settings
 
 
 @dataclass

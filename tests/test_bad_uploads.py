@@ -13,9 +13,9 @@ import pytest
 import tiny_bundle as tiny
 
 from common.bundle import Predictor
-from common.http_app import make_app
-from common.runners import silence_libtiff
-from common.service import Settings
+from common.server.http_app import make_app
+from common.server.runners import silence_libtiff
+from common.server.service import Settings
 
 STATUSES = {200, 400, 413, 415, 422}
 

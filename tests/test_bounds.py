@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from common.bounds import at_least, claims, pictures_needed, tail_quantile
+from common.export.bounds import at_least, claims, pictures_needed, tail_quantile
 
 
 @pytest.mark.parametrize(("hits", "n"), [(1, 1), (3, 10), (19, 20), (95, 100), (500, 500)])

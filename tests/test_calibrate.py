@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common import calibrate
-from common.calibrate import Temperatures
+from common.export import calibrate
+from common.export.calibrate import Temperatures
 from common.taxonomy import ClassTree
 
 PADDING = -1e9  # as common/model.py fills columns that a species does not have; importing it would bring torch

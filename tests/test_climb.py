@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from common import climb
 from common.bars import rejection_from_json, rollups_from_json
-from common.bounds import at_least, pictures_needed
+from common.export import climb
+from common.export.bounds import at_least, pictures_needed
 from common.taxonomy import ClassTree
 
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x", "y", "z"), ("c",)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import export_plots
+from common.export import plots as export_plots
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from common import formats, half, quantize
 from common.bundle import open_session
-from common.formats import FormatError
-from common.measure import check_batches, session_run
+from common.export import formats, half, quantize
+from common.export.formats import FormatError
+from common.export.measure import check_batches, session_run
 
 FACTS = dict(name="foliar", version="abc123", weights_hash="f" * 64, precision="fp32", size=tiny_nets.SIZE, scores=tiny_nets.SCORES,
              created="2026-01-01T00:00:00+00:00")
@@ -117,7 +117,7 @@ def test_a_fresh_process_needs_no_more_than_onnxruntime(model):
 
 
 def test_importing_the_fresh_check_imports_nothing_heavy():
-    code = "import sys, common.fresh; print(sorted({'torch', 'onnx', 'cv2', 'PIL', 'timm'} & set(sys.modules)))"
+    code = "import sys, common.export.fresh; print(sorted({'torch', 'onnx', 'cv2', 'PIL', 'timm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 

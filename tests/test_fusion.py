@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
-from common.answers import Options, answer, look
 from common.bundle import Predictor
-from common.fusion import FLOOR, fuse_probabilities, fuse_scores, photo_weight
-from common.priors import apply_prior, best, condition, find_species, parse_prior
-from common.uploads import Refusal, read_options
+from common.server.answers import Options, answer, look
+from common.server.fusion import FLOOR, fuse_probabilities, fuse_scores, photo_weight
+from common.server.priors import apply_prior, best, condition, find_species, parse_prior
+from common.server.uploads import Refusal, read_options
 
 TREE = tiny.TREE
 

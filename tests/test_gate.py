@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from common.gate import Bars, Side, Speed, judge_gate, report_lines
+from common.export.gate import Bars, Side, Speed, judge_gate, report_lines
 from common.taxonomy import ClassTree
 
 TREE = ClassTree(("apple", "basil"), (("healthy", "rust", "scab"), ("healthy",)))

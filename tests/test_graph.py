@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from common.bundle import open_session
-from common.graph import LEARNED, SCORES, FeatureSpace, Learned, ServingGraph, export_onnx, look
+from common.export.graph import LEARNED, SCORES, FeatureSpace, Learned, ServingGraph, export_onnx, look
 from common.metrics import auroc
 from common.model import SwinHierarchical
 from common.taxonomy import ClassTree

@@ -15,11 +15,11 @@ import tiny_bundle as tiny
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from common import answers, service
 from common.bundle import Predictor
-from common.http_app import make_app
-from common.service import Settings
-from common.uploads import Refusal, read_photos
+from common.server import answers, service
+from common.server.http_app import make_app
+from common.server.service import Settings
+from common.server.uploads import Refusal, read_photos
 
 
 @pytest.fixture(scope="module")

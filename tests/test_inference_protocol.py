@@ -10,8 +10,8 @@ import tiny_bundle as tiny
 from starlette.testclient import TestClient
 
 from common.bundle import OUTPUTS, Predictor
-from common.http_app import make_app
-from common.service import Settings
+from common.server.http_app import make_app
+from common.server.service import Settings
 
 URL = "/v2/models/foliar/infer"
 

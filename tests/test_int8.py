@@ -11,9 +11,9 @@ import pytest
 import tiny_nets
 from onnx import numpy_helper
 
-from common import int8, measure, quantize
-from common.gate import GateResult, Side, Speed, judge_gate
-from common.measure import LimitError, check_batches, check_limits, measure_ms, measure_speed, run_over, session_run
+from common.export import int8, measure, quantize
+from common.export.gate import GateResult, Side, Speed, judge_gate
+from common.export.measure import LimitError, check_batches, check_limits, measure_ms, measure_speed, run_over, session_run
 
 COUNTS = np.full(6, 50)
 

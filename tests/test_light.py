@@ -15,10 +15,10 @@ import torch
 from common import heads_file
 from common.browser import LightModel
 from common.bundle import BundleError
-from common.graph import FeatureSpace, look
-from common.light import finish_browser, report_lines, write_browser
-from common.light_graph import SCORES, LightGraph, has_exact_map, places_of
-from common.measure import run_over
+from common.export.graph import FeatureSpace, look
+from common.export.light import finish_browser, report_lines, write_browser
+from common.export.light_graph import SCORES, LightGraph, has_exact_map, places_of
+from common.export.measure import run_over
 from common.model import SwinHierarchical
 from common.taxonomy import ClassTree
 

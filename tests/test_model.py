@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from common import checkpoint
-from common.graph import SCORES, FeatureSpace, ServingGraph, look
+from common.export.graph import SCORES, FeatureSpace, ServingGraph, look
 from common.heads import PADDING, DiseaseHeads
 from common.losses import focal_loss
 from common.model import SwinHierarchical

@@ -10,7 +10,7 @@ import tiny_bundle as tiny
 import tiny_light
 from page_site import serve
 
-from common import web_files
+from common.server import web_files
 
 PHOTOS = {"scab.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG"), "healthy.png": tiny.picture(tiny.color_of(0)),
           "between.png": tiny.picture(tiny.between(1, 2)), "stranger.png": tiny.picture(tiny.STRANGER),

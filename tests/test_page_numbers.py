@@ -15,17 +15,17 @@ from PIL import Image
 from starlette.testclient import TestClient
 from test_page import needs_runtime
 
-from common import web_files
-from common.answers import Options, answer, look
 from common.bars import rejection_from_json, rollups_from_json
 from common.browser import LightModel
 from common.bundle import Predictor
 from common.decide import decide
 from common.files import file_sha256
-from common.http_app import make_app
 from common.images import read_rgb, resize_to_model
 from common.poor_photos import photo_quality
-from common.service import Settings
+from common.server import web_files
+from common.server.answers import Options, answer, look
+from common.server.http_app import make_app
+from common.server.service import Settings
 
 LONG_SIDE, SIZE = 64, tiny_light.SIZE
 RUN = """(async () => {

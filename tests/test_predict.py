@@ -20,7 +20,7 @@ from conftest import ROOT
 from onnx import numpy_helper
 from PIL import Image
 
-from common import ensembles, latency, photo_list, predictions, submission
+from common.batch import ensembles, latency, photo_list, predictions, submission
 from common.bundle import BundleError, Predictor, write_bundle
 from common.taxonomy import ClassTree
 

@@ -11,9 +11,9 @@ import pytest
 import tiny_nets
 from onnx import TensorProto, helper, numpy_helper
 
-from common import qdq, quantize
-from common.measure import session_run
-from common.ranges import Range, Seen, balanced, choose_range, observe
+from common.export import qdq, quantize
+from common.export.measure import session_run
+from common.export.ranges import Range, Seen, balanced, choose_range, observe
 
 
 def ready(make, tmp_path: Path, **arguments):

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from common import rejection
 from common.bars import rejection_from_json
-from common.bounds import at_least
 from common.decide import NOT_A_PLANT, UNKNOWN_SPECIES, decide_batch
+from common.export import rejection
+from common.export.bounds import at_least
 from common.taxonomy import ClassTree
 
 NAMES = ("gen", "mahalanobis", "mahalanobis_leaf", "layers")

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 import tiny_bundle as tiny
 
-from common import providers
 from common.bundle import BundleError, Outputs, Predictor
-from common.runners import Batcher, Busy, Engine
-from common.telemetry import Counter, Histogram, Telemetry
+from common.server import providers
+from common.server.runners import Batcher, Busy, Engine
+from common.server.telemetry import Counter, Histogram, Telemetry
 
 
 @pytest.fixture(scope="module")

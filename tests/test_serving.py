@@ -15,10 +15,10 @@ import uvicorn
 from starlette.responses import Response
 from starlette.routing import Route
 
-from common import service, serving
 from common.bundle import Predictor
-from common.http_app import make_app
-from common.service import Settings
+from common.server import service, serving
+from common.server.http_app import make_app
+from common.server.service import Settings
 
 PHOTO = tiny.picture(tiny.color_of(0), kind="JPEG")
 

@@ -207,7 +207,7 @@ def test_file_names_that_are_no_utf8(tmp_path):
 
 def test_folders_of_strangers_are_kinds_and_each_is_halved(tmp_path):
     from common.dataset import load_organized
-    from common.pictures import known_strangers
+    from common.export.pictures import known_strangers
     raw = tiny_data.make_raw(tmp_path / "raw", each=3)
     for kind, first in (("Old toys", 0), ("cups/blue", 8), ("cups/red", 16)):
         made = tiny_data.make_strangers(tmp_path / "made" / kind, first + 8)

@@ -18,8 +18,8 @@ from PIL import Image
 from common import bundle, checkpoint
 from common.browser import LightModel
 from common.dataset import EvalViews, load_organized
-from common.graph import LEARNED, SCORES
-from common.measure import measure_ms, run_over, session_run
+from common.export.graph import LEARNED, SCORES
+from common.export.measure import measure_ms, run_over, session_run
 
 KEYS = {"data": {"species", "classes", "train", "val", "test"},
         "test": {"species_top1", "disease_top1", "disease_top3", "cascade_top1", "macro_f1", "tail_f1", "n"},

@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import calibrate, climb  # noqa: E402
 from common.console import table  # noqa: E402
+from common.export import calibrate, climb  # noqa: E402
 from common.taxonomy import ClassTree  # noqa: E402
 
 PRECISIONS = (0.90, 0.95, 0.97, 0.99)

@@ -25,14 +25,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import checkpoint, half, images, int8, qdq, quantize  # noqa: E402
+from common import checkpoint, images  # noqa: E402
 from common.console import say, table  # noqa: E402
 from common.dataset import Organized, Split, load_organized  # noqa: E402
-from common.gate import GateResult, Side, Speed, judge_gate, report_lines  # noqa: E402
-from common.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, look  # noqa: E402
-from common.measure import Run, check_batches, measure_times, run_over, session_run  # noqa: E402
+from common.export import half, int8, qdq, quantize  # noqa: E402
+from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines  # noqa: E402
+from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, look  # noqa: E402
+from common.export.measure import Run, check_batches, measure_times, run_over, session_run  # noqa: E402
+from common.export.ranges import balanced, choose_range, observe  # noqa: E402
 from common.model import SwinHierarchical  # noqa: E402
-from common.ranges import balanced, choose_range, observe  # noqa: E402
 from common.taxonomy import ClassTree  # noqa: E402
 
 CALIBRATION = 128  # pictures

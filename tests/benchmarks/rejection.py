@@ -23,12 +23,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import checkpoint, images, rejection  # noqa: E402
-from common.bounds import at_least  # noqa: E402
-from common.calibrate import fit_temperature  # noqa: E402
+from common import checkpoint, images  # noqa: E402
 from common.console import fail, progress, say, table  # noqa: E402
 from common.dataset import EvalViews, Organized, load_organized  # noqa: E402
-from common.graph import LEARNED, SCORES, FeatureSpace, Learned, cross_fitted, gen_score, look  # noqa: E402
+from common.export import rejection  # noqa: E402
+from common.export.bounds import at_least  # noqa: E402
+from common.export.calibrate import fit_temperature  # noqa: E402
+from common.export.graph import LEARNED, SCORES, FeatureSpace, Learned, cross_fitted, gen_score, look  # noqa: E402
 from common.metrics import auroc  # noqa: E402
 from common.model import SwinHierarchical  # noqa: E402
 from common.poor_photos import SHIFTS, shifted  # noqa: E402

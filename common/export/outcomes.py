@@ -1,0 +1,117 @@
+"""What an exported model answers for all pictures of an export, and what is fitted on it: its entry in bundle.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.bars import rejection_from_json
+from common.export import climb, rejection
+from common.export.calibrate import calibration_error
+from common.export.measure import Run, run_over
+from common.export.pictures import ROLES, Pictures
+from common.metrics import decision_figures, for_json, judge, summarise
+from common.poor_photos import SHIFTS, fit_photo, photo_quality
+from common.taxonomy import ClassTree
+
+Scores = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Answers of one model.
+
+    Attributes:
+        splits: {`val` | `test`: (probabilities float32 (N, leaves), ood float32 (N, scores), leaf int64 (N,))}.
+        strangers: {split: {role: {kind: ood (M, scores)}}}.
+        poor: {split: {kind of poor photo: ood (M, scores)}}.
+    """
+
+    splits: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    strangers: dict[str, dict[str, dict[str, np.ndarray]]]
+    poor: dict[str, dict[str, np.ndarray]]
+
+    def shown(self, role: str, names: Sequence[str]) -> Scores | None:
+        """Scores of all val strangers of a role; None where there are none."""
+        kinds = self.strangers["val"][role]
+        return rejection.columns(np.concatenate([*kinds.values()]), names) if kinds else None
+
+
+def outcome_of(run: Run, pictures: Pictures, learned: np.ndarray | None = None, splits: Sequence[str] = ("val", "test")) -> Outcome:
+    """Run a model over everything.
+
+    Args:
+        run: uint8 (N, size, size, 3) -> probabilities, ood, ...
+        pictures: at the model's size.
+        learned: last score of the val strangers of role `plant`, all kinds in a row, by fits that have not seen them.
+        splits: which; poor photos are left out where it is one alone.
+    """
+    def scores(batches: Any) -> np.ndarray:
+        return np.concatenate([run(batch)[1] for batch in batches])
+
+    strangers = {split: {role: {kind: scores(batches) for kind, batches in pictures.strangers(role, split)} for role in ROLES}
+                 for split in splits}
+    if learned is not None and "val" in strangers:
+        done = 0
+        for ood in strangers["val"]["plant"].values():
+            ood[:, -1] = learned[done : done + len(ood)]
+            done += len(ood)
+    poor = {split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
+            for split in (splits if len(splits) > 1 else ())}
+    return Outcome({split: run_over(run, pictures.batches(split)) for split in splits}, strangers, poor)
+
+
+def photo_limits(pictures: Pictures) -> dict[str, float]:
+    """Limits below which a photo counts as poor, from val: {measure: limit}."""
+    parts = [photo_quality(batch) for batch, _ in pictures.batches("val")]
+    val = pictures.data.splits["val"]
+    quality = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return fit_photo({**quality, "short_side": np.minimum(val.width, val.height).astype(np.float64)})
+
+
+def fit_bars(outcome: Outcome, names: Sequence[str], tree: ClassTree, photo: Mapping[str, float], precision: float,
+             precisions: Sequence[float] = climb.PRECISIONS) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit on val what decides: the bars of strangers and those of the wanted precisions.
+
+    Returns:
+        {"rejection", "rollup"} as bundle.json has them, and what fitting saw of val.
+    """
+    probabilities, ood, leaf = outcome.splits["val"]
+    bars = rejection.fit(rejection.columns(ood, names), strangers=outcome.shown("plant", names),
+                         unknown_species=outcome.shown("species", names), unknown_diseases=outcome.shown("disease", names),
+                         poor={kind: rejection.columns(values, names) for kind, values in outcome.poor["val"].items()})
+    seen = bars.pop("val")
+    bars["photo"] = dict(photo)
+    rollup = climb.fit(probabilities, leaf, tree, ood=ood, rejection=rejection_from_json(bars, names), precisions=precisions,
+                       default=precision)
+    return {"rejection": bars, "rollup": rollup}, seen
+
+
+def judge_bars(outcome: Outcome, bars: Mapping[str, Any], names: Sequence[str], tree: ClassTree, class_sizes: np.ndarray,
+               flat: np.ndarray | None = None) -> dict[str, Any]:
+    """Judge a model with its bars on test; `flat` is what one softmax over all leaves answers, where it is at hand, int (N,).
+
+    Returns:
+        plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of `rejection.judge`; empty without
+        strangers), `rejection` (the same, always), `climb` (of `climb.judge` per precision), `decisions`.
+    """
+    probabilities, ood, leaf = outcome.splits["test"]
+    judged, read = judge(probabilities, leaf, tree, flat), rejection_from_json(bars["rejection"], names)
+    kinds = {kind: rejection.columns(values, names) for role in ROLES[:2] for kind, values in outcome.strangers["test"][role].items()}
+    stranger = rejection.judge(bars["rejection"], rejection.columns(ood, names), kinds,
+                               {kind: rejection.columns(values, names) for kind, values in outcome.poor["test"].items()})
+    return {**for_json(summarise(judged, tree, class_sizes)),
+            "calibration_error": calibration_error(judged.confidence, judged.joint == judged.leaf),
+            "ood": stranger if kinds else {}, "rejection": stranger, "decisions": decision_figures(judged, tree),
+            "climb": {name: climb.judge(entry, probabilities, leaf, tree, ood=ood, rejection=read)
+                      for name, entry in bars["rollup"]["precisions"].items()}}
+
+
+def stranger_scores(outcome: Outcome, bar: Mapping[str, Any], names: Sequence[str], split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The score of a bar, of the split's plants (N,) and of its pictures of no plant (M,); None where there are none."""
+    weights, kinds = bar["weights"], outcome.strangers[split]["plant"]
+    strange = rejection.value(weights, rejection.columns(np.concatenate([*kinds.values()]), names)) if kinds else None
+    return rejection.value(weights, rejection.columns(outcome.splits[split][1], names)), strange

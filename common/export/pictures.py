@@ -1,0 +1,155 @@
+"""The pictures that an export is fitted and judged by: splits, strangers of every kind, poor copies of plants."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import images
+from common.console import fail, warn
+from common.dataset import EvalViews, Organized, make_loader
+from common.export.ranges import balanced
+from common.poor_photos import SHIFTS, shifted
+
+BATCH = 32
+POOR_AT_MOST = 200  # pictures per kind of poor photo: enough to see what a bar loses
+POOR_SHARE = 4  # to fit with, one train picture in so many has a poor copy, for each kind
+ROLES = ("plant", "species", "disease")  # what is strange about a stranger: the bar of `rejection` that is to refuse it
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Pictures of one kind of stranger: its name, its role (one of `ROLES`), and per split the files."""
+
+    name: str
+    role: str
+    files: dict[str, list[Path]]
+
+
+def known_strangers(data: Organized, ood: Iterable[str] = (), unknown_plants: Iterable[str] = ()) -> list[Stranger]:
+    """List what a person has shown of strangers.
+
+    Args:
+        data: below it stand not_plants/{val,test}/, a folder there for each kind that --not-plants of 01 had, and holdout/ for the
+            rows of the holdouts.
+        ood, unknown_plants: further folders, `DIR` or `NAME=DIR`; half of their pictures, by the hash of the file, fit and the
+            other half are reported.
+
+    Raises:
+        SystemExit: for a folder that is not there or holds no picture, and where two kinds have one name.
+    """
+    kinds: dict[str, dict[str, list[Path]]] = {}
+    for split in ("val", "test"):
+        for path in sorted((data.root / "not_plants" / split).rglob("*.jpg")):
+            kind = path.parent.name if path.parent.parent.name == split else "not_plants"
+            kinds.setdefault(kind, {"val": [], "test": []})[split].append(path)
+    found = [Stranger(kind, "plant", files) for kind, files in sorted(kinds.items())]
+    found += [_folder(text, role, flag) for role, flag, texts in (("plant", "--ood", ood), ("species", "--unknown-plants", unknown_plants))
+              for text in texts]
+    held: dict[str, list[Path]] = {"holdout_species": [], "holdout_diseases": []}
+    if (data.root / "holdout").is_dir():
+        with (data.root / "manifest.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            for row in csv.DictReader(file):
+                if row["split"] in held and not row["offset"]:
+                    held[row["split"]].append(data.root / row["path"])
+    found += [Stranger(name, role, _halves(held[name])) for name, role in zip(held, ROLES[1:], strict=True)]
+    found = [stranger for stranger in found if any(stranger.files.values())]
+    names = [stranger.name for stranger in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        fail(f"two kinds of strangers are called {twice}. Give yours another name: --ood NAME=DIR, --unknown-plants NAME=DIR.")
+    return found
+
+
+def _folder(text: str, role: str, flag: str) -> Stranger:
+    name, _, folder = text.rpartition("=") if not Path(text).is_dir() else ("", "", text)
+    path = Path(folder)
+    if not path.is_dir():
+        fail(f"{flag} {text}: there is no folder {folder}.")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+    if not files:
+        fail(f"{flag} {text}: the folder holds no picture.")
+    return Stranger(name or path.name, role, _halves(files))
+
+
+def _halves(files: list[Path]) -> dict[str, list[Path]]:
+    parts: dict[str, list[Path]] = {"val": [], "test": []}
+    for path in files:
+        parts["test" if hashlib.sha256(path.read_bytes()).digest()[0] % 2 else "val"].append(path)
+    return parts
+
+
+class Pictures:
+    """All pictures of an export at one model size, in batches, in a fixed order."""
+
+    def __init__(self, data: Organized, size: int, strangers: list[Stranger], at_most: int, workers: int) -> None:
+        """Say where they are.
+
+        Args:
+            data: the organized data.
+            size: px of the model.
+            strangers: of `known_strangers`.
+            at_most: pictures per split and kind, evenly spread.
+            workers: of the loader.
+        """
+        self.data, self.size, self.strange, self.at_most, self.workers = data, size, strangers, at_most, workers
+
+    def at(self, size: int) -> Pictures:
+        """The same pictures for a model of another size."""
+        return Pictures(self.data, size, self.strange, self.at_most, self.workers)
+
+    def batches(self, split: str, batch_size: int = BATCH, at_most: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (uint8 (N, size, size, 3), leaf int64 (N,)) of a split; with `at_most`, of some of the pictures it gives without."""
+        chosen = spread(len(self.data.splits[split]), self.at_most)
+        yield from self._load(split, chosen[spread(len(chosen), at_most or self.at_most)], batch_size)
+
+    def calibration(self, at_most: int = 256) -> Iterator[np.ndarray]:
+        """Yield class-balanced pictures of train, uint8 (N, size, size, 3)."""
+        yield from (pictures for pictures, _ in self._load("train", balanced(self.data.splits["train"].leaf, at_most), 16))
+
+    def _load(self, split: str, chosen: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        views: Any = torch.utils.data.Subset(EvalViews(self.data.splits[split], self.size), chosen.tolist())
+        for pictures, leaf in make_loader(views, self.workers, batch_size=batch_size):
+            yield pictures.numpy(), leaf.numpy()
+
+    def strangers(self, role: str, split: str) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+        """Yield (kind, its batches uint8 (N, size, size, 3)) of the strangers of a role."""
+        for stranger in self.strange:
+            if stranger.role == role and stranger.files[split]:
+                yield stranger.name, self._read(stranger.files[split][: self.at_most])
+
+    def _read(self, files: list[Path]) -> Iterator[np.ndarray]:
+        for start in range(0, len(files), BATCH):
+            batch = []
+            for path in files[start : start + BATCH]:
+                try:
+                    rgb = images.read_rgb(path, long_side=self.data.long_side, min_side=1)
+                    batch.append(images.resize_to_model(rgb, self.size))
+                except images.ImageError as error:
+                    warn(f"{path} is left out: {error}")
+            if batch:
+                yield np.stack(batch)
+
+    def poor(self, kind: str, split: str, at_most: int = POOR_AT_MOST) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield poor copies of some of a split's plants: (uint8 (N, size, size, 3), leaf int64 (N,))."""
+        first = 0
+        for pictures, leaf in self.batches(split, at_most=max(1, min(at_most, self.at_most))):
+            yield shifted(pictures, kind, first), leaf
+            first += len(pictures)
+
+    def with_poor(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield a split as `batches` does, and poor copies of every kind of one picture in `POOR_SHARE`."""
+        yield from self.batches(split)
+        for kind in SHIFTS:
+            yield from self.poor(kind, split, min(len(self.data.splits[split]), self.at_most) // POOR_SHARE)
+
+
+def spread(count: int, at_most: int) -> np.ndarray:
+    """At most so many of 0..count - 1, evenly spread."""
+    return np.linspace(0, count - 1, min(count, at_most)).astype(int)
