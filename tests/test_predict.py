@@ -206,7 +206,7 @@ def test_killed_for_real_it_ends_in_the_same_bytes(exports, photos, tmp_path):
         (photos / "apple" / "rust" / f"n{i}.png").write_bytes(tiny.picture(tiny.color_of(i % 6)))
     command = [sys.executable, str(ROOT / "04_serve.py"), "--exports", str(exports), "--predict", str(photos), "--threads", "1", "--output"]
     part = tmp_path / "out.csv.part"
-    slow = ("import time; from common import predictions, part_file; real = predictions.answer\n"
+    slow = ("import time; from common.batch import part_file, predictions; real = predictions.answer\n"
             "predictions.answer = lambda *given: time.sleep(0.1) or real(*given)\n"
             "import importlib, sys; importlib.import_module('04_serve').main(sys.argv[1:])")
     process = subprocess.Popen([sys.executable, "-c", slow, *command[2:], str(tmp_path / "out.csv")], cwd=ROOT, stdout=subprocess.DEVNULL,

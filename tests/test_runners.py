@@ -91,7 +91,7 @@ def test_batches_give_the_models_own_numbers(exports):
     for thread in threads:
         thread.join(10)
     for picture, outputs in zip(pictures, found, strict=True):
-        np.testing.assert_allclose(outputs.probabilities, predictor.run(picture).probabilities, atol=1e-6)
+        np.testing.assert_allclose(outputs.probabilities, predictor.run(picture).probabilities, atol=1e-4)
 
 
 def test_places_are_bounded_in_number_and_bytes():
@@ -132,15 +132,45 @@ def test_a_provider_that_does_not_load_is_told_of_and_replaced_unless_it_was_nam
 
 
 def test_a_gpu_gets_the_fp16_file_and_else_the_fp32_one(tmp_path, exports):
-    assert providers._on("cuda", exports) == "model.int8.onnx"  # the tiny cards all say fp32: the first of them
     folder = tiny.make(tmp_path / "exports")
     bundle = tiny.describe(folder)
     bundle["models"]["model.int8.onnx"]["precision"] = "int8, static"
     tiny.write_bundle(folder, bundle)
-    assert providers._on("cuda", folder) == "model.onnx" and providers._on("openvino", folder) is None
+    assert providers._files("cuda", folder) == ["model.onnx"] and providers._files("openvino", folder) == ["model.int8.onnx", "model.onnx"]
     bundle["models"]["model.int8.onnx"]["precision"] = "fp16"
     tiny.write_bundle(folder, bundle)
-    assert providers._on("migraphx", folder) == "model.int8.onnx"
+    assert providers._files("migraphx", folder) == ["model.int8.onnx", "model.onnx"]
+
+
+def test_a_provider_that_answers_otherwise_is_not_used(tmp_path, monkeypatch, capsys):
+    """A provider that reads the INT8 file in a way of its own gets the FP32 one; one that reads both wrongly is left alone."""
+    folder = tiny.make(tmp_path / "exports")
+    bundle = tiny.describe(folder)
+    bundle["models"]["model.int8.onnx"]["precision"] = "int8, static"
+    bundle["default_model"] = "model.int8.onnx"
+    tiny.write_bundle(folder, bundle)
+    wrong = {"model.int8.onnx"}
+
+    class Elsewhere(Predictor):
+        def __init__(self, folder, model=None, threads=1, providers=None):
+            super().__init__(folder, model, threads)
+            self.elsewhere = providers is not None
+            self.session = type("Session", (), {"run": self.session.run, "get_providers": lambda _: (providers or ["CPU"])})()
+
+        def run(self, batch):
+            found = super().run(batch)
+            off = getattr(self, "elsewhere", False) and self.card.file in wrong
+            return Outputs(np.roll(found.probabilities, 1, axis=1), found.ood, found.heatmap) if off else found
+
+    monkeypatch.setattr(providers, "Predictor", Elsewhere)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["OpenVINOExecutionProvider", "CPUExecutionProvider"])
+    predictor, name = providers.open_predictor(folder, None, "auto")
+    assert name == "openvino" and predictor.card.file == "model.onnx"
+    assert "model.int8.onnx: it answers otherwise than the CPU does" in capsys.readouterr().err
+    wrong.add("model.onnx")
+    assert providers.open_predictor(folder, None, "auto")[1] == "cpu"
+    with pytest.raises(BundleError, match="answers otherwise"):
+        providers.open_predictor(folder, None, "openvino")
 
 
 def samples(text):
