@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.bundle import Outputs, Predictor
-from common.decide import NOT_A_PLANT, UNKNOWN_SPECIES, Answer, decide, decide_batch
+from common.decide import Answer, decide
 from common.images import MAX_PIXELS
 from common.poor_photos import photo_quality
 from common.server.fusion import Seen, agreement, fuse_probabilities, fuse_quality, fuse_scores, photo_weight
@@ -77,8 +77,7 @@ def answer(predictor: Predictor, seen: Sequence[Seen], options: Options) -> dict
 
     probabilities, ood = np.stack([s.probabilities for s in seen]), np.stack([s.ood for s in seen])
     alone = [decided(s.probabilities, s.ood, s.quality) for s in seen]
-    outcomes = decide_batch(probabilities, ood, tree, card.rejection, rollup, mode=options.mode).outcome
-    refused = np.isin(outcomes, (NOT_A_PLANT, UNKNOWN_SPECIES))
+    refused = card.rejection.stranger.exceeded(ood) if card.rejection else np.zeros(len(seen), bool)
     limits = card.rejection.photo if card.rejection else {}
     weights = [photo_weight(s.quality, limits, a.rejection["quantile"], bool(r)) for s, a, r in zip(seen, alone, refused, strict=True)]
     fused = fuse_probabilities(probabilities, np.asarray(weights))
