@@ -140,8 +140,9 @@ async def soak(args: argparse.Namespace, server: subprocess.Popen, port: int) ->
         memory.append((time.perf_counter() - begin, memory_mb(server.pid)))
     await asyncio.gather(*load.tasks)
     counts, late = dict(load.counts), np.array([seconds for _, seconds in load.times])
-    settled = [mb for at, mb in memory if at >= 6 * args.minutes]
-    grown = max(settled) - settled[0]
+    # medians of tenths: a single moment also holds the bodies under way, some of them over the limit of 20 MB
+    tenths = [float(np.median(part)) for part in np.array_split([mb for _, mb in memory], 10)]
+    grown = max(tenths[1:]) - tenths[0]
     odd = {key: n for key, n in counts.items() if key not in ("200", "left") and not (key.isdigit() and (key[0] == "4" or key == "503"))}
     bound = (args.queue + 2 * CORES) / rate * 1.5 + 1
     say(f"at the end {time.perf_counter() - begin:.0f} s: {counts}")
@@ -163,8 +164,9 @@ async def soak(args: argparse.Namespace, server: subprocess.Popen, port: int) ->
         ("anything else", str(odd or "none"), not odd),
         ("latency of answers, p50, p95, largest (s)", f"{np.quantile(late, 0.5):.2f}, {np.quantile(late, 0.95):.2f}, {late.max():.2f}; "
          f"bound {bound:.1f}", bool(late.max() <= bound)),
-        (f"memory, first tenth, end, largest growth (MB, at most {MORE_MB})", f"{settled[0]:.0f}, {settled[-1]:.0f}, {grown:+.1f}",
-         grown <= MORE_MB),
+        (f"memory, median of the first tenth, of the last, largest growth (MB, at most {MORE_MB})",
+         f"{tenths[0]:.0f}, {tenths[-1]:.0f}, {grown:+.1f}", grown <= MORE_MB),
+        ("the most memory at any moment (MB)", f"{max(mb for _, mb in memory):.0f}", True),
         ("SIGTERM under load: answered, 503, lost", f"{load.counts['200']}, {load.counts['503']}, {lost}",
          lost == 0 and load.counts["200"] > 0),
         ("stopped after (s), exit code", f"{stopped:.1f}, {server.returncode}", server.returncode == 0),
