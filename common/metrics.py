@@ -209,6 +209,12 @@ def error_budget(judged: Judged, tree: ClassTree) -> dict[str, int]:
         "species_head_only": other & (judged.species == species[judged.leaf])}.items()} | {"n": len(judged.leaf)}
 
 
+DECISIONS = {
+    "joint": "the most probable leaf of all: argmax P(species) P(disease given species)",
+    "routed": "the most probable species (largest sum over its leaves = the species head's choice), then its best disease",
+    "flat": "the largest logit of all leaves as one softmax: a flat model's own answer, or the disease heads without the species head"}
+
+
 def decision_figures(judged: Judged, tree: ClassTree) -> dict[str, dict[str, float]]:
     """Compare the ways to decide.
 

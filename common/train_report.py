@@ -14,6 +14,7 @@ from common.console import header, say, table
 from common.files import write_rows, write_text
 from common.intervals import bootstrap, wilson
 from common.metrics import (
+    DECISIONS,
     TAIL_AT_MOST,
     ClassFigures,
     Judged,
@@ -34,10 +35,6 @@ _FIGURES = (  # key, words, target of sources/000
     ("disease_top1", "disease right, species given", 0.88), ("disease_top3", "disease among the first 3, species given", 0.94),
     ("routed_top1", "species and disease right (routed)", None))
 _OF_ANY_TREE = ("tail_f1", "macro_f1", "cascade_top1")
-_DECISIONS = {
-    "joint": "the most probable leaf of all: argmax P(species) P(disease given species)",
-    "routed": "the most probable species (largest sum over its leaves = the species head's choice), then its best disease",
-    "flat": "the largest logit of all leaves as one softmax: a flat model's own answer, or the disease heads without the species head"}
 
 
 def evaluate_report(folder: Path, judged: Judged, tree: ClassTree, class_sizes: np.ndarray, train_sizes: np.ndarray, *, title: str,
@@ -172,7 +169,7 @@ def _errors(judged: Judged, tree: ClassTree, names: list[str], budget: dict[str,
         other = np.bincount(species[species != answered], minlength=n)
         worst = [s for s in np.argsort(-missed, kind="stable")[:12].tolist() if missed[s]]
         out += ["### Ways to decide", "",
-                table([(name, _number(row["leaf"]), _number(row["species"]), _number(row["macro_f1"]), _DECISIONS[name])
+                table([(name, _number(row["leaf"]), _number(row["species"]), _number(row["macro_f1"]), DECISIONS[name])
                        for name, row in decisions.items()], ("decision", "leaf right", "species right", "macro F1", "what it is")), "",
                 "Species right: row `routed` by the largest sum over a species' leaves, row `joint` by the species of the best leaf.", ""]
         out += ["### Species with most errors", "",

@@ -14,6 +14,7 @@ from common.decide import joint_leaf, routed_leaf, species_probabilities
 from common.export import calibrate, climb, gate, light, rejection
 from common.export import plots as export_plots
 from common.export.calibrate import Temperatures, calibration_figures, retemper
+from common.metrics import DECISIONS
 
 
 def stage_seconds(checkpoints: Path, student: Path | None) -> dict[str, float]:
@@ -92,8 +93,8 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         *rejection.report_lines(card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]),
         "![scores](scores.png)", "", "## How deep an answer goes", "", *climb.report_lines(card["rollup"], card["metrics"]["climb"]), "",
         "![accuracy against coverage](coverage.png)", "",
-        table([(name, *(f"{row[key]:.4f}" for key in ("leaf", "species", "macro_f1"))) for name, row in report["decisions"].items()],
-              ("decision", "leaf right", "species right", "macro F1")), "", "## Checks", "",
+        table([(name, *(f"{row[key]:.4f}" for key in ("leaf", "species", "macro_f1")), DECISIONS[name])
+               for name, row in report["decisions"].items()], ("decision", "leaf right", "species right", "macro F1", "what it is")), "", "## Checks", "",
         table([(name, f"{m['max_probability_difference']:.2e}", f"{m['batch_difference']:.2e}", f"{m['species_top1']:.4f}",
                 f"{m['cascade_top1']:.4f}", f"{m['macro_f1']:.4f}", f"{m['ms_p50']:.1f}") for name, m in report["models"].items()],
               ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1", "ms")), ""]
