@@ -94,7 +94,8 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         "![scores](scores.png)", "", "## How deep an answer goes", "", *climb.report_lines(card["rollup"], card["metrics"]["climb"]), "",
         "![accuracy against coverage](coverage.png)", "",
         table([(name, *(f"{row[key]:.4f}" for key in ("leaf", "species", "macro_f1")), DECISIONS[name])
-               for name, row in report["decisions"].items()], ("decision", "leaf right", "species right", "macro F1", "what it is")), "", "## Checks", "",
+               for name, row in report["decisions"].items()], ("decision", "leaf right", "species right", "macro F1", "what it is")), "",
+        "## Checks", "",
         table([(name, f"{m['max_probability_difference']:.2e}", f"{m['batch_difference']:.2e}", f"{m['species_top1']:.4f}",
                 f"{m['cascade_top1']:.4f}", f"{m['macro_f1']:.4f}", f"{m['ms_p50']:.1f}") for name, m in report["models"].items()],
               ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1", "ms")), ""]
