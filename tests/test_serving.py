@@ -301,3 +301,22 @@ def test_more_connections_than_there_may_be_are_sent_away(predictor, monkeypatch
             connection.close()
         until(lambda: len(live.server.server_state.connections) == 0)
         assert ask(live.port)[0] == 200
+
+
+def test_a_client_that_is_gone_when_a_connection_would_linger_is_let_go():
+    told = []
+
+    class Transport:
+        def is_closing(self):
+            return False
+
+        def write_eof(self):
+            raise OSError("Transport endpoint is not connected")
+
+        def abort(self):
+            told.append("abort")
+
+    patient = serving.Patient(Transport(), unread=lambda: True, loop=None)
+    patient.close()
+    patient.close()
+    assert told == ["abort"] and patient.is_closing()

@@ -54,7 +54,11 @@ class Patient:
             self._transport.close()
             return
         self.lingers = True
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client is gone
+            self._transport.abort()
+            return
         self._transport.resume_reading()
         self._loop.call_later(DISCARD_SECONDS, self._transport.abort)
 
