@@ -34,7 +34,7 @@ from common.console import Stopwatch, duration, fail, friendly, header, parser, 
 from common.dataset import Organized, default_workers, load_organized
 from common.export import formats, half, int8
 from common.export.calibrate import Temperatures
-from common.export.fitted import build_graph, flat_leaf
+from common.export.fitted import build_graph, torch_answers
 from common.export.graph import export_onnx
 from common.export.int8_gate import make_int8
 from common.export.measure import LimitError, check_batches, check_limits, measure_ms, session_run
@@ -164,8 +164,7 @@ def export(model: SwinHierarchical, payload: dict[str, Any], data: Organized, fo
     def torch_run(batch: np.ndarray) -> list[np.ndarray]:
         return [t.numpy() for t in graph(torch.from_numpy(batch))]
 
-    flat = flat_leaf(model, pictures, "test")
-    torch_test = np.concatenate([torch_run(batch)[0] for batch, _ in pictures.batches("test")])
+    torch_test, flat = torch_answers(graph, pictures, "test")
     outcomes = {FP32: outcome_of(session_run(folder / FP32, threads), pictures, learned)}
     worst = float(np.abs(outcomes[FP32].splits["test"][0] - torch_test).max())
     if worst > 10 * SAME:

@@ -10,11 +10,9 @@ import torch
 from common.console import progress, say
 from common.engine import choose_compute
 from common.export.calibrate import Temperatures, fit_temperatures
-from common.export.graph import FeatureSpace, Learned, ServingGraph, cross_fitted, look
+from common.export.graph import FeatureSpace, ServingGraph, learn, look
 from common.export.pictures import BATCH, Pictures
 from common.model import SwinHierarchical
-
-ENOUGH = 10  # pictures of no plant, from which on a score is learned from them
 
 
 @torch.inference_mode()
@@ -59,17 +57,23 @@ def build_graph(model: SwinHierarchical, pictures: Pictures) -> tuple[ServingGra
     fitted = fit_temperatures(species_logits.numpy(), disease_logits.numpy(), leaf.numpy(), model.tree)
     say(f"temperatures: species {fitted.species:.3f}, disease {fitted.disease_global:.3f} ({fitted.disease.min():.3f} to "
         f"{fitted.disease.max():.3f} by species)")
-    shown = [(batch, np.zeros(len(batch), np.int64)) for _, batches in pictures.strangers("plant", "val") for batch in batches]
     learned = held = None
-    if sum(len(batch) for batch, _ in shown) >= ENOUGH:
-        _, strange, _ = features_of(model, shown, len(shown), "features of strangers")
-        learned, held = Learned(train_layers, strange), cross_fitted(train_layers, strange).numpy()
+    if count := pictures.count_strangers("plant", "val"):
+        shown = ((batch, np.zeros(len(batch), np.int64)) for _, batches in pictures.strangers("plant", "val") for batch in batches)
+        learned, held = learn(train_layers, features_of(model, shown, -(-count // BATCH), "features of strangers")[1])
     return ServingGraph(model, *spaces, fitted.species, fitted.disease, learned).eval(), fitted, held
 
 
 @torch.inference_mode()
-def flat_leaf(model: SwinHierarchical, pictures: Pictures, split: str) -> np.ndarray:
-    """Answer a split as if all leaves were classes of one softmax: the argmax of the disease heads' logits, int64 (N,)."""
-    total = min(len(pictures.data.splits[split]), pictures.at_most)
-    features, _, _ = features_of(model, pictures.batches(split), -(-total // BATCH), f"features of {split}")
-    return model.disease_heads.all_logits(model.neck(features)).argmax(dim=1).numpy()
+def torch_answers(graph: ServingGraph, pictures: Pictures, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Answer a split in PyTorch, on the CPU as ONNX will be.
+
+    Returns:
+        probabilities float32 (N, leaves); and int64 (N,), what one softmax over the disease heads' logits of all leaves answers.
+    """
+    probabilities, flat = [], []
+    for batch, _ in pictures.batches(split):
+        seen = look(graph.model, torch.from_numpy(batch))
+        probabilities.append(graph.answer(*seen)[0].numpy())
+        flat.append(graph.model.disease_heads.all_logits(graph.model.neck(seen[1])).argmax(dim=1).numpy())
+    return np.concatenate(probabilities), np.concatenate(flat)

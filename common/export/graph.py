@@ -16,6 +16,7 @@ LEARNED = "learned"  # one more, where the person has pictures of no plant
 GEN_GAMMA, GEN_TOP = 0.1, 100
 RANK = 128  # directions that a space keeps; all others share one variance
 LEARNED_RANK = 256
+ENOUGH = 10  # pictures of no plant, from which on a score is learned from them
 LAYERS = 4  # last stages of the backbone whose statistics are looked at
 FAR = 1e9  # of a leaf of another species: never the nearest
 
@@ -172,6 +173,18 @@ def cross_fitted(plants: Tensor, strangers: Tensor, folds: int = 5) -> Tensor:
     return scores
 
 
+def learn(plants: Tensor, strangers: Tensor) -> tuple[Learned | None, np.ndarray | None]:
+    """Learn a score from strangers, where there are `ENOUGH`.
+
+    Args:
+        plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
+
+    Returns:
+        the score, and that of these very strangers, float32 (M,), each by a fit that has not seen it; None, None with too few.
+    """
+    return (Learned(plants, strangers), cross_fitted(plants, strangers).numpy()) if len(strangers) >= ENOUGH else (None, None)
+
+
 def _widest(values: Tensor, rank: int) -> Tensor:
     """Directions of the greatest sums of squares: double (N, D) -> (D, rank), orthonormal (Halko et al. 2011: subspace iteration)."""
     if values.shape[1] <= 2 * rank:
@@ -227,8 +240,11 @@ class ServingGraph(nn.Module):
         Returns:
             probabilities float32 (N, leaves), ood float32 (N, len(self.scores)), heatmap float32 (N, h, w), 0..1.
         """
+        return self.answer(*look(self.model, images))
+
+    def answer(self, feature_map: Tensor, features: Tensor, layers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `look` saw of a batch -> the outputs of `forward`."""
         model = self.model
-        feature_map, features, layers = look(model, images)
         hidden = model.neck(features)
         species_logits = model.species_scores(hidden)
         probabilities = model.probabilities(hidden, species_logits, self.species_temperature, self.disease_temperature)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from common.console import table
 from common.decide import joint_leaf
 from common.engine import Compute, choose_compute
 from common.export.calibrate import Temperatures, fit_temperatures
-from common.export.graph import FeatureSpace, Learned, cross_fitted, look
+from common.export.graph import FeatureSpace, learn, look
 from common.export.light_graph import LAYERS_RANK, RANK, LightGraph, has_exact_map, write_model
 from common.export.measure import check_batches
 from common.files import file_sha256
@@ -26,7 +26,6 @@ from common.metrics import for_json, judge, summarise
 from common.model import SwinHierarchical
 
 KEEP = 16  # one train picture in so many is looked at again, for the means that rounding shifts
-ENOUGH = 10  # pictures of no plant, from which on a score is learned from them
 
 Batches = Callable[[str, int], Iterable[tuple[np.ndarray, np.ndarray]]]
 
@@ -66,7 +65,7 @@ class Written:
 
 
 def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, settings: Mapping[str, Any],
-                  strangers: Sequence[np.ndarray] = ()) -> Written:
+                  strangers: Iterable[np.ndarray] = ()) -> Written:
     """Write light.onnx, heads.bin and light.json of a student; its temperatures are fitted on val.
 
     Args:
@@ -84,10 +83,8 @@ def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, setti
     some: list[np.ndarray] = []
     features, layers, leaf = _collect(model, _keeping(batches("train", size), some), compute)
     near = [FeatureSpace(values, leaf, model.leaf_species, rank=rank) for values, rank in ((features, RANK), (layers, LAYERS_RANK))]
-    learned = held = None
-    if sum(map(len, strangers)) >= ENOUGH:
-        _, strange, _ = _collect(model, ((batch, np.zeros(len(batch), np.int64)) for batch in strangers), compute)
-        learned, held = Learned(layers, strange), cross_fitted(layers, strange).numpy()
+    shown = [_collect(model, [(batch, np.zeros(len(batch), np.int64))], compute)[1] for batch in strangers]
+    learned, held = learn(layers, torch.cat(shown)) if shown else (None, None)
     features, _, leaf = _collect(model, batches("val", size), compute)
     fitted = _temperatures(model, features, leaf)
     exact = has_exact_map(model, torch.from_numpy(next(iter(batches("val", size)))[0][:8]))

@@ -124,6 +124,10 @@ class Pictures:
             if stranger.role == role and stranger.files[split]:
                 yield stranger.name, self._read(stranger.files[split][: self.at_most])
 
+    def count_strangers(self, role: str, split: str) -> int:
+        """How many files `strangers` reads at most."""
+        return sum(len(stranger.files[split][: self.at_most]) for stranger in self.strange if stranger.role == role)
+
     def _read(self, files: list[Path]) -> Iterator[np.ndarray]:
         for start in range(0, len(files), BATCH):
             batch = []

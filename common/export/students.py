@@ -37,7 +37,7 @@ def export_browser(path: Path, folder: Path, pictures: Pictures, bundle: Mapping
     own = pictures.at(int(model.settings["image_size"]))
     settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
     batches = {"train": own.with_poor, "val": own.batches}
-    shown = [batch for _, kind in own.strangers("plant", "val") for batch in kind]
+    shown = (batch for _, kind in own.strangers("plant", "val") for batch in kind)
     written = light.write_browser(model, folder, lambda split, _: batches[split](split), settings, shown)
     names = written.light.scores
     found = outcome_of(written.light.outputs, own, written.learned)

@@ -37,6 +37,7 @@ _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=
           ".webmanifest": "application/manifest+json", ".onnx": "application/octet-stream", ".bin": "application/octet-stream"}
 _PACKED = (("br", ".br"), ("gzip", ".gz"))
 _CHUNK = 1 << 16
+_TOGETHER = 60  # s: a folder that is copied gets the times of its copying, in any order
 _ZIP_AT_ONCE = 4_000_000  # bytes up to which a file without a compressed copy is compressed on its first request
 
 
@@ -56,7 +57,7 @@ class Stored:
         if way not in self.packed:
             beside = self.path.with_name(self.path.name + dict(_PACKED)[way])
             data = None
-            if beside.is_file() and beside.stat().st_mtime >= self.path.stat().st_mtime:
+            if beside.is_file() and beside.stat().st_mtime >= self.path.stat().st_mtime - _TOGETHER:
                 data = beside.read_bytes()
             elif way == "gzip" and self.path.suffix != ".bin" and self.path.stat().st_size <= _ZIP_AT_ONCE:
                 data = gzip.compress(self.path.read_bytes(), 6, mtime=0)
