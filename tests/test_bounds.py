@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from common.export.bounds import at_least, claims, pictures_needed, tail_quantile
+from common.export.bounds import at_least, claims, lower, pictures_needed, tail_quantile, upper
 
 
 @pytest.mark.parametrize(("hits", "n"), [(1, 1), (3, 10), (19, 20), (95, 100), (500, 500)])
@@ -15,6 +15,12 @@ def test_at_the_bound_as_many_hits_come_by_chance_in_one_case_of_twenty(hits, n)
     share = at_least(hits, n)
     chance = sum(comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(hits, n + 1))
     assert chance == pytest.approx(0.05, rel=1e-6)
+
+
+def test_bounds_are_told_rounded_to_the_cautious_side():
+    assert (lower(0.98951), lower(0.99), lower(1.0)) == ("98.95%", "99.00%", "100.00%")
+    assert (upper(0.00507), upper(0.01), upper(0.0)) == ("0.51%", "1.00%", "0.00%")
+    assert lower(at_least(284, 284)) == "98.95%"
 
 
 def test_bounds_at_the_ends_and_of_millions():

@@ -8,6 +8,16 @@ from functools import cache
 import numpy as np
 
 
+def lower(share: float) -> str:
+    """A lower bound in per cent with two digits, rounded down: no more is claimed than was shown."""
+    return f"{math.floor(share * 1e4 + 1e-9) / 1e4:.2%}"
+
+
+def upper(share: float) -> str:
+    """An upper bound in per cent with two digits, rounded up."""
+    return f"{math.ceil(share * 1e4 - 1e-9) / 1e4:.2%}"
+
+
 def at_least(hits: int, n: int, level: float = 0.95) -> float:
     """Lower end of the one-sided Clopper-Pearson interval of a share (1934): with confidence `level` the share is no less.
 

@@ -27,7 +27,7 @@ import numpy as np
 from common.bars import Rejection, Rollup
 from common.console import table
 from common.decide import ANSWERED, ROLLED_UP, UNSURE, Decisions, decide_batch, species_probabilities
-from common.export.bounds import at_least, claims, pictures_needed
+from common.export.bounds import at_least, claims, lower, pictures_needed
 from common.taxonomy import ClassTree
 
 PRECISIONS = (0.90, 0.95, 0.99)
@@ -185,7 +185,7 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
     def share(row: Mapping[str, Any], key: str, low: bool = True) -> str:
         if row[key] is None:
             return "-"
-        return f"{row[key]:.2%}" + (f" (>= {row[key + '_low']:.2%})" if low else "")
+        return f"{row[key]:.2%}" + (f" (>= {lower(row[key + '_low'])})" if low else "")
 
     rows, notes, sure = [], [], 1 - fitted["delta"]
     for name, entry in fitted["precisions"].items():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.console import table
-from common.export.bounds import at_least, claims, pictures_needed, tail_quantile
+from common.export.bounds import at_least, claims, lower, pictures_needed, tail_quantile, upper
 from common.metrics import auroc
 
 Scores = Mapping[str, np.ndarray]  # {name: float (N,)}, larger = stranger
@@ -250,7 +250,7 @@ def report_lines(fitted: Mapping[str, Any], val: Mapping[str, Any], judged: Mapp
              f"({val['kept_at_species']:.1%} of val plants). Fitted on {val['plants']} val plants"
              + (f"; refused there: {shown}." if shown else ", without any picture of a stranger."), "",
              f"Plants of test refused as strangers: {judged['plants_lost']:.2%} of {judged['n_plants']}, with 95 % confidence at most "
-             f"{judged['plants_lost_at_most']:.2%}.", ""]
+             f"{upper(judged['plants_lost_at_most'])}.", ""]
     if judged["poor_lost"]:
         lines += [table([(kind, f"{share:.1%}") for kind, share in judged["poor_lost"].items()], ("poor photos of plants", "refused")), ""]
     if "kinds" not in judged:
@@ -259,9 +259,9 @@ def report_lines(fitted: Mapping[str, Any], val: Mapping[str, Any], judged: Mapp
               f"{row['rejected_at_1pct_plants_lost']:.1%}", f"{row['not_a_plant']:.1%}") for kind, row in judged["kinds"].items()]
     lines += [table(kinds, ("strangers", "pictures", "AUROC", "refused", "at 1 % of plants lost", "of these called no plant")), "",
               f"Of the pictures refused {judged['precision']:.1%} are strangers (with 95 % confidence at least "
-              f"{judged['precision_at_least']:.1%}); of those accepted {judged['accepted_precision']:.1%} are plants (at least "
-              f"{judged['accepted_precision_at_least']:.1%}), in this mixture of {judged['n_plants']} plants and {judged['n_strangers']} "
-              "strangers.", "",
+              f"{lower(judged['precision_at_least'])}); of those accepted {judged['accepted_precision']:.1%} are plants (at least "
+              f"{lower(judged['accepted_precision_at_least'])}), in this mixture of {judged['n_plants']} plants and "
+              f"{judged['n_strangers']} strangers.", "",
               table([(f"{row['precision']:.0%}", *(("too few pictures", "-", "-") if row["threshold"] is None else
                                                    (f"{row['threshold']:.3f}", f"{row['rejected']:.1%}", f"{row['plants_lost']:.2%}")),
                       f"{row['needed']}") for row in judged["thresholds"]],
