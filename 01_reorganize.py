@@ -26,17 +26,17 @@ from pathlib import Path
 
 import numpy as np
 
-from common import demo
 from common.console import Laps, fail, friendly, header, parser, say
-from common.duplicates import lookalikes
-from common.duplicates.planted import judge_hashes
+from common.demo import pictures
 from common.files import write_rows, write_text
 from common.images import read_rgb
-from common.names.review import NAMES, REVIEW, read_names
 from common.organize import placing
+from common.organize.deduplicate import Refused, choose, leaf_numbers, require_sizes
+from common.organize.duplicates import lookalikes
+from common.organize.duplicates.planted import judge_hashes
 from common.organize.intake import read_all, target_of
-from common.organize.keep import Refused, choose, leaf_numbers, require_sizes
 from common.organize.label_csv import read_labels
+from common.organize.names.review import NAMES, REVIEW, read_names
 from common.organize.partition import hold_out, partition
 from common.organize.report import show_names, show_result, write_atlas, write_report
 from common.organize.sources import Files, list_files, parse_sources
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.undo:
         return undo(args.output)
     if args.demo:
-        made = demo.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
+        made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
         args.sources, args.not_plants = [str(made["plants"])], args.not_plants or made["not_plants"]
     with laps("listing files"):
         files = gather(args)

@@ -21,18 +21,18 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint, recipe_flags, recipes
+from common.classes import ClassTree
 from common.console import Stopwatch, fail, friendly, header, parser, say, warn
-from common.dataset import load_organized
-from common.distributed import leave
-from common.evaluation import evaluate_checkpoint
 from common.files import file_sha256
-from common.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
-from common.model import SwinHierarchical
-from common.recipes import Recipe
-from common.rescale import rescale_heads
-from common.run import Run
-from common.taxonomy import ClassTree
+from common.train import checkpoint, recipe_flags, recipes
+from common.train.dataset import load_organized
+from common.train.distributed import leave
+from common.train.evaluation import evaluate_checkpoint
+from common.train.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
+from common.train.model import SwinHierarchical
+from common.train.recipes import Recipe
+from common.train.rescale import rescale_heads
+from common.train.run import Run
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

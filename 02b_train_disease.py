@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import checkpoint, recipe_flags, recipes
 from common.console import Stopwatch, fail, friendly, header, parser, say
-from common.dataset import Organized, load_organized
-from common.distributed import leave
-from common.evaluation import evaluate_checkpoint
-from common.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
-from common.rescale import rescale_heads
-from common.run import Run
+from common.train import checkpoint, recipe_flags, recipes
+from common.train.dataset import Organized, load_organized
+from common.train.distributed import leave
+from common.train.evaluation import evaluate_checkpoint
+from common.train.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
+from common.train.rescale import rescale_heads
+from common.train.run import Run
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

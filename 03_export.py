@@ -29,21 +29,22 @@ import onnx
 import onnxruntime
 import torch
 
-from common import bundle, checkpoint
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
-from common.dataset import Organized, default_workers, load_organized
-from common.export import formats, half, int8
+from common.export import formats, fp16, int8
+from common.export.browser.student import export_browser
 from common.export.calibrate import Temperatures
-from common.export.fitted import build_graph, torch_answers
+from common.export.fitting import build_graph, torch_answers
 from common.export.graph import export_onnx
 from common.export.int8_gate import make_int8
 from common.export.measure import LimitError, check_batches, check_limits, measure_ms, session_run
 from common.export.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits
 from common.export.pictures import Pictures, known_strangers
 from common.export.report import compose_report, draw, report_table, report_text
-from common.export.students import export_browser
 from common.files import file_sha256, write_text
-from common.model import SwinHierarchical
+from common.serve import predictor
+from common.train import checkpoint
+from common.train.dataset import Organized, default_workers, load_organized
+from common.train.model import SwinHierarchical
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
 SAME = 1e-4  # greatest difference of a probability between PyTorch and ONNX
@@ -109,18 +110,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(f"{args.data} has no test pictures, and an export without a test would be a guess. Add pictures and run 01_reorganize.py.")
     if data.tree.num_leaves > data.tree.num_species and path.parent.name == "species_only":
         warn(f"{path} HAS UNTRAINED DISEASE HEADS: only its species mean anything. Run 02b_train_disease.py first.")
-    if args.output.exists() and not (args.output / bundle.FILE_NAME).is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
+    if args.output.exists() and not (args.output / predictor.FILE_NAME).is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
         fail(f"{args.output} is there and was not made by this script. Choose another --output.")
     version = checkpoint.weights_hash(payload)
     student = checkpoint.weights_hash(checkpoint.load(args.browser)) if args.browser else ""
-    made_of = "-".join(map(str, (bundle.FORMAT, version, data.manifest_hash[:16], args.precision_wanted, args.max_pictures, student[:16],
+    made_of = "-".join(map(str, (predictor.FORMAT, version, data.manifest_hash[:16], args.precision_wanted, args.max_pictures, student[:16],
                                  *args.ood, *args.unknown_plants)))
-    if not args.fresh and (args.output / bundle.FILE_NAME).is_file():
+    if not args.fresh and (args.output / predictor.FILE_NAME).is_file():
         try:
-            if bundle.read_bundle(args.output).raw.get("made_of") == made_of:
+            if predictor.read_bundle(args.output).raw.get("made_of") == made_of:
                 say(f"{args.output} is up to date: same checkpoint, same data. --fresh exports again.")
                 return 0
-        except bundle.BundleError as error:
+        except predictor.BundleError as error:
             warn(f"{error}; exporting again.")
     say(f"checkpoint: {path} ({payload['settings']['backbone']}, {payload['settings']['image_size']} px)")
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = export(checkpoint.build_model(payload), payload, data, partial, args, version[:12])
         result["bundle"]["made_of"] = made_of
-        bundle.write_bundle(partial, result["bundle"])
+        predictor.write_bundle(partial, result["bundle"])
         report = compose_report(result, data, args.checkpoints, args.browser, clock())
         write_text(partial / "report.json", json.dumps(report, indent=1))
         write_text(partial / "report.md", report_text(report, result))
@@ -172,7 +173,7 @@ def export(model: SwinHierarchical, payload: dict[str, Any], data: Organized, fo
              f"not export {settings['backbone']} rightly. Nothing was written.")
     photo = photo_limits(pictures)
     bars = fit_bars(outcomes[FP32], graph.scores, data.tree, photo, args.precision_wanted)[0]["rejection"]
-    half.write_fp16(folder / FP32, folder / FP16, list(pictures.calibration(32)))
+    fp16.write_fp16(folder / FP32, folder / FP16, list(pictures.calibration(32)))
     outcomes[FP16] = outcome_of(session_run(folder / FP16, threads), pictures, learned)
     tried, small, verdicts = make_int8(folder / FP32, folder / INT8, pictures, outcomes[FP32], graph.scores, bars, learned, some)
     outcomes |= {INT8: small} if small else {}
@@ -192,7 +193,7 @@ def export(model: SwinHierarchical, payload: dict[str, Any], data: Organized, fo
     served = INT8 if INT8 in cards and speed[INT8] <= 1.05 * speed[FP32] else FP32
     check_limits(served, cards[served]["size_mb"], speed[served], args.max_size_mb, args.max_latency_ms)
     content = {
-        "format": bundle.FORMAT, "name": "foliar", "version": version, "created": created,
+        "format": predictor.FORMAT, "name": "foliar", "version": version, "created": created,
         "versions": {**payload["provenance"], "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         "recipe": payload["identity"]["recipe"], "backbone": settings["backbone"], "tree": data.tree.to_json(),
         "preprocessing": {"size": pictures.size, "long_side": data.long_side, "resize": "pillow-bilinear-antialias", "layout": "NHWC",

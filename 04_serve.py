@@ -27,19 +27,19 @@ from pathlib import Path
 from typing import Any
 
 from common import console
-from common.batch import latency
-from common.batch.ensembles import Panel, locate, open_models
-from common.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
-from common.batch.predictions import Job, predict
-from common.batch.submission import plan_submission
-from common.bundle import Bundle, BundleError, ModelCard, read_bundle
 from common.decide import MODES
-from common.server import serving, workers
-from common.server.http_app import make_app
-from common.server.providers import GPUS, PROVIDERS, open_predictor
-from common.server.runners import settle_process
-from common.server.service import Settings
-from common.server.web_files import tell_light
+from common.serve.batch import latency
+from common.serve.batch.ensembles import Panel, locate, open_models
+from common.serve.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
+from common.serve.batch.predictions import Job, predict
+from common.serve.batch.submission import plan_submission
+from common.serve.http import sockets, workers
+from common.serve.http.app import make_app
+from common.serve.http.service import Settings
+from common.serve.http.web_files import tell_light
+from common.serve.http.work_queue import settle_process
+from common.serve.predictor import Bundle, BundleError, ModelCard, read_bundle
+from common.serve.providers import GPUS, PROVIDERS, open_predictor
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -154,10 +154,10 @@ def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) 
                         batch=32 if provider in GPUS else 0, provider=provider, api_key=args.api_key, cors_origins=tuple(args.cors_origin))
     app = make_app(predictor, settings)
     if ready is None:
-        serving.serve(app, listener, started=lambda: announce(args, listener, predictor.bundle, predictor.card, provider))
+        sockets.serve(app, listener, started=lambda: announce(args, listener, predictor.bundle, predictor.card, provider))
         console.say("stopped")
     else:
-        serving.serve(app, listener, worker=True, started=ready.set)
+        sockets.serve(app, listener, worker=True, started=ready.set)
     return 0
 
 

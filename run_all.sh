@@ -10,7 +10,7 @@ bash run_all.sh SOURCE [SOURCE ...]    your folders of class folders (Tomato___E
 bash run_all.sh test [PYTEST ARGS]     the tests
 
   --work DIR          where data/, checkpoints/ and exports/ go (default: this folder)
-  --recipe NAME       hierarchical, two_core, demo ... (python -m common.recipes prints them;
+  --recipe NAME       hierarchical, two_core, demo ... (python -m common.train.recipes prints them;
                       default: demo for the demo, else hierarchical with a GPU, two_core without)
   --weights WHAT      auto, imagenet, none or a file of backbone weights (default: auto; none for the demo)
   --not-plants DIR    pictures that show no plant, to fit and test the rejection

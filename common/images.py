@@ -297,3 +297,22 @@ def _name_the_stranger(data: bytes) -> tuple[str, str]:
         if data.startswith(magic, place):
             return "unreadable", f"the picture is damaged: it begins like {kind}, but the header makes no sense"
     return "format", "no picture of a known format (" + ", ".join(FORMATS) + ")"
+
+
+def photo_quality(pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """Measure light and focus at model size.
+
+    Args:
+        pictures: uint8 (N, size, size, 3), RGB.
+
+    Returns:
+        brightness: float64 (N,), mean grey, 0..1; sharpness: float64 (N,), variance of the Laplacian over the variance of
+        the grey values (Pech-Pacheco et al. 2000, made independent of contrast).
+    """
+    brightness, sharpness = np.empty(len(pictures)), np.empty(len(pictures))
+    for i, rgb in enumerate(pictures):
+        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        (mean, spread), (_, edges) = (cv2.meanStdDev(values) for values in (grey, cv2.Laplacian(grey, cv2.CV_16S)))
+        brightness[i] = mean.item() / 255
+        sharpness[i] = edges.item() ** 2 / (spread.item() ** 2 + 1)  # + 1 grey level: a blank picture is not sharp
+    return {"brightness": brightness, "sharpness": sharpness}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.metrics import Judged
-from common.taxonomy import ClassTree
+from common.classes import ClassTree
+from common.train.metrics import Judged
 
 
 def tree_of(species: int, leaves: int) -> ClassTree:

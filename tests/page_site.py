@@ -13,9 +13,9 @@ from typing import Any
 
 import uvicorn
 
-from common.bundle import Predictor
-from common.server.http_app import make_app
-from common.server.service import Settings
+from common.serve.http.app import make_app
+from common.serve.http.service import Settings
+from common.serve.predictor import Predictor
 
 
 @dataclass

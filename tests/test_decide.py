@@ -8,20 +8,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.bars import Bar, Rejection, Rollup, rejection_from_json, rollups_from_json
+from common.classes import ClassTree
 from common.decide import (
     ANSWERED,
     NOT_A_PLANT,
     ROLLED_UP,
     UNKNOWN_SPECIES,
     UNSURE,
+    Bar,
+    Rejection,
+    Rollup,
     decide,
     decide_batch,
     joint_leaf,
+    rejection_from_json,
+    rollups_from_json,
     routed_leaf,
     species_probabilities,
 )
-from common.taxonomy import ClassTree
 
 TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy")))
 PERCENTILES = tuple(np.linspace(0.0, 3.0, 101))

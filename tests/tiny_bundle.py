@@ -11,9 +11,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from common.bundle import write_bundle
+from common.classes import ClassTree
 from common.files import file_sha256
-from common.taxonomy import ClassTree
+from common.serve.predictor import write_bundle
 
 SIZE = 32
 CELLS = 4  # the heatmap's side

@@ -12,9 +12,9 @@ import onnx
 import tiny_bundle as tiny
 from onnx import TensorProto, helper, numpy_helper
 
-from common import heads_file
+from common.classes import ClassTree
+from common.export.browser import heads_file
 from common.files import file_sha256
-from common.taxonomy import ClassTree
 
 SIZE, CELLS = 48, 3
 SCORES = ("gen", "mahalanobis")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from common.taxonomy import ClassTree
+from common.classes import ClassTree
 
 SIZE = 32
 TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy")))

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from common.classes import ClassTree
 from common.console import table
 from common.decide import species_probabilities
-from common.metrics import TAIL_AT_MOST
-from common.taxonomy import ClassTree
+from common.train.metrics import TAIL_AT_MOST
 
 LOG_T = np.linspace(math.log(0.05), math.log(20.0), 241)  # where likelihoods are computed: steps of 2.5 %
 SPREADS = np.geomspace(0.05, 2.0, 25)  # standard deviations of log T between species that are weighed against none

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from common.bundle import OUTPUTS
+from common.classes import ClassTree
 from common.files import write_text
-from common.taxonomy import ClassTree
+from common.serve.predictor import OUTPUTS
 
 BATCH_TOLERANCE = 1e-5  # greatest difference that another batch may make to a probability
 SUM_TOLERANCE = 1e-3
@@ -94,7 +94,7 @@ def check_fresh(path: Path, pictures: np.ndarray, tree: ClassTree, scores: Seque
     """
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "pictures.npy", np.ascontiguousarray(pictures))
-        code = ("import json, sys, numpy; from common.export.fresh import examine; "
+        code = ("import json, sys, numpy; from common.export.standalone import examine; "
                 "print(json.dumps(examine(sys.argv[1], numpy.load(sys.argv[2]))))")
         try:
             done = subprocess.run([sys.executable, "-c", code, str(path.resolve()), str(Path(folder) / "pictures.npy")], cwd=_ROOT,

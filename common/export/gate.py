@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from common.classes import ClassTree
 from common.console import table
 from common.decide import joint_leaf
 from common.export.calibrate import calibration_error
-from common.metrics import auroc
-from common.shots import FEW
-from common.taxonomy import ClassTree
+from common.train.metrics import auroc
+from common.train.shots import FEW
 
 
 @dataclass(frozen=True)

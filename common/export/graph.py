@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.console import warn
-from common.model import SwinHierarchical
+from common.train.model import SwinHierarchical
 
 SCORES = ("gen", "mahalanobis", "mahalanobis_leaf", "layers")
 LEARNED = "learned"  # one more, where the person has pictures of no plant

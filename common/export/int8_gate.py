@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from common.console import warn
-from common.dataset import default_workers
 from common.export import int8
 from common.export.gate import GateResult, Side, Speed, judge_gate
 from common.export.measure import Run, run_over, session_run
 from common.export.outcomes import Outcome, outcome_of, stranger_scores
 from common.export.pictures import Pictures, spread
+from common.train.dataset import default_workers
 
 QUICK = 128  # val pictures that a candidate for INT8 is judged on first
 

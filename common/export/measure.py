@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.bundle import open_session
+from common.serve.predictor import open_session
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from common.bars import rejection_from_json
-from common.export import climb, rejection
+from common.classes import ClassTree
+from common.decide import rejection_from_json
+from common.export import ood, rollup
 from common.export.calibrate import calibration_error
 from common.export.measure import Run, run_over
 from common.export.pictures import ROLES, Pictures
-from common.metrics import decision_figures, for_json, judge, summarise
-from common.poor_photos import SHIFTS, fit_photo, photo_quality
-from common.taxonomy import ClassTree
+from common.export.poor_photos import SHIFTS, fit_photo
+from common.images import photo_quality
+from common.train.metrics import decision_figures, for_json, judge, summarise
 
 Scores = dict[str, np.ndarray]
 
@@ -37,7 +38,7 @@ class Outcome:
     def shown(self, role: str, names: Sequence[str]) -> Scores | None:
         """Scores of all val strangers of a role; None where there are none."""
         kinds = self.strangers["val"][role]
-        return rejection.columns(np.concatenate([*kinds.values()]), names) if kinds else None
+        return ood.columns(np.concatenate([*kinds.values()]), names) if kinds else None
 
 
 def outcome_of(run: Run, pictures: Pictures, learned: np.ndarray | None = None, splits: Sequence[str] = ("val", "test")) -> Outcome:
@@ -56,9 +57,9 @@ def outcome_of(run: Run, pictures: Pictures, learned: np.ndarray | None = None, 
                  for split in splits}
     if learned is not None and "val" in strangers:
         done = 0
-        for ood in strangers["val"]["plant"].values():
-            ood[:, -1] = learned[done : done + len(ood)]
-            done += len(ood)
+        for columns in strangers["val"]["plant"].values():
+            columns[:, -1] = learned[done : done + len(columns)]
+            done += len(columns)
     poor = {split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
             for split in (splits if len(splits) > 1 else ())}
     return Outcome({split: run_over(run, pictures.batches(split)) for split in splits}, strangers, poor)
@@ -73,21 +74,21 @@ def photo_limits(pictures: Pictures) -> dict[str, float]:
 
 
 def fit_bars(outcome: Outcome, names: Sequence[str], tree: ClassTree, photo: Mapping[str, float], precision: float,
-             precisions: Sequence[float] = climb.PRECISIONS) -> tuple[dict[str, Any], dict[str, Any]]:
+             precisions: Sequence[float] = rollup.PRECISIONS) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fit on val what decides: the bars of strangers and those of the wanted precisions.
 
     Returns:
         {"rejection", "rollup"} as bundle.json has them, and what fitting saw of val.
     """
-    probabilities, ood, leaf = outcome.splits["val"]
-    bars = rejection.fit(rejection.columns(ood, names), strangers=outcome.shown("plant", names),
+    probabilities, scores, leaf = outcome.splits["val"]
+    bars = ood.fit(ood.columns(scores, names), strangers=outcome.shown("plant", names),
                          unknown_species=outcome.shown("species", names), unknown_diseases=outcome.shown("disease", names),
-                         poor={kind: rejection.columns(values, names) for kind, values in outcome.poor["val"].items()})
+                         poor={kind: ood.columns(values, names) for kind, values in outcome.poor["val"].items()})
     seen = bars.pop("val")
     bars["photo"] = dict(photo)
-    rollup = climb.fit(probabilities, leaf, tree, ood=ood, rejection=rejection_from_json(bars, names), precisions=precisions,
+    fitted = rollup.fit(probabilities, leaf, tree, ood=scores, rejection=rejection_from_json(bars, names), precisions=precisions,
                        default=precision)
-    return {"rejection": bars, "rollup": rollup}, seen
+    return {"rejection": bars, "rollup": fitted}, seen
 
 
 def judge_bars(outcome: Outcome, bars: Mapping[str, Any], names: Sequence[str], tree: ClassTree, class_sizes: np.ndarray,
@@ -98,20 +99,20 @@ def judge_bars(outcome: Outcome, bars: Mapping[str, Any], names: Sequence[str], 
         plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of `rejection.judge`; empty without
         strangers), `rejection` (the same, always), `climb` (of `climb.judge` per precision), `decisions`.
     """
-    probabilities, ood, leaf = outcome.splits["test"]
+    probabilities, scores, leaf = outcome.splits["test"]
     judged, read = judge(probabilities, leaf, tree, flat), rejection_from_json(bars["rejection"], names)
-    kinds = {kind: rejection.columns(values, names) for role in ROLES[:2] for kind, values in outcome.strangers["test"][role].items()}
-    stranger = rejection.judge(bars["rejection"], rejection.columns(ood, names), kinds,
-                               {kind: rejection.columns(values, names) for kind, values in outcome.poor["test"].items()})
+    kinds = {kind: ood.columns(values, names) for role in ROLES[:2] for kind, values in outcome.strangers["test"][role].items()}
+    stranger = ood.judge(bars["rejection"], ood.columns(scores, names), kinds,
+                               {kind: ood.columns(values, names) for kind, values in outcome.poor["test"].items()})
     return {**for_json(summarise(judged, tree, class_sizes)),
             "calibration_error": calibration_error(judged.confidence, judged.joint == judged.leaf),
             "ood": stranger if kinds else {}, "rejection": stranger, "decisions": decision_figures(judged, tree),
-            "climb": {name: climb.judge(entry, probabilities, leaf, tree, ood=ood, rejection=read)
+            "climb": {name: rollup.judge(entry, probabilities, leaf, tree, ood=scores, rejection=read)
                       for name, entry in bars["rollup"]["precisions"].items()}}
 
 
 def stranger_scores(outcome: Outcome, bar: Mapping[str, Any], names: Sequence[str], split: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The score of a bar, of the split's plants (N,) and of its pictures of no plant (M,); None where there are none."""
     weights, kinds = bar["weights"], outcome.strangers[split]["plant"]
-    strange = rejection.value(weights, rejection.columns(np.concatenate([*kinds.values()]), names)) if kinds else None
-    return rejection.value(weights, rejection.columns(outcome.splits[split][1], names)), strange
+    strange = ood.value(weights, ood.columns(np.concatenate([*kinds.values()]), names)) if kinds else None
+    return ood.value(weights, ood.columns(outcome.splits[split][1], names)), strange

@@ -14,9 +14,9 @@ import torch
 
 from common import images
 from common.console import fail, warn
-from common.dataset import EvalViews, Organized, make_loader
+from common.export.poor_photos import SHIFTS, shifted
 from common.export.ranges import balanced
-from common.poor_photos import SHIFTS, shifted
+from common.train.dataset import EvalViews, Organized, make_loader
 
 BATCH = 32
 POOR_AT_MOST = 200  # pictures per kind of poor photo: enough to see what a bar loses

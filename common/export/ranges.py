@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from common.bundle import open_session
+from common.serve.predictor import open_session
 
 BINS = 2048
 KEPT = 4096  # values kept of each tensor and batch, evenly spread over it

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from common.console import table
-from common.dataset import Organized
 from common.decide import joint_leaf, routed_leaf, species_probabilities
-from common.export import calibrate, climb, gate, light, rejection
+from common.export import calibrate, gate, ood, rollup
 from common.export import plots as export_plots
+from common.export.browser import light_export
 from common.export.calibrate import Temperatures, calibration_figures, retemper
-from common.metrics import DECISIONS
+from common.train.dataset import Organized
+from common.train.metrics import DECISIONS
 
 
 def stage_seconds(checkpoints: Path, student: Path | None) -> dict[str, float]:
@@ -90,8 +91,8 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         "Decided on val, held against test.", "", *gate.report_lines(result["verdicts"], report["int8_tried"]),
         "## Calibration", "", *calibrate.report_lines(figures["before"], figures["after"], result["temperatures"], species), "",
         "![reliability](reliability.png)", "", "## Strangers", "",
-        *rejection.report_lines(card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]),
-        "![scores](scores.png)", "", "## How deep an answer goes", "", *climb.report_lines(card["rollup"], card["metrics"]["climb"]), "",
+        *ood.report_lines(card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]),
+        "![scores](scores.png)", "", "## How deep an answer goes", "", *rollup.report_lines(card["rollup"], card["metrics"]["climb"]), "",
         "![accuracy against coverage](coverage.png)", "",
         table([(name, *(f"{row[key]:.4f}" for key in ("leaf", "species", "macro_f1")), DECISIONS[name])
                for name, row in report["decisions"].items()], ("decision", "leaf right", "species right", "macro F1", "what it is")), "",
@@ -100,7 +101,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
                 f"{m['cascade_top1']:.4f}", f"{m['macro_f1']:.4f}", f"{m['ms_p50']:.1f}") for name, m in report["models"].items()],
               ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1", "ms")), ""]
     if report["browser"]:
-        lines += [*light.report_lines(report["browser"]), "", "![deferral](deferral.png)", ""]
+        lines += [*light_export.report_lines(report["browser"]), "", "![deferral](deferral.png)", ""]
     return "\n".join(lines)
 
 
@@ -123,7 +124,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
             continue
         groups = {"plants": outcome.splits["test"][1]} | {k: v for r in ("plant", "species") for k, v in
                                                           outcome.strangers["test"][r].items()}
-        panels.append((title, {k: rejection.value(bar["weights"], rejection.columns(v, names)) for k, v in groups.items()},
+        panels.append((title, {k: ood.value(bar["weights"], ood.columns(v, names)) for k, v in groups.items()},
                        bar["threshold"]))
     export_plots.scores(panels, folder / "scores.png")
     if result.get("browser"):

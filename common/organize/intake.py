@@ -21,8 +21,8 @@ from PIL import Image
 
 from common import images
 from common.console import progress, say
-from common.duplicates.phash import perceptual_hash
 from common.organize.background import border_pixels
+from common.organize.duplicates.phash import perceptual_hash
 from common.organize.sources import Files
 
 REASONS = ("", "empty", "text", "format", "truncated", "too_large", "too_small", "unreadable", "not_a_picture", "missing", "no_class",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.console import fail, progress
-from common.duplicates.phash import Near, connected, near_search
+from common.organize.deduplicate import HOLDOUT_DISEASES, HOLDOUT_SPECIES, Kept
+from common.organize.duplicates.phash import Near, connected, near_search
 from common.organize.groups import equal_edges, sizes_of, stem_edges
-from common.organize.keep import HOLDOUT_DISEASES, HOLDOUT_SPECIES, Kept
 from common.organize.sources import Files
 from common.organize.splits import TRAIN, draws, keep_given, split_groups
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from common.console import progress
-from common.duplicates.phash import connected, near_search
 from common.files import write_text
+from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Refused
+from common.organize.duplicates.phash import connected, near_search
 from common.organize.intake import REASONS, target_of
-from common.organize.keep import HOLDOUT_SPECIES, SPLITS, Kept, Refused
+from common.organize.shards import Layout, layout, shard_name, write_shards
 from common.organize.sources import Files
 from common.organize.splits import TEST, draws, split_groups
-from common.shards import Layout, layout, shard_name, write_shards
 
 FOLDERS = (*SPLITS[:3], "holdout/species", "holdout/diseases")
 MANIFEST = ("path", "species", "disease", "split", "group", "sha256", "phash", "width", "height", "dataset", "source", "offset", "size")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from common.console import say, table, warn
-from common.duplicates.planted import Row, planted_table
 from common.files import write_text
-from common.names.review import Names
-from common.organize import atlas, suspects
+from common.organize import contact_sheets, suspects
 from common.organize.background import background_check
+from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Leaf, Refused
+from common.organize.duplicates.planted import Row, planted_table
 from common.organize.intake import REASONS, target_of
-from common.organize.keep import HOLDOUT_SPECIES, SPLITS, Kept, Leaf, Refused
+from common.organize.names.review import Names
 from common.organize.partition import Certificate
 from common.organize.sources import Files
 
@@ -123,9 +123,9 @@ class _Sheets:
     shown: np.ndarray
     starts: np.ndarray
 
-    def __call__(self, leaf: int) -> list[atlas.Member]:
+    def __call__(self, leaf: int) -> list[contact_sheets.Member]:
         shown = self.shown[self.starts[leaf] : self.starts[leaf + 1]].tolist()
-        return [atlas.Member((self.store / target_of(self.keys[k])).read_bytes(), int(self.split[k]), int(self.group[k]),
+        return [contact_sheets.Member((self.store / target_of(self.keys[k])).read_bytes(), int(self.split[k]), int(self.group[k]),
                              int(self.copies[k])) for k in shown]
 
 
@@ -137,11 +137,11 @@ def write_atlas(folder: Path, kept: Kept, facts: np.ndarray, found: Sequence[sus
     names = ["/".join(kept.leaves[i]) for i in leaves]
     group = kept.group[inside].astype(np.int64)
     _, which, sizes = np.unique(group * len(leaves) + leaf, return_inverse=True, return_counts=True)
-    shown, starts = atlas.pick(leaf, kept.split[inside], group, len(leaves), SHEET)
+    shown, starts = contact_sheets.pick(leaf, kept.split[inside], group, len(leaves), SHEET)
     sheets = _Sheets(store, facts["key"][kept.file[inside]], kept.split[inside], group, sizes[which], shown, starts)
     number = {int(i): n for n, i in enumerate(leaves)}
     reasons = suspects.reasons_by_leaf(found, ["/".join(leaf) for leaf in kept.leaves])
-    atlas.write_atlas(folder, names, sheets, kept.counts()[leaves, :3], {number[i]: told for i, told in reasons.items()}, workers, [note])
+    contact_sheets.write_atlas(folder, names, sheets, kept.counts()[leaves, :3], {number[i]: told for i, told in reasons.items()}, workers, [note])
 
 
 def _refused_by_leaf(kept: Kept, files: Files, refused: Refused, names: Names) -> tuple[dict[str, np.ndarray], np.ndarray]:

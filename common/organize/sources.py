@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.classes import slug
 from common.console import fail, progress
-from common.taxonomy import slug
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}

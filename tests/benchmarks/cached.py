@@ -22,16 +22,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import checkpoint, recipes  # noqa: E402
-from common.cached import CachedViews, cache_eval, cache_views  # noqa: E402
+from common.classes import ClassTree  # noqa: E402
 from common.console import Stopwatch, duration, say, table  # noqa: E402
-from common.dataset import Organized, load_organized  # noqa: E402
-from common.engine import Compute, choose_compute  # noqa: E402
-from common.model import SwinHierarchical  # noqa: E402
-from common.recipe_flags import arguments, channels  # noqa: E402
-from common.shots import Answers, by_size  # noqa: E402
-from common.tail import Schedule, answer, retrain_heads  # noqa: E402
-from common.taxonomy import ClassTree  # noqa: E402
+from common.train import checkpoint, recipes  # noqa: E402
+from common.train.cached_features import CachedViews, cache_eval, cache_views  # noqa: E402
+from common.train.dataset import Organized, load_organized  # noqa: E402
+from common.train.engine import Compute, choose_compute  # noqa: E402
+from common.train.model import SwinHierarchical  # noqa: E402
+from common.train.recipe_flags import arguments, channels  # noqa: E402
+from common.train.shots import Answers, by_size  # noqa: E402
+from common.train.tail import Schedule, answer, retrain_heads  # noqa: E402
 
 FIGURES = ("species_acc", "disease_acc", "cascade_acc", "cascade_f1")
 

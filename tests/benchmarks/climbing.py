@@ -18,9 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.classes import ClassTree  # noqa: E402
 from common.console import table  # noqa: E402
-from common.export import calibrate, climb  # noqa: E402
-from common.taxonomy import ClassTree  # noqa: E402
+from common.export import calibrate, rollup  # noqa: E402
 
 PRECISIONS = (0.90, 0.95, 0.97, 0.99)
 
@@ -30,7 +30,7 @@ def fit(probabilities: np.ndarray, leaf: np.ndarray, chosen: np.ndarray, tree: C
     mine, one = probabilities[chosen], calibrate.Temperatures.none(tree)
     fitted = calibrate.fit_temperatures(*calibrate.logits_of(mine, leaf[chosen], tree), leaf[chosen], tree)
     moved = calibrate.retemper(probabilities, tree, one, fitted)
-    return moved, climb.fit(moved[chosen], leaf[chosen], tree, precisions=PRECISIONS)["precisions"]
+    return moved, rollup.fit(moved[chosen], leaf[chosen], tree, precisions=PRECISIONS)["precisions"]
 
 
 def broken(entry: dict, figures: dict) -> bool:
@@ -54,7 +54,7 @@ def resample(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, sizes
     """Both experiments as a table."""
     rng, rows, errors = np.random.default_rng(seed), [], []
     for n in (*sizes, 0):
-        seen: dict[str, list[tuple[dict, dict]]] = {climb.name_of(p): [] for p in PRECISIONS}
+        seen: dict[str, list[tuple[dict, dict]]] = {rollup.name_of(p): [] for p in PRECISIONS}
         for _ in range(draws):
             if n:
                 chosen, rest = rng.integers(0, len(leaf), n), np.arange(len(leaf))
@@ -64,7 +64,7 @@ def resample(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, sizes
                 chosen, rest = order[halves], order[~halves]
             moved, entries = fit(probabilities, leaf, chosen, tree)
             for name, entry in entries.items():
-                seen[name].append((entry, climb.judge(entry, moved[rest], leaf[rest], tree)))
+                seen[name].append((entry, rollup.judge(entry, moved[rest], leaf[rest], tree)))
             if not n:
                 figures = calibrate.calibration_figures(moved[rest], leaf[rest], tree, np.zeros(tree.num_leaves))["all"]
                 errors.append([figures[key] for key in ("error", "counted", "by_chance", "nll")])
@@ -84,8 +84,8 @@ def main() -> None:
     flags.add_argument("--draws", type=int, default=100)
     args = flags.parse_args()
 
-    from common.bundle import open_session
-    from common.dataset import EvalViews, load_organized, make_loader
+    from common.serve.predictor import open_session
+    from common.train.dataset import EvalViews, load_organized, make_loader
 
     data, session = load_organized(args.data), open_session(args.model)
     size, parts = session.get_inputs()[0].shape[1], []

@@ -23,8 +23,8 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.bundle import OUTPUTS, Predictor  # noqa: E402
 from common.console import fail, say, table  # noqa: E402
+from common.serve.predictor import OUTPUTS, Predictor  # noqa: E402
 
 BATCH = 8
 NODE = """

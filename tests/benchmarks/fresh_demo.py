@@ -13,12 +13,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.bundle import Predictor  # noqa: E402
+from common.classes import slug  # noqa: E402
 from common.console import table  # noqa: E402
-from common.demo import demo_truth, make_demo  # noqa: E402
+from common.demo.pictures import demo_truth, make_demo  # noqa: E402
 from common.images import ImageError  # noqa: E402
-from common.metrics import auroc, judge, summarise  # noqa: E402
-from common.taxonomy import slug  # noqa: E402
+from common.serve.predictor import Predictor  # noqa: E402
+from common.train.metrics import auroc, judge, summarise  # noqa: E402
 
 
 def run(predictor: Predictor, files: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

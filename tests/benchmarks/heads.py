@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.classes import ClassTree  # noqa: E402
 from common.console import progress, table  # noqa: E402
-from common.heads import PADDING, DiseaseHeads  # noqa: E402
-from common.losses import focal_loss  # noqa: E402
-from common.taxonomy import ClassTree  # noqa: E402
+from common.train.heads import PADDING, DiseaseHeads  # noqa: E402
+from common.train.losses import focal_loss  # noqa: E402
 
 FEATURES, FEWEST, MOST = 768, 3, 300
 BATCHES = 8

@@ -25,16 +25,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import checkpoint, images  # noqa: E402
+from common import images
+from common.classes import ClassTree  # noqa: E402
 from common.console import say, table  # noqa: E402
-from common.dataset import Organized, Split, load_organized  # noqa: E402
-from common.export import half, int8, qdq, quantize  # noqa: E402
+from common.export import fp16, int8, qdq, quantize  # noqa: E402
 from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines  # noqa: E402
 from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, look  # noqa: E402
 from common.export.measure import Run, check_batches, measure_times, run_over, session_run  # noqa: E402
 from common.export.ranges import balanced, choose_range, observe  # noqa: E402
-from common.model import SwinHierarchical  # noqa: E402
-from common.taxonomy import ClassTree  # noqa: E402
+from common.train import checkpoint  # noqa: E402
+from common.train.dataset import Organized, Split, load_organized  # noqa: E402
+from common.train.model import SwinHierarchical  # noqa: E402
 
 CALIBRATION = 128  # pictures
 SCORE = SCORES.index("layers")
@@ -91,7 +92,7 @@ def write_all(fp32: Path, calibration: list[np.ndarray]) -> dict[str, Path]:
     ranges = {name: choose_range(entry) for name, entry in seen.items()}
     made = {"INT8 static": qdq.static(model, layers, ranges, seen)}
     made |= {} if conv else {"INT8 dynamic": quantize.dynamic(model, layers, seen)}
-    made |= {"INT8 weights": quantize.weights(onnx.load(fp32)), "FP16": half.to_fp16(onnx.load(fp32), calibration[:2])}
+    made |= {"INT8 weights": quantize.weights(onnx.load(fp32)), "FP16": fp16.to_fp16(onnx.load(fp32), calibration[:2])}
     for name, one in made.items():
         files[name] = fp32.with_name(name.replace(" ", "_") + ".onnx")
         onnx.save(quantize.shrink_masks(one) if "INT8" in name else one, files[name])

@@ -20,10 +20,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.console import table  # noqa: E402
-from common.duplicates import embed, lookalikes  # noqa: E402
-from common.engine import choose_compute  # noqa: E402
+from common.organize.duplicates import embed, lookalikes  # noqa: E402
 from common.organize.splits import TEST, TRAIN, split_groups  # noqa: E402
-from common.recipe_flags import arguments, channels  # noqa: E402
+from common.train.engine import choose_compute  # noqa: E402
+from common.train.recipe_flags import arguments, channels  # noqa: E402
 
 
 def probe(features: torch.Tensor, leaf: torch.Tensor, train: torch.Tensor) -> torch.Tensor:

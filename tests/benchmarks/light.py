@@ -26,18 +26,19 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common import checkpoint, heads_file, recipe_flags, recipes  # noqa: E402
-from common.browser import first_answer, wire_bytes  # noqa: E402
+from common.classes import ClassTree  # noqa: E402
 from common.console import say, table  # noqa: E402
-from common.dataset import EvalViews, load_organized, make_loader  # noqa: E402
 from common.decide import joint_leaf  # noqa: E402
+from common.export.browser import heads_file
+from common.export.browser.light_export import finish_browser, report_lines, write_browser  # noqa: E402
+from common.export.browser.light_graph import LAYERS_RANK, RANK, LightGraph, has_exact_map, write_model  # noqa: E402
+from common.export.browser.light_model import first_answer, wire_bytes  # noqa: E402
 from common.export.graph import FeatureSpace, Learned, look  # noqa: E402
-from common.export.light import finish_browser, report_lines, write_browser  # noqa: E402
-from common.export.light_graph import LAYERS_RANK, RANK, LightGraph, has_exact_map, write_model  # noqa: E402
 from common.export.measure import run_over  # noqa: E402
 from common.files import file_sha256  # noqa: E402
-from common.model import SwinHierarchical  # noqa: E402
-from common.taxonomy import ClassTree  # noqa: E402
+from common.train import checkpoint, recipe_flags, recipes  # noqa: E402
+from common.train.dataset import EvalViews, load_organized, make_loader  # noqa: E402
+from common.train.model import SwinHierarchical  # noqa: E402
 
 # region size
 

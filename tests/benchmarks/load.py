@@ -34,9 +34,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.bundle import Predictor  # noqa: E402
 from common.console import say, table  # noqa: E402
-from common.server.answers import answer_photo  # noqa: E402
+from common.serve.answer import answer_photo  # noqa: E402
+from common.serve.predictor import Predictor  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -29,8 +29,8 @@ def child(note: str, stack: str, script: str, argv: list[str]) -> None:
     # in C, at any instruction; then what SIGTSTP does by itself: the whole process stops
     faulthandler.register(signal.SIGTSTP, file=open(stack, "ab", buffering=0), all_threads=True, chain=True)
     sys.path.insert(0, str(ROOT))
-    from common import loop
-    from common.augment import Mix
+    from common.train import loop
+    from common.train.augment import Mix
 
     notes, at = os.open(note, os.O_WRONLY), {"phase": "", "epoch": 0, "step": 0, "piece": 0}
     take_step, training_step, apply = loop.take_step, loop.training_step, Mix.apply
@@ -71,7 +71,7 @@ def _pieces_loop() -> range:
         if isinstance(node, ast.FunctionDef) and node.name == "training_step":
             (first, *_) = [inner for inner in ast.walk(node) if isinstance(inner, ast.For)]
             return range(first.lineno, first.end_lineno + 1)
-    raise RuntimeError("common/engine.py has no training_step")
+    raise RuntimeError("common/train/engine.py has no training_step")
 
 
 class Looked:

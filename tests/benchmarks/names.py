@@ -19,8 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.console import table  # noqa: E402
-from common.names.review import read_names  # noqa: E402
-from common.taxonomy import ASK_BELOW, ParsedName, parse_class_names  # noqa: E402
+from common.organize.names.parse import ASK_BELOW, ParsedName, parse_class_names  # noqa: E402
+from common.organize.names.review import read_names  # noqa: E402
 
 Row = dict[str, str]
 

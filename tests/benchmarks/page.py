@@ -25,10 +25,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from chromium import Chromium, Page  # noqa: E402
 from page_site import Site, serve  # noqa: E402
 
-from common.browser import LightModel  # noqa: E402
 from common.console import fail, progress, say, table  # noqa: E402
+from common.export.browser.light_model import LightModel  # noqa: E402
 from common.images import SUFFIXES, read_rgb, resize_to_model  # noqa: E402
-from common.server import web_files  # noqa: E402
+from common.serve.http import web_files  # noqa: E402
 
 HELPERS = """(async () => {
   globalThis.blobOf = (encoded) => new Blob([Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))], { type: 'image/jpeg' });

@@ -47,13 +47,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import reading  # noqa: E402
 
-from common import recipes  # noqa: E402
-from common.augment import train_view  # noqa: E402
 from common.console import table  # noqa: E402
-from common.dataset import EpochSampler, TrainViews, make_loader  # noqa: E402
-from common.demo import draw_picture  # noqa: E402
+from common.demo.pictures import draw_picture  # noqa: E402
 from common.images import encode_jpeg, read_rgb  # noqa: E402
-from common.levels import LEVELS  # noqa: E402
+from common.train import recipes  # noqa: E402
+from common.train.augment import train_view  # noqa: E402
+from common.train.augment_levels import LEVELS  # noqa: E402
+from common.train.dataset import EpochSampler, TrainViews, make_loader  # noqa: E402
 
 SIZE, LEVEL = 224, LEVELS["full"]
 RECIPE = replace(recipes.get("hierarchical"), image_size=SIZE, augment="full", tier2_share=0.3, randaugment_ops=0)

@@ -30,8 +30,8 @@ def train(backbone: str, size: int, batch: int, precision: str, kept: bool, step
     import timm
     import torch
 
-    from common.engine import choose_compute
-    from common.machine import keep_memory
+    from common.train.engine import choose_compute
+    from common.train.machine import keep_memory
 
     if kept:
         keep_memory()

@@ -35,13 +35,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common import checkpoint, recipes  # noqa: E402
 from common.console import Stopwatch, duration, say, table  # noqa: E402
-from common.dataset import Organized, load_organized  # noqa: E402
 from common.files import write_rows  # noqa: E402
-from common.model import SwinHierarchical  # noqa: E402
-from common.optim import learning, rate_at  # noqa: E402
-from common.recipes import COLUMNS, Phase, Recipe  # noqa: E402
+from common.train import checkpoint, recipes  # noqa: E402
+from common.train.dataset import Organized, load_organized  # noqa: E402
+from common.train.model import SwinHierarchical  # noqa: E402
+from common.train.optim import learning, rate_at  # noqa: E402
+from common.train.recipes import COLUMNS, Phase, Recipe  # noqa: E402
 
 STRESSES = ("healthy", "leaf miner", "rust", "phoma", "cercospora")  # what the numbers of the coffee set stand for
 EPOCHS = ("species_warmup_epochs", "species_finetune_epochs", "species_final_epochs", "disease_heads_epochs", "disease_boost_epochs",

@@ -37,14 +37,14 @@ sys.path.insert(0, str(ROOT))
 from cached import add_flags, new_model  # noqa: E402  (the benchmarks beside this one)
 from tail import long_tail  # noqa: E402
 
-from common import checkpoint, recipes  # noqa: E402
 from common.console import Stopwatch, duration, progress, say, table  # noqa: E402
-from common.dataset import EvalViews, Organized, Split, load_organized, make_loader  # noqa: E402
-from common.engine import choose_compute, evaluate  # noqa: E402
-from common.machine import keep_memory  # noqa: E402
-from common.metrics import Judged, judge  # noqa: E402
-from common.recipe_flags import arguments, channels  # noqa: E402
-from common.shots import Answers, by_size  # noqa: E402
+from common.train import checkpoint, recipes  # noqa: E402
+from common.train.dataset import EvalViews, Organized, Split, load_organized, make_loader  # noqa: E402
+from common.train.engine import choose_compute, evaluate  # noqa: E402
+from common.train.machine import keep_memory  # noqa: E402
+from common.train.metrics import Judged, judge  # noqa: E402
+from common.train.recipe_flags import arguments, channels  # noqa: E402
+from common.train.shots import Answers, by_size  # noqa: E402
 
 EPOCHS = ("species_warmup_epochs", "species_finetune_epochs", "species_final_epochs", "disease_heads_epochs", "disease_boost_epochs",
           "joint_epochs")

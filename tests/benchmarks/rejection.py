@@ -23,16 +23,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import checkpoint, images  # noqa: E402
+from common import images
 from common.console import fail, progress, say, table  # noqa: E402
-from common.dataset import EvalViews, Organized, load_organized  # noqa: E402
-from common.export import rejection  # noqa: E402
+from common.export import ood  # noqa: E402
 from common.export.bounds import at_least  # noqa: E402
 from common.export.calibrate import fit_temperature  # noqa: E402
 from common.export.graph import LEARNED, SCORES, FeatureSpace, Learned, cross_fitted, gen_score, look  # noqa: E402
-from common.metrics import auroc  # noqa: E402
-from common.model import SwinHierarchical  # noqa: E402
-from common.poor_photos import SHIFTS, shifted  # noqa: E402
+from common.export.poor_photos import SHIFTS, shifted  # noqa: E402
+from common.train import checkpoint  # noqa: E402
+from common.train.dataset import EvalViews, Organized, load_organized  # noqa: E402
+from common.train.metrics import auroc  # noqa: E402
+from common.train.model import SwinHierarchical  # noqa: E402
 
 Outputs = dict[str, torch.Tensor]  # features, layers, species logits, leaf (or, of strangers, whether shown: 1 or 0)
 
@@ -110,8 +111,8 @@ def plain_scores(model: SwinHierarchical, found: dict[str, Outputs]) -> dict[str
     for name, outputs in found.items():
         probs = (outputs["logits"] / temperature).softmax(1)
         distances = near.distances(outputs["features"], probs.argmax(1)), near_layers(outputs["layers"])
-        ood = torch.cat([gen_score(probs)[:, None], *distances], dim=1)
-        scores[name] = rejection.columns(ood.numpy(), SCORES) | {"max-softmax": -probs.amax(1).numpy().astype(float),
+        outputs = torch.cat([gen_score(probs)[:, None], *distances], dim=1)
+        scores[name] = ood.columns(outputs.numpy(), SCORES) | {"max-softmax": -probs.amax(1).numpy().astype(float),
                                                                  "energy": -outputs["logits"].logsumexp(1).numpy().astype(float)}
     return {name: values for name, values in scores.items() if not name.startswith("train")}
 
@@ -123,7 +124,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 def cell(plants: np.ndarray, strangers: np.ndarray) -> str:
     """AUROC, and the share of strangers above a threshold that loses 1 % of these plants."""
-    return f"{auroc(plants, strangers):.3f} / {(strangers > rejection.highest_kept(plants)).mean():.2f}"
+    return f"{auroc(plants, strangers):.3f} / {(strangers > ood.highest_kept(plants)).mean():.2f}"
 
 
 def part(scores: dict[str, np.ndarray], rows: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -151,7 +152,7 @@ def main() -> None:
     scores = plain_scores(model, found)
     hidden = {name: found[name]["leaf"].numpy() == 0 if name in far else np.ones(len(found[name]["leaf"]), bool) for name in scores}
     whole = {name: np.ones(len(rows), bool) for name, rows in hidden.items()}
-    usual = rejection.fit(part(scores["val"], whole["val"], SCORES), poor={s: scores[f"val {s}"] for s in SHIFTS})
+    usual = ood.fit(part(scores["val"], whole["val"], SCORES), poor={s: scores[f"val {s}"] for s in SHIFTS})
     bars = fit_with(list(far), found, scores)
     compare(scores, hidden, args, bars, f"{model.settings['backbone']}, {model.settings['image_size']} px")
     show("Bars fitted without a picture of a stranger", usual, scores, whole, args, SCORES)
@@ -159,12 +160,12 @@ def main() -> None:
     turned = exchanged(found, far)
     other = plain_scores(model, turned)
     other_bars = fit_with(list(far), turned, other)
-    judged.append(rejection.judge(other_bars, other["test"], {kind: part(other[kind], ~hidden[kind], (*SCORES, LEARNED)) for kind in far}))
+    judged.append(ood.judge(other_bars, other["test"], {kind: part(other[kind], ~hidden[kind], (*SCORES, LEARNED)) for kind in far}))
     show_both(judged)
     rows = []
     for left in far if len(far) > 1 else []:
         bars = fit_with([kind for kind in far if kind != left], found, scores)
-        one = rejection.judge(bars, scores["test"], {left: part(scores[left], whole[left], (*SCORES, LEARNED))})
+        one = ood.judge(bars, scores["test"], {left: part(scores[left], whole[left], (*SCORES, LEARNED))})
         rows.append((left, f"{one['n_strangers']}", bars["score"], f"{one['auroc']:.4f}", f"{one['rejected']:.1%}",
                      f"{one['rejected_at_1pct_plants_lost']:.1%}", f"{one['plants_lost']:.2%}"))
     if rows:
@@ -195,7 +196,7 @@ def compare(scores: dict[str, dict[str, np.ndarray]], hidden: dict[str, np.ndarr
             both = [ranks(np.concatenate([scores["test"][name], scores[kind][name][hidden[kind]]])) for name in pair]
             cells.append(cell(*np.split(sum(both), [len(scores["test"]["gen"])])))
         rows.append((f"rank mean of {' and '.join(pair)}", *cells))
-    rows += [row(LEARNED, itemgetter(LEARNED)), row(bars["score"], partial(rejection.value, bars["weights"]))]
+    rows += [row(LEARNED, itemgetter(LEARNED)), row(bars["score"], partial(ood.value, bars["weights"]))]
     say("", f"{title}, {len(scores['test']['gen'])} test plants. AUROC / share of strangers refused at 1 % of test plants lost", "",
         table(rows, ("score", *(f"{kind} ({hidden[kind].sum()})" for kind in args.strangers))))
 
@@ -210,7 +211,7 @@ def fit_with(kinds: list[str], found: dict[str, Outputs], scores: dict[str, dict
             scores[name][LEARNED] = learned(found[name]["layers"])[:, 0].numpy().astype(float)
     shown = [part(scores[kind], seen[kind], SCORES) for kind in kinds]
     strangers = {name: np.concatenate([values[name] for values in shown]) for name in SCORES} | {LEARNED: unseen}
-    return rejection.fit({name: scores["val"][name] for name in (*SCORES, LEARNED)}, strangers=strangers,
+    return ood.fit({name: scores["val"][name] for name in (*SCORES, LEARNED)}, strangers=strangers,
                          poor={shift: scores[f"val {shift}"] for shift in SHIFTS})
 
 
@@ -219,10 +220,10 @@ def show(title: str, bars: dict, scores: dict[str, dict[str, np.ndarray]], hidde
     """Print what bars are worth on test, over the kinds that are no plants together and each alone; returns `rejection.judge`."""
     far = {kind: part(scores[kind], hidden[kind], names) for kind in args.strangers if kind not in args.near}
     near = {kind: part(scores[kind], hidden[kind], names) for kind in args.near}
-    judged = rejection.judge(bars, scores["test"], far, {shift: scores[f"test {shift}"] for shift in SHIFTS})
-    say("", title, "", *rejection.report_lines(bars, bars["val"], judged))
+    judged = ood.judge(bars, scores["test"], far, {shift: scores[f"test {shift}"] for shift in SHIFTS})
+    say("", title, "", *ood.report_lines(bars, bars["val"], judged))
     if near:
-        kinds = rejection.judge(bars, scores["test"], near)["kinds"]
+        kinds = ood.judge(bars, scores["test"], near)["kinds"]
         say(table([(kind, f"{row['n']}", f"{row['auroc']:.4f}", f"{row['rejected']:.1%}", f"{row['rejected_at_1pct_plants_lost']:.1%}",
                     f"{row['not_a_plant']:.1%}") for kind, row in kinds.items()],
                   ("plants of other species", "pictures", "AUROC", "refused", "at 1 % of plants lost", "of these called no plant")))

@@ -28,10 +28,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.classes import ClassTree  # noqa: E402
 from common.console import table  # noqa: E402
 from common.images import encode_jpeg  # noqa: E402
-from common.shards import layout, shard_name, write_shards  # noqa: E402
-from common.taxonomy import ClassTree  # noqa: E402
+from common.organize.shards import layout, shard_name, write_shards  # noqa: E402
 
 HEADER = ("path", "species", "disease", "split", "group", "sha256", "phash", "width", "height", "dataset", "source", "offset", "size")
 
@@ -123,7 +123,7 @@ def stream(folder: Path) -> int:
 
 def reading(folder: Path, rounds: int) -> list[tuple[object, ...]]:
     """Time reads of the same pictures from files and shards, in turns."""
-    from common.dataset import load_organized
+    from common.train.dataset import load_organized
     splits = {way: load_organized(folder / way).splits["train"] for way in ("files", "shards")}
     count, rng = len(splits["files"]), np.random.default_rng(1)
     for i in rng.permutation(count)[:500].tolist():
@@ -184,7 +184,7 @@ import common.dataset
 def peak():  # of this process alone: ru_maxrss knows the parent's too
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before, begin = peak(), time.perf_counter()
-data = common.dataset.load_organized(Path(sys.argv[1]))
+data = common.train.dataset.load_organized(Path(sys.argv[1]))
 seconds = time.perf_counter() - begin
 held = sum(a.nbytes for split in data.splits.values() for a in vars(split).values() if isinstance(a, np.ndarray))
 print(sum(map(len, data.splits.values())), seconds, before, peak(), held / 2**20)

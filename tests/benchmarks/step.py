@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import recipes  # noqa: E402
-from common.augment import Mix  # noqa: E402
+from common.classes import ClassTree  # noqa: E402
 from common.console import table  # noqa: E402
-from common.engine import Compute, choose_compute, training_step  # noqa: E402
-from common.model import SwinHierarchical  # noqa: E402
-from common.optim import make_optimizer, set_trainable  # noqa: E402
-from common.taxonomy import ClassTree  # noqa: E402
+from common.train import recipes  # noqa: E402
+from common.train.augment import Mix  # noqa: E402
+from common.train.engine import Compute, choose_compute, training_step  # noqa: E402
+from common.train.model import SwinHierarchical  # noqa: E402
+from common.train.optim import make_optimizer, set_trainable  # noqa: E402
 
 PARTS = ("forward and loss", "backward", "clipping", "optimizer")
 CONTESTANTS = ("hierarchical", "bare backbone")

@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from int8 import serving_graph  # noqa: E402
 
-from common.bundle import FORMAT, write_bundle  # noqa: E402
+from common.classes import ClassTree  # noqa: E402
 from common.export import qdq, quantize  # noqa: E402
 from common.export.graph import SCORES, export_onnx  # noqa: E402
 from common.export.ranges import choose_range, observe  # noqa: E402
 from common.files import file_sha256  # noqa: E402
-from common.model import SwinHierarchical  # noqa: E402
-from common.taxonomy import ClassTree  # noqa: E402
+from common.serve.predictor import FORMAT, write_bundle  # noqa: E402
+from common.train.model import SwinHierarchical  # noqa: E402
 
 SIZE = 224
 

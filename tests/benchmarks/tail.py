@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cached import add_flags, judged_splits, new_model  # noqa: E402  (the benchmark beside this one)
 
-from common import recipes  # noqa: E402
-from common.cached import cache_views  # noqa: E402
 from common.console import progress, say, table  # noqa: E402
-from common.dataset import (  # noqa: E402
+from common.train import recipes  # noqa: E402
+from common.train.cached_features import cache_views  # noqa: E402
+from common.train.dataset import (  # noqa: E402
     EpochSampler,
     Organized,
     Split,
@@ -37,11 +37,11 @@ from common.dataset import (  # noqa: E402
     make_loader,
     rare_weights,
 )
-from common.engine import Compute, choose_compute, seed_step  # noqa: E402
-from common.model import SwinHierarchical  # noqa: E402
-from common.recipes import Recipe  # noqa: E402
-from common.shots import by_size  # noqa: E402
-from common.tail import Method, Schedule, adjusted_loss, answer, head_state, retrain_heads  # noqa: E402
+from common.train.engine import Compute, choose_compute, seed_step  # noqa: E402
+from common.train.model import SwinHierarchical  # noqa: E402
+from common.train.recipes import Recipe  # noqa: E402
+from common.train.shots import by_size  # noqa: E402
+from common.train.tail import Method, Schedule, adjusted_loss, answer, head_state, retrain_heads  # noqa: E402
 
 State = dict[str, Tensor]
 

@@ -1,0 +1,223 @@
+"""The demo's pictures, for people without photos: 30 classes of drawn leaves and some non-plants. No torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.console import progress
+from common.demo.leaves import paint_leaf
+from common.demo.lesions import infect
+from common.demo.scenes import Style, compose, draw_style, photograph
+from common.demo.things import draw_thing
+
+FORMAT = 2  # raise it when the same seed draws other pictures
+MARKER = "demo.json"
+NOT_PLANTS = 240
+NOT_PLANT_CLASS = 1000  # class number that the pictures of no plant are drawn under
+
+# Folder name as messy as people's own, species, disease, pictures. A long tail on purpose.
+CLASSES: list[tuple[str, str, str, int]] = [
+    ("Tomato___healthy", "tomato", "healthy", 160),
+    ("Tomato___Early_blight", "tomato", "early blight", 130),
+    ("tomato leaf late blight", "tomato", "late blight", 110),
+    ("Tomato_Bacterial Spot Bacteria serious", "tomato", "bacterial spot", 90),
+    ("tomato_mosaic_virus", "tomato", "mosaic virus", 44),
+    ("Lemon_Healthy", "lemon", "healthy", 130),
+    ("Lemon_Canker", "lemon", "canker", 90),
+    ("lemon greening disease", "lemon", "greening", 76),
+    ("Lemon-LeafMiner", "lemon", "leaf miner", 40),
+    ("Apple leaf", "apple", "healthy", 150),
+    ("Apple Scab Leaf", "apple", "scab", 110),
+    ("Apple___Cedar_apple_rust", "apple", "cedar apple rust", 80),
+    ("apple__powdery_mildew", "apple", "powdery mildew", 46),
+    ("Healthy Grape Leaf", "grape", "healthy", 140),
+    ("grape leaf black rot", "grape", "black rot", 110),
+    ("Grape_Downy_Mildew", "grape", "downy mildew", 70),
+    ("Grape___Esca_(Black_Measles)", "grape", "esca", 60),
+    ("Corn_(maize)___healthy", "corn", "healthy", 150),
+    ("Corn_(maize)___Common_rust_", "corn", "common rust", 110),
+    ("corn northern leaf blight", "corn", "northern leaf blight", 95),
+    ("Maize Gray Leaf Spot", "corn", "gray leaf spot", 56),
+    ("Strawberry__healthy", "strawberry", "healthy", 120),
+    ("Strawberry___Leaf_scorch", "strawberry", "leaf scorch", 100),
+    ("STRAWBERRY LEAF SPOT", "strawberry", "leaf spot", 64),
+    ("Oak__healthy", "oak", "healthy", 100),
+    ("Powdery_mildew_on_oak", "oak", "powdery mildew", 72),
+    ("oak anthracnose general", "oak", "anthracnose", 36),
+    ("SweetPotato-Healthy", "sweet potato", "healthy", 110),
+    ("SweetPotato-LeafSpot", "sweet potato", "leaf spot", 54),
+    ("Sweet potato mosaic virus", "sweet potato", "mosaic virus", 32),
+]
+NAME_STYLES = ("IMG_{:04d}.jpg", "leaf ({}).JPG", "{:05d}.jpg", "DSC{:05d}.jpeg", "photo-{}.jpg")
+
+
+def demo_truth() -> dict[str, tuple[str, str]]:
+    """What a careful reader makes of each class folder: name -> (species, disease), lower-case words."""
+    return {folder: (species, disease) for folder, species, disease, _ in CLASSES}
+
+
+def class_sizes(scale: float = 1.0) -> dict[str, int]:
+    """Pictures drawn per class folder at `scale`, at least 3; planted files come on top."""
+    return {folder: max(3, round(size * scale)) for folder, _, _, size in CLASSES}
+
+
+def streams(seed: int, class_number: int, picture_number: int) -> list[np.random.Generator]:
+    """Three independent generators for one picture: its subject, its style and ground, its camera's noise."""
+    first = np.random.default_rng([seed, class_number, picture_number])
+    return [np.random.default_rng(first.integers(0, 2**63, 4)) for _ in range(3)]
+
+
+def draw_style_of(seed: int, class_number: int, picture_number: int) -> Style:
+    """The ground, light and camera that a picture gets, without drawing it."""
+    return draw_style(streams(seed, class_number, picture_number)[1])
+
+
+def draw_picture(seed: int, class_number: int, picture_number: int) -> bytes:
+    """One demo picture as the bytes of a JPEG; the same arguments give the same bytes.
+
+    class_number indexes CLASSES; NOT_PLANT_CLASS draws a picture of no plant.
+    """
+    subject, scene, camera = streams(seed, class_number, picture_number)
+    style = draw_style(scene)
+    if class_number == NOT_PLANT_CLASS:
+        image = draw_thing(picture_number, subject, style.height, style.width)
+    else:
+        _, species, disease, _ = CLASSES[class_number]
+        leaf = paint_leaf(species, subject)
+        infect(leaf, disease, subject)
+        image = compose(leaf, style, scene)
+    return photograph(image, style, camera)
+
+
+def _draw_file(job: tuple[int, int, int, str]) -> None:
+    seed, class_number, picture_number, path = job
+    Path(path).write_bytes(draw_picture(seed, class_number, picture_number))
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)  # the processes already fill the cores
+
+
+def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, str]]:
+    for number, (folder, count) in enumerate(class_sizes(scale).items()):
+        (root / "plants" / folder).mkdir(parents=True)
+        style = NAME_STYLES[number % len(NAME_STYLES)]
+        for k in range(count):
+            yield seed, number, k, str(root / "plants" / folder / style.format(k + 1))
+    (root / "not_plants").mkdir()
+    for k in range(max(3, round(NOT_PLANTS * scale))):
+        yield seed, NOT_PLANT_CLASS, k, str(root / "not_plants" / f"other_{k + 1:04d}.jpg")
+
+
+def _smaller(data: bytes, quality: int) -> bytes:
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    image = image.resize((round(image.width * 0.85), round(image.height * 0.85)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _plant_defects(root: Path, seed: int) -> dict[str, list]:
+    """Adds what goes wrong in real collections -> kind -> paths below the root; pairs are [original, copy]."""
+    rng = np.random.default_rng([seed, NOT_PLANT_CLASS + 1])
+    order = rng.permutation(len(CLASSES)).tolist()
+    planted: dict[str, list] = {}
+
+    def files(number: int) -> list[Path]:
+        return sorted((root / "plants" / CLASSES[number][0]).iterdir())
+
+    def add(kind: str, number: int, name: str, data: bytes, original: Path | None = None) -> None:
+        path = root / "plants" / CLASSES[number][0] / name
+        path.write_bytes(data)
+        pair = [str(p.relative_to(root)) for p in (original, path) if p]
+        planted.setdefault(kind, []).append(pair if original else pair[0])
+
+    for k in range(2):
+        data = files(order[k])[1].read_bytes()
+        add("truncated", order[k], f"broken_download_{k}.jpg", data[: int(len(data) * rng.uniform(0.3, 0.7))])
+        add("zero_bytes", order[2 + k], f"IMG_90{k}.jpg", b"")
+    add("text_pointers", order[4], "leaf_900.JPG", b"version https://git-lfs.github.com/spec/v1\noid sha256:"
+        + b"5e" * 32 + b"\nsize 48213\n")
+    add("html_pages", order[5], "download.jpg", b"<!DOCTYPE html><html><head><title>404 Not Found</title></head>"
+        b"<body><h1>Not Found</h1></body></html>\n")
+    thumbnail = io.BytesIO()
+    Image.open(files(order[6])[0]).convert("RGB").resize((12, 9)).save(thumbnail, "JPEG", quality=80)
+    add("thumbnails", order[6], "thumb.jpg", thumbnail.getvalue())
+    for k in range(6):
+        source = files(order[7 + k])[int(rng.integers(3))]
+        add("duplicates", order[7 + k], f"{source.stem} - Copy.jpg", source.read_bytes(), source)
+    for k in range(4):
+        source = files(order[13 + k])[int(rng.integers(3))]
+        add("near_duplicates", order[13 + k], f"{source.stem}_small.jpg", _smaller(source.read_bytes(), 72), source)
+    one = next(n for n in order[17:] if CLASSES[n][2] != "healthy")
+    other = next(n for n, c in enumerate(CLASSES) if c[1] == CLASSES[one][1] and n != one)
+    source = files(one)[2]
+    add("label_conflicts", other, "from_the_other_folder.jpg", source.read_bytes(), source)
+    return planted
+
+
+def _read_marker(folder: Path) -> dict | None:
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) else None
+
+
+def _result(folder: Path, marker: dict) -> dict:
+    return {"plants": folder / "plants", "not_plants": folder / "not_plants",
+            **{k: marker[k] for k in ("images", "classes", "not_plant_images", "planted")}}
+
+
+def make_demo(folder: Path, *, seed: int = 0, workers: int | None = None, scale: float = 1.0) -> dict:
+    """Draws the demo's pictures below `folder`, unless they are complete there already.
+
+    Makes plants/<class folder>/*.jpg, not_plants/*.jpg and a marker file, demo.json, all at once at the end (they grow
+    in a hidden folder beside it). Class sizes are multiplied by `scale`. The bytes depend on `seed` and `scale` alone.
+
+    Returns {"plants": Path, "not_plants": Path, "images": files below plants, "classes": class folders,
+    "not_plant_images": files below not_plants, "planted": {kind: paths or [original, copy] pairs below `folder`}}.
+    Raises FileExistsError when `folder` holds something that this function did not make.
+    """
+    folder, wanted = Path(folder), {"format": FORMAT, "seed": seed, "scale": scale}
+    marker = _read_marker(folder)
+    if marker and all(marker.get(k) == v for k, v in wanted.items()):
+        return _result(folder, marker)
+    if marker is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} holds something other than demo pictures; give another folder or move it away")
+    growing = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(growing, ignore_errors=True)
+    growing.mkdir(parents=True)
+    jobs = list(_jobs(growing, seed, scale))
+    workers = max(1, workers or os.cpu_count() or 1)
+    if workers == 1:
+        threads = cv2.getNumThreads()
+        _one_thread()
+        try:
+            for job in progress(jobs, total=len(jobs), desc="drawing", unit="picture"):
+                _draw_file(job)
+        finally:
+            cv2.setNumThreads(threads)
+    else:
+        with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+            done = pool.map(_draw_file, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
+            for _ in progress(done, total=len(jobs), desc="drawing", unit="picture"):
+                pass
+    planted = _plant_defects(growing, seed)
+    marker = {**wanted, "classes": len(CLASSES), "images": sum(1 for _ in (growing / "plants").glob("*/*")),
+              "not_plant_images": sum(1 for _ in (growing / "not_plants").iterdir()), "planted": planted}
+    (growing / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    growing.rename(folder)
+    return _result(folder, marker)

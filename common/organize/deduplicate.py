@@ -1,0 +1,183 @@
+"""Which files stay as pictures of the data set, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.classes import ClassTree
+from common.console import fail
+from common.organize.intake import REASONS
+from common.organize.sources import Files
+
+SPLITS = ("train", "val", "test", "holdout_species", "holdout_diseases")  # the first three are in the class tree
+HOLDOUT_SPECIES, HOLDOUT_DISEASES = 3, 4
+Leaf = tuple[str, str]
+
+
+@dataclass
+class Kept:
+    """The K pictures that stay, in the order of their SHA-256, so that nothing depends on the order of files.
+
+    Attributes:
+        file: int64 (K,), number of the file.
+        leaf: int32 (K,), index into `leaves`.
+        leaves: (species, disease) of every leaf, sorted.
+        group, split: int64 and int8 (K,), set once they are known; a group is the smallest picture number in it.
+    """
+
+    file: np.ndarray
+    leaf: np.ndarray
+    leaves: list[tuple[str, str]]
+    group: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    split: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def counts(self) -> np.ndarray:
+        """Pictures per leaf and split, int64 (leaves, 5)."""
+        flat = np.bincount(self.leaf.astype(np.int64) * len(SPLITS) + self.split, minlength=len(self.leaves) * len(SPLITS))
+        return flat.reshape(-1, len(SPLITS))
+
+    def tree(self) -> ClassTree:
+        """The class tree of the leaves that are not held out."""
+        inside = np.unique(self.leaf[self.split < HOLDOUT_SPECIES])
+        return ClassTree.from_leaves(self.leaves[i] for i in inside)
+
+
+@dataclass
+class Refused:
+    """Why files are left out: `reason` uint8 (N,), index into REASONS, 0 for those that stay; `details` of some of them; `twin`
+    int64 (N,), the file that is kept in its stead, or -1."""
+
+    reason: np.ndarray
+    details: dict[int, str]
+    twin: np.ndarray
+
+    def add(self, files: np.ndarray, reason: str, detail: str | None = None) -> None:
+        """Leave these files out, unless they are out already for another reason."""
+        fresh = files[self.reason[files] == 0]
+        self.reason[fresh] = REASONS.index(reason)
+        if detail:
+            self.details.update(dict.fromkeys(fresh.tolist(), detail))
+
+
+def drop_duplicates(files: Files, facts: np.ndarray, leaf: np.ndarray, leaves: Sequence[tuple[str, str]], refused: Refused,
+                    keep_split: bool) -> np.ndarray:
+    """Keep one of each picture; of a picture under two labels keep none.
+
+    Two files are one picture where their decoded pixels are equal. The one kept has the smallest SHA-256, but with
+    `keep_split` one that the source holds out (test, then val) is kept before one in its train.
+
+    Args:
+        files, facts: N files and what they hold.
+        leaf: int (N,), index into `leaves`, or -1 for a picture of no plant.
+        refused: gets the reasons.
+
+    Returns:
+        int64 (K,): the files that stay, in the order of their SHA-256.
+    """
+    good = np.flatnonzero(refused.reason == 0)
+    sha = np.ascontiguousarray(facts["sha256"]).view(">u8")  # (N, 4), in the order of the bytes
+    held = files.given[good] if keep_split else np.zeros(len(good), np.int8)
+    order = good[np.lexsort((good, *sha[good].T[::-1], -held, facts["pixels"][good, 1], facts["pixels"][good, 0]))]
+    if not len(order):
+        return order
+    pixels = facts["pixels"][order]
+    starts = np.flatnonzero(np.r_[True, (pixels[1:] != pixels[:-1]).any(axis=1)])
+    run = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(order)]))  # files of equal pixels
+    conflicts = np.minimum.reduceat(leaf[order], starts) != np.maximum.reduceat(leaf[order], starts)
+    for start, stop in zip(starts[conflicts], np.r_[starts, len(order)][1:][conflicts], strict=True):
+        names = sorted({"/".join(leaves[j]) if j >= 0 else "pictures of no plant" for j in leaf[order[start:stop]].tolist()})
+        refused.add(order[start:stop], "label_conflict", f"the same picture stands under {' and '.join(names)}")
+    first, conflict = order[starts][run], conflicts[run]
+    copy = ~conflict & (first != order)
+    exact = (sha[first] == sha[order]).all(axis=1)
+    refused.twin[order[copy]] = first[copy]
+    refused.add(order[copy & exact], "duplicate")
+    refused.add(order[copy & ~exact], "same_pixels")
+    stay = order[~conflict & ~copy]
+    return stay[np.lexsort(sha[stay].T[::-1])]
+
+
+def leaf_numbers(files: Files, leaves: Mapping[str, Leaf]) -> tuple[list[Leaf], np.ndarray]:
+    """Number the leaves that names were read as.
+
+    Args:
+        leaves: {class name as found: (species, disease)}.
+
+    Returns:
+        all leaves, sorted, and int64 (N,), the number of each file's leaf or -1.
+    """
+    index = sorted(set(leaves.values()))
+    numbers = {leaf: i for i, leaf in enumerate(index)}
+    by_label = np.array([numbers[leaves[label]] if label in leaves else -1 for label in files.labels] + [-1])
+    return index, by_label[files.label]
+
+
+def require_sizes(sizes: np.ndarray, leaves: Sequence[Leaf], small_classes: str, note: str = "") -> np.ndarray:
+    """Which leaves have fewer than three pictures, too few to be in every split.
+
+    Args:
+        sizes: int (L,), pictures per leaf.
+        leaves: their names.
+        small_classes: `fail`, `train` or `drop`.
+        note: added to the message.
+
+    Returns:
+        their numbers.
+
+    Raises:
+        SystemExit: where there are such leaves and `small_classes` is `fail`, or where one leaf is all there is.
+    """
+    there = np.flatnonzero(sizes)
+    if len(there) < 2:
+        only = "/".join(leaves[there[0]]) if len(there) else "none"
+        fail(f"there is only one class ({only}): nothing to tell apart. Give at least two class folders.{note}")
+    small = there[sizes[there] < 3]
+    if len(small) and small_classes == "fail":
+        names = ", ".join(f"{'/'.join(leaves[i])} ({sizes[i]})" for i in small[:8])
+        fail(f"{len(small)} of {len(there)} classes have fewer than 3 pictures and cannot be in train, val and test: {names}. Add "
+             f"pictures, or run again with --small-classes train (learned, never judged) or --small-classes drop.{note}")
+    return small
+
+
+def choose(files: Files, facts: np.ndarray, refused: Refused, index: Sequence[Leaf], leaf: np.ndarray, *, small_classes: str,
+           keep_split: bool, no_label: str) -> tuple[Kept, np.ndarray]:
+    """Sort out which files stay.
+
+    Args:
+        files, facts: N files and what they hold.
+        refused: holds what could not be read; gets the reasons of the others.
+        index, leaf: of `leaf_numbers`.
+        small_classes, keep_split: the flags.
+        no_label: why a file has no class.
+
+    Returns:
+        the pictures of plants, and int64 (M,), the pictures of no plant, in the order of their SHA-256.
+
+    Raises:
+        SystemExit: where no picture is left, or a class is too small.
+    """
+    strangers = files.is_stranger()
+    for i, (reason, detail) in files.notes.items():
+        refused.add(np.array([i]), reason, detail)
+    refused.add(np.flatnonzero(~strangers & (files.label < 0)), "no_class", no_label)
+    refused.add(np.flatnonzero(~strangers & (files.label >= 0) & (leaf < 0)), "no_class", "no class was read from its name: names.csv")
+    stay = drop_duplicates(files, facts, leaf, index, refused, keep_split)
+    plants = stay[~strangers[stay]]
+    if not len(plants):
+        counts = np.bincount(refused.reason[~strangers], minlength=len(REASONS)).tolist()
+        most = sorted(((n, reason) for n, reason in zip(counts, REASONS, strict=True) if n and reason), reverse=True)
+        fail("not one usable picture was found. " + "; ".join(f"{n} files: {reason}" for n, reason in most[:4]) + ".")
+    small = require_sizes(np.bincount(leaf[plants], minlength=len(index)), index, small_classes,
+                          " What was read is kept, so that the next run is quick.")
+    if small_classes == "drop" and len(small):
+        refused.add(plants[np.isin(leaf[plants], small)], "small_class", "fewer than 3 usable pictures")
+        plants = plants[refused.reason[plants] == 0]
+        require_sizes(np.bincount(leaf[plants], minlength=len(index)), index, "drop")
+    used, numbers = np.unique(leaf[plants], return_inverse=True)
+    return Kept(plants, numbers.astype(np.int32), [index[i] for i in used]), stay[strangers[stay]]

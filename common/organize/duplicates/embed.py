@@ -1,0 +1,284 @@
+"""Features for finding near-duplicates that a hash misses: pooled, of a pretrained backbone, on disk, safe from a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import images
+from common.classes import ClassTree
+from common.console import fail, progress, say
+from common.organize.duplicates import planted
+from common.organize.duplicates.cosine import cosine_matches
+from common.train import checkpoint
+from common.train.engine import Compute
+from common.train.model import SwinHierarchical
+
+BLOCK = 1024  # pictures that are recorded as done together
+# Least cosine of near-duplicates, by the number of averaged views. Measured with MobileNetV2 (ImageNet) on 4,007 leaf photos of
+# 68 classes (8 views: 3,216): no pair at or above it joins two classes, and by eye most show one leaf twice. Another network
+# may want another value.
+THRESHOLDS = {1: 0.93, 2: 0.94, 8: 0.96}
+AHEAD = 3  # batches decoded before the network asks for them
+
+# region the network
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Which network makes the features.
+
+    Attributes:
+        name: timm model name.
+        weights: `imagenet` (timm's pretrained ones, downloaded or cached) or a file: timm state dict or Foliar checkpoint.
+        image_size: side of the input, px.
+        arguments: further arguments of timm.create_model.
+        mean, std: of the input per channel, 0..1; None takes those of timm's pretrained weights.
+    """
+
+    name: str = "mobilenetv2_100"
+    weights: str = "imagenet"
+    image_size: int = 224
+    arguments: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class Embedder:
+    """A pretrained backbone on its device: pixels to unit vectors.
+
+    Attributes:
+        size: side of the pictures it takes, px.
+        dim: length of a feature.
+        views: how many orientations of a picture are averaged: 1, 2 (with its mirror image) or 8 (all turns and flips, so
+            that a turned copy has the same feature).
+        compute: device and precision.
+        identity: 64 hex digits that change with anything that changes a feature: network, weights, pixels, views, precision.
+    """
+
+    def __init__(self, model: SwinHierarchical, compute: Compute, views: int) -> None:
+        if views not in THRESHOLDS:
+            raise ValueError(f"views is {views}; 1, 2 or 8")
+        made_of = {**model.settings, "weights": checkpoint.weights_hash({"model": model.backbone.state_dict()}), "views": views,
+                   "device": compute.device.type, "dtype": str(compute.dtype)}
+        self.identity = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
+        self.size, self.dim, self.views = model.settings["image_size"], model.num_features, views
+        self.compute = compute
+        self._model = model.eval().requires_grad_(False).to(compute.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Embed a batch: uint8 (N, size, size, 3) RGB -> float16 (N, dim) of length 1 (0 where a feature is all zero)."""
+        batch = torch.from_numpy(pixels).to(self.compute.device, non_blocking=True)
+        total = torch.zeros(len(batch), self.dim, device=self.compute.device)
+        for view in _orientations(batch, self.views):
+            with self.compute.autocast():
+                feature = self._model.features(view)
+            total += torch.nn.functional.normalize(feature.float(), dim=1)
+        return torch.nn.functional.normalize(total, dim=1).to(torch.float16).cpu().numpy()
+
+    def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed pictures of any size: uint8 (height, width, 3) RGB each -> float16 (N, dim)."""
+        return self(np.stack([images.resize_to_model(rgb, self.size) for rgb in pictures]))
+
+
+def _orientations(batch: Tensor, views: int) -> Iterator[Tensor]:
+    for turns in range(4 if views == 8 else 1):
+        turned = torch.rot90(batch, turns, dims=(1, 2))
+        yield turned
+        if views > 1:
+            yield turned.flip(2)
+
+
+def load_embedder(backbone: Backbone, compute: Compute, views: int = 2) -> Embedder:
+    """Build the network with pretrained weights; random ones would find likeness where there is none.
+
+    Args:
+        backbone: the network; its `weights` must be pretrained ones.
+        compute: device and precision, from `engine.choose_compute`.
+        views: see `Embedder`; each costs a forward pass per picture.
+
+    Raises:
+        SystemExit: for an unknown network, one that cannot be built at that size, or weights that cannot be had.
+    """
+    if backbone.weights in ("none", "random", ""):
+        fail("--embed compares features of a trained network; with random weights they mean nothing. Give --weights imagenet or "
+             "--weights FILE, or leave --embed out.")
+    from_hub = backbone.weights in ("imagenet", "auto")
+    try:
+        model = _build(backbone, pretrained=False)  # an unknown name is a mistake, not a missing download
+        with torch.inference_mode():
+            model.eval().features(torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        fail(f"--backbone {backbone.name} cannot be built at {backbone.image_size} px: {_first_line(error)}. Names: "
+             'python -c "import timm; print(timm.list_models())"')
+    if not from_hub:
+        say(checkpoint.load_backbone(model, Path(backbone.weights)))
+        return Embedder(model, compute, views)
+    checkpoint.skip_unreachable_hub()
+    try:
+        return Embedder(_build(backbone, pretrained=True), compute, views)
+    except Exception as error:  # hub clients raise anything from OSError to their own classes
+        fail(f"--embed needs pretrained weights, and timm's of {backbone.name} cannot be had ({type(error).__name__}: "
+             f"{_first_line(error)}). Connect to the internet once, or give a file with --weights FILE; without --embed the "
+             "perceptual hash still finds copies that were re-encoded, resized, flipped or turned.")
+
+
+def _build(backbone: Backbone, pretrained: bool) -> SwinHierarchical:
+    tree = ClassTree.from_leaves({("any", "any")})  # the heads are not used
+    return SwinHierarchical(backbone.name, tree, image_size=backbone.image_size, backbone_args=backbone.arguments,
+                            mean=backbone.mean, std=backbone.std, pretrained=pretrained)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+# endregion
+
+# region features of all pictures
+
+
+def features(read: Callable[[int], bytes], keys: np.ndarray, embedder: Embedder, store: Path, *, batch: int | None = None,
+             workers: int = 2) -> np.ndarray:
+    """Embed all pictures, in blocks that survive a kill; what an earlier run finished is not done again.
+
+    `store/features.f16` holds the rows; `store/features.done` one SHA-256 per block, over the embedder's identity and the
+    block's keys, so that a block made from other pictures or another network is made anew. A block is written before it is
+    recorded, and its batches never depend on where a run began: the result of a killed run is that of one never stopped.
+
+    Args:
+        read: picture number -> its file's bytes; called from several threads.
+        keys: uint8 (count, width), the content hash of each picture.
+        embedder: from `load_embedder`.
+        store: folder for the two files.
+        batch: pictures per forward pass; None: 16 on a CPU, 256 on a GPU.
+        workers: decoding threads.
+
+    Returns:
+        float16 (count, embedder.dim), rows of length 1, mapped read-only from the file.
+
+    Raises:
+        SystemExit: where a picture cannot be read any more, or a feature is not a number.
+        OSError: where the store cannot be written (a full disk).
+    """
+    count, width = len(keys), 2 * embedder.dim
+    if not count:
+        return np.zeros((0, embedder.dim), np.float16)
+    store.mkdir(parents=True, exist_ok=True)
+    rows_file, done_file = store / "features.f16", store / "features.done"
+    starts = range(0, count, BLOCK)
+    wanted = [hashlib.sha256(embedder.identity.encode() + np.ascontiguousarray(keys[s : s + BLOCK]).tobytes()).digest() for s in starts]
+    done = _still_good(rows_file, done_file, wanted, count, width)
+    todo = [s for s, good in zip(starts, done, strict=True) if not good]
+    if len(todo) < len(starts):
+        say(f"features: {count - sum(min(BLOCK, count - s) for s in todo):,} of {count:,} pictures are done already")
+    batch = batch or (16 if embedder.compute.device.type == "cpu" else 256)
+    spans = [(a, min(a + batch, s + BLOCK, count)) for s in todo for a in range(s, min(s + BLOCK, count), batch)]
+    with rows_file.open("r+b") as rows, done_file.open("r+b") as record, progress((), total=count, desc="features", unit="picture") as bar:
+        bar.update(count - sum(b - a for a, b in spans))
+        for (a, b), pixels in zip(spans, _decoded(read, spans, embedder.size, workers), strict=True):
+            made = embedder(pixels)
+            if not np.isfinite(made).all():
+                fail(f"a feature of pictures {a} to {b - 1} is not a number: the network overflows. Run again with --precision fp32.")
+            rows.seek(a * width)
+            rows.write(made.tobytes())
+            bar.update(b - a)
+            if b == count or b % BLOCK == 0:
+                _flush(rows)
+                record.seek((b - 1) // BLOCK * 32)
+                record.write(wanted[(b - 1) // BLOCK])
+                _flush(record)
+    return np.memmap(rows_file, np.float16, "r", shape=(count, embedder.dim))
+
+
+def _still_good(rows_file: Path, done_file: Path, wanted: list[bytes], count: int, width: int) -> list[bool]:
+    """Say which blocks are done, strike out all others in the record, and give both files their size."""
+    have = done_file.read_bytes() if done_file.is_file() else b""
+    size = rows_file.stat().st_size if rows_file.is_file() else 0
+    done = [have[32 * i : 32 * i + 32] == digest and size >= min((i + 1) * BLOCK, count) * width for i, digest in enumerate(wanted)]
+    # a block about to be overwritten must not keep the record of what it held: a third run might want just that
+    with open(done_file, "r+b" if done_file.is_file() else "wb") as file:
+        file.write(b"".join(digest if good else bytes(32) for digest, good in zip(wanted, done, strict=True)))
+        file.truncate(32 * len(wanted))
+        _flush(file)
+    with open(rows_file, "r+b" if rows_file.is_file() else "wb") as file:
+        file.truncate(count * width)
+    return done
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class _Unreadable(Exception):
+    """A stored picture that is gone or damaged."""
+
+
+def _decoded(read: Callable[[int], bytes], spans: list[tuple[int, int]], size: int, workers: int) -> Iterator[np.ndarray]:
+    """Yield the pixels of each span, uint8 (n, size, size, 3), decoded in threads a few spans ahead (Pillow frees the lock)."""
+
+    def pixels(number: int) -> np.ndarray:
+        try:
+            return images.resize_to_model(images.read_rgb(read(number), min_side=1), size)
+        except (images.ImageError, OSError) as error:
+            raise _Unreadable(f"stored picture {number} cannot be read any more ({error})") from error
+
+    def collect(batch: list[Future[np.ndarray]]) -> np.ndarray:
+        try:
+            return np.stack([one.result() for one in batch])
+        except _Unreadable as error:
+            fail(f"{error}: the store was changed, or the disk is failing. Run again with --fresh.")
+
+    pool, waiting = ThreadPoolExecutor(max(1, workers)), deque()
+    try:
+        for span in spans:
+            waiting.append([pool.submit(pixels, number) for number in range(*span)])
+            if len(waiting) > AHEAD:
+                yield collect(waiting.popleft())
+        while waiting:
+            yield collect(waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# endregion
+
+# region how good the search is
+
+
+def judge_features(read: Callable[[int], bytes], sample: Sequence[int], stored: np.ndarray, embedder: Embedder, groups: np.ndarray,
+                   threshold: float, seed: int = 0) -> list[planted.Row]:
+    """Judge the search by features (`cosine.cosine_pairs`) on copies that are made on purpose.
+
+    Args:
+        read: picture number -> its file's bytes.
+        sample: (S,) numbers of pictures; one costs a forward pass per kind of copy and view.
+        stored: float16 (N, dim), from `features`.
+        embedder: what made them.
+        groups: int (N,), pictures that may rightly be found together with each other.
+        threshold: cosine.
+        seed: of the copies.
+
+    Returns:
+        a row per kind of copy.
+    """
+    def match(queries: np.ndarray) -> np.ndarray:
+        return cosine_matches(queries, stored, threshold, embedder.compute.device)
+
+    return planted.judge(lambda i: images.read_rgb(read(i), min_side=1), sample, embedder.embed, match, groups, seed)
+
+
+# endregion

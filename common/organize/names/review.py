@@ -1,0 +1,223 @@
+"""Class names as leaves of the tree: what the parser reads, what a person answers, and what a person should look at."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.classes import slug
+from common.console import fail, warn
+from common.organize.names.parse import ASK_BELOW, ParsedName, near_identical, parse_class_names, parse_flat
+
+Leaf = tuple[str, str]
+REVIEW = ("name", "species", "disease", "confidence", "decision", "reason")
+NAMES = ("name", "species", "disease", "confidence", "decided_by", "reason")
+_COLUMNS = NAMES[:3]
+_DECISIONS = ("left out", "unsure", "kept apart", "put together")  # the first that holds stands in the row
+_SHOWN = 5  # other names, or unknown answers, that one sentence lists
+
+
+@dataclass(frozen=True)
+class Names:
+    """What was decided about every class name.
+
+    leaves: raw name -> (species, disease) as slugs, without names left out. review: rows of REVIEW, one per name that
+    a person should look at and has not answered. table: rows of NAMES, one per name, in the order given. Both tables
+    are text; species and disease are slugs, empty where the name is left out.
+    """
+
+    leaves: dict[str, Leaf]
+    review: list[tuple[str, ...]]
+    table: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _Decided:
+    leaf: Leaf | None
+    words: tuple[str, str]
+    confidence: str
+    by: str
+    reason: str
+
+
+def read_names(names: list[str], levels: int, overrides: Path | None) -> Names:
+    """Read class names as leaves; a person's answers win over the parser.
+
+    Args:
+        names: all raw names of the sources; repeats change nothing.
+        levels: 2: species and disease; 1: a name is a class of its own and is taken as it stands.
+        overrides: a CSV of answers with the columns name, species, disease (an edited review.csv or names.csv will do);
+            an empty species leaves the name out on purpose.
+
+    Raises:
+        SystemExit: where the answers cannot be used, with a sentence that names the line.
+    """
+    names = list(dict.fromkeys(names))
+    answers = _answers(overrides, names, levels) if overrides is not None else {}
+    parsed = parse_class_names(names) if levels == 2 else [parse_flat(name) for name in names]
+    decided = {p.raw: answers.get(p.raw) or _read(p, levels) for p in parsed}
+    leaves = {name: d.leaf for name, d in decided.items() if d.leaf}
+    table = [(name, *(d.leaf or ("", "")), d.confidence, d.by, d.reason) for name, d in decided.items()]
+    open_names = {name: d for name, d in decided.items() if d.by != "person"}
+    return Names(leaves, _review(open_names, decided, leaves, levels), table)
+
+
+def _read(parsed: ParsedName, levels: int) -> _Decided:
+    leaf, confidence = None, f"{parsed.confidence:.2f}"
+    if parsed.species is not None:
+        species = slug(parsed.species)
+        leaf = (species, species if levels == 1 else slug(parsed.disease or "unspecified"))
+    if parsed.confidence < ASK_BELOW <= float(confidence):
+        confidence = f"{parsed.confidence:.3f}"  # 0.899 must not read 0.90
+    return _Decided(leaf, (parsed.species or "", parsed.disease or ""), confidence, "parser", parsed.reason)
+
+
+def _review(
+    open_names: dict[str, _Decided], decided: dict[str, _Decided], leaves: dict[str, Leaf], levels: int
+) -> list[tuple[str, ...]]:
+    """One row per open question, the names left out first."""
+    notes: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for name, d in open_names.items():
+        if d.leaf is None:
+            notes[name].append((0, f"no species can be read: {d.reason}; to keep it, write its species and disease in this row"))
+        elif float(d.confidence) < ASK_BELOW:
+            notes[name].append((1, f"{d.reason}; right it, or give this row as it stands"))
+    together: dict[Leaf, list[str]] = defaultdict(list)
+    for name, leaf in leaves.items():
+        together[leaf].append(name)
+    for gone, kept, why in _alike(together, levels):
+        for name in together[gone]:
+            if name in open_names:
+                notes[name].append((2, (
+                    f"{'/'.join(gone)} would join {'/'.join(kept)}: {why}; to join them, write {kept[0]},{kept[1]} in this row, "
+                    "to keep them apart give it as it stands")))
+    for raws in together.values():
+        for name in raws if len(raws) > 1 else []:
+            if name in open_names:
+                notes[name].append((3, _with(name, raws, decided)))
+    rows = []
+    for name, found in notes.items():
+        found.sort(key=lambda note: note[0])
+        leaf = decided[name].leaf or ("", "")
+        rows.append((found[0][0], name, *leaf, decided[name].confidence, _DECISIONS[found[0][0]], "; ".join(text for _, text in found)))
+    return [row[1:] for row in sorted(rows, key=lambda row: row[0])]
+
+
+def _with(name: str, raws: Sequence[str], decided: dict[str, _Decided]) -> str:
+    """What is put together with a name; readings that differ and only share their folder name are told."""
+    others = [raw for raw in raws if raw != name]
+    differ = [raw for raw in others if decided[raw].by == "parser" and decided[raw].words != decided[name].words]
+    text = "one class with " + ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+    if differ:
+        mine, its = ("/".join(filter(None, decided[raw].words)) for raw in (name, differ[0]))
+        text += f" (read as '{mine}' and '{its}', which make the same folder name)"
+    return text
+
+
+def _alike(leaves: Iterable[Leaf], levels: int) -> Iterator[tuple[Leaf, Leaf, str]]:
+    """(leaf that would go, leaf it would join, why), as slugs."""
+    slugs = {tuple(part.replace("_", " ") for part in leaf): leaf for leaf in leaves}
+    for gone, kept, why in near_identical(slugs):
+        if levels == 1:
+            yield slugs[gone], slugs[kept[0], kept[0]], why.removeprefix("plants: ")
+        else:
+            yield slugs[gone], (slug(kept[0]), slug(kept[1])), why
+
+
+# region a person's answers
+
+
+def _answers(path: Path, names: list[str], levels: int) -> dict[str, _Decided]:
+    known = dict.fromkeys(names)
+    composed: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        composed[unicodedata.normalize("NFC", name)].append(name)
+    answers: dict[str, _Decided] = {}
+    lines: dict[str, int] = {}
+    strangers: list[tuple[int, str]] = []
+    for line, (raw, species, disease) in _rows(path, known):
+        same = composed.get(unicodedata.normalize("NFC", raw), [])
+        name = raw if raw in known else same[0] if len(same) == 1 else None
+        answer = _answer(path, line, raw, species, disease, levels)
+        if name is None:
+            strangers.append((line, raw))
+            continue
+        if name in answers and answers[name].leaf != answer.leaf:
+            first, second = ("/".join(a.leaf) if a.leaf else "left out" for a in (answers[name], answer))
+            fail(f"{path}: '{name}' is answered twice: {first} in line {lines[name]}, {second} in line {line}. Keep one of the two.")
+        if name not in answers:
+            answers[name], lines[name] = answer, line
+    if strangers:
+        shown = "; ".join(f"line {line}: '{raw}'{_closest(raw, names)}" for line, raw in strangers[:_SHOWN])
+        more = f"; and {len(strangers) - _SHOWN} more" if len(strangers) > _SHOWN else ""
+        warn(f"{path}: {len(strangers)} answers are for names that the sources do not have: {shown}{more}.")
+    return answers
+
+
+def _answer(path: Path, line: int, raw: str, species: str, disease: str, levels: int) -> _Decided:
+    if not species and disease:
+        fail(f"{path}, line {line}: '{raw}' has the disease '{disease}' but no species. Write its species, or leave both empty to "
+             "leave the class out.")
+    if not species:
+        return _Decided(None, ("", ""), "1.00", "person", f"left out on purpose, line {line} of the answers")
+    if levels == 1:
+        disease = species
+    elif not disease:
+        fail(f"{path}, line {line}: '{raw}' has the species '{species}' but no disease. Write one, such as healthy or diseased.")
+    return _Decided((slug(species), slug(disease)), (species, disease), "1.00", "person", f"line {line} of the answers")
+
+
+def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    """(line number, (name, species, disease)) of the answers."""
+    text = _text(path, known)
+    first = text.partition("\n")[0]
+    mark = max(",;\t", key=first.count)  # spreadsheets of some countries write semicolons
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    line = 1
+    try:
+        header = [title.strip().lower() for title in next(reader, [])]
+        missing = [title for title in _COLUMNS if title not in header]
+        if missing:
+            fail(f"{path} needs the columns {','.join(_COLUMNS)} in its first line; {', '.join(missing)} is missing (it has "
+                 f"{', '.join(header) or 'nothing'}).")
+        at = [header.index(title) for title in _COLUMNS]
+        line = reader.line_num + 1
+        for row in reader:
+            if len(row) > len(header):
+                fail(f"{path}, line {line}: {len(row)} values for {len(header)} columns. Put quotation marks around names that "
+                     f"hold '{mark}'.")
+            name, species, disease = (row[i] if i < len(row) else "" for i in at)
+            if name.strip():
+                yield line, (name, species.strip(), disease.strip())
+            elif any(value.strip() for value in row):
+                fail(f"{path}, line {line}: there is no name in this row, so nobody can tell what it answers.")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        fail(f"{path}, line {line}, is no CSV: {error}. Save the table as 'CSV UTF-8' once more.")
+
+
+def _text(path: Path, known: dict[str, None]) -> str:
+    if not path.is_file():
+        fail(f"--names: there is no file {path}." if not path.exists() else f"--names: {path} is no file. Give a CSV.")
+    data = path.read_bytes()
+    text = data.decode("utf-8-sig", "surrogateescape")
+    for number, line in enumerate(text.split("\n"), 1):
+        odd = any("\udc80" <= c <= "\udcff" for c in line)
+        if "\0" in line or (odd and not any(name in line for name in known if not name.isprintable())):
+            fail(f"{path}, line {number}, is no UTF-8 text. Save the table as 'CSV UTF-8' (spreadsheets offer it under Save as).")
+    return text
+
+
+def _closest(raw: str, names: list[str]) -> str:
+    folded = {name.casefold(): name for name in names}
+    found = difflib.get_close_matches(raw.casefold(), folded, 1, 0.6)
+    return f" (did you mean '{folded[found[0]]}'?)" if found else ""
+
+
+# endregion

@@ -1,0 +1,133 @@
+"""Which photos a person meant by files, folders and patterns, and what they show where folders or a CSV say so. No torch."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.classes import ClassTree, slug
+from common.console import fail, warn
+from common.images import SUFFIXES
+from common.organize.names.parse import ASK_BELOW, parse_class_names
+
+UNKNOWN, STRANGER = -1, -2  # in place of a leaf: nothing is said of the photo; it shows no plant
+STRANGERS = ("not_plants", "not_plant", "not_a_plant")  # folders and labels of such photos
+FILE_COLUMNS = ("file", "path", "filename", "image")  # of a labels CSV
+
+
+def find_photos(paths: Iterable[Path | str]) -> list[Path]:
+    """List files as given, and the pictures in folders, below them and behind patterns, each once.
+
+    Args:
+        paths: files, folders, or patterns such as `photos/**/*.jpg` that no shell has expanded. What exists is never a pattern.
+
+    Returns:
+        in the order given; those of a folder or a pattern by name.
+
+    Raises:
+        SystemExit: where a path does not exist, or a folder or a pattern holds no picture.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = _pictures(path)
+            if not inside:
+                fail(f"there are no pictures in {path}. Pictures end in {', '.join(SUFFIXES)}.")
+        elif path.is_file():
+            inside = [path]
+        elif glob.has_magic(str(path)):
+            inside = []
+            for match in map(Path, sorted(glob.glob(str(path), recursive=True))):
+                inside += [match] if match.name.lower().endswith(SUFFIXES) and match.is_file() else []
+            if not inside:
+                fail(f"no picture fits the pattern {path}. Pictures end in {', '.join(SUFFIXES)}; ** stands for folders at any depth.")
+        else:
+            fail(f"there is no file or folder {path} to predict.")
+        found.update(dict.fromkeys(inside))
+    return list(found)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names
+                  if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+
+
+def labels_from_folders(photos: Sequence[Path], tree: ClassTree) -> np.ndarray:
+    """Read what photos show from the folders they lie in: `apple/scab/`, `Apple___scab/`, `not_plants/`.
+
+    Returns:
+        int64 (N,): leaf, `STRANGER` or `UNKNOWN`.
+    """
+    folders = list(dict.fromkeys(photo.parent for photo in photos))
+    known = {folder: leaf for folder in folders if (leaf := _exact(folder.parts, tree)) != UNKNOWN}
+    unread = [folder for folder in folders if folder not in known and folder.name]
+    known.update(zip(unread, _parsed([folder.name for folder in unread], tree), strict=True))
+    return np.array([known.get(photo.parent, UNKNOWN) for photo in photos], np.int64)
+
+
+def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.ndarray:
+    """Read what photos show from a CSV with a column `file` (or `path`) and `species` and `disease`, or one `label`.
+
+    A file is written as a path, relative to the CSV or to where the program runs, or as a bare file name. manifest.csv of 01 is such
+    a CSV. A label may be written as folders are; `not_a_plant` says that a photo shows none.
+
+    Returns:
+        int64 (N,): leaf, `STRANGER` or `UNKNOWN`.
+
+    Raises:
+        SystemExit: where the file cannot be read, lacks a column, or names none of the photos.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            key = next((name for name in FILE_COLUMNS if name in names), None)
+            if key is None or not ("label" in names or {"species", "disease"} <= set(names)):
+                fail(f"{path} needs a column `file` and the columns `species` and `disease`, or `label`. It has: {', '.join(names)}.")
+            rows = [(row[key] or "", row.get("label") or "/".join(row.get(level) or "" for level in ("species", "disease")).strip("/"))
+                    for row in reader]
+    except (OSError, csv.Error) as error:
+        fail(f"--labels {path} cannot be read: {error}.")
+    wanted = list(dict.fromkeys(label for _, label in rows if label))
+    leaf = {label: _exact(("", *label.split("/")), tree) for label in wanted}
+    unread = [label for label in wanted if leaf[label] == UNKNOWN]
+    leaf.update(zip(unread, _parsed(unread, tree), strict=True))
+    by_path: dict[str, int] = {}
+    by_name: dict[str, int | None] = {}
+    for name, label in rows:
+        value, bare = leaf.get(label, UNKNOWN), os.path.basename(name)
+        by_path[os.path.abspath(path.parent / name)] = by_path[os.path.abspath(name)] = value
+        by_name[bare] = value if by_name.get(bare, value) == value else None  # the name alone does not tell which is meant
+    found = [by_path.get(os.path.abspath(photo), by_name.get(photo.name)) for photo in photos]
+    if all(value is None for value in found):
+        fail(f"{path} names none of the photos, such as {photos[0]}. Its first file is {rows[0][0] if rows else 'missing'}.")
+    if lost := [label for label in wanted if leaf[label] == UNKNOWN]:
+        warn(f"{len(lost)} labels of {path} are no class of the model and do not count, such as '{lost[0]}'.")
+    return np.array([UNKNOWN if value is None else value for value in found], np.int64)
+
+
+def _exact(parts: Sequence[str], tree: ClassTree) -> int:
+    """The leaf whose names stand at the end of a path."""
+    if any(part.lower() in STRANGERS for part in parts):
+        return STRANGER
+    last, before = parts[-1] if parts else "", parts[-2] if len(parts) > 1 else ""
+    for species, disease in ((before, last), (last, None)):
+        if species in tree.species:
+            index = tree.species.index(species)
+            diseases = tree.diseases[index]
+            disease = species if disease is None else disease  # without a second level the disease bears the species' name
+            if disease in diseases:
+                return tree.leaf_index(index, diseases.index(disease))
+    return UNKNOWN
+
+
+def _parsed(names: list[str], tree: ClassTree) -> list[int]:
+    """Leaves of names that are written in another way, as stage 1 reads them; what it would ask about stays unknown."""
+    read = parse_class_names(names) if names else []
+    return [_exact((slug(name.species), slug(name.disease)), tree) if name.species and name.disease and name.confidence >= ASK_BELOW
+            else UNKNOWN for name in read]

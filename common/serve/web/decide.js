@@ -1,0 +1,132 @@
+// From the light model's numbers to an answer, as common/export/browser/light_model.py, deferral.py and decide.py have it; the sentences come from the server.
+
+import { diseases } from "./heads.js";
+
+const short = (value) => Number(value.toPrecision(6));
+const argmax = (values) => values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
+const sum = (values) => values.reduce((a, b) => a + b, 0);
+
+// The best species and disease, by as few heads as that takes. headOf(species) gives a head, or null where it cannot be had (offline).
+export async function best(settings, species, feature, headOf) {
+  const found = { probability: -1, species: 0, disease: 0, heads: new Map(), missing: false };
+  for (const s of [...species.keys()].sort((a, b) => species[b] - species[a] || a - b)) {
+    if (species[s] <= found.probability) break;
+    const head = await headOf(s);
+    const given = head ? diseases(head, feature) : Array(settings.diseases[s]).fill(1 / settings.diseases[s]);
+    const own = given.map((share) => share * species[s]);
+    found.heads.set(s, { names: head?.names ?? null, own });
+    const top = argmax(own);
+    if (own[top] > found.probability) Object.assign(found, { probability: own[top], species: s, disease: top, missing: !head });
+  }
+  return found;
+}
+
+// P(the server is right and this is not), or null where no rule was fitted.
+export function ask(settings, species, found, ood) {
+  const rule = settings.deferral;
+  const gen = settings.scores.indexOf("gen");
+  if (!rule || gen < 0) return null;
+  const own = [...found.heads.get(found.species).own].sort((a, b) => b - a);
+  const sure = Math.min(1 - 1e-6, Math.max(1e-6, found.probability));
+  const whole = sum(own);
+  const others = Math.max(...species.map((share, s) => (s === found.species ? 0 : share)));
+  const signals = [Math.log(sure / (1 - sure)), whole - others, own.length > 1 ? (own[0] - own[1]) / Math.max(whole, 1e-12) : 1, ood[gen]];
+  const scaled = signals.map((value, i) => (rule.weights[i] * (value - rule.mean[i])) / rule.spread[i]);
+  return 1 / (1 + Math.exp(-(rule.intercept + sum(scaled) + rule.species[found.species])));
+}
+
+function barOf(plain, settings, ood) {
+  if (!plain) return null;
+  const weights = Object.entries(plain.weights ?? { [plain.score]: 1 });
+  const value = sum(weights.map(([name, weight]) => (weight === 0 ? 0 : weight * ood[settings.scores.indexOf(name)])));
+  return { ...plain, value, exceeded: !(value <= plain.threshold) };
+}
+
+function quantile({ value, quantiles }) {
+  if (!(value < quantiles.at(-1))) return 1;
+  const above = quantiles.findIndex((limit) => value < limit);
+  if (above === 0) return 0;
+  const [low, high] = [quantiles[above - 1], quantiles[above]];
+  return (above - 1 + (value - low) / (high - low)) / (quantiles.length - 1);
+}
+
+// Fill {value:.0f} and the like into a sentence, as Python does.
+function fill(text, values) {
+  const ways = { ".0f": (v) => v.toFixed(0), ".0%": (v) => `${(100 * v).toFixed(0)}%`, ".2g": (v) => String(Number(v.toPrecision(2))) };
+  return text.replace(/\{(\w+):([^}]+)\}/g, (_, name, way) => ways[way](values[name]));
+}
+
+// The answer in the shape of the server's POST /predict. photo: brightness, sharpness and short_side.
+export function decide(settings, texts, species, found, ood, photo, topK = 5) {
+  const { rejection, rollup } = settings;
+  const bars = rollup ? rollup.precisions[rollup.default] : { leaf: 0, species: 0 };
+  const [stranger, plant, disease] = [rejection, rejection?.plant, rejection?.disease].map((bar) => barOf(bar, settings, ood));
+  const first = argmax(species);
+  const unknown = Boolean(disease?.exceeded) && settings.diseases[first] > 1;
+  const certain = found.probability >= bars.leaf && !unknown && !found.missing;
+  let outcome = certain || (species[first] >= bars.species && settings.diseases[first] === 1) ? "answered"
+    : species[first] >= bars.species ? "rolled_up" : "unsure";
+  if (stranger?.exceeded) outcome = plant && !plant.exceeded ? "unknown_species" : "not_a_plant";
+  // below the leaf's bar the answer climbs to the most probable species
+  const s = certain ? found.species : first;
+  const { names, own } = found.heads.get(s);
+  const d = certain ? found.disease : argmax(own);
+  const decision = ["answered", "rolled_up"].includes(outcome) ? outcome : "rejected";
+  const answered = decision === "answered";
+  const [name, condition] = [settings.species[s], names?.[d] ?? null];
+  const path = [["species", name, species[s]], ["leaf", condition, own[d]]].map(([level, called, share]) =>
+    ({ level, name: called, probability: short(share) }));
+  return {
+    decision, level: { answered: "leaf", rolled_up: "species", rejected: "none" }[decision],
+    species: decision === "rejected" ? null : name, disease: answered ? condition : null,
+    healthy: answered && condition !== name ? condition === "healthy" : null,
+    probabilities: {
+      species: short(species[s]), disease_given_species: short(species[s] > 0 ? own[d] / species[s] : 0), leaf: short(own[d]) },
+    path: path.slice(0, { answered: 2, rolled_up: 1, rejected: 0 }[decision]),
+    alternatives: alternatives(settings, species, found, topK),
+    rejection: reasons(texts, outcome, unknown, { stranger, disease }, rejection?.photo ?? {}, photo, found.missing),
+  };
+}
+
+// The most probable leaves; of a species whose head was not needed only its sum is known, and its disease is null.
+function alternatives(settings, species, found, topK) {
+  const items = species.flatMap((share, s) => {
+    const head = found.heads.get(s);
+    if (!head?.names) return [{ species: settings.species[s], disease: null, probability: share }];
+    return head.own.map((probability, d) => ({ species: settings.species[s], disease: head.names[d], probability }));
+  });
+  items.sort((a, b) => b.probability - a.probability);
+  return items.slice(0, topK).map((item) => ({ ...item, probability: short(item.probability) }));
+}
+
+function reasons(texts, outcome, unknown, bars, limits, photo, missing) {
+  let reason = outcome in texts.why ? outcome : null;
+  let message = texts.why[outcome] ?? null;
+  let bar = bars.stranger;
+  if (outcome === "rolled_up" && unknown) [reason, message, bar] = ["unknown_disease", texts.unknown_disease, bars.disease];
+  else if (outcome === "rolled_up" && missing) message = "I know the plant. Its diseases are not on this device yet: connect once more.";
+  const poor = outcome === "answered" ? [] : Object.keys(texts.photo).filter((name) => name in limits && !(photo[name] >= limits[name]));
+  const failed = poor.map((name) => ({ measure: name, value: short(photo[name]), limit: short(limits[name]) }));
+  if (failed.length && outcome !== "rolled_up") {
+    const [word, text] = texts.photo[failed[0].measure];
+    [reason, message] = [word, fill(text, failed[0])];
+  }
+  return {
+    rejected: !["answered", "rolled_up"].includes(outcome), reason, message, score: bar?.score ?? null,
+    value: bar && Number.isFinite(bar.value) ? short(bar.value) : null, threshold: bar ? short(bar.threshold) : null,
+    quantile: bar ? short(quantile(bar)) : null, photo: failed,
+  };
+}
+
+// Where the answer was seen: map of (h, w, depth) values -> rows of 0 to 1.
+export function heatmap(settings, map, [height, width, depth], head, disease) {
+  let heat = Array.from({ length: height * width }, (_, i) => map[i * depth]);
+  if (settings.heatmap === "exact") {
+    if (!head) return null;
+    const weights = head.speciesRow.map((value, k) => value + head.rows[disease][k]);
+    heat = heat.map((_, i) => weights.reduce((total, weight, k) => total + weight * map[i * depth + k], 0));
+  }
+  const low = Math.min(...heat);
+  const range = Math.max(Math.max(...heat) - low, 1e-6);
+  return Array.from({ length: height }, (_, y) => heat.slice(y * width, (y + 1) * width).map((value) => (value - low) / range));
+}

@@ -1,0 +1,254 @@
+"""What a hierarchical classifier is measured by, from its joint probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from common.classes import ClassTree
+from common.decide import joint_leaf, species_probabilities
+
+TAIL_AT_MOST = 80  # pictures; sources/000 calls a class with no more the tail
+
+
+@dataclass
+class Judged:
+    """Per-picture outcomes, so that a split of any size is judged batch by batch. All arrays are (N,); 80 bytes a picture.
+
+    Attributes:
+        leaf: int64; the true leaf.
+        joint, routed: int64; the leaf of the joint and of the routed decision.
+        flat: int64; argmax of the packed heads' logits as if they were one softmax, -1 where it was not given. A flat
+            model's joint decision is the same leaf; a hierarchical model's is its disease heads without its species head.
+        species: int64; the species of the greatest summed probability, which is the species head's own answer.
+        rank: int64; how many diseases of the true species are put before the true one (0 = right).
+        leaf_rank: int64; how many of all leaves are put before the true one.
+        confidence: float64; probability of the joint decision.
+        species_nll, disease_nll: float64; -log P(true species), -log P(true disease given the true species).
+    """
+
+    leaf: np.ndarray
+    joint: np.ndarray
+    routed: np.ndarray
+    flat: np.ndarray
+    species: np.ndarray
+    rank: np.ndarray
+    leaf_rank: np.ndarray
+    confidence: np.ndarray
+    species_nll: np.ndarray
+    disease_nll: np.ndarray
+
+
+def judge(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, flat: np.ndarray | None = None) -> Judged:
+    """Judge joint probabilities against the truth.
+
+    Args:
+        probabilities: float (N, leaves), rows sum to 1.
+        leaf: int (N,), true leaves.
+        tree: the classes.
+        flat: int (N,), argmax over the leaf logits of the packed heads, where they are at hand.
+
+    Returns:
+        one outcome per picture.
+    """
+    rows, leaf = np.arange(len(leaf)), np.asarray(leaf, np.int64)
+    true_species = tree.leaf_species[leaf]
+    by_species = species_probabilities(probabilities, tree)
+    species, own, own_species = by_species.argmax(1), probabilities[rows, leaf], by_species[rows, true_species]
+    joint = joint_leaf(probabilities, tree)
+    return Judged(
+        leaf=leaf, joint=joint, routed=tree.offsets[species] + _segment(probabilities, species, tree).argmax(1),
+        flat=np.full(len(leaf), -1, np.int64) if flat is None else np.asarray(flat, np.int64), species=species,
+        rank=(_segment(probabilities, true_species, tree) > own[:, None]).sum(1), leaf_rank=(probabilities > own[:, None]).sum(1),
+        confidence=probabilities[rows, joint].astype(np.float64),
+        species_nll=-np.log(np.maximum(own_species, 1e-12), dtype=np.float64),
+        disease_nll=-np.log(np.maximum(own / np.maximum(own_species, 1e-30), 1e-12), dtype=np.float64))
+
+
+def _segment(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
+    """The leaves of one species per row, side by side: (N, widest); -1 beyond the species' last."""
+    sizes, columns = np.diff(tree.offsets)[species], np.arange(np.diff(tree.offsets).max())
+    at = np.minimum(tree.offsets[species][:, None] + columns, tree.num_leaves - 1)
+    return np.where(columns < sizes[:, None], np.take_along_axis(probabilities, at, axis=1), -1)
+
+
+def join(parts: list[Judged]) -> Judged:
+    """Put batches of outcomes together."""
+    return Judged(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Judged)})
+
+
+# region per class
+
+
+def f1_per_class(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """F1 of each class; NaN for a class that the truth does not contain.
+
+    Args:
+        truth, predicted: int (N,).
+        classes: how many there are.
+
+    Returns:
+        float64 (classes,).
+    """
+    hits = np.bincount(truth[truth == predicted], minlength=classes)
+    present = np.bincount(truth, minlength=classes)
+    f1 = 2 * hits / np.maximum(present + np.bincount(predicted, minlength=classes), 1)
+    return np.where(present > 0, f1, np.nan)
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """Figures of each leaf under the joint decision; all arrays (leaves,).
+
+    Attributes:
+        present, said, hits: int64; pictures of the class, answers that name it, both at once.
+        precision, recall, f1: float64, 0..1; NaN where the class was never named (precision) or has no picture (the others).
+        taken_for, taken: int64; the wrong answer given most often for its pictures (-1 = none), and how often.
+    """
+
+    present: np.ndarray
+    said: np.ndarray
+    hits: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    taken_for: np.ndarray
+    taken: np.ndarray
+
+
+def class_figures(judged: Judged, tree: ClassTree) -> ClassFigures:
+    """Count right and wrong answers per leaf; time and memory grow with pictures and leaves, never with leaves squared."""
+    n = tree.num_leaves
+    present, said = np.bincount(judged.leaf, minlength=n), np.bincount(judged.joint, minlength=n)
+    hits = np.bincount(judged.leaf[judged.leaf == judged.joint], minlength=n)
+    pairs, counts = confused_pairs(judged.leaf, judged.joint)
+    taken_for, taken = np.full(n, -1), np.zeros(n, np.int64)
+    first = np.unique(pairs[:, 0], return_index=True)[1]  # pairs come by falling count
+    taken_for[pairs[first, 0]], taken[pairs[first, 0]] = pairs[first, 1], counts[first]
+    with np.errstate(invalid="ignore"):
+        return ClassFigures(present, said, hits, np.where(said > 0, hits / said, np.nan), np.where(present > 0, hits / present, np.nan),
+                            f1_per_class(judged.leaf, judged.joint, n), taken_for, taken)
+
+
+def confused_pairs(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count the wrong answers by (truth, answer).
+
+    Args:
+        truth, answer: int (N,).
+
+    Returns:
+        int64 (P, 2) pairs, most frequent first, then in index order; int64 (P,) how often.
+    """
+    wrong = truth != answer
+    width = int(max(truth.max(initial=0), answer.max(initial=0))) + 1
+    codes, counts = np.unique(truth[wrong].astype(np.int64) * width + answer[wrong], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return np.stack([codes[order] // width, codes[order] % width], axis=1), counts[order]
+
+
+def tail_f1(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, at_most: int = TAIL_AT_MOST) -> dict[str, float]:
+    """F1 of each class with at most so many pictures: {"apple/scab": 0.8}; classes absent from the split are left out."""
+    f1 = f1_per_class(judged.leaf, judged.joint, tree.num_leaves)
+    return {tree.leaf_name(i): float(f1[i]) for i in np.flatnonzero((class_sizes <= at_most) & ~np.isnan(f1)).tolist()}
+
+
+# endregion
+
+# region of the whole split
+
+
+def summarise(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, tail_at_most: int = TAIL_AT_MOST) -> dict[str, float]:
+    """Sum outcomes up as the figures of the reports.
+
+    Args:
+        judged: outcomes of a split.
+        tree: the classes.
+        class_sizes: int (leaves,), pictures per class over all splits.
+        tail_at_most: a class with at most so many pictures belongs to the tail.
+
+    Returns:
+        n; species_top1; disease_top1, disease_top3 given the true species, over species with two diseases or more;
+        cascade_top1 (joint decision right, nothing given), routed_top1; macro_f1 over leaves, tail_f1 over the tail's
+        leaves (NaN where there is none); species_nll, disease_nll. Fractions are 0..1.
+    """
+    true_species = tree.leaf_species[judged.leaf]
+    several = np.diff(tree.offsets)[true_species] > 1
+    ranks = judged.rank[several] if several.any() else judged.rank
+    f1 = f1_per_class(judged.leaf, judged.joint, tree.num_leaves)
+    tail = f1[(class_sizes <= tail_at_most) & ~np.isnan(f1)]
+    return {
+        "n": len(judged.leaf),
+        "species_top1": float((judged.species == true_species).mean()),
+        "disease_top1": float((ranks == 0).mean()),
+        "disease_top3": float((ranks < 3).mean()),
+        "cascade_top1": float((judged.joint == judged.leaf).mean()),
+        "routed_top1": float((judged.routed == judged.leaf).mean()),
+        "macro_f1": float(np.nanmean(f1)),
+        "tail_f1": float(tail.mean()) if len(tail) else float("nan"),
+        "tail_classes": len(tail),
+        "species_nll": float(judged.species_nll.mean()),
+        "disease_nll": float(judged.disease_nll[several].mean()) if several.any() else 0.0,
+    }
+
+
+def error_budget(judged: Judged, tree: ClassTree) -> dict[str, int]:
+    """Split the wrong answers up by what went wrong.
+
+    Returns:
+        counts of pictures: `n`; `wrong` joint answers = `species_errors` (another plant) + `disease_errors` (the right plant);
+        `routing_losses`: routed wrong where joint is right, `routing_gains`: the reverse; `species_head_only`: the
+        species head right where the joint answer is of another species.
+    """
+    species = tree.leaf_species
+    wrong, other = judged.joint != judged.leaf, species[judged.joint] != species[judged.leaf]
+    routed_wrong = judged.routed != judged.leaf
+    return {key: int(np.count_nonzero(value)) for key, value in {
+        "wrong": wrong, "species_errors": other, "disease_errors": wrong & ~other, "routing_losses": routed_wrong & ~wrong,
+        "routing_gains": wrong & ~routed_wrong,
+        "species_head_only": other & (judged.species == species[judged.leaf])}.items()} | {"n": len(judged.leaf)}
+
+
+DECISIONS = {
+    "joint": "the most probable leaf of all: argmax P(species) P(disease given species)",
+    "routed": "the most probable species (largest sum over its leaves = the species head's choice), then its best disease",
+    "flat": "the largest logit of all leaves as one softmax: a flat model's own answer, or the disease heads without the species head"}
+
+
+def decision_figures(judged: Judged, tree: ClassTree) -> dict[str, dict[str, float]]:
+    """Compare the ways to decide.
+
+    Returns:
+        `joint`: argmax over leaves of P(species) P(disease | species). `routed`: the species of the greatest summed
+        probability, which is the species head's argmax, then its best disease. `flat`, where it was judged: argmax of one
+        softmax over all leaf logits. Each with `leaf`, `species` (the answered leaf's species is right) and `macro_f1`, 0..1.
+    """
+    answers = {"joint": judged.joint, "routed": judged.routed} | ({"flat": judged.flat} if (judged.flat >= 0).all() else {})
+    truth = tree.leaf_species[judged.leaf]
+    return {name: {"leaf": float((answer == judged.leaf).mean()), "species": float((tree.leaf_species[answer] == truth).mean()),
+                   "macro_f1": float(np.nanmean(f1_per_class(judged.leaf, answer, tree.num_leaves)))}
+            for name, answer in answers.items()}
+
+
+# endregion
+
+
+def for_json(metrics: dict[str, object]) -> dict[str, object]:
+    """Return the same figures with None for NaN, which JSON has no word for."""
+    return {key: None if isinstance(value, float) and value != value else value for key, value in metrics.items()}
+
+
+def auroc(known: np.ndarray, strange: np.ndarray) -> float:
+    """Area under the ROC curve: the chance that a stranger scores higher than a known picture, ties counting half.
+
+    Args:
+        known, strange: float (N,), (M,); larger = stranger.
+
+    Returns:
+        0..1.
+    """
+    both = np.concatenate([known, strange])
+    values, inverse, counts = np.unique(both, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # ties share the mean rank
+    wins = ranks[len(known):].sum() - len(strange) * (len(strange) + 1) / 2
+    return float(wins / (len(known) * len(strange)))

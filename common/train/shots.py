@@ -1,0 +1,68 @@
+"""What classes with many, medium and few pictures get right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.classes import ClassTree
+from common.train.metrics import f1_per_class
+
+FEW, MEDIUM = 20, 80  # train pictures at most
+
+
+@dataclass
+class Answers:
+    """What heads answer for the pictures of a split. All arrays are int64 (N,).
+
+    Attributes:
+        leaf: the true leaf.
+        species: the predicted species.
+        given: the predicted leaf, given the true species.
+        joint: the predicted leaf, nothing given.
+    """
+
+    leaf: np.ndarray
+    species: np.ndarray
+    given: np.ndarray
+    joint: np.ndarray
+
+
+def by_size(answers: Answers, tree: ClassTree, counts: np.ndarray, few: int = FEW, medium: int = MEDIUM) -> dict[str, dict[str, float]]:
+    """Figures of the classes with many, medium and few train pictures (as ImageNet-LT reports them, Liu et al. 2019), and of all.
+
+    Args:
+        answers: of a split.
+        tree: the classes.
+        counts: int (leaves,), train pictures per class.
+        few, medium: a class with at most so many has few, or medium; all others many.
+
+    Returns:
+        {`many` | `medium` | `few` | `all`: {classes, pictures, species_acc, species_f1, disease_acc, disease_f1, cascade_acc,
+        cascade_f1}}. Of the group's pictures, accuracy is the share that is right; disease is judged given the true species,
+        over species with two classes or more. F1 is the mean over the group's classes; a class's species F1 is that of its
+        species. 0..1; NaN for a group without pictures.
+    """
+    leaf_species, leaves = tree.leaf_species, tree.num_leaves
+    several = (np.diff(tree.offsets) > 1)[leaf_species]
+    true = leaf_species[answers.leaf]
+    f1 = {"species": f1_per_class(true, answers.species, tree.num_species)[leaf_species],
+          "disease": np.where(several, f1_per_class(answers.leaf, answers.given, leaves), np.nan),
+          "cascade": f1_per_class(answers.leaf, answers.joint, leaves)}
+    right = {"species": answers.species == true, "disease": answers.given == answers.leaf, "cascade": answers.joint == answers.leaf}
+    present = np.bincount(answers.leaf, minlength=leaves) > 0
+    groups = {"many": counts > medium, "medium": (counts > few) & (counts <= medium), "few": counts <= few,
+              "all": np.ones(leaves, bool)}
+    figures: dict[str, dict[str, float]] = {}
+    for name, group in groups.items():
+        group = group & present
+        row: dict[str, float] = {"classes": int(group.sum()), "pictures": int(group[answers.leaf].sum())}
+        for what in right:
+            classes = group & several if what == "disease" else group
+            pictures = classes[answers.leaf]
+            row[f"{what}_acc"] = float(right[what][pictures].mean()) if pictures.any() else math.nan
+            row[f"{what}_f1"] = float(f1[what][classes].mean()) if classes.any() else math.nan
+        figures[name] = row
+    return figures

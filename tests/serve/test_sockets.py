@@ -1,0 +1,322 @@
+"""The server on real sockets: slow, silent, vanishing and deaf clients, a full queue, and a stop that answers what it took."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import tiny_bundle as tiny
+import uvicorn
+from starlette.responses import Response
+from starlette.routing import Route
+
+from common.serve.http import service, sockets
+from common.serve.http.app import make_app
+from common.serve.http.service import Settings
+from common.serve.predictor import Predictor
+
+PHOTO = tiny.picture(tiny.color_of(0), kind="JPEG")
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    return Predictor(tiny.make(tmp_path_factory.mktemp("serving") / "exports"))
+
+
+@contextlib.contextmanager
+def running(predictor, **settings):
+    app = make_app(predictor, Settings(**settings))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = sockets.Server(sockets.config(app), app.state.engine, worker=False)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield SimpleNamespace(port=listener.getsockname()[1], server=server, thread=thread, engine=app.state.engine, app=app)
+    finally:
+        server.drain()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """A runner that has begun waits until `free` is set; `begun` counts."""
+    found = SimpleNamespace(free=threading.Event(), begun=threading.Semaphore(0), count=0)
+    original = service.look
+
+    def slow(*args):
+        found.count += 1
+        found.begun.release()
+        assert found.free.wait(20)
+        return original(*args)
+
+    monkeypatch.setattr(service, "look", slow)
+    yield found
+    found.free.set()
+
+
+def connect(port):
+    return socket.create_connection(("127.0.0.1", port), 10)
+
+
+def request(body=PHOTO, extra="", length=None, path="/predict"):
+    return (f"POST {path} HTTP/1.1\r\nHost: x\r\n{extra}Content-Length: {len(body) if length is None else length}\r\n\r\n").encode() + body
+
+
+def read(connection):
+    """The next response of a connection: status and JSON; (0, None) where it was closed without one."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while b"\r\n\r\n" not in data:
+            if not (more := connection.recv(65536)):
+                return 0, None
+            data += more
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        while len(body) < length:
+            body += connection.recv(65536)
+        return int(head.split()[1]), json.loads(body)
+    return 0, None
+
+
+def ask(port, body=PHOTO, **more):
+    with connect(port) as connection:
+        connection.sendall(request(body, **more))
+        return read(connection)
+
+
+def closed_after(connection, seconds=10.0):
+    connection.settimeout(seconds)
+    with contextlib.suppress(ConnectionResetError):
+        while connection.recv(65536):
+            pass
+
+
+def until(test, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not test():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_slow_and_silent_connections_are_ended_while_others_are_answered(predictor, monkeypatch):
+    monkeypatch.setattr(sockets, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(sockets, "DISCARD_SECONDS", 1.0)
+    with running(predictor, upload_seconds=1.0) as live:
+        silent, dripping, half, second = (connect(live.port) for _ in range(4))
+        half.sendall(request(length=len(PHOTO) + 100))
+        second.sendall(request())
+        assert read(second)[0] == 200
+        second.sendall(b"POST /pre")  # the header of its second request never ends
+        begin = time.monotonic()
+        stop = threading.Event()
+
+        def drip():
+            with contextlib.suppress(OSError):
+                for byte in request()[:400]:
+                    dripping.sendall(bytes([byte]))
+                    if stop.wait(0.05):
+                        return
+
+        dripper = threading.Thread(target=drip)
+        dripper.start()
+        assert ask(live.port)[0] == 200
+        status, told = read(dripping)
+        assert (status, told["error"]["code"]) == (408, "too_slow")
+        status, told = read(half)
+        assert (status, told["error"]["code"]) == (408, "too_slow")
+        assert read(second)[0] == 408
+        closed_after(silent)
+        assert time.monotonic() - begin < 8
+        stop.set()
+        dripper.join()
+        assert ask(live.port)[0] == 200 and live.engine.taken == 0
+        until(lambda: len(live.server.server_state.connections) == 0)
+
+
+@pytest.mark.parametrize("noise", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50), b"hello\r\n\r\n",
+                                   b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+                                   b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 70_000 + b"\r\n\r\n",
+                                   b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"])
+def test_what_is_no_http_gets_an_error_in_json(predictor, noise):
+    with running(predictor) as live:
+        with connect(live.port) as connection:
+            connection.sendall(noise)
+            status, told = read(connection)
+            assert status in (0, 400, 431) and (status == 0 or told["error"]["code"] in ("bad_http", "too_large"))  # 0: reset while sending
+        assert ask(live.port)[0] == 200
+
+
+def test_a_full_queue_answers_before_the_body_comes_and_drops_the_rest(predictor, gate, monkeypatch):
+    monkeypatch.setattr(sockets, "DISCARD_SECONDS", 0.3)
+    with running(predictor, runners=1, waiting=1) as live:
+        waiting = [connect(live.port) for _ in range(2)]
+        for connection in waiting:
+            connection.sendall(request())
+        until(lambda: live.engine.taken == 2)
+        with connect(live.port) as late:
+            late.sendall(request(b"", length=10_000_000))  # a header alone
+            status, told = read(late)
+            assert (status, told["error"]["code"]) == (503, "busy")
+            closed_after(late)
+        gate.free.set()
+        assert [read(connection)[0] for connection in waiting] == [200, 200]
+
+
+def test_a_refusal_reaches_clients_that_send_their_whole_body_first_and_close(predictor, gate):
+    body = bytes(8_000_000)
+    with running(predictor, runners=1, waiting=1) as live:
+        waiting = [connect(live.port) for _ in range(2)]
+        for connection in waiting:
+            connection.sendall(request())
+        until(lambda: live.engine.taken == 2)
+        for _ in range(10):  # closed over what was not read yet, the connection would be reset and the answer lost
+            status, told = ask(live.port, body, extra="Connection: close\r\n")
+            assert (status, told["error"]["code"]) == (503, "busy")
+        gate.free.set()
+        assert [read(connection)[0] for connection in waiting] == [200, 200]
+        until(lambda: len(live.server.server_state.connections) <= 2)
+
+
+def test_bodies_together_are_bounded_in_bytes(predictor, gate):
+    with running(predictor, runners=1, waiting=50, memory_mb=3) as live:
+        with connect(live.port) as first, connect(live.port) as second:
+            first.sendall(request(b"x", length=2_500_000))
+            until(lambda: live.engine.taken == 1)
+            assert ask(live.port, b"", length=1_000_000)[0] == 503
+            second.sendall(request())
+            until(lambda: live.engine.taken == 2)
+            gate.free.set()
+            assert read(second)[0] == 200
+    assert live.engine.held == 0
+
+
+def test_the_work_of_clients_that_left_is_dropped(predictor, gate):
+    with running(predictor, runners=1, waiting=20) as live:
+        with connect(live.port) as served:
+            served.sendall(request())
+            assert gate.begun.acquire(timeout=10)
+            gone = [connect(live.port) for _ in range(5)]
+            for connection in gone:
+                connection.sendall(request())
+            until(lambda: live.engine.taken == 6)
+            for connection in gone:
+                connection.close()
+            until(lambda: live.engine.taken == 1)
+            gate.free.set()
+            assert read(served)[0] == 200
+        assert ask(live.port)[0] == 200
+        with connect(live.port) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            data = b""
+            while b"process_resident" not in data:
+                data += connection.recv(65536)
+    assert b'foliar_requests_total{outcome="vanished",reason="none"} 5' in data
+    assert b'foliar_requests_total{outcome="answered",reason="none"} 2' in data
+    assert gate.count == 2  # none of the five was decoded
+
+
+def test_a_client_that_does_not_read_is_cut_off(predictor, monkeypatch):
+    monkeypatch.setattr(sockets, "READ_SECONDS", 0.3)
+    with running(predictor) as live:
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(0.2)
+        deaf.connect(("127.0.0.1", live.port))
+        until(lambda: len(live.server.server_state.connections) == 1)
+        with contextlib.suppress(OSError):
+            for _ in range(3000):
+                deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: len(live.server.server_state.connections) == 0)
+        deaf.close()
+        assert ask(live.port)[0] == 200
+
+
+def test_a_client_that_reads_slowly_gets_it_all(predictor, monkeypatch):
+    monkeypatch.setattr(sockets, "READ_SECONDS", 0.6)
+    with running(predictor) as live:
+        live.app.router.routes.append(Route("/large", lambda _: Response(bytes(3_000_000))))
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            slow.settimeout(5)
+            slow.connect(("127.0.0.1", live.port))
+            slow.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            begin, size = time.monotonic(), 0
+            while more := slow.recv(65536):
+                size += len(more)
+                time.sleep(0.02)
+            assert size > 3_000_000 and time.monotonic() - begin > 0.6
+
+
+def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(predictor, gate):
+    with running(predictor, runners=2, waiting=20) as live:
+        accepted = [connect(live.port) for _ in range(8)]
+        for connection in accepted:
+            connection.sendall(request())
+        until(lambda: live.engine.taken == 8)
+        live.server.drain()
+        with connect(live.port) as probe:
+            probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read(probe) == (503, {"status": "draining"})
+            probe.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read(probe) == (503, {"ready": False})
+            probe.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read(probe)[0] == 200
+        status, told = ask(live.port)
+        assert (status, told["error"]["code"]) == (503, "draining")
+        assert live.thread.is_alive()
+        gate.free.set()
+        assert [read(connection)[0] for connection in accepted] == [200] * 8
+        live.thread.join(10)
+        assert not live.thread.is_alive()
+        with pytest.raises(OSError):
+            connect(live.port)
+
+
+def test_a_second_signal_stops_at_once(predictor):
+    app = make_app(predictor, Settings())
+    server = sockets.Server(uvicorn.Config(app), app.state.engine, worker=False)
+    server.handle_exit(15, None)
+    assert app.state.engine.draining and not server.should_exit
+    server.handle_exit(2, None)
+    assert server.should_exit and server.force_exit
+    worker = sockets.Server(uvicorn.Config(app), make_app(predictor, Settings()).state.engine, worker=True)
+    worker.handle_exit(2, None)  # Ctrl-C reaches it too, but the first process decides
+    assert not worker.engine.draining
+
+
+def test_more_connections_than_there_may_be_are_sent_away(predictor, monkeypatch):
+    monkeypatch.setattr(sockets, "CONNECTIONS", 3)
+    with running(predictor) as live:
+        held = [connect(live.port) for _ in range(3)]
+        until(lambda: len(live.server.server_state.connections) == 3)
+        with connect(live.port) as more:
+            assert read(more)[0] == 503
+        for connection in held:
+            connection.close()
+        until(lambda: len(live.server.server_state.connections) == 0)
+        assert ask(live.port)[0] == 200
+
+
+def test_a_client_that_is_gone_when_a_connection_would_linger_is_let_go():
+    told = []
+
+    class Transport:
+        def is_closing(self):
+            return False
+
+        def write_eof(self):
+            raise OSError("Transport endpoint is not connected")
+
+        def abort(self):
+            told.append("abort")
+
+    patient = sockets.Patient(Transport(), unread=lambda: True, loop=None)
+    patient.close()
+    patient.close()
+    assert told == ["abort"] and patient.is_closing()

@@ -1,0 +1,117 @@
+"""Class trees, their index and their file form, and names that are safe as file names."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from common.classes import ClassTree, slug
+
+TREE = ClassTree(("corn", "apple", "fig"), (("rust", "healthy", "smut"), ("scab", "healthy"), ("healthy",)))
+
+
+def test_tree_indices() -> None:
+    assert (TREE.num_species, TREE.num_leaves) == (3, 6)
+    assert TREE.offsets.tolist() == [0, 3, 5, 6] and TREE.offsets.dtype == np.int64
+    assert TREE.leaf_species.tolist() == [0, 0, 0, 1, 1, 2] and TREE.leaf_species.dtype == np.int64
+    for s, diseases in enumerate(TREE.diseases):
+        for d, disease in enumerate(diseases):
+            leaf = TREE.leaf_index(s, d)
+            assert TREE.leaf(leaf) == (TREE.species[s], disease)
+            assert TREE.leaf_name(leaf) == f"{TREE.species[s]}/{disease}"
+            assert TREE.offsets[s] <= leaf < TREE.offsets[s + 1]
+
+
+@pytest.mark.parametrize("call", [(3, 0), (-1, 0), (2, 1), (0, -1)])
+def test_tree_index_outside(call: tuple[int, int]) -> None:
+    with pytest.raises(IndexError, match="is outside 0"):
+        TREE.leaf_index(*call)
+
+
+@pytest.mark.parametrize("leaf", [-1, 6])
+def test_tree_leaf_outside(leaf: int) -> None:
+    with pytest.raises(IndexError, match="is outside 0..5"):
+        TREE.leaf_name(leaf)
+
+
+def test_tree_arrays_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        TREE.offsets[0] = 7
+
+
+def test_tree_from_leaves_sorts_and_joins() -> None:
+    tree = ClassTree.from_leaves([("pear", "scab"), ("apple", "scab"), ("pear", "healthy"), ("apple", "scab")])
+    assert tree.species == ("apple", "pear") and tree.diseases == (("scab",), ("healthy", "scab"))
+
+
+def test_tree_survives_json_and_pickle() -> None:
+    assert TREE.to_json()["species"][1] == {"name": "apple", "diseases": ["scab", "healthy"]}
+    again = ClassTree.from_json(json.loads(json.dumps(TREE.to_json())))
+    assert again == TREE and again.fingerprint() == TREE.fingerprint()
+    assert pickle.loads(pickle.dumps(TREE)) == TREE
+    extra = {"species": [{"name": "fig", "diseases": ["healthy"], "train": [7]}], "format": 1}
+    assert ClassTree.from_json(extra).species == ("fig",)
+
+
+def test_tree_fingerprint_tells_order_and_names() -> None:
+    turned = ClassTree(TREE.species, (("healthy", "rust", "smut"), *TREE.diseases[1:]))
+    renamed = ClassTree(("corn", "apple", "figs"), TREE.diseases)
+    assert len({TREE.fingerprint(), turned.fingerprint(), renamed.fingerprint()}) == 3
+    assert TREE.fingerprint() == ClassTree(TREE.species, TREE.diseases).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("species", "diseases", "message"),
+    [
+        ((), (), "at least one species"),
+        (("apple",), (), "one list of diseases per species"),
+        (("apple", "apple"), (("scab",), ("rust",)), "'apple' comes twice"),
+        (("apple",), (("scab", "scab"),), "'scab' comes twice"),
+        (("apple",), ((),), "'apple' has no disease"),
+        (("apple", " "), (("scab",), ("rust",)), "has no name"),
+        (("apple",), (("",),), "has no name"),
+        (("apple",), ("scab",), "not one text"),
+        ("apple", (("scab",),), "not one text"),
+    ],
+)
+def test_tree_refuses(species: tuple, diseases: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassTree(species, diseases)
+
+
+@pytest.mark.parametrize("data", [{}, {"species": [{"name": "fig"}]}, {"species": ["fig"]}, {"species": None}, []])
+def test_tree_refuses_other_json(data: object) -> None:
+    with pytest.raises(ValueError, match="no class tree"):
+        ClassTree.from_json(data)  # type: ignore[arg-type]
+
+
+# --- slug ---
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("bell pepper", "bell_pepper"),
+        ("  Two-Spotted  mite ", "two_spotted_mite"),
+        ("café crème", "cafe_creme"),
+        ("../x", "x"),
+        ("a/b\\c", "a_b_c"),
+        ("x.\x00y\n", "x_y"),
+        ("CON", "con_class"),
+        ("lpt1", "lpt1_class"),
+        ("~$% 5", "5"),
+    ],
+)
+def test_slug(words: str, expected: str) -> None:
+    assert slug(words) == expected
+
+
+def test_slug_is_never_empty_nor_long_nor_shared_by_strangers() -> None:
+    odd = ["", "..", "番茄", "辣椒", "\udcff", "🍅", "x" * 300, "x" * 299]
+    names = [slug(word) for word in odd]
+    assert len(set(names)) == len(odd)
+    assert all(name.isascii() and name.replace("_", "").isalnum() and 0 < len(name) <= 100 for name in names)
+    assert [slug(name) for name in names] == names
