@@ -31,7 +31,7 @@ from common.demo import pictures
 from common.files import write_rows, write_text
 from common.images import read_rgb
 from common.organize import placing
-from common.organize.deduplicate import Refused, choose, leaf_numbers, require_sizes
+from common.organize.deduplicate import Refused, choose, class_numbers, require_sizes
 from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
 from common.organize.intake import read_all, target_of
@@ -157,11 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = gather(args)
     with laps("reading names"):
         names = read_names(files.labels, args.levels, args.names)
-        index, leaf = leaf_numbers(files, names.leaves)
-    show_names(files, names, index, leaf)
+        index, class_idx = class_numbers(files, names.classes)
+    show_names(files, names, index, class_idx)
     if args.dry_run:
         return 0
-    require_sizes(np.bincount(leaf[leaf >= 0], minlength=len(index)), index, args.small_classes)  # before hours of reading
+    require_sizes(np.bincount(class_idx[class_idx >= 0], minlength=len(index)), index, args.small_classes)  # before hours of reading
     held_out = dict(zip(index, hold_out(index, args.holdout_species, args.holdout_diseases), strict=True))
     identity = identity_of(files, args)
     if already_there(args, identity):
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not ((facts["reason"] == 0) & ~files.is_stranger()).any():
             shutil.rmtree(store)  # nothing in it that would make another run quicker
         refused = Refused(facts["reason"].copy(), details, np.full(len(files), -1, np.int64))
-        kept, strangers = choose(files, facts, refused, index, leaf, small_classes=args.small_classes, keep_split=args.keep_split,
+        kept, strangers = choose(files, facts, refused, index, class_idx, small_classes=args.small_classes, keep_split=args.keep_split,
                                  no_label=f"no row in {args.labels.name}" if args.labels else "the file lies in no class folder")
 
     def stored(k: int) -> Path:
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with laps("comparing features"):
             alike = lookalikes.find(args, lambda k: stored(k).read_bytes(), facts["sha256"][kept.file], store / "features")
     with laps("grouping and splitting"):
-        out = np.array([held_out[pair] for pair in kept.leaves], np.int8)
+        out = np.array([held_out[pair] for pair in kept.classes], np.int8)
         certificate = partition(kept, files, facts, out, radius=args.near, val=args.val, test=args.test, group_by=args.group_by,
                                 keep_split=args.keep_split, cosine=alike.pairs, workers=args.workers)
     with laps("judging the search on copies it makes"):

@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if run.epochs_done == run.phase_start + phase.epochs:
             run.save(f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics)
         run.save_last()
-    if model.flat or data.tree.num_leaves == data.tree.num_species:  # else 02b does it
+    if model.flat or data.tree.num_classes == data.tree.num_species:  # else 02b does it
         rescale_heads(run, checkpoint.find_best(folder))
     run.finish(checkpoint.find_best(folder), "Stage A: species")
     leave()

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe, overridden = recipe_flags.from_flags(args, inherited=payload["recipe"])
     recipe_name = args.recipe or payload["identity"]["recipe"]
     say(recipe_flags.describe(recipe_name, recipe, overridden))
-    if data.tree.num_leaves == data.tree.num_species or recipe.classes == "flat":
+    if data.tree.num_classes == data.tree.num_species or recipe.classes == "flat":
         why = "every species has one class only" if recipe.classes != "flat" else "02a has trained all classes of this flat recipe"
         say(f"{why}: there is no disease to train. next: python 03_export.py")
         return 0

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint.require_tree(payload, data.tree, path, data.root)
     if not len(data.splits["test"]):
         fail(f"{args.data} has no test pictures, and an export without a test would be a guess. Add pictures and run 01_reorganize.py.")
-    if data.tree.num_leaves > data.tree.num_species and path.parent.name == "species_only":
+    if data.tree.num_classes > data.tree.num_species and path.parent.name == "species_only":
         warn(f"{path} HAS UNTRAINED DISEASE HEADS: only its species mean anything. Run 02b_train_disease.py first.")
     if args.output.exists() and not (args.output / predictor.FILE_NAME).is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
         fail(f"{args.output} is there and was not made by this script. Choose another --output.")

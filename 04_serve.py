@@ -178,7 +178,7 @@ def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
     console.header(f"{bundle.name} {bundle.version}")
     console.say(f"model    {card.file} ({card.precision}, {card.size_mb:.1f} MB, {bundle.backbone}, "
                 f"{bundle.size} x {bundle.size} pixels{f', on {provider}' if provider else ''})",
-                f"classes  {bundle.tree.num_species} species, {bundle.tree.num_leaves} with their diseases")
+                f"classes  {bundle.tree.num_species} species, {bundle.tree.num_classes} with their diseases")
     console.say("refuses  " + (f"{card.rejection.score} above {card.rejection.threshold:.4g}" if card.rejection
                                else "no stranger: this export has no rejection threshold"))
 

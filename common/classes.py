@@ -73,10 +73,10 @@ class ClassTree:
             _check_names(diseases, f"disease of '{name}'")
 
     @classmethod
-    def from_leaves(cls, leaves: Iterable[tuple[str, str]]) -> ClassTree:
+    def from_pairs(cls, classes: Iterable[tuple[str, str]]) -> ClassTree:
         """Tree of (species, disease) pairs, both levels sorted; pairs may repeat. Raises ValueError when empty."""
         grouped: dict[str, set[str]] = {}
-        for species, disease in leaves:
+        for species, disease in classes:
             grouped.setdefault(species, set()).add(disease)
         names = tuple(sorted(grouped))
         return cls(names, tuple(tuple(sorted(grouped[name])) for name in names))
@@ -113,7 +113,7 @@ class ClassTree:
         return len(self.species)
 
     @property
-    def num_leaves(self) -> int:
+    def num_classes(self) -> int:
         """Number of leaves L, >= S."""
         return int(self.offsets[-1])
 
@@ -124,11 +124,11 @@ class ClassTree:
         return _frozen(np.concatenate([[0], np.cumsum(sizes)]))
 
     @cached_property
-    def leaf_species(self) -> np.ndarray:
+    def class_species(self) -> np.ndarray:
         """int64 (L,), read-only: species index of each leaf."""
         return _frozen(np.repeat(np.arange(self.num_species), np.diff(self.offsets)))
 
-    def leaf_index(self, species_idx: int, disease_idx: int) -> int:
+    def class_index(self, species_idx: int, disease_idx: int) -> int:
         """Packed index of a leaf. Raises IndexError where the species or its disease does not exist."""
         if not 0 <= species_idx < self.num_species:
             raise IndexError(f"Species index {species_idx} is outside 0..{self.num_species - 1}.")
@@ -137,16 +137,16 @@ class ClassTree:
             raise IndexError(f"Disease index {disease_idx} of '{self.species[species_idx]}' is outside 0..{last}.")
         return int(self.offsets[species_idx]) + disease_idx
 
-    def leaf(self, leaf_idx: int) -> tuple[str, str]:
+    def pair(self, class_idx: int) -> tuple[str, str]:
         """(species, disease) names of a packed index. Raises IndexError where it does not exist."""
-        if not 0 <= leaf_idx < self.num_leaves:
-            raise IndexError(f"Leaf index {leaf_idx} is outside 0..{self.num_leaves - 1}.")
-        species_idx = int(self.leaf_species[leaf_idx])
-        return self.species[species_idx], self.diseases[species_idx][leaf_idx - int(self.offsets[species_idx])]
+        if not 0 <= class_idx < self.num_classes:
+            raise IndexError(f"Leaf index {class_idx} is outside 0..{self.num_classes - 1}.")
+        species_idx = int(self.class_species[class_idx])
+        return self.species[species_idx], self.diseases[species_idx][class_idx - int(self.offsets[species_idx])]
 
-    def leaf_name(self, leaf_idx: int) -> str:
+    def class_name(self, class_idx: int) -> str:
         """Name of a packed index as "apple/scab". Raises IndexError where it does not exist."""
-        return "/".join(self.leaf(leaf_idx))
+        return "/".join(self.pair(class_idx))
 
 
 def _frozen(values: np.ndarray) -> np.ndarray:

@@ -38,12 +38,12 @@ _PHOTO = {
     "sharpness": ("blurred", "The photo is blurred, with a sharpness of {value:.2g} where {limit:.2g} is needed. Hold the camera still, "
                   "a hand's breadth from the leaf, and tap on the leaf to focus."),
 }
-BARS = ("stranger", "plant", "disease")
+THRESHOLDS = ("ood", "plant", "disease")
 PHOTO = ("short_side", "brightness", "sharpness")  # what is measured of a photo
 
 
 @dataclass(frozen=True)
-class Bar:
+class ScoreThreshold:
     """A score that tells strangers from plants, and where to draw the line.
 
     score: its name; weights: of the model's `ood` outputs in its sum (K,); threshold: the greatest sum still accepted;
@@ -79,27 +79,27 @@ class Rejection:
     short side (px) of a photo that is not poor.
     """
 
-    stranger: Bar
-    plant: Bar | None = None
-    disease: Bar | None = None
+    ood: ScoreThreshold
+    plant: ScoreThreshold | None = None
+    disease: ScoreThreshold | None = None
     photo: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> str:
         """Name of the score that refuses."""
-        return self.stranger.score
+        return self.ood.score
 
     @property
     def threshold(self) -> float:
         """The greatest score that is not refused."""
-        return self.stranger.threshold
+        return self.ood.threshold
 
 
 @dataclass(frozen=True)
 class Rollup:
     """Least probability, 0 to 1, to answer at a level; `precision` is the share of right answers it was fitted for."""
 
-    leaf: float
+    disease: float
     species: float
     precision: float | None = None
 
@@ -115,9 +115,9 @@ class Decisions:
     """
 
     outcome: np.ndarray
-    leaf: np.ndarray
+    class_idx: np.ndarray
     species: np.ndarray
-    leaf_probability: np.ndarray
+    class_probability: np.ndarray
     species_probability: np.ndarray
     unknown_disease: np.ndarray
 
@@ -154,15 +154,15 @@ def species_probabilities(probabilities: np.ndarray, tree: ClassTree) -> np.ndar
     return np.add.reduceat(probabilities, tree.offsets[:-1], axis=1, dtype=np.float64)
 
 
-def joint_leaf(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
+def joint_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     """The most probable leaf of each row, argmax of P(s) P(d|s): (N, L) -> int64 (N,). Raises as above."""
     return _check(probabilities, tree).argmax(axis=1)
 
 
-def routed_leaf(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
+def routed_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     """The best leaf of the most probable species: (N, L) -> int64 (N,). Raises as above."""
     best = species_probabilities(probabilities, tree).argmax(axis=1)
-    return _best_leaf_of(_check(probabilities, tree), best, tree)
+    return _best_class_of(_check(probabilities, tree), best, tree)
 
 
 def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejection: Rejection | None,
@@ -186,29 +186,29 @@ def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, re
     ood = np.asarray(ood, dtype=np.float64)
     if ood.ndim != 2 or len(ood) != len(probabilities):
         raise ValueError(f"scores of shape {ood.shape} do not belong to {len(probabilities)} pictures")
-    bars = {name: getattr(rejection, name) for name in BARS if rejection is not None and getattr(rejection, name) is not None}
-    for bar in bars.values():
-        if len(bar.weights) != ood.shape[1]:
-            raise ValueError(f"'{bar.score}' is made of {len(bar.weights)} scores, but there are {ood.shape[1]}")
+    thresholds = {name: getattr(rejection, name) for name in THRESHOLDS if rejection is not None and getattr(rejection, name) is not None}
+    for threshold in thresholds.values():
+        if len(threshold.weights) != ood.shape[1]:
+            raise ValueError(f"'{threshold.score}' is made of {len(threshold.weights)} scores, but there are {ood.shape[1]}")
     rows = np.arange(len(probabilities))
     per_species = species_probabilities(probabilities, tree)
     best_species = per_species.argmax(axis=1)
-    leaf = joint_leaf(probabilities, tree) if mode == "joint" else _best_leaf_of(probabilities, best_species, tree)
-    leaf_p = probabilities[rows, leaf]
+    class_idx = joint_class(probabilities, tree) if mode == "joint" else _best_class_of(probabilities, best_species, tree)
+    class_p = probabilities[rows, class_idx]
     best_p = per_species[rows, best_species]
     single = np.diff(tree.offsets)[best_species] == 1  # naming such a species names its only leaf
 
-    leaf_bar, species_bar = (rollup.leaf, rollup.species) if rollup is not None else (0.0, 0.0)
-    unknown = bars["disease"].exceeded(ood) & ~single if "disease" in bars else np.zeros(len(rows), bool)
-    certain = (leaf_p >= leaf_bar) & ~unknown
-    outcome = np.select([certain, (best_p >= species_bar) & single, best_p >= species_bar], [ANSWERED, ANSWERED, ROLLED_UP], UNSURE)
+    disease_threshold, species_threshold = (rollup.disease, rollup.species) if rollup is not None else (0.0, 0.0)
+    unknown = thresholds["disease"].exceeded(ood) & ~single if "disease" in thresholds else np.zeros(len(rows), bool)
+    certain = (class_p >= disease_threshold) & ~unknown
+    outcome = np.select([certain, (best_p >= species_threshold) & single, best_p >= species_threshold], [ANSWERED, ANSWERED, ROLLED_UP], UNSURE)
     # Below the leaf's bar the answer climbs: to the most probable species, and to its leaf where it has but one.
-    leaf = np.where(certain, leaf, _best_leaf_of(probabilities, best_species, tree))
-    if "stranger" in bars:
-        plant = ~bars["plant"].exceeded(ood) if "plant" in bars else np.zeros(len(rows), bool)
-        outcome = np.where(bars["stranger"].exceeded(ood), np.where(plant, UNKNOWN_SPECIES, NOT_A_PLANT), outcome)
-    species = tree.leaf_species[leaf]
-    return Decisions(outcome, leaf, species, probabilities[rows, leaf], per_species[rows, species], unknown)
+    class_idx = np.where(certain, class_idx, _best_class_of(probabilities, best_species, tree))
+    if "ood" in thresholds:
+        plant = ~thresholds["plant"].exceeded(ood) if "plant" in thresholds else np.zeros(len(rows), bool)
+        outcome = np.where(thresholds["ood"].exceeded(ood), np.where(plant, UNKNOWN_SPECIES, NOT_A_PLANT), outcome)
+    species = tree.class_species[class_idx]
+    return Decisions(outcome, class_idx, species, probabilities[rows, class_idx], per_species[rows, species], unknown)
 
 
 def decide(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejection: Rejection | None,
@@ -228,20 +228,20 @@ def decide(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejectio
     """
     probabilities, ood = np.asarray(probabilities, dtype=np.float64), np.asarray(ood, dtype=np.float64)
     decided = decide_batch(probabilities[None], ood[None], tree, rejection, rollup, mode=mode)
-    outcome, leaf = int(decided.outcome[0]), int(decided.leaf[0])
-    species_name, disease_name = tree.leaf(leaf)
-    leaf_p, species_p = float(decided.leaf_probability[0]), float(decided.species_probability[0])
-    given = leaf_p / species_p if species_p > 0 else 0.0
+    outcome, class_idx = int(decided.outcome[0]), int(decided.class_idx[0])
+    species_name, disease_name = tree.pair(class_idx)
+    class_p, species_p = float(decided.class_probability[0]), float(decided.species_probability[0])
+    given = class_p / species_p if species_p > 0 else 0.0
     path = [{"level": "species", "name": species_name, "probability": _round(species_p)},
-            {"level": "leaf", "name": disease_name, "probability": _round(leaf_p)}]
+            {"level": "disease", "name": disease_name, "probability": _round(class_p)}]
     answered = outcome == ANSWERED
     return Answer(
         decision={ANSWERED: "answered", ROLLED_UP: "rolled_up"}.get(outcome, "rejected"),
-        level={ANSWERED: "leaf", ROLLED_UP: "species"}.get(outcome, "none"),
+        level={ANSWERED: "disease", ROLLED_UP: "species"}.get(outcome, "none"),
         species=species_name if outcome in (ANSWERED, ROLLED_UP) else None,
         disease=disease_name if answered else None,
         healthy=disease_name == "healthy" if answered and disease_name != species_name else None,
-        probabilities={"species": _round(species_p), "disease_given_species": _round(given), "leaf": _round(leaf_p)},
+        probabilities={"species": _round(species_p), "disease_given_species": _round(given), "joint": _round(class_p)},
         path=path[:{ANSWERED: 2, ROLLED_UP: 1}.get(outcome, 0)],
         alternatives=alternatives(probabilities, tree, top_k),
         rejection=_rejection_words(outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}),
@@ -252,13 +252,13 @@ def alternatives(probabilities: np.ndarray, tree: ClassTree, top_k: int) -> list
     """The top_k most probable leaves of (L,) in falling order, each with species, disease and probability, 0 to 1."""
     probabilities = np.asarray(probabilities, dtype=np.float64)
     order = np.argsort(-probabilities, kind="stable")[:max(0, top_k)]
-    return [{"species": tree.leaf(int(i))[0], "disease": tree.leaf(int(i))[1], "probability": _round(probabilities[i])}
+    return [{"species": tree.pair(int(i))[0], "disease": tree.pair(int(i))[1], "probability": _round(probabilities[i])}
             for i in order]
 
 
 def _rejection_words(outcome: int, unknown_disease: bool, ood: np.ndarray, rejection: Rejection | None,
                      photo: Mapping[str, float]) -> dict[str, Any]:
-    reason, message, bar = *_WHY.get(outcome, (None, None)), rejection.stranger if rejection else None
+    reason, message, bar = *_WHY.get(outcome, (None, None)), rejection.ood if rejection else None
     if outcome == ROLLED_UP and unknown_disease:
         reason, message, bar = "unknown_disease", _DISEASE_TEXT, rejection.disease
     failed = []
@@ -281,18 +281,18 @@ def _rejection_words(outcome: int, unknown_disease: bool, ood: np.ndarray, rejec
     }
 
 
-def _best_leaf_of(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
-    leaf = np.zeros(len(species), dtype=np.int64)
+def _best_class_of(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
+    class_idx = np.zeros(len(species), dtype=np.int64)
     for index in np.unique(species):  # by species, so that a large validation set needs no second (N, L) array
         rows, start = species == index, tree.offsets[index]
-        leaf[rows] = start + probabilities[rows, start:tree.offsets[index + 1]].argmax(axis=1)
-    return leaf
+        class_idx[rows] = start + probabilities[rows, start:tree.offsets[index + 1]].argmax(axis=1)
+    return class_idx
 
 
 def _check(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     probabilities = np.asarray(probabilities)
-    if probabilities.ndim != 2 or probabilities.shape[1] != tree.num_leaves:
-        raise ValueError(f"probabilities of shape {probabilities.shape} do not fit a tree of {tree.num_leaves} leaves")
+    if probabilities.ndim != 2 or probabilities.shape[1] != tree.num_classes:
+        raise ValueError(f"probabilities of shape {probabilities.shape} do not fit a tree of {tree.num_classes} leaves")
     return probabilities
 
 
@@ -321,11 +321,11 @@ def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -
         raise ValueError(f"it measures '{unknown[0]}' of a photo; known are {', '.join(PHOTO)}")
     if not np.isfinite(list(photo.values())).all():
         raise ValueError("its limits of a poor photo must be finite")
-    return Rejection(_bar_from_json(data, scores), *(_bar_from_json(data[name], scores) if data.get(name) else None for name in BARS[1:]),
+    return Rejection(_threshold_from_json(data, scores), *(_threshold_from_json(data[name], scores) if data.get(name) else None for name in THRESHOLDS[1:]),
                      photo)
 
 
-def _bar_from_json(data: Mapping[str, Any], scores: Sequence[str]) -> Bar:
+def _threshold_from_json(data: Mapping[str, Any], scores: Sequence[str]) -> ScoreThreshold:
     weights = data.get("weights") or {data["score"]: 1.0}
     if unknown := [name for name in weights if name not in scores]:
         raise ValueError(f"it rejects by '{unknown[0]}', but the model's scores are {', '.join(scores) or 'none'}")
@@ -333,14 +333,14 @@ def _bar_from_json(data: Mapping[str, Any], scores: Sequence[str]) -> Bar:
     quantiles, threshold = tuple(float(value) for value in data["quantiles"]), float(data["threshold"])
     if len(quantiles) != 101 or not np.isfinite([*row, *quantiles, threshold]).all() or (np.diff(quantiles) < 0).any():
         raise ValueError("its rejection needs finite weights and threshold, and 101 finite percentiles that never fall")
-    return Bar(str(data["score"]), row, threshold, quantiles)
+    return ScoreThreshold(str(data["score"]), row, threshold, quantiles)
 
 
 def rollups_from_json(data: Mapping[str, Any] | None) -> dict[str, Rollup]:
-    """Read {"default": name, "precisions": {name: {"leaf", "species"}}}; a name is a precision such as "0.95".
+    """Read {"default": name, "precisions": {name: {"disease", "species"}}}; a name is a precision such as "0.95".
 
     Returns:
-        the bars by name, the default first; nothing for None.
+        the thresholds by name, the default first; nothing for None.
 
     Raises:
         ValueError, KeyError, TypeError: where a value is missing or makes no sense.
@@ -350,10 +350,10 @@ def rollups_from_json(data: Mapping[str, Any] | None) -> dict[str, Rollup]:
     default, named = data["default"], data["precisions"]
     if default not in named:
         raise ValueError(f"its roll-up's default precision {default!r} is not among {', '.join(named) or 'none'}")
-    rollups = {name: Rollup(float(named[name]["leaf"]), float(named[name]["species"]), float(name))
+    rollups = {name: Rollup(float(named[name]["disease"]), float(named[name]["species"]), float(name))
                for name in (default, *(name for name in named if name != default))}
     # A bar above 1 is how a fit says "never answer at this level"; below 0 or NaN is a mistake.
-    if not all(rollup.leaf >= 0 and rollup.species >= 0 for rollup in rollups.values()):
+    if not all(rollup.disease >= 0 and rollup.species >= 0 for rollup in rollups.values()):
         raise ValueError("its roll-up needs probabilities for `leaf` and `species` that are not negative")
     return rollups
 

@@ -14,27 +14,27 @@ TREE = ClassTree(("corn", "apple", "fig"), (("rust", "healthy", "smut"), ("scab"
 
 
 def test_tree_indices() -> None:
-    assert (TREE.num_species, TREE.num_leaves) == (3, 6)
+    assert (TREE.num_species, TREE.num_classes) == (3, 6)
     assert TREE.offsets.tolist() == [0, 3, 5, 6] and TREE.offsets.dtype == np.int64
-    assert TREE.leaf_species.tolist() == [0, 0, 0, 1, 1, 2] and TREE.leaf_species.dtype == np.int64
+    assert TREE.class_species.tolist() == [0, 0, 0, 1, 1, 2] and TREE.class_species.dtype == np.int64
     for s, diseases in enumerate(TREE.diseases):
         for d, disease in enumerate(diseases):
-            leaf = TREE.leaf_index(s, d)
-            assert TREE.leaf(leaf) == (TREE.species[s], disease)
-            assert TREE.leaf_name(leaf) == f"{TREE.species[s]}/{disease}"
-            assert TREE.offsets[s] <= leaf < TREE.offsets[s + 1]
+            class_idx = TREE.class_index(s, d)
+            assert TREE.pair(class_idx) == (TREE.species[s], disease)
+            assert TREE.class_name(class_idx) == f"{TREE.species[s]}/{disease}"
+            assert TREE.offsets[s] <= class_idx < TREE.offsets[s + 1]
 
 
 @pytest.mark.parametrize("call", [(3, 0), (-1, 0), (2, 1), (0, -1)])
 def test_tree_index_outside(call: tuple[int, int]) -> None:
     with pytest.raises(IndexError, match="is outside 0"):
-        TREE.leaf_index(*call)
+        TREE.class_index(*call)
 
 
-@pytest.mark.parametrize("leaf", [-1, 6])
-def test_tree_leaf_outside(leaf: int) -> None:
+@pytest.mark.parametrize("class_idx", [-1, 6])
+def test_tree_class_outside(class_idx: int) -> None:
     with pytest.raises(IndexError, match="is outside 0..5"):
-        TREE.leaf_name(leaf)
+        TREE.class_name(class_idx)
 
 
 def test_tree_arrays_cannot_be_changed() -> None:
@@ -42,8 +42,8 @@ def test_tree_arrays_cannot_be_changed() -> None:
         TREE.offsets[0] = 7
 
 
-def test_tree_from_leaves_sorts_and_joins() -> None:
-    tree = ClassTree.from_leaves([("pear", "scab"), ("apple", "scab"), ("pear", "healthy"), ("apple", "scab")])
+def test_tree_from_pairs_sorts_and_joins() -> None:
+    tree = ClassTree.from_pairs([("pear", "scab"), ("apple", "scab"), ("pear", "healthy"), ("apple", "scab")])
     assert tree.species == ("apple", "pear") and tree.diseases == (("scab",), ("healthy", "scab"))
 
 

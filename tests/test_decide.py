@@ -15,23 +15,23 @@ from common.decide import (
     ROLLED_UP,
     UNKNOWN_SPECIES,
     UNSURE,
-    Bar,
     Rejection,
     Rollup,
+    ScoreThreshold,
     decide,
     decide_batch,
-    joint_leaf,
+    joint_class,
     rejection_from_json,
     rollups_from_json,
-    routed_leaf,
+    routed_class,
     species_probabilities,
 )
 
 TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy")))
 PERCENTILES = tuple(np.linspace(0.0, 3.0, 101))
-BAR = Bar("gen", (0.0, 1.0), 2.0, PERCENTILES)
+BAR = ScoreThreshold("gen", (0.0, 1.0), 2.0, PERCENTILES)
 REJECTION = Rejection(BAR)
-ALL_BARS = Rejection(BAR, Bar("far", (-1.0, 2.0), -4.0, PERCENTILES), Bar("leaf", (1.0, 0.0), 9.2, PERCENTILES),
+ALL_BARS = Rejection(BAR, ScoreThreshold("far", (-1.0, 2.0), -4.0, PERCENTILES), ScoreThreshold("leaf", (1.0, 0.0), 9.2, PERCENTILES),
                      {"brightness": 0.2, "sharpness": 0.01, "short_side": 200.0})
 ROLLUP = Rollup(0.6, 0.7, 0.95)
 CALM = np.array([9.0, 0.5])  # the first score is another one and must not matter
@@ -43,10 +43,10 @@ def test_species_probabilities_sum_the_segments_of_each_species():
     np.testing.assert_allclose(species_probabilities(probs, TREE), expected, atol=1e-6)
 
 
-def test_joint_and_routed_differ_where_a_species_spreads_over_its_leaves():
+def test_joint_and_routed_differ_where_a_species_spreads_over_its_classes():
     probs = np.array([[0.19, 0.18, 0.18, 0.45, 0.0, 0.0], [0.0, 0.1, 0.8, 0.1, 0.0, 0.0]])
-    assert joint_leaf(probs, TREE).tolist() == [3, 2]
-    assert routed_leaf(probs, TREE).tolist() == [0, 2]
+    assert joint_class(probs, TREE).tolist() == [3, 2]
+    assert routed_class(probs, TREE).tolist() == [0, 2]
 
 
 def test_routed_equals_a_loop_over_random_rows():
@@ -54,17 +54,17 @@ def test_routed_equals_a_loop_over_random_rows():
     segments = [probs[:, a:b] for a, b in zip(TREE.offsets[:-1], TREE.offsets[1:], strict=True)]
     best = np.stack([part.sum(1) for part in segments], axis=1).argmax(1)
     expected = [int(TREE.offsets[s] + segments[s][row].argmax()) for row, s in enumerate(best)]
-    assert routed_leaf(probs, TREE).tolist() == expected
+    assert routed_class(probs, TREE).tolist() == expected
 
 
-def test_a_sure_leaf_is_answered_with_its_path_and_alternatives():
+def test_a_sure_class_is_answered_with_its_path_and_alternatives():
     answer = decide(np.array([0.05, 0.05, 0.85, 0.02, 0.03, 0.0]), CALM, TREE, REJECTION, ROLLUP, top_k=2)
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "leaf", "apple", "scab")
+    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "disease", "apple", "scab")
     assert answer.healthy is False
     assert answer.probabilities == {"species": 0.95, "disease_given_species": pytest.approx(0.85 / 0.95, rel=1e-5),
-                                    "leaf": 0.85}
+                                    "joint": 0.85}
     assert answer.path == [{"level": "species", "name": "apple", "probability": 0.95},
-                           {"level": "leaf", "name": "scab", "probability": 0.85}]
+                           {"level": "disease", "name": "scab", "probability": 0.85}]
     assert [item["disease"] for item in answer.alternatives] == ["scab", "healthy"]
     assert answer.rejection["rejected"] is False and answer.rejection["reason"] is None
     json.dumps(answer.to_dict(), allow_nan=False)
@@ -106,30 +106,30 @@ def test_the_threshold_itself_is_still_accepted_and_nan_is_not():
     json.dumps(lost.to_dict(), allow_nan=False)
 
 
-def test_without_rollup_or_rejection_a_leaf_is_always_answered():
+def test_without_rollup_or_rejection_a_class_is_always_answered():
     answer = decide(np.full(6, 1 / 6), np.array([1e9, 1e9]), TREE, None, None)
     assert answer.decision == "answered" and answer.disease is not None
     assert answer.rejection["score"] is None and answer.rejection["quantile"] is None
 
 
-def test_the_species_level_answers_the_most_probable_species_not_the_best_leafs():
+def test_the_species_level_answers_the_most_probable_species_not_the_best_class():
     probs = np.array([0.19, 0.18, 0.18, 0.45, 0.0, 0.0])  # best leaf: basil; best species: apple
     answer = decide(probs, CALM, TREE, None, Rollup(0.6, 0.5))
     assert (answer.decision, answer.species, answer.disease) == ("rolled_up", "apple", None)
     assert answer.probabilities["species"] == pytest.approx(0.55)
 
 
-def test_a_species_with_one_leaf_is_answered_at_the_bar_of_species():
+def test_a_species_with_one_class_is_answered_at_the_bar_of_species():
     probs = np.array([0.1, 0.0, 0.0, 0.65, 0.25, 0.0])
     answer = decide(probs, CALM, TREE, None, Rollup(0.9, 0.6))
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "leaf", "basil", "healthy")
+    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "disease", "basil", "healthy")
     assert answer.probabilities["disease_given_species"] == 1.0
 
 
-def test_a_flat_tree_answers_its_class_as_species_and_leaf():
+def test_a_flat_tree_answers_its_class_as_species_and_class():
     flat = ClassTree(("cat", "dog"), (("cat",), ("dog",)))
     answer = decide(np.array([0.2, 0.8]), CALM, flat, None, Rollup(0.7, 0.7))
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "leaf", "dog", "dog")
+    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "disease", "dog", "dog")
     assert answer.healthy is None
 
 
@@ -148,7 +148,7 @@ def test_the_batch_rule_agrees_with_the_single_one(mode):
         if single.species:
             assert single.species == TREE.species[batch.species[row]]
         if single.disease:
-            assert (single.species, single.disease) == TREE.leaf(int(batch.leaf[row]))
+            assert (single.species, single.disease) == TREE.pair(int(batch.class_idx[row]))
 
 
 def test_quantiles_interpolate_and_end_at_zero_and_one():
@@ -158,7 +158,7 @@ def test_quantiles_interpolate_and_end_at_zero_and_one():
     assert replace(BAR, quantiles=(1.0,) * 101).quantile(1.0) == 1.0
 
 
-def test_top_k_is_bounded_by_the_leaves():
+def test_top_k_is_bounded_by_the_classes():
     assert len(decide(np.full(6, 1 / 6), CALM, TREE, None, None, top_k=99).alternatives) == 6
 
 
@@ -232,11 +232,11 @@ def test_every_message_is_a_problem_and_then_advice():
 def test_bars_are_read_from_json_and_nonsense_is_refused():
     plain = {"score": "gen+msp", "weights": {"gen": 2, "msp": 0.5}, "threshold": 1.5, "quantiles": list(range(101))}
     got = rejection_from_json({**plain, "plant": {**plain, "weights": {"msp": 1}}, "photo": {"brightness": 0.1}}, ["msp", "gen", "x"])
-    assert got.stranger.weights == (0.5, 2.0, 0.0) and got.plant.weights == (1.0, 0.0, 0.0) and got.disease is None
+    assert got.ood.weights == (0.5, 2.0, 0.0) and got.plant.weights == (1.0, 0.0, 0.0) and got.disease is None
     assert (got.score, got.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
-    assert got.stranger.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], "what has no weight does not matter"
+    assert got.ood.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], "what has no weight does not matter"
     alone = rejection_from_json({"score": "gen", "threshold": 0.0, "quantiles": [0.0] * 101}, ["msp", "gen"])
-    assert alone.stranger.weights == (0.0, 1.0) and alone.photo == {}
+    assert alone.ood.weights == (0.0, 1.0) and alone.photo == {}
     assert rejection_from_json(None, []) is None
     for wrong in ({"weights": {"other": 1}}, {"threshold": float("nan")}, {"quantiles": [1, 2]}, {"weights": {"gen": float("inf")}},
                   {"quantiles": list(range(101))[::-1]}, {"photo": {"smell": 1}}, {"photo": {"brightness": float("nan")}},
@@ -246,10 +246,10 @@ def test_bars_are_read_from_json_and_nonsense_is_refused():
 
 
 def test_rollups_are_read_by_precision_the_default_first():
-    plain = {"default": "0.95", "precisions": {"0.90": {"leaf": 0.5, "species": 0.4}, "0.95": {"leaf": 0.6, "species": 1.1}}}
+    plain = {"default": "0.95", "precisions": {"0.90": {"disease": 0.5, "species": 0.4}, "0.95": {"disease": 0.6, "species": 1.1}}}
     got = rollups_from_json(plain)
     assert list(got.items()) == [("0.95", Rollup(0.6, 1.1, 0.95)), ("0.90", Rollup(0.5, 0.4, 0.9))] and rollups_from_json(None) == {}
-    for wrong in ({"leaf": -0.1, "species": 0.5}, {"leaf": float("nan"), "species": 0.5}):
+    for wrong in ({"disease": -0.1, "species": 0.5}, {"disease": float("nan"), "species": 0.5}):
         with pytest.raises(ValueError):
             rollups_from_json({**plain, "precisions": {"0.95": wrong}})
     with pytest.raises(ValueError, match="'0.5' is not among 0.90, 0.95"):

@@ -26,9 +26,9 @@ SHARPNESS = 100.0
 STRANGER = (20, 40, 230)  # a blue that is far from every leaf
 
 
-def color_of(leaf: int) -> tuple[int, int, int]:
+def color_of(class_idx: int) -> tuple[int, int, int]:
     """The RGB colour, 0 to 255, of which the model is most certain for a leaf."""
-    return tuple(int(round(255 * float(value))) for value in COLORS[leaf])
+    return tuple(int(round(255 * float(value))) for value in COLORS[class_idx])
 
 
 def between(first: int, second: int) -> tuple[int, int, int]:
@@ -45,14 +45,14 @@ def picture(color: tuple[int, int, int], size: tuple[int, int] = (80, 60), kind:
     return buffer.getvalue()
 
 
-def model(size: int = SIZE, *, leaves: int = 6, image_type: int = TensorProto.UINT8, batch: Any = "N",
+def model(size: int = SIZE, *, classes: int = 6, image_type: int = TensorProto.UINT8, batch: Any = "N",
           rename: dict[str, str] | None = None) -> onnx.ModelProto:
     """The model: probabilities by the distance of the mean colour to each leaf's, ood by the least of these distances.
 
     leaves, image_type, batch and rename (of outputs) make models that break the contract.
     """
     rename = rename or {}
-    colors = COLORS[:leaves]
+    colors = COLORS[:classes]
     constants = {"scale": np.float32(1 / 255), "weights": 2 * colors.T, "norms": (colors**2).sum(1),
                  "sharpness": np.float32(-SHARPNESS),
                  "cells": np.array([0, CELLS, size // CELLS, CELLS, size // CELLS]),
@@ -79,7 +79,7 @@ def model(size: int = SIZE, *, leaves: int = 6, image_type: int = TensorProto.UI
     graph = helper.make_graph(
         nodes, "mean_color",
         [helper.make_tensor_value_info("images", image_type, [batch, size, size, 3])],
-        [helper.make_tensor_value_info(rename.get("probabilities", "probabilities"), TensorProto.FLOAT, ["N", leaves]),
+        [helper.make_tensor_value_info(rename.get("probabilities", "probabilities"), TensorProto.FLOAT, ["N", classes]),
          helper.make_tensor_value_info(rename.get("ood", "ood"), TensorProto.FLOAT, ["N", 2]),
          helper.make_tensor_value_info(rename.get("heatmap", "heatmap"), TensorProto.FLOAT, ["N", CELLS, CELLS])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()])
@@ -95,7 +95,7 @@ def card(path: Path, species: int = 3, **changes: Any) -> dict[str, Any]:
             "rejection": {"score": "mahalanobis", "weights": {"mahalanobis": 1.0}, "threshold": 0.05,
                           "quantiles": list(np.linspace(0, 0.06, 101)), "plant": None, "disease": None,
                           "photo": {"brightness": 0.02, "short_side": 40.0}},
-            "rollup": {"default": "0.95", "precisions": {"0.90": {"leaf": 0.6, "species": 0.7}, "0.95": {"leaf": 0.7, "species": 0.8}}},
+            "rollup": {"default": "0.95", "precisions": {"0.90": {"disease": 0.6, "species": 0.7}, "0.95": {"disease": 0.7, "species": 0.8}}},
             "metrics": {"leaf_top1": 0.9}, **changes}
 
 

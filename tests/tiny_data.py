@@ -45,11 +45,11 @@ def draw(species: str, disease: str, number: int, size: int = 64) -> np.ndarray:
 
 def make_raw(folder: Path, each: int = EACH) -> Path:
     """Write the class folders with `each` pictures per class; half are PNG, half JPEG."""
-    for name, leaf in CLASSES.items():
+    for name, class_idx in CLASSES.items():
         (folder / name).mkdir(parents=True)
         for number in range(each):
             ending = "png" if number % 2 else "JPG"
-            Image.fromarray(draw(*leaf, number)).save(folder / name / f"photo {number:02d}.{ending}", quality=92)
+            Image.fromarray(draw(*class_idx, number)).save(folder / name / f"photo {number:02d}.{ending}", quality=92)
     return folder
 
 

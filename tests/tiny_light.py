@@ -23,7 +23,7 @@ SCORES = ("gen", "mahalanobis")
 def model(tree: ClassTree) -> onnx.ModelProto:
     """light.onnx: the feature is the mean colour, of which a leaf's logit is linear; scores are the chance to be wrong and the distance."""
     colors = tiny.COLORS
-    segments = (tree.leaf_species[:, None] == np.arange(tree.num_species)).astype(np.float32)
+    segments = (tree.class_species[:, None] == np.arange(tree.num_species)).astype(np.float32)
     constants = {"scale": np.float32(1 / 255), "weights": (2 * tiny.SHARPNESS * colors.T), "norms": -tiny.SHARPNESS * (colors**2).sum(1),
                  "segments": segments, "steep": np.float32(-1 / tiny.SHARPNESS), "one": np.float32(1),
                  "cells": np.array([0, CELLS, SIZE // CELLS, CELLS, SIZE // CELLS, 3]), "over": np.array([1, 2]), "last": np.array([-1]),

@@ -66,7 +66,7 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def fit_temperatures(species_logits: np.ndarray, disease_logits: np.ndarray, leaf: np.ndarray, tree: ClassTree) -> Temperatures:
+def fit_temperatures(species_logits: np.ndarray, disease_logits: np.ndarray, class_idx: np.ndarray, tree: ClassTree) -> Temperatures:
     """Fit one temperature for species and one per species for its diseases, shrunk towards their global one.
 
     Empirical Bayes (Robbins 1956; Efron and Morris 1975): log T of a species is drawn from a normal law about the log of the
@@ -83,9 +83,9 @@ def fit_temperatures(species_logits: np.ndarray, disease_logits: np.ndarray, lea
     Returns:
         temperatures from 0.05 to 20; 1.0 where there is nothing to fit; the global one for species without pictures.
     """
-    species = tree.leaf_species[leaf]
+    species = tree.class_species[class_idx]
     several = np.diff(tree.offsets)[species] > 1
-    owner, target = species[several], (leaf - tree.offsets[species])[several]
+    owner, target = species[several], (class_idx - tree.offsets[species])[several]
     logits = np.asarray(disease_logits)[several].astype(np.float64)
     overall = fit_temperature(logits, target)
     if not len(owner):
@@ -119,7 +119,7 @@ def _nll(logits: np.ndarray, target: np.ndarray, log_t: float) -> np.ndarray:
 # region between logits and probabilities
 
 
-def logits_of(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree,
+def logits_of(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree,
               at: Temperatures | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Recover logits from a model's answers, so that any exported model can be calibrated by what it puts out.
 
@@ -132,12 +132,12 @@ def logits_of(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree,
         constant per row, which no softmax sees. Probabilities below 1e-30 count as that.
     """
     at = at or Temperatures.none(tree)
-    species, sizes = tree.leaf_species[leaf], np.diff(tree.offsets)
+    species, sizes = tree.class_species[class_idx], np.diff(tree.offsets)
     by_species = species_probabilities(probabilities, tree)
     columns = np.arange(sizes.max())
-    picked = np.minimum(tree.offsets[species][:, None] + columns, tree.num_leaves - 1)
+    picked = np.minimum(tree.offsets[species][:, None] + columns, tree.num_classes - 1)
     own = np.take_along_axis(np.asarray(probabilities), picked, axis=1).astype(np.float64)
-    own = np.log(np.maximum(own / np.maximum(by_species[np.arange(len(leaf)), species], 1e-300)[:, None], 1e-30))
+    own = np.log(np.maximum(own / np.maximum(by_species[np.arange(len(class_idx)), species], 1e-300)[:, None], 1e-30))
     disease = np.where(columns < sizes[species][:, None], own * at.disease[species][:, None], _NEVER)
     return np.log(np.maximum(by_species, 1e-30)) * at.species, disease
 
@@ -153,16 +153,16 @@ def retemper(probabilities: np.ndarray, tree: ClassTree, old: Temperatures, new:
     Returns:
         float32 (N, leaves) at `new`; rows sum to 1.
     """
-    power = (np.asarray(old.disease) / np.asarray(new.disease))[tree.leaf_species]
+    power = (np.asarray(old.disease) / np.asarray(new.disease))[tree.class_species]
     moved = np.empty(np.shape(probabilities), np.float32)
-    step = max(1, 2_000_000 // tree.num_leaves)  # pictures at once: at 11,499 leaves, all in float64 would be gigabytes
+    step = max(1, 2_000_000 // tree.num_classes)  # pictures at once: at 11,499 leaves, all in float64 would be gigabytes
     for start in range(0, len(moved), step):
         part = np.asarray(probabilities[start:start + step])
         by_species = np.maximum(species_probabilities(part, tree), 1e-300)
-        inside = np.maximum(part / by_species[:, tree.leaf_species], 1e-30) ** power
-        inside /= np.add.reduceat(inside, tree.offsets[:-1], axis=1)[:, tree.leaf_species]
+        inside = np.maximum(part / by_species[:, tree.class_species], 1e-30) ** power
+        inside /= np.add.reduceat(inside, tree.offsets[:-1], axis=1)[:, tree.class_species]
         outside = np.maximum(by_species, 1e-30) ** (old.species / new.species)
-        moved[start:start + step] = inside * (outside / outside.sum(1, keepdims=True))[:, tree.leaf_species]
+        moved[start:start + step] = inside * (outside / outside.sum(1, keepdims=True))[:, tree.class_species]
     return moved
 
 # endregion
@@ -235,7 +235,7 @@ def _mean_size(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
     return spread * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + mean * inside
 
 
-def calibration_figures(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, class_sizes: np.ndarray,
+def calibration_figures(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, class_sizes: np.ndarray,
                         tail_at_most: int = TAIL_AT_MOST) -> dict[str, dict[str, float]]:
     """Judge joint probabilities on a split.
 
@@ -248,12 +248,12 @@ def calibration_figures(probabilities: np.ndarray, leaf: np.ndarray, tree: Class
         {"all", "species", "tail"}: the leaf answer, the species answer, and the leaf answer on the pictures of the tail; each as
         `calibration` has it, and `nll`: mean -log P of the truth.
     """
-    rows, by_species = np.arange(len(leaf)), species_probabilities(probabilities, tree)
-    answers = {"all": (np.asarray(probabilities), leaf, np.ones(len(leaf), bool)), "species": (by_species, tree.leaf_species[leaf], None)}
-    answers["tail"] = (*answers["all"][:2], np.asarray(class_sizes)[leaf] <= tail_at_most)
+    rows, by_species = np.arange(len(class_idx)), species_probabilities(probabilities, tree)
+    answers = {"all": (np.asarray(probabilities), class_idx, np.ones(len(class_idx), bool)), "species": (by_species, tree.class_species[class_idx], None)}
+    answers["tail"] = (*answers["all"][:2], np.asarray(class_sizes)[class_idx] <= tail_at_most)
     figures = {}
     for name, (given, truth, part) in answers.items():
-        part = np.ones(len(leaf), bool) if part is None else part
+        part = np.ones(len(class_idx), bool) if part is None else part
         best, own = given.argmax(1), -np.log(np.maximum(given[rows, truth], 1e-12, dtype=np.float64))
         figures[name] = calibration(given[rows, best][part], (best == truth)[part])
         figures[name]["nll"] = float(own[part].mean()) if part.any() else float("nan")

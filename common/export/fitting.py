@@ -29,9 +29,9 @@ def features_of(model: SwinHierarchical, batches: Any, total: int, what: str) ->
     """
     compute, parts = choose_compute(precision="fp32"), []
     model.to(compute.device)
-    for pictures, leaf in progress(batches, total, what, "batch"):
+    for pictures, class_idx in progress(batches, total, what, "batch"):
         _, features, layers = look(model, torch.from_numpy(pictures).to(compute.device))
-        parts.append((features.cpu(), layers.cpu(), torch.from_numpy(leaf)))
+        parts.append((features.cpu(), layers.cpu(), torch.from_numpy(class_idx)))
     model.cpu()
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
@@ -48,13 +48,13 @@ def build_graph(model: SwinHierarchical, pictures: Pictures) -> tuple[ServingGra
         return features_of(model, batches, -(-total // BATCH), f"features of {split}")
 
     # with poor copies: so a poor photo of a leaf is no stranger, and is not learned to be one
-    features, train_layers, leaf = run("train", pictures.with_poor("train"), times=2)
-    spaces = [FeatureSpace(values, leaf, model.leaf_species) for values in (features, train_layers)]
-    features, _, leaf = run("val", pictures.batches("val"))
+    features, train_layers, class_idx = run("train", pictures.with_poor("train"), times=2)
+    spaces = [FeatureSpace(values, class_idx, model.class_species) for values in (features, train_layers)]
+    features, _, class_idx = run("val", pictures.batches("val"))
     with torch.inference_mode():
         hidden = model.neck(features)
-        species_logits, disease_logits = model.species_logits(hidden), model.disease_logits(hidden, model.leaf_species[leaf])
-    fitted = fit_temperatures(species_logits.numpy(), disease_logits.numpy(), leaf.numpy(), model.tree)
+        species_logits, disease_logits = model.species_logits(hidden), model.disease_logits(hidden, model.class_species[class_idx])
+    fitted = fit_temperatures(species_logits.numpy(), disease_logits.numpy(), class_idx.numpy(), model.tree)
     say(f"temperatures: species {fitted.species:.3f}, disease {fitted.disease_global:.3f} ({fitted.disease.min():.3f} to "
         f"{fitted.disease.max():.3f} by species)")
     learned = held = None

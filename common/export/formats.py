@@ -49,7 +49,7 @@ def metadata(tree: ClassTree, *, name: str, version: str, weights_hash: str, pre
     """
     return {"name": name, "version": version, "weights_sha256": weights_hash, "precision": precision, "created": created,
             "class_tree": tree.fingerprint(), "species": json.dumps(list(tree.species)),
-            "classes": json.dumps([tree.leaf_name(i) for i in range(tree.num_leaves)]), "scores": json.dumps(list(scores)),
+            "classes": json.dumps([tree.class_name(i) for i in range(tree.num_classes)]), "scores": json.dumps(list(scores)),
             "input": f"images: uint8 (N, {size}, {size}, 3), RGB, resized by Pillow's BILINEAR with antialias",
             "outputs": "probabilities (N, classes): joint P(species) x P(disease | species), rows sum to 1; "
                        "ood (N, scores): larger = stranger; heatmap (N, h, w): 0 to 1"}
@@ -122,8 +122,8 @@ def _wrong(found: Mapping[str, Any], count: int, size: int, tree: ClassTree, sco
     if any(shape[:1] != [None] for _, _, shape in found["outputs"]):
         wrong.append("an output has a fixed batch")
     shapes = found["shapes"]
-    if shapes["probabilities"] != [count, tree.num_leaves] or shapes["ood"] != [count, len(scores)]:
-        wrong.append(f"probabilities are {shapes['probabilities']} and ood {shapes['ood']}, for {tree.num_leaves} classes and "
+    if shapes["probabilities"] != [count, tree.num_classes] or shapes["ood"] != [count, len(scores)]:
+        wrong.append(f"probabilities are {shapes['probabilities']} and ood {shapes['ood']}, for {tree.num_classes} classes and "
                      f"{len(scores)} scores")
     if len(shapes["heatmap"]) != 3 or not (0 <= found["ranges"]["heatmap"][0] <= found["ranges"]["heatmap"][1] <= 1 + 1e-6):
         wrong.append(f"its heatmap is {shapes['heatmap']} from {found['ranges']['heatmap'][0]:g} to {found['ranges']['heatmap'][1]:g}")
@@ -174,7 +174,7 @@ def write_triton(folder: Path, model: Path, bundle: Mapping[str, Any], *, name: 
     try:
         (aside / "1").mkdir()
         shutil.copyfile(model, aside / "1" / "model.onnx")
-        write_text(aside / "labels.txt", "".join(tree.leaf_name(i) + "\n" for i in range(tree.num_leaves)))
+        write_text(aside / "labels.txt", "".join(tree.class_name(i) + "\n" for i in range(tree.num_classes)))
         write_text(aside / "bundle.json", json.dumps(bundle, indent=1))
         write_text(aside / "config.pbtxt", text)
         aside.chmod(0o755)  # mkdtemp keeps others out, and the server often is another user

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.classes import ClassTree
 from common.console import table
-from common.decide import joint_leaf
+from common.decide import joint_class
 from common.export.calibrate import calibration_error
 from common.train.metrics import auroc
 from common.train.shots import FEW
@@ -53,7 +53,7 @@ class Side:
     """
 
     probabilities: np.ndarray
-    leaf: np.ndarray
+    class_idx: np.ndarray
     known: np.ndarray | None = None
     strange: np.ndarray | None = None
 
@@ -144,15 +144,15 @@ def judge_gate(way: str, fp32: Side, candidate: Side, tree: ClassTree, train_cou
         ValueError: where the two are not of the same pictures, or there are none.
     """
     bars = bars or Bars()
-    if not len(fp32.leaf) or fp32.probabilities.shape != candidate.probabilities.shape or not np.array_equal(fp32.leaf, candidate.leaf):
+    if not len(fp32.class_idx) or fp32.probabilities.shape != candidate.probabilities.shape or not np.array_equal(fp32.class_idx, candidate.class_idx):
         raise ValueError("the gate compares two models on the same pictures, and on one at least")
-    ours, theirs = joint_leaf(fp32.probabilities, tree), joint_leaf(candidate.probabilities, tree)
-    right = {"fp32": ours == fp32.leaf, "candidate": theirs == fp32.leaf}
+    ours, theirs = joint_class(fp32.probabilities, tree), joint_class(candidate.probabilities, tree)
+    right = {"fp32": ours == fp32.class_idx, "candidate": theirs == fp32.class_idx}
     n, same = len(ours), ours == theirs
     checks = [_at_least("agreement", "same top-1 as FP32", float(same.mean()), bars.agreement, 1 / n),
-              _drop("macro_f1", "macro F1", *(_macro_f1(answer, fp32.leaf, tree.num_leaves) for answer in (ours, theirs)), bars.macro_f1,
-                    _f1_of_one(ours, fp32.leaf, tree.num_leaves)),
-              _few(ours, theirs, fp32.leaf, np.asarray(train_counts), bars)]
+              _drop("macro_f1", "macro F1", *(_macro_f1(answer, fp32.class_idx, tree.num_classes) for answer in (ours, theirs)), bars.macro_f1,
+                    _f1_of_one(ours, fp32.class_idx, tree.num_classes)),
+              _few(ours, theirs, fp32.class_idx, np.asarray(train_counts), bars)]
     checks.append(_auroc(fp32, candidate, bars))
     errors = [calibration_error(side.probabilities.max(axis=1), right[name]) for name, side in (("fp32", fp32), ("candidate", candidate))]
     checks.append(_drop("calibration", "calibration error", *errors, bars.calibration, 1 / n, rise=True))
@@ -179,15 +179,15 @@ def _drop(name: str, words: str, before: float, after: float, bar: float, one: f
     return Check(name, words + (", rise" if rise else ", drop"), before, after, drop, wide, one, drop <= wide + 1e-9, note)
 
 
-def _few(ours: np.ndarray, theirs: np.ndarray, leaf: np.ndarray, train_counts: np.ndarray, bars: Bars) -> Check:
+def _few(ours: np.ndarray, theirs: np.ndarray, class_idx: np.ndarray, train_counts: np.ndarray, bars: Bars) -> Check:
     words = f"mean recall of classes with at most {bars.few} train pictures, drop"
-    present = np.bincount(leaf, minlength=len(train_counts))
+    present = np.bincount(class_idx, minlength=len(train_counts))
     few = (train_counts <= bars.few) & (present > 0)
     if not few.any():
         note = (f"no class has so few (the smallest has {int(train_counts.min())})" if not (train_counts <= bars.few).any()
                 else "none of these classes has a picture here")
         return Check("few_recall", words, None, None, None, bars.few_recall, None, None, note)
-    recalls = [np.bincount(leaf[answer == leaf], minlength=len(train_counts))[few] / present[few] for answer in (ours, theirs)]
+    recalls = [np.bincount(class_idx[answer == class_idx], minlength=len(train_counts))[few] / present[few] for answer in (ours, theirs)]
     means, one = [float(recall.mean()) for recall in recalls], 1 / (few.sum() * present[few].min())
     check = _drop("few_recall", words, *means, bars.few_recall, float(one))
     count = f"{int(few.sum())} classes, {int(present[few].sum())} pictures"
@@ -209,20 +209,20 @@ def _cost(speed: Speed, bars: Bars) -> list[Check]:
             Check("size", "size of the file / FP32", None, speed.size_ratio, speed.size_ratio, 1.0, None, speed.size_ratio < 1.0)]
 
 
-def _counts(answer: np.ndarray, leaf: np.ndarray, leaves: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return (np.bincount(leaf[answer == leaf], minlength=leaves), np.bincount(leaf, minlength=leaves),
-            np.bincount(answer, minlength=leaves))
+def _counts(answer: np.ndarray, class_idx: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return (np.bincount(class_idx[answer == class_idx], minlength=classes), np.bincount(class_idx, minlength=classes),
+            np.bincount(answer, minlength=classes))
 
 
-def _macro_f1(answer: np.ndarray, leaf: np.ndarray, leaves: int) -> float:
-    hits, present, said = _counts(answer, leaf, leaves)
+def _macro_f1(answer: np.ndarray, class_idx: np.ndarray, classes: int) -> float:
+    hits, present, said = _counts(answer, class_idx, classes)
     shown = present > 0
     return float((2 * hits[shown] / (present + said)[shown]).mean())
 
 
-def _f1_of_one(answer: np.ndarray, leaf: np.ndarray, leaves: int) -> float:
+def _f1_of_one(answer: np.ndarray, class_idx: np.ndarray, classes: int) -> float:
     """The most that macro F1 can lose when one right answer turns wrong: its own class's part, and that of the class now named."""
-    hits, present, said = _counts(answer, leaf, leaves)
+    hits, present, said = _counts(answer, class_idx, classes)
     shown = present > 0
     hits, both = hits[shown], (present + said)[shown].astype(float)
     own = np.where(hits > 0, 2 * hits / both - 2 * (hits - 1) / np.maximum(both - 1, 1), 0.0)

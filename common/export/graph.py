@@ -53,7 +53,7 @@ class FeatureSpace(nn.Module):
     there (the residual of ViM, Wang et al. 2022). At rank F it is the plain distance.
     """
 
-    def __init__(self, features: Tensor, leaf: Tensor, leaf_species: Tensor, shrinkage: float = 0.05, rank: int = RANK) -> None:
+    def __init__(self, features: Tensor, class_idx: Tensor, class_species: Tensor, shrinkage: float = 0.05, rank: int = RANK) -> None:
         """Fit means and covariance; the covariance is about the leaf means, so that diseases do not widen it.
 
         Args:
@@ -68,7 +68,7 @@ class FeatureSpace(nn.Module):
         centre = unit.mean(0)
         unit = unit - centre
         basis = _widest(unit, rank)
-        spread = unit - _means(unit, leaf, len(leaf_species))[leaf]
+        spread = unit - _means(unit, class_idx, len(class_species))[class_idx]
         variance = (spread.square().sum() / spread.numel()).clamp_min(1e-12)
         inside = spread @ basis
         covariance = (1 - shrinkage) * (inside.T @ inside) / max(len(unit), 1) + shrinkage * variance * torch.eye(basis.shape[1]).double()
@@ -80,10 +80,10 @@ class FeatureSpace(nn.Module):
         self.register_buffer("basis", basis.float().contiguous())
         self.register_buffer("whiten", whiten.float().contiguous())
         # (K, groups), as the product needs it: so it keeps its name in the exported graph, and stays float there
-        for name, group, groups in (("means", leaf_species[leaf], int(leaf_species.max()) + 1), ("leaf_means", leaf, len(leaf_species))):
+        for name, group, groups in (("means", class_species[class_idx], int(class_species.max()) + 1), ("class_means", class_idx, len(class_species))):
             means = _means(unit, group, groups)  # of a group without train pictures: 0, which is the centre of all
             self.register_buffer(name, (means @ basis @ whiten).float().T.contiguous())
-        self.register_buffer("leaf_species", leaf_species.clone())
+        self.register_buffer("class_species", class_species.clone())
 
     def forward(self, features: Tensor) -> Tensor:
         """Features float (N, F) -> float32 (N, 1): distance to the nearest species mean."""
@@ -94,8 +94,8 @@ class FeatureSpace(nn.Module):
         the nearest leaf mean of the predicted species.
         """
         white, rest = self._place(features)
-        other = (self.leaf_species[None, :] != species[:, None]) * FAR
-        return torch.cat([self._near(white, rest, self.means), self._near(white, rest, self.leaf_means, other)], dim=1)
+        other = (self.class_species[None, :] != species[:, None]) * FAR
+        return torch.cat([self._near(white, rest, self.means), self._near(white, rest, self.class_means, other)], dim=1)
 
     def _place(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Whitened coordinates (N, K), and the squared length outside of them in its own units (N, 1)."""
@@ -224,7 +224,7 @@ class ServingGraph(nn.Module):
         self.model, self.feature_space, self.layer_space, self.learned = model, feature_space, layer_space, learned
         self.species_temperature = float(species_temperature)
         per_species = torch.as_tensor(np.asarray(disease_temperature, np.float32)).expand(model.tree.num_species)
-        self.register_buffer("disease_temperature", per_species[model.leaf_species].clone())
+        self.register_buffer("disease_temperature", per_species[model.class_species].clone())
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -255,7 +255,7 @@ class ServingGraph(nn.Module):
             ood.append(self.learned(layers))
         return probabilities, torch.cat(ood, dim=1), self._heatmap(feature_map, features, probabilities.argmax(dim=1))
 
-    def _heatmap(self, feature_map: Tensor, features: Tensor, leaf: Tensor) -> Tensor:
+    def _heatmap(self, feature_map: Tensor, features: Tensor, class_idx: Tensor) -> Tensor:
         """Class activation of the predicted leaf; where layers follow the pooling, how active each position is."""
         model = self.model
         if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
@@ -264,7 +264,7 @@ class ServingGraph(nn.Module):
         elif getattr(model.backbone, "output_fmt", "NCHW") != "NHWC":
             feature_map = feature_map.permute(0, 2, 3, 1)
         if feature_map.shape[-1] == model.num_features:
-            activation = (feature_map * model.leaf_gradient(features, leaf)[:, None, None, :]).sum(dim=-1)
+            activation = (feature_map * model.class_gradient(features, class_idx)[:, None, None, :]).sum(dim=-1)
         else:
             activation = feature_map.square().mean(dim=-1)
         low, high = activation.amin(dim=(1, 2), keepdim=True), activation.amax(dim=(1, 2), keepdim=True)

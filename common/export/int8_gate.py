@@ -37,7 +37,7 @@ def make_int8(source: Path, target: Path, pictures: Pictures, fp32: Outcome, nam
         what was tried; the answers of the model that is kept, or None; the verdicts on val and on test, as far as they were reached.
     """
     data = pictures.data
-    counts = np.bincount(data.splits["train"].leaf, minlength=data.tree.num_leaves)
+    counts = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
 
     def side(outcome: Outcome, split: str) -> Side:
         return Side(outcome.splits[split][0], outcome.splits[split][2], *stranger_scores(outcome, bar, names, split))
@@ -47,9 +47,9 @@ def make_int8(source: Path, target: Path, pictures: Pictures, fp32: Outcome, nam
         return judge_gate(way, side(fp32, "val"), side(found, "val"), data.tree, counts, speed=speed, batch_difference=difference)
 
     def quick(way: str, run: Run, speed: Speed, difference: float) -> GateResult:
-        theirs, _, leaf = run_over(run, pictures.batches("val", at_most=QUICK))
+        theirs, _, class_idx = run_over(run, pictures.batches("val", at_most=QUICK))
         ours = fp32.splits["val"][0][spread(len(fp32.splits["val"][2]), QUICK)]
-        return judge_gate(way, Side(ours, leaf), Side(theirs, leaf), data.tree, counts, speed=speed, batch_difference=difference)
+        return judge_gate(way, Side(ours, class_idx), Side(theirs, class_idx), data.tree, counts, speed=speed, batch_difference=difference)
 
     tried = int8.make_int8(source, target, pictures.calibration, some, judge, quick)
     kept = int8.kept(tried)

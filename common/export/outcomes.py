@@ -80,13 +80,13 @@ def fit_bars(outcome: Outcome, names: Sequence[str], tree: ClassTree, photo: Map
     Returns:
         {"rejection", "rollup"} as bundle.json has them, and what fitting saw of val.
     """
-    probabilities, scores, leaf = outcome.splits["val"]
+    probabilities, scores, class_idx = outcome.splits["val"]
     bars = ood.fit(ood.columns(scores, names), strangers=outcome.shown("plant", names),
                          unknown_species=outcome.shown("species", names), unknown_diseases=outcome.shown("disease", names),
                          poor={kind: ood.columns(values, names) for kind, values in outcome.poor["val"].items()})
     seen = bars.pop("val")
     bars["photo"] = dict(photo)
-    fitted = rollup.fit(probabilities, leaf, tree, ood=scores, rejection=rejection_from_json(bars, names), precisions=precisions,
+    fitted = rollup.fit(probabilities, class_idx, tree, ood=scores, rejection=rejection_from_json(bars, names), precisions=precisions,
                        default=precision)
     return {"rejection": bars, "rollup": fitted}, seen
 
@@ -99,15 +99,15 @@ def judge_bars(outcome: Outcome, bars: Mapping[str, Any], names: Sequence[str], 
         plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of `rejection.judge`; empty without
         strangers), `rejection` (the same, always), `climb` (of `climb.judge` per precision), `decisions`.
     """
-    probabilities, scores, leaf = outcome.splits["test"]
-    judged, read = judge(probabilities, leaf, tree, flat), rejection_from_json(bars["rejection"], names)
+    probabilities, scores, class_idx = outcome.splits["test"]
+    judged, read = judge(probabilities, class_idx, tree, flat), rejection_from_json(bars["rejection"], names)
     kinds = {kind: ood.columns(values, names) for role in ROLES[:2] for kind, values in outcome.strangers["test"][role].items()}
     stranger = ood.judge(bars["rejection"], ood.columns(scores, names), kinds,
                                {kind: ood.columns(values, names) for kind, values in outcome.poor["test"].items()})
     return {**for_json(summarise(judged, tree, class_sizes)),
-            "calibration_error": calibration_error(judged.confidence, judged.joint == judged.leaf),
+            "calibration_error": calibration_error(judged.confidence, judged.joint == judged.class_idx),
             "ood": stranger if kinds else {}, "rejection": stranger, "decisions": decision_figures(judged, tree),
-            "climb": {name: rollup.judge(entry, probabilities, leaf, tree, ood=scores, rejection=read)
+            "climb": {name: rollup.judge(entry, probabilities, class_idx, tree, ood=scores, rejection=read)
                       for name, entry in bars["rollup"]["precisions"].items()}}
 
 

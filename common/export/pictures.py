@@ -111,12 +111,12 @@ class Pictures:
 
     def calibration(self, at_most: int = 256) -> Iterator[np.ndarray]:
         """Yield class-balanced pictures of train, uint8 (N, size, size, 3)."""
-        yield from (pictures for pictures, _ in self._load("train", balanced(self.data.splits["train"].leaf, at_most), 16))
+        yield from (pictures for pictures, _ in self._load("train", balanced(self.data.splits["train"].class_idx, at_most), 16))
 
     def _load(self, split: str, chosen: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         views: Any = torch.utils.data.Subset(EvalViews(self.data.splits[split], self.size), chosen.tolist())
-        for pictures, leaf in make_loader(views, self.workers, batch_size=batch_size):
-            yield pictures.numpy(), leaf.numpy()
+        for pictures, class_idx in make_loader(views, self.workers, batch_size=batch_size):
+            yield pictures.numpy(), class_idx.numpy()
 
     def strangers(self, role: str, split: str) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
         """Yield (kind, its batches uint8 (N, size, size, 3)) of the strangers of a role."""
@@ -143,8 +143,8 @@ class Pictures:
     def poor(self, kind: str, split: str, at_most: int = POOR_AT_MOST) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield poor copies of some of a split's plants: (uint8 (N, size, size, 3), leaf int64 (N,))."""
         first = 0
-        for pictures, leaf in self.batches(split, at_most=max(1, min(at_most, self.at_most))):
-            yield shifted(pictures, kind, first), leaf
+        for pictures, class_idx in self.batches(split, at_most=max(1, min(at_most, self.at_most))):
+            yield shifted(pictures, kind, first), class_idx
             first += len(pictures)
 
     def with_poor(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

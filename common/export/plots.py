@@ -91,7 +91,7 @@ def accuracy_by_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.
     return (ends + 1) / max(1, len(order)), hits[ends] / (ends + 1)
 
 
-def coverage(leaf: Mapping[str, tuple[np.ndarray, np.ndarray]], species: Mapping[str, tuple[np.ndarray, np.ndarray]],
+def coverage(class_idx: Mapping[str, tuple[np.ndarray, np.ndarray]], species: Mapping[str, tuple[np.ndarray, np.ndarray]],
              judged: Mapping[str, Mapping[str, Any]], path: Path, split: str = "test") -> None:
     """Draw accuracy against the share of pictures answered, for leaf and species answers, with the bars of the precisions (PNG).
 
@@ -102,7 +102,7 @@ def coverage(leaf: Mapping[str, tuple[np.ndarray, np.ndarray]], species: Mapping
     """
     with _figure(path, 11, 4.8) as figure:
         axes = figure.subplots(1, 2)
-        for axis, curves, prefix, title in ((axes[0], leaf, "leaf_", "answers that name the disease"),
+        for axis, curves, prefix, title in ((axes[0], class_idx, "disease_", "answers that name the disease"),
                                             (axes[1], species, "", "answers that name the species; marks: all answers of the rule")):
             lowest = [0.97]
             for (name, (confidence, right)), colour, dash in zip(curves.items(), _COLOURS, ("-", "--", ":", "-.") * 2, strict=False):

@@ -129,7 +129,7 @@ def _range(low: float, high: float) -> Range:
     return Range(scale, int(np.clip(round(-low / scale), 0, LEVELS)))
 
 
-def balanced(leaf: np.ndarray, at_most: int) -> np.ndarray:
+def balanced(class_idx: np.ndarray, at_most: int) -> np.ndarray:
     """Choose calibration pictures that stand for all classes alike: in turns, one of each class.
 
     Args:
@@ -139,10 +139,10 @@ def balanced(leaf: np.ndarray, at_most: int) -> np.ndarray:
     Returns:
         int64 (at_most or N,), ascending places in `leaf`; within a class they are evenly spread.
     """
-    leaf = np.asarray(leaf)
-    order = np.argsort(leaf, kind="stable")
-    _, starts, counts = np.unique(leaf[order], return_index=True, return_counts=True)
-    turn = np.empty(len(leaf), np.float64)
+    class_idx = np.asarray(class_idx)
+    order = np.argsort(class_idx, kind="stable")
+    _, starts, counts = np.unique(class_idx[order], return_index=True, return_counts=True)
+    turn = np.empty(len(class_idx), np.float64)
     quota = max(1, -(-at_most // max(1, len(starts))))
     for start, count in zip(starts, counts, strict=True):
         spread = np.linspace(0, count - 1, min(quota, count)).round().astype(int)
@@ -151,9 +151,9 @@ def balanced(leaf: np.ndarray, at_most: int) -> np.ndarray:
         rest = np.flatnonzero(np.isinf(turns))
         turns[rest] = len(spread) + np.arange(len(rest))
         turn[order[start : start + count]] = turns
-    classes = np.unique(leaf, return_inverse=True)[1]
+    classes = np.unique(class_idx, return_inverse=True)[1]
     if at_most < len(starts):  # fewer pictures than classes: classes evenly spread
         kept = np.isin(classes, np.linspace(0, len(starts) - 1, at_most).round().astype(int))
         turn[~kept] = np.inf
-    chosen = np.lexsort((classes, turn))[: min(at_most, len(leaf))]
+    chosen = np.lexsort((classes, turn))[: min(at_most, len(class_idx))]
     return np.sort(chosen)

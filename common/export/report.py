@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.console import table
-from common.decide import joint_leaf, routed_leaf, species_probabilities
+from common.decide import joint_class, routed_class, species_probabilities
 from common.export import calibrate, gate, ood, rollup
 from common.export import plots as export_plots
 from common.export.browser import light_export
@@ -34,15 +34,15 @@ def compose_report(result: dict[str, Any], data: Organized, checkpoints: Path, s
     """Compose report.json: data, test figures, rejection, calibration, decisions, models, the gate, the light model, seconds."""
     content, tree = result["bundle"], data.tree
     cards, main = content["models"], content["models"]["model.onnx"]
-    probabilities, _, leaf = result["outcomes"]["model.onnx"].splits["test"]
+    probabilities, _, class_idx = result["outcomes"]["model.onnx"].splits["test"]
     plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
     return {
-        "data": {"species": tree.num_species, "classes": tree.num_leaves, "tail_classes": int((data.class_sizes <= 80).sum()),
+        "data": {"species": tree.num_species, "classes": tree.num_classes, "tail_classes": int((data.class_sizes <= 80).sum()),
                  **{name: len(split) for name, split in data.splits.items()}},
         "test": {k: v for k, v in main["metrics"].items() if not isinstance(v, dict)},
         "ood": main["metrics"]["ood"],
-        "calibration": {"before": calibration_figures(plain, leaf, tree, data.class_sizes),
-                        "after": calibration_figures(probabilities, leaf, tree, data.class_sizes)},
+        "calibration": {"before": calibration_figures(plain, class_idx, tree, data.class_sizes),
+                        "after": calibration_figures(probabilities, class_idx, tree, data.class_sizes)},
         "decisions": main["metrics"]["decisions"], "climb": main["metrics"]["climb"],
         "models": {name: {"size_mb": card["size_mb"], "precision": card["precision"],
                           **{k: v for k, v in card["metrics"].items() if k != "rejection_val"}} for name, card in cards.items()},
@@ -94,7 +94,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         *ood.report_lines(card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]),
         "![scores](scores.png)", "", "## How deep an answer goes", "", *rollup.report_lines(card["rollup"], card["metrics"]["climb"]), "",
         "![accuracy against coverage](coverage.png)", "",
-        table([(name, *(f"{row[key]:.4f}" for key in ("leaf", "species", "macro_f1")), DECISIONS[name])
+        table([(name, *(f"{row[key]:.4f}" for key in ("class", "species", "macro_f1")), DECISIONS[name])
                for name, row in report["decisions"].items()], ("decision", "leaf right", "species right", "macro F1", "what it is")), "",
         "## Checks", "",
         table([(name, f"{m['max_probability_difference']:.2e}", f"{m['batch_difference']:.2e}", f"{m['species_top1']:.4f}",
@@ -108,15 +108,15 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
 def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     """Draw the pictures of report.md: reliability.png, coverage.png, scores.png and, with a light model, deferral.png."""
     tree, card, outcome = data.tree, result["bundle"]["models"]["model.onnx"], result["outcomes"]["model.onnx"]
-    probabilities, _, leaf = outcome.splits["test"]
+    probabilities, _, class_idx = outcome.splits["test"]
     plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
-    export_plots.reliability(*((p.max(1), p.argmax(1) == leaf) for p in (plain, probabilities)), folder / "reliability.png")
-    rows, sums = np.arange(len(leaf)), species_probabilities(probabilities, tree)
-    leaves, kinds = {"joint": joint_leaf(probabilities, tree), "routed": routed_leaf(probabilities, tree)}, {}
-    for name, answer in leaves.items():
-        kind = tree.leaf_species[answer]
-        kinds[name] = (sums[rows, kind], kind == tree.leaf_species[leaf])
-    export_plots.coverage({name: (probabilities[rows, answer], answer == leaf) for name, answer in leaves.items()}, kinds,
+    export_plots.reliability(*((p.max(1), p.argmax(1) == class_idx) for p in (plain, probabilities)), folder / "reliability.png")
+    rows, sums = np.arange(len(class_idx)), species_probabilities(probabilities, tree)
+    classes, kinds = {"joint": joint_class(probabilities, tree), "routed": routed_class(probabilities, tree)}, {}
+    for name, answer in classes.items():
+        kind = tree.class_species[answer]
+        kinds[name] = (sums[rows, kind], kind == tree.class_species[class_idx])
+    export_plots.coverage({name: (probabilities[rows, answer], answer == class_idx) for name, answer in classes.items()}, kinds,
                           card["metrics"]["climb"], folder / "coverage.png")
     names, panels = result["bundle"]["scores"], []
     for title, bar in (("refused", card["rejection"]), ("called no plant", card["rejection"]["plant"])):

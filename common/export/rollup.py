@@ -76,25 +76,25 @@ class _Tests:
         return k
 
 
-def _tests(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, full: Decisions) -> tuple[_Tests, _Tests]:
+def _tests(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, full: Decisions) -> tuple[_Tests, _Tests]:
     """Count for the sequence of one bar for leaf and species, and for that of species alone; `full` decides without bars."""
     accepted = _accepted(full)
-    probabilities, leaf = np.asarray(probabilities)[accepted], np.asarray(leaf)[accepted]
-    leaf_p = np.where(full.unknown_disease, -1.0, full.leaf_probability)[accepted]
+    probabilities, class_idx = np.asarray(probabilities)[accepted], np.asarray(class_idx)[accepted]
+    class_p = np.where(full.unknown_disease, -1.0, full.class_probability)[accepted]
     by_species = species_probabilities(probabilities, tree)
     best = by_species.argmax(1)
     species_p, single = by_species[np.arange(len(best)), best], np.diff(tree.offsets)[best] == 1
-    wrong_leaf, wrong_species = full.leaf[accepted] != leaf, best != tree.leaf_species[leaf]
+    wrong_class, wrong_species = full.class_idx[accepted] != class_idx, best != tree.class_species[class_idx]
 
-    def count(names_leaves: bool) -> _Tests:
+    def count(names_classes: bool) -> _Tests:
         given, wrong, foretold = [], [], []
         for bar in CANDIDATES:
-            certain = (leaf_p >= bar) & names_leaves
+            certain = (class_p >= bar) & names_classes
             climbed = ~certain & (species_p >= bar)
-            groups = [(certain, climbed & single), (certain, climbed)] if names_leaves else [(certain, climbed)]
+            groups = [(certain, climbed & single), (certain, climbed)] if names_classes else [(certain, climbed)]
             given.append([a.sum() + b.sum() for a, b in groups])
-            wrong.append([wrong_leaf[a].sum() + wrong_species[b].sum() for a, b in groups])
-            foretold.append([(1 - leaf_p)[a].sum() + (1 - species_p)[b].sum() for a, b in groups])
+            wrong.append([wrong_class[a].sum() + wrong_species[b].sum() for a, b in groups])
+            foretold.append([(1 - class_p)[a].sum() + (1 - species_p)[b].sum() for a, b in groups])
         return _Tests(np.array(given), np.array(wrong), np.array(foretold))
 
     return count(True), count(False)
@@ -104,7 +104,7 @@ def _accepted(decided: Decisions) -> np.ndarray:
     return (decided.outcome == ANSWERED) | (decided.outcome == ROLLED_UP) | (decided.outcome == UNSURE)
 
 
-def fit(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, *, ood: np.ndarray | None = None,
+def fit(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, *, ood: np.ndarray | None = None,
         rejection: Rejection | None = None, precisions: Sequence[float] = PRECISIONS, default: float = 0.95, delta: float = DELTA,
         mode: str = "joint") -> dict[str, Any]:
     """Find the bars of each precision on val; see the module's docstring for the promise.
@@ -125,21 +125,21 @@ def fit(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, *, ood: np
         the precision, or else a lower bound at the one bar of which most can be said; `answers`: `leaf` or `species`, the depth;
         `needs`: fewest answers, all right, that the promise takes; `val`: figures of `judge`, on the pictures they were fitted on.
     """
-    ood = np.zeros((len(leaf), 0)) if ood is None else ood
+    ood = np.zeros((len(class_idx), 0)) if ood is None else ood
     full = decide_batch(probabilities, ood, tree, rejection, Rollup(0.0, 0.0), mode=mode)
-    with_leaves, alone = _tests(probabilities, leaf, tree, full)
+    with_classes, alone = _tests(probabilities, class_idx, tree, full)
     risks = LEAF_SHARE * delta, (1 - LEAF_SHARE) * delta
     entries: dict[str, Any] = {}
     for precision in sorted({*precisions, default}):
-        depth, k = "leaf", with_leaves.walk(precision, risks[0])
+        depth, k = "disease", with_classes.walk(precision, risks[0])
         if k is None and (k := alone.walk(precision, risks[1])) is not None:
             depth = "species"
-        promised, start = k is not None, with_leaves.begin(risks[0])
+        promised, start = k is not None, with_classes.begin(risks[0])
         bar = float(CANDIDATES[start if k is None else k]) if _accepted(full).any() else precision  # nothing to fit: as if calibrated
-        entry = {"leaf": bar if depth == "leaf" else NEVER, "species": bar, "promised": promised, "answers": depth,
-                 "holds": precision if promised else with_leaves.holds(start, risks[0]),
+        entry = {"disease": bar if depth == "disease" else NEVER, "species": bar, "promised": promised, "answers": depth,
+                 "holds": precision if promised else with_classes.holds(start, risks[0]),
                  "needs": pictures_needed(precision, 0, 1 - risks[0])}
-        entries[name_of(precision)] = entry | {"val": judge(entry, probabilities, leaf, tree, ood=ood, rejection=rejection, mode=mode)}
+        entries[name_of(precision)] = entry | {"val": judge(entry, probabilities, class_idx, tree, ood=ood, rejection=rejection, mode=mode)}
     return {"default": name_of(default), "delta": delta, "precisions": entries}
 
 
@@ -148,7 +148,7 @@ def fit(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, *, ood: np
 # region judging
 
 
-def judge(entry: Mapping[str, Any], probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, *, ood: np.ndarray | None = None,
+def judge(entry: Mapping[str, Any], probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, *, ood: np.ndarray | None = None,
           rejection: Rejection | None = None, mode: str = "joint") -> dict[str, Any]:
     """Measure the bars of one precision.
 
@@ -162,21 +162,21 @@ def judge(entry: Mapping[str, Any], probabilities: np.ndarray, leaf: np.ndarray,
         answered; precision, leaf_precision: shares of right answers with precision_low, leaf_precision_low, their lower 95 %
         bounds (Clopper-Pearson); None without answers.
     """
-    ood = np.zeros((len(leaf), 0)) if ood is None else ood
-    decided = decide_batch(probabilities, ood, tree, rejection, Rollup(entry["leaf"], entry["species"]), mode=mode)
+    ood = np.zeros((len(class_idx), 0)) if ood is None else ood
+    decided = decide_batch(probabilities, ood, tree, rejection, Rollup(entry["disease"], entry["species"]), mode=mode)
     named, climbed = decided.outcome == ANSWERED, decided.outcome == ROLLED_UP
-    wrong_leaf = int((decided.leaf != leaf)[named].sum())
-    wrong_species = int((decided.species != tree.leaf_species[leaf])[climbed].sum())
-    n, leaves, species = len(leaf), int(named.sum()), int(climbed.sum())
-    given, wrong = leaves + species, wrong_leaf + wrong_species
+    wrong_class = int((decided.class_idx != class_idx)[named].sum())
+    wrong_species = int((decided.species != tree.class_species[class_idx])[climbed].sum())
+    n, classes, species = len(class_idx), int(named.sum()), int(climbed.sum())
+    given, wrong = classes + species, wrong_class + wrong_species
 
     def shares(prefix: str, answers: int, misses: int) -> dict[str, float | None]:
         return {f"{prefix}coverage": answers / n if n else None, f"{prefix}precision": 1 - misses / answers if answers else None,
                 f"{prefix}precision_low": at_least(answers - misses, answers) if answers else None}
 
-    return {"n": n, "refused": int((~_accepted(decided)).sum()), "given": given, "wrong": wrong, "leaf_given": leaves,
-            "leaf_wrong": wrong_leaf, "species_given": species, "species_wrong": wrong_species, **shares("", given, wrong),
-            **shares("leaf_", leaves, wrong_leaf)}
+    return {"n": n, "refused": int((~_accepted(decided)).sum()), "given": given, "wrong": wrong, "disease_given": classes,
+            "disease_wrong": wrong_class, "species_given": species, "species_wrong": wrong_species, **shares("", given, wrong),
+            **shares("disease_", classes, wrong_class)}
 
 
 def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -189,10 +189,10 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
     rows, notes, sure = [], [], 1 - fitted["delta"]
     for name, entry in fitted["precisions"].items():
         row = test[name]
-        bars = [f"{entry[level]:.3f}" if entry[level] <= 1 else "never" for level in ("leaf", "species")]
+        bars = [f"{entry[level]:.3f}" if entry[level] <= 1 else "never" for level in ("disease", "species")]
         rows.append((name + (" (default)" if name == fitted["default"] else ""), *bars, "yes" if entry["promised"] else
-                     f"only {entry['holds']:.3f}", share(row, "precision"), share(row, "coverage", False), share(row, "leaf_precision"),
-                     share(row, "leaf_coverage", False)))
+                     f"only {entry['holds']:.3f}", share(row, "precision"), share(row, "coverage", False), share(row, "disease_precision"),
+                     share(row, "disease_coverage", False)))
         if not entry["promised"]:
             notes.append(f"At {name} the {entry['val']['n']:,} val pictures do not carry the promise: it takes {entry['needs']:,} answers "
                          f"that are all right, or more with errors among them. With these bars {entry['holds']:.1%} can be promised.")
@@ -210,7 +210,7 @@ def decision_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
     what = {"joint": "the most probable leaf, P(species) x P(disease given species)",
             "routed": "the best leaf of the most probable species",
             "flat": "the greatest logit among all leaves, for which heads trained apart per species are not made"}
-    return [table([(name, f"{row['leaf']:.4f}", f"{row['species']:.4f}", f"{row['macro_f1']:.4f}", what[name])
+    return [table([(name, f"{row['class']:.4f}", f"{row['species']:.4f}", f"{row['macro_f1']:.4f}", what[name])
                    for name, row in figures.items()], ("decision", "leaf right", "species right", "macro F1", "what it is"))]
 
 # endregion

@@ -24,7 +24,7 @@ def border_pixels(rgb: np.ndarray) -> np.ndarray:
     return rgb[[round(y * bottom) for y, _ in EDGES], [round(x * right) for _, x in EDGES]].reshape(24)
 
 
-def background_check(border: np.ndarray, leaf: np.ndarray, split: np.ndarray, leaf_species: np.ndarray, seed: int = 0,
+def background_check(border: np.ndarray, class_idx: np.ndarray, split: np.ndarray, class_species: np.ndarray, seed: int = 0,
                      most_train: int = 20_000, most_judged: int = 4_000) -> dict[str, Any]:
     """Measure how well eight background pixels alone name the class, and the disease once the species is known.
 
@@ -46,40 +46,40 @@ def background_check(border: np.ndarray, leaf: np.ndarray, split: np.ndarray, le
         `species`: rows (species, judged, accuracy, chance) where the background tells most; `sentence`. Shares are 0..1, or None
         where nothing could be judged.
     """
-    leaf, leaf_species = np.asarray(leaf, np.int64), np.asarray(leaf_species, np.int64)
+    class_idx, class_species = np.asarray(class_idx, np.int64), np.asarray(class_species, np.int64)
     rng = np.random.default_rng([seed, 8])
     train, held = (rng.permutation(np.flatnonzero(part)) for part in (split == 0, (split == 1) | (split == 2)))
-    held, n = held[:most_judged], len(leaf_species)
+    held, n = held[:most_judged], len(class_species)
     if not len(train) or not len(held) or n < 2:
-        return {"trained": len(train), "judged": 0, "leaves": n, "accuracy": None, "chance": None, "uniform": None, "disease_judged": 0,
+        return {"trained": len(train), "judged": 0, "classes": n, "accuracy": None, "chance": None, "uniform": None, "disease_judged": 0,
                 "disease_accuracy": None, "disease_chance": None, "disease_uniform": None, "species": [],
                 "sentence": "The background could not be checked: that takes two classes, and pictures in train and in val or test."}
     learned = train[:most_train]
-    right = _nearest_leaf(border[learned], leaf[learned], border[held]) == leaf[held]
-    chance = float(np.mean(leaf[held] == np.bincount(leaf[learned]).argmax()))
+    right = _nearest_class(border[learned], class_idx[learned], border[held]) == class_idx[held]
+    chance = float(np.mean(class_idx[held] == np.bincount(class_idx[learned]).argmax()))
     within, guess, uniform = (np.full(len(held), np.nan) for _ in range(3))
-    of_train, of_held = leaf_species[leaf[train]], leaf_species[leaf[held]]
-    several = np.bincount(leaf_species, minlength=1)
+    of_train, of_held = class_species[class_idx[train]], class_species[class_idx[held]]
+    several = np.bincount(class_species, minlength=1)
     train = train[np.argsort(of_train, kind="stable")]
     starts = np.searchsorted(np.sort(of_train), np.arange(len(several) + 1))
     for s in np.unique(of_held[several[of_held] > 1]).tolist():
         mine, rows = train[starts[s]:starts[s + 1]][:most_train], np.flatnonzero(of_held == s)
         if len(mine):
-            within[rows] = _nearest_leaf(border[mine], leaf[mine], border[held[rows]]) == leaf[held[rows]]
-            guess[rows] = leaf[held[rows]] == np.bincount(leaf[mine]).argmax()
+            within[rows] = _nearest_class(border[mine], class_idx[mine], border[held[rows]]) == class_idx[held[rows]]
+            guess[rows] = class_idx[held[rows]] == np.bincount(class_idx[mine]).argmax()
             uniform[rows] = 1 / several[s]
     told = ~np.isnan(within)
     rows = [(int(s), int(np.sum(told & (of_held == s))), float(np.mean(within[told & (of_held == s)])),
              float(np.mean(guess[told & (of_held == s)]))) for s in np.unique(of_held[told])]
     rows = sorted((row for row in rows if row[1] >= 20 and row[2] > row[3]), key=lambda row: (row[3] - row[2], row[0]))[:10]
     disease = [float(np.mean(values[told])) if told.any() else None for values in (within, guess, uniform)]
-    figures = {"trained": len(learned), "judged": len(held), "leaves": n, "accuracy": float(np.mean(right)), "chance": chance,
+    figures = {"trained": len(learned), "judged": len(held), "classes": n, "accuracy": float(np.mean(right)), "chance": chance,
                "uniform": 1 / n, "disease_judged": int(told.sum()), "disease_accuracy": disease[0], "disease_chance": disease[1],
                "disease_uniform": disease[2], "species": rows}
     return figures | {"sentence": _sentence(figures)}
 
 
-def _nearest_leaf(train: np.ndarray, leaf: np.ndarray, judged: np.ndarray) -> np.ndarray:
+def _nearest_class(train: np.ndarray, class_idx: np.ndarray, judged: np.ndarray) -> np.ndarray:
     """Leaf that the nearest train pictures vote for, the k-th with weight 1 / k.
 
     Ranks and the square root of differences let one odd pixel count little: on 4,019 real leaves of 68 classes this is right
@@ -90,19 +90,19 @@ def _nearest_leaf(train: np.ndarray, leaf: np.ndarray, judged: np.ndarray) -> np
         column = np.sort(near[:, j])
         for part in (near, far):
             part[:, j] = (np.searchsorted(column, part[:, j], "left") + np.searchsorted(column, part[:, j], "right")) / (2 * len(column))
-    near, names = np.ascontiguousarray(near.T), np.unique(leaf)
-    which, k = np.searchsorted(names, leaf), min(NEIGHBOURS, len(leaf))
+    near, names = np.ascontiguousarray(near.T), np.unique(class_idx)
+    which, k = np.searchsorted(names, class_idx), min(NEIGHBOURS, len(class_idx))
     answers = np.empty(len(judged), np.int64)
     for i in range(0, len(judged), 16):
-        apart = np.zeros((len(judged[i:i + 16]), len(leaf)), np.float32)
+        apart = np.zeros((len(judged[i:i + 16]), len(class_idx)), np.float32)
         step = np.empty_like(apart)
         for j in range(len(near)):
             np.subtract(far[i:i + 16, j, None], near[j], out=step)
             np.abs(step, out=step)
             apart += np.sqrt(step, out=step)
         # equal distances (plain white grounds) go by the sample's random order, the same on every machine
-        key = np.round(apart * 1e5).astype(np.int64) * len(leaf) + np.arange(len(leaf))
-        first = np.sort(np.partition(key, k - 1, axis=1)[:, :k], axis=1) % len(leaf)
+        key = np.round(apart * 1e5).astype(np.int64) * len(class_idx) + np.arange(len(class_idx))
+        first = np.sort(np.partition(key, k - 1, axis=1)[:, :k], axis=1) % len(class_idx)
         votes = np.zeros((len(apart), len(names)))
         np.add.at(votes, (np.arange(len(apart))[:, None], which[first]), 1 / np.arange(1, k + 1))
         answers[i:i + 16] = names[votes.argmax(1)]

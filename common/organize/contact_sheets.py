@@ -102,7 +102,7 @@ def size_words(total: np.ndarray) -> list[str]:
     return [f"{_count(int(total.sum()), 'picture')} in {_count(len(total), 'class', 'classes')}", f"{', '.join(rare)} pictures"]
 
 
-def pick(leaf: np.ndarray, split: np.ndarray, group: np.ndarray, num_leaves: int, most: int = MOST) -> tuple[np.ndarray, np.ndarray]:
+def pick(class_idx: np.ndarray, split: np.ndarray, group: np.ndarray, num_classes: int, most: int = MOST) -> tuple[np.ndarray, np.ndarray]:
     """Choose the pictures of each sheet, evenly over the class, in order of split and then group.
 
     Args:
@@ -113,11 +113,11 @@ def pick(leaf: np.ndarray, split: np.ndarray, group: np.ndarray, num_leaves: int
     Returns:
         int64 (P,) picture numbers, and int64 (num_leaves + 1,): class i shows those from starts[i] to starts[i + 1].
     """
-    order = np.lexsort((group, split, leaf))
-    sizes = np.bincount(leaf, minlength=num_leaves)
+    order = np.lexsort((group, split, class_idx))
+    sizes = np.bincount(class_idx, minlength=num_classes)
     taken = np.minimum(sizes, most)
     starts, first = (np.concatenate([[0], np.cumsum(counts)]) for counts in (taken, sizes))
-    of = np.repeat(np.arange(num_leaves), taken)
+    of = np.repeat(np.arange(num_classes), taken)
     step = np.arange(len(of)) - starts[of]
     return order[first[of] + (2 * step + 1) * sizes[of] // (2 * taken[of])], starts
 
@@ -259,9 +259,9 @@ class _Job(NamedTuple):
     counts: np.ndarray
     suspects: Mapping[int, Sequence[str]]
 
-    def write(self, leaf: int) -> None:
-        data = draw_sheet(self.names[leaf], self.counts[leaf].tolist(), self.members(leaf), self.suspects.get(leaf, ()))
-        target = self.folder / sheet_name(self.names[leaf])
+    def write(self, class_idx: int) -> None:
+        data = draw_sheet(self.names[class_idx], self.counts[class_idx].tolist(), self.members(class_idx), self.suspects.get(class_idx, ()))
+        target = self.folder / sheet_name(self.names[class_idx])
         aside = target.with_name(target.name + ".tmp")
         aside.write_bytes(data)
         os.replace(aside, target)
@@ -276,5 +276,5 @@ def _start(job: _Job) -> None:
         ctypes.CDLL(None).prctl(1, 9)
 
 
-def _write_sheet(leaf: int) -> None:
-    _jobs[0].write(leaf)
+def _write_sheet(class_idx: int) -> None:
+    _jobs[0].write(class_idx)

@@ -14,7 +14,7 @@ from common.organize.sources import Files
 
 SPLITS = ("train", "val", "test", "holdout_species", "holdout_diseases")  # the first three are in the class tree
 HOLDOUT_SPECIES, HOLDOUT_DISEASES = 3, 4
-Leaf = tuple[str, str]
+Pair = tuple[str, str]
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Kept:
     """
 
     file: np.ndarray
-    leaf: np.ndarray
-    leaves: list[tuple[str, str]]
+    class_idx: np.ndarray
+    classes: list[tuple[str, str]]
     group: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     split: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
 
@@ -39,13 +39,13 @@ class Kept:
 
     def counts(self) -> np.ndarray:
         """Pictures per leaf and split, int64 (leaves, 5)."""
-        flat = np.bincount(self.leaf.astype(np.int64) * len(SPLITS) + self.split, minlength=len(self.leaves) * len(SPLITS))
+        flat = np.bincount(self.class_idx.astype(np.int64) * len(SPLITS) + self.split, minlength=len(self.classes) * len(SPLITS))
         return flat.reshape(-1, len(SPLITS))
 
     def tree(self) -> ClassTree:
         """The class tree of the leaves that are not held out."""
-        inside = np.unique(self.leaf[self.split < HOLDOUT_SPECIES])
-        return ClassTree.from_leaves(self.leaves[i] for i in inside)
+        inside = np.unique(self.class_idx[self.split < HOLDOUT_SPECIES])
+        return ClassTree.from_pairs(self.classes[i] for i in inside)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Refused:
             self.details.update(dict.fromkeys(fresh.tolist(), detail))
 
 
-def drop_duplicates(files: Files, facts: np.ndarray, leaf: np.ndarray, leaves: Sequence[tuple[str, str]], refused: Refused,
+def drop_duplicates(files: Files, facts: np.ndarray, class_idx: np.ndarray, classes: Sequence[tuple[str, str]], refused: Refused,
                     keep_split: bool) -> np.ndarray:
     """Keep one of each picture; of a picture under two labels keep none.
 
@@ -89,9 +89,9 @@ def drop_duplicates(files: Files, facts: np.ndarray, leaf: np.ndarray, leaves: S
     pixels = facts["pixels"][order]
     starts = np.flatnonzero(np.r_[True, (pixels[1:] != pixels[:-1]).any(axis=1)])
     run = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(order)]))  # files of equal pixels
-    conflicts = np.minimum.reduceat(leaf[order], starts) != np.maximum.reduceat(leaf[order], starts)
+    conflicts = np.minimum.reduceat(class_idx[order], starts) != np.maximum.reduceat(class_idx[order], starts)
     for start, stop in zip(starts[conflicts], np.r_[starts, len(order)][1:][conflicts], strict=True):
-        names = sorted({"/".join(leaves[j]) if j >= 0 else "pictures of no plant" for j in leaf[order[start:stop]].tolist()})
+        names = sorted({"/".join(classes[j]) if j >= 0 else "pictures of no plant" for j in class_idx[order[start:stop]].tolist()})
         refused.add(order[start:stop], "label_conflict", f"the same picture stands under {' and '.join(names)}")
     first, conflict = order[starts][run], conflicts[run]
     copy = ~conflict & (first != order)
@@ -103,7 +103,7 @@ def drop_duplicates(files: Files, facts: np.ndarray, leaf: np.ndarray, leaves: S
     return stay[np.lexsort(sha[stay].T[::-1])]
 
 
-def leaf_numbers(files: Files, leaves: Mapping[str, Leaf]) -> tuple[list[Leaf], np.ndarray]:
+def class_numbers(files: Files, classes: Mapping[str, Pair]) -> tuple[list[Pair], np.ndarray]:
     """Number the leaves that names were read as.
 
     Args:
@@ -112,13 +112,13 @@ def leaf_numbers(files: Files, leaves: Mapping[str, Leaf]) -> tuple[list[Leaf], 
     Returns:
         all leaves, sorted, and int64 (N,), the number of each file's leaf or -1.
     """
-    index = sorted(set(leaves.values()))
-    numbers = {leaf: i for i, leaf in enumerate(index)}
-    by_label = np.array([numbers[leaves[label]] if label in leaves else -1 for label in files.labels] + [-1])
+    index = sorted(set(classes.values()))
+    numbers = {class_idx: i for i, class_idx in enumerate(index)}
+    by_label = np.array([numbers[classes[label]] if label in classes else -1 for label in files.labels] + [-1])
     return index, by_label[files.label]
 
 
-def require_sizes(sizes: np.ndarray, leaves: Sequence[Leaf], small_classes: str, note: str = "") -> np.ndarray:
+def require_sizes(sizes: np.ndarray, classes: Sequence[Pair], small_classes: str, note: str = "") -> np.ndarray:
     """Which leaves have fewer than three pictures, too few to be in every split.
 
     Args:
@@ -135,17 +135,17 @@ def require_sizes(sizes: np.ndarray, leaves: Sequence[Leaf], small_classes: str,
     """
     there = np.flatnonzero(sizes)
     if len(there) < 2:
-        only = "/".join(leaves[there[0]]) if len(there) else "none"
+        only = "/".join(classes[there[0]]) if len(there) else "none"
         fail(f"there is only one class ({only}): nothing to tell apart. Give at least two class folders.{note}")
     small = there[sizes[there] < 3]
     if len(small) and small_classes == "fail":
-        names = ", ".join(f"{'/'.join(leaves[i])} ({sizes[i]})" for i in small[:8])
+        names = ", ".join(f"{'/'.join(classes[i])} ({sizes[i]})" for i in small[:8])
         fail(f"{len(small)} of {len(there)} classes have fewer than 3 pictures and cannot be in train, val and test: {names}. Add "
              f"pictures, or run again with --small-classes train (learned, never judged) or --small-classes drop.{note}")
     return small
 
 
-def choose(files: Files, facts: np.ndarray, refused: Refused, index: Sequence[Leaf], leaf: np.ndarray, *, small_classes: str,
+def choose(files: Files, facts: np.ndarray, refused: Refused, index: Sequence[Pair], class_idx: np.ndarray, *, small_classes: str,
            keep_split: bool, no_label: str) -> tuple[Kept, np.ndarray]:
     """Sort out which files stay.
 
@@ -166,18 +166,18 @@ def choose(files: Files, facts: np.ndarray, refused: Refused, index: Sequence[Le
     for i, (reason, detail) in files.notes.items():
         refused.add(np.array([i]), reason, detail)
     refused.add(np.flatnonzero(~strangers & (files.label < 0)), "no_class", no_label)
-    refused.add(np.flatnonzero(~strangers & (files.label >= 0) & (leaf < 0)), "no_class", "no class was read from its name: names.csv")
-    stay = drop_duplicates(files, facts, leaf, index, refused, keep_split)
+    refused.add(np.flatnonzero(~strangers & (files.label >= 0) & (class_idx < 0)), "no_class", "no class was read from its name: names.csv")
+    stay = drop_duplicates(files, facts, class_idx, index, refused, keep_split)
     plants = stay[~strangers[stay]]
     if not len(plants):
         counts = np.bincount(refused.reason[~strangers], minlength=len(REASONS)).tolist()
         most = sorted(((n, reason) for n, reason in zip(counts, REASONS, strict=True) if n and reason), reverse=True)
         fail("not one usable picture was found. " + "; ".join(f"{n} files: {reason}" for n, reason in most[:4]) + ".")
-    small = require_sizes(np.bincount(leaf[plants], minlength=len(index)), index, small_classes,
+    small = require_sizes(np.bincount(class_idx[plants], minlength=len(index)), index, small_classes,
                           " What was read is kept, so that the next run is quick.")
     if small_classes == "drop" and len(small):
-        refused.add(plants[np.isin(leaf[plants], small)], "small_class", "fewer than 3 usable pictures")
+        refused.add(plants[np.isin(class_idx[plants], small)], "small_class", "fewer than 3 usable pictures")
         plants = plants[refused.reason[plants] == 0]
-        require_sizes(np.bincount(leaf[plants], minlength=len(index)), index, "drop")
-    used, numbers = np.unique(leaf[plants], return_inverse=True)
+        require_sizes(np.bincount(class_idx[plants], minlength=len(index)), index, "drop")
+    used, numbers = np.unique(class_idx[plants], return_inverse=True)
     return Kept(plants, numbers.astype(np.int32), [index[i] for i in used]), stay[strangers[stay]]

@@ -41,7 +41,7 @@ class Certificate:
     leak_given: float | None
 
 
-def hold_out(leaves: Sequence[tuple[str, str]], species: str, diseases: str) -> np.ndarray:
+def hold_out(classes: Sequence[tuple[str, str]], species: str, diseases: str) -> np.ndarray:
     """Choose the leaves to set aside.
 
     Args:
@@ -56,16 +56,16 @@ def hold_out(leaves: Sequence[tuple[str, str]], species: str, diseases: str) -> 
     Raises:
         SystemExit: where a name is unknown, or fewer than two leaves would be left.
     """
-    chosen = np.zeros(len(leaves), np.int8)
-    all_species = sorted({s for s, _ in leaves})
+    chosen = np.zeros(len(classes), np.int8)
+    all_species = sorted({s for s, _ in classes})
     wanted = set(_pick(species, all_species, "--holdout-species", all_species))
-    chosen[[s in wanted for s, _ in leaves]] = HOLDOUT_SPECIES
-    left = [leaf for leaf, out in zip(leaves, chosen, strict=True) if not out]
+    chosen[[s in wanted for s, _ in classes]] = HOLDOUT_SPECIES
+    left = [class_idx for class_idx, out in zip(classes, chosen, strict=True) if not out]
     several = {s for s, _ in left if sum(other == s for other, _ in left) > 1}
-    free = ["/".join(leaf) for leaf in left if leaf[0] in several and leaf[1] != "healthy"]
-    known = ["/".join(leaf) for leaf in left] + sorted({d for _, d in left})
+    free = ["/".join(class_idx) for class_idx in left if class_idx[0] in several and class_idx[1] != "healthy"]
+    known = ["/".join(class_idx) for class_idx in left] + sorted({d for _, d in left})
     wanted = set(_pick(diseases, free, "--holdout-diseases", known))
-    named = np.array(["/".join(leaf) in wanted or leaf[1] in wanted for leaf in leaves])
+    named = np.array(["/".join(class_idx) in wanted or class_idx[1] in wanted for class_idx in classes])
     chosen[(chosen == 0) & named] = HOLDOUT_DISEASES
     if (chosen == 0).sum() < 2:
         fail("--holdout-species and --holdout-diseases leave fewer than two classes to learn. Hold out less.")
@@ -113,16 +113,16 @@ def partition(kept: Kept, files: Files, facts: np.ndarray, held_out: np.ndarray,
         edges["one camera in one minute"] = equal_edges(files.origin[kept.file], chosen["moment"], none=0)
     kept.group = connected(len(kept), np.concatenate(list(edges.values())))
     draw, given = draws(chosen["sha256"]), files.given[kept.file]
-    out = held_out[kept.leaf]
+    out = held_out[kept.class_idx]
     kept.split, inside = out.copy(), np.flatnonzero(out == 0)
-    leaf, group = kept.leaf[inside], kept.group[inside]
+    class_idx, group = kept.class_idx[inside], kept.group[inside]
     first = np.full(len(kept), len(kept))
     np.minimum.at(first, group, inside)  # a group whose first picture is held out is named by its first one inside
     local = np.searchsorted(inside, first[group])
-    split = split_groups(leaf, local, draw[inside], val, test)
+    split = split_groups(class_idx, local, draw[inside], val, test)
     kept.split[inside] = keep_given(split, given[inside], group) if keep_split else split
     alone = out.copy()
-    alone[inside] = split_groups(leaf, np.arange(len(inside)), draw[inside], val, test)
+    alone[inside] = split_groups(class_idx, np.arange(len(inside)), draw[inside], val, test)
 
     def leak(split: np.ndarray) -> float:
         held, train = (split > TRAIN) & (split < HOLDOUT_SPECIES), split == TRAIN

@@ -41,7 +41,7 @@ class Placed:
 
     def path(self, k: int) -> str:
         """Path of picture k in the manifest."""
-        split, (species, disease) = self.kept.split[k], self.kept.leaves[self.kept.leaf[k]]
+        split, (species, disease) = self.kept.split[k], self.kept.classes[self.kept.class_idx[k]]
         if self.shard[k] >= 0:
             return f"{SPLITS[split]}/{shard_name(self.shard[k])}"
         return f"{FOLDERS[split]}/{species}/{disease}/{self.ids[k]:016x}.jpg"
@@ -52,8 +52,8 @@ def plan_places(kept: Kept, facts: np.ndarray, shard_bytes: int) -> tuple[Placed
     ids = np.ascontiguousarray(facts["sha256"][kept.file, :8]).view(">u8")[:, 0].astype(np.uint64)
     shard, offset, layouts = np.full(len(kept), -1, np.int32), np.full(len(kept), -1, np.int64), []
     if shard_bytes:
-        inside = np.unique(kept.leaf[kept.split < HOLDOUT_SPECIES])  # leaf numbers as in the class tree, which knows no holdout
-        number = np.searchsorted(inside, kept.leaf)
+        inside = np.unique(kept.class_idx[kept.split < HOLDOUT_SPECIES])  # leaf numbers as in the class tree, which knows no holdout
+        number = np.searchsorted(inside, kept.class_idx)
         for split in range(3):
             mine = np.flatnonzero(kept.split == split)
             plan = layout(ids[mine], number[mine], facts["stored"][kept.file[mine]], shard_bytes)
@@ -68,7 +68,7 @@ def place(placed: Placed, layouts: Sequence[Layout], facts: np.ndarray, store: P
     Files become hard links, as the store must keep its own until the run is complete.
     """
     kept = placed.kept
-    plan = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in (placed.ids, placed.offset, kept.split, kept.leaf)))
+    plan = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in (placed.ids, placed.offset, kept.split, kept.class_idx)))
     mark = partial.with_name(partial.name + ".plan")
     if not mark.is_file() or mark.read_text() != plan.hexdigest():
         shutil.rmtree(partial, ignore_errors=True)
@@ -82,8 +82,8 @@ def place(placed: Placed, layouts: Sequence[Layout], facts: np.ndarray, store: P
         mine = np.flatnonzero(kept.split == split)
         write_shards(partial / SPLITS[split], plan, lambda i, mine=mine: stored(mine[i]), f"writing {SPLITS[split]} shards")
     single = np.flatnonzero(placed.shard < 0)
-    for split, leaf in np.unique(np.stack([kept.split[single], kept.leaf[single]]), axis=1).T:
-        (partial / FOLDERS[split] / Path(*kept.leaves[leaf])).mkdir(parents=True, exist_ok=True)
+    for split, class_idx in np.unique(np.stack([kept.split[single], kept.class_idx[single]]), axis=1).T:
+        (partial / FOLDERS[split] / Path(*kept.classes[class_idx])).mkdir(parents=True, exist_ok=True)
     for k in progress(single.tolist(), len(single), desc="placing", unit="file"):
         link(stored(k), f"{partial}/{placed.path(k)}")
 
@@ -125,7 +125,7 @@ def place_strangers(files: Files, facts: np.ndarray, good: np.ndarray, radius: i
 
 def write_index(folder: Path, kept: Kept) -> None:
     """Write species_index.json: the tree in index order with the counts per split."""
-    data, counts = kept.tree().to_json(), dict(zip(kept.leaves, kept.counts().tolist(), strict=True))
+    data, counts = kept.tree().to_json(), dict(zip(kept.classes, kept.counts().tolist(), strict=True))
     for row in data["species"]:
         row["counts"] = {d: dict(zip(SPLITS[:3], counts[row["name"], d], strict=False)) for d in row["diseases"]}
     write_text(folder / "species_index.json", json.dumps(data, indent=1))
@@ -134,16 +134,16 @@ def write_index(folder: Path, kept: Kept) -> None:
 def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[tuple[object, ...]]:
     """Rows of manifest.csv, a picture each, by split, species, disease and id."""
     kept = placed.kept
-    order = np.lexsort((kept.leaf, kept.split))
+    order = np.lexsort((kept.class_idx, kept.split))
     for start in range(0, len(order), 4096):  # Python numbers in blocks: one by one out of arrays they cost ten times as much
         rows = order[start : start + 4096]
         i = kept.file[rows]
         fact, groups = facts[i], placed.ids[kept.group[rows]]
-        columns = (kept.leaf[rows], kept.split[rows], groups, fact["phash"], fact["width"], fact["height"], files.origin[i],
+        columns = (kept.class_idx[rows], kept.split[rows], groups, fact["phash"], fact["width"], fact["height"], files.origin[i],
                    placed.offset[rows], fact["stored"])
-        for k, file, sha, (leaf, split, group, phash, width, height, origin, offset, stored) in zip(
+        for k, file, sha, (class_idx, split, group, phash, width, height, origin, offset, stored) in zip(
                 rows.tolist(), i.tolist(), fact["sha256"], zip(*(column.tolist() for column in columns), strict=True), strict=True):
-            yield (placed.path(k), *kept.leaves[leaf], SPLITS[split], f"{group:016x}", sha.tobytes().hex(), f"{phash:016x}", width, height,
+            yield (placed.path(k), *kept.classes[class_idx], SPLITS[split], f"{group:016x}", sha.tobytes().hex(), f"{phash:016x}", width, height,
                    files.sources[origin].name, files.path(file), offset if offset >= 0 else "", stored)
 
 

@@ -13,7 +13,7 @@ from common.console import say, table, warn
 from common.files import write_text
 from common.organize import contact_sheets, suspects
 from common.organize.background import background_check
-from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Leaf, Refused
+from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Pair, Refused
 from common.organize.duplicates.planted import Row, planted_table
 from common.organize.intake import REASONS, target_of
 from common.organize.names.review import Names
@@ -23,9 +23,9 @@ from common.organize.sources import Files
 SHEET = 24  # pictures on a contact sheet
 
 
-def show_names(files: Files, names: Names, index: Sequence[Leaf], leaf: np.ndarray) -> None:
+def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.ndarray) -> None:
     """Print the tree with counts, and the doubts."""
-    counts = np.bincount(leaf[leaf >= 0], minlength=len(index)).tolist()
+    counts = np.bincount(class_idx[class_idx >= 0], minlength=len(index)).tolist()
     species: dict[str, list[str]] = defaultdict(list)
     for (name, disease), n in zip(index, counts, strict=True):
         species[name].append(f"{disease} {n:,}")
@@ -56,7 +56,7 @@ def show_result(output: Path, kept: Kept, refused: Refused, certificate: Certifi
     """Print what was made."""
     counts, tree = kept.counts(), kept.tree()
     reasons = np.bincount(refused.reason, minlength=len(REASONS)).tolist()
-    say("", table([("pictures kept", f"{len(kept):,}"), ("species / classes", f"{tree.num_species:,} / {tree.num_leaves:,}"),
+    say("", table([("pictures kept", f"{len(kept):,}"), ("species / classes", f"{tree.num_species:,} / {tree.num_classes:,}"),
                    *((s, f"{n:,}") for s, n in zip(SPLITS, counts.sum(axis=0).tolist(), strict=True) if n),
                    *((f"left out: {reason}", f"{n:,}") for reason, n in zip(REASONS, reasons, strict=True) if reason and n),
                    ("pictures in groups", f"{sum(certificate.group_sizes):,}"),
@@ -67,7 +67,7 @@ def show_result(output: Path, kept: Kept, refused: Refused, certificate: Certifi
         warn(f"{len(unjudged)} classes have no val or no test picture and cannot be judged (report.md lists them)")
     without = np.flatnonzero((counts[:, 0] == 0) & (counts[:, 1:3].sum(axis=1) > 0)).tolist()
     if without:
-        names = ", ".join("/".join(kept.leaves[i]) for i in without[:6])
+        names = ", ".join("/".join(kept.classes[i]) for i in without[:6])
         warn(f"{len(without)} classes have no train picture in the split that was kept: {names}")
     if certificate.group_sizes and certificate.group_sizes[0] > max(50, 0.02 * len(kept)):
         warn(f"the largest group holds {certificate.group_sizes[0]:,} pictures: look at it (report.md), or lower --near")
@@ -86,27 +86,27 @@ def write_report(folder: Path, kept: Kept, files: Files, facts: np.ndarray, refu
         the suspicious classes, numbered as in `kept.leaves`, and a sentence on what the background gives away.
     """
     chosen, counts = facts[kept.file], kept.counts()
-    leaf_names = ["/".join(leaf) for leaf in kept.leaves]
-    rejected, conflicts = _refused_by_leaf(kept, files, refused, names)
+    class_names = ["/".join(class_idx) for class_idx in kept.classes]
+    rejected, conflicts = _refused_by_class(kept, files, refused, names)
     inside = np.flatnonzero(kept.split < HOLDOUT_SPECIES)
     position = np.full(len(kept), -1)
     position[inside] = np.arange(len(inside))
     pairs = position[certificate.near.edges()] if certificate.near else np.zeros((0, 2), np.int64)
-    leaf, split = kept.leaf[inside], kept.split[inside]
-    found = suspects.suspicious(leaf_names, leaf, kept.group[inside], split, files.origin[kept.file[inside]], chosen["width"][inside],
+    class_idx, split = kept.class_idx[inside], kept.split[inside]
+    found = suspects.suspicious(class_names, class_idx, kept.group[inside], split, files.origin[kept.file[inside]], chosen["width"][inside],
                                 chosen["height"][inside], pairs=pairs[(pairs >= 0).all(axis=1)], rejected=rejected, conflicts=conflicts,
                                 origins=[s.name for s in files.sources])
-    species = np.unique([leaf[0] for leaf in kept.leaves], return_inverse=True)[1]
-    background = background_check(chosen["border"][inside], leaf, split, species)
+    species = np.unique([class_idx[0] for class_idx in kept.classes], return_inverse=True)[1]
+    background = background_check(chosen["border"][inside], class_idx, split, species)
     write_text(folder / "report.md", "\n".join([
         *_counts(kept, files, refused, not_plants), *_certified(kept, files, refused, certificate, planted),
         "## What the background gives away", "", background["sentence"], "",
-        "## Suspicious classes", "", suspects.printed(found, leaf_names), "",
+        "## Suspicious classes", "", suspects.printed(found, class_names), "",
         "## Names", "", f"{len(names.review):,} names need a look: `review.csv`. All readings: `names.csv`.", "",
         "## Classes that cannot be judged", "",
-        ", ".join(leaf_names[i] for i in _unjudged(counts)) or "None: every class has pictures in val and test.", "",
+        ", ".join(class_names[i] for i in _unjudged(counts)) or "None: every class has pictures in val and test.", "",
         "## Classes, rarest first", "",
-        table([(leaf_names[i], counts[i].sum(), *counts[i].tolist()) for i in np.argsort(counts.sum(axis=1), kind="stable")],
+        table([(class_names[i], counts[i].sum(), *counts[i].tolist()) for i in np.argsort(counts.sum(axis=1), kind="stable")],
               ("class", "pictures", *SPLITS)), ""]))
     return found, background["sentence"]
 
@@ -123,8 +123,8 @@ class _Sheets:
     shown: np.ndarray
     starts: np.ndarray
 
-    def __call__(self, leaf: int) -> list[contact_sheets.Member]:
-        shown = self.shown[self.starts[leaf] : self.starts[leaf + 1]].tolist()
+    def __call__(self, class_idx: int) -> list[contact_sheets.Member]:
+        shown = self.shown[self.starts[class_idx] : self.starts[class_idx + 1]].tolist()
         return [contact_sheets.Member((self.store / target_of(self.keys[k])).read_bytes(), int(self.split[k]), int(self.group[k]),
                              int(self.copies[k])) for k in shown]
 
@@ -133,23 +133,23 @@ def write_atlas(folder: Path, kept: Kept, facts: np.ndarray, found: Sequence[sus
                 workers: int) -> None:
     """Write report/: a contact sheet per class, class sizes, index.html. The pictures are read from the store."""
     inside = np.flatnonzero(kept.split < HOLDOUT_SPECIES)
-    leaves, leaf = np.unique(kept.leaf[inside], return_inverse=True)
-    names = ["/".join(kept.leaves[i]) for i in leaves]
+    classes, class_idx = np.unique(kept.class_idx[inside], return_inverse=True)
+    names = ["/".join(kept.classes[i]) for i in classes]
     group = kept.group[inside].astype(np.int64)
-    _, which, sizes = np.unique(group * len(leaves) + leaf, return_inverse=True, return_counts=True)
-    shown, starts = contact_sheets.pick(leaf, kept.split[inside], group, len(leaves), SHEET)
+    _, which, sizes = np.unique(group * len(classes) + class_idx, return_inverse=True, return_counts=True)
+    shown, starts = contact_sheets.pick(class_idx, kept.split[inside], group, len(classes), SHEET)
     sheets = _Sheets(store, facts["key"][kept.file[inside]], kept.split[inside], group, sizes[which], shown, starts)
-    number = {int(i): n for n, i in enumerate(leaves)}
-    reasons = suspects.reasons_by_leaf(found, ["/".join(leaf) for leaf in kept.leaves])
-    contact_sheets.write_atlas(folder, names, sheets, kept.counts()[leaves, :3], {number[i]: told for i, told in reasons.items()}, workers, [note])
+    number = {int(i): n for n, i in enumerate(classes)}
+    reasons = suspects.reasons_by_class(found, ["/".join(class_idx) for class_idx in kept.classes])
+    contact_sheets.write_atlas(folder, names, sheets, kept.counts()[classes, :3], {number[i]: told for i, told in reasons.items()}, workers, [note])
 
 
-def _refused_by_leaf(kept: Kept, files: Files, refused: Refused, names: Names) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _refused_by_class(kept: Kept, files: Files, refused: Refused, names: Names) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """{reason: int (leaves,)} of files left out, and those in conflict with another class, int (leaves,)."""
-    number = {leaf: i for i, leaf in enumerate(kept.leaves)}
-    by_label = np.array([number.get(names.leaves.get(label, ("", "")), -1) for label in files.labels] + [-1])
-    leaf = by_label[files.label]
-    rows = {reason: np.bincount(leaf[(refused.reason == r) & (leaf >= 0)], minlength=len(kept.leaves))
+    number = {class_idx: i for i, class_idx in enumerate(kept.classes)}
+    by_label = np.array([number.get(names.classes.get(label, ("", "")), -1) for label in files.labels] + [-1])
+    class_idx = by_label[files.label]
+    rows = {reason: np.bincount(class_idx[(refused.reason == r) & (class_idx >= 0)], minlength=len(kept.classes))
             for r, reason in enumerate(REASONS) if r}
     return rows, rows["label_conflict"]
 
@@ -158,7 +158,7 @@ def _counts(kept: Kept, files: Files, refused: Refused, not_plants: np.ndarray) 
     counts, tree = kept.counts().sum(axis=0).tolist(), kept.tree()
     reasons = np.bincount(refused.reason, minlength=len(REASONS)).tolist()
     lines = ["# Organized data", "",
-             f"{len(kept):,} pictures in {tree.num_leaves:,} classes of {tree.num_species:,} species: "
+             f"{len(kept):,} pictures in {tree.num_classes:,} classes of {tree.num_species:,} species: "
              + ", ".join(f"{n:,} {s}" for n, s in zip(counts, SPLITS, strict=True) if n)
              + f". {(refused.reason > 0).sum():,} files were left out.", ""]
     if not_plants.any():
@@ -192,9 +192,9 @@ def _certified(kept: Kept, files: Files, refused: Refused, c: Certificate, plant
         lines += [table([(what, f"{n:,}") for what, n in c.joined.items()], ("joined by", "links")), ""]
     if c.group_sizes and c.group_sizes[0] > 20:
         heads, sizes = np.unique(kept.group, return_counts=True)
-        big = [(kept.leaves[kept.leaf[heads[i]]], sizes[i], files.path(kept.file[heads[i]])) for i in np.argsort(-sizes, kind="stable")[:5]]
+        big = [(kept.classes[kept.class_idx[heads[i]]], sizes[i], files.path(kept.file[heads[i]])) for i in np.argsort(-sizes, kind="stable")[:5]]
         lines += ["Largest groups:", "",
-                  table([("/".join(leaf), n, path) for leaf, n, path in big], ("class of the first", "pictures", "first")), ""]
+                  table([("/".join(class_idx), n, path) for class_idx, n, path in big], ("class of the first", "pictures", "first")), ""]
     for search, rows in planted.items():
         lines += [f"Altered copies of pictures of this set, made to try the search, found by {search}:", "", planted_table(rows), ""]
     return lines

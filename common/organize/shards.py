@@ -41,7 +41,7 @@ class Layout:
     """
 
     ids: np.ndarray
-    leaf: np.ndarray
+    class_idx: np.ndarray
     size: np.ndarray
     shard: np.ndarray
     offset: np.ndarray
@@ -55,7 +55,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def layout(ids: np.ndarray, leaf: np.ndarray, size: np.ndarray, shard_bytes: int = SHARD_BYTES) -> Layout:
+def layout(ids: np.ndarray, class_idx: np.ndarray, size: np.ndarray, shard_bytes: int = SHARD_BYTES) -> Layout:
     """Give each picture of one folder its shard and its place there.
 
     They stand in the order of their ids. An id is a hash of the content, so that one who reads a shard from its beginning meets
@@ -73,7 +73,7 @@ def layout(ids: np.ndarray, leaf: np.ndarray, size: np.ndarray, shard_bytes: int
     Raises:
         ValueError: where an id stands twice or a size is no size.
     """
-    ids, leaf, size = np.asarray(ids, np.uint64), np.asarray(leaf, np.int64), np.asarray(size, np.int64)
+    ids, class_idx, size = np.asarray(ids, np.uint64), np.asarray(class_idx, np.int64), np.asarray(size, np.int64)
     order = np.argsort(ids, kind="stable")
     twice = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(twice):
@@ -93,7 +93,7 @@ def layout(ids: np.ndarray, leaf: np.ndarray, size: np.ndarray, shard_bytes: int
     shard, offset = np.empty(len(order), np.int32), np.empty(len(order), np.int64)
     shard[order] = np.repeat(np.arange(len(counts)), counts)
     offset[order] = begins[:-1] - np.repeat(begins[starts[:-1]], counts) + BLOCK
-    return Layout(ids, leaf, size, shard, offset, order, starts, full + -full % RECORD)
+    return Layout(ids, class_idx, size, shard, offset, order, starts, full + -full % RECORD)
 
 
 def write_shards(folder: Path, plan: Layout, sources: Sequence[Source] | Callable[[int], Source], desc: str = "writing shards") -> int:
@@ -174,8 +174,8 @@ def _read(path: str | Path) -> bytes:
 
 def _after(plan: Layout, i: int) -> bytes:
     """What follows a JPEG's data: its filling and the member with the leaf."""
-    leaf = b"%d" % int(plan.leaf[i])
-    return bytes(_gap(int(plan.size[i]))) + _header(b"%016x.cls" % int(plan.ids[i]), len(leaf)) + leaf.ljust(BLOCK, b"\0")
+    class_idx = b"%d" % int(plan.class_idx[i])
+    return bytes(_gap(int(plan.size[i]))) + _header(b"%016x.cls" % int(plan.ids[i]), len(class_idx)) + class_idx.ljust(BLOCK, b"\0")
 
 
 def _gap(size: int | np.ndarray) -> int | np.ndarray:

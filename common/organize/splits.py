@@ -21,7 +21,7 @@ def draws(sha256: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(sha256[:, 8:16]).view(">u8")[:, 0] / 2.0**64
 
 
-def split_groups(leaf: np.ndarray, group: np.ndarray, draw: np.ndarray, val: float, test: float) -> np.ndarray:
+def split_groups(class_idx: np.ndarray, group: np.ndarray, draw: np.ndarray, val: float, test: float) -> np.ndarray:
     """Put whole groups into splits, by the draw of the group's first picture: below `test` test, then `val`, then train.
 
     Where a leaf's shares stray by more than `SLACK` (one picture, in small leaves), its groups nearest to the border cross it.
@@ -42,16 +42,16 @@ def split_groups(leaf: np.ndarray, group: np.ndarray, draw: np.ndarray, val: flo
     heads, which = np.unique(group, return_inverse=True)
     u = draw[heads]
     place = np.where(u < test, TEST, np.where(u < test + val, VAL, TRAIN)).astype(np.int8)
-    pairs, weights = np.unique(leaf.astype(np.int64) * len(heads) + which, return_counts=True)  # (leaf, group) and its pictures
-    pair_leaf, pair_group = np.divmod(pairs, max(1, len(heads)))
+    pairs, weights = np.unique(class_idx.astype(np.int64) * len(heads) + which, return_counts=True)  # (leaf, group) and its pictures
+    pair_class, pair_group = np.divmod(pairs, max(1, len(heads)))
     own = np.bincount(pair_group, minlength=len(heads))[pair_group] == 1
-    edges = np.flatnonzero(np.diff(pair_leaf, prepend=-1, append=-1))
+    edges = np.flatnonzero(np.diff(pair_class, prepend=-1, append=-1))
     spans = list(zip(edges[:-1], edges[1:], strict=True))
-    lonely = np.bincount(pair_leaf, weights * own) < 0.5 * np.bincount(pair_leaf, weights)
+    lonely = np.bincount(pair_class, weights * own) < 0.5 * np.bincount(pair_class, weights)
     tangled = np.zeros(len(heads), bool)
-    tangled[pair_group[lonely[pair_leaf] & ~own]] = True
+    tangled[pair_group[lonely[pair_class] & ~own]] = True
     if tangled.any():
-        _balance(place, u, tangled, pair_leaf, pair_group, weights, val, test)
+        _balance(place, u, tangled, pair_class, pair_group, weights, val, test)
     for start, stop in spans:  # before any leaf is settled, as these are the steps that touch other leaves
         members = pair_group[start:stop]
         if not (place[members] == TRAIN).any():
@@ -67,13 +67,13 @@ def split_groups(leaf: np.ndarray, group: np.ndarray, draw: np.ndarray, val: flo
     return place[which]
 
 
-def _balance(place: np.ndarray, u: np.ndarray, tangled: np.ndarray, pair_leaf: np.ndarray, pair_group: np.ndarray, weights: np.ndarray,
+def _balance(place: np.ndarray, u: np.ndarray, tangled: np.ndarray, pair_class: np.ndarray, pair_group: np.ndarray, weights: np.ndarray,
              val: float, test: float) -> None:
     """Place groups that span leaves, the largest first, each where it brings the shares of its leaves nearest to what is wanted."""
-    total = np.bincount(pair_leaf, weights)
+    total = np.bincount(pair_class, weights)
     have = np.zeros((len(total), 3))
     rest = ~tangled[pair_group]
-    np.add.at(have, (pair_leaf[rest], place[pair_group[rest]]), weights[rest])
+    np.add.at(have, (pair_class[rest], place[pair_group[rest]]), weights[rest])
     wanted = np.array([1 - val - test, val, test]) * total[:, None]
     mine = np.flatnonzero(~rest)
     mine = mine[np.argsort(pair_group[mine], kind="stable")]
@@ -81,11 +81,11 @@ def _balance(place: np.ndarray, u: np.ndarray, tangled: np.ndarray, pair_leaf: n
     bounds = np.searchsorted(pair_group[mine], np.arange(len(u) + 1))
     for g in sorted(np.flatnonzero(tangled).tolist(), key=lambda g: (-sizes[g], u[g])):
         pairs = mine[bounds[g] : bounds[g + 1]]
-        leaves, count = pair_leaf[pairs], weights[pairs]
-        lack = (wanted[leaves] - have[leaves]) / total[leaves, None]  # (leaves of the group, 3), shares
-        gain = (2 * lack - (count / total[leaves])[:, None]) * (count / total[leaves])[:, None]  # what the squared error falls by
+        classes, count = pair_class[pairs], weights[pairs]
+        lack = (wanted[classes] - have[classes]) / total[classes, None]  # (leaves of the group, 3), shares
+        gain = (2 * lack - (count / total[classes])[:, None]) * (count / total[classes])[:, None]  # what the squared error falls by
         place[g] = np.argmax(gain.sum(axis=0))
-        have[leaves, place[g]] += count
+        have[classes, place[g]] += count
 
 
 def _settle(place: np.ndarray, weight: np.ndarray, others: np.ndarray, other_groups: np.ndarray, val: float, test: float) -> np.ndarray:

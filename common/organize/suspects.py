@@ -34,7 +34,7 @@ class Suspect:
         other: the other class of `shared`, else -1.
     """
 
-    leaf: int
+    class_idx: int
     kind: str
     figure: float
     badness: float
@@ -43,7 +43,7 @@ class Suspect:
     other: int = -1
 
 
-def suspicious(names: Sequence[str], leaf: np.ndarray, group: np.ndarray, split: np.ndarray, origin: np.ndarray, width: np.ndarray,
+def suspicious(names: Sequence[str], class_idx: np.ndarray, group: np.ndarray, split: np.ndarray, origin: np.ndarray, width: np.ndarray,
                height: np.ndarray, *, pairs: np.ndarray | None = None, rejected: Mapping[str, np.ndarray] | None = None,
                conflicts: np.ndarray | None = None, origins: Sequence[str] = ()) -> list[Suspect]:
     """Find the classes that look wrong, worst first.
@@ -64,17 +64,17 @@ def suspicious(names: Sequence[str], leaf: np.ndarray, group: np.ndarray, split:
         doubts ordered by badness, then by the size of the class; the order of the pictures does not matter.
     """
     n = len(names)
-    sizes = np.bincount(leaf, minlength=n)
+    sizes = np.bincount(class_idx, minlength=n)
     species = np.unique([name.split("/")[0] for name in names], return_inverse=True)[1] if n else np.zeros(0, np.int64)
-    leaf = np.asarray(leaf, np.int64)
-    most, _, (of_leaf, _, _) = _commonest(leaf, np.unique(group, return_inverse=True)[1], n)
-    found = _few(sizes, np.bincount(of_leaf, minlength=n), [np.bincount(leaf[split == s], minlength=n) for s in range(3)])
+    class_idx = np.asarray(class_idx, np.int64)
+    most, _, (of_class, _, _) = _commonest(class_idx, np.unique(group, return_inverse=True)[1], n)
+    found = _few(sizes, np.bincount(of_class, minlength=n), [np.bincount(class_idx[split == s], minlength=n) for s in range(3)])
     found += _one_group(most, sizes)
-    found += _shared(names, leaf, sizes, pairs) if pairs is not None and len(pairs) else []
+    found += _shared(names, class_idx, sizes, pairs) if pairs is not None and len(pairs) else []
     found += _left_out(sizes, rejected or {}, np.zeros(n, np.int64) if conflicts is None else np.asarray(conflicts))
-    found += _one_size(names, leaf, width, height, species)
-    found += _one_source(names, leaf, origin, species, origins)
-    return sorted(found, key=lambda s: (-round(s.badness, 6), -int(sizes[s.leaf]), s.leaf, s.kind, s.other))
+    found += _one_size(names, class_idx, width, height, species)
+    found += _one_source(names, class_idx, origin, species, origins)
+    return sorted(found, key=lambda s: (-round(s.badness, 6), -int(sizes[s.class_idx]), s.class_idx, s.kind, s.other))
 
 
 def _few(sizes: np.ndarray, groups: np.ndarray, by_split: list[np.ndarray]) -> list[Suspect]:
@@ -99,8 +99,8 @@ def _one_group(most: np.ndarray, sizes: np.ndarray) -> list[Suspect]:
             for i in np.flatnonzero((share >= ONE_GROUP) & (most >= ONE_GROUP_PICTURES)).tolist()]
 
 
-def _shared(names: Sequence[str], leaf: np.ndarray, sizes: np.ndarray, pairs: np.ndarray) -> list[Suspect]:
-    n, sides, count = len(names), leaf[pairs], len(leaf)
+def _shared(names: Sequence[str], class_idx: np.ndarray, sizes: np.ndarray, pairs: np.ndarray) -> list[Suspect]:
+    n, sides, count = len(names), class_idx[pairs], len(class_idx)
     across = sides[:, 0] != sides[:, 1]
     pairs, sides = pairs[across], sides[across]
     code = sides.min(1) * n + sides.max(1)
@@ -109,7 +109,7 @@ def _shared(names: Sequence[str], leaf: np.ndarray, sizes: np.ndarray, pairs: np
     ends = np.unique(np.tile(which.ravel(), 2) * count + pairs.T.ravel())
     found = []
     a_of, b_of = kinds // n, kinds % n
-    first = leaf[ends % count] == a_of[ends // count]
+    first = class_idx[ends % count] == a_of[ends // count]
     in_a, in_b = (np.bincount(ends[mask] // count, minlength=len(kinds)) for mask in (first, ~first))
     share_a, share_b = in_a / np.maximum(sizes[a_of], 1), in_b / np.maximum(sizes[b_of], 1)
     for k in np.flatnonzero((counts >= SHARED_PAIRS) & (np.maximum(share_a, share_b) >= SHARED)).tolist():
@@ -138,47 +138,47 @@ def _left_out(sizes: np.ndarray, rejected: Mapping[str, np.ndarray], conflicts: 
     return found
 
 
-def _one_size(names: Sequence[str], leaf: np.ndarray, width: np.ndarray, height: np.ndarray, species: np.ndarray) -> list[Suspect]:
+def _one_size(names: Sequence[str], class_idx: np.ndarray, width: np.ndarray, height: np.ndarray, species: np.ndarray) -> list[Suspect]:
     value = np.asarray(width, np.int64) << 20 | np.asarray(height, np.int64)
     return [Suspect(i, "one_size", share, 0.55 * (share - elsewhere),
                     f"{share:.0%} of its pictures are {v >> 20} x {v & 0xFFFFF} px, {elsewhere:.0%} of "
                     f"other {_plant(names[i])} classes",
                     "Crop marks, borders or a camera may then tell the disease: mix sources, or check the background figure.")
-            for i, v, share, elsewhere in _apart(leaf, value, species)]
+            for i, v, share, elsewhere in _apart(class_idx, value, species)]
 
 
-def _one_source(names: Sequence[str], leaf: np.ndarray, origin: np.ndarray, species: np.ndarray, origins: Sequence[str]) -> list[Suspect]:
+def _one_source(names: Sequence[str], class_idx: np.ndarray, origin: np.ndarray, species: np.ndarray, origins: Sequence[str]) -> list[Suspect]:
     return [Suspect(i, "one_source", share, 0.8 * (share - elsewhere),
                     f"{share:.0%} of its pictures come from {origins[v] if v < len(origins) else f'source {v}'}, "
                     f"{elsewhere:.0%} of other {_plant(names[i])} classes",
                     "The background then tells the disease: add photos of this class from another source.")
-            for i, v, share, elsewhere in _apart(leaf, origin, species)]
+            for i, v, share, elsewhere in _apart(class_idx, origin, species)]
 
 
-def _commonest(leaf: np.ndarray, value: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+def _commonest(class_idx: np.ndarray, value: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
     """How often each leaf's commonest value occurs, that value (the smallest of equals; -1: none), and all (leaf, value, count)."""
-    if not len(leaf):
+    if not len(class_idx):
         return np.zeros(n, np.int64), np.full(n, -1), (np.zeros(0, np.int64),) * 3
     span = int(value.max()) + 1
-    code, counts = np.unique(leaf * span + value, return_counts=True)
-    leaves, values = code // span, code % span
-    order = np.lexsort((values, -counts, leaves))
-    first = order[np.unique(leaves[order], return_index=True)[1]]
+    code, counts = np.unique(class_idx * span + value, return_counts=True)
+    classes, values = code // span, code % span
+    order = np.lexsort((values, -counts, classes))
+    first = order[np.unique(classes[order], return_index=True)[1]]
     most, which = np.zeros(n, np.int64), np.full(n, -1)
-    most[leaves[first]], which[leaves[first]] = counts[first], values[first]
-    return most, which, (leaves, values, counts)
+    most[classes[first]], which[classes[first]] = counts[first], values[first]
+    return most, which, (classes, values, counts)
 
 
-def _apart(leaf: np.ndarray, value: np.ndarray, species: np.ndarray) -> list[tuple[int, int, float, float]]:
+def _apart(class_idx: np.ndarray, value: np.ndarray, species: np.ndarray) -> list[tuple[int, int, float, float]]:
     """Leaves that nearly always have one value which their species' other leaves nearly never have: leaf, value, both shares."""
     n = len(species)
-    most, which, (leaves, values, counts) = _commonest(leaf, value, n)
-    if not len(leaves):
+    most, which, (classes, values, counts) = _commonest(class_idx, value, n)
+    if not len(classes):
         return []
     span = int(values.max()) + 1
-    sizes = np.bincount(leaf, minlength=n)
-    siblings = np.bincount(species[leaf], minlength=n)[species] - sizes
-    code, back = np.unique(species[leaves] * span + values, return_inverse=True)
+    sizes = np.bincount(class_idx, minlength=n)
+    siblings = np.bincount(species[class_idx], minlength=n)[species] - sizes
+    code, back = np.unique(species[classes] * span + values, return_inverse=True)
     totals = np.bincount(back.ravel(), weights=counts, minlength=len(code))
     at = np.searchsorted(code, species * span + np.maximum(which, 0)).clip(max=len(code) - 1)
     elsewhere = (totals[at] - most) / np.maximum(siblings, 1)
@@ -199,13 +199,13 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def reasons_by_leaf(suspects: Sequence[Suspect], names: Sequence[str]) -> dict[int, list[str]]:
+def reasons_by_class(suspects: Sequence[Suspect], names: Sequence[str]) -> dict[int, list[str]]:
     """Sentences per leaf, worst first; a class that shares pictures is told at both classes."""
     told: dict[int, list[str]] = defaultdict(list)
     for suspect in suspects:
-        told[suspect.leaf].append(suspect.what)
+        told[suspect.class_idx].append(suspect.what)
         if suspect.other >= 0:
-            told[suspect.other].append(f"{names[suspect.leaf]} {suspect.what.replace(names[suspect.other], 'this class', 1)}")
+            told[suspect.other].append(f"{names[suspect.class_idx]} {suspect.what.replace(names[suspect.other], 'this class', 1)}")
     return dict(told)
 
 
@@ -218,7 +218,7 @@ def printed(suspects: Sequence[Suspect], names: Sequence[str], most: int = 20, e
     for suspect in suspects:
         if shown[suspect.kind] < each and len(rows) < most:
             shown[suspect.kind] += 1
-            rows.append((names[suspect.leaf], suspect.what))
+            rows.append((names[suspect.class_idx], suspect.what))
     kinds = Counter(suspect.kind for suspect in suspects)
     more = {kind: count - shown[kind] for kind, count in kinds.most_common() if count > shown[kind]}
     advice = {suspect.kind: suspect.advice for suspect in reversed(suspects)}

@@ -76,7 +76,7 @@ def answer(predictor: Predictor, seen: Sequence[Seen], options: Options) -> dict
 
     probabilities, ood = np.stack([s.probabilities for s in seen]), np.stack([s.ood for s in seen])
     alone = [decided(s.probabilities, s.ood, s.quality) for s in seen]
-    refused = card.rejection.stranger.exceeded(ood) if card.rejection else np.zeros(len(seen), bool)
+    refused = card.rejection.ood.exceeded(ood) if card.rejection else np.zeros(len(seen), bool)
     limits = card.rejection.photo if card.rejection else {}
     weights = [photo_weight(s.quality, limits, a.rejection["quantile"], bool(r)) for s, a, r in zip(seen, alone, refused, strict=True)]
     fused = fuse_probabilities(probabilities, np.asarray(weights))
@@ -117,7 +117,7 @@ def ms(seconds: float) -> float:
 
 def _conditioned(probabilities: np.ndarray, species: str, predictor: Predictor) -> tuple[dict[str, Any], np.ndarray]:
     tree = predictor.bundle.tree
-    before, share = best(probabilities, tree), float(probabilities[tree.leaf_species == tree.species.index(species)].sum())
+    before, share = best(probabilities, tree), float(probabilities[tree.class_species == tree.species.index(species)].sum())
     agrees = before["species"] == species
     message = None if agrees else (f"You said {species.replace('_', ' ')}, and the answer goes by that. By the photo alone I would "
                                    f"have said {before['species'].replace('_', ' ')}.")

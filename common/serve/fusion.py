@@ -101,7 +101,7 @@ def agreement(answers: Sequence[Answer], weights: Sequence[float]) -> dict[str, 
               if weight > 0 and answer.species is not None]
     species = {answer.species for _, answer in voices}
     diseases = {answer.disease for _, answer in voices if answer.disease is not None}
-    level = "species" if len(species) > 1 else "leaf" if len(diseases) > 1 else None
+    level = "species" if len(species) > 1 else "disease" if len(diseases) > 1 else None
     message = None
     if level:
         told = [f"photo {i + 1} says {' '.join(filter(None, (answer.species, answer.disease))).replace('_', ' ')}"

@@ -197,7 +197,7 @@ class Predictor:
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (size, size, 3) or len(batch) == 0:
             raise ValueError(f"{self.card.file} takes pictures as uint8 (N, {size}, {size}, 3), not as {batch.dtype} {batch.shape}")
         outputs = Outputs(*self.session.run(list(OUTPUTS), {"images": batch}))
-        for key, columns in (("probabilities", self.bundle.tree.num_leaves), ("ood", len(self.bundle.scores))):
+        for key, columns in (("probabilities", self.bundle.tree.num_classes), ("ood", len(self.bundle.scores))):
             if (shape := getattr(outputs, key).shape) != (len(batch), columns):
                 raise BundleError(f"{self.card.file} gives {key} of shape {shape}, but by {FILE_NAME} it should be "
                                   f"{(len(batch), columns)}. {_MEND}")

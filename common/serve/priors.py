@@ -69,20 +69,20 @@ def apply_prior(probabilities: np.ndarray, weights: Mapping[str, float], tree: C
     row = np.ones(tree.num_species)
     for name, weight in weights.items():
         row[tree.species.index(name)] = weight
-    return _normalised(np.maximum(np.asarray(probabilities, np.float64), FLOOR) * row[tree.leaf_species])
+    return _normalised(np.maximum(np.asarray(probabilities, np.float64), FLOOR) * row[tree.class_species])
 
 
 def condition(probabilities: np.ndarray, species: str, tree: ClassTree) -> np.ndarray:
     """Give a species the probability 1 and keep its diseases' proportions: float (L,) -> float64 (L,)."""
-    inside = tree.leaf_species == tree.species.index(species)
+    inside = tree.class_species == tree.species.index(species)
     return _normalised(np.where(inside, np.maximum(np.asarray(probabilities, np.float64), FLOOR), 0.0))
 
 
 def best(probabilities: np.ndarray, tree: ClassTree) -> dict[str, Any]:
     """The most probable leaf of (L,) as species, disease and probability."""
-    leaf = int(np.argmax(probabilities))
-    species, disease = tree.leaf(leaf)
-    return {"species": species, "disease": disease, "probability": float(f"{float(probabilities[leaf]):.6g}")}
+    class_idx = int(np.argmax(probabilities))
+    species, disease = tree.pair(class_idx)
+    return {"species": species, "disease": disease, "probability": float(f"{float(probabilities[class_idx]):.6g}")}
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:

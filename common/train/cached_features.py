@@ -50,7 +50,7 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
     def __init__(self, path: Path, views: int, count: int, num_features: int) -> None:
         self.path, self.views, self.count, self.num_features = path, views, count, num_features
         # the leaf stands beside its feature: another picture stands in for one that cannot be read
-        self.row = np.dtype([("feature", "<f2", (num_features,)), ("leaf", "<i4")])
+        self.row = np.dtype([("feature", "<f2", (num_features,)), ("class_idx", "<i4")])
         self._rows: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,22 +75,22 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
         """Read items (epoch, position, i) at once: float32 (n, features), int64 (n,) leaf indices."""
         chosen = np.array(items, np.int64)
         rows = self.rows[chosen[:, 0] % self.views, chosen[:, 2]]
-        return torch.from_numpy(rows["feature"].astype(np.float32)), torch.from_numpy(rows["leaf"].astype(np.int64))
+        return torch.from_numpy(rows["feature"].astype(np.float32)), torch.from_numpy(rows["class_idx"].astype(np.int64))
 
     def __getitem__(self, item: tuple[int, int, int]) -> tuple[Tensor, int]:
-        features, leaf = self.batch([item])
-        return features[0], int(leaf[0])
+        features, class_idx = self.batch([item])
+        return features[0], int(class_idx[0])
 
     def __getitems__(self, items: Sequence[tuple[int, int, int]]) -> list[tuple[Tensor, int]]:
         """Read a whole batch for the loader, whose workers ask for it by this name."""
-        features, leaf = self.batch(items)
-        return list(zip(features, leaf.tolist(), strict=True))
+        features, class_idx = self.batch(items)
+        return list(zip(features, class_idx.tolist(), strict=True))
 
     def batches(self, size: int = 1024, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every picture once, in order, for judging: float32 (n, features), int64 (n,) leaf indices."""
         for start in range(0, self.count, size):
             rows = self.rows[view, start : start + size]
-            yield torch.from_numpy(rows["feature"].astype(np.float32)), torch.from_numpy(rows["leaf"].astype(np.int64))
+            yield torch.from_numpy(rows["feature"].astype(np.float32)), torch.from_numpy(rows["class_idx"].astype(np.int64))
 
 
 # region making
@@ -159,7 +159,7 @@ def _pixels(dataset: Dataset[Any], items: Sequence[Any]) -> str:
 
 def _made_of(model: SwinHierarchical, split: Split, compute: Compute, manifest_hash: str) -> dict[str, Any]:
     pictures = hashlib.sha256()
-    for name in ("arena", "ends", "file", "offset", "size", "leaf", "width", "height"):
+    for name in ("arena", "ends", "file", "offset", "size", "class_idx", "width", "height"):
         pictures.update(np.ascontiguousarray(getattr(split, name)).tobytes())
     return {"weights": weights_hash({"model": model.backbone.state_dict()}), "model": model.settings, "features": model.num_features,
             "precision": f"{compute.dtype} on {compute.device.type}", "manifest": manifest_hash, "pictures": pictures.hexdigest()[:16],
@@ -274,9 +274,9 @@ def _fill(cached: CachedViews, source: _Source, extract: _Extractor, blocks: dic
     # plain writes: where the disk is full, they raise, and a write to a memory map would kill the process
     with cached.path.open("r+b") as rows, cached.path.with_name(DONE).open("r+b") as record, \
             progress((), total=todo, desc="features", unit="view") as bar:
-        for (n, k, first, end), (pixels, leaf) in zip(spans, loader, strict=True):
+        for (n, k, first, end), (pixels, class_idx) in zip(spans, loader, strict=True):
             made = np.empty(end - first, cached.row)
-            made["feature"], made["leaf"] = extract(pixels), leaf.numpy()
+            made["feature"], made["class_idx"] = extract(pixels), class_idx.numpy()
             rows.seek((k * source.count + first) * cached.row.itemsize)
             rows.write(made.tobytes())
             bar.update(end - first)

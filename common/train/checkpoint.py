@@ -118,9 +118,9 @@ def require_tree(payload: dict[str, Any], tree: ClassTree, path: Path, data: Pat
     """
     other = ClassTree.from_json(payload["tree"])
     if other != tree:
-        mine, theirs = ({tree_.leaf_name(i) for i in range(tree_.num_leaves)} for tree_ in (tree, other))
+        mine, theirs = ({tree_.class_name(i) for i in range(tree_.num_classes)} for tree_ in (tree, other))
         odd = sorted(mine ^ theirs)[:5]
-        fail(f"{path} was trained on another data set: it has {other.num_leaves} classes, {data} has {tree.num_leaves}"
+        fail(f"{path} was trained on another data set: it has {other.num_classes} classes, {data} has {tree.num_classes}"
              f"{'; they differ in ' + ', '.join(odd) if odd else ', in another order'}. Give the data set it was trained on "
              "(--data), or train again with --fresh.")
 

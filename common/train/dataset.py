@@ -50,13 +50,13 @@ class Split:
     file: np.ndarray
     offset: np.ndarray
     size: np.ndarray
-    leaf: np.ndarray
+    class_idx: np.ndarray
     width: np.ndarray
     height: np.ndarray
     _shards: dict[int, _Shard] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.leaf)
+        return len(self.class_idx)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}  # a spawned worker opens its own
@@ -108,7 +108,7 @@ class Organized:
     @property
     def class_sizes(self) -> np.ndarray:
         """Pictures per leaf over all splits, int64 (leaves,): the size by which a class is called rare."""
-        return sum(np.bincount(split.leaf, minlength=self.tree.num_leaves) for split in self.splits.values())
+        return sum(np.bincount(split.class_idx, minlength=self.tree.num_classes) for split in self.splits.values())
 
 
 def load_organized(root: Path) -> Organized:
@@ -161,7 +161,7 @@ class TrainViews(Dataset[tuple[torch.Tensor, int]]):
             rng = np.random.default_rng([self.seed, epoch, position])
             try:
                 view = train_view(self.split.read(j), int(self.split.width[j]), int(self.split.height[j]), self.recipe, rng)
-                return torch.from_numpy(view), int(self.split.leaf[j])
+                return torch.from_numpy(view), int(self.split.class_idx[j])
             except (OSError, ValueError, cv2.error) as error:
                 where = f"{self.split.path(j)}" + (f" at byte {self.split.offset[j]}" if self.split.offset[j] >= 0 else "")
                 warn(f"{where} cannot be read ({error}); the next picture stands in for it. Run 01_reorganize.py again.")
@@ -179,7 +179,7 @@ class EvalViews(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         rgb = images.resize_to_model(images.read_rgb(self.split.read(i), min_side=1), self.size)
-        return torch.from_numpy(rgb), int(self.split.leaf[i])
+        return torch.from_numpy(rgb), int(self.split.class_idx[i])
 
 
 # endregion
@@ -231,7 +231,7 @@ def rare_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.nd
     """
     by_class = np.where(class_sizes < recipe.very_rare_below, recipe.very_rare_weight,
                         np.where(class_sizes < recipe.rare_below, recipe.rare_weight, 1.0))
-    return by_class[split.leaf]
+    return by_class[split.class_idx]
 
 
 def balanced_weights(classes: np.ndarray) -> np.ndarray:
@@ -246,7 +246,7 @@ def boost_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.n
         float64 (N,).
     """
     weights = rare_weights(split, class_sizes, recipe)
-    rare = (class_sizes < recipe.rare_below)[split.leaf]
+    rare = (class_sizes < recipe.rare_below)[split.class_idx]
     share = weights[rare].sum() / weights.sum()
     if 0 < share < recipe.boost_share < 1:
         weights = np.where(rare, weights * recipe.boost_share / share, weights * (1 - recipe.boost_share) / (1 - share))

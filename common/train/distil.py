@@ -64,8 +64,8 @@ def _soft(model: SwinHierarchical, features: Tensor, temperature: float) -> tupl
     """Log-probabilities of species (N, S) and of joint leaves (N, L), softened."""
     hidden = model.neck(features)
     species = model.species_logits(hidden)
-    leaves = model.probabilities(hidden, species, temperature, temperature)
-    return (species / temperature).log_softmax(dim=1), leaves.clamp_min(1e-12).log()
+    classes = model.probabilities(hidden, species, temperature, temperature)
+    return (species / temperature).log_softmax(dim=1), classes.clamp_min(1e-12).log()
 
 
 def _resized(pixels: Tensor, size: int) -> Tensor:

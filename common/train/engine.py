@@ -107,7 +107,7 @@ def seed_step(seed: int, epoch: int, step: int) -> np.random.Generator:
 # region the step
 
 
-def hierarchical_loss(model: SwinHierarchical, features: Tensor, leaf: Tensor, phase: Phase, recipe: Recipe) -> Tensor:
+def hierarchical_loss(model: SwinHierarchical, features: Tensor, class_idx: Tensor, phase: Phase, recipe: Recipe) -> Tensor:
     """Species loss plus disease loss of each sample under its own species' head, weighted by the phase.
 
     A flat model has one loss over all its leaves. Where the phase has a prior, log-priors are added to the logits (balanced
@@ -120,19 +120,19 @@ def hierarchical_loss(model: SwinHierarchical, features: Tensor, leaf: Tensor, p
     Returns:
         float32 (N,).
     """
-    hidden, species = model.neck(features), model.leaf_species[leaf]
+    hidden, species = model.neck(features), model.class_species[class_idx]
     if model.flat:
         logits = model.disease_heads.all_logits(hidden)
-        return phase.species_weight * class_loss(logits + model.leaf_prior if phase.prior else logits, leaf, recipe)
-    loss = features.new_zeros(len(leaf), dtype=torch.float32)
+        return phase.species_weight * class_loss(logits + model.class_prior if phase.prior else logits, class_idx, recipe)
+    loss = features.new_zeros(len(class_idx), dtype=torch.float32)
     if phase.species_weight > 0:
         logits = model.species_logits(hidden)
         loss = loss + phase.species_weight * class_loss(logits + model.species_prior if phase.prior else logits, species, recipe)
     if phase.disease_weight > 0 and model.disease_heads.widest > 1:
-        own = model.disease_heads.leaf_of[species]
+        own = model.disease_heads.class_of[species]
         logits = model.disease_logits(hidden, species)
-        logits = logits + model.leaf_prior[own] if phase.prior else logits
-        loss = loss + phase.disease_weight * class_loss(logits, leaf - own[:, 0], recipe, model.disease_heads.sizes[species])
+        logits = logits + model.class_prior[own] if phase.prior else logits
+        loss = loss + phase.disease_weight * class_loss(logits, class_idx - own[:, 0], recipe, model.disease_heads.sizes[species])
     return loss
 
 
@@ -141,7 +141,7 @@ class DeviceFull(RuntimeError):
 
 
 def training_step(model: SwinHierarchical, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, images: Tensor,
-                  leaf: Tensor, mix: Mix, *, phase: Phase, recipe: Recipe, compute: Compute, rate: float, device_batch: int,
+                  class_idx: Tensor, mix: Mix, *, phase: Phase, recipe: Recipe, compute: Compute, rate: float, device_batch: int,
                   seed: int = 0, skip_nan: bool = False, teacher: Teacher | None = None, world: World = ALONE,
                   count: int | None = None) -> Tensor:
     """Take one optimizer step on one effective batch, `device_batch` pictures at a time.
@@ -175,9 +175,9 @@ def training_step(model: SwinHierarchical, optimizer: torch.optim.Optimizer, sca
             with compute.autocast(), torch.set_grad_enabled(phase.backbone_scale > 0):
                 features = pixels if pixels.dim() == 2 else model.features(pixels)
             # 2. heads and loss, in float32
-            loss = mix.share * hierarchical_loss(model, features, leaf[rows], phase, recipe)
+            loss = mix.share * hierarchical_loss(model, features, class_idx[rows], phase, recipe)
             if mix.share < 1:
-                loss = loss + (1 - mix.share) * hierarchical_loss(model, features, leaf[mix.partner[rows]], phase, recipe)
+                loss = loss + (1 - mix.share) * hierarchical_loss(model, features, class_idx[mix.partner[rows]], phase, recipe)
             if teacher is not None and pixels.dim() == 4:  # of cached features there is nothing to show it
                 loss = teacher.blend(loss, model, features, pixels, phase, compute)
             # 3. gradients add up over the pieces of the batch to those of its mean
@@ -239,14 +239,14 @@ def evaluate(model: SwinHierarchical, batches: Iterable[tuple[Tensor, Tensor]], 
     """
     model.eval()
     parts = []
-    for images, leaf in batches:
+    for images, class_idx in batches:
         images = images.to(compute.device, non_blocking=True)
         with compute.autocast():
             features = images if images.dim() == 2 else model.features(images)  # cached features come as they are
         hidden = model.neck(features.float())
         probs = model.probabilities(hidden, model.species_logits(hidden))
         flat = model.disease_heads.all_logits(hidden).argmax(dim=1)  # as if the packed heads were one softmax
-        parts.append(judge(probs.cpu().numpy(), leaf.numpy(), model.tree, flat.cpu().numpy()))
+        parts.append(judge(probs.cpu().numpy(), class_idx.numpy(), model.tree, flat.cpu().numpy()))
     return join(parts)
 
 

@@ -34,7 +34,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     batches = make_loader(EvalViews(split, model.settings["image_size"]), workers, batch_size=args.device_batch or 64)
     say(f"{args.evaluate}: {model.settings['backbone']}, {payload['epochs_done']} epochs; {compute}")
     folder = args.evaluate.with_name(f"{args.evaluate.stem} on {args.split}")
-    train_sizes = np.bincount(data.splits["train"].leaf, minlength=data.tree.num_leaves)
+    train_sizes = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
     evaluate_report(folder, evaluate(model, batches, compute), data.tree, data.class_sizes, train_sizes, title="Evaluation",
                     checkpoint=args.evaluate.name, split=args.split)
     return 0

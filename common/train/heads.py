@@ -24,8 +24,8 @@ class DiseaseHeads(nn.Module):
     def __init__(self, features: int, tree: ClassTree) -> None:
         super().__init__()
         sizes = np.diff(tree.offsets)
-        self.weight = nn.Parameter(torch.empty(tree.num_leaves, features))
-        self.bias = nn.Parameter(torch.zeros(tree.num_leaves))
+        self.weight = nn.Parameter(torch.empty(tree.num_classes, features))
+        self.bias = nn.Parameter(torch.zeros(tree.num_classes))
         nn.init.trunc_normal_(self.weight, std=0.02)
         columns = np.arange(sizes.max())
         self.widest = int(sizes.max())
@@ -33,7 +33,7 @@ class DiseaseHeads(nn.Module):
         real = columns < sizes[:, None]
         self.register_buffer("sizes", torch.from_numpy(sizes.copy()), persistent=False)
         self.register_buffer("real", torch.from_numpy(real), persistent=False)
-        self.register_buffer("leaf_of", torch.from_numpy(np.where(real, tree.offsets[:-1, None] + columns, 0)), persistent=False)
+        self.register_buffer("class_of", torch.from_numpy(np.where(real, tree.offsets[:-1, None] + columns, 0)), persistent=False)
         self.offsets, self._memory = tree.offsets.tolist(), _Memory()
 
     def forward(self, features: Tensor, species_idx: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class DiseaseHeads(nn.Module):
         features = features.float()
         if features.device.type == "cpu":
             return _SortedHeads.apply(features, self.weight, self.bias, species_idx, self.offsets, self.widest, self._memory)
-        logits = self.all_logits(features).gather(1, self.leaf_of[species_idx])
+        logits = self.all_logits(features).gather(1, self.class_of[species_idx])
         return logits.masked_fill(~self.real[species_idx], PADDING)
 
     def all_logits(self, features: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class DiseaseHeads(nn.Module):
         return self._padded(logits).logsumexp(dim=2)
 
     def _padded(self, logits: Tensor) -> Tensor:
-        padded = logits[:, self.leaf_of.flatten()].unflatten(1, self.leaf_of.shape)  # (N, species, widest)
+        padded = logits[:, self.class_of.flatten()].unflatten(1, self.class_of.shape)  # (N, species, widest)
         return padded.masked_fill(~self.real, PADDING)
 
 

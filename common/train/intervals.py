@@ -27,11 +27,11 @@ def bootstrap(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, *, resam
         (low, high) of species_top1, disease_top1, disease_top3, cascade_top1, routed_top1, macro_f1 and tail_f1 (NaN where there
         is no tail) as `summarise` has them; F1 per leaf, float64 (leaves, 2), NaN for a class without pictures.
     """
-    order = np.argsort(judged.leaf, kind="stable")
-    truth, answer = judged.leaf[order].astype(np.int32), judged.joint[order].astype(np.int32)
+    order = np.argsort(judged.class_idx, kind="stable")
+    truth, answer = judged.class_idx[order].astype(np.int32), judged.joint[order].astype(np.int32)
     present, starts, counts = np.unique(truth, return_index=True, return_counts=True)
     first, width = np.repeat(starts, counts).astype(np.int32), np.repeat(counts, counts).astype(np.int32)
-    species = tree.leaf_species[truth]
+    species = tree.class_species[truth]
     several = np.diff(tree.offsets)[species] > 1
     several = several if several.any() else np.ones(len(truth), bool)
     right = {"species_top1": judged.species[order] == species, "disease_top1": judged.rank[order] == 0,
@@ -44,7 +44,7 @@ def bootstrap(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, *, resam
 
     def figures(index: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, list[float]]:
         hits = np.add.reduceat(hit[index], starts, dtype=np.int32)
-        f1 = (2 * hits / (counts + np.bincount(said, minlength=tree.num_leaves)[present])).astype(np.float32)
+        f1 = (2 * hits / (counts + np.bincount(said, minlength=tree.num_classes)[present])).astype(np.float32)
         shares = np.bincount(flags[index] & counted, minlength=len(bits)) @ bits / out_of
         return f1, [*shares, f1.mean(dtype=np.float64), f1[tail].mean(dtype=np.float64) if tail.any() else np.nan]
 
@@ -61,7 +61,7 @@ def bootstrap(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, *, resam
         f1[k], means[k] = figures(index, said)
     ends = [(1 - level) / 2, (1 + level) / 2]
     moved = np.clip(np.quantile(means, ends, axis=0) - means.mean(0) + reported, 0, 1)
-    per_class = np.full((tree.num_leaves, 2), np.nan)
+    per_class = np.full((tree.num_classes, 2), np.nan)
     for a in range(0, len(present), 256):  # by piece: a sorted copy of all would double the memory
         per_class[present[a:a + 256]] = np.quantile(f1[:, a:a + 256], ends, axis=0).T
     return {name: (float(low), float(high)) for name, (low, high) in zip([*right, "macro_f1", "tail_f1"], moved.T, strict=True)}, per_class

@@ -39,10 +39,10 @@ def train_epoch(run: Run, epoch: int, phase: Phase) -> float:
                                          unit="step") as bar:
         for step in bar:
             asked = time.perf_counter()
-            images, leaf = next(batches)
+            images, class_idx = next(batches)
             waited += time.perf_counter() - asked
-            images, leaf = images.to(device, non_blocking=True), leaf.to(device, non_blocking=True)
-            loss = take_step(run, images, leaf, epoch, step, phase)
+            images, class_idx = images.to(device, non_blocking=True), class_idx.to(device, non_blocking=True)
+            loss = take_step(run, images, class_idx, epoch, step, phase)
             # a step that was left out (--skip-nan) counts as one of mean loss, so that one bad batch does not hide the rest
             skipped = torch.isinf(loss) if args.skip_nan else torch.zeros((), dtype=torch.bool, device=device)
             total += torch.where(skipped, total / max(step, 1), loss)
@@ -73,7 +73,7 @@ def train_epoch(run: Run, epoch: int, phase: Phase) -> float:
     return float(total) / steps
 
 
-def take_step(run: Run, images: Tensor, leaf: Tensor, epoch: int, step: int, phase: Phase) -> Tensor:
+def take_step(run: Run, images: Tensor, class_idx: Tensor, epoch: int, step: int, phase: Phase) -> Tensor:
     """Take a step, in smaller pieces where memory runs out; the same step, as its draws depend on (seed, epoch, step) alone."""
     steps, args = len(run.sampler), run.args
     seed, rng = step_draws(args.seed, epoch, step)
@@ -87,7 +87,7 @@ def take_step(run: Run, images: Tensor, leaf: Tensor, epoch: int, step: int, pha
         mix = Mix(rows + own if mix.share < 1 else rows, mix.share, mix.box)
     while True:
         try:
-            return training_step(run.model, run.optimizer, run.scaler, images, leaf, mix, phase=phase, recipe=run.recipe,
+            return training_step(run.model, run.optimizer, run.scaler, images, class_idx, mix, phase=phase, recipe=run.recipe,
                                  compute=run.compute, rate=rate_at(phase, (epoch - run.phase_start) * steps + step, phase.epochs * steps),
                                  device_batch=args.device_batch, seed=seed, skip_nan=args.skip_nan, teacher=run.teacher,
                                  world=run.world, count=count)

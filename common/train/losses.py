@@ -67,11 +67,11 @@ def log_priors(tree: ClassTree, counts: np.ndarray) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: where there is not one count per leaf.
     """
-    if np.shape(counts) != (tree.num_leaves,):
-        raise ValueError(f"{tree.num_leaves} leaves, but counts of shape {np.shape(counts)}.")
-    leaf = np.maximum(np.asarray(counts, np.float64), 1.0)
-    species = np.add.reduceat(leaf, tree.offsets[:-1]) / np.diff(tree.offsets)
-    return torch.from_numpy(np.log(species)).float(), torch.from_numpy(np.log(leaf)).float()
+    if np.shape(counts) != (tree.num_classes,):
+        raise ValueError(f"{tree.num_classes} leaves, but counts of shape {np.shape(counts)}.")
+    class_idx = np.maximum(np.asarray(counts, np.float64), 1.0)
+    species = np.add.reduceat(class_idx, tree.offsets[:-1]) / np.diff(tree.offsets)
+    return torch.from_numpy(np.log(species)).float(), torch.from_numpy(np.log(class_idx)).float()
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25, smoothing: float = 0.0,

@@ -114,7 +114,7 @@ def find_teacher(args: argparse.Namespace, data: Organized, compute: Compute) ->
 def print_plan(data: Organized, phases: list[Phase], recipe: Recipe) -> None:
     """Print the data and the phases that a run is about to spend time on."""
     sizes = data.class_sizes
-    say(f"data: {data.root}: {data.tree.num_species} species, {data.tree.num_leaves} classes "
+    say(f"data: {data.root}: {data.tree.num_species} species, {data.tree.num_classes} classes "
         f"({int((sizes < recipe.rare_below).sum())} under {recipe.rare_below} pictures), "
         + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items()),
         table([(p.name, p.epochs, f"{p.lr:g}" + (f" -> {p.lr_end:g}" if p.lr_end != p.lr else ""),

@@ -16,7 +16,7 @@ from common.console import fail
 SPLITS = ("train", "val", "test")
 HOLDOUTS = ("holdout_species", "holdout_diseases")  # set aside for tests with strangers; their classes are not in the tree
 COLUMNS = ("path", "species", "disease", "split", "width", "height", "offset", "size")  # what is read
-ROW = np.dtype([("file", "i4"), ("offset", "i8"), ("size", "i8"), ("leaf", "i4"), ("width", "i4"), ("height", "i4")])
+ROW = np.dtype([("file", "i4"), ("offset", "i8"), ("size", "i8"), ("class_idx", "i4"), ("width", "i4"), ("height", "i4")])
 AT_ONCE = 2048  # rows: enough for arrays to pay, few enough to stay in the cache
 
 
@@ -74,8 +74,8 @@ class _Rows:
 
     def __init__(self, tree: ClassTree, header: list[str]) -> None:
         self.width, self.pick = len(header), itemgetter(*map(header.index, COLUMNS))
-        leaf = {(s, d): tree.leaf_index(i, j) for i, s in enumerate(tree.species) for j, d in enumerate(tree.diseases[i])}
-        self.parts = {name: _Part(leaf) for name in SPLITS}
+        class_idx = {(s, d): tree.class_index(i, j) for i, s in enumerate(tree.species) for j, d in enumerate(tree.diseases[i])}
+        self.parts = {name: _Part(class_idx) for name in SPLITS}
 
     def add(self, rows: list[list[str]]) -> None:
         """Add rows; raises KeyError, ValueError or OverflowError where one does not fit."""
@@ -91,8 +91,8 @@ class _Rows:
 class _Part:
     """Rows of one split."""
 
-    def __init__(self, leaf: dict[tuple[str, str], int]) -> None:
-        self.leaf = leaf
+    def __init__(self, class_idx: dict[tuple[str, str], int]) -> None:
+        self.class_idx = class_idx
         self.arena, self.ends = bytearray(), array("q")
         self.shards: dict[str, int] = {}
         self.rows = [np.zeros(0, ROW)]
@@ -100,7 +100,7 @@ class _Part:
     def add(self, rows: list[tuple[str, ...]]) -> None:
         paths, species, diseases, _, widths, heights, offsets, sizes = zip(*rows, strict=True)
         packed = np.empty(len(rows), ROW)
-        packed["leaf"] = [self.leaf[pair] for pair in zip(species, diseases, strict=True)]
+        packed["class_idx"] = [self.class_idx[pair] for pair in zip(species, diseases, strict=True)]
         packed["width"], packed["height"], packed["size"] = list(map(int, widths)), list(map(int, heights)), list(map(int, sizes))
         packed["offset"] = [int(at) if at else -1 for at in offsets]
         if min(packed[name].min() for name in ("width", "height", "size")) < 1 or packed["offset"].min() < -1:

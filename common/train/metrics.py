@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from common.classes import ClassTree
-from common.decide import joint_leaf, species_probabilities
+from common.decide import joint_class, species_probabilities
 
 TAIL_AT_MOST = 80  # pictures; sources/000 calls a class with no more the tail
 
@@ -28,19 +28,19 @@ class Judged:
         species_nll, disease_nll: float64; -log P(true species), -log P(true disease given the true species).
     """
 
-    leaf: np.ndarray
+    class_idx: np.ndarray
     joint: np.ndarray
     routed: np.ndarray
     flat: np.ndarray
     species: np.ndarray
     rank: np.ndarray
-    leaf_rank: np.ndarray
+    class_rank: np.ndarray
     confidence: np.ndarray
     species_nll: np.ndarray
     disease_nll: np.ndarray
 
 
-def judge(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, flat: np.ndarray | None = None) -> Judged:
+def judge(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, flat: np.ndarray | None = None) -> Judged:
     """Judge joint probabilities against the truth.
 
     Args:
@@ -52,15 +52,15 @@ def judge(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, flat: np
     Returns:
         one outcome per picture.
     """
-    rows, leaf = np.arange(len(leaf)), np.asarray(leaf, np.int64)
-    true_species = tree.leaf_species[leaf]
+    rows, class_idx = np.arange(len(class_idx)), np.asarray(class_idx, np.int64)
+    true_species = tree.class_species[class_idx]
     by_species = species_probabilities(probabilities, tree)
-    species, own, own_species = by_species.argmax(1), probabilities[rows, leaf], by_species[rows, true_species]
-    joint = joint_leaf(probabilities, tree)
+    species, own, own_species = by_species.argmax(1), probabilities[rows, class_idx], by_species[rows, true_species]
+    joint = joint_class(probabilities, tree)
     return Judged(
-        leaf=leaf, joint=joint, routed=tree.offsets[species] + _segment(probabilities, species, tree).argmax(1),
-        flat=np.full(len(leaf), -1, np.int64) if flat is None else np.asarray(flat, np.int64), species=species,
-        rank=(_segment(probabilities, true_species, tree) > own[:, None]).sum(1), leaf_rank=(probabilities > own[:, None]).sum(1),
+        class_idx=class_idx, joint=joint, routed=tree.offsets[species] + _segment(probabilities, species, tree).argmax(1),
+        flat=np.full(len(class_idx), -1, np.int64) if flat is None else np.asarray(flat, np.int64), species=species,
+        rank=(_segment(probabilities, true_species, tree) > own[:, None]).sum(1), class_rank=(probabilities > own[:, None]).sum(1),
         confidence=probabilities[rows, joint].astype(np.float64),
         species_nll=-np.log(np.maximum(own_species, 1e-12), dtype=np.float64),
         disease_nll=-np.log(np.maximum(own / np.maximum(own_species, 1e-30), 1e-12), dtype=np.float64))
@@ -69,7 +69,7 @@ def judge(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, flat: np
 def _segment(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
     """The leaves of one species per row, side by side: (N, widest); -1 beyond the species' last."""
     sizes, columns = np.diff(tree.offsets)[species], np.arange(np.diff(tree.offsets).max())
-    at = np.minimum(tree.offsets[species][:, None] + columns, tree.num_leaves - 1)
+    at = np.minimum(tree.offsets[species][:, None] + columns, tree.num_classes - 1)
     return np.where(columns < sizes[:, None], np.take_along_axis(probabilities, at, axis=1), -1)
 
 
@@ -119,16 +119,16 @@ class ClassFigures:
 
 def class_figures(judged: Judged, tree: ClassTree) -> ClassFigures:
     """Count right and wrong answers per leaf; time and memory grow with pictures and leaves, never with leaves squared."""
-    n = tree.num_leaves
-    present, said = np.bincount(judged.leaf, minlength=n), np.bincount(judged.joint, minlength=n)
-    hits = np.bincount(judged.leaf[judged.leaf == judged.joint], minlength=n)
-    pairs, counts = confused_pairs(judged.leaf, judged.joint)
+    n = tree.num_classes
+    present, said = np.bincount(judged.class_idx, minlength=n), np.bincount(judged.joint, minlength=n)
+    hits = np.bincount(judged.class_idx[judged.class_idx == judged.joint], minlength=n)
+    pairs, counts = confused_pairs(judged.class_idx, judged.joint)
     taken_for, taken = np.full(n, -1), np.zeros(n, np.int64)
     first = np.unique(pairs[:, 0], return_index=True)[1]  # pairs come by falling count
     taken_for[pairs[first, 0]], taken[pairs[first, 0]] = pairs[first, 1], counts[first]
     with np.errstate(invalid="ignore"):
         return ClassFigures(present, said, hits, np.where(said > 0, hits / said, np.nan), np.where(present > 0, hits / present, np.nan),
-                            f1_per_class(judged.leaf, judged.joint, n), taken_for, taken)
+                            f1_per_class(judged.class_idx, judged.joint, n), taken_for, taken)
 
 
 def confused_pairs(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,8 +149,8 @@ def confused_pairs(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, n
 
 def tail_f1(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, at_most: int = TAIL_AT_MOST) -> dict[str, float]:
     """F1 of each class with at most so many pictures: {"apple/scab": 0.8}; classes absent from the split are left out."""
-    f1 = f1_per_class(judged.leaf, judged.joint, tree.num_leaves)
-    return {tree.leaf_name(i): float(f1[i]) for i in np.flatnonzero((class_sizes <= at_most) & ~np.isnan(f1)).tolist()}
+    f1 = f1_per_class(judged.class_idx, judged.joint, tree.num_classes)
+    return {tree.class_name(i): float(f1[i]) for i in np.flatnonzero((class_sizes <= at_most) & ~np.isnan(f1)).tolist()}
 
 
 # endregion
@@ -172,18 +172,18 @@ def summarise(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, tail_at_
         cascade_top1 (joint decision right, nothing given), routed_top1; macro_f1 over leaves, tail_f1 over the tail's
         leaves (NaN where there is none); species_nll, disease_nll. Fractions are 0..1.
     """
-    true_species = tree.leaf_species[judged.leaf]
+    true_species = tree.class_species[judged.class_idx]
     several = np.diff(tree.offsets)[true_species] > 1
     ranks = judged.rank[several] if several.any() else judged.rank
-    f1 = f1_per_class(judged.leaf, judged.joint, tree.num_leaves)
+    f1 = f1_per_class(judged.class_idx, judged.joint, tree.num_classes)
     tail = f1[(class_sizes <= tail_at_most) & ~np.isnan(f1)]
     return {
-        "n": len(judged.leaf),
+        "n": len(judged.class_idx),
         "species_top1": float((judged.species == true_species).mean()),
         "disease_top1": float((ranks == 0).mean()),
         "disease_top3": float((ranks < 3).mean()),
-        "cascade_top1": float((judged.joint == judged.leaf).mean()),
-        "routed_top1": float((judged.routed == judged.leaf).mean()),
+        "cascade_top1": float((judged.joint == judged.class_idx).mean()),
+        "routed_top1": float((judged.routed == judged.class_idx).mean()),
         "macro_f1": float(np.nanmean(f1)),
         "tail_f1": float(tail.mean()) if len(tail) else float("nan"),
         "tail_classes": len(tail),
@@ -200,13 +200,13 @@ def error_budget(judged: Judged, tree: ClassTree) -> dict[str, int]:
         `routing_losses`: routed wrong where joint is right, `routing_gains`: the reverse; `species_head_only`: the
         species head right where the joint answer is of another species.
     """
-    species = tree.leaf_species
-    wrong, other = judged.joint != judged.leaf, species[judged.joint] != species[judged.leaf]
-    routed_wrong = judged.routed != judged.leaf
+    species = tree.class_species
+    wrong, other = judged.joint != judged.class_idx, species[judged.joint] != species[judged.class_idx]
+    routed_wrong = judged.routed != judged.class_idx
     return {key: int(np.count_nonzero(value)) for key, value in {
         "wrong": wrong, "species_errors": other, "disease_errors": wrong & ~other, "routing_losses": routed_wrong & ~wrong,
         "routing_gains": wrong & ~routed_wrong,
-        "species_head_only": other & (judged.species == species[judged.leaf])}.items()} | {"n": len(judged.leaf)}
+        "species_head_only": other & (judged.species == species[judged.class_idx])}.items()} | {"n": len(judged.class_idx)}
 
 
 DECISIONS = {
@@ -224,9 +224,9 @@ def decision_figures(judged: Judged, tree: ClassTree) -> dict[str, dict[str, flo
         softmax over all leaf logits. Each with `leaf`, `species` (the answered leaf's species is right) and `macro_f1`, 0..1.
     """
     answers = {"joint": judged.joint, "routed": judged.routed} | ({"flat": judged.flat} if (judged.flat >= 0).all() else {})
-    truth = tree.leaf_species[judged.leaf]
-    return {name: {"leaf": float((answer == judged.leaf).mean()), "species": float((tree.leaf_species[answer] == truth).mean()),
-                   "macro_f1": float(np.nanmean(f1_per_class(judged.leaf, answer, tree.num_leaves)))}
+    truth = tree.class_species[judged.class_idx]
+    return {name: {"class": float((answer == judged.class_idx).mean()), "species": float((tree.class_species[answer] == truth).mean()),
+                   "macro_f1": float(np.nanmean(f1_per_class(judged.class_idx, answer, tree.num_classes)))}
             for name, answer in answers.items()}
 
 

@@ -80,14 +80,14 @@ class SwinHierarchical(nn.Module):
         self.neck = Neck(self.num_features, **neck) if neck else nn.Identity()
         self.register_buffer("mean", torch.tensor(self.settings["mean"]) * 255.0, persistent=False)
         self.register_buffer("std", torch.tensor(self.settings["std"]) * 255.0, persistent=False)
-        self.register_buffer("leaf_species", torch.from_numpy(tree.leaf_species.copy()), persistent=False)
+        self.register_buffer("class_species", torch.from_numpy(tree.class_species.copy()), persistent=False)
         # log-priors of a loss that asks for them (`use_counts`); they follow from the data, so no checkpoint holds them
         self.register_buffer("species_prior", None, persistent=False)
-        self.register_buffer("leaf_prior", None, persistent=False)
+        self.register_buffer("class_prior", None, persistent=False)
 
     def use_counts(self, counts: np.ndarray) -> None:
         """Take the train split's pictures per leaf, int (leaves,), for the log-prior of `engine.hierarchical_loss`."""
-        self.species_prior, self.leaf_prior = (prior.to(self.mean.device) for prior in log_priors(self.tree, counts))
+        self.species_prior, self.class_prior = (prior.to(self.mean.device) for prior in log_priors(self.tree, counts))
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Run the backbone: uint8 or float (N, size, size, 3), 0..255 -> its last feature map, in the backbone's layout."""
@@ -131,9 +131,9 @@ class SwinHierarchical(nn.Module):
         """
         species = (species_logits / species_temperature).softmax(dim=1)
         disease = self.disease_heads.segment_softmax(self.disease_heads.all_logits(hidden) / disease_temperature)
-        return species[:, self.leaf_species] * disease
+        return species[:, self.class_species] * disease
 
-    def leaf_gradient(self, features: Tensor, leaf: Tensor) -> Tensor:
+    def class_gradient(self, features: Tensor, class_idx: Tensor) -> Tensor:
         """Gradient of the predicted leaf's logits (its species' and its own) by the pooled feature.
 
         Args:
@@ -143,9 +143,9 @@ class SwinHierarchical(nn.Module):
         Returns:
             float (N, features).
         """
-        weight = self.disease_heads.weight[leaf]
+        weight = self.disease_heads.weight[class_idx]
         if self.species_head is not None:
-            weight = self.species_head.weight[self.leaf_species[leaf]] + weight
+            weight = self.species_head.weight[self.class_species[class_idx]] + weight
         return self.neck.pull_back(weight, features) if isinstance(self.neck, Neck) else weight
 
     def head_parameters(self, part: str) -> list[nn.Parameter]:

@@ -136,7 +136,7 @@ def confusion(judged: Judged, tree: ClassTree, path: Path, split: str = "val") -
     The answer is that of the species of greatest probability.
     """
     plt = _pyplot()
-    truth = tree.leaf_species[judged.leaf]
+    truth = tree.class_species[judged.class_idx]
     order = block_order(truth, judged.species, tree.num_species)
     place = np.argsort(order)
     rows, columns, n = place[truth], place[judged.species], tree.num_species
@@ -186,8 +186,8 @@ def within_species(judged: Judged, tree: ClassTree, path: Path, split: str = "va
     Returns:
         whether there was an error to draw; without one no file is written.
     """
-    species, answered = tree.leaf_species[judged.leaf], tree.leaf_species[judged.joint]
-    errors = np.bincount(species[(judged.leaf != judged.joint) & (species == answered)], minlength=tree.num_species)
+    species, answered = tree.class_species[judged.class_idx], tree.class_species[judged.joint]
+    errors = np.bincount(species[(judged.class_idx != judged.joint) & (species == answered)], minlength=tree.num_species)
     chosen = [s for s in np.argsort(-errors, kind="stable")[:worst].tolist() if errors[s]]
     if not chosen:
         path.unlink(missing_ok=True)
@@ -197,7 +197,7 @@ def within_species(judged: Judged, tree: ClassTree, path: Path, split: str = "va
                                 constrained_layout=True, squeeze=False)
     for axis, s in zip(axes.flat, chosen, strict=False):
         mine = species == s
-        names, rows, columns = _diseases(judged.leaf[mine] - tree.offsets[s], judged.joint[mine] - tree.offsets[s], tree.diseases[s])
+        names, rows, columns = _diseases(judged.class_idx[mine] - tree.offsets[s], judged.joint[mine] - tree.offsets[s], tree.diseases[s])
         _matrix(axis, _shares(rows, columns, len(names), len(names) + 1), names, "another species")
         axis.set_title(f"{tree.species[s]}: {errors[s]:,} disease errors in {mine.sum():,} pictures of {split}", fontsize=10)
     for axis in axes.flat[len(chosen):]:

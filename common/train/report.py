@@ -57,7 +57,7 @@ def evaluate_report(folder: Path, judged: Judged, tree: ClassTree, class_sizes: 
     Returns:
         the figures of `summarise`.
     """
-    if len(judged.leaf) == 0:
+    if len(judged.class_idx) == 0:
         raise ValueError(f"there is no picture in the {split} split to judge")
     folder.mkdir(parents=True, exist_ok=True)
     metrics, figures = summarise(judged, tree, class_sizes), class_figures(judged, tree)
@@ -75,7 +75,7 @@ def evaluate_report(folder: Path, judged: Judged, tree: ClassTree, class_sizes: 
         plots.curves(history, folder / "curves.png")
         pictures.insert(0, "curves.png")
     text = [f"# {title}", "", f"Checkpoint `{checkpoint}`, judged on the {split} split: {metrics['n']:,} pictures of "
-            f"{int((figures.present > 0).sum()):,} of {tree.num_leaves:,} classes. Intervals hold 95 % of {resamples:,} bootstrap "
+            f"{int((figures.present > 0).sum()):,} of {tree.num_classes:,} classes. Intervals hold 95 % of {resamples:,} bootstrap "
             "resamples (as many pictures of each class drawn again).", "",
             *_tail(figures, metrics, whole, class_sizes, bands), "## All figures", "", _headline(metrics, whole, tree), "",
             *_errors(judged, tree, names, budget, decisions), "## Pictures", "", *(f"![{name}]({name})" for name in pictures), "",
@@ -104,7 +104,7 @@ def _range(ends: Sequence[float]) -> str:
 
 def _headline(metrics: dict[str, float], whole: dict[str, tuple[float, float]], tree: ClassTree) -> str:
     """The figures with interval and target; of a tree without diseases only those that mean something there."""
-    flat = tree.num_leaves == tree.num_species
+    flat = tree.num_classes == tree.num_species
     rows = [("classes right" if flat and key == "cascade_top1" else words, _number(metrics[key]), _range(whole[key]),
              f"{target:.2f}" if target and not flat else "") for key, words, target in _FIGURES if not flat or key in _OF_ANY_TREE]
     rows += [("-log P(class), mean" if flat else "-log P(species), mean", _number(metrics["species_nll"]), "", "")]
@@ -155,21 +155,21 @@ def _budget_table(budget: dict[str, int], tree: ClassTree) -> str:
     lines = [("wrong answers (joint)", "wrong", True), ("- another species", "species_errors", True),
              ("- the right species, another disease", "disease_errors", True), ("of these, right if routed", "routing_gains", True),
              ("of these, the species head is right, the joint answer of another species", "species_head_only", True),
-             ("besides: right, but wrong if routed", "routing_losses", False)][: 6 if tree.num_leaves > tree.num_species else 1]
+             ("besides: right, but wrong if routed", "routing_losses", False)][: 6 if tree.num_classes > tree.num_species else 1]
     return table([(words, f"{budget[key]:,}", f"{budget[key] / n:.2%}", f"{budget[key] / wrong:.1%}" if inside and wrong else "")
                   for words, key, inside in lines], ("what went wrong", "pictures", "of all", "of the wrong ones"))
 
 
 def _errors(judged: Judged, tree: ClassTree, names: list[str], budget: dict[str, int],
             decisions: dict[str, dict[str, float]]) -> list[str]:
-    species, answered, n = tree.leaf_species[judged.leaf], tree.leaf_species[judged.joint], tree.num_species
+    species, answered, n = tree.class_species[judged.class_idx], tree.class_species[judged.joint], tree.num_species
     out = ["## Where the errors come from", "", _budget_table(budget, tree), ""]
-    if tree.num_leaves > n:
-        all_of, missed = np.bincount(species, minlength=n), np.bincount(species[judged.joint != judged.leaf], minlength=n)
+    if tree.num_classes > n:
+        all_of, missed = np.bincount(species, minlength=n), np.bincount(species[judged.joint != judged.class_idx], minlength=n)
         other = np.bincount(species[species != answered], minlength=n)
         worst = [s for s in np.argsort(-missed, kind="stable")[:12].tolist() if missed[s]]
         out += ["### Ways to decide", "",
-                table([(name, _number(row["leaf"]), _number(row["species"]), _number(row["macro_f1"]), DECISIONS[name])
+                table([(name, _number(row["class"]), _number(row["species"]), _number(row["macro_f1"]), DECISIONS[name])
                        for name, row in decisions.items()], ("decision", "leaf right", "species right", "macro F1", "what it is")), "",
                 "Species right: row `routed` by the largest sum over a species' leaves, row `joint` by the species of the best leaf.", ""]
         out += ["### Species with most errors", "",
@@ -177,7 +177,7 @@ def _errors(judged: Judged, tree: ClassTree, names: list[str], budget: dict[str,
                         f"{missed[s] - other[s]:,}", f"{missed[s] / budget['wrong']:.1%}") for s in worst],
                       ("species", "pictures", "wrong", "share", "another species", "another disease", "of all errors")),
                 ""] if worst else []
-    pairs, counts = confused_pairs(judged.leaf, judged.joint)
+    pairs, counts = confused_pairs(judged.class_idx, judged.joint)
     out += ["### Most frequent confusions", "",
             table([(names[a], names[b], f"{count:,}") for (a, b), count in zip(pairs[:15].tolist(), counts[:15].tolist(), strict=True)],
                   ("true class", "answered", "pictures")), ""] if len(pairs) else []
@@ -194,7 +194,7 @@ _CSV_TITLES = ("class", "pictures", "train", "judged", "precision", "recall", "f
 
 def _names(tree: ClassTree) -> list[str]:
     """Name of each leaf, without a disease where no species has two."""
-    if tree.num_leaves == tree.num_species:
+    if tree.num_classes == tree.num_species:
         return list(tree.species)
     return [f"{species}/{disease}" for species, diseases in zip(tree.species, tree.diseases, strict=True) for disease in diseases]
 

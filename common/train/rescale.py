@@ -38,11 +38,11 @@ def rescale_heads(run: Run, best: Path) -> None:
     views = max(1, run.recipe.cached_views)
     train = cache_views(model, splits["train"], run.recipe, run.compute, folder / "train", views, args.seed, **common)
     val = cache_eval(model, splits["val"], run.compute, folder / "val", **common)
-    leaf, tree = splits["train"].leaf, run.data.tree
+    class_idx, tree = splits["train"].class_idx, run.data.tree
     before = summarise(evaluate(model, val.batches(), run.compute), tree, run.data.class_sizes)
-    counts = np.bincount(leaf, minlength=tree.num_leaves)
+    counts = np.bincount(class_idx, minlength=tree.num_classes)
     state = retrain_heads(model, train, val, run.recipe.tail, counts, Schedule(), args.seed, run.compute,
-                          balanced_weights(leaf) if run.recipe.tail == "lws" else None)
+                          balanced_weights(class_idx) if run.recipe.tail == "lws" else None)
     model.load_state_dict(state, strict=False)
     after = summarise(evaluate(model, val.batches(), run.compute), tree, run.data.class_sizes)
     kept = after["macro_f1"] > before["macro_f1"]

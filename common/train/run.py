@@ -147,11 +147,11 @@ class Run:
         weigh = {"rare": rare_weights, "boost": boost_weights}.get(phase.sampling)
         weights = weigh(split, self.data.class_sizes, recipe) if weigh else None
         if phase.sampling == "balanced":  # over what the phase learns
-            weights = balanced_weights(split.leaf if recipe.classes == "flat" else self.data.tree.leaf_species[split.leaf])
+            weights = balanced_weights(split.class_idx if recipe.classes == "flat" else self.data.tree.class_species[split.class_idx])
         self.sampler = EpochSampler(len(split), recipe.batch_size, self.args.seed, weights, self.world,
                                     partial(loop.partners, recipe, self.args.seed))
         if phase.prior:
-            self.model.use_counts(np.bincount(split.leaf, minlength=self.data.tree.num_leaves))
+            self.model.use_counts(np.bincount(split.class_idx, minlength=self.data.tree.num_classes))
         pictures: Any = TrainViews(split, recipe, self.args.seed)
         self.judged_on: Iterable[tuple[Tensor, Tensor]] = self.val
         if phase.cached_views:  # the backbone stands still: its features are computed once
@@ -277,7 +277,7 @@ class Run:
         model = checkpoint.build_model(checkpoint.load(best)).to(self.compute.device, memory_format=torch.channels_last)
         val = make_loader(EvalViews(self.data.splits["val"], self.recipe.image_size), self.args.workers,
                           batch_size=min(256, max(64, self.args.device_batch)))
-        train_sizes = np.bincount(self.data.splits["train"].leaf, minlength=self.data.tree.num_leaves)
+        train_sizes = np.bincount(self.data.splits["train"].class_idx, minlength=self.data.tree.num_classes)
         evaluate_report(self.folder, evaluate(model, val, self.compute), self.data.tree, self.data.class_sizes, train_sizes, title=title,
                         checkpoint=best.name, history=self.history, memory=self.memory.table())
 

@@ -24,7 +24,7 @@ class Answers:
         joint: the predicted leaf, nothing given.
     """
 
-    leaf: np.ndarray
+    class_idx: np.ndarray
     species: np.ndarray
     given: np.ndarray
     joint: np.ndarray
@@ -45,23 +45,23 @@ def by_size(answers: Answers, tree: ClassTree, counts: np.ndarray, few: int = FE
         over species with two classes or more. F1 is the mean over the group's classes; a class's species F1 is that of its
         species. 0..1; NaN for a group without pictures.
     """
-    leaf_species, leaves = tree.leaf_species, tree.num_leaves
-    several = (np.diff(tree.offsets) > 1)[leaf_species]
-    true = leaf_species[answers.leaf]
-    f1 = {"species": f1_per_class(true, answers.species, tree.num_species)[leaf_species],
-          "disease": np.where(several, f1_per_class(answers.leaf, answers.given, leaves), np.nan),
-          "cascade": f1_per_class(answers.leaf, answers.joint, leaves)}
-    right = {"species": answers.species == true, "disease": answers.given == answers.leaf, "cascade": answers.joint == answers.leaf}
-    present = np.bincount(answers.leaf, minlength=leaves) > 0
+    class_species, classes = tree.class_species, tree.num_classes
+    several = (np.diff(tree.offsets) > 1)[class_species]
+    true = class_species[answers.class_idx]
+    f1 = {"species": f1_per_class(true, answers.species, tree.num_species)[class_species],
+          "disease": np.where(several, f1_per_class(answers.class_idx, answers.given, classes), np.nan),
+          "cascade": f1_per_class(answers.class_idx, answers.joint, classes)}
+    right = {"species": answers.species == true, "disease": answers.given == answers.class_idx, "cascade": answers.joint == answers.class_idx}
+    present = np.bincount(answers.class_idx, minlength=classes) > 0
     groups = {"many": counts > medium, "medium": (counts > few) & (counts <= medium), "few": counts <= few,
-              "all": np.ones(leaves, bool)}
+              "all": np.ones(classes, bool)}
     figures: dict[str, dict[str, float]] = {}
     for name, group in groups.items():
         group = group & present
-        row: dict[str, float] = {"classes": int(group.sum()), "pictures": int(group[answers.leaf].sum())}
+        row: dict[str, float] = {"classes": int(group.sum()), "pictures": int(group[answers.class_idx].sum())}
         for what in right:
             classes = group & several if what == "disease" else group
-            pictures = classes[answers.leaf]
+            pictures = classes[answers.class_idx]
             row[f"{what}_acc"] = float(right[what][pictures].mean()) if pictures.any() else math.nan
             row[f"{what}_f1"] = float(f1[what][classes].mean()) if classes.any() else math.nan
         figures[name] = row

@@ -103,13 +103,13 @@ def retrain_heads(model: SwinHierarchical, train: CachedViews, val: CachedViews,
     before = head_state(model)
     try:
         if method.learns == "tau":
-            species, leaf = choose_tau(model, val, compute)
-            parts = {"species": (species, 0.0), "disease": (0.0, leaf), "all": (species, leaf)}[schedule.heads]
+            species, class_idx = choose_tau(model, val, compute)
+            parts = {"species": (species, 0.0), "disease": (0.0, class_idx), "all": (species, class_idx)}[schedule.heads]
             _multiply(model, *lengths(model, *parts))
         elif method.learns == "scales":
             scales = _Scales(model).to(compute.device)
             _train(model, scales, train, method, counts, schedule, seed, compute, weights)
-            _multiply(model, scales.species, scales.leaf)
+            _multiply(model, scales.species, scales.class_idx)
         elif method.learns == "heads":
             _train(model, None, train, method, counts, schedule, seed, compute, weights)
         return head_state(model)
@@ -128,12 +128,12 @@ class _Scales(nn.Module):
     def __init__(self, model: SwinHierarchical) -> None:
         super().__init__()
         self.species = nn.Parameter(torch.ones(model.tree.num_species))
-        self.leaf = nn.Parameter(torch.ones(model.tree.num_leaves))
+        self.class_idx = nn.Parameter(torch.ones(model.tree.num_classes))
 
 
 @torch.no_grad()
-def _multiply(model: SwinHierarchical, species: Tensor, leaf: Tensor) -> None:
-    parts = [(model.disease_heads, leaf)] + ([] if model.flat else [(model.species_head, species)])
+def _multiply(model: SwinHierarchical, species: Tensor, class_idx: Tensor) -> None:
+    parts = [(model.disease_heads, class_idx)] + ([] if model.flat else [(model.species_head, species)])
     for head, factor in parts:
         head.weight.mul_(factor[:, None].to(head.weight.device))
         head.bias.mul_(factor.to(head.bias.device))
@@ -144,7 +144,7 @@ def _multiply(model: SwinHierarchical, species: Tensor, leaf: Tensor) -> None:
 # region training
 
 
-def adjusted_loss(model: SwinHierarchical, hidden: Tensor, leaf: Tensor, log_prior: Sequence[Tensor], scales: _Scales | None,
+def adjusted_loss(model: SwinHierarchical, hidden: Tensor, class_idx: Tensor, log_prior: Sequence[Tensor], scales: _Scales | None,
                   schedule: Schedule) -> Tensor:
     """Loss over logits that are scaled by `scales` and raised by `log_prior`.
 
@@ -159,28 +159,28 @@ def adjusted_loss(model: SwinHierarchical, hidden: Tensor, leaf: Tensor, log_pri
         float32 (N,).
     """
     focal = {"gamma": schedule.gamma, "alpha": schedule.alpha, "smoothing": schedule.smoothing}
-    heads, (species_prior, leaf_prior) = model.disease_heads, log_prior
+    heads, (species_prior, class_prior) = model.disease_heads, log_prior
     if model.flat:
-        logits = heads.all_logits(hidden) if scales is None else heads.all_logits(hidden) * scales.leaf
-        return focal_loss(logits + leaf_prior, leaf, **focal)
-    species = model.leaf_species[leaf]
-    loss = hidden.new_zeros(len(leaf))
+        logits = heads.all_logits(hidden) if scales is None else heads.all_logits(hidden) * scales.class_idx
+        return focal_loss(logits + class_prior, class_idx, **focal)
+    species = model.class_species[class_idx]
+    loss = hidden.new_zeros(len(class_idx))
     if schedule.heads in ("all", "species"):
         logits = model.species_logits(hidden) if scales is None else model.species_logits(hidden) * scales.species
         loss = loss + focal_loss(logits + species_prior, species, **focal)
     if schedule.heads in ("all", "disease") and heads.widest > 1:
-        at, real = heads.leaf_of[species], heads.real[species]
+        at, real = heads.class_of[species], heads.real[species]
         logits = model.disease_logits(hidden, species)
-        logits = (logits if scales is None else logits * scales.leaf[at]) + leaf_prior[at]
+        logits = (logits if scales is None else logits * scales.class_idx[at]) + class_prior[at]
         logits = logits.masked_fill(~real, PADDING)
-        loss = loss + schedule.disease_weight * focal_loss(logits, leaf - at[:, 0], classes=heads.sizes[species], **focal)
+        loss = loss + schedule.disease_weight * focal_loss(logits, class_idx - at[:, 0], classes=heads.sizes[species], **focal)
     return loss
 
 
 def _train(model: SwinHierarchical, scales: _Scales | None, train: CachedViews, method: Method, counts: np.ndarray, schedule: Schedule,
            seed: int, compute: Compute, weights: np.ndarray | None) -> None:
     if weights is None and method.sampling == "balanced":
-        weights = 1.0 / np.maximum(counts, 1)[train.rows["leaf"][0]]
+        weights = 1.0 / np.maximum(counts, 1)[train.rows["class_idx"][0]]
     sampler = EpochSampler(train.count, schedule.batch_size, seed, weights)
     was = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
@@ -197,11 +197,11 @@ def _train(model: SwinHierarchical, scales: _Scales | None, train: CachedViews, 
     for epoch in progress(range(schedule.epochs), desc="heads", unit="epoch"):
         sampler.epoch = epoch
         for step, items in enumerate(sampler):
-            features, leaf = (part.to(compute.device, non_blocking=True) for part in train.batch(items))
+            features, class_idx = (part.to(compute.device, non_blocking=True) for part in train.batch(items))
             seed_step(seed, epoch, step)  # dropout of the neck
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * 0.5 * (1 + math.cos(math.pi * (epoch * len(sampler) + step) / steps))
-            loss = adjusted_loss(model, model.neck(features), leaf, prior, scales, schedule).mean()
+            loss = adjusted_loss(model, model.neck(features), class_idx, prior, scales, schedule).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(learned, schedule.clip_norm)
@@ -228,32 +228,32 @@ def choose_tau(model: SwinHierarchical, val: CachedViews, compute: Compute, grid
         disease given the true species otherwise).
     """
     grid, heads, offsets = list(grid), model.disease_heads, model.tree.offsets
-    truth, species, leaves = [], [], []
-    by_species, by_leaf = zip(*(lengths(model, tau, tau) for tau in grid), strict=True)
-    for features, leaf in val.batches():
-        hidden, leaf = model.neck(features.to(compute.device)), leaf.to(compute.device)
+    truth, species, classes = [], [], []
+    by_species, by_class = zip(*(lengths(model, tau, tau) for tau in grid), strict=True)
+    for features, class_idx in val.batches():
+        hidden, class_idx = model.neck(features.to(compute.device)), class_idx.to(compute.device)
         logits = heads.all_logits(hidden)
         if not model.flat:
-            own = model.leaf_species[leaf]
+            own = model.class_species[class_idx]
             scores = model.species_logits(hidden)
             species.append(torch.stack([(scores * factor).argmax(1) for factor in by_species]).cpu().numpy())
-            other = model.leaf_species[None] != own[:, None]
-            leaves.append(torch.stack([(logits * f).masked_fill(other, PADDING).argmax(1) for f in by_leaf]).cpu().numpy())
+            other = model.class_species[None] != own[:, None]
+            classes.append(torch.stack([(logits * f).masked_fill(other, PADDING).argmax(1) for f in by_class]).cpu().numpy())
         else:
-            leaves.append(torch.stack([(logits * factor).argmax(1) for factor in by_leaf]).cpu().numpy())
-        truth.append(leaf.cpu().numpy())
+            classes.append(torch.stack([(logits * factor).argmax(1) for factor in by_class]).cpu().numpy())
+        truth.append(class_idx.cpu().numpy())
     true = np.concatenate(truth)
 
     def best(answers: list[np.ndarray], of: np.ndarray, classes: int) -> float:
         scores = [float(np.nanmean(f1_per_class(of, row, classes))) for row in np.concatenate(answers, axis=1)]
         return grid[int(np.argmax(scores))]
 
-    tau = best(leaves, true, int(offsets[-1]))
-    return (0.0 if model.flat else best(species, model.tree.leaf_species[true], model.tree.num_species)), tau
+    tau = best(classes, true, int(offsets[-1]))
+    return (0.0 if model.flat else best(species, model.tree.class_species[true], model.tree.num_species)), tau
 
 
 @torch.no_grad()
-def lengths(model: SwinHierarchical, species: float, leaf: float) -> tuple[Tensor, Tensor]:
+def lengths(model: SwinHierarchical, species: float, class_idx: float) -> tuple[Tensor, Tensor]:
     """Factor per class, length of its weights to the power -tau, of geometric mean 1 so that the heads stay as sure as they were.
 
     Args:
@@ -267,7 +267,7 @@ def lengths(model: SwinHierarchical, species: float, leaf: float) -> tuple[Tenso
         return (tau * (log.mean() - log)).exp()
 
     return (torch.ones(model.tree.num_species) if model.flat else factor(model.species_head.weight, species),
-            factor(model.disease_heads.weight, leaf))
+            factor(model.disease_heads.weight, class_idx))
 
 
 # endregion
@@ -283,13 +283,13 @@ def answer(model: SwinHierarchical, cached: CachedViews, compute: Compute, state
     model.load_state_dict(dict(state or {}), strict=False)
     model.neck.eval()
     parts = []
-    for features, leaf in cached.batches():
+    for features, class_idx in cached.batches():
         hidden = model.neck(features.to(compute.device))
         probs = model.probabilities(hidden, model.species_logits(hidden))
-        own = model.leaf_species[leaf.to(probs.device)]
-        by_species = probs.new_zeros(len(probs), model.tree.num_species).index_add_(1, model.leaf_species, probs)
-        given = probs.masked_fill(model.leaf_species[None] != own[:, None], -1.0).argmax(1)
-        parts.append([leaf.numpy()] + [t.cpu().numpy() for t in (by_species.argmax(1), given, probs.argmax(1))])
+        own = model.class_species[class_idx.to(probs.device)]
+        by_species = probs.new_zeros(len(probs), model.tree.num_species).index_add_(1, model.class_species, probs)
+        given = probs.masked_fill(model.class_species[None] != own[:, None], -1.0).argmax(1)
+        parts.append([class_idx.numpy()] + [t.cpu().numpy() for t in (by_species.argmax(1), given, probs.argmax(1))])
     model.load_state_dict(before, strict=False)
     return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

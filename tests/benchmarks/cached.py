@@ -84,7 +84,7 @@ def compare(args: argparse.Namespace, data: Organized, compute: Compute) -> tupl
     """Train with every number of views: seconds per stored view of all pictures, {views: figures per seed}."""
     recipe = replace(recipes.get(args.recipe), image_size=args.image_size, batch_size=args.batch_size, mix_share=0.0)
     model, split = new_model(args, data.tree, 0, compute), data.splits["train"]
-    judged, counts = judged_splits(model, data, compute, args), np.bincount(split.leaf, minlength=data.tree.num_leaves)
+    judged, counts = judged_splits(model, data, compute, args), np.bincount(split.class_idx, minlength=data.tree.num_classes)
     schedule = Schedule(epochs=args.epochs, lr=args.lr, batch_size=args.batch_size)
 
     def cache(views: int) -> CachedViews:
@@ -106,7 +106,7 @@ def compare(args: argparse.Namespace, data: Organized, compute: Compute) -> tupl
             state = retrain_heads(model, Chosen(store, order[:views]), judged["val"], "cross_entropy", counts, schedule, seed, compute)
             trained = clock()
             parts = [answer(model, features, compute, state) for features in judged.values()]
-            both = Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("leaf", "species", "given", "joint")))
+            both = Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("class_idx", "species", "given", "joint")))
             figures.append({**by_size(both, data.tree, counts)["all"], "trained": trained})
     return seconds, found
 

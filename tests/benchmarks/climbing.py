@@ -25,48 +25,48 @@ from common.export import calibrate, rollup  # noqa: E402
 PRECISIONS = (0.90, 0.95, 0.97, 0.99)
 
 
-def fit(probabilities: np.ndarray, leaf: np.ndarray, chosen: np.ndarray, tree: ClassTree) -> tuple[np.ndarray, dict]:
+def fit(probabilities: np.ndarray, class_idx: np.ndarray, chosen: np.ndarray, tree: ClassTree) -> tuple[np.ndarray, dict]:
     """Fit temperatures and bars on the chosen pictures; all probabilities at these temperatures, and the bars."""
     mine, one = probabilities[chosen], calibrate.Temperatures.none(tree)
-    fitted = calibrate.fit_temperatures(*calibrate.logits_of(mine, leaf[chosen], tree), leaf[chosen], tree)
+    fitted = calibrate.fit_temperatures(*calibrate.logits_of(mine, class_idx[chosen], tree), class_idx[chosen], tree)
     moved = calibrate.retemper(probabilities, tree, one, fitted)
-    return moved, rollup.fit(moved[chosen], leaf[chosen], tree, precisions=PRECISIONS)["precisions"]
+    return moved, rollup.fit(moved[chosen], class_idx[chosen], tree, precisions=PRECISIONS)["precisions"]
 
 
 def broken(entry: dict, figures: dict) -> bool:
     """Whether a promise does not hold: of all answers, or of those that name a leaf where the bars were fitted for them."""
-    names = ("precision", "leaf_precision") if entry["answers"] == "leaf" else ("precision",)
+    names = ("precision", "disease_precision") if entry["answers"] == "disease" else ("precision",)
     return any(figures[name] is not None and figures[name] < entry["holds"] for name in names)
 
 
 def row(label: str, name: str, seen: list[tuple[dict, dict]]) -> tuple[str, ...]:
     """One line: how often promised, how often broken, and means of what was seen where it was promised."""
     kept = [(entry, figures) for entry, figures in seen if entry["promised"]]
-    with_leaves = [figures for entry, figures in kept if entry["answers"] == "leaf"]
+    with_classes = [figures for entry, figures in kept if entry["answers"] == "disease"]
     mean = {key: np.mean([f[key] for _, f in kept if f[key] is not None]) if kept else float("nan") for key in ("coverage", "precision")}
-    leaves = np.mean([f["leaf_coverage"] for f in with_leaves]) if with_leaves else float("nan")
-    shares = [len(with_leaves) / len(seen), (len(kept) - len(with_leaves)) / len(seen)]
+    classes = np.mean([f["disease_coverage"] for f in with_classes]) if with_classes else float("nan")
+    shares = [len(with_classes) / len(seen), (len(kept) - len(with_classes)) / len(seen)]
     return (label, name, *(f"{share:.0%}" for share in shares), f"{sum(broken(*pair) for pair in seen) / len(seen):.1%}",
-            f"{mean['precision']:.2%}", f"{mean['coverage']:.1%}", f"{leaves:.1%}")
+            f"{mean['precision']:.2%}", f"{mean['coverage']:.1%}", f"{classes:.1%}")
 
 
-def resample(probabilities: np.ndarray, leaf: np.ndarray, tree: ClassTree, sizes: tuple[int, ...], draws: int, seed: int = 0) -> str:
+def resample(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, sizes: tuple[int, ...], draws: int, seed: int = 0) -> str:
     """Both experiments as a table."""
     rng, rows, errors = np.random.default_rng(seed), [], []
     for n in (*sizes, 0):
         seen: dict[str, list[tuple[dict, dict]]] = {rollup.name_of(p): [] for p in PRECISIONS}
         for _ in range(draws):
             if n:
-                chosen, rest = rng.integers(0, len(leaf), n), np.arange(len(leaf))
+                chosen, rest = rng.integers(0, len(class_idx), n), np.arange(len(class_idx))
             else:
-                order = np.lexsort((rng.random(len(leaf)), leaf))
-                halves = np.arange(len(leaf)) % 2 == rng.integers(2)
+                order = np.lexsort((rng.random(len(class_idx)), class_idx))
+                halves = np.arange(len(class_idx)) % 2 == rng.integers(2)
                 chosen, rest = order[halves], order[~halves]
-            moved, entries = fit(probabilities, leaf, chosen, tree)
+            moved, entries = fit(probabilities, class_idx, chosen, tree)
             for name, entry in entries.items():
-                seen[name].append((entry, rollup.judge(entry, moved[rest], leaf[rest], tree)))
+                seen[name].append((entry, rollup.judge(entry, moved[rest], class_idx[rest], tree)))
             if not n:
-                figures = calibrate.calibration_figures(moved[rest], leaf[rest], tree, np.zeros(tree.num_leaves))["all"]
+                figures = calibrate.calibration_figures(moved[rest], class_idx[rest], tree, np.zeros(tree.num_classes))["all"]
                 errors.append([figures[key] for key in ("error", "counted", "by_chance", "nll")])
         label = f"{n:,} drawn, all are the truth" if n else "halves, judged on the other"
         rows += [row(label, name, pairs) for name, pairs in seen.items()]
@@ -90,10 +90,10 @@ def main() -> None:
     data, session = load_organized(args.data), open_session(args.model)
     size, parts = session.get_inputs()[0].shape[1], []
     for split in ("val", "test"):
-        for pictures, leaf in make_loader(EvalViews(data.splits[split], size), 0, batch_size=32):
-            parts.append((session.run(["probabilities"], {"images": pictures.numpy()})[0], leaf.numpy()))
-    probabilities, leaf = (np.concatenate(column) for column in zip(*parts, strict=True))
-    print(resample(probabilities, leaf, data.tree, tuple(args.sizes), args.draws))
+        for pictures, class_idx in make_loader(EvalViews(data.splits[split], size), 0, batch_size=32):
+            parts.append((session.run(["probabilities"], {"images": pictures.numpy()})[0], class_idx.numpy()))
+    probabilities, class_idx = (np.concatenate(column) for column in zip(*parts, strict=True))
+    print(resample(probabilities, class_idx, data.tree, tuple(args.sizes), args.draws))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def openvino_answers(path: Path, pictures: np.ndarray, batch: int) -> Answers | 
     return in_batches(run, pictures, batch)
 
 
-def node_answers(path: Path, pictures: np.ndarray, batch: int, modules: Path | None, leaves: int, scores: int) -> Answers | None:
+def node_answers(path: Path, pictures: np.ndarray, batch: int, modules: Path | None, classes: int, scores: int) -> Answers | None:
     """Run in onnxruntime-node."""
     if modules is None:
         return None
@@ -91,9 +91,9 @@ def node_answers(path: Path, pictures: np.ndarray, batch: int, modules: Path | N
     at = 0
     for start in range(0, len(pictures), batch):
         many = min(batch, len(pictures) - start)
-        probabilities.append(found[at : at + many * leaves].reshape(many, leaves))
-        ood.append(found[at + many * leaves : at + many * (leaves + scores)].reshape(many, scores))
-        at += many * (leaves + scores)
+        probabilities.append(found[at : at + many * classes].reshape(many, classes))
+        ood.append(found[at + many * classes : at + many * (classes + scores)].reshape(many, scores))
+        at += many * (classes + scores)
     return np.concatenate(probabilities), np.concatenate(ood)
 
 
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
         want = in_batches(own, pictures, BATCH)
         engines = {"ONNX Runtime, one by one": in_batches(own, pictures, 1), "OpenVINO": openvino_answers(path, pictures, BATCH),
-                   "onnxruntime-node": node_answers(path, pictures, BATCH, args.node, tree.num_leaves, len(predictor.bundle.scores))}
+                   "onnxruntime-node": node_answers(path, pictures, BATCH, args.node, tree.num_classes, len(predictor.bundle.scores))}
         for engine, got in engines.items():
             if got is not None:
                 score = np.abs(got[1] - want[1]) / np.maximum(np.abs(want[1]).mean(axis=0), 1e-9)

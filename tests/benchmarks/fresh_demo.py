@@ -23,16 +23,16 @@ from common.train.metrics import auroc, judge, summarise  # noqa: E402
 
 def run(predictor: Predictor, files: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Answer all files that can be read: probabilities (N, leaves), scores of strangers (N, scores), leaves (N,)."""
-    pictures, leaves = [], []
-    for path, leaf in files:
+    pictures, classes = [], []
+    for path, class_idx in files:
         try:
             pictures.append(predictor.prepare(path))
-            leaves.append(leaf)
+            classes.append(class_idx)
         except ImageError:  # the defects planted in the demo
             continue
     outputs = [predictor.run(np.stack(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
     return (np.concatenate([o.probabilities for o in outputs]),
-            np.concatenate([o.ood for o in outputs]), np.array(leaves))
+            np.concatenate([o.ood for o in outputs]), np.array(classes))
 
 
 def main() -> None:
@@ -46,15 +46,15 @@ def main() -> None:
     for name in Predictor(args.exports).bundle.models:
         predictor = Predictor(args.exports, name)
         tree, bars = predictor.bundle.tree, predictor.card.rejection
-        index = {tree.leaf(i): i for i in range(tree.num_leaves)}
+        index = {tree.pair(i): i for i in range(tree.num_classes)}
         plants = [(path, index[tuple(map(slug, truth[folder.name]))]) for folder in sorted(Path(made["plants"]).iterdir())
                   for path in sorted(folder.iterdir())]
-        probabilities, known, leaf = run(predictor, plants)
+        probabilities, known, class_idx = run(predictor, plants)
         strange = run(predictor, [(path, 0) for path in sorted(Path(made["not_plants"]).iterdir())])[1]
-        m = summarise(judge(probabilities, leaf, tree), tree, np.bincount(leaf, minlength=tree.num_leaves))
+        m = summarise(judge(probabilities, class_idx, tree), tree, np.bincount(class_idx, minlength=tree.num_classes))
         rows.append((name, m["n"], *(f"{m[k]:.4f}" for k in ("species_top1", "disease_top1", "cascade_top1", "macro_f1")),
-                     *(f"{bars.stranger.exceeded(ood).mean():.4f}" for ood in (strange, known)),
-                     f"{auroc(bars.stranger.value(known), bars.stranger.value(strange)):.4f}"))
+                     *(f"{bars.ood.exceeded(ood).mean():.4f}" for ood in (strange, known)),
+                     f"{auroc(bars.ood.value(known), bars.ood.value(strange)):.4f}"))
     print(table(rows, ("model", "leaves", "species", "disease", "both", "macro F1", "strangers refused", "plants lost", "AUROC")))
 
 

@@ -44,10 +44,10 @@ KINDS = ("packed", "loop, skipping", "loop, zeros", "packed, all logits")
 Batch = tuple[Tensor, Tensor, Tensor]  # features (N, 768), species (N,), disease within its species (N,)
 
 
-def ragged_tree(species: int, leaves: int) -> ClassTree:
+def ragged_tree(species: int, classes: int) -> ClassTree:
     """A long tail like that of the real folders, as far as heads of 3 to 300 diseases allow."""
-    if not FEWEST * species <= leaves <= MOST * species:
-        raise SystemExit(f"error: {species} heads of {FEWEST} to {MOST} diseases cannot have {leaves} leaves.")
+    if not FEWEST * species <= classes <= MOST * species:
+        raise SystemExit(f"error: {species} heads of {FEWEST} to {MOST} diseases cannot have {classes} leaves.")
     shape, low, high = np.random.default_rng(0).lognormal(size=species), 0.0, 1e6
 
     def sizes(scale: float) -> np.ndarray:
@@ -55,10 +55,10 @@ def ragged_tree(species: int, leaves: int) -> ClassTree:
 
     for _ in range(80):  # bisection; `low` never gives too many
         middle = (low + high) / 2
-        low, high = (middle, high) if sizes(middle).sum() <= leaves else (low, middle)
+        low, high = (middle, high) if sizes(middle).sum() <= classes else (low, middle)
     found = sizes(low)
-    found[np.flatnonzero(found < MOST)[: leaves - found.sum()]] += 1
-    assert found.sum() == leaves and FEWEST <= found.min() <= found.max() <= MOST
+    found[np.flatnonzero(found < MOST)[: classes - found.sum()]] += 1
+    assert found.sum() == classes and FEWEST <= found.min() <= found.max() <= MOST
     return ClassTree(tuple(f"s{i}" for i in range(species)), tuple(tuple(f"d{j}" for j in range(n)) for n in found))
 
 
@@ -108,7 +108,7 @@ class Contestant:
             if self.kind == "packed":
                 logits = heads(features, species)
             else:
-                logits = heads.all_logits(features).gather(1, heads.leaf_of[species]).masked_fill(~heads.real[species], PADDING)
+                logits = heads.all_logits(features).gather(1, heads.class_of[species]).masked_fill(~heads.real[species], PADDING)
             return focal_loss(logits, disease, smoothing=0.1, classes=self.sizes[species]).sum() / len(features)
         total = torch.zeros((), device=features.device)
         for s in species.unique().tolist():
@@ -190,9 +190,9 @@ def peak(kind: str, tree: ClassTree, batches: list[Batch], device: torch.device)
     return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident("VmHWM") - before
 
 
-def peak_elsewhere(kind: str, species: int, leaves: int, batch: int, threads: int, device: str) -> float:
+def peak_elsewhere(kind: str, species: int, classes: int, batch: int, threads: int, device: str) -> float:
     """`peak` in a fresh process."""
-    done = subprocess.run([sys.executable, __file__, "--memory-of", kind, "--species", str(species), "--leaves", str(leaves), "--batch",
+    done = subprocess.run([sys.executable, __file__, "--memory-of", kind, "--species", str(species), "--leaves", str(classes), "--batch",
                            str(batch), "--threads", str(threads), "--device", device], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
@@ -224,16 +224,16 @@ def main() -> int:
 
     torch.set_num_threads(args.threads[0])
     if args.memory_of:
-        tree = ragged_tree(args.species, args.leaves[0])
+        tree = ragged_tree(args.species, args.classes[0])
         print(peak(args.memory_of, tree, make_batches(tree, args.batch[0], device), device))
         return 0
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, torch {torch.__version__}, {args.clock} time, {args.rounds} rounds\n")
-    for leaves in args.leaves:
-        tree = ragged_tree(args.species, leaves)
+    for classes in args.classes:
+        tree = ragged_tree(args.species, classes)
         sizes = np.diff(tree.offsets)
-        print(f"{args.species} species, {leaves} leaves, {sizes.min()} to {sizes.max()} per head (median {np.median(sizes):.0f}); "
-              f"weights {leaves * FEATURES * 4 / 2**20:.0f} MiB")
+        print(f"{args.species} species, {classes} leaves, {sizes.min()} to {sizes.max()} per head (median {np.median(sizes):.0f}); "
+              f"weights {classes * FEATURES * 4 / 2**20:.0f} MiB")
         for batch in args.batch:
             rows: list[tuple[str, ...]] = []
             batches = make_batches(tree, batch, device)
@@ -245,7 +245,7 @@ def main() -> int:
                 whole = seconds.sum(axis=2)
                 for k, kind in enumerate(kinds):
                     memory = ("-" if args.no_memory else
-                              f"{peak_elsewhere(kind, args.species, leaves, batch, threads, args.device):.0f}")
+                              f"{peak_elsewhere(kind, args.species, classes, batch, threads, args.device):.0f}")
                     parts = [f"{1e3 * value:.1f}" for value in (*np.median(seconds[k], axis=0), np.median(whole[k]))]
                     parts.append(ratio(whole[k], whole[0]) if k else "1")
                     rows.append((str(threads), kind, *parts, memory))

@@ -47,7 +47,7 @@ def pictures_of(split: Split, size: int, at: np.ndarray | None = None, batch: in
     for start in range(0, len(at), batch):
         part = at[start : start + batch]
         yield (np.stack([images.resize_to_model(images.read_rgb(split.read(int(i)), min_side=1), size) for i in part]),
-               np.asarray(split.leaf)[part])
+               np.asarray(split.class_idx)[part])
 
 
 def strangers_of(data: Organized, split: str, size: int) -> Iterator[np.ndarray]:
@@ -60,9 +60,9 @@ def strangers_of(data: Organized, split: str, size: int) -> Iterator[np.ndarray]
 @torch.inference_mode()
 def serving_graph(model: SwinHierarchical, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> ServingGraph:
     """Put scores fitted on these pictures behind the model; temperatures are 1."""
-    parts = [(*look(model, torch.from_numpy(pictures))[1:], torch.from_numpy(leaf)) for pictures, leaf in batches]
-    features, layers, leaf = (torch.cat(column) for column in zip(*parts, strict=True))
-    spaces = [FeatureSpace(values, leaf, model.leaf_species) for values in (features, layers)]
+    parts = [(*look(model, torch.from_numpy(pictures))[1:], torch.from_numpy(class_idx)) for pictures, class_idx in batches]
+    features, layers, class_idx = (torch.cat(column) for column in zip(*parts, strict=True))
+    spaces = [FeatureSpace(values, class_idx, model.class_species) for values in (features, layers)]
     return ServingGraph(model, *spaces, 1.0, 1.0).eval()
 
 
@@ -147,15 +147,15 @@ def likeness_table(files: dict[str, Path], pictures: np.ndarray) -> str:
 
 def gate_lines(fp32: Path, folder: Path, data: Organized, size: int, calibration: list[np.ndarray], at_most: int) -> list[str]:
     """Search INT8 on val as 03 does, and lay out the gate on val and test."""
-    counts = np.bincount(data.splits["train"].leaf, minlength=data.tree.num_leaves)
+    counts = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
     splits = {name: list(pictures_of(data.splits[name], size, np.linspace(0, len(data.splits[name]) - 1, min(
         at_most, len(data.splits[name]))).astype(int))) for name in ("val", "test")}
     strange = {name: list(strangers_of(data, name, size)) for name in splits}
 
     def side(run: Run, name: str) -> Side:
-        probabilities, ood, leaf = run_over(run, splits[name])
+        probabilities, ood, class_idx = run_over(run, splits[name])
         scores = [run(pictures)[1][:, SCORE] for pictures in strange[name]]
-        return Side(probabilities, leaf, ood[:, SCORE], np.concatenate(scores) if scores else None)
+        return Side(probabilities, class_idx, ood[:, SCORE], np.concatenate(scores) if scores else None)
 
     base = {name: side(session_run(fp32), name) for name in splits}
 
@@ -191,11 +191,11 @@ def main(argv: list[str] | None = None) -> int:
     size = model.settings["image_size"]
     if data:
         train = data.splits["train"]
-        batches = list(pictures_of(train, size, balanced(train.leaf, 4 * CALIBRATION), 8))
+        batches = list(pictures_of(train, size, balanced(train.class_idx, 4 * CALIBRATION), 8))
     else:
         rng = np.random.default_rng(0)
         coarse = rng.integers(0, 256, (32, 8, 8, 3)).repeat(-(-size // 8), axis=1).repeat(-(-size // 8), axis=2)[:, :size, :size]
-        batches = [(coarse[i : i + 8].astype(np.uint8), rng.integers(0, model.tree.num_leaves, 8)) for i in range(0, 32, 8)]
+        batches = [(coarse[i : i + 8].astype(np.uint8), rng.integers(0, model.tree.num_classes, 8)) for i in range(0, 32, 8)]
     calibration = [pictures for pictures, _ in batches][:: max(1, len(batches) * 8 // CALIBRATION)]
     with tempfile.TemporaryDirectory() as folder:
         graph, fp32 = serving_graph(model, iter(batches)), Path(folder) / "model.onnx"

@@ -26,18 +26,18 @@ from common.train.engine import choose_compute  # noqa: E402
 from common.train.recipe_flags import arguments, channels  # noqa: E402
 
 
-def probe(features: torch.Tensor, leaf: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
+def probe(features: torch.Tensor, class_idx: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
     """Fit a linear layer on the train pictures by L-BFGS; returns the answers for all, int64 (K,)."""
     mean, std = features[train].mean(0), features[train].std(0) + 1e-6
     x = (features - mean) / std
-    layer = torch.nn.Linear(x.shape[1], int(leaf.max()) + 1)
+    layer = torch.nn.Linear(x.shape[1], int(class_idx.max()) + 1)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(layer(x[train]), leaf[train]) + 1e-3 * layer.weight.square().sum()
+        loss = torch.nn.functional.cross_entropy(layer(x[train]), class_idx[train]) + 1e-3 * layer.weight.square().sum()
         loss.backward()
         return loss
 
@@ -57,28 +57,28 @@ def main() -> None:
     with (args.data / "manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["sha256"])
     sha = np.array([list(bytes.fromhex(row["sha256"])) for row in rows], np.uint8)
-    leaf = np.unique([f"{row['species']}/{row['disease']}" for row in rows], return_inverse=True)[1]
+    class_idx = np.unique([f"{row['species']}/{row['disease']}" for row in rows], return_inverse=True)[1]
     first: dict[str, int] = {}
     group = np.array([first.setdefault(row["group"], k) for k, row in enumerate(rows)])
     backbone = embed.Backbone(args.backbone, args.weights, arguments=arguments(args.backbone_args),
                               mean=channels("pixel_mean", args.pixel_mean), std=channels("pixel_std", args.pixel_std))
     embedder = embed.load_embedder(backbone, choose_compute(precision=args.precision), 1)
     stored = embed.features(lambda k: (args.data / rows[k]["path"]).read_bytes(), sha, embedder, args.store)
-    features, target = torch.from_numpy(np.array(stored, np.float32)), torch.from_numpy(leaf)
+    features, target = torch.from_numpy(np.array(stored, np.float32)), torch.from_numpy(class_idx)
     right: dict[str, list[float]] = {"groups kept whole": [], "each picture by itself": []}
     kin_right, rest_right, leaks = [], [], []
     for seed in range(args.seeds):
         draw = np.random.default_rng(seed).random(len(rows))
         for name, of in (("groups kept whole", group), ("each picture by itself", np.arange(len(rows)))):
-            split = split_groups(leaf, of, draw, 0.15, 0.15)
+            split = split_groups(class_idx, of, draw, 0.15, 0.15)
             answers = probe(features, target, torch.from_numpy(split == TRAIN)).numpy()
             test = split == TEST
-            right[name].append(float((answers == leaf)[test].mean()))
+            right[name].append(float((answers == class_idx)[test].mean()))
             if name != "groups kept whole":
                 kin = test & np.isin(group, group[split == TRAIN])
                 leaks.append(kin.sum() / test.sum())
-                kin_right += (answers == leaf)[kin].tolist()
-                rest_right += (answers == leaf)[test & ~kin].tolist()
+                kin_right += (answers == class_idx)[kin].tolist()
+                rest_right += (answers == class_idx)[test & ~kin].tolist()
     print(table([(name, f"{np.mean(values):.4f}", f"{np.std(values, ddof=1):.4f}") for name, values in right.items()],
                 ("split", "test accuracy, class", f"spread over {args.seeds} draws")))
     difference = np.subtract(right["each picture by itself"], right["groups kept whole"])

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.classes import ClassTree  # noqa: E402
 from common.console import say, table  # noqa: E402
-from common.decide import joint_leaf  # noqa: E402
+from common.decide import joint_class  # noqa: E402
 from common.export.browser import heads_file
 from common.export.browser.light_export import finish_browser, report_lines, write_browser  # noqa: E402
 from common.export.browser.light_graph import LAYERS_RANK, RANK, LightGraph, has_exact_map, write_model  # noqa: E402
@@ -43,12 +43,12 @@ from common.train.model import SwinHierarchical  # noqa: E402
 # region size
 
 
-def large_tree(species: int = 320, leaves: int = 11_499) -> ClassTree:
+def large_tree(species: int = 320, classes: int = 11_499) -> ClassTree:
     """A tree of that many leaves: 1 to some 150 diseases a species, with names as long as real ones."""
     rng = np.random.default_rng(0)
     share = rng.lognormal(0, 0.8, species)
-    counts = np.maximum(1, np.floor(share / share.sum() * leaves).astype(int))
-    counts[: leaves - counts.sum()] += 1
+    counts = np.maximum(1, np.floor(share / share.sum() * classes).astype(int))
+    counts[: classes - counts.sum()] += 1
     words = ["bacterial", "leaf", "spot", "early", "late", "blight", "powdery", "mildew", "rust", "mosaic", "virus", "wilt", "scab", "rot"]
     diseases = tuple(tuple(f"{'_'.join(rng.choice(words, 2))}_{i}" for i in range(n)) for n in counts)
     return ClassTree(tuple(f"{rng.choice(words)}_plant_{i}" for i in range(species)), diseases)
@@ -62,10 +62,10 @@ def size(args: argparse.Namespace) -> None:
     model = SwinHierarchical(recipe.backbone, tree, **recipe_flags.model_settings(recipe)).eval()
     for head in (model.species_head, model.disease_heads):
         torch.nn.init.normal_(head.weight, std=0.3)
-    leaf = torch.randint(0, tree.num_leaves, (3000,))
+    class_idx = torch.randint(0, tree.num_classes, (3000,))
     images = torch.randint(0, 256, (4, recipe.image_size, recipe.image_size, 3), dtype=torch.uint8)
     layers = look(model, images)[2].shape[1]
-    near = [FeatureSpace(torch.randn(3000, width), leaf, model.leaf_species, rank=rank)
+    near = [FeatureSpace(torch.randn(3000, width), class_idx, model.class_species, rank=rank)
             for width, rank in ((model.num_features, RANK), (layers, LAYERS_RANK))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "light.onnx"
@@ -84,18 +84,18 @@ def size(args: argparse.Namespace) -> None:
     rows = [(name, *(f"{v:,}" if v else "-" for v in values.values())) for name, values in files.items()]
     rows += [("one head, mean", f"{first['head_bytes']:,}", "", ""), ("one head, largest", f"{first['head_bytes_most']:,}", "", ""),
              ("before the first answer", *(f"{first[way]:,}" if first[way] else "-" for way in ("raw", "gzip", "brotli")))]
-    say(table(rows, (f"{tree.num_species} species, {tree.num_leaves:,} leaves", "bytes", "gzip", "brotli")), "")
+    say(table(rows, (f"{tree.num_species} species, {tree.num_classes:,} leaves", "bytes", "gzip", "brotli")), "")
 
     features = np.abs(np.random.default_rng(1).normal(0, 1, (2000, weight.shape[1]))).astype(np.float32)
     species = np.random.default_rng(2).integers(0, tree.num_species, 2000)
     drift: dict[str, list[float]] = {"int8": [], "float16": []}
     same = {"int8": 0, "float16": 0}
     for row, s in zip(features, species, strict=True):
-        leaves = slice(tree.offsets[s], tree.offsets[s + 1])
-        logits = weight[leaves] @ row + bias[leaves]
+        classes = slice(tree.offsets[s], tree.offsets[s + 1])
+        logits = weight[classes] @ row + bias[classes]
         head = heads_file.unpack(packed[offsets[s] : offsets[s + 1]], bytes.fromhex(sha256[:8]))
-        for name, found in (("int8", head.rows @ row + head.bias), ("float16", weight[leaves].astype(np.float16).astype(np.float32) @ row
-                                                                                 + bias[leaves])):
+        for name, found in (("int8", head.rows @ row + head.bias), ("float16", weight[classes].astype(np.float16).astype(np.float32) @ row
+                                                                                 + bias[classes])):
             drift[name].append(float(np.abs(found - logits).max() / max(logits.std(), 1e-6)))
             same[name] += int(found.argmax() == logits.argmax())
     say(table([(name, f"{np.median(drift[name]):.4f}", f"{same[name] / 2000:.4f}") for name in drift],
@@ -113,20 +113,20 @@ def train(args: argparse.Namespace) -> None:
     served = checkpoint.build_model(checkpoint.load(args.teacher))
 
     def batches(split: str, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for pictures, leaf in make_loader(EvalViews(data.splits[split], side), args.workers, batch_size=32):
-            yield pictures.numpy(), leaf.numpy()
+        for pictures, class_idx in make_loader(EvalViews(data.splits[split], side), args.workers, batch_size=32):
+            yield pictures.numpy(), class_idx.numpy()
 
     @torch.inference_mode()
     def teacher_answers(split: str) -> np.ndarray:
         parts = []
         for pictures, _ in batches(split, served.settings["image_size"]):
             hidden, logits = served(torch.from_numpy(pictures))
-            parts.append(joint_leaf(served.probabilities(hidden, logits).numpy(), data.tree))
+            parts.append(joint_class(served.probabilities(hidden, logits).numpy(), data.tree))
         return np.concatenate(parts)
 
     server = {split: teacher_answers(split) for split in ("val", "test")}
-    truth = np.asarray(data.splits["test"].leaf)
-    species = data.tree.leaf_species
+    truth = np.asarray(data.splits["test"].class_idx)
+    species = data.tree.class_species
     right = server["test"] == truth
     rows = [("teacher", float((species[server["test"]] == species[truth]).mean()), float(right.mean()), None, None, None)]
     for name, flags in (("taught", ["--teacher", str(args.teacher)]), ("untaught", [])):

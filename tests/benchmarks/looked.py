@@ -39,9 +39,9 @@ def child(note: str, stack: str, script: str, argv: list[str]) -> None:
         at.update(more)
         os.pwrite(notes, json.dumps(at).ljust(120).encode(), 0)
 
-    def noted_take(run, images, leaf, epoch, step, phase):
+    def noted_take(run, images, class_idx, epoch, step, phase):
         write(phase=phase.name, epoch=epoch + 1, step=step + 1, piece=0)
-        return take_step(run, images, leaf, epoch, step, phase)
+        return take_step(run, images, class_idx, epoch, step, phase)
 
     def noted_training(*args, **kwargs):
         write(piece=0)

@@ -93,7 +93,7 @@ def compare(page: Page, light: LightModel, photos: list[bytes]) -> dict[str, Any
         worst = max(worst, float(np.abs(np.add.reduceat(wanted.probabilities, starts[:-1]) - numbers["species"]).max()))
         for s, own in numbers["own"]:
             worst = max(worst, float(np.abs(wanted.probabilities[starts[s] : starts[s + 1]] - own).max()) if s in wanted.fetched else 0.0)
-        other += starts[numbers["leaf"][0]] + numbers["leaf"][1] != wanted.leaf
+        other += starts[numbers["leaf"][0]] + numbers["leaf"][1] != wanted.class_idx
         times.append(found["timings_ms"]["model"])
     return {"worst": worst, "other": int(other), "ms": float(np.median(times))}
 

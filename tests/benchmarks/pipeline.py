@@ -76,7 +76,7 @@ def store(rgb: np.ndarray) -> Photo:
 
 def made_up() -> list[Photo]:
     photos = []
-    for seed, make in enumerate((reading.background, reading.leaves, reading.grass, reading.soil)):
+    for seed, make in enumerate((reading.background, reading.classes, reading.grass, reading.soil)):
         large = make(np.random.default_rng(seed))
         for shape in (large, np.rot90(large), large[:, 500:3500], large[300:2550]):  # 4:3, 3:4, 1:1, 16:9
             photos.append(store(read_rgb(encode_jpeg(np.ascontiguousarray(shape), 90), long_side=512)))
@@ -208,7 +208,7 @@ class Photos:
     def __init__(self, photos: list[Photo], count: int) -> None:
         self.photos, self.count = photos, count
         self.width, self.height = (np.resize([photo[k] for photo in photos], count) for k in (1, 2))
-        self.leaf, self.offset = np.zeros(count, int), np.full(count, -1)
+        self.class_idx, self.offset = np.zeros(count, int), np.full(count, -1)
 
     def __len__(self) -> int:
         return self.count

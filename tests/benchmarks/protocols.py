@@ -225,10 +225,10 @@ def one_column(column: str, data: Organized, folder: Path, args: argparse.Namesp
     script = "02b_train_disease" if recipe.classes == "hierarchical" else "02a_train_species"
     run(script, log, "--evaluate", best, "--split", "test", *machine)
     metrics = json.loads((best.with_name(f"{best.stem} on test") / "report.json").read_text())["metrics"]
-    leaf = data.splits["test"].leaf
-    commonest = np.bincount(leaf).max() / len(leaf)
-    row = [column, data.root.name, f"{data.tree.num_leaves}", " + ".join(str(len(s)) for s in data.splits.values()), "; ".join(phases),
-           f"{metrics['cascade_top1']:.3f}", f"{1 / data.tree.num_leaves:.3f}", f"{commonest:.3f}", duration(clock())]
+    class_idx = data.splits["test"].class_idx
+    commonest = np.bincount(class_idx).max() / len(class_idx)
+    row = [column, data.root.name, f"{data.tree.num_classes}", " + ".join(str(len(s)) for s in data.splits.values()), "; ".join(phases),
+           f"{metrics['cascade_top1']:.3f}", f"{1 / data.tree.num_classes:.3f}", f"{commonest:.3f}", duration(clock())]
     return row + ["" if metrics["cascade_top1"] >= commonest else "BELOW THE COMMONEST CLASS"]
 
 

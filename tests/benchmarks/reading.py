@@ -82,7 +82,7 @@ def grass(rng: np.random.Generator) -> np.ndarray:
     return through_a_lens(rng, light)
 
 
-def leaves(rng: np.random.Generator) -> np.ndarray:
+def classes(rng: np.random.Generator) -> np.ndarray:
     """Leaves of all sizes on soil, small below large, with veins."""
     light, mottle = soil(rng).astype(np.float32), octaves(rng, 32, WIDTH, 0.5)
     for count, radius in ((3000, 26), (900, 60), (220, 150), (45, 420)):
@@ -241,7 +241,7 @@ def main() -> int:
     flags.add_argument("--rounds", type=int, default=9)
     rounds = flags.parse_args().rounds
     cv2.setNumThreads(1)
-    pictures = {f"{make.__name__}, {name}": data for seed, make in enumerate((background, leaves, grass, soil))
+    pictures = {f"{make.__name__}, {name}": data for seed, make in enumerate((background, classes, grass, soil))
                 for name, data in variants(make(np.random.default_rng(seed))).items()}
     photos = [data for name, data in pictures.items() if name.endswith("4000 x 3000")]
     print(f"{platform.processor() or platform.machine()}, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"

@@ -58,7 +58,7 @@ FIGURES = (("all", "species_acc"), ("all", "disease_acc"), ("all", "cascade_acc"
 
 def write_long_tail(data: Organized, folder: Path, args: argparse.Namespace, seed: int) -> Path:
     """Write an organized data set whose train split is the long tail of a seed; pictures stay where they are."""
-    kept = long_tail(data.splits["train"], data.tree.num_leaves, args.largest, args.smallest, seed)
+    kept = long_tail(data.splits["train"], data.tree.num_classes, args.largest, args.smallest, seed)
     names = {str(kept.path(i).relative_to(data.root)) for i in range(len(kept))}
     folder.mkdir(parents=True, exist_ok=True)
     with (data.root / "manifest.csv").open(newline="") as source, (folder / "manifest.csv").open("w", newline="") as target:
@@ -116,23 +116,23 @@ def linear_probe(args: argparse.Namespace, data: Organized, seed: int, folder: P
     """Logistic regression over all leaves on features of the untouched backbone; val chooses how it is regularised."""
     compute = choose_compute(args.device, "fp32")
     model = new_model(args, data.tree, seed, compute)
-    features, leaf = {}, {}
+    features, class_idx = {}, {}
     for name, split in data.splits.items():
         with torch.inference_mode():
             parts = [(model.features(images.to(compute.device)).cpu(), y)
                      for images, y in make_loader(EvalViews(split, args.image_size), args.workers)]
-        features[name], leaf[name] = (torch.cat(part) for part in zip(*parts, strict=True))
+        features[name], class_idx[name] = (torch.cat(part) for part in zip(*parts, strict=True))
     mean, std = features["train"].mean(0), features["train"].std(0) + 1e-6
     features = {name: (values - mean).clone() / std for name, values in features.items()}
 
     def fit(decay: float) -> Callable[[Tensor], Tensor]:
-        linear = torch.nn.Linear(features["train"].shape[1], data.tree.num_leaves)
+        linear = torch.nn.Linear(features["train"].shape[1], data.tree.num_classes)
         torch.nn.init.zeros_(linear.weight)
         optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=300, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            value = cross_entropy(linear(features["train"]), leaf["train"]) + decay * linear.weight.square().sum()
+            value = cross_entropy(linear(features["train"]), class_idx["train"]) + decay * linear.weight.square().sum()
             value.backward()
             return value
 
@@ -140,8 +140,8 @@ def linear_probe(args: argparse.Namespace, data: Organized, seed: int, folder: P
         return lambda x: linear(x).detach()
 
     fitted = [fit(decay) for decay in (1e-5, 1e-4, 1e-3, 1e-2)]
-    best = max(fitted, key=lambda net: float((net(features["val"]).argmax(1) == leaf["val"]).float().mean()))
-    return judge_flat(best(features["test"]), leaf["test"], data)
+    best = max(fitted, key=lambda net: float((net(features["val"]).argmax(1) == class_idx["val"]).float().mean()))
+    return judge_flat(best(features["test"]), class_idx["test"], data)
 
 
 class TimmViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -155,7 +155,7 @@ class TimmViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         with Image.open(self.split.path(i)) as picture:
-            return self.transform(picture.convert("RGB")), int(self.split.leaf[i])
+            return self.transform(picture.convert("RGB")), int(self.split.class_idx[i])
 
 
 def flat_timm(args: argparse.Namespace, data: Organized, seed: int, folder: Path) -> Judged:
@@ -163,7 +163,7 @@ def flat_timm(args: argparse.Namespace, data: Organized, seed: int, folder: Path
     torch.manual_seed(seed)
     mean, std = channels("pixel_mean", args.pixel_mean), channels("pixel_std", args.pixel_std)
     norm: dict[str, Any] = {"mean": mean, "std": std} if mean else {}
-    net = timm.create_model(args.backbone, num_classes=data.tree.num_leaves, **arguments(args.backbone_args))
+    net = timm.create_model(args.backbone, num_classes=data.tree.num_classes, **arguments(args.backbone_args))
     pretrained = torch.load(args.weights, weights_only=True)
     net.load_state_dict({k: v for k, v in pretrained.items() if not k.startswith("classifier.")}, strict=False)
     net = net.to(memory_format=torch.channels_last)
@@ -176,14 +176,14 @@ def flat_timm(args: argparse.Namespace, data: Organized, seed: int, folder: Path
     step, best, answers = 0, -1.0, torch.empty(0)
     for _ in progress(range(args.passes), desc=f"timm, seed {seed}", unit="epoch"):
         net.train()
-        for images, leaf in loader:
+        for images, class_idx in loader:
             schedule.step_update(step)
             step += 1
             optimizer.zero_grad()
-            cross_entropy(net(images.to(memory_format=torch.channels_last)), leaf, label_smoothing=0.1).backward()
+            cross_entropy(net(images.to(memory_format=torch.channels_last)), class_idx, label_smoothing=0.1).backward()
             optimizer.step()
-        logits, leaf = _logits(net, views["val"], args)
-        if (right := float((logits.argmax(1) == leaf).float().mean())) > best:
+        logits, class_idx = _logits(net, views["val"], args)
+        if (right := float((logits.argmax(1) == class_idx).float().mean())) > best:
             best, (answers, truth) = right, _logits(net, views["test"], args)
     return judge_flat(answers, truth, data)
 
@@ -191,13 +191,13 @@ def flat_timm(args: argparse.Namespace, data: Organized, seed: int, folder: Path
 @torch.inference_mode()
 def _logits(net: torch.nn.Module, views: TimmViews, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     net.eval()
-    parts = [(net(images), leaf) for images, leaf in torch.utils.data.DataLoader(views, 64, num_workers=args.workers)]
+    parts = [(net(images), class_idx) for images, class_idx in torch.utils.data.DataLoader(views, 64, num_workers=args.workers)]
     return torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts])
 
 
-def judge_flat(logits: Tensor, leaf: Tensor, data: Organized) -> Judged:
+def judge_flat(logits: Tensor, class_idx: Tensor, data: Organized) -> Judged:
     """Judge one softmax over all leaves; a species' probability is the sum over its leaves."""
-    return judge(logits.float().softmax(1).numpy(), leaf.numpy(), data.tree, logits.argmax(1).numpy())
+    return judge(logits.float().softmax(1).numpy(), class_idx.numpy(), data.tree, logits.argmax(1).numpy())
 
 
 CONTESTANTS: dict[str, Callable[..., Judged]] = {
@@ -235,7 +235,7 @@ def main() -> None:
     whole, found = load_organized(args.data), {name: [] for name in args.only}
     for seed in range(args.seeds):
         data = load_organized(write_long_tail(whole, args.store / f"tail_{seed}", args, seed)) if args.largest else whole
-        counts = np.bincount(data.splits["train"].leaf, minlength=data.tree.num_leaves)
+        counts = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
         for name in args.only:
             folder = args.store / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ def main() -> None:
             if not result.is_file():
                 clock = Stopwatch()
                 judged = CONTESTANTS[name](args, data, seed, folder)
-                answers = Answers(judged.leaf, judged.species, given(judged, data), judged.joint)
+                answers = Answers(judged.class_idx, judged.species, given(judged, data), judged.joint)
                 figures = {**by_size(answers, data.tree, counts, args.few, max(20, args.few)), "seconds": clock()}
                 result.write_text(json.dumps(figures))
             found[name].append(json.loads(result.read_text()))
@@ -263,9 +263,9 @@ def main() -> None:
 
 def given(judged: Judged, data: Organized) -> np.ndarray:
     """Best leaf given the true species; where it is wrong, which one it is does not matter to accuracy, and F1 is not asked for."""
-    wrong = data.tree.offsets[data.tree.leaf_species[judged.leaf]]
-    wrong = np.where(wrong == judged.leaf, wrong + (np.diff(data.tree.offsets)[data.tree.leaf_species[judged.leaf]] > 1), wrong)
-    return np.where(judged.rank == 0, judged.leaf, wrong)
+    wrong = data.tree.offsets[data.tree.class_species[judged.class_idx]]
+    wrong = np.where(wrong == judged.class_idx, wrong + (np.diff(data.tree.offsets)[data.tree.class_species[judged.class_idx]] > 1), wrong)
+    return np.where(judged.rank == 0, judged.class_idx, wrong)
 
 
 if __name__ == "__main__":

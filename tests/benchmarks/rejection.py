@@ -64,7 +64,7 @@ def run_model(model: SwinHierarchical, rows: list[tuple[np.ndarray, int]], what:
         parts.append((features, layers, model.species_logits(model.neck(features))))
     names = ("features", "layers", "logits")
     return {name: torch.cat(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)} | {
-        "leaf": torch.tensor([number for _, number in rows])}
+        "class_idx": torch.tensor([number for _, number in rows])}
 
 
 def gather(args: argparse.Namespace, model: SwinHierarchical, data: Organized) -> dict[str, Outputs]:
@@ -94,7 +94,7 @@ def exchanged(found: dict[str, Outputs], far: Iterable[str]) -> dict[str, Output
     """The same with val and test in each other's place, and the shown half of the strangers in that of the other."""
     places = {"val": "test", "test": "val"}
     turned = {" ".join([places.get(name.split()[0], name.split()[0]), *name.split()[1:]]): outputs for name, outputs in found.items()}
-    return turned | {name: {**found[name], "leaf": 1 - found[name]["leaf"]} for name in far}
+    return turned | {name: {**found[name], "class_idx": 1 - found[name]["class_idx"]} for name in far}
 
 
 def train_with_poor(found: dict[str, Outputs], key: str) -> torch.Tensor:
@@ -104,9 +104,9 @@ def train_with_poor(found: dict[str, Outputs], key: str) -> torch.Tensor:
 
 def plain_scores(model: SwinHierarchical, found: dict[str, Outputs]) -> dict[str, dict[str, np.ndarray]]:
     """The scores of the graph without the learned one, and two to compare with, of all but train; spaces are fitted on train."""
-    leaf = train_with_poor(found, "leaf")
-    near, near_layers = (FeatureSpace(train_with_poor(found, key), leaf, model.leaf_species) for key in ("features", "layers"))
-    temperature = fit_temperature(found["val"]["logits"].numpy(), model.leaf_species[found["val"]["leaf"]].numpy())
+    class_idx = train_with_poor(found, "class_idx")
+    near, near_layers = (FeatureSpace(train_with_poor(found, key), class_idx, model.class_species) for key in ("features", "layers"))
+    temperature = fit_temperature(found["val"]["logits"].numpy(), model.class_species[found["val"]["class_idx"]].numpy())
     scores = {}
     for name, outputs in found.items():
         probs = (outputs["logits"] / temperature).softmax(1)
@@ -150,7 +150,7 @@ def main() -> None:
     data, model = load_organized(args.data), checkpoint.build_model(checkpoint.load(args.checkpoint)).eval()
     found = gather(args, model, data)
     scores = plain_scores(model, found)
-    hidden = {name: found[name]["leaf"].numpy() == 0 if name in far else np.ones(len(found[name]["leaf"]), bool) for name in scores}
+    hidden = {name: found[name]["class_idx"].numpy() == 0 if name in far else np.ones(len(found[name]["class_idx"]), bool) for name in scores}
     whole = {name: np.ones(len(rows), bool) for name, rows in hidden.items()}
     usual = ood.fit(part(scores["val"], whole["val"], SCORES), poor={s: scores[f"val {s}"] for s in SHIFTS})
     bars = fit_with(list(far), found, scores)
@@ -203,7 +203,7 @@ def compare(scores: dict[str, dict[str, np.ndarray]], hidden: dict[str, np.ndarr
 
 def fit_with(kinds: list[str], found: dict[str, Outputs], scores: dict[str, dict[str, np.ndarray]]) -> dict:
     """Fit the learned score and the bars with the shown half of some kinds; adds the learned score to all `scores`."""
-    seen = {kind: found[kind]["leaf"].numpy() == 1 for kind in kinds}
+    seen = {kind: found[kind]["class_idx"].numpy() == 1 for kind in kinds}
     plants, strange = train_with_poor(found, "layers"), torch.cat([found[kind]["layers"][seen[kind]] for kind in kinds])
     learned, unseen = Learned(plants, strange), cross_fitted(plants, strange).numpy().astype(float)
     with torch.inference_mode():

@@ -36,9 +36,9 @@ from common.organize.shards import layout, shard_name, write_shards  # noqa: E40
 HEADER = ("path", "species", "disease", "split", "group", "sha256", "phash", "width", "height", "dataset", "source", "offset", "size")
 
 
-def make_tree(leaves: int) -> ClassTree:
+def make_tree(classes: int) -> ClassTree:
     """36 diseases a species."""
-    return ClassTree.from_leaves((f"some_species_{i // 36:03d}", f"disease_of_it_{i % 36:03d}") for i in range(leaves))
+    return ClassTree.from_pairs((f"some_species_{i // 36:03d}", f"disease_of_it_{i % 36:03d}") for i in range(classes))
 
 
 def write_index(folder: Path, tree: ClassTree, rows: Iterator[tuple[object, ...]]) -> None:
@@ -61,24 +61,24 @@ def make_both(folder: Path, count: int) -> tuple[list[Path], float, float]:
              for n in rng.integers(28, 64, 50)]
     data = [jpegs[int(k)] + bytes(str(i), "ascii") for i, k in enumerate(rng.integers(0, 50, count))]  # decoders skip what follows
     sha = np.array([hashlib.sha256(d).hexdigest() for d in data])
-    leaf, split = rng.integers(0, 500, count), np.where(rng.random(count) < 0.05, "val", "train")
-    order = np.lexsort((sha, leaf, split))
-    data, sha, leaf, split = [data[i] for i in order], sha[order], leaf[order], split[order]
+    class_idx, split = rng.integers(0, 500, count), np.where(rng.random(count) < 0.05, "val", "train")
+    order = np.lexsort((sha, class_idx, split))
+    data, sha, class_idx, split = [data[i] for i in order], sha[order], class_idx[order], split[order]
     ids, size = np.array([int(h[:16], 16) for h in sha], np.uint64), np.array([len(d) for d in data])
-    paths = [Path(split[i], *tree.leaf(int(leaf[i])), f"{sha[i][:16]}.jpg") for i in range(count)]
+    paths = [Path(split[i], *tree.pair(int(class_idx[i])), f"{sha[i][:16]}.jpg") for i in range(count)]
     for path, bytes_ in zip(paths, data, strict=True):
         (folder / "files" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "files" / path).write_bytes(bytes_)
     os.sync()
 
     def row(i: int, path: object, offset: object) -> tuple[object, ...]:
-        return (path, *tree.leaf(int(leaf[i])), split[i], "g", sha[i], "0", 256, 256, "", "x", offset, size[i])
+        return (path, *tree.pair(int(class_idx[i])), split[i], "g", sha[i], "0", 256, 256, "", "x", offset, size[i])
 
     write_index(folder / "files", tree, (row(i, paths[i], "") for i in range(count)))
     shard, offset, ours, tars = np.zeros(count, int), np.zeros(count, int), [], []
     for name in ("train", "val"):
         mine = np.flatnonzero(split == name)
-        plan = layout(ids[mine], leaf[mine], size[mine], 100_000_000)
+        plan = layout(ids[mine], class_idx[mine], size[mine], 100_000_000)
         shard[mine], offset[mine] = plan.shard, plan.offset
         sources = [folder / "files" / paths[i] for i in mine]
         (folder / "list").write_text("\n".join(str(sources[i]) for i in plan.order))
@@ -157,15 +157,15 @@ def reading(folder: Path, rounds: int) -> list[tuple[object, ...]]:
 def million(folder: Path, count: int, shards: bool) -> None:
     """Write a manifest of `count` pictures in 11,499 leaves."""
     rng, tree = np.random.default_rng(2), make_tree(11_499)
-    leaf = np.sort(rng.integers(0, tree.num_leaves, count))
-    names = [tree.leaf(i) for i in range(tree.num_leaves)]
+    class_idx = np.sort(rng.integers(0, tree.num_classes, count))
+    names = [tree.pair(i) for i in range(tree.num_classes)]
     size, offset = rng.integers(20_000, 60_000, count).tolist(), rng.integers(0, 10**9, count).tolist()
     shard = rng.integers(0, 60, count).tolist()
 
     def rows() -> Iterator[tuple[object, ...]]:
         i = 0
         for split, first, last in (("test", 0, 0.15), ("train", 0.15, 0.85), ("val", 0.85, 1)):
-            for k in leaf[int(first * count) : int(last * count)].tolist():
+            for k in class_idx[int(first * count) : int(last * count)].tolist():
                 sha = hashlib.sha256(b"%d" % i).hexdigest()
                 species, disease = names[k]
                 path = f"{split}/{shard_name(shard[i])}" if shards else f"{split}/{species}/{disease}/{sha[:16]}.jpg"

@@ -55,7 +55,7 @@ class Load:
         self.tasks: set[asyncio.Task[None]] = set()
         self.draining = asyncio.Event()
 
-    async def one(self, body: bytes, leaves: bool) -> None:
+    async def one(self, body: bytes, classes: bool) -> None:
         """One request."""
         start, sent = time.perf_counter(), False
         try:
@@ -67,7 +67,7 @@ class Load:
         try:
             writer.write(body)
             sent = True
-            if leaves:
+            if classes:
                 await asyncio.sleep(self.draw.random() * 0.3)
                 self.counts["left"] += 1
                 return

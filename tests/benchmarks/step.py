@@ -37,11 +37,11 @@ PARTS = ("forward and loss", "backward", "clipping", "optimizer")
 CONTESTANTS = ("hierarchical", "bare backbone")
 
 
-def tree_of(species: int, leaves: int) -> ClassTree:
+def tree_of(species: int, classes: int) -> ClassTree:
     """A tree of so many species and leaves, long-tailed."""
-    sizes = np.maximum(1, np.random.default_rng(0).pareto(1.5, species) * leaves / species).astype(int)
-    sizes = np.maximum(1, sizes * leaves // sizes.sum())
-    sizes[0] += leaves - sizes.sum()
+    sizes = np.maximum(1, np.random.default_rng(0).pareto(1.5, species) * classes / species).astype(int)
+    sizes = np.maximum(1, sizes * classes // sizes.sum())
+    sizes[0] += classes - sizes.sum()
     return ClassTree(tuple(f"s{i}" for i in range(species)), tuple(tuple(f"d{j}" for j in range(n)) for n in sizes))
 
 
@@ -92,7 +92,7 @@ def contestants(args: argparse.Namespace, batch: int, compute: Compute, watches:
     (phase,) = recipes.joint_phases(recipe)
     tree, device = tree_of(320, 11_499), compute.device
     images = torch.randint(0, 256, (batch, args.size, args.size, 3), dtype=torch.uint8, device=device)
-    leaf, target = torch.randint(tree.num_leaves, (batch,), device=device), torch.randint(1000, (batch,), device=device)
+    class_idx, target = torch.randint(tree.num_classes, (batch,), device=device), torch.randint(1000, (batch,), device=device)
     mix = Mix(torch.arange(batch, device=device))
     model = SwinHierarchical(args.backbone, tree, image_size=args.size).to(device, memory_format=torch.channels_last)
     set_trainable(model, phase)
@@ -107,7 +107,7 @@ def contestants(args: argparse.Namespace, batch: int, compute: Compute, watches:
     plain, scaler = torch.optim.AdamW(groups, lr=1e-5, fused=True), watches[1]
 
     def hierarchical() -> None:
-        training_step(model, optimizer, watches[0], images, leaf, mix, phase=phase, recipe=recipe, compute=compute, rate=1e-5,
+        training_step(model, optimizer, watches[0], images, class_idx, mix, phase=phase, recipe=recipe, compute=compute, rate=1e-5,
                       device_batch=batch)
 
     def flat() -> None:

@@ -38,7 +38,7 @@ def make(folder: Path) -> Path:
     graph_model = SwinHierarchical("swin_tiny_patch4_window7_224", tree).eval()
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (32, 8, 8, 3)).repeat(SIZE // 8, axis=1).repeat(SIZE // 8, axis=2).astype(np.uint8)
-    batches = [(pictures[i : i + 8], rng.integers(0, tree.num_leaves, 8)) for i in range(0, 32, 8)]
+    batches = [(pictures[i : i + 8], rng.integers(0, tree.num_classes, 8)) for i in range(0, 32, 8)]
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(serving_graph(graph_model, iter(batches)), str(folder / "model.onnx"), SIZE)
     fused = quantize.load_fused(folder / "model.onnx")

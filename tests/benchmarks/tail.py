@@ -46,14 +46,14 @@ from common.train.tail import Method, Schedule, adjusted_loss, answer, head_stat
 State = dict[str, Tensor]
 
 
-def long_tail(split: Split, leaves: int, largest: int, smallest: int, seed: int) -> Split:
+def long_tail(split: Split, classes: int, largest: int, smallest: int, seed: int) -> Split:
     """Keep a part of the pictures: class sizes fall geometrically from `largest` to `smallest`, as far as a class has so many."""
     rng = np.random.default_rng([seed, 4])
-    rank = rng.permutation(leaves)
-    sizes = np.round(largest * (smallest / largest) ** (rank / max(leaves - 1, 1))).astype(int)
+    rank = rng.permutation(classes)
+    sizes = np.round(largest * (smallest / largest) ** (rank / max(classes - 1, 1))).astype(int)
     order = rng.permutation(len(split))
-    keep = np.sort(np.concatenate([order[split.leaf[order] == leaf][: sizes[leaf]] for leaf in range(leaves)]))
-    return replace(split, **{name: getattr(split, name)[keep] for name in ("file", "offset", "size", "leaf", "width", "height")})
+    keep = np.sort(np.concatenate([order[split.class_idx[order] == class_idx][: sizes[class_idx]] for class_idx in range(classes)]))
+    return replace(split, **{name: getattr(split, name)[keep] for name in ("file", "offset", "size", "class_idx", "width", "height")})
 
 
 def fine_tune(model: SwinHierarchical, split: Split, recipe: Recipe, args: argparse.Namespace, seed: int, compute: Compute) -> None:
@@ -68,17 +68,17 @@ def fine_tune(model: SwinHierarchical, split: Split, recipe: Recipe, args: argpa
     groups = [{"params": list(model.backbone.parameters()), "share": 1.0},
               {"params": model.head_parameters("all"), "share": args.head_share}]
     optimizer = torch.optim.AdamW(groups, lr=args.finetune_lr, weight_decay=0.05, fused=True)
-    prior = [torch.zeros(n, device=compute.device) for n in (model.tree.num_species, model.tree.num_leaves)]
+    prior = [torch.zeros(n, device=compute.device) for n in (model.tree.num_species, model.tree.num_classes)]
     steps = args.finetune_epochs * len(sampler)
     for epoch in progress(range(args.finetune_epochs), desc=f"fine-tuning, seed {seed}", unit="epoch"):
         sampler.epoch = epoch
-        for step, (images, leaf) in enumerate(loader):
+        for step, (images, class_idx) in enumerate(loader):
             seed_step(seed, epoch, step)
             for group in optimizer.param_groups:
                 group["lr"] = args.finetune_lr * group["share"] * 0.5 * (1 + np.cos(np.pi * (epoch * len(sampler) + step) / steps))
             with compute.autocast():
                 features = model.features(images.to(compute.device))
-            loss = adjusted_loss(model, model.neck(features), leaf.to(compute.device), prior, None, Schedule(smoothing=0.1)).mean()
+            loss = adjusted_loss(model, model.neck(features), class_idx.to(compute.device), prior, None, Schedule(smoothing=0.1)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -121,8 +121,8 @@ def contestants(train: Callable[..., State], random: State, sampling: dict[str, 
 def one_seed(args: argparse.Namespace, data: Organized, seed: int, compute: Compute) -> dict[str, dict[str, dict[str, float]]]:
     """Make the long tail of a seed and judge every method on test: {method: {many | medium | few | all: figures}}."""
     recipe = replace(recipes.get(args.recipe), image_size=args.image_size, batch_size=args.batch_size, mix_share=0.0)
-    split = long_tail(data.splits["train"], data.tree.num_leaves, args.largest, args.smallest, seed)
-    counts = np.bincount(split.leaf, minlength=data.tree.num_leaves)
+    split = long_tail(data.splits["train"], data.tree.num_classes, args.largest, args.smallest, seed)
+    counts = np.bincount(split.class_idx, minlength=data.tree.num_classes)
     model, places = new_model(args, data.tree, seed, compute), argparse.Namespace(**vars(args))
     if args.finetune_epochs:
         fine_tune(model, split, recipe, args, seed, compute)
@@ -170,7 +170,7 @@ def main() -> None:
     (args.store / "tail.json").write_text(json.dumps(found, indent=1))
     tree, train = data.tree, data.splits["train"]
     for seed in range(args.seeds):
-        sizes = np.sort(np.bincount(long_tail(train, tree.num_leaves, args.largest, args.smallest, seed).leaf, minlength=tree.num_leaves))
+        sizes = np.sort(np.bincount(long_tail(train, tree.num_classes, args.largest, args.smallest, seed).class_idx, minlength=tree.num_classes))
         say(f"seed {seed}: {sizes.sum():,} train pictures, per class {sizes[-1]} to {sizes[0]}, median {np.median(sizes):g}; "
             + ", ".join(f"{found[seed]['plain'][g]['classes']} classes with {g}" for g in ("many", "medium", "few")))
 

@@ -56,21 +56,21 @@ def pictures(tree: ClassTree, counts: list[int], true_t: list[float], seed: int 
     rng, sizes = np.random.default_rng(seed), np.diff(tree.offsets)
     species = np.repeat(np.arange(len(counts)), counts)
     logits = np.where(np.arange(sizes.max()) < sizes[species][:, None], rng.normal(0, 2.5, (len(species), sizes.max())), PADDING)
-    leaf = tree.offsets[species] + drawn(logits, rng)
+    class_idx = tree.offsets[species] + drawn(logits, rng)
     logits = np.where(logits > PADDING, logits * np.array(true_t)[species][:, None], PADDING)
-    return rng.normal(0, 1, (len(species), len(counts))) + 3 * np.eye(len(counts))[species], logits, leaf
+    return rng.normal(0, 1, (len(species), len(counts))) + 3 * np.eye(len(counts))[species], logits, class_idx
 
 
 def test_species_that_differ_get_their_own_and_those_with_few_pictures_the_global_one():
     tree, true_t = tree_of(4, 4, 4, 4, 4, 1), [0.5, 0.5, 2.0, 2.0, 2.0, 1.0]
-    species_logits, logits, leaf = pictures(tree, [400, 400, 400, 400, 3, 50], true_t)
-    got = calibrate.fit_temperatures(species_logits, logits, leaf, tree)
+    species_logits, logits, class_idx = pictures(tree, [400, 400, 400, 400, 3, 50], true_t)
+    got = calibrate.fit_temperatures(species_logits, logits, class_idx, tree)
     assert got.spread > 0.2
     np.testing.assert_allclose(got.disease[:4], true_t[:4], rtol=0.2)
     pull = np.abs(np.log(got.disease / got.disease_global))
     assert pull[4] < 0.6 * pull[:4].min(), "three pictures move little"
     assert got.disease[5] == got.disease_global, "a species with one disease has nothing to fit"
-    assert got.species == pytest.approx(calibrate.fit_temperature(species_logits, tree.leaf_species[leaf]))
+    assert got.species == pytest.approx(calibrate.fit_temperature(species_logits, tree.class_species[class_idx]))
 
 
 def test_the_shrinkage_helps_pictures_that_were_not_fitted():
@@ -80,8 +80,8 @@ def test_the_shrinkage_helps_pictures_that_were_not_fitted():
         true_t = np.exp(rng.normal(0, 0.3, 20)).tolist()
         fit, fresh = (pictures(tree, [n] * 20, true_t, 2 * seed + k) for k, n in enumerate((25, 200)))
         got = calibrate.fit_temperatures(*fit, tree)
-        species, truth = tree.leaf_species[fresh[2]], fresh[2] - tree.offsets[tree.leaf_species[fresh[2]]]
-        own = [calibrate.fit_temperature(fit[1][tree.leaf_species[fit[2]] == s], fit[2][tree.leaf_species[fit[2]] == s] % 4)
+        species, truth = tree.class_species[fresh[2]], fresh[2] - tree.offsets[tree.class_species[fresh[2]]]
+        own = [calibrate.fit_temperature(fit[1][tree.class_species[fit[2]] == s], fit[2][tree.class_species[fit[2]] == s] % 4)
                for s in range(20)]
         losses = [nll(fresh[1] / np.asarray(t)[species][:, None], truth, 1.0) for t in (got.disease, own, [got.disease_global] * 20)]
         gain.append([losses[1] - losses[0], losses[2] - losses[0]])
@@ -106,23 +106,23 @@ def test_nothing_to_fit_changes_nothing():
 
 def joint_of(tree: ClassTree, n: int, seed: int, t: Temperatures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    species, leaves = rng.normal(0, 2, (n, tree.num_species)), rng.normal(0, 2, (n, tree.num_leaves))
+    species, classes = rng.normal(0, 2, (n, tree.num_species)), rng.normal(0, 2, (n, tree.num_classes))
     a = np.exp(species / t.species)
-    b = np.exp(leaves / t.disease[tree.leaf_species])
-    b /= np.add.reduceat(b, tree.offsets[:-1], axis=1)[:, tree.leaf_species]
-    return (a / a.sum(1, keepdims=True))[:, tree.leaf_species] * b, species, leaves
+    b = np.exp(classes / t.disease[tree.class_species])
+    b /= np.add.reduceat(b, tree.offsets[:-1], axis=1)[:, tree.class_species]
+    return (a / a.sum(1, keepdims=True))[:, tree.class_species] * b, species, classes
 
 
 def test_answers_give_their_logits_back_and_move_between_temperatures():
     tree = tree_of(3, 1, 5)
     old, new = Temperatures(0.5, np.array([0.4, 1.0, 3.0])), Temperatures(1.7, np.array([0.9, 0.5, 0.8]))
-    there, species, leaves = joint_of(tree, 40, 1, old)
+    there, species, classes = joint_of(tree, 40, 1, old)
     np.testing.assert_allclose(calibrate.retemper(there.astype(np.float32), tree, old, new), joint_of(tree, 40, 1, new)[0], atol=2e-6)
-    leaf = np.arange(40) % tree.num_leaves
-    got_species, got_disease = calibrate.logits_of(there, leaf, tree, old)
+    class_idx = np.arange(40) % tree.num_classes
+    got_species, got_disease = calibrate.logits_of(there, class_idx, tree, old)
     np.testing.assert_allclose(got_species - got_species[:, :1], species - species[:, :1], atol=1e-6)
-    for i, s in enumerate(tree.leaf_species[leaf]):
-        mine = leaves[i, tree.offsets[s]:tree.offsets[s + 1]]
+    for i, s in enumerate(tree.class_species[class_idx]):
+        mine = classes[i, tree.offsets[s]:tree.offsets[s + 1]]
         np.testing.assert_allclose(got_disease[i, :len(mine)] - got_disease[i, 0], mine - mine[0], atol=1e-6)
         assert (got_disease[i, len(mine):] < -1000).all()
     sure = np.zeros((1, 9), np.float32)
@@ -168,12 +168,12 @@ def test_the_estimate_is_closer_to_the_truth_than_the_count_and_its_interval_hol
 def test_figures_of_a_split_by_hand():
     tree = tree_of(2, 1)
     probabilities = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.5, 0.1, 0.4]])
-    leaf, sizes = np.array([0, 0, 2, 2]), np.array([100, 100, 20])
-    got = calibrate.calibration_figures(probabilities, leaf, tree, sizes)
+    class_idx, sizes = np.array([0, 0, 2, 2]), np.array([100, 100, 20])
+    got = calibrate.calibration_figures(probabilities, class_idx, tree, sizes)
     assert got["all"]["nll"] == pytest.approx(-np.log([0.6, 0.2, 0.8, 0.4]).mean()) and got["all"]["accuracy"] == 0.5
     assert got["species"]["nll"] == pytest.approx(-np.log([0.9, 0.9, 0.8, 0.4]).mean()) and got["species"]["accuracy"] == 0.75
     assert got["tail"]["n"] == 2 and got["tail"]["nll"] == pytest.approx(-np.log([0.8, 0.4]).mean())
-    empty = calibrate.calibration_figures(probabilities, leaf, tree, np.full(3, 100))["tail"]
+    empty = calibrate.calibration_figures(probabilities, class_idx, tree, np.full(3, 100))["tail"]
     assert empty["n"] == 0 and np.isnan(empty["error"]) and np.isnan(empty["nll"])
     lines = "\n".join(calibrate.report_lines(got, got | {"tail": empty}, Temperatures(0.5, np.array([0.7, 0.9]), 0.8, 0.2), tree.species))
     assert "nan" not in lines and "0.700 (p0) to 0.900 (p1)" in lines and lines.count("leaf answer, tail") == 1

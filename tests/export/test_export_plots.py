@@ -52,8 +52,8 @@ def test_reliability_shows_bins_and_counts(tmp_path, drawn):
 
 def test_coverage_draws_every_way_and_marks_the_bars(tmp_path, drawn):
     curves = {"joint": answers(), "routed": answers(seed=1), "flat": (answers()[0], np.arange(400) % 7 == 0)}
-    figures = {"precision": 0.96, "precision_low": 0.94, "coverage": 0.9, "leaf_precision": None, "leaf_precision_low": None,
-               "leaf_coverage": 0.0}
+    figures = {"precision": 0.96, "precision_low": 0.94, "coverage": 0.9, "disease_precision": None, "disease_precision_low": None,
+               "disease_coverage": 0.0}
     export_plots.coverage(curves, curves, {"0.95": figures}, tmp_path / "c.png")
     left, right = drawn[0].axes
     assert all(f"{name}: {hits.mean():.1%} of all" in legend(left) for name, (_, hits) in curves.items())

@@ -213,7 +213,7 @@ def test_the_triton_repository(model, tmp_path):
     assert {p.relative_to(tmp_path / "repository").as_posix() for p in (tmp_path / "repository").rglob("*") if p.is_file()} == {
         "foliar/1/model.onnx", "foliar/config.pbtxt", "foliar/labels.txt", "foliar/bundle.json"}
     assert (made / "1" / "model.onnx").read_bytes() == model.read_bytes() and json.loads((made / "bundle.json").read_text()) == BUNDLE
-    assert (made / "labels.txt").read_text().splitlines() == [tiny_nets.TREE.leaf_name(i) for i in range(6)]
+    assert (made / "labels.txt").read_text().splitlines() == [tiny_nets.TREE.class_name(i) for i in range(6)]
     config = text_format.Parse((made / "config.pbtxt").read_text(), model_config()())
     assert (config.name, config.platform, config.max_batch_size) == ("foliar", "onnxruntime_onnx", 32)
     kind = {value.number: value.name for value in type(config).DESCRIPTOR.file.enum_types_by_name["DataType"].values}

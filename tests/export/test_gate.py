@@ -14,10 +14,10 @@ TREE = ClassTree(("apple", "basil"), (("healthy", "rust", "scab"), ("healthy",))
 COUNTS = np.array([100, 100, 10, 100])
 
 
-def answers(leaf: np.ndarray, confidence: float = 0.97) -> np.ndarray:
+def answers(class_idx: np.ndarray, confidence: float = 0.97) -> np.ndarray:
     """Probabilities (N, 4) that name these leaves."""
-    probabilities = np.full((len(leaf), 4), (1 - confidence) / 3)
-    probabilities[np.arange(len(leaf)), leaf] = confidence
+    probabilities = np.full((len(class_idx), 4), (1 - confidence) / 3)
+    probabilities[np.arange(len(class_idx)), class_idx] = confidence
     return probabilities.astype(np.float32)
 
 
@@ -68,21 +68,21 @@ def test_ten_of_a_thousand_may_differ(truth):
 
 def test_few_and_only_few_are_counted(truth):
     """Recall is the mean over classes, not over pictures, and a class of exactly `few` pictures is one of them."""
-    leaf = np.concatenate([np.zeros(100, int), np.full(4, 2), np.full(40, 3)])
-    said = leaf.copy()
+    class_idx = np.concatenate([np.zeros(100, int), np.full(4, 2), np.full(40, 3)])
+    said = class_idx.copy()
     said[100] = 0
     counts = np.array([100, 100, 20, 20])
-    check = figures(judge_gate("x", Side(answers(leaf), leaf), Side(answers(said), leaf), TREE, counts))["few_recall"]
+    check = figures(judge_gate("x", Side(answers(class_idx), class_idx), Side(answers(said), class_idx), TREE, counts))["few_recall"]
     assert check.fp32 == 1 and check.candidate == pytest.approx((0.75 + 1) / 2) and "2 classes, 44 pictures" in check.note
     assert check.passed and check.bar == pytest.approx(0.125), "one picture makes 12.5 points"
     said[101] = 0
-    assert figures(judge_gate("x", Side(answers(leaf), leaf), Side(answers(said), leaf), TREE, counts))["few_recall"].passed is False
+    assert figures(judge_gate("x", Side(answers(class_idx), class_idx), Side(answers(said), class_idx), TREE, counts))["few_recall"].passed is False
 
 
 @pytest.mark.parametrize(("counts", "words"), [([100, 50, 30, 21], "the smallest has 21"), ([100, 5, 100, 100], "has a picture here")])
 def test_no_few_shot_class_is_told(counts, words):
-    leaf = np.array([0, 2, 3] * 20)
-    side = Side(answers(leaf), leaf)
+    class_idx = np.array([0, 2, 3] * 20)
+    side = Side(answers(class_idx), class_idx)
     check = figures(judge_gate("x", side, side, TREE, np.array(counts)))["few_recall"]
     assert check.passed is None and check.figure is None and words in check.note
 
@@ -98,29 +98,29 @@ def test_auroc_and_calibration(truth):
 
 
 def test_thirty_pictures_are_judged_by_one_picture():
-    leaf = np.tile([0, 1, 3], 10)
-    said = leaf.copy()
+    class_idx = np.tile([0, 1, 3], 10)
+    said = class_idx.copy()
     said[0] = 1
-    base, one = Side(answers(leaf), leaf), Side(answers(said), leaf)
+    base, one = Side(answers(class_idx), class_idx), Side(answers(said), class_idx)
     result = judge_gate("x", base, one, TREE, COUNTS)
     assert result.passed, result.why()
     assert "one may differ" in figures(result)["agreement"].note and "one picture may make" in figures(result)["macro_f1"].note
     assert figures(result)["macro_f1"].bar > 0.03
     said[3] = 1
-    assert not judge_gate("x", base, Side(answers(said), leaf), TREE, COUNTS).passed
+    assert not judge_gate("x", base, Side(answers(said), class_idx), TREE, COUNTS).passed
 
 
 def test_one_picture_is_the_worst_that_one_picture_does():
     """The bound on macro F1 holds for every single change of a right answer, and is reached up to what two classes share."""
     rng = np.random.default_rng(0)
-    leaf = rng.choice(4, 60, p=[0.5, 0.3, 0.15, 0.05])
-    ours = np.where(rng.random(60) < 0.8, leaf, rng.integers(0, 4, 60))
+    class_idx = rng.choice(4, 60, p=[0.5, 0.3, 0.15, 0.05])
+    ours = np.where(rng.random(60) < 0.8, class_idx, rng.integers(0, 4, 60))
     drops = []
-    for i in np.flatnonzero(ours == leaf):
-        for other in set(range(4)) - {int(leaf[i])}:
+    for i in np.flatnonzero(ours == class_idx):
+        for other in set(range(4)) - {int(class_idx[i])}:
             said = ours.copy()
             said[i] = other
-            check = figures(judge_gate("x", Side(answers(ours), leaf), Side(answers(said), leaf), TREE, COUNTS))["macro_f1"]
+            check = figures(judge_gate("x", Side(answers(ours), class_idx), Side(answers(said), class_idx), TREE, COUNTS))["macro_f1"]
             drops.append(check.figure)
     assert max(drops) <= check.one_picture + 1e-12 and max(drops) > 0.8 * check.one_picture
 

@@ -15,22 +15,22 @@ from common.train.metrics import auroc
 from common.train.model import SwinHierarchical
 
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
-LEAF_SPECIES = torch.from_numpy(TREE.leaf_species.copy())
+LEAF_SPECIES = torch.from_numpy(TREE.class_species.copy())
 
 
 def plants(n: int, seed: int, features: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
     """Features about the means of six leaves, wide in six directions and narrow in all others."""
     generator = torch.Generator().manual_seed(seed)
     means = 6 * torch.randn(6, features, generator=torch.Generator().manual_seed(99)) * (torch.arange(features) < 6)
-    leaf = torch.arange(n) % 6
+    class_idx = torch.arange(n) % 6
     noise = torch.randn(n, features, generator=generator) * torch.where(torch.arange(features) < 6, 1.0, 0.1)
-    return means[leaf] + 5 * (torch.arange(features) == 0) + noise, leaf
+    return means[class_idx] + 5 * (torch.arange(features) == 0) + noise, class_idx
 
 
 def test_few_directions_and_a_residual_stand_in_for_all():
     """Along the directions kept it is the full distance; outside of them, only the length counts."""
-    train, leaf = plants(600, 1)
-    full, low = (FeatureSpace(train, leaf, LEAF_SPECIES, rank=rank) for rank in (40, 8))
+    train, class_idx = plants(600, 1)
+    full, low = (FeatureSpace(train, class_idx, LEAF_SPECIES, rank=rank) for rank in (40, 8))
     fresh, _ = plants(300, 2)
     inside = fresh + torch.randn(300, 1) * torch.eye(40)[1] * 9
     outside = fresh + 3 * torch.randn(300, 40) * (torch.arange(40) >= 6)
@@ -44,17 +44,17 @@ def test_few_directions_and_a_residual_stand_in_for_all():
     assert sum(buffer.numel() for buffer in low.buffers()) < 0.4 * sum(buffer.numel() for buffer in full.buffers())
 
 
-def test_leaf_means_count_only_within_the_predicted_species():
-    train, leaf = plants(600, 1)
-    space = FeatureSpace(train, leaf, LEAF_SPECIES, shrinkage=0.1, rank=40)
-    fresh, fresh_leaf = plants(60, 2)
-    right, wrong = (space.distances(fresh, species) for species in (LEAF_SPECIES[fresh_leaf], (LEAF_SPECIES[fresh_leaf] + 1) % 3))
+def test_class_means_count_only_within_the_predicted_species():
+    train, class_idx = plants(600, 1)
+    space = FeatureSpace(train, class_idx, LEAF_SPECIES, shrinkage=0.1, rank=40)
+    fresh, fresh_class = plants(60, 2)
+    right, wrong = (space.distances(fresh, species) for species in (LEAF_SPECIES[fresh_class], (LEAF_SPECIES[fresh_class] + 1) % 3))
     torch.testing.assert_close(right[:, :1], space(fresh))
     torch.testing.assert_close(right[:, 0], wrong[:, 0])
     assert (wrong[:, 1] > 1.5 * right[:, 1]).all()
     unit = normalize(train.double(), dim=1)
-    means = torch.stack([unit[leaf == i].mean(0) for i in range(6)])
-    spread = unit - means[leaf]
+    means = torch.stack([unit[class_idx == i].mean(0) for i in range(6)])
+    spread = unit - means[class_idx]
     covariance = spread.T @ spread / 600
     covariance = 0.9 * covariance + 0.1 * covariance.diagonal().mean() * torch.eye(40)
     off = normalize(fresh[:1].double(), dim=1) - means[torch.arange(3)]
@@ -79,8 +79,8 @@ def served(tmp_path_factory):
     pictures = torch.randint(0, 256, (24, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
         _, features, layers = look(model, pictures)
-    leaf = torch.arange(24) % 6
-    spaces = [FeatureSpace(values.clone(), leaf, model.leaf_species, rank=4) for values in (features, layers)]
+    class_idx = torch.arange(24) % 6
+    spaces = [FeatureSpace(values.clone(), class_idx, model.class_species, rank=4) for values in (features, layers)]
     graph = ServingGraph(model, *spaces, 1.5, [0.5, 1.0, 2.0], Learned(layers.clone()[:20], layers.clone()[20:])).eval()
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     export_onnx(graph, str(path), 32)
@@ -111,4 +111,4 @@ def test_the_file_gives_every_score_and_holds_nothing_unused(served):
             np.testing.assert_allclose(ours, theirs[:batch], rtol=1e-3, atol=1e-3)
     assert want[1].shape == (5, len(graph.scores))
     weights = {tensor.name for tensor in onnx.load(path).graph.initializer}
-    assert {"feature_space.leaf_means", "layer_space.means"} <= weights and "layer_space.leaf_means" not in weights
+    assert {"feature_space.class_means", "layer_space.means"} <= weights and "layer_space.leaf_means" not in weights

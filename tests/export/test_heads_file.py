@@ -30,11 +30,11 @@ def test_each_record_holds_its_species(heads):
     data, offsets = packed(heads)
     assert offsets[0] == 0 and offsets[-1] == len(data) and all(o % 4 == 0 for o in offsets)
     for s, names in enumerate(TREE.diseases):
-        head, leaves = unpack(data[offsets[s] : offsets[s + 1]], STAMP), slice(TREE.offsets[s], TREE.offsets[s + 1])
+        head, classes = unpack(data[offsets[s] : offsets[s + 1]], STAMP), slice(TREE.offsets[s], TREE.offsets[s + 1])
         assert head.names == names and head.temperature == (2.0, 1.0, 0.5)[s]
-        assert np.array_equal(head.bias, heads["b"][leaves]) and head.species_bias == heads["bs"][s]
+        assert np.array_equal(head.bias, heads["b"][classes]) and head.species_bias == heads["bs"][s]
         # a rounded weight is off by half a step of its own row, whatever the other rows hold
-        for mine, true in zip([head.species_row, *head.rows], [heads["ws"][s], *heads["w"][leaves]], strict=True):
+        for mine, true in zip([head.species_row, *head.rows], [heads["ws"][s], *heads["w"][classes]], strict=True):
             assert np.abs(mine - true).max() <= np.abs(true).max() / 127 * 0.501
 
 

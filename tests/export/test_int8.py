@@ -33,7 +33,7 @@ class Judge:
 
     def side(self, run: measure.Run) -> Side:
         probabilities, ood = run(self.pictures)[:2]
-        return Side(probabilities, self.base.leaf if hasattr(self, "base") else probabilities.argmax(1), ood[:, 0], ood[:20, 0] + 1)
+        return Side(probabilities, self.base.class_idx if hasattr(self, "base") else probabilities.argmax(1), ood[:, 0], ood[:20, 0] + 1)
 
     def __call__(self, way: str, run: measure.Run, speed: Speed, difference: float) -> GateResult:
         self.calls.append(way)
@@ -124,7 +124,7 @@ def test_too_slow_is_not_searched_on_and_weights_alone_come_last(tmp_path):
 def test_where_every_way_is_refused_nothing_is_written(tmp_path, monkeypatch):
     fp32 = tiny_nets.write(tmp_path, "model.onnx", tiny_nets.conv_net)
     real = Judge(fp32)
-    real.base = Side(np.roll(real.base.probabilities, 1, axis=1), (real.base.leaf + 1) % 6)  # whatever is answered is wrong
+    real.base = Side(np.roll(real.base.probabilities, 1, axis=1), (real.base.class_idx + 1) % 6)  # whatever is answered is wrong
 
     def tries(**changes) -> list[int8.Attempt]:
         tried = int8.make_int8(fp32, tmp_path / "model.int8.onnx", lambda: iter([tiny_nets.pictures(8, 1)]), tiny_nets.pictures(8, 3), real,
@@ -162,8 +162,8 @@ def test_measuring_takes_turns():
     run_a, run_b = (lambda p, n=n: calls.append((n, p.shape)) or [np.zeros((len(p), 2)), np.zeros((len(p), 1))] for n in "ab")
     ms = measure_ms({"a": run_a, "b": run_b}, np.zeros((4, 4, 3), np.uint8), rounds=5)
     assert set(ms) == {"a", "b"} and [n for n, _ in calls] == ["a", "b"] * 8 and {s for _, s in calls} == {(1, 4, 4, 3)}
-    probabilities, ood, leaf = run_over(run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))])
-    assert probabilities.shape == (5, 2) and ood.shape == (5, 1) and leaf.tolist() == [0, 1, 2, 0, 1]
+    probabilities, ood, class_idx = run_over(run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))])
+    assert probabilities.shape == (5, 2) and ood.shape == (5, 1) and class_idx.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_speed_is_a_ratio_of_medians(monkeypatch):

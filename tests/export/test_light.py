@@ -30,12 +30,12 @@ def student(**more: object) -> SwinHierarchical:
     """A student whose random features tell these pictures apart under heads fitted by least squares."""
     torch.manual_seed(0)
     model = SwinHierarchical("test_resnet", TREE, image_size=SIZE, **more).eval()
-    pictures, leaf = (torch.from_numpy(np.concatenate(column)) for column in zip(*batches("train", SIZE), strict=True))
+    pictures, class_idx = (torch.from_numpy(np.concatenate(column)) for column in zip(*batches("train", SIZE), strict=True))
     with torch.inference_mode():
         hidden = model.neck(model.features(pictures))
     mean, spread = hidden.mean(0), hidden.std(0) + 1e-3
     scaled = (hidden - mean) / spread
-    for head, target in ((model.species_head, model.leaf_species[leaf]), (model.disease_heads, leaf)):
+    for head, target in ((model.species_head, model.class_species[class_idx]), (model.disease_heads, class_idx)):
         if head is not None:
             wanted = 6 * torch.nn.functional.one_hot(target, len(head.weight)).float()
             weight = torch.linalg.solve(scaled.T @ scaled + 5 * torch.eye(scaled.shape[1]), scaled.T @ (wanted - wanted.mean(0))).T / spread
@@ -46,13 +46,13 @@ def student(**more: object) -> SwinHierarchical:
 def batches(split: str, size: int):
     """Ten pictures of each leaf; beyond train, every fourth is half of another leaf."""
     first = {"train": 0, "val": 20, "test": 40}[split]
-    pairs = [(leaf, number) for number in range(first, first + 10) for leaf in range(TREE.num_leaves)]
+    pairs = [(class_idx, number) for number in range(first, first + 10) for class_idx in range(TREE.num_classes)]
     for start in range(0, len(pairs), 16):
         part = [(start + i, *pair) for i, pair in enumerate(pairs[start : start + 16])]
-        pictures = [tiny_data.draw(*TREE.leaf(leaf), number, size) for _, leaf, number in part]
-        others = [tiny_data.draw(*TREE.leaf((leaf + 2) % 6), number, size) for _, leaf, number in part]
+        pictures = [tiny_data.draw(*TREE.pair(class_idx), number, size) for _, class_idx, number in part]
+        others = [tiny_data.draw(*TREE.pair((class_idx + 2) % 6), number, size) for _, class_idx, number in part]
         yield (np.stack([a // 2 + b // 2 if split != "train" and place % 4 == 0 else a
-                         for a, b, (place, _, _) in zip(pictures, others, part, strict=True)]), np.array([leaf for _, leaf, _ in part]))
+                         for a, b, (place, _, _) in zip(pictures, others, part, strict=True)]), np.array([class_idx for _, class_idx, _ in part]))
 
 
 def make(folder: Path, model: SwinHierarchical) -> SimpleNamespace:
@@ -61,7 +61,7 @@ def make(folder: Path, model: SwinHierarchical) -> SimpleNamespace:
     outputs = {split: run_over(written.light.outputs, batches(split, SIZE)) for split in ("val", "test")}
     assert outputs["test"][1].shape == (60, len(SCORES)) and np.isfinite(outputs["test"][1]).all()
     report = finish_browser(written, *outputs.values(), {split: found[2] for split, found in outputs.items()},
-                            {"rejection": {"score": "gen"}, "rollup": {"leaf": 0.5}}, batches("test", SIZE), np.full(6, 30))
+                            {"rejection": {"score": "gen"}, "rollup": {"disease": 0.5}}, batches("test", SIZE), np.full(6, 30))
     return SimpleNamespace(folder=folder, model=model, report=report)
 
 
@@ -85,8 +85,8 @@ def test_it_answers_as_the_student(made, pictures):
     temperature = made.report["temperature"]
     with torch.inference_mode():
         hidden, logits = made.model(torch.from_numpy(pictures))
-        per_leaf = torch.tensor(temperature["disease"])[made.model.leaf_species]
-        wanted = made.model.probabilities(hidden, logits, temperature["species"], per_leaf).numpy()
+        per_class = torch.tensor(temperature["disease"])[made.model.class_species]
+        wanted = made.model.probabilities(hidden, logits, temperature["species"], per_class).numpy()
     found = light.outputs(pictures)[0]
     assert np.allclose(found.sum(1), 1, atol=1e-5) and temperature["species"] != 1
     assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.95 and np.abs(found - wanted).max() < 0.1  # int8 weights
@@ -98,7 +98,7 @@ def test_head_by_head_the_answer_is_that_of_all_heads(made, pictures):
     probabilities, ood = light.outputs(pictures)
     for picture, row, scores in zip(pictures, probabilities, ood, strict=True):
         answer = LightModel.answer(light, picture)
-        assert answer.leaf == row.argmax() and np.allclose(answer.ood, scores, atol=1e-4)
+        assert answer.class_idx == row.argmax() and np.allclose(answer.ood, scores, atol=1e-4)
         sums = np.add.reduceat(answer.probabilities, TREE.offsets[:-1])
         assert np.allclose(sums, np.add.reduceat(row, TREE.offsets[:-1]), atol=1e-5)
         for s in answer.fetched:
@@ -158,7 +158,7 @@ def test_large_weights_are_int8_and_names_are_short(made):
 
 def test_its_rule_is_in_the_settings_and_used(made, pictures):
     light = LightModel(made.folder)
-    assert light.settings["rejection"] == {"score": "gen"} and light.settings["rollup"] == {"leaf": 0.5}
+    assert light.settings["rejection"] == {"score": "gen"} and light.settings["rollup"] == {"disease": 0.5}
     judged = made.report["deferral"]["test"]
     sent = [light.answer(p).asks for p in pictures]
     assert judged["server"] == 1.0 and np.mean(sent) == pytest.approx(judged["sent"], abs=0.02) and judged["sent"] > 0
@@ -212,7 +212,7 @@ def test_maps_of_any_layout_become_places():
 def test_a_flat_model_goes_to_the_browser_too(pictures):
     model = student(classes="flat")
     _, features, layers = look(model, torch.from_numpy(pictures))
-    near = [FeatureSpace(values, torch.arange(60) % 6, model.leaf_species, rank=4) for values in (features, layers)]
+    near = [FeatureSpace(values, torch.arange(60) % 6, model.class_species, rank=4) for values in (features, layers)]
     species, feature, _, places = LightGraph(model, *near, 1.0, True)(torch.from_numpy(pictures))
     weights = (model.disease_heads.weight.numpy(), model.disease_heads.bias.numpy())
     packed, offsets = heads_file.pack(TREE, None, weights, np.ones(3), b"abcd")

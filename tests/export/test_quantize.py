@@ -283,16 +283,16 @@ def test_what_is_seen_does_not_depend_on_the_batches(tmp_path):
 
 
 def test_calibration_pictures_are_balanced():
-    leaf = np.concatenate([np.zeros(1000, int), np.ones(3, int), np.full(50, 7)])
-    chosen = balanced(leaf, 30)
+    class_idx = np.concatenate([np.zeros(1000, int), np.ones(3, int), np.full(50, 7)])
+    chosen = balanced(class_idx, 30)
     assert len(chosen) == 30 and (np.diff(chosen) > 0).all()
-    assert [int((leaf[chosen] == c).sum()) for c in (0, 1, 7)] == [14, 3, 13]
-    large = chosen[leaf[chosen] == 0]
+    assert [int((class_idx[chosen] == c).sum()) for c in (0, 1, 7)] == [14, 3, 13]
+    large = chosen[class_idx[chosen] == 0]
     assert large.min() < 100 and large.max() > 850, "spread over the class"
-    assert balanced(leaf, 5000).tolist() == list(range(1053))
+    assert balanced(class_idx, 5000).tolist() == list(range(1053))
     many = np.arange(500).repeat(2)
     assert len(set(many[balanced(many, 100)])) == 100 and many[balanced(many, 100)].max() > 450
-    assert balanced(leaf, 30).tolist() == balanced(leaf, 30).tolist()
+    assert balanced(class_idx, 30).tolist() == balanced(class_idx, 30).tolist()
 
 
 # endregion

@@ -66,7 +66,7 @@ def test_the_contract_of_the_models(exported, pictures):
         for output, parts in zip(together, zip(*one_by_one, strict=True), strict=True):
             np.testing.assert_allclose(output, np.concatenate(parts), rtol=1e-4, atol=1e-4, err_msg=path.name)
         probabilities, ood, heatmap = together
-        assert probabilities.shape == (8, tree.num_leaves) and ood.shape == (8, len(SCORES)) and heatmap.ndim == 3
+        assert probabilities.shape == (8, tree.num_classes) and ood.shape == (8, len(SCORES)) and heatmap.ndim == 3
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
         assert heatmap.min() >= 0 and heatmap.max() <= 1 and np.isfinite(ood).all()
 
@@ -78,7 +78,7 @@ def test_fp32_is_the_calibrated_checkpoint(exported, pictures):
     t = read.models["model.onnx"].temperature
     with torch.inference_mode():
         features, species = model(torch.from_numpy(pictures))
-        want = model.probabilities(features, species, t["species"], torch.tensor(t["disease"])[model.leaf_species]).numpy()
+        want = model.probabilities(features, species, t["species"], torch.tensor(t["disease"])[model.class_species]).numpy()
     got = session_run(exported.exports / "model.onnx")(pictures)[0]
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert report_of(exported.exports)["models"]["model.onnx"]["top1_agreement"] == 1.0
@@ -93,10 +93,10 @@ def test_reported_figures_are_those_of_the_models(exported):
     for name in report["models"]:
         session = session_run(exported.exports / name)
         probabilities = np.concatenate([session(views[i][0].numpy()[None])[0] for i in range(len(views))])
-        leaf = data.splits["test"].leaf
-        assert report["models"][name]["cascade_top1"] == pytest.approx((probabilities.argmax(1) == leaf).mean())
-        by_species = np.stack([probabilities[:, data.tree.leaf_species == s].sum(1) for s in range(3)], 1)
-        assert report["models"][name]["species_top1"] == pytest.approx((by_species.argmax(1) == data.tree.leaf_species[leaf]).mean())
+        class_idx = data.splits["test"].class_idx
+        assert report["models"][name]["cascade_top1"] == pytest.approx((probabilities.argmax(1) == class_idx).mean())
+        by_species = np.stack([probabilities[:, data.tree.class_species == s].sum(1) for s in range(3)], 1)
+        assert report["models"][name]["species_top1"] == pytest.approx((by_species.argmax(1) == data.tree.class_species[class_idx]).mean())
 
 
 PICTURES = {"reliability.png", "coverage.png", "scores.png"}
@@ -116,8 +116,8 @@ def test_measuring():
     run_a, run_b = (lambda p, n=n: calls.append((n, p.shape)) or [np.zeros((len(p), 2)), np.zeros((len(p), 1))] for n in "ab")
     ms = measure_ms({"a": run_a, "b": run_b}, np.zeros((4, 4, 3), np.uint8), rounds=5)
     assert set(ms) == {"a", "b"} and [n for n, _ in calls] == ["a", "b"] * 8 and {s for _, s in calls} == {(1, 4, 4, 3)}
-    probabilities, ood, leaf = run_over(run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))])
-    assert probabilities.shape == (5, 2) and ood.shape == (5, 1) and leaf.tolist() == [0, 1, 2, 0, 1]
+    probabilities, ood, class_idx = run_over(run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))])
+    assert probabilities.shape == (5, 2) and ood.shape == (5, 1) and class_idx.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_run_again_it_is_up_to_date(exported, capsys):
@@ -203,7 +203,7 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
     split = load_organized(exported.data).splits["test"]
     views = EvalViews(split, 32)
     answers = [light.answer(views[i][0].numpy()) for i in range(len(split))]
-    right = np.mean([answer.leaf == leaf for answer, leaf in zip(answers, split.leaf, strict=True)])
+    right = np.mean([answer.class_idx == class_idx for answer, class_idx in zip(answers, split.class_idx, strict=True)])
     assert report["browser"]["deferral"]["test"]["browser"] == pytest.approx(right)
     assert (tmp_path / "e" / "deferral.png").is_file() and "The light model, for the browser" in (tmp_path / "e" / "report.md").read_text()
     assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file() and (tmp_path / "triton" / "foliar" / "config.pbtxt").is_file()

@@ -148,8 +148,8 @@ def test_recurring_names_raise_confidence() -> None:
 
 def test_confidence_falls_with_doubt() -> None:
     names = ["plum rust", "plumm rust", "red okra rust", "fig leaf", "fig", "quandong rust"]
-    sure, typo, middle, leaf, bare, stranger = (p.confidence for p in parse_class_names(names))
-    assert sure > typo >= 0.9 > middle and 0.9 > leaf > bare and stranger < 0.9
+    sure, typo, middle, class_idx, bare, stranger = (p.confidence for p in parse_class_names(names))
+    assert sure > typo >= 0.9 > middle and 0.9 > class_idx > bare and stranger < 0.9
     several = parse_class_names([f"{plant} leaf" for plant in ("fig", "plum", "okra")])
     assert all(p.disease == "healthy" and p.confidence >= 0.9 for p in several)
 
@@ -183,7 +183,7 @@ def test_demo_names() -> None:
     demo = pytest.importorskip("common.demo.pictures")
     truth = demo.demo_truth()
     answers = {p.raw: (p.species, p.disease) for p in parse_class_names(list(truth))}
-    assert answers == {name: tuple(leaf) for name, leaf in truth.items()}
+    assert answers == {name: tuple(class_idx) for name, class_idx in truth.items()}
 
 
 def test_practice_lists() -> None:
@@ -225,14 +225,14 @@ def test_slugs_hold_on_every_file_system() -> None:
 
 
 def test_near_identical_proposes_and_leaves_the_rest() -> None:
-    leaves = [
+    classes = [
         ("corn", "gray leaf spot"), ("corn", "grey leaf spot"), ("corn", "stem rust"), ("corn", "leaf rust"),
         ("potato", "early blight"), ("potato", "late blight"), ("potato", "zorbitis"), ("potato", "zorbitus"),
         ("orange", "citrus greening"), ("orange", "huanglongbing"), ("plum", "spots"), ("plum", "spot"),
         ("plum", "leaf spot"), ("quandnog", "rust"), ("quandong", "rust"), ("quandong", "scab"), ("pea", "rust"),
         ("pear", "rust"), ("maize", "wilt"),
     ]  # fmt: skip
-    found = {(gone, kept) for gone, kept, _ in near_identical(leaves)}
+    found = {(gone, kept) for gone, kept, _ in near_identical(classes)}
     assert found == {
         (("corn", "grey leaf spot"), ("corn", "gray leaf spot")),
         (("orange", "citrus greening"), ("orange", "huanglongbing")),
@@ -243,8 +243,8 @@ def test_near_identical_proposes_and_leaves_the_rest() -> None:
         (("maize", "wilt"), ("corn", "wilt")),
         (("potato", "zorbitus"), ("potato", "zorbitis")),
     }
-    assert near_identical(leaves[::-1]) == near_identical(leaves)
-    assert all(reason for _, _, reason in near_identical(leaves))
+    assert near_identical(classes[::-1]) == near_identical(classes)
+    assert all(reason for _, _, reason in near_identical(classes))
 
 
 def test_import_is_light() -> None:

@@ -27,8 +27,8 @@ def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> bytes
     return buffer.getvalue()
 
 
-def members(leaf: int) -> list[Member]:
-    return [Member(jpeg((50 * leaf, 120, 20 * k)), k % 3, k) for k in range(min(3 + leaf, 24))]
+def members(class_idx: int) -> list[Member]:
+    return [Member(jpeg((50 * class_idx, 120, 20 * k)), k % 3, k) for k in range(min(3 + class_idx, 24))]
 
 
 def cell(sheet: bytes, k: int) -> np.ndarray:
@@ -44,13 +44,13 @@ def near(pixels: np.ndarray, color: str | tuple[int, int, int]) -> np.ndarray:
 
 def test_a_sheet_shows_its_class_evenly_and_small_classes_whole():
     rng = np.random.default_rng(0)
-    leaf = np.repeat([0, 1, 3], [500, 7, 24])  # class 2 has no picture
-    split, group = rng.choice(3, len(leaf), p=[0.7, 0.15, 0.15]), rng.integers(0, 400, len(leaf))
-    pictures, starts = contact_sheets.pick(leaf, split, group, 4)
+    class_idx = np.repeat([0, 1, 3], [500, 7, 24])  # class 2 has no picture
+    split, group = rng.choice(3, len(class_idx), p=[0.7, 0.15, 0.15]), rng.integers(0, 400, len(class_idx))
+    pictures, starts = contact_sheets.pick(class_idx, split, group, 4)
     assert np.diff(starts).tolist() == [24, 7, 0, 24] and len(set(pictures.tolist())) == len(pictures)
     for i in range(4):
         mine = pictures[starts[i]:starts[i + 1]]
-        assert (leaf[mine] == i).all()
+        assert (class_idx[mine] == i).all()
         assert np.lexsort((group[mine], split[mine])).tolist() == list(range(len(mine))), "splits together, then groups"
     shown = np.bincount(split[pictures[:24]], minlength=3) / 24
     assert np.abs(shown - np.bincount(split[:500]) / 500).max() <= 1 / 24, "each split by its share"
@@ -119,10 +119,10 @@ def made(tmp_path_factory):
 
 
 def test_killed_halfway_or_with_more_workers_it_ends_with_the_same_files(made, tmp_path):
-    def breaks(leaf):
-        if leaf == 2:
+    def breaks(class_idx):
+        if class_idx == 2:
             raise InterruptedError("killed")
-        return members(leaf)
+        return members(class_idx)
 
     wanted = contents(made.parent)
     assert len(wanted) == len(NAMES) + 3 and not any(name.endswith(".tmp") for name in wanted)

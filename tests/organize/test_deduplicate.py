@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.organize.deduplicate import Kept, Refused, choose, drop_duplicates, leaf_numbers, require_sizes
+from common.organize.deduplicate import Kept, Refused, choose, class_numbers, drop_duplicates, require_sizes
 from common.organize.intake import FACTS, REASONS
 from common.organize.sources import Files, Source
 
@@ -35,9 +35,9 @@ def facts_of(pixels: list[int], shas: list[int]) -> np.ndarray:
 
 def dropped(labels, pixels, shas, given=None, strangers=0, keep_split=False):
     files, facts = files_of(labels, given, strangers), facts_of(pixels, shas)
-    index, leaf = leaf_numbers(files, {name: (name, "healthy") for name in files.labels})
+    index, class_idx = class_numbers(files, {name: (name, "healthy") for name in files.labels})
     refused = Refused(facts["reason"].copy(), {}, np.full(len(files), -1))
-    stay = drop_duplicates(files, facts, leaf, index, refused, keep_split)
+    stay = drop_duplicates(files, facts, class_idx, index, refused, keep_split)
     return stay.tolist(), [REASONS[r] for r in refused.reason], refused
 
 
@@ -75,20 +75,20 @@ def test_many_conflicts_stay_quick():
 def test_choose_accounts_for_every_file(refused):
     labels = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d", ""]
     files, facts = files_of(labels, strangers=1), facts_of(list(range(12)), list(range(12)))
-    leaves = {"a": ("a", "x"), "b": ("b", "x"), "c": ("c", "x")}
-    index, leaf = leaf_numbers(files, leaves)
+    classes = {"a": ("a", "x"), "b": ("b", "x"), "c": ("c", "x")}
+    index, class_idx = class_numbers(files, classes)
     files.notes[0] = ("label_conflict", "told so")
 
     def run(small_classes):
         out = Refused(facts["reason"].copy(), {}, np.full(len(files), -1))
-        return choose(files, facts, out, index, leaf, small_classes=small_classes, keep_split=False, no_label="nowhere"), out
+        return choose(files, facts, out, index, class_idx, small_classes=small_classes, keep_split=False, no_label="nowhere"), out
 
     (kept, strangers), out = run("drop")
-    assert isinstance(kept, Kept) and kept.leaves == [("a", "x"), ("b", "x")] and kept.file.tolist() == [1, 2, 3, 4, 5, 6]
+    assert isinstance(kept, Kept) and kept.classes == [("a", "x"), ("b", "x")] and kept.file.tolist() == [1, 2, 3, 4, 5, 6]
     assert strangers.tolist() == [11]
     assert [REASONS[r] for r in out.reason] == ["label_conflict"] + [""] * 6 + ["small_class"] * 2 + ["no_class"] * 2 + [""]
     assert out.details[10] == "nowhere" and "names.csv" in out.details[9] and out.details[0] == "told so"
-    assert run("train")[0][0].leaves == [("a", "x"), ("b", "x"), ("c", "x")]
+    assert run("train")[0][0].classes == [("a", "x"), ("b", "x"), ("c", "x")]
     refused(("1 of 3 classes", "c/x (2)", "--small-classes train"), run, "fail")
 
 

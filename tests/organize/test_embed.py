@@ -143,8 +143,8 @@ class Pictures:
     """Stored pictures that count how often each is read."""
 
     def __init__(self, count: int) -> None:
-        leaves = list(CLASSES.values())
-        self.jpegs = [images.encode_jpeg(draw(*leaves[n % len(leaves)], n, size=40)) for n in range(count)]
+        classes = list(CLASSES.values())
+        self.jpegs = [images.encode_jpeg(draw(*classes[n % len(classes)], n, size=40)) for n in range(count)]
         self.keys = np.array([np.frombuffer(hashlib.sha256(j).digest(), np.uint8) for j in self.jpegs])
         self.read_numbers: list[int] = []
         self.at, self.act = -1, lambda: None

@@ -25,13 +25,13 @@ def rows(names: Names) -> dict[str, tuple[str, ...]]:
 def test_every_name_is_on_record_and_doubts_are_listed() -> None:
     names = read_names([*RAW, RAW[0]], 2, None)
     assert [row[0] for row in names.table] == RAW and all(len(row) == len(NAMES) for row in names.table)
-    assert {row[4] for row in names.table} == {"parser"} and names.leaves["Pear___Scab"] == ("pear", "scab")
+    assert {row[4] for row in names.table} == {"parser"} and names.classes["Pear___Scab"] == ("pear", "scab")
     review = rows(names)
     assert len(review) == len(names.review) and all(len(row) == len(REVIEW) for row in names.review)  # one row per name
     assert "Pear___Scab" not in review  # nothing is unsure about it
-    assert review["spots"][1:3] == ("", "") and review["spots"][4] == "left out" and "spots" not in names.leaves
+    assert review["spots"][1:3] == ("", "") and review["spots"][4] == "left out" and "spots" not in names.classes
     assert review["Plum__leaf"][4] == "unsure" and "no disease named" in review["Plum__leaf"][5]
-    assert names.leaves["apple black rots"] == ("apple", "black_rots")  # proposed, not merged
+    assert names.classes["apple black rots"] == ("apple", "black_rots")  # proposed, not merged
     row = review["apple black rots"]
     assert row[1:3] == ("apple", "black_rots") and row[4] == "kept apart"
     assert "apple/black_rots would join apple/black_rot" in row[5] and "plural" in row[5] and "write apple,black_rot" in row[5]
@@ -43,8 +43,8 @@ def test_answers_win_are_kept_and_not_asked_again(tmp_path: Path) -> None:
                               "Plum__leaf,plum,healthy\nApple_Black_rot,apple,black rot\nApple___Black_rot,apple,black rot\n")
     names = read_names(RAW, 2, given)
     assert names.review == []
-    assert names.leaves["apple black rots"] == ("apple", "black_rot") and names.leaves["spots"] == ("plum", "leaf_spot")
-    assert "Quandong thing" not in names.leaves
+    assert names.classes["apple black rots"] == ("apple", "black_rot") and names.classes["spots"] == ("plum", "leaf_spot")
+    assert "Quandong thing" not in names.classes
     table = {row[0]: row for row in names.table}
     assert table["Quandong thing"][1:5] == ("", "", "1.00", "person") and "line 4" in table["Quandong thing"][5]
     assert table["Pear___Scab"][4] == "parser"
@@ -57,7 +57,7 @@ def test_our_own_tables_work_as_answers_and_change_nothing(tmp_path: Path, colum
     with path.open("w", newline="", encoding="utf-8-sig") as file:  # as a spreadsheet saves it
         csv.writer(file).writerows([REVIEW if columns == "review" else NAMES, *getattr(first, columns)])
     again = read_names(RAW, 2, path)
-    assert again.leaves == first.leaves and again.review == []
+    assert again.classes == first.classes and again.review == []
 
 
 def test_an_edited_row_of_review_joins(tmp_path: Path) -> None:
@@ -66,25 +66,25 @@ def test_an_edited_row_of_review_joins(tmp_path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         edited = [(r[0], "apple", "black_rot", *r[3:]) if r[0] == "apple black rots" else r for r in first.review]
         csv.writer(file).writerows([REVIEW, *edited])
-    assert read_names(RAW, 2, path).leaves["apple black rots"] == ("apple", "black_rot")
+    assert read_names(RAW, 2, path).classes["apple black rots"] == ("apple", "black_rot")
 
 
 def test_labels_taken_as_they_stand(tmp_path: Path) -> None:
     names = read_names(["Red Fox", "red_fox", "Red Foxes", "Lynx"], 1, None)
-    assert names.leaves["Lynx"] == ("lynx", "lynx") and names.leaves["Red Foxes"] == ("red_foxes", "red_foxes")
+    assert names.classes["Lynx"] == ("lynx", "lynx") and names.classes["Red Foxes"] == ("red_foxes", "red_foxes")
     review = rows(names)
     assert review["Red Fox"][4] == "put together" and "Lynx" not in review
     assert "red_foxes/red_foxes would join red_fox/red_fox" in review["Red Foxes"][5]
     given = answers(tmp_path, "name,species,disease\nRed Foxes,red fox,\nLynx,,\n")
     named = read_names(["Red Fox", "Red Foxes", "Lynx"], 1, given)
-    assert named.leaves == {"Red Fox": ("red_fox", "red_fox"), "Red Foxes": ("red_fox", "red_fox")}
+    assert named.classes == {"Red Fox": ("red_fox", "red_fox"), "Red Foxes": ("red_fox", "red_fox")}
 
 
 def test_readings_that_share_only_their_folder_name_are_told() -> None:
     review = rows(read_names(["Röd Räv", "rod rav"], 1, None))
     assert len(review) == 2 and all(row[4] == "put together" for row in review.values())
     names = read_names(["番茄", "玉米"], 1, None)
-    assert len(set(names.leaves.values())) == 2 and names.review == []
+    assert len(set(names.classes.values())) == 2 and names.review == []
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_missing_file_and_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_answers_for_names_that_do_not_exist_warn_with_the_closest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = answers(tmp_path, "name,species,disease\nPear___Scabb,pear,rust\nzzzz,plum,rust\n")
-    assert read_names(RAW, 2, given).leaves == read_names(RAW, 2, None).leaves
+    assert read_names(RAW, 2, given).classes == read_names(RAW, 2, None).classes
     said = capsys.readouterr().err
     assert "line 2: 'Pear___Scabb' (did you mean 'Pear___Scab'?)" in said and "line 3: 'zzzz'" in said
 
@@ -134,11 +134,11 @@ def test_names_with_accents_and_odd_bytes_find_their_answers(tmp_path: Path) -> 
     path = tmp_path / "answers.csv"
     text = f"\ufeffname;species;disease\r\ncaf\u00e9 mancha;coffee;rust\r\n{odd};plum;rust\r\n"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    leaves = read_names([decomposed, odd], 2, path).leaves
-    assert leaves == {decomposed: ("coffee", "rust"), odd: ("plum", "rust")}
+    classes = read_names([decomposed, odd], 2, path).classes
+    assert classes == {decomposed: ("coffee", "rust"), odd: ("plum", "rust")}
 
 
 def test_order_of_names_changes_nothing() -> None:
     forward, backward = read_names(RAW, 2, None), read_names(RAW[::-1], 2, None)
-    assert forward.leaves == backward.leaves
+    assert forward.classes == backward.classes
     assert {r[:5] for r in forward.review} == {r[:5] for r in backward.review}

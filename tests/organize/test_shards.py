@@ -58,11 +58,11 @@ def test_the_standard_reader_finds_everything_where_the_layout_says(tmp_path):
         assert path.stat().st_size == size and size % RECORD == 0
         found = members(path)
         assert size <= LIMIT or len(found) == 2, "only a picture that is larger has a larger shard"
-        for (jpg, stored), (cls, leaf) in zip(found[::2], found[1::2], strict=True):
+        for (jpg, stored), (cls, class_idx) in zip(found[::2], found[1::2], strict=True):
             i = int(np.flatnonzero(plan.ids == int(jpg.name[:16], 16))[0])
             assert (jpg.name, cls.name) == (f"{int(plan.ids[i]):016x}.jpg", f"{int(plan.ids[i]):016x}.cls")
             assert (plan.shard[i], plan.offset[i], plan.size[i]) == (number, jpg.offset_data, jpg.size)
-            assert stored == data[i] and leaf == b"%d" % plan.leaf[i]
+            assert stored == data[i] and class_idx == b"%d" % plan.class_idx[i]
             assert all((m.mtime, m.uid, m.gid, m.mode, m.uname, m.isfile()) == (0, 0, 0, 0o644, "", True) for m in (jpg, cls))
             seen.append(i)
     assert seen == plan.order.tolist() and sorted(seen) == list(range(len(data)))
@@ -86,7 +86,7 @@ def test_members_group_into_samples(tmp_path):
     found = samples(tmp_path)
     assert [key for key, _ in found] == [f"{n:016x}" for n in sorted(plan.ids.tolist())]
     by_id = {f"{int(plan.ids[i]):016x}": i for i in range(len(data))}
-    assert all(parts == {"jpg": data[by_id[key]], "cls": b"%d" % plan.leaf[by_id[key]]} for key, parts in found)
+    assert all(parts == {"jpg": data[by_id[key]], "cls": b"%d" % plan.class_idx[by_id[key]]} for key, parts in found)
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program here")
@@ -98,13 +98,13 @@ def test_the_tar_program_reads_them_without_a_word(tmp_path):
         done = subprocess.run(["tar", "xf", str(path), "-C", str(tmp_path / "out")], capture_output=True, text=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert contents(tmp_path / "out") == {f"{int(plan.ids[i]):016x}.{end}": part for i in range(len(data))
-                                          for end, part in (("jpg", data[i]), ("cls", b"%d" % plan.leaf[i]))}
+                                          for end, part in (("jpg", data[i]), ("cls", b"%d" % plan.class_idx[i]))}
 
 
 def test_the_order_of_the_pictures_changes_nothing(tmp_path):
     plan, data = make()
     turn = np.random.default_rng(1).permutation(len(data))
-    turned = layout(plan.ids[turn], plan.leaf[turn], plan.size[turn], LIMIT)
+    turned = layout(plan.ids[turn], plan.class_idx[turn], plan.size[turn], LIMIT)
     np.testing.assert_array_equal(turned.offset, plan.offset[turn])
     np.testing.assert_array_equal(turned.shard, plan.shard[turn])
     write_shards(tmp_path / "a", plan, data)
@@ -114,9 +114,9 @@ def test_the_order_of_the_pictures_changes_nothing(tmp_path):
 
 def test_one_who_reads_on_meets_the_classes_mixed():
     """Leaves in long runs, as a manifest has them: in the shards a neighbour is of the same leaf as often as by chance."""
-    leaf = np.repeat(np.arange(10), 200)
-    plan = layout(np.random.default_rng(0).integers(0, 2**64, 2000, np.uint64), leaf, np.full(2000, 300), LIMIT)
-    row = leaf[plan.order]
+    class_idx = np.repeat(np.arange(10), 200)
+    plan = layout(np.random.default_rng(0).integers(0, 2**64, 2000, np.uint64), class_idx, np.full(2000, 300), LIMIT)
+    row = class_idx[plan.order]
     assert 0.06 < (row[1:] == row[:-1]).mean() < 0.14
 
 
@@ -179,10 +179,10 @@ def test_a_shard_of_another_plan_is_no_complete_shard(tmp_path):
     """Same sizes, other leaves or ids; cut short; or left over from a plan with more shards."""
     plan, data = make()
     write_shards(tmp_path / "want", plan, data)
-    leaf, ids = plan.leaf.copy(), plan.ids.copy()
-    leaf[plan.order[-1]] += 1
+    class_idx, ids = plan.class_idx.copy(), plan.ids.copy()
+    class_idx[plan.order[-1]] += 1
     ids[plan.order[0]] += 1
-    for other in (layout(plan.ids, leaf, plan.size, LIMIT), layout(ids, plan.leaf, plan.size, LIMIT)):
+    for other in (layout(plan.ids, class_idx, plan.size, LIMIT), layout(ids, plan.class_idx, plan.size, LIMIT)):
         np.testing.assert_array_equal(other.shard_bytes, plan.shard_bytes)
         write_shards(tmp_path / "got", other, data)
         assert write_shards(tmp_path / "got", plan, data) == 1

@@ -109,7 +109,7 @@ def test_groups_keep_to_one_split_and_the_index_counts_them(demo):
 def test_names_are_read(organized):
     kept = rows_of(organized / "manifest.csv")
     assert {(Path(r["source"]).parent.name, r["species"], r["disease"]) for r in kept} == {
-        (name, *leaf) for name, leaf in tiny_data.CLASSES.items()}
+        (name, *class_idx) for name, class_idx in tiny_data.CLASSES.items()}
     assert len(kept) == 70 and len(list((organized / "not_plants").rglob("*.jpg"))) == 8
     assert "70 pictures in 7 classes of 3 species" in (organized / "report.md").read_text()
     assert sorted(p.name for p in organized.parent.iterdir()) == ["organized"], "no store, no half-made folder"
@@ -150,7 +150,7 @@ def test_nested_folders_and_several_sources_are_one_set(tmp_path):
                 Image.fromarray(tiny_data.draw(species, disease, number)).save(folder / f"{number}.png")
     assert organize(tmp_path / "out", tmp_path / "one", tmp_path / "two") == 0
     counts = Counter((r["species"], r["disease"]) for r in rows_of(tmp_path / "out" / "manifest.csv"))
-    assert counts == {leaf: 6 for leaf in tiny_data.CLASSES.values()}
+    assert counts == {class_idx: 6 for class_idx in tiny_data.CLASSES.values()}
     merged = [r for r in rows_of(tmp_path / "out" / "review.csv") if r["decision"] == "put together"]
     assert len(merged) == 14
     assert Counter(r["dataset"] for r in rows_of(tmp_path / "out" / "manifest.csv")) == {"one": 21, "two": 21}
@@ -325,10 +325,10 @@ def test_labels_from_a_csv_with_groups(tmp_path):
 
 def test_a_given_split_is_kept_or_made_anew_and_checked_either_way(tmp_path, capsys):
     for folder, numbers in (("train", range(20)), ("valid", range(20, 25)), ("test", range(24, 30))):
-        for name, leaf in list(tiny_data.CLASSES.items())[:3]:
+        for name, class_idx in list(tiny_data.CLASSES.items())[:3]:
             (tmp_path / "raw" / folder / name).mkdir(parents=True)
             for k in numbers:  # picture 24 stands in valid and in test
-                Image.fromarray(tiny_data.draw(*leaf, k)).save(tmp_path / "raw" / folder / name / f"{k}.png")
+                Image.fromarray(tiny_data.draw(*class_idx, k)).save(tmp_path / "raw" / folder / name / f"{k}.png")
         copy = Image.fromarray(tiny_data.draw("apple", "healthy", 3))
         copy.save(tmp_path / "raw" / folder / "Apple___healthy" / f"again in {folder}.jpg", quality=40)  # a near-duplicate everywhere
     given = {"train": "train", "valid": "val", "test": "test"}
@@ -380,7 +380,7 @@ def test_shards_hold_what_files_hold(tmp_path):
     files, shards = load_organized(tmp_path / "files"), load_organized(tmp_path / "shards")
     for name in ("train", "val", "test"):
         one, two = files.splits[name], shards.splits[name]
-        assert [one.read(i) for i in range(len(one))] == [two.read(i) for i in range(len(two))] and (one.leaf == two.leaf).all()
+        assert [one.read(i) for i in range(len(one))] == [two.read(i) for i in range(len(two))] and (one.class_idx == two.class_idx).all()
 
 
 def test_pictures_that_need_no_change_are_links_unless_copies_are_asked_for(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.organize.background import background_check, border_pixels
-from common.organize.suspects import printed, reasons_by_leaf, suspicious
+from common.organize.suspects import printed, reasons_by_class, suspicious
 
 NAMES = ["apple/healthy", "apple/rust", "apple/scab", "corn/healthy", "corn/rust", "tea/blight"]
 EACH = 40
@@ -19,12 +19,12 @@ def tidy() -> SimpleNamespace:
     """Six classes of 40 pictures, each its own group, from two sources and in two sizes each."""
     count = len(NAMES) * EACH
     k = np.arange(count)
-    return SimpleNamespace(leaf=k // EACH, group=k * 3, split=SPLIT[k % 5], origin=k % 2, width=np.where(k % 3, 640, 512),
+    return SimpleNamespace(class_idx=k // EACH, group=k * 3, split=SPLIT[k % 5], origin=k % 2, width=np.where(k % 3, 640, 512),
                            height=np.full(count, 480))
 
 
 def judge(data: SimpleNamespace, **more) -> list:
-    return suspicious(NAMES, data.leaf, data.group, data.split, data.origin, data.width, data.height, **more)
+    return suspicious(NAMES, data.class_idx, data.group, data.split, data.origin, data.width, data.height, **more)
 
 
 def test_a_tidy_set_raises_no_doubt():
@@ -35,24 +35,24 @@ def test_a_tidy_set_raises_no_doubt():
 
 
 def plant_few_groups(data):
-    data.group[data.leaf == 1] = np.arange(EACH) % 2
-    data.group[data.leaf == 1] += np.arange(EACH) % 2 * 1000
+    data.group[data.class_idx == 1] = np.arange(EACH) % 2
+    data.group[data.class_idx == 1] += np.arange(EACH) % 2 * 1000
 
 
 def plant_no_test(data):
-    data.split[(data.leaf == 1) & (data.split == 2)] = 0
+    data.split[(data.class_idx == 1) & (data.split == 2)] = 0
 
 
 def plant_one_group(data):
-    data.group[np.flatnonzero(data.leaf == 1)[:20]] = 5000
+    data.group[np.flatnonzero(data.class_idx == 1)[:20]] = 5000
 
 
 def plant_one_size(data):
-    data.width[data.leaf == 1], data.height[data.leaf == 1] = 256, 300
+    data.width[data.class_idx == 1], data.height[data.class_idx == 1] = 256, 300
 
 
 def plant_one_source(data):
-    data.origin[data.leaf == 1] = 7
+    data.origin[data.class_idx == 1] = 7
 
 
 @pytest.mark.parametrize(("plant", "kinds", "words"), [
@@ -66,25 +66,25 @@ def test_a_planted_fault_is_found_in_its_class_alone(plant, kinds, words):
     data = tidy()
     plant(data)
     found = judge(data)
-    assert {s.leaf for s in found} == {1} and {s.kind for s in found} == kinds
+    assert {s.class_idx for s in found} == {1} and {s.kind for s in found} == kinds
     assert any(words in s.what for s in found) and all(s.advice.endswith(".") and 0 < s.badness <= 1 for s in found)
-    order = np.random.default_rng(1).permutation(len(data.leaf))
+    order = np.random.default_rng(1).permutation(len(data.class_idx))
     assert judge(SimpleNamespace(**{key: values[order] for key, values in vars(data).items()})) == found, "whatever the order of pictures"
 
 
 def test_one_size_or_source_is_no_doubt_where_the_siblings_have_it_too():
     data = tidy()
-    data.origin[data.leaf == 1] = 0  # half of the other apples come from there
-    data.width[data.leaf == 5], data.origin[data.leaf == 5] = 99, 9  # tea has one class: nothing to tell it from
+    data.origin[data.class_idx == 1] = 0  # half of the other apples come from there
+    data.width[data.class_idx == 5], data.origin[data.class_idx == 5] = 99, 9  # tea has one class: nothing to tell it from
     assert judge(data) == []
-    data.origin[data.leaf == 1] = 7
+    data.origin[data.class_idx == 1] = 7
     assert judge(data, origins=list("abcdefgh"))[0].what.startswith("100% of its pictures come from h,")
 
 
 def test_left_out_files_are_judged_by_their_share():
     broken = {"text": np.array([0, 9, 0, 4, 0, 0]), "truncated": np.array([0, 3, 0, 0, 0, 0]), "duplicate": np.full(6, 99)}
     found = judge(tidy(), rejected=broken, conflicts=np.array([0, 0, 10, 2, 0, 0]))
-    assert [(s.leaf, s.kind) for s in found] == [(2, "conflicts"), (1, "broken")]
+    assert [(s.class_idx, s.kind) for s in found] == [(2, "conflicts"), (1, "broken")]
     assert "10 of 50 pictures (20%) stand under another class" in found[0].what
     assert "12 of 52 files (23%) are no usable pictures, most of them: text" in found[1].what
 
@@ -93,29 +93,29 @@ def test_shared_near_duplicates_name_the_other_class_and_count_each_picture_once
     hub = np.array([[40, 80 + k] for k in range(6)])  # one rust picture near six of scab
     pairs = np.concatenate([hub[:, ::-1], [[41, 90], [0, 1]]])
     found = judge(tidy(), pairs=pairs)
-    assert [(s.leaf, s.other, s.kind) for s in found] == [(2, 1, "shared")]
+    assert [(s.class_idx, s.other, s.kind) for s in found] == [(2, 1, "shared")]
     assert found[0].what == "shares 7 near-duplicate pairs with apple/rust (7 of its 40 pictures)" and found[0].figure == 7 / 40
-    told = reasons_by_leaf(found, NAMES)
+    told = reasons_by_class(found, NAMES)
     assert told == {2: [found[0].what], 1: ["apple/scab shares 7 near-duplicate pairs with this class (7 of its 40 pictures)"]}
     twice = judge(tidy(), pairs=np.stack([np.arange(40, 80), np.arange(120, 160)], axis=1))
     assert twice[0].figure == 1 and twice[0].badness > found[0].badness, "worse the more they share"
 
 
 def test_a_few_shared_pictures_of_a_large_class_are_no_doubt():
-    leaf = np.repeat([0, 1], 1000)
+    class_idx = np.repeat([0, 1], 1000)
     k = np.arange(2000)
     pairs = np.array([[j, 1000 + j] for j in range(5)])
-    assert suspicious(["a/x", "a/y"], leaf, k, SPLIT[k % 5], k % 2, k % 7 + 300, k % 5 + 300, pairs=pairs) == []
+    assert suspicious(["a/x", "a/y"], class_idx, k, SPLIT[k % 5], k % 2, k % 7 + 300, k % 5 + 300, pairs=pairs) == []
 
 
 def test_the_worst_come_first_and_one_kind_does_not_drown_the_others():
     names = [f"plant/d{i}" for i in range(60)]
-    leaf = np.repeat(np.arange(60), 12)
-    k = np.arange(len(leaf))
+    class_idx = np.repeat(np.arange(60), 12)
+    k = np.arange(len(class_idx))
     conflicts = np.zeros(60, int)
     conflicts[3], conflicts[4] = 3, 30
-    found = suspicious(names, leaf, k, np.zeros(len(leaf), int), k % 2, k % 7 + 300, k % 5 + 300, conflicts=conflicts)
-    assert [s.leaf for s in found[:2]] == [4, 3] and all(s.kind == "few" for s in found[2:]) and len(found) == 62
+    found = suspicious(names, class_idx, k, np.zeros(len(class_idx), int), k % 2, k % 7 + 300, k % 5 + 300, conflicts=conflicts)
+    assert [s.class_idx for s in found[:2]] == [4, 3] and all(s.kind == "few" for s in found[2:]) and len(found) == 62
     text = printed(found, names, most=20, each=6)
     assert text.count("cannot be judged") == 6 and "Not shown: 54 more of few." in text
     assert text.index("plant/d4") < text.index("plant/d3 ") and text.count("The two labels cannot both be right") == 1
@@ -125,7 +125,7 @@ def test_the_worst_come_first_and_one_kind_does_not_drown_the_others():
 def test_classes_without_pictures_and_no_pictures_at_all():
     none = np.zeros(0, np.int64)
     found = suspicious(["a/x", "b/y"], none, none, none, none, none, none, pairs=np.zeros((0, 2), np.int64))
-    assert [(s.leaf, s.what) for s in found] == [(0, "no usable picture is left"), (1, "no usable picture is left")]
+    assert [(s.class_idx, s.what) for s in found] == [(0, "no usable picture is left"), (1, "no usable picture is left")]
     assert suspicious([], none, none, none, none, none, none) == []
 
 
@@ -150,11 +150,11 @@ SPECIES = np.repeat(np.arange(4), 3)  # of 12 leaves
 def grounds(tells: str, count: int = 1500, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Border pixels whose colour follows the leaf, the species or nothing; the first leaf of a species is twice as large."""
     rng = np.random.default_rng(seed)
-    leaf = rng.choice(12, count, p=np.tile([0.5, 0.25, 0.25], 4) / 4)
+    class_idx = rng.choice(12, count, p=np.tile([0.5, 0.25, 0.25], 4) / 4)
     colors = rng.integers(0, 256, (12, 3))
-    color = {"leaf": colors[leaf], "species": colors[SPECIES[leaf]], "nothing": rng.integers(0, 256, (count, 3))}[tells]
+    color = {"leaf": colors[class_idx], "species": colors[SPECIES[class_idx]], "nothing": rng.integers(0, 256, (count, 3))}[tells]
     border = np.clip(np.repeat(color[:, None], 8, axis=1) + rng.normal(0, 12, (count, 8, 3)), 0, 255).astype(np.uint8).reshape(count, 24)
-    return border, leaf, SPLIT[rng.integers(0, 5, count)]
+    return border, class_idx, SPLIT[rng.integers(0, 5, count)]
 
 
 def test_a_background_that_follows_the_class_is_found():
@@ -173,11 +173,11 @@ def test_a_background_that_follows_the_species_alone_does_not_tell_the_disease()
 
 @pytest.mark.parametrize("white", [False, True])
 def test_a_background_that_follows_nothing_is_chance(white):
-    border, leaf, split = grounds("nothing")
+    border, class_idx, split = grounds("nothing")
     if white:  # every distance is equal: the answer must not depend on the order of the pictures
-        border, order = np.full_like(border, 255), np.argsort(leaf)
-        leaf, split = leaf[order], split[order]
-    result = background_check(border, leaf, split, SPECIES)
+        border, order = np.full_like(border, 255), np.argsort(class_idx)
+        class_idx, split = class_idx[order], split[order]
+    result = background_check(border, class_idx, split, SPECIES)
     assert result["accuracy"] < 0.17 and result["disease_accuracy"] < result["disease_chance"] + 0.05
     assert "does not tell the disease" in result["sentence"]
 
@@ -190,11 +190,11 @@ def test_samples_are_capped_and_follow_the_seed():
 
 
 def test_what_cannot_be_judged_says_so():
-    border, leaf, split = grounds("leaf", 300)
-    for leaves, splits, species in ((leaf, split * 0, SPECIES), (leaf, split * 0 + 1, SPECIES), (leaf * 0, split, np.array([0]))):
-        empty = background_check(border, leaves, splits, species)
+    border, class_idx, split = grounds("leaf", 300)
+    for classes, splits, species in ((class_idx, split * 0, SPECIES), (class_idx, split * 0 + 1, SPECIES), (class_idx * 0, split, np.array([0]))):
+        empty = background_check(border, classes, splits, species)
         assert empty["accuracy"] is None and empty["disease_accuracy"] is None and "could not be checked" in empty["sentence"]
-    flat = background_check(border, leaf, split, np.arange(12))
+    flat = background_check(border, class_idx, split, np.arange(12))
     assert flat["accuracy"] > 0.8 and flat["disease_judged"] == 0 and flat["disease_accuracy"] is None
     assert "disease" not in flat["sentence"]
 

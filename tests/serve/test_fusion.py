@@ -25,7 +25,7 @@ def ask(predictor, *colors, size=(200, 160), **options):
 
 
 def random_rows(count, seed=0):
-    return np.random.default_rng(seed).dirichlet(np.full(TREE.num_leaves, 0.3), count)
+    return np.random.default_rng(seed).dirichlet(np.full(TREE.num_classes, 0.3), count)
 
 
 def test_the_same_photo_twice_is_one_photo_and_one_alone_is_untouched():
@@ -133,7 +133,7 @@ def test_photos_that_disagree_are_told(predictor):
     assert parted["agreement"]["agree"] is False and parted["agreement"]["level"] == "species"
     assert "photo 1 says apple healthy" in parted["agreement"]["message"] and "photo 2 says basil" in parted["agreement"]["message"]
     diseases = ask(predictor, tiny.color_of(0), tiny.color_of(2))
-    assert diseases["agreement"]["level"] == "leaf" and "photo 2 says apple scab" in diseases["agreement"]["message"]
+    assert diseases["agreement"]["level"] == "disease" and "photo 2 says apple scab" in diseases["agreement"]["message"]
 
 
 def test_a_stranger_among_photos_counts_nothing_and_strangers_alone_are_refused(predictor):
@@ -183,9 +183,9 @@ def test_precision_chooses_the_bars(predictor):
     low = ask(predictor, torn, precision="0.90")
     assert low["precision"] == "0.90"
     seen = [look(predictor, tiny.picture(torn))]
-    leaf = answer(predictor, seen, Options())["alternatives"][0]["probability"]
-    assert 0.4 < leaf < 0.6  # below both bars of a leaf: 0.6 and 0.7
+    class_idx = answer(predictor, seen, Options())["alternatives"][0]["probability"]
+    assert 0.4 < class_idx < 0.6  # below both bars of a leaf: 0.6 and 0.7
     between = answer(predictor, [seen[0].__class__(**{**vars(seen[0]), "probabilities": np.array([0.65, 0.3, 0.05, 0, 0, 0])})], Options())
     lower = answer(predictor, [seen[0].__class__(**{**vars(seen[0]), "probabilities": np.array([0.65, 0.3, 0.05, 0, 0, 0])})],
                    Options(precision="0.90"))
-    assert (between["level"], lower["level"]) == ("species", "leaf")
+    assert (between["level"], lower["level"]) == ("species", "disease")

@@ -145,7 +145,7 @@ def test_other_addresses(client):
     assert client.get("/healthz").json() == {"status": "ok", "model": "model.int8.onnx", "version": "abc1234"}
     told = client.get("/model").json()
     assert told["classes"][0] == {"species": "apple", "diseases": ["healthy", "rust", "scab"]}
-    assert told["rejection"] == {"score": "mahalanobis", "threshold": 0.05} and told["num_leaves"] == 6
+    assert told["rejection"] == {"score": "mahalanobis", "threshold": 0.05} and told["num_classes"] == 6
     assert code_of(client.get("/nothing"), 404) == "not_found"
     wrong = client.get("/predict")
     assert code_of(wrong, 405) == "method_not_allowed" and wrong.headers["allow"] == "POST"
@@ -243,11 +243,11 @@ def test_refusal_carries_what_it_says():
 
 
 def test_several_photos_in_a_form_with_options_in_fields(client):
-    scab, healthy = (tiny.picture(tiny.color_of(leaf), (200, 160), "JPEG") for leaf in (2, 0))
+    scab, healthy = (tiny.picture(tiny.color_of(class_idx), (200, 160), "JPEG") for class_idx in (2, 0))
     files = [("photo", ("a.jpg", scab)), ("photo", ("b.jpg", scab)), ("other", ("c.jpg", healthy))]
     told = client.post("/predict", files=files, data={"species": "Apple", "prior": '{"corn": 2}', "precision": "0.9"}).json()
     assert len(told["photos"]) == 3 and told["precision"] == "0.90" and told["prior"]["weights"] == {"corn": 2.0}
-    assert told["conditioned"]["species"] == "apple" and told["agreement"]["level"] == "leaf"
+    assert told["conditioned"]["species"] == "apple" and told["agreement"]["level"] == "disease"
     assert code_of(client.post("/predict", files=files, data={"species": "fern"}), 400) == "bad_option"
     assert code_of(client.post("/predict", files=files * 2), 400) == "too_many"
     assert code_of(client.post("/predict", files=[*files, ("d", ("d", b""))]), 400) == "empty"

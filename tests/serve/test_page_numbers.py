@@ -140,7 +140,7 @@ def test_the_browser_answers_as_python_does(page, exports):
       await state.loading;
     })()""")
     offsets, outcomes = tiny.TREE.offsets, set()
-    colors = [tiny.color_of(leaf) for leaf in range(6)] + [tiny.between(a, b) for a in range(6) for b in range(a)]
+    colors = [tiny.color_of(class_idx) for class_idx in range(6)] + [tiny.between(a, b) for a in range(6) for b in range(a)]
     colors += [tiny.STRANGER, (-12, -12, -12)]
     colors += [tuple(int(v) for v in color) for color in np.random.default_rng(0).integers(0, 256, (15, 3))]
     for i, color in enumerate(colors):
@@ -156,7 +156,7 @@ def test_the_browser_answers_as_python_does(page, exports):
         assert [s for s, _ in numbers["own"]] == list(wanted.fetched) and numbers["ood"] == pytest.approx(wanted.ood, abs=1e-4)
         for s, own in numbers["own"]:
             assert own == pytest.approx(wanted.probabilities[offsets[s] : offsets[s + 1]], abs=1e-4)
-        assert offsets[numbers["leaf"][0]] + numbers["leaf"][1] == wanted.leaf
+        assert offsets[numbers["leaf"][0]] + numbers["leaf"][1] == wanted.class_idx
         assert found["ask"] == pytest.approx(wanted.ask, abs=1e-4) and found["asks"] == wanted.asks
         assert np.abs(np.array(found["heatmap"]) - wanted.heatmap).max() < 1e-3
         measured = {name: float(values[0]) for name, values in photo_quality(rgb[None]).items()} | {"short_side": height}

@@ -52,11 +52,11 @@ def other(tmp_path_factory):
 def photos(tmp_path):
     """Two photos of each class in folders named after it, one stranger, and a file that is no picture."""
     folder = tmp_path / "photos"
-    for leaf in range(6):
-        place = folder / Path(*tiny.TREE.leaf(leaf))
+    for class_idx in range(6):
+        place = folder / Path(*tiny.TREE.pair(class_idx))
         place.mkdir(parents=True)
         for i in range(2):
-            (place / f"p{leaf}{i}.png").write_bytes(tiny.picture(tiny.color_of(leaf), (80 + i, 60)))
+            (place / f"p{class_idx}{i}.png").write_bytes(tiny.picture(tiny.color_of(class_idx), (80 + i, 60)))
     (folder / "not_plants").mkdir()
     (folder / "not_plants" / "sky.png").write_bytes(tiny.picture(tiny.STRANGER))
     (folder / "apple" / "broken.jpg").write_bytes(b"no picture")
@@ -122,7 +122,7 @@ def test_a_row_per_file_and_what_the_answers_are_worth(exports, photos, tmp_path
     rows = {Path(row["file"]).name: row for row in rows_of(output)}
     assert list(rows) == [path.name for path in sorted(photos.rglob("*.*"))]
     assert (rows["p00.png"]["species"], rows["p00.png"]["disease"], rows["p00.png"]["error"]) == ("apple", "healthy", "")
-    assert float(rows["p00.png"]["leaf_probability"]) > 0.9
+    assert float(rows["p00.png"]["joint_probability"]) > 0.9
     assert (rows["torn.png"]["decision"], rows["torn.png"]["species"], rows["torn.png"]["disease"]) == ("rolled_up", "apple", "")
     assert (rows["sky.png"]["decision"], rows["sky.png"]["reason"]) == ("rejected", "not_a_plant") and rows["sky.png"]["best_guess"]
     assert (rows["broken.jpg"]["decision"], rows["broken.jpg"]["reason"]) == ("error", "text") and rows["broken.jpg"]["error"]
@@ -289,7 +289,7 @@ def test_a_submission_has_every_class_and_is_zipped(exports, photos, tmp_path, c
         assert archive.namelist() == ["s.csv"]
         text = archive.read("s.csv").decode("utf-8")
     titles, *rows = csv.reader(io.StringIO(text))
-    assert titles == ["id", *(tiny.TREE.leaf_name(i) for i in range(6))]
+    assert titles == ["id", *(tiny.TREE.class_name(i) for i in range(6))]
     assert [row[0] for row in rows] == [Path(row["file"]).name for row in rows_of(tmp_path / "o.csv")]
     values = {row[0]: np.array(row[1:], float) for row in rows}
     assert all(abs(row.sum() - 1) < 1e-6 for row in values.values()) and values["p41.png"].argmax() == 4

@@ -36,8 +36,8 @@ def test_what_is_written_is_read_again(folder):
     assert bundle.scores == ("msp", "mahalanobis") and bundle.default_model == "model.int8.onnx"
     card = bundle.models["model.onnx"]
     assert card.sha256 == file_sha256(folder / "model.onnx") and card.temperature == {"species": 1.0, "disease": [1.0, 1.0, 1.0]}
-    assert (card.rejection.stranger.weights, card.rejection.threshold, card.rejection.photo["short_side"]) == ((0.0, 1.0), 0.05, 40)
-    assert (card.rollup.leaf, card.rollup.precision, card.rollups["0.90"].leaf) == (0.7, 0.95, 0.6)
+    assert (card.rejection.ood.weights, card.rejection.threshold, card.rejection.photo["short_side"]) == ((0.0, 1.0), 0.05, 40)
+    assert (card.rollup.disease, card.rollup.precision, card.rollups["0.90"].class_idx) == (0.7, 0.95, 0.6)
     assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "model.int8.onnx", "model.onnx"]
 
 
@@ -123,7 +123,7 @@ def test_predictor_refuses_other_batches(folder, batch):
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"image_type": TensorProto.INT32}, "tensor\\(int32\\)"), ({"batch": 1}, "N free"), ({"size": 16}, "16, 16, 3"),
-    ({"rename": {"ood": "scores"}}, "`ood` is missing"), ({"leaves": 5}, r"\(1, 5\)")])
+    ({"rename": {"ood": "scores"}}, "`ood` is missing"), ({"classes": 5}, r"\(1, 5\)")])
 def test_a_model_that_breaks_the_contract_is_refused(folder, options, words):
     onnx.save(tiny.model(**options), folder / "model.onnx")
     write_bundle(folder, tiny.describe(folder))

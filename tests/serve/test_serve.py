@@ -55,7 +55,7 @@ def test_mistakes_end_in_a_sentence_and_exit_code_2(exports, tmp_path, capsys):
     fails(["--exports", exports, "--port", "0", "--provider", "coreml"], capsys, "'coreml'", "It has: cpu")
     fails(["--exports", exports, "--port", "0", "--workers", "2", "--model", "x.onnx"], capsys, "model.int8.onnx, model.onnx")
     broken = tiny.make(tmp_path / "broken")
-    onnx.save(tiny.model(leaves=5), broken / "model.int8.onnx")
+    onnx.save(tiny.model(classes=5), broken / "model.int8.onnx")
     fails(["--exports", broken, "--predict", photo], capsys, "not the file that was exported")
     write_bundle(broken, tiny.describe(broken))
     fails(["--exports", broken, "--predict", photo], capsys, "probabilities of shape (1, 5)")
@@ -200,7 +200,7 @@ def test_several_processes_share_a_port_and_one_that_dies_is_started_anew(export
 
 def test_workers_that_cannot_start_end_with_a_message(exports, tmp_path):
     broken = tiny.make(tmp_path / "broken")
-    onnx.save(tiny.model(leaves=5), broken / "model.int8.onnx")
+    onnx.save(tiny.model(classes=5), broken / "model.int8.onnx")
     write_bundle(broken, tiny.describe(broken))
     done = subprocess.run([sys.executable, str(ROOT / "04_serve.py"), "--exports", str(broken), "--port", "0", "--workers", "2"], cwd=ROOT,
                           capture_output=True, text=True, timeout=60)

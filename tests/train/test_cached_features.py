@@ -78,15 +78,15 @@ def test_rows_are_the_features_of_the_exact_views(model, data, whole):
         for k in range(VIEWS):
             exact = model.features(torch.stack([views[k, i, i][0] for i in range(len(split))])).numpy()
             np.testing.assert_allclose(whole.features[k].astype(np.float32), exact, rtol=2e-3, atol=1e-3)
-    np.testing.assert_array_equal(whole.rows["leaf"], np.tile(split.leaf, (VIEWS, 1)))
+    np.testing.assert_array_equal(whole.rows["class_idx"], np.tile(split.class_idx, (VIEWS, 1)))
     assert np.abs(whole.features[0].astype(float) - whole.features[1]).max() > 0.01, "two views of a picture differ"
 
 
 def test_items_are_rows_by_epoch_and_picture(whole):
-    features, leaf = whole[5, 17, 4]
-    assert features.dtype == torch.float32 and type(leaf) is int
+    features, class_idx = whole[5, 17, 4]
+    assert features.dtype == torch.float32 and type(class_idx) is int
     np.testing.assert_array_equal(features, whole.features[5 % VIEWS, 4].astype(np.float32))
-    assert leaf == whole.rows["leaf"][0, 4] and len(whole) == whole.count
+    assert class_idx == whole.rows["class_idx"][0, 4] and len(whole) == whole.count
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -95,11 +95,11 @@ def test_sampler_and_loader_work_unchanged(whole, workers):
     sampler.epoch = 3
     batches = list(make_loader(whole, workers, sampler=sampler))
     assert len(batches) == len(sampler)
-    for (features, leaf), items in zip(batches, sampler, strict=True):
-        assert features.shape == (8, whole.num_features) and features.dtype == torch.float32 and leaf.dtype == torch.int64
-        for row, target, (epoch, _, i) in zip(features, leaf, items, strict=True):
+    for (features, class_idx), items in zip(batches, sampler, strict=True):
+        assert features.shape == (8, whole.num_features) and features.dtype == torch.float32 and class_idx.dtype == torch.int64
+        for row, target, (epoch, _, i) in zip(features, class_idx, items, strict=True):
             np.testing.assert_array_equal(row, whole.features[epoch % VIEWS, i].astype(np.float32))
-            assert target == whole.rows["leaf"][0, i]
+            assert target == whole.rows["class_idx"][0, i]
 
 
 def test_a_worker_gets_the_path_and_not_the_features(whole):
@@ -116,16 +116,16 @@ def test_evaluation_views(model, data, tmp_path):
     with torch.inference_mode():
         exact = model.features(torch.stack([pictures[i][0] for i in range(len(pictures))]))
     torch.testing.assert_close(torch.cat([f for f, _ in parts]), exact, rtol=2e-3, atol=1e-3)
-    np.testing.assert_array_equal(torch.cat([leaf for _, leaf in parts]), data.splits["val"].leaf)
+    np.testing.assert_array_equal(torch.cat([class_idx for _, class_idx in parts]), data.splits["val"].class_idx)
 
 
-def test_a_picture_that_cannot_be_read_brings_the_leaf_of_its_stand_in(model, data, tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_read_brings_the_class_of_its_stand_in(model, data, tmp_path, monkeypatch):
     split = data.splits["train"]
-    i = int(np.flatnonzero(np.diff(split.leaf))[0])  # the next picture is of another class
+    i = int(np.flatnonzero(np.diff(split.class_idx))[0])  # the next picture is of another class
     real = type(split).read
     monkeypatch.setattr(type(split), "read", lambda self, j: b"" if j == i else real(self, j))
     made = make(model, data, tmp_path)
-    assert made.rows["leaf"][0, i] == split.leaf[i + 1] != split.leaf[i]
+    assert made.rows["class_idx"][0, i] == split.class_idx[i + 1] != split.class_idx[i]
 
 
 def test_the_backbone_stands_still_while_it_is_cached(model, data, whole, tmp_path):

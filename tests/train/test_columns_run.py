@@ -21,7 +21,7 @@ def rows_of(folder) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", FLAT)
-def test_a_flat_column_learns_all_leaves_of_hierarchical_data(organized, tmp_path, name):
+def test_a_flat_column_learns_all_classes_of_hierarchical_data(organized, tmp_path, name):
     assert run("02a_train_species", "--recipe", name, "--data", organized, "--checkpoints", tmp_path, *SMALL) == 0
     payload = checkpoint.load(checkpoint.find_best(tmp_path / "species_only"))
     model = checkpoint.build_model(payload)

@@ -99,8 +99,8 @@ def test_weights_are_followed():
     assert drawn.max() > 1, "drawn with replacement"
 
 
-def fake_split(data, leaves: list[int]):
-    return replace(data.splits["train"], leaf=np.array(leaves, np.int32))
+def fake_split(data, classes: list[int]):
+    return replace(data.splits["train"], class_idx=np.array(classes, np.int32))
 
 
 def test_rare_classes_weigh_3_and_5(data):
@@ -133,14 +133,14 @@ def test_index(data, organized):
     assert data.class_sizes.tolist() == [10] * 7 and data.long_side == 512
     for split in data.splits.values():
         for i in range(len(split)):
-            species, disease = data.tree.leaf(int(split.leaf[i]))
+            species, disease = data.tree.pair(int(split.class_idx[i]))
             assert split.path(i).is_file() and split.path(i).parts[-3:-1] == (species, disease)
 
 
 def test_eval_views_are_what_is_served(data):
     split = data.splits["val"]
-    views, leaf = next(iter(make_loader(EvalViews(split, 32), 0)))
-    assert views.dtype == torch.uint8 and leaf.tolist() == split.leaf.tolist()
+    views, class_idx = next(iter(make_loader(EvalViews(split, 32), 0)))
+    assert views.dtype == torch.uint8 and class_idx.tolist() == split.class_idx.tolist()
     assert len(views) == len(split) >= 7
     for i in range(len(split)):
         np.testing.assert_array_equal(views[i].numpy(), resize_to_model(read_rgb(split.path(i)), 32))
@@ -151,7 +151,7 @@ def test_a_shard_data_set_is_the_same_data_set(data, sharded):
     assert other.tree == data.tree and not list(sharded.glob("t*/*/*")) and other.manifest_hash != data.manifest_hash
     for name, split in data.splits.items():
         theirs = other.splits[name]
-        for column in ("leaf", "width", "height", "size"):
+        for column in ("class_idx", "width", "height", "size"):
             np.testing.assert_array_equal(getattr(theirs, column), getattr(split, column), err_msg=f"{name} {column}")
         assert len(theirs.ends) == len(list((sharded / name).iterdir())) > 1 and (split.offset == -1).all()
         for i in range(len(split)):
@@ -226,8 +226,8 @@ def test_a_file_that_broke_is_replaced_with_a_warning(copy, capfd):
     split.path(2).write_bytes(b"broken")
     split.path(len(split) - 1).unlink()
     got = views[0, 7, 2]
-    assert torch.equal(got[0], want[0]) and got[1] == want[1] == split.leaf[3], "the next picture, with its own label"
-    assert views[0, 7, len(split) - 1][1] == split.leaf[0], "after the last comes the first"
+    assert torch.equal(got[0], want[0]) and got[1] == want[1] == split.class_idx[3], "the next picture, with its own label"
+    assert views[0, 7, len(split) - 1][1] == split.class_idx[0], "after the last comes the first"
     told = capfd.readouterr().err
     assert str(split.path(2)) in told and str(split.path(len(split) - 1)) in told
     for i in range(len(split)):
@@ -245,7 +245,7 @@ def test_a_shard_that_broke_is_named_with_the_place(sharded, tmp_path, capfd):
     want = views[0, 7, stays]
     os.truncate(split.path(last), int(split.offset[last]) + 100)
     got = views[0, 7, last]
-    assert got[1] == split.leaf[stays] and torch.equal(got[0], want[0])
+    assert got[1] == split.class_idx[stays] and torch.equal(got[0], want[0])
     told = capfd.readouterr().err
     assert f"{split.path(last)} at byte {split.offset[last]} cannot be read (the shard ends" in told and "01_reorganize.py" in told
     assert split.file[stays] != split.file[last], "the test needs its neighbour elsewhere"

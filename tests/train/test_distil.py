@@ -39,10 +39,10 @@ def soft(net: SwinHierarchical, pixels: torch.Tensor, temperature: float) -> tup
     """Species and joint leaves, softened, as a textbook would compute them."""
     with torch.inference_mode():
         hidden, logits = net(pixels)
-        leaves = net.disease_heads.all_logits(hidden).double().numpy() / temperature
+        classes = net.disease_heads.all_logits(hidden).double().numpy() / temperature
     species = np.exp(logits.double().numpy() / temperature)
     species /= species.sum(1, keepdims=True)
-    joint = np.exp(leaves)
+    joint = np.exp(classes)
     for s in range(TREE.num_species):
         part = slice(TREE.offsets[s], TREE.offsets[s + 1])
         joint[:, part] *= species[:, s : s + 1] / joint[:, part].sum(1, keepdims=True)

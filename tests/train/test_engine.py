@@ -39,8 +39,8 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def step(model, phase: Phase, *, recipe=RECIPE, rate=None, device_batch=8, mix=NONE, seed=0, optimizer=None, compute=CPU) -> float:
     set_trainable(model, phase)
     optimizer = optimizer or make_optimizer(model, phase, recipe)
-    images, leaf = batch(seed)
-    return float(engine.training_step(model, optimizer, compute.scaler(), images, leaf, mix, phase=phase, recipe=recipe,
+    images, class_idx = batch(seed)
+    return float(engine.training_step(model, optimizer, compute.scaler(), images, class_idx, mix, phase=phase, recipe=recipe,
                                       compute=compute, rate=phase.lr if rate is None else rate, device_batch=device_batch))
 
 
@@ -67,24 +67,24 @@ def test_accumulation_adds_up_to_the_whole_batch(mix, pieces):
 
 def test_the_mixed_loss_is_that_of_both_partners():
     model = build().eval()
-    images, leaf = batch()
+    images, class_idx = batch()
     with torch.no_grad():
         features = model.features(CUT.apply(images, slice(0, 8)))
-        own = engine.hierarchical_loss(model, features, leaf, B3, RECIPE)
-        other = engine.hierarchical_loss(model, features, leaf[CUT.partner], B3, RECIPE)
+        own = engine.hierarchical_loss(model, features, class_idx, B3, RECIPE)
+        other = engine.hierarchical_loss(model, features, class_idx[CUT.partner], B3, RECIPE)
     assert step(build(), B3, mix=CUT, rate=0.0) == pytest.approx(float((0.7 * own + 0.3 * other).mean()), rel=1e-5)
 
 
 def test_the_joint_loss_is_species_plus_a_share_of_disease():
     model = build().eval()
-    images, leaf = batch()
+    images, class_idx = batch()
     with torch.no_grad():
         features = model.features(images)
-        species = engine.hierarchical_loss(model, features, leaf, A2, RECIPE)
-        disease = engine.hierarchical_loss(model, features, leaf, B1, RECIPE)
-        joint = engine.hierarchical_loss(model, features, leaf, B3, RECIPE)
+        species = engine.hierarchical_loss(model, features, class_idx, A2, RECIPE)
+        disease = engine.hierarchical_loss(model, features, class_idx, B1, RECIPE)
+        joint = engine.hierarchical_loss(model, features, class_idx, B3, RECIPE)
     torch.testing.assert_close(joint, species + 0.7 * disease)
-    assert (disease[leaf == 3] == 0).all() and (disease[leaf != 3] > 0).all(), "a species with one disease costs nothing"
+    assert (disease[class_idx == 3] == 0).all() and (disease[class_idx != 3] > 0).all(), "a species with one disease costs nothing"
 
 
 def test_gradients_are_clipped():
@@ -173,9 +173,9 @@ def test_bf16_trains_with_float32_heads():
 def test_evaluation_judges_every_picture_and_changes_nothing():
     model = build("test_resnet")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    images, leaf = batch()
-    judged = engine.evaluate(model, [(images[:5], leaf[:5]), (images[5:], leaf[5:])], CPU)
-    assert judged.leaf.tolist() == leaf.tolist() and not model.training
+    images, class_idx = batch()
+    judged = engine.evaluate(model, [(images[:5], class_idx[:5]), (images[5:], class_idx[5:])], CPU)
+    assert judged.class_idx.tolist() == class_idx.tolist() and not model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 

@@ -49,19 +49,19 @@ def short_run(data, workers: int) -> dict[str, object]:
     split, batches = data.splits["train"], []
     torch.manual_seed(0)
     model = SwinHierarchical("test_resnet", data.tree, image_size=32, neck={"dropout": 0.3, "width": 32, "dropout_after": 0.1})
-    model.use_counts(np.bincount(split.leaf, minlength=data.tree.num_leaves))
+    model.use_counts(np.bincount(split.class_idx, minlength=data.tree.num_classes))
     set_trainable(model, PHASE)
     optimizer, compute = make_optimizer(model, PHASE, RECIPE), Compute(torch.device("cpu"), torch.float32)
     sampler = EpochSampler(len(split), 8, 0)
     loader = make_loader(TrainViews(split, RECIPE, 0), workers, sampler=sampler)
     for epoch in range(2):
         sampler.epoch = epoch
-        for step, (images, leaf) in enumerate(loader):
+        for step, (images, class_idx) in enumerate(loader):
             seed, rng = step_draws(0, epoch, step)
             mix = draw_mix(8, 32, RECIPE, rng, torch.device("cpu"))
-            loss = training_step(model, optimizer, compute.scaler(), images, leaf, mix, phase=PHASE, recipe=RECIPE, compute=compute,
+            loss = training_step(model, optimizer, compute.scaler(), images, class_idx, mix, phase=PHASE, recipe=RECIPE, compute=compute,
                                  rate=1e-3, device_batch=4, seed=seed)
-            batches.append([images, leaf, loss])
+            batches.append([images, class_idx, loss])
     assert len(batches) == 2 * len(sampler) > 8
     return {"batches": batches, "model": model.state_dict()}
 
@@ -86,12 +86,12 @@ def test_batches_and_weights_are_those_without_workers(data, alone, method, work
 
 def test_a_short_run_shows_what_differs(data, alone):
     """Another picture in one place of one batch ends in other weights: the comparison can fail."""
-    data.splits["train"].leaf[0], before = data.splits["train"].leaf[0] ^ 1, data.splits["train"].leaf[0]
+    data.splits["train"].class_idx[0], before = data.splits["train"].class_idx[0] ^ 1, data.splits["train"].class_idx[0]
     try:
         with pytest.raises(AssertionError):
             same(short_run(data, 0), alone)
     finally:
-        data.splits["train"].leaf[0] = before
+        data.splits["train"].class_idx[0] = before
 
 
 # endregion

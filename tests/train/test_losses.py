@@ -145,8 +145,8 @@ def model_of(classes: str = "hierarchical", **more) -> SwinHierarchical:
 
 
 def test_log_priors_by_hand():
-    species, leaf = log_priors(TREE, COUNTS)
-    torch.testing.assert_close(leaf, torch.tensor([100.0, 10, 1, 30, 1, 50]).log())  # none counts as one
+    species, class_idx = log_priors(TREE, COUNTS)
+    torch.testing.assert_close(class_idx, torch.tensor([100.0, 10, 1, 30, 1, 50]).log())  # none counts as one
     torch.testing.assert_close(species, torch.tensor([111 / 3, 30 / 1, 51 / 2]).log())  # pictures per leaf of the species
     with pytest.raises(ValueError, match="6 leaves"):
         log_priors(TREE, COUNTS[:5])
@@ -155,10 +155,10 @@ def test_log_priors_by_hand():
 def test_the_flat_loss_is_that_of_a_plain_linear_layer():
     model, recipe = model_of("flat"), replace(recipes.get("camera_trap_swin"), label_smoothing=0.1)
     (phase,) = recipes.species_phases(recipe)
-    features, leaf = torch.randn(8, model.num_features), torch.arange(8) % 6
-    want = F.cross_entropy(F.linear(features, model.disease_heads.weight, model.disease_heads.bias), leaf, label_smoothing=0.1,
+    features, class_idx = torch.randn(8, model.num_features), torch.arange(8) % 6
+    want = F.cross_entropy(F.linear(features, model.disease_heads.weight, model.disease_heads.bias), class_idx, label_smoothing=0.1,
                            reduction="none")
-    torch.testing.assert_close(engine.hierarchical_loss(model, features, leaf, phase, recipe), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(engine.hierarchical_loss(model, features, class_idx, phase, recipe), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("classes", ["hierarchical", "flat"])
@@ -169,9 +169,9 @@ def test_the_prior_is_added_to_the_logits(classes):
     assert phase.prior
     model, raised = model_of(classes), model_of(classes)
     model.use_counts(COUNTS)
-    species, leaf = log_priors(TREE, COUNTS)
+    species, class_idx = log_priors(TREE, COUNTS)
     with torch.no_grad():
-        raised.disease_heads.bias += leaf
+        raised.disease_heads.bias += class_idx
         if classes == "hierarchical":
             raised.species_head.bias += species
     features, target = torch.randn(12, model.num_features), torch.arange(12) % 6
@@ -182,7 +182,7 @@ def test_the_prior_is_added_to_the_logits(classes):
                                model_of(classes).probabilities(features, model_of(classes).species_logits(features)))
 
 
-def test_the_prior_makes_a_rare_leaf_as_likely_as_a_frequent_one():
+def test_the_prior_makes_a_rare_class_as_likely_as_a_frequent_one():
     """100 pictures of one leaf and 1 of another that look the same: plain training says 99 %, balanced softmax 50 %."""
     tree, counts = ClassTree(("a",), (("common", "rare"),)), np.array([100, 1])
     answers = {}
@@ -191,11 +191,11 @@ def test_the_prior_makes_a_rare_leaf_as_likely_as_a_frequent_one():
         torch.manual_seed(0)
         model = SwinHierarchical("test_resnet", tree, image_size=32)
         model.use_counts(counts)
-        features, leaf = torch.ones(101, model.num_features), torch.tensor([0] * 100 + [1])
+        features, class_idx = torch.ones(101, model.num_features), torch.tensor([0] * 100 + [1])
         optimizer = torch.optim.SGD(model.disease_heads.parameters(), lr=0.02)
         for _ in range(400):
             optimizer.zero_grad()
-            engine.hierarchical_loss(model, features, leaf, recipes.disease_phases(recipe)[0], recipe).mean().backward()
+            engine.hierarchical_loss(model, features, class_idx, recipes.disease_phases(recipe)[0], recipe).mean().backward()
             optimizer.step()
         answers[tail] = float(model.probabilities(features[:1], model.species_logits(features[:1]))[0, 1].detach())
     assert answers["none"] == pytest.approx(1 / 101, rel=0.05) and answers["balanced_softmax"] == pytest.approx(0.5, rel=0.02)
@@ -203,10 +203,10 @@ def test_the_prior_makes_a_rare_leaf_as_likely_as_a_frequent_one():
 
 def test_the_neck_stands_between_feature_and_heads():
     model, recipe = model_of("flat", neck={"dropout": 0.0, "width": 12}), recipes.get("three_stage")
-    features, leaf = torch.randn(8, model.num_features), torch.arange(8) % 6
-    loss = engine.hierarchical_loss(model, features, leaf, recipes.species_phases(recipe)[0], recipe)
+    features, class_idx = torch.randn(8, model.num_features), torch.arange(8) % 6
+    loss = engine.hierarchical_loss(model, features, class_idx, recipes.species_phases(recipe)[0], recipe)
     logits = model.disease_heads.all_logits(F.relu(F.linear(features, model.neck.linear.weight, model.neck.linear.bias)))
-    torch.testing.assert_close(loss, F.cross_entropy(logits, leaf, label_smoothing=0.1, reduction="none"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, class_idx, label_smoothing=0.1, reduction="none"), rtol=1e-5, atol=1e-6)
 
 
 # endregion

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.classes import ClassTree
-from common.decide import routed_leaf
+from common.decide import routed_class
 from common.train.metrics import (
     auroc,
     class_figures,
@@ -28,19 +28,19 @@ OFFSETS = [0, 4, 5, 7]
 
 def draws(n: int = 200) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    leaf = rng.integers(0, 6, n)  # leaf 6 is never true
+    class_idx = rng.integers(0, 6, n)  # leaf 6 is never true
     logits = rng.normal(0, 1, (n, 7))
-    logits[np.arange(n), leaf] += 1.2
+    logits[np.arange(n), class_idx] += 1.2
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    return probabilities.astype(np.float32), leaf
+    return probabilities.astype(np.float32), class_idx
 
 
-def naive(probabilities: np.ndarray, leaf: np.ndarray) -> dict[str, float]:
+def naive(probabilities: np.ndarray, class_idx: np.ndarray) -> dict[str, float]:
     """Picture by picture, in plain Python."""
     species_of = [0, 0, 0, 0, 1, 2, 2]
     species_right, top1, top3, joint_right, routed_right, nll_s, nll_d = [], [], [], [], [], [], []
     answers = []
-    for row, truth in zip(probabilities.astype(np.float64).tolist(), leaf.tolist(), strict=True):
+    for row, truth in zip(probabilities.astype(np.float64).tolist(), class_idx.tolist(), strict=True):
         by_species = [sum(row[OFFSETS[s]:OFFSETS[s + 1]]) for s in range(3)]
         best_species, s = by_species.index(max(by_species)), species_of[truth]
         species_right.append(best_species == s)
@@ -56,8 +56,8 @@ def naive(probabilities: np.ndarray, leaf: np.ndarray) -> dict[str, float]:
             nll_d.append(-math.log(row[truth] / by_species[s]))
     f1 = []
     for c in range(7):
-        hits = sum(a == t == c for a, t in zip(answers, leaf, strict=True))
-        said, there = answers.count(c), int((leaf == c).sum())
+        hits = sum(a == t == c for a, t in zip(answers, class_idx, strict=True))
+        said, there = answers.count(c), int((class_idx == c).sum())
         f1.append(2 * hits / (said + there) if there else None)
     sizes = [100, 80, 81, 20, 500, 80, 3]
     tail = [v for v, n in zip(f1, sizes, strict=True) if v is not None and n <= 80]
@@ -66,16 +66,16 @@ def naive(probabilities: np.ndarray, leaf: np.ndarray) -> dict[str, float]:
     def mean(values):
         return sum(values) / len(values)
 
-    return {"n": len(leaf), "species_top1": mean(species_right), "disease_top1": mean(top1), "disease_top3": mean(top3),
+    return {"n": len(class_idx), "species_top1": mean(species_right), "disease_top1": mean(top1), "disease_top3": mean(top3),
             "cascade_top1": mean(joint_right), "routed_top1": mean(routed_right), "macro_f1": mean(present), "tail_f1": mean(tail),
             "tail_classes": len(tail), "species_nll": mean(nll_s), "disease_nll": mean(nll_d)}
 
 
 def test_summary_equals_the_naive_one():
-    probabilities, leaf = draws()
+    probabilities, class_idx = draws()
     sizes = np.array([100, 80, 81, 20, 500, 80, 3])
-    got = summarise(judge(probabilities, leaf, TREE), TREE, sizes)
-    want = naive(probabilities, leaf)
+    got = summarise(judge(probabilities, class_idx, TREE), TREE, sizes)
+    want = naive(probabilities, class_idx)
     assert set(got) == set(want)
     for key in want:
         assert got[key] == pytest.approx(want[key], rel=1e-5), key
@@ -83,23 +83,23 @@ def test_summary_equals_the_naive_one():
 
 
 def test_batches_join_to_the_whole():
-    probabilities, leaf = draws(50)
-    whole, parts = judge(probabilities, leaf, TREE), [judge(probabilities[a:b], leaf[a:b], TREE) for a, b in ((0, 7), (7, 50))]
+    probabilities, class_idx = draws(50)
+    whole, parts = judge(probabilities, class_idx, TREE), [judge(probabilities[a:b], class_idx[a:b], TREE) for a, b in ((0, 7), (7, 50))]
     for name, value in vars(join(parts)).items():
         np.testing.assert_array_equal(value, getattr(whole, name), err_msg=name)
 
 
 def test_ranks_routes_and_flat_answers_by_hand():
-    probabilities, leaf = draws()
-    flat = np.random.default_rng(3).integers(0, 7, len(leaf))
-    judged = judge(probabilities, leaf, TREE, flat)
-    np.testing.assert_array_equal(judged.routed, routed_leaf(probabilities, TREE))
+    probabilities, class_idx = draws()
+    flat = np.random.default_rng(3).integers(0, 7, len(class_idx))
+    judged = judge(probabilities, class_idx, TREE, flat)
+    np.testing.assert_array_equal(judged.routed, routed_class(probabilities, TREE))
     np.testing.assert_array_equal(judged.flat, flat)
-    for row, truth, rank, among_all in zip(probabilities, leaf, judged.rank, judged.leaf_rank, strict=True):
-        s = int(TREE.leaf_species[truth])
+    for row, truth, rank, among_all in zip(probabilities, class_idx, judged.rank, judged.class_rank, strict=True):
+        s = int(TREE.class_species[truth])
         assert among_all == sum(p > row[truth] for p in row)
         assert rank == sum(p > row[truth] for p in row[OFFSETS[s]:OFFSETS[s + 1]])
-    assert (judge(probabilities, leaf, TREE).flat == -1).all()
+    assert (judge(probabilities, class_idx, TREE).flat == -1).all()
 
 
 def test_the_summed_species_is_the_species_head():
@@ -107,18 +107,18 @@ def test_the_summed_species_is_the_species_head():
     rng = np.random.default_rng(4)
     head = rng.dirichlet(np.ones(3), 300)
     within = np.concatenate([rng.dirichlet(np.ones(n), 300) for n in (4, 1, 2)], axis=1)
-    judged = judge((head[:, TREE.leaf_species] * within).astype(np.float32), rng.integers(0, 7, 300), TREE)
+    judged = judge((head[:, TREE.class_species] * within).astype(np.float32), rng.integers(0, 7, 300), TREE)
     np.testing.assert_array_equal(judged.species, head.argmax(1))
-    np.testing.assert_array_equal(TREE.leaf_species[judged.routed], head.argmax(1))
+    np.testing.assert_array_equal(TREE.class_species[judged.routed], head.argmax(1))
     assert (judged.joint != judged.routed).any()
 
 
 def test_budget_and_decisions_by_counting():
-    probabilities, leaf = draws()
-    judged = judge(probabilities, leaf, TREE, flat=probabilities.argmin(1))
+    probabilities, class_idx = draws()
+    judged = judge(probabilities, class_idx, TREE, flat=probabilities.argmin(1))
     budget, counted = error_budget(judged, TREE), {}
-    for truth, joint, routed, species in zip(leaf, judged.joint, judged.routed, judged.species, strict=True):
-        s, own = TREE.leaf_species[truth], TREE.leaf_species[joint]
+    for truth, joint, routed, species in zip(class_idx, judged.joint, judged.routed, judged.species, strict=True):
+        s, own = TREE.class_species[truth], TREE.class_species[joint]
         for name, is_so in (("wrong", joint != truth), ("species_errors", own != s), ("disease_errors", own == s and joint != truth),
                             ("routing_losses", joint == truth != routed), ("routing_gains", routed == truth != joint),
                             ("species_head_only", own != s and species == s)):
@@ -126,20 +126,20 @@ def test_budget_and_decisions_by_counting():
     assert budget == {**counted, "n": 200} and budget["wrong"] == budget["species_errors"] + budget["disease_errors"]
     assert min(budget.values()) > 0, "every kind of error occurs in this test"
     summary, ways = summarise(judged, TREE, np.full(7, 9)), decision_figures(judged, TREE)
-    assert ways["joint"]["leaf"] == summary["cascade_top1"] and ways["joint"]["macro_f1"] == summary["macro_f1"]
-    assert ways["routed"]["leaf"] == summary["routed_top1"] and ways["routed"]["species"] == summary["species_top1"]
+    assert ways["joint"]["class"] == summary["cascade_top1"] and ways["joint"]["macro_f1"] == summary["macro_f1"]
+    assert ways["routed"]["class"] == summary["routed_top1"] and ways["routed"]["species"] == summary["species_top1"]
     assert ways["joint"]["species"] == 1 - budget["species_errors"] / 200
-    assert ways["flat"]["leaf"] == (probabilities.argmin(1) == leaf).mean()
-    assert ways["routed"]["leaf"] - ways["joint"]["leaf"] == pytest.approx((budget["routing_gains"] - budget["routing_losses"]) / 200)
-    assert set(decision_figures(judge(probabilities, leaf, TREE), TREE)) == {"joint", "routed"}
+    assert ways["flat"]["class"] == (probabilities.argmin(1) == class_idx).mean()
+    assert ways["routed"]["class"] - ways["joint"]["class"] == pytest.approx((budget["routing_gains"] - budget["routing_losses"]) / 200)
+    assert set(decision_figures(judge(probabilities, class_idx, TREE), TREE)) == {"joint", "routed"}
 
 
 def test_class_figures_by_counting():
-    probabilities, leaf = draws()
-    judged = judge(probabilities, leaf, TREE)
+    probabilities, class_idx = draws()
+    judged = judge(probabilities, class_idx, TREE)
     figures = class_figures(judged, TREE)
     for c in range(7):
-        mine, said = leaf == c, judged.joint == c
+        mine, said = class_idx == c, judged.joint == c
         assert (figures.present[c], figures.said[c], figures.hits[c]) == (mine.sum(), said.sum(), (mine & said).sum())
         np.testing.assert_equal(figures.precision[c], (mine & said).sum() / said.sum())
         np.testing.assert_equal(figures.recall[c], (mine & said).sum() / mine.sum() if mine.any() else np.nan)
@@ -148,7 +148,7 @@ def test_class_figures_by_counting():
     assert figures.taken_for[6] == -1 and np.isnan(figures.f1[6])
     sizes = np.array([100, 80, 81, 20, 500, 80, 3])
     rare = tail_f1(judged, TREE, sizes)
-    assert rare == {TREE.leaf_name(i): pytest.approx(figures.f1[i]) for i in (1, 3, 5)}
+    assert rare == {TREE.class_name(i): pytest.approx(figures.f1[i]) for i in (1, 3, 5)}
 
 
 def test_confused_pairs_come_most_frequent_first():

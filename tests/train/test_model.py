@@ -21,14 +21,14 @@ from common.train.model import SwinHierarchical
 SMALL = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
 
 
-def ragged_tree(species: int = 320, leaves: int = 11499) -> ClassTree:
+def ragged_tree(species: int = 320, classes: int = 11499) -> ClassTree:
     """A long tail like the real one: 3 to 300 diseases per species."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(3, 301, species).astype(float) ** 2
-    sizes = np.clip((sizes / sizes.sum() * leaves).round().astype(int), 3, 300)
+    sizes = np.clip((sizes / sizes.sum() * classes).round().astype(int), 3, 300)
     sizes[:2] = 3, 300
-    while sizes.sum() != leaves:
-        i, step = rng.integers(2, species), int(np.sign(leaves - sizes.sum()))
+    while sizes.sum() != classes:
+        i, step = rng.integers(2, species), int(np.sign(classes - sizes.sum()))
         if 3 <= sizes[i] + step <= 300:
             sizes[i] += step
     return ClassTree(tuple(f"s{i}" for i in range(species)), tuple(tuple(f"d{j}" for j in range(n)) for n in sizes))
@@ -49,7 +49,7 @@ def as_modules(heads: DiseaseHeads, tree: ClassTree) -> nn.ModuleDict:
 
 def dense(heads: DiseaseHeads, features: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
     """What `forward` computes off the CPU."""
-    logits = heads.all_logits(features).gather(1, heads.leaf_of[species])
+    logits = heads.all_logits(features).gather(1, heads.class_of[species])
     return logits.masked_fill(~heads.real[species], PADDING)
 
 
@@ -58,7 +58,7 @@ def large():
     """320 species, 11,499 leaves, a batch of 256: heads, modules, features, species, diseases and the loop's results."""
     tree = ragged_tree()
     sizes = np.diff(tree.offsets)
-    assert (tree.num_species, tree.num_leaves, sizes.min(), sizes.max()) == (320, 11499, 3, 300)
+    assert (tree.num_species, tree.num_classes, sizes.min(), sizes.max()) == (320, 11499, 3, 300)
     torch.manual_seed(0)
     heads = DiseaseHeads(768, tree)
     with torch.no_grad():
@@ -204,10 +204,10 @@ SWIN = {"embed_dim": 16, "depths": (1, 1, 1), "num_heads": (1, 2, 2), "window_si
 def serving(model: SwinHierarchical, species_t: float, disease_t: float) -> ServingGraph:
     """A graph with both spaces fitted on random pictures."""
     generator = torch.Generator().manual_seed(5)
-    size, leaf = model.settings["image_size"], torch.arange(24) % 6
+    size, class_idx = model.settings["image_size"], torch.arange(24) % 6
     with torch.inference_mode():
         _, *values = look(model, torch.randint(0, 256, (24, size, size, 3), dtype=torch.uint8, generator=generator))
-    return ServingGraph(model, *(FeatureSpace(v, leaf, model.leaf_species) for v in values), species_t, disease_t).eval()
+    return ServingGraph(model, *(FeatureSpace(v, class_idx, model.class_species) for v in values), species_t, disease_t).eval()
 
 
 @pytest.mark.parametrize(("name", "arguments", "cells"), [
@@ -243,9 +243,9 @@ def test_the_heatmap_is_the_class_activation():
     with torch.inference_mode():
         maps = model.feature_map(images)
         features, species = model(images)
-        leaf = model.probabilities(features, species).argmax(1)
+        class_idx = model.probabilities(features, species).argmax(1)
         heatmap = serving(model, 1.0, 1.0)(images)[2]
-        weight = model.species_head.weight[model.leaf_species[leaf]] + model.disease_heads.weight[leaf]
+        weight = model.species_head.weight[model.class_species[class_idx]] + model.disease_heads.weight[class_idx]
         want = torch.einsum("nchw,nc->nhw", maps, weight)
     torch.testing.assert_close(want.mean((1, 2)), (features * weight).sum(1), rtol=1e-4, atol=1e-5)
     low, high = want.amin((1, 2), keepdim=True), want.amax((1, 2), keepdim=True)
@@ -254,13 +254,13 @@ def test_the_heatmap_is_the_class_activation():
 
 def test_distances_equal_a_plain_reference():
     generator = torch.Generator().manual_seed(0)
-    features, leaf = torch.randn(60, 5, generator=generator) + 1, torch.arange(60) % 5
-    leaf_species = torch.tensor([0, 0, 0, 1, 2, 2])  # leaf 5 has no training picture
-    space = FeatureSpace(features, leaf, leaf_species, shrinkage=0.1)
+    features, class_idx = torch.randn(60, 5, generator=generator) + 1, torch.arange(60) % 5
+    class_species = torch.tensor([0, 0, 0, 1, 2, 2])  # leaf 5 has no training picture
+    space = FeatureSpace(features, class_idx, class_species, shrinkage=0.1)
     unit = (features / features.norm(dim=1, keepdim=True)).double().numpy()
-    means = {i: unit[leaf.numpy() == i].mean(0) for i in range(5)}
-    species = {s: unit[np.isin(leaf.numpy(), np.flatnonzero(leaf_species.numpy() == s))].mean(0) for s in range(3)}
-    spread = unit - np.array([means[i] for i in leaf.tolist()])
+    means = {i: unit[class_idx.numpy() == i].mean(0) for i in range(5)}
+    species = {s: unit[np.isin(class_idx.numpy(), np.flatnonzero(class_species.numpy() == s))].mean(0) for s in range(3)}
+    spread = unit - np.array([means[i] for i in class_idx.tolist()])
     covariance = spread.T @ spread / 60
     covariance = 0.9 * covariance + 0.1 * np.trace(covariance) / 5 * np.eye(5)
     inverse = np.linalg.inv(covariance)
@@ -282,19 +282,19 @@ def small(**more) -> SwinHierarchical:
     return model
 
 
-def test_a_flat_model_is_one_softmax_over_all_leaves():
+def test_a_flat_model_is_one_softmax_over_all_classes():
     model = small(classes="flat")
     hidden = torch.randn(20, model.num_features) * 5
     logits = hidden @ model.disease_heads.weight.T + model.disease_heads.bias
     species = model.species_logits(hidden)
     torch.testing.assert_close(model.probabilities(hidden, species), logits.softmax(1), rtol=1e-5, atol=1e-7)
-    sums = logits.softmax(1) @ torch.nn.functional.one_hot(torch.from_numpy(SMALL.leaf_species.copy())).float()
+    sums = logits.softmax(1) @ torch.nn.functional.one_hot(torch.from_numpy(SMALL.class_species.copy())).float()
     torch.testing.assert_close(species.softmax(1), sums, rtol=1e-5, atol=1e-7)
     assert model.species_head is None and not any("species_head" in name for name in model.state_dict())
     torch.testing.assert_close(model.probabilities(hidden, species, 2.0, 0.5).sum(1), torch.ones(20))
 
 
-def test_a_flat_model_with_one_leaf_per_species_is_a_plain_classifier():
+def test_a_flat_model_with_one_class_per_species_is_a_plain_classifier():
     tree = ClassTree(tuple("abcd"), tuple((name,) for name in "abcd"))
     model = SwinHierarchical("test_resnet", tree, image_size=32, classes="flat")
     hidden = torch.randn(5, model.num_features)
@@ -367,13 +367,13 @@ def test_what_is_served_of_flat_models_and_necks(more):
         want = model.probabilities(hidden, species, 1.5, 0.8)
         torch.testing.assert_close(serving(model, 1.5, 0.8)(images)[0], want, rtol=1e-3, atol=1e-4)
         pooled = model.features(images)
-    pooled, leaf = pooled.clone().requires_grad_(), want.argmax(1)
+    pooled, class_idx = pooled.clone().requires_grad_(), want.argmax(1)
     hidden = model.neck(pooled)
-    score = model.disease_heads.all_logits(hidden).gather(1, leaf[:, None]).sum()
+    score = model.disease_heads.all_logits(hidden).gather(1, class_idx[:, None]).sum()
     if not model.flat:
-        score = score + model.species_logits(hidden).gather(1, model.leaf_species[leaf][:, None]).sum()
+        score = score + model.species_logits(hidden).gather(1, model.class_species[class_idx][:, None]).sum()
     (slope,) = torch.autograd.grad(score, pooled)
-    torch.testing.assert_close(model.leaf_gradient(pooled.detach(), leaf), slope, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.class_gradient(pooled.detach(), class_idx), slope, rtol=1e-4, atol=1e-6)
 
 
 def test_a_kind_of_classes_that_is_none_is_refused():

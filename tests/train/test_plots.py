@@ -76,21 +76,21 @@ def test_a_small_matrix_names_all_and_shows_its_shares(tmp_path, drawn):
     shares = axis.images[0].get_array()
     np.testing.assert_allclose(shares.sum(1), 1)
     order = [tree.species.index(name) for name in labels(axis)]
-    truth = tree.leaf_species[judged.leaf]
+    truth = tree.class_species[judged.class_idx]
     for i, j in ((0, 0), (0, 1), (3, 2)):
         mine = truth == order[i]
         assert shares[i, j] == pytest.approx((judged.species[mine] == order[j]).mean())
     assert len(axis.texts) == (shares >= 0.005).sum()
 
 
-@pytest.mark.parametrize(("species", "leaves"), [(320, 11_499), (3_000, 3_000)])
-def test_a_large_matrix_names_the_most_confused_alone(species, leaves, tmp_path, drawn):
-    tree = tree_of(species, leaves)
+@pytest.mark.parametrize(("species", "classes"), [(320, 11_499), (3_000, 3_000)])
+def test_a_large_matrix_names_the_most_confused_alone(species, classes, tmp_path, drawn):
+    tree = tree_of(species, classes)
     judged, _ = outcomes(tree, 30_000, accuracy=0.99)
-    mixed = np.flatnonzero(judged.leaf == judged.joint)[:4000]  # two species far apart, taken for each other
+    mixed = np.flatnonzero(judged.class_idx == judged.joint)[:4000]  # two species far apart, taken for each other
     a, b = int(tree.offsets[7]), int(tree.offsets[species - 9])
-    judged.leaf[mixed[:2000]], judged.leaf[mixed[2000:]] = a, b
-    judged.species[mixed] = np.where(np.arange(4000) % 2, tree.leaf_species[a], tree.leaf_species[b])
+    judged.class_idx[mixed[:2000]], judged.class_idx[mixed[2000:]] = a, b
+    judged.species[mixed] = np.where(np.arange(4000) % 2, tree.class_species[a], tree.class_species[b])
     plots.confusion(judged, tree, tmp_path / "c.png")
     whole, zoom = drawn[0].axes[:2]
     shown = labels(zoom)
@@ -103,14 +103,14 @@ def test_a_large_matrix_names_the_most_confused_alone(species, leaves, tmp_path,
 def test_within_the_worst_species(tmp_path, drawn):
     tree = tree_of(6, 150)
     rng = np.random.default_rng(0)
-    leaf = rng.integers(0, 150, 6000)
-    species, joint = tree.leaf_species[leaf], leaf.copy()
+    class_idx = rng.integers(0, 150, 6000)
+    species, joint = tree.class_species[class_idx], class_idx.copy()
     for s, share in ((4, 0.5), (1, 0.4), (5, 0.3), (2, 0.2), (0, 0.1)):  # wrong diseases within the species
         wrong = (species == s) & (rng.random(6000) < share)
-        joint[wrong] = tree.offsets[s] + (leaf[wrong] - tree.offsets[s] + 1) % 25
-    joint[:500] = (leaf[:500] + 75) % 150  # other species
+        joint[wrong] = tree.offsets[s] + (class_idx[wrong] - tree.offsets[s] + 1) % 25
+    joint[:500] = (class_idx[:500] + 75) % 150  # other species
     zeros = np.zeros(6000)
-    judged = Judged(leaf, joint, joint, joint, tree.leaf_species[joint], leaf, leaf, zeros, zeros, zeros)
+    judged = Judged(class_idx, joint, joint, joint, tree.class_species[joint], class_idx, class_idx, zeros, zeros, zeros)
     assert plots.within_species(judged, tree, tmp_path / "w.png", "test")
     axes = drawn[0].axes
     assert [axis.get_title().split(":")[0] for axis in axes] == ["plant_4", "plant_1", "plant_5", "plant_2"]
@@ -118,10 +118,10 @@ def test_within_the_worst_species(tmp_path, drawn):
         names, shares = labels(axis), axis.images[0].get_array()
         assert len(names) == 17 and names[-1] == "(9 others)" and shares.shape == (17, 18)
         np.testing.assert_allclose(shares.sum(1), 1)
-        mine = leaf == tree.offsets[s] + int(names[0].split("_")[1])
-        assert shares[0, 0] == pytest.approx((joint[mine] == leaf[mine]).mean())
-        assert shares[0, -1] == pytest.approx((tree.leaf_species[joint[mine]] != s).mean())
-    right = Judged(leaf, leaf, leaf, leaf, species, leaf, leaf, zeros, zeros, zeros)
+        mine = class_idx == tree.offsets[s] + int(names[0].split("_")[1])
+        assert shares[0, 0] == pytest.approx((joint[mine] == class_idx[mine]).mean())
+        assert shares[0, -1] == pytest.approx((tree.class_species[joint[mine]] != s).mean())
+    right = Judged(class_idx, class_idx, class_idx, class_idx, species, class_idx, class_idx, zeros, zeros, zeros)
     assert not plots.within_species(right, tree, tmp_path / "w.png") and not (tmp_path / "w.png").exists()
 
 

@@ -28,12 +28,12 @@ FAST = Schedule(epochs=8, lr=3e-2, batch_size=32)
 KINDS = {"hierarchical": {}, "flat": {"classes": "flat"}, "neck": {"neck": {"width": 16, "dropout": 0.2}}}
 
 
-def stored(path: Path, leaf: np.ndarray, centres: np.ndarray, seed: int, views: int = 2) -> CachedViews:
+def stored(path: Path, class_idx: np.ndarray, centres: np.ndarray, seed: int, views: int = 2) -> CachedViews:
     """Features drawn around the centre of each class, as `cache_views` would store them."""
-    cached = CachedViews(path, views, len(leaf), centres.shape[1])
-    rows = np.empty((views, len(leaf)), cached.row)
-    rows["feature"] = centres[leaf] + SPREAD * np.random.default_rng(seed).normal(0, 1, (views, len(leaf), centres.shape[1]))
-    rows["leaf"] = leaf
+    cached = CachedViews(path, views, len(class_idx), centres.shape[1])
+    rows = np.empty((views, len(class_idx)), cached.row)
+    rows["feature"] = centres[class_idx] + SPREAD * np.random.default_rng(seed).normal(0, 1, (views, len(class_idx), centres.shape[1]))
+    rows["class_idx"] = class_idx
     path.write_bytes(rows.tobytes())
     return cached
 
@@ -48,7 +48,7 @@ def features(tmp_path_factory):
     """Long-tailed train and balanced val features; classes overlap, those of one species most."""
     folder, rng = tmp_path_factory.mktemp("features"), np.random.default_rng(1)
     width = len(SPREAD)
-    centres = SPREAD * (rng.normal(0, 1.2, (3, width))[TREE.leaf_species] + rng.normal(0, 0.9, (6, width)))
+    centres = SPREAD * (rng.normal(0, 1.2, (3, width))[TREE.class_species] + rng.normal(0, 0.9, (6, width)))
     train = stored(folder / "train", np.repeat(np.arange(6), COUNTS), centres, 2)
     return train, stored(folder / "val", np.repeat(np.arange(6), 60), centres, 3, 1)
 
@@ -73,39 +73,39 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_the_hierarchical_loss_is_cross_entropy_over_raised_logits_of_single_layers():
     model = new_model("hierarchical")
     generator = torch.Generator().manual_seed(0)
-    hidden, leaf = torch.randn(20, model.num_features, generator=generator), torch.arange(20) % 6
-    species_prior, leaf_prior = torch.log(torch.tensor([52.0, 32.0, 25.0])), torch.log(torch.tensor(COUNTS).float())
-    loss = adjusted_loss(model, hidden, leaf, (species_prior, leaf_prior), None, Schedule(disease_weight=0.7))
-    for row, true, value in zip(hidden, leaf.tolist(), loss, strict=True):
-        s = int(TREE.leaf_species[true])
+    hidden, class_idx = torch.randn(20, model.num_features, generator=generator), torch.arange(20) % 6
+    species_prior, class_prior = torch.log(torch.tensor([52.0, 32.0, 25.0])), torch.log(torch.tensor(COUNTS).float())
+    loss = adjusted_loss(model, hidden, class_idx, (species_prior, class_prior), None, Schedule(disease_weight=0.7))
+    for row, true, value in zip(hidden, class_idx.tolist(), loss, strict=True):
+        s = int(TREE.class_species[true])
         a, b = int(TREE.offsets[s]), int(TREE.offsets[s + 1])
         species = F.cross_entropy(model.species_head(row) + species_prior, torch.tensor(s))
-        disease = F.cross_entropy(model.disease_heads.weight[a:b] @ row + model.disease_heads.bias[a:b] + leaf_prior[a:b],
+        disease = F.cross_entropy(model.disease_heads.weight[a:b] @ row + model.disease_heads.bias[a:b] + class_prior[a:b],
                                   torch.tensor(true - a))
         assert value.item() == pytest.approx((species + 0.7 * disease).item(), abs=1e-5)
 
 
 def test_the_flat_loss_is_cross_entropy_over_all_raised_logits():
     model = new_model("flat")
-    hidden, leaf = torch.randn(20, model.num_features, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 6
+    hidden, class_idx = torch.randn(20, model.num_features, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 6
     prior = torch.log(torch.tensor(COUNTS).float())
-    loss = adjusted_loss(model, hidden, leaf, (torch.zeros(3), prior), None, Schedule())
-    expected = F.cross_entropy(hidden @ model.disease_heads.weight.T + model.disease_heads.bias + prior, leaf, reduction="none")
+    loss = adjusted_loss(model, hidden, class_idx, (torch.zeros(3), prior), None, Schedule())
+    expected = F.cross_entropy(hidden @ model.disease_heads.weight.T + model.disease_heads.bias + prior, class_idx, reduction="none")
     torch.testing.assert_close(loss, expected)
 
 
 def test_scales_multiply_each_logit_and_leave_padding_alone(monkeypatch):
     model = new_model("hierarchical")
-    hidden, leaf = torch.randn(6, model.num_features, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    hidden, class_idx = torch.randn(6, model.num_features, generator=torch.Generator().manual_seed(0)), torch.arange(6)
     scales = tail._Scales(model)
     with torch.no_grad():
-        scales.leaf.copy_(torch.tensor([1.0, 2.0, -0.5, 3.0, 0.25, 1.0]))
+        scales.class_idx.copy_(torch.tensor([1.0, 2.0, -0.5, 3.0, 0.25, 1.0]))
     seen, real = [], tail.focal_loss
     monkeypatch.setattr(tail, "focal_loss", lambda logits, *a, **k: seen.append(logits.detach()) or real(logits, *a, **k))
-    adjusted_loss(model, hidden, leaf, (torch.zeros(3), torch.zeros(6)), scales, Schedule())
-    every = model.disease_heads.all_logits(hidden).detach() * scales.leaf.detach()
+    adjusted_loss(model, hidden, class_idx, (torch.zeros(3), torch.zeros(6)), scales, Schedule())
+    every = model.disease_heads.all_logits(hidden).detach() * scales.class_idx.detach()
     for i, row in enumerate(seen[1]):
-        a, b = (int(TREE.offsets[TREE.leaf_species[i] + k]) for k in (0, 1))
+        a, b = (int(TREE.offsets[TREE.class_species[i] + k]) for k in (0, 1))
         torch.testing.assert_close(row[: b - a], every[i, a:b])
         assert (row[b - a :] == PADDING).all()
 
@@ -152,7 +152,7 @@ def test_few_pictures_gain_over_as_much_plain_training(plain, features, kind, me
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 def test_lws_scales_each_class_for_classes_that_come_equally_often(plain, features, kind):
-    model, (x, leaf) = plain[kind], next(features[0].batches(1000))
+    model, (x, class_idx) = plain[kind], next(features[0].batches(1000))
     before, made = head_state(model), retrain_heads(model, *features, "lws", COUNTS, FAST, 0, CPU)
     for head in ("species_head", "disease_heads") if kind == "hierarchical" else ("disease_heads",):
         old, new = (torch.cat([state[f"{head}.weight"], state[f"{head}.bias"][:, None]], dim=1) for state in (before, made))
@@ -163,9 +163,9 @@ def test_lws_scales_each_class_for_classes_that_come_equally_often(plain, featur
     def balanced_loss(state: dict[str, torch.Tensor]) -> float:
         model.load_state_dict(state, strict=False)
         with torch.inference_mode():
-            losses = adjusted_loss(model, model.neck(x), leaf, (torch.zeros(3), torch.zeros(6)), None, Schedule())
+            losses = adjusted_loss(model, model.neck(x), class_idx, (torch.zeros(3), torch.zeros(6)), None, Schedule())
         model.load_state_dict(before, strict=False)
-        return float(np.mean([losses[leaf == k].mean() for k in range(6)]))
+        return float(np.mean([losses[class_idx == k].mean() for k in range(6)]))
 
     assert balanced_loss(made) < 0.97 * balanced_loss(before)
 
@@ -202,8 +202,8 @@ def test_tau_is_the_best_on_val_and_the_smallest_of_equals(plain, features, kind
         tail._multiply(model, *lengths(model, tau, tau))
         answers = answer(model, val, CPU)
         model.load_state_dict(before, strict=False)
-        f1 = [tail.f1_per_class(answers.leaf, answers.given, 6).mean(), tail.f1_per_class(answers.leaf, answers.joint, 6).mean(),
-              tail.f1_per_class(TREE.leaf_species[answers.leaf], answers.species, 3).mean()]
+        f1 = [tail.f1_per_class(answers.class_idx, answers.given, 6).mean(), tail.f1_per_class(answers.class_idx, answers.joint, 6).mean(),
+              tail.f1_per_class(TREE.class_species[answers.class_idx], answers.species, 3).mean()]
         for name, value in zip(("disease_f1", "cascade_f1", "species_f1"), f1, strict=True):
             scores[name].append(value)
     best = {name: GRID[int(np.argmax(values))] for name, values in scores.items()}
@@ -217,12 +217,12 @@ def test_sampling(plain, features, monkeypatch):
     monkeypatch.setattr(CachedViews, "batch", lambda self, items: seen.extend(i for _, _, i in items) or real(self, items))
     many = Schedule(epochs=10, lr=1e-3, batch_size=64)
     retrain_heads(plain["hierarchical"], *features, "balanced_sampling", COUNTS, many, 0, CPU)
-    drawn = np.bincount(train.rows["leaf"][0, seen], minlength=6)
+    drawn = np.bincount(train.rows["class_idx"][0, seen], minlength=6)
     np.testing.assert_allclose(drawn / drawn.sum(), 1 / 6, atol=0.03)
     seen.clear()
-    weights = (train.rows["leaf"][0] == 3).astype(float)
+    weights = (train.rows["class_idx"][0] == 3).astype(float)
     retrain_heads(plain["hierarchical"], *features, Method("heads", prior=1.0), COUNTS, many, 0, CPU, weights)
-    assert (train.rows["leaf"][0, seen] == 3).all() and seen
+    assert (train.rows["class_idx"][0, seen] == 3).all() and seen
     seen.clear()
     retrain_heads(plain["hierarchical"], *features, "balanced_softmax", COUNTS, many, 0, CPU)
     assert np.bincount(seen).max() == 10, "shuffled: each picture once per epoch"
@@ -245,16 +245,16 @@ def test_mistakes(plain, features, refused):
 def test_answers(plain, features, kind):
     model, val = plain[kind], features[1]
     found = answer(model, val, CPU)
-    x, leaf = next(val.batches(1000))
+    x, class_idx = next(val.batches(1000))
     with torch.inference_mode():
         hidden = model.neck(x)
         probs = model.probabilities(hidden, model.species_logits(hidden)).numpy()
-    np.testing.assert_array_equal(found.leaf, leaf)
+    np.testing.assert_array_equal(found.class_idx, class_idx)
     np.testing.assert_array_equal(found.joint, probs.argmax(1))
     by_species = np.add.reduceat(probs, TREE.offsets[:-1], axis=1)
     np.testing.assert_array_equal(found.species, by_species.argmax(1))
-    for given, true, row in zip(found.given, leaf.tolist(), probs, strict=True):
-        a, b = (TREE.offsets[TREE.leaf_species[true] + k] for k in (0, 1))
+    for given, true, row in zip(found.given, class_idx.tolist(), probs, strict=True):
+        a, b = (TREE.offsets[TREE.class_species[true] + k] for k in (0, 1))
         assert given == a + row[a:b].argmax()
 
 
@@ -267,10 +267,10 @@ def test_answers_of_another_state_leave_the_model(plain, features):
 
 
 def test_figures_by_size_of_class():
-    leaf = np.array([0, 0, 0, 0, 1, 1, 2, 3, 4, 5])
+    class_idx = np.array([0, 0, 0, 0, 1, 1, 2, 3, 4, 5])
     joint = np.array([0, 0, 0, 3, 1, 0, 2, 3, 3, 5])
     given = np.array([0, 0, 0, 0, 1, 0, 2, 3, 3, 5])
-    found = by_size(Answers(leaf, TREE.leaf_species[joint], given, joint), TREE, np.array([100, 80, 20, 81, 21, 3]), few=20, medium=80)
+    found = by_size(Answers(class_idx, TREE.class_species[joint], given, joint), TREE, np.array([100, 80, 20, 81, 21, 3]), few=20, medium=80)
     assert {name: (row["classes"], row["pictures"]) for name, row in found.items()} == {
         "many": (2, 5), "medium": (2, 3), "few": (2, 2), "all": (6, 10)}
     assert found["many"]["cascade_acc"] == 4 / 5 and found["medium"]["cascade_acc"] == 1 / 3
@@ -283,8 +283,8 @@ def test_figures_by_size_of_class():
 
 
 def test_a_species_with_one_class_has_no_disease_figures():
-    leaf = np.array([0, 5, 5])
-    found = by_size(Answers(leaf, TREE.leaf_species[leaf], leaf, leaf), TREE, np.array([100, 50, 50, 50, 50, 3]))
+    class_idx = np.array([0, 5, 5])
+    found = by_size(Answers(class_idx, TREE.class_species[class_idx], class_idx, class_idx), TREE, np.array([100, 50, 50, 50, 50, 3]))
     assert np.isnan(found["few"]["disease_f1"]) and np.isnan(found["few"]["disease_acc"]) and found["few"]["cascade_f1"] == 1.0
     assert found["medium"]["classes"] == 0 and np.isnan(found["medium"]["cascade_acc"]) and found["all"]["classes"] == 2
 

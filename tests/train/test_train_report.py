@@ -22,26 +22,26 @@ TREE = tree_of(5, 14)
 
 def slow_bootstrap(judged: Judged, tree, sizes: np.ndarray, resamples: int, seed: int) -> tuple[dict, np.ndarray]:
     """The same draws, picture by picture."""
-    by_class = {c: np.flatnonzero(judged.leaf == c).tolist() for c in np.unique(judged.leaf).tolist()}
+    by_class = {c: np.flatnonzero(judged.class_idx == c).tolist() for c in np.unique(judged.class_idx).tolist()}
     order = [i for members in by_class.values() for i in members]
     f1s, rows = [], []
     for k in range(resamples):
         rng = np.random.default_rng([seed, k])
         draws, lots = rng.random(len(order), dtype=np.float32), []
         for place, i in enumerate(order):
-            members = by_class[int(judged.leaf[i])]
+            members = by_class[int(judged.class_idx[i])]
             at = int(draws[place] * np.float32(len(members) + 1))
             lots.append(members[at] if at < len(members) else None)
         lent = [order[j] for j in rng.integers(0, len(order), lots.count(None)).tolist()]
         truth, said, hits, species, told = [], [], [], 0, []
         for i, drawn in zip(order, lots, strict=True):
             donor = lent.pop(0) if drawn is None else drawn
-            hit = judged.joint[donor] == judged.leaf[donor]
-            truth.append(judged.leaf[i])
-            said.append(judged.leaf[i] if drawn is None and hit else judged.joint[donor])
+            hit = judged.joint[donor] == judged.class_idx[donor]
+            truth.append(judged.class_idx[i])
+            said.append(judged.class_idx[i] if drawn is None and hit else judged.joint[donor])
             hits.append(hit)
-            species += judged.species[donor] == tree.leaf_species[judged.leaf[donor]]
-            if len(tree.diseases[tree.leaf_species[judged.leaf[i]]]) > 1:
+            species += judged.species[donor] == tree.class_species[judged.class_idx[donor]]
+            if len(tree.diseases[tree.class_species[judged.class_idx[i]]]) > 1:
                 told.append(judged.rank[donor] == 0)
         truth, said, hits = map(np.array, (truth, said, hits))
         f1 = [2 * hits[truth == c].sum() / ((truth == c).sum() + (said == c).sum()) for c in by_class]
@@ -62,7 +62,7 @@ def test_bootstrap_equals_the_slow_one():
     want, want_per_class = slow_bootstrap(judged, TREE, sizes, 40, 3)
     for key, ends in want.items():
         assert got[key] == pytest.approx(ends, abs=1e-6), key
-    np.testing.assert_allclose(per_class[np.unique(judged.leaf)], want_per_class, atol=1e-6)
+    np.testing.assert_allclose(per_class[np.unique(judged.class_idx)], want_per_class, atol=1e-6)
 
 
 def test_bootstrap_is_a_function_of_the_seed_and_holds_the_figures():
@@ -77,7 +77,7 @@ def test_bootstrap_is_a_function_of_the_seed_and_holds_the_figures():
 
 def test_classes_without_pictures_and_trees_without_a_tail():
     judged, _ = outcomes(TREE, 60)
-    judged.leaf[judged.leaf == 6] = 0
+    judged.class_idx[judged.class_idx == 6] = 0
     whole, per_class = bootstrap(judged, TREE, np.full(14, 500), resamples=20)
     assert np.isnan(per_class[6]).all() and np.isfinite(per_class[0]).all() and np.isnan(whole["tail_f1"]).all()
 
@@ -86,15 +86,15 @@ def test_classes_of_one_to_three_pictures_have_an_honest_interval():
     """Of 40 repeated judgements nearly all intervals hold the mean; each class drawn from alone they hold 60 %."""
     rng = np.random.default_rng(1)
     tree, zeros = tree_of(15, 60), np.zeros(200)
-    leaf = np.repeat(np.arange(60), rng.integers(1, 4, 60))
-    chance = rng.beta(4, 1.2, 60)[leaf]
+    class_idx = np.repeat(np.arange(60), rng.integers(1, 4, 60))
+    chance = rng.beta(4, 1.2, 60)[class_idx]
     trials = []
     for trial in range(40):
-        right = rng.random(len(leaf)) < chance
-        joint = np.where(right, leaf, leaf // 4 * 4 + (leaf + rng.integers(1, 4, len(leaf))) % 4)
-        judged = Judged(leaf, joint, joint, joint, tree.leaf_species[joint], 1 - right, *[zeros[:len(leaf)]] * 4)
+        right = rng.random(len(class_idx)) < chance
+        joint = np.where(right, class_idx, class_idx // 4 * 4 + (class_idx + rng.integers(1, 4, len(class_idx))) % 4)
+        judged = Judged(class_idx, joint, joint, joint, tree.class_species[joint], 1 - right, *[zeros[:len(class_idx)]] * 4)
         ends = bootstrap(judged, tree, np.full(60, 9), resamples=80, seed=trial)[0]["tail_f1"]
-        trials.append((f1_per_class(leaf, joint, 60).mean(), *ends))
+        trials.append((f1_per_class(class_idx, joint, 60).mean(), *ends))
     value, low, high = np.array(trials).T
     held = ((low <= value.mean()) & (value.mean() <= high)).mean()
     assert 0.8 <= held <= 1 and (high - low).mean() < 6 * value.std(), held
@@ -102,8 +102,8 @@ def test_classes_of_one_to_three_pictures_have_an_honest_interval():
 
 def test_a_class_with_all_right_is_not_certain():
     judged, sizes = outcomes(TREE, 200, accuracy=0.7)
-    rare = np.flatnonzero(np.bincount(judged.leaf, minlength=14) > 2)[-1]
-    judged.joint[judged.leaf == rare] = rare
+    rare = np.flatnonzero(np.bincount(judged.class_idx, minlength=14) > 2)[-1]
+    judged.joint[judged.class_idx == rare] = rare
     low, high = bootstrap(judged, TREE, sizes, resamples=300)[1][rare]
     assert low < 1 and high > low
 
@@ -149,7 +149,7 @@ def test_report_of_a_run(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "epoch=10-best.pt on test" in told and f"{metrics['tail_f1']:.3f}" in told and "another species" in told
     data = json.loads((tmp_path / "run" / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert data["budget"]["wrong"] == int((judged.joint != judged.leaf).sum()) and set(data["decisions"]) == {"joint", "routed", "flat"}
+    assert data["budget"]["wrong"] == int((judged.joint != judged.class_idx).sum()) and set(data["decisions"]) == {"joint", "routed", "flat"}
     assert data["intervals"]["macro_f1"][0] <= data["metrics"]["macro_f1"] <= data["intervals"]["macro_f1"][1]
 
 
@@ -157,18 +157,18 @@ def test_classes_csv_holds_every_class_rarest_first(tmp_path, no_drawing):
     judged, sizes, _, text = report(tmp_path, TREE, 400)
     with (tmp_path / "classes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {r["class"] for r in rows} == {TREE.leaf_name(i) for i in range(14)}
+    assert {r["class"] for r in rows} == {TREE.class_name(i) for i in range(14)}
     assert [int(r["pictures"]) for r in rows] == sorted(sizes.tolist())
     for row in rows:
-        c = next(i for i in range(14) if TREE.leaf_name(i) == row["class"])
-        mine, named = judged.leaf == c, judged.joint == c
+        c = next(i for i in range(14) if TREE.class_name(i) == row["class"])
+        mine, named = judged.class_idx == c, judged.joint == c
         assert (int(row["judged"]), int(row["train"])) == (mine.sum(), sizes[c] // 2)
         assert float(row["recall"]) == pytest.approx((mine & named).sum() / mine.sum(), abs=1e-4)
         assert float(row["precision"]) == pytest.approx((mine & named).sum() / named.sum(), abs=1e-4)
         wrong = judged.joint[mine & ~named]
         if len(wrong):
             counts = np.bincount(wrong, minlength=14)
-            assert int(row["taken"]) == counts.max() == counts[[TREE.leaf_name(i) for i in range(14)].index(row["taken_for"])]
+            assert int(row["taken"]) == counts.max() == counts[[TREE.class_name(i) for i in range(14)].index(row["taken_for"])]
         assert f"| {row['class']}" in text
 
 
@@ -180,8 +180,8 @@ def test_a_large_report_stays_readable_and_quick(tmp_path, no_drawing):
     assert len((tmp_path / "classes.csv").read_text().splitlines()) == 11_500
     rarest, worst = text.split("## The 50 rarest classes")[1].split("## The 50 worst classes")
     assert rarest.count("\n| plant_") == worst.count("\n| plant_") == 50
-    f1 = f1_per_class(judged.leaf, judged.joint, 11_499)
-    most = max(np.bincount(judged.leaf)[f1 == 0])  # of the classes at F1 0 that with most judged pictures comes first
+    f1 = f1_per_class(judged.class_idx, judged.joint, 11_499)
+    most = max(np.bincount(judged.class_idx)[f1 == 0])  # of the classes at F1 0 that with most judged pictures comes first
     assert int(worst.split("\n| plant_")[1].split("|")[3]) == most
 
 
@@ -196,7 +196,7 @@ def test_a_model_that_is_always_right(tmp_path):
     (tmp_path / "confusion_within.png").write_bytes(b"of the report before")
     judged, sizes = outcomes(TREE, 300, accuracy=2.0)
     judged.routed = judged.flat = judged.joint
-    judged.species = TREE.leaf_species[judged.joint]
+    judged.species = TREE.class_species[judged.joint]
     evaluate_report(tmp_path, judged, TREE, sizes, sizes, title="Stage B", checkpoint="x.pt", resamples=5)
     assert not (tmp_path / "confusion_within.png").exists(), "that of the report before would be a lie"
     text = (tmp_path / "report.md").read_text()

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.classes import ClassTree
 from common.console import table
-from common.decide import joint_leaf, species_probabilities
+from common.decide import joint_class, species_probabilities
 
 SIGNALS = ("confidence", "species_margin", "disease_margin", "gen")
 SPREAD, SPECIES_SPREAD = 2.0, 0.5  # prior deviation of a signal's weight, and of a species' own term, in log-odds
@@ -77,8 +77,8 @@ def signals(probabilities: np.ndarray, gen: np.ndarray, tree: ClassTree) -> tupl
         P(the next one) or 1 where the species has one, and gen; int64 (N,), the best leaf's species.
     """
     probabilities, rows = np.asarray(probabilities, np.float64), np.arange(len(probabilities))
-    best = joint_leaf(probabilities, tree)
-    species = tree.leaf_species[best]
+    best = joint_class(probabilities, tree)
+    species = tree.class_species[best]
     sums = species_probabilities(probabilities, tree)
     own = sums[rows, species]
     others = sums.copy()

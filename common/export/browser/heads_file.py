@@ -84,17 +84,17 @@ def pack(tree: ClassTree, species: tuple[np.ndarray, np.ndarray] | None, disease
     top = [np.zeros((tree.num_species, width), np.float32), np.zeros(tree.num_species, np.float32)]
     if species is not None:
         top = [np.asarray(values, np.float32) for values in species]
-    if weight.shape[0] != tree.num_leaves or bias.shape != (tree.num_leaves,) or top[0].shape != (tree.num_species, width) or len(
+    if weight.shape[0] != tree.num_classes or bias.shape != (tree.num_classes,) or top[0].shape != (tree.num_species, width) or len(
             temperatures) != tree.num_species or len(stamp) != 4:
-        raise ValueError(f"heads of {weight.shape} and {top[0].shape} do not fit {tree.num_species} species of {tree.num_leaves} leaves")
+        raise ValueError(f"heads of {weight.shape} and {top[0].shape} do not fit {tree.num_species} species of {tree.num_classes} leaves")
     if max(width, int(np.diff(tree.offsets).max())) > 0xFFFF:
         raise ValueError("a record holds at most 65,535 diseases and features")
     parts, offsets = [], [0]
     for s, names in enumerate(tree.diseases):
-        leaves = slice(tree.offsets[s], tree.offsets[s + 1])
-        small, scale = stored(np.concatenate([top[0][s : s + 1], weight[leaves]]))
+        classes = slice(tree.offsets[s], tree.offsets[s + 1])
+        small, scale = stored(np.concatenate([top[0][s : s + 1], weight[classes]]))
         body = b"".join([_START.pack(0, stamp, len(names), width, float(temperatures[s]))[4:], scale.astype("<f4").tobytes(),
-                         np.append(top[1][s], bias[leaves]).astype("<f4").tobytes(), small.tobytes(), "\n".join(names).encode()])
+                         np.append(top[1][s], bias[classes]).astype("<f4").tobytes(), small.tobytes(), "\n".join(names).encode()])
         body += b"\0" * (-len(body) % 4)
         parts.append(struct.pack("<I", zlib.crc32(body)) + body)
         offsets.append(offsets[-1] + len(parts[-1]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.console import table
-from common.decide import joint_leaf
+from common.decide import joint_class
 from common.export.browser import deferral, heads_file, light_model
 from common.export.browser.light_graph import LAYERS_RANK, RANK, LightGraph, has_exact_map, write_model
 from common.export.browser.light_model import LightModel
@@ -35,18 +35,18 @@ def _collect(model: SwinHierarchical, batches: Iterable[tuple[np.ndarray, np.nda
     """Features (N, F), layers (N, D) and leaves int64 (N,) of a split, on the CPU."""
     model.to(compute.device)
     parts = []
-    for pictures, leaf in batches:
+    for pictures, class_idx in batches:
         _, features, layers = look(model, torch.from_numpy(pictures).to(compute.device))
-        parts.append((features.float().cpu(), layers.float().cpu(), torch.from_numpy(leaf)))
+        parts.append((features.float().cpu(), layers.float().cpu(), torch.from_numpy(class_idx)))
     model.cpu()
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def _keeping(batches: Iterable[tuple[np.ndarray, np.ndarray]], some: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pass batches on, and keep some of their pictures."""
-    for pictures, leaf in batches:
+    for pictures, class_idx in batches:
         some.append(pictures[::KEEP])
-        yield pictures, leaf
+        yield pictures, class_idx
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ def write_browser(model: SwinHierarchical, folder: Path, batches: Batches, setti
     folder.mkdir(parents=True, exist_ok=True)
     size, compute, tree = int(model.settings["image_size"]), choose_compute(precision="fp32"), model.tree
     some: list[np.ndarray] = []
-    features, layers, leaf = _collect(model, _keeping(batches("train", size), some), compute)
-    near = [FeatureSpace(values, leaf, model.leaf_species, rank=rank) for values, rank in ((features, RANK), (layers, LAYERS_RANK))]
+    features, layers, class_idx = _collect(model, _keeping(batches("train", size), some), compute)
+    near = [FeatureSpace(values, class_idx, model.class_species, rank=rank) for values, rank in ((features, RANK), (layers, LAYERS_RANK))]
     shown = [_collect(model, [(batch, np.zeros(len(batch), np.int64))], compute)[1] for batch in strangers]
     learned, held = learn(layers, torch.cat(shown)) if shown else (None, None)
-    features, _, leaf = _collect(model, batches("val", size), compute)
-    fitted = _temperatures(model, features, leaf)
+    features, _, class_idx = _collect(model, batches("val", size), compute)
+    fitted = _temperatures(model, features, class_idx)
     exact = has_exact_map(model, torch.from_numpy(next(iter(batches("val", size)))[0][:8]))
     graph = LightGraph(model, *near, fitted.species, exact, learned).eval()
     write_model(graph, folder / light_model.MODEL, size, some)
@@ -125,7 +125,7 @@ def finish_browser(written: Written, val: tuple[np.ndarray, ...], test: tuple[np
     folder, tree, gen = written.light.folder, written.model.tree, written.light.scores.index("gen")
     splits = {"val": val, "test": test}
     seen = {name: deferral.signals(found[0], found[1][:, gen], tree) for name, found in splits.items()}
-    right = {name: (joint_leaf(found[0], tree) == found[2], np.asarray(server[name]) == found[2]) for name, found in splits.items()}
+    right = {name: (joint_class(found[0], tree) == found[2], np.asarray(server[name]) == found[2]) for name, found in splits.items()}
     rule = deferral.fit_deferral(*seen["val"], *right["val"], tree.num_species)
     content = written.content | {"rejection": card["rejection"], "rollup": card["rollup"], "deferral": rule.to_json()}
     _write_settings(folder, content)
@@ -139,10 +139,10 @@ def finish_browser(written: Written, val: tuple[np.ndarray, ...], test: tuple[np
 
 
 @torch.inference_mode()
-def _temperatures(model: SwinHierarchical, features: Tensor, leaf: Tensor) -> Temperatures:
+def _temperatures(model: SwinHierarchical, features: Tensor, class_idx: Tensor) -> Temperatures:
     hidden = model.neck(features)
-    return fit_temperatures(model.species_logits(hidden).numpy(), model.disease_logits(hidden, model.leaf_species[leaf]).numpy(),
-                            leaf.numpy(), model.tree)
+    return fit_temperatures(model.species_logits(hidden).numpy(), model.disease_logits(hidden, model.class_species[class_idx]).numpy(),
+                            class_idx.numpy(), model.tree)
 
 
 def _arrays(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def _arrays(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:
 def _checks(model: SwinHierarchical, light: LightModel, temperatures: Temperatures,
             batches: Iterable[tuple[np.ndarray, np.ndarray]], test: np.ndarray, most: int = 500) -> dict[str, Any]:
     """Compare the files with the student in floats, a batch with its pictures, and the page's way with all heads at once."""
-    disease = torch.from_numpy(np.asarray(temperatures.disease, np.float32))[model.leaf_species]
+    disease = torch.from_numpy(np.asarray(temperatures.disease, np.float32))[model.class_species]
     done, same, worst, fetched, together = 0, 0, 0.0, [], 0.0
     for pictures, _ in batches:
         hidden, logits = model(torch.from_numpy(pictures))
@@ -165,8 +165,8 @@ def _checks(model: SwinHierarchical, light: LightModel, temperatures: Temperatur
             together = max(together, check_batches(light.outputs, pictures[:8]))
             for row, picture in enumerate(pictures):
                 answer = light.answer(picture)
-                if found[row].max() - found[row, answer.leaf] > 1e-5:
-                    raise ValueError(f"test picture {done + row}: head by head the light model answers leaf {answer.leaf}, with all "
+                if found[row].max() - found[row, answer.class_idx] > 1e-5:
+                    raise ValueError(f"test picture {done + row}: head by head the light model answers leaf {answer.class_idx}, with all "
                                      f"heads {found[row].argmax()}")
                 fetched.append(answer.fetched)
         done += len(pictures)

@@ -54,7 +54,7 @@ class LightAnswer:
     0..1; fetched: species whose heads were needed; ask: P(the server is right and this is not); asks: whether to send the photo.
     """
 
-    leaf: int
+    class_idx: int
     probabilities: np.ndarray
     ood: np.ndarray
     heatmap: np.ndarray
@@ -119,7 +119,7 @@ class LightModel:
         raw, counts = self.run(picture[None]), np.asarray(self.settings["diseases"])
         starts, species = np.concatenate([[0], np.cumsum(counts)]), raw.species[0].astype(np.float64)
         probabilities = np.repeat(species / counts, counts)
-        best, leaf, fetched = -1.0, 0, []
+        best, class_idx, fetched = -1.0, 0, []
         for s in np.argsort(-species, kind="stable"):
             if species[s] <= best:
                 break
@@ -127,21 +127,21 @@ class LightModel:
             probabilities[starts[s] : starts[s + 1]] = own
             fetched.append(int(s))
             if own.max() > best:
-                best, leaf = float(own.max()), int(starts[s] + own.argmax())
+                best, class_idx = float(own.max()), int(starts[s] + own.argmax())
         ask = None
         if self.rule is not None and "gen" in self.scores:
             seen = deferral.signals(probabilities[None], raw.ood[:, self.scores.index("gen")], self._shape)
             ask = float(self.rule.score(*seen)[0])
         asks = ask is not None and self.rule.threshold is not None and ask >= self.rule.threshold
-        return LightAnswer(leaf, probabilities, raw.ood[0], self.heatmap(raw.map[0], leaf, starts), tuple(fetched), ask, asks)
+        return LightAnswer(class_idx, probabilities, raw.ood[0], self.heatmap(raw.map[0], class_idx, starts), tuple(fetched), ask, asks)
 
-    def heatmap(self, feature_map: np.ndarray, leaf: int, starts: np.ndarray) -> np.ndarray:
+    def heatmap(self, feature_map: np.ndarray, class_idx: int, starts: np.ndarray) -> np.ndarray:
         """Class activation of a leaf: feature map (h, w, F or 1), its packed index, first leaf of each species -> (h, w), 0..1."""
         heat = feature_map[..., 0]
         if self.settings["heatmap"] == "exact":
-            s = int(np.searchsorted(starts, leaf, side="right") - 1)
+            s = int(np.searchsorted(starts, class_idx, side="right") - 1)
             head = self.head(s)
-            heat = feature_map @ (head.species_row + head.rows[leaf - starts[s]])
+            heat = feature_map @ (head.species_row + head.rows[class_idx - starts[s]])
         low, high = heat.min(), heat.max()
         return (heat - low) / max(float(high - low), 1e-6)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.decide import joint_leaf
+from common.decide import joint_class
 from common.export.browser import light_export
 from common.export.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits
 from common.export.pictures import Pictures
@@ -42,6 +42,6 @@ def export_browser(path: Path, folder: Path, pictures: Pictures, bundle: Mapping
     names = written.light.scores
     found = outcome_of(written.light.outputs, own, written.learned)
     bars, _ = fit_bars(found, names, data.tree, photo_limits(own), precision)
-    server = {split: joint_leaf(served.splits[split][0], data.tree) for split in ("val", "test")}
+    server = {split: joint_class(served.splits[split][0], data.tree) for split in ("val", "test")}
     report = light_export.finish_browser(written, found.splits["val"], found.splits["test"], server, bars, own.batches("test"), data.class_sizes)
     return report | {"bars": judge_bars(found, bars, names, data.tree, data.class_sizes)}

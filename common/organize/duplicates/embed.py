@@ -136,7 +136,7 @@ def load_embedder(backbone: Backbone, compute: Compute, views: int = 2) -> Embed
 
 
 def _build(backbone: Backbone, pretrained: bool) -> SwinHierarchical:
-    tree = ClassTree.from_leaves({("any", "any")})  # the heads are not used
+    tree = ClassTree.from_pairs({("any", "any")})  # the heads are not used
     return SwinHierarchical(backbone.name, tree, image_size=backbone.image_size, backbone_args=backbone.arguments,
                             mean=backbone.mean, std=backbone.std, pretrained=pretrained)
 

@@ -11,15 +11,15 @@ from itertools import combinations
 
 from common.organize.names import crops, spelling
 
-Leaf = tuple[str, str]
+Pair = tuple[str, str]
 
 
-def near_identical(leaves: Iterable[Leaf]) -> list[tuple[Leaf, Leaf, str]]:
+def near_identical(classes: Iterable[Pair]) -> list[tuple[Pair, Pair, str]]:
     """(leaf, the leaf it would become, reason) for leaves that look like one; each pair once, sorted."""
     by_species: dict[str, set[str]] = defaultdict(set)
-    for species, disease in leaves:
+    for species, disease in classes:
         by_species[species].add(disease)
-    found: list[tuple[Leaf, Leaf, str]] = []
+    found: list[tuple[Pair, Pair, str]] = []
     for a, b, reason in _alike(by_species, plants=True):
         gone, kept = _direction(a, b, len(by_species[a]), len(by_species[b]))
         found += [((gone, disease), (kept, disease), f"plants: {reason}") for disease in sorted(by_species[gone])]
@@ -61,18 +61,18 @@ def _alike(names: Iterable[str], plants: bool) -> list[tuple[str, str, str]]:
 
     plain: dict[str, list[str]] = defaultdict(list)
     same: dict[str, list[str]] = defaultdict(list)
-    leafless: dict[str, list[str]] = defaultdict(list)
+    empty_classes: dict[str, list[str]] = defaultdict(list)
     for name in ordered:
         words = _plain(name)
         plain["".join(words)].append(name)
         lines = [str(i) for i, line in enumerate(crops.SAME_DISEASE) if name in line]
         key = crops.PLANTS.get(tuple(name.split())) if plants else next(iter(lines), None)
         same[key or f"={name}"].append(name)
-        leafless["".join(w for w in words if w != "leaf") or name].append(name)
+        empty_classes["".join(w for w in words if w != "leaf") or name].append(name)
     group(plain, "the same but for plural, spacing, spelling or the word 'disease'")
     group(same, "two names of one plant" if plants else "two names of one disease")
     if not plants:
-        group(leafless, "the same but for the word 'leaf'")
+        group(empty_classes, "the same but for the word 'leaf'")
     _add_typos(ordered, plants, pairs)
     return [(a, b, reason) for (a, b), reason in pairs.items()]
 

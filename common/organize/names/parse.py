@@ -48,10 +48,10 @@ def parse_flat(name: str) -> ParsedName:
     return ParsedName(name, words, words, 1.0, "label taken as it stands")
 
 
-def near_identical(leaves: Iterable[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str], str]]:
+def near_identical(classes: Iterable[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str], str]]:
     """(leaf, the leaf it would become, reason) for (species, disease) leaves that look like one; nothing is merged.
 
     Finds plurals, spacing, spellings, known synonyms and typos, between the diseases of a plant and between plants.
     Each pair once, sorted. Raises nothing.
     """
-    return likeness.near_identical(leaves)
+    return likeness.near_identical(classes)

@@ -15,7 +15,7 @@ from common.classes import slug
 from common.console import fail, warn
 from common.organize.names.parse import ASK_BELOW, ParsedName, near_identical, parse_class_names, parse_flat
 
-Leaf = tuple[str, str]
+Pair = tuple[str, str]
 REVIEW = ("name", "species", "disease", "confidence", "decision", "reason")
 NAMES = ("name", "species", "disease", "confidence", "decided_by", "reason")
 _COLUMNS = NAMES[:3]
@@ -32,14 +32,14 @@ class Names:
     are text; species and disease are slugs, empty where the name is left out.
     """
 
-    leaves: dict[str, Leaf]
+    classes: dict[str, Pair]
     review: list[tuple[str, ...]]
     table: list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class _Decided:
-    leaf: Leaf | None
+    class_idx: Pair | None
     words: tuple[str, str]
     confidence: str
     by: str
@@ -62,35 +62,35 @@ def read_names(names: list[str], levels: int, overrides: Path | None) -> Names:
     answers = _answers(overrides, names, levels) if overrides is not None else {}
     parsed = parse_class_names(names) if levels == 2 else [parse_flat(name) for name in names]
     decided = {p.raw: answers.get(p.raw) or _read(p, levels) for p in parsed}
-    leaves = {name: d.leaf for name, d in decided.items() if d.leaf}
-    table = [(name, *(d.leaf or ("", "")), d.confidence, d.by, d.reason) for name, d in decided.items()]
+    classes = {name: d.class_idx for name, d in decided.items() if d.class_idx}
+    table = [(name, *(d.class_idx or ("", "")), d.confidence, d.by, d.reason) for name, d in decided.items()]
     open_names = {name: d for name, d in decided.items() if d.by != "person"}
-    return Names(leaves, _review(open_names, decided, leaves, levels), table)
+    return Names(classes, _review(open_names, decided, classes, levels), table)
 
 
 def _read(parsed: ParsedName, levels: int) -> _Decided:
-    leaf, confidence = None, f"{parsed.confidence:.2f}"
+    class_idx, confidence = None, f"{parsed.confidence:.2f}"
     if parsed.species is not None:
         species = slug(parsed.species)
-        leaf = (species, species if levels == 1 else slug(parsed.disease or "unspecified"))
+        class_idx = (species, species if levels == 1 else slug(parsed.disease or "unspecified"))
     if parsed.confidence < ASK_BELOW <= float(confidence):
         confidence = f"{parsed.confidence:.3f}"  # 0.899 must not read 0.90
-    return _Decided(leaf, (parsed.species or "", parsed.disease or ""), confidence, "parser", parsed.reason)
+    return _Decided(class_idx, (parsed.species or "", parsed.disease or ""), confidence, "parser", parsed.reason)
 
 
 def _review(
-    open_names: dict[str, _Decided], decided: dict[str, _Decided], leaves: dict[str, Leaf], levels: int
+    open_names: dict[str, _Decided], decided: dict[str, _Decided], classes: dict[str, Pair], levels: int
 ) -> list[tuple[str, ...]]:
     """One row per open question, the names left out first."""
     notes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name, d in open_names.items():
-        if d.leaf is None:
+        if d.class_idx is None:
             notes[name].append((0, f"no species can be read: {d.reason}; to keep it, write its species and disease in this row"))
         elif float(d.confidence) < ASK_BELOW:
             notes[name].append((1, f"{d.reason}; right it, or give this row as it stands"))
-    together: dict[Leaf, list[str]] = defaultdict(list)
-    for name, leaf in leaves.items():
-        together[leaf].append(name)
+    together: dict[Pair, list[str]] = defaultdict(list)
+    for name, class_idx in classes.items():
+        together[class_idx].append(name)
     for gone, kept, why in _alike(together, levels):
         for name in together[gone]:
             if name in open_names:
@@ -104,8 +104,8 @@ def _review(
     rows = []
     for name, found in notes.items():
         found.sort(key=lambda note: note[0])
-        leaf = decided[name].leaf or ("", "")
-        rows.append((found[0][0], name, *leaf, decided[name].confidence, _DECISIONS[found[0][0]], "; ".join(text for _, text in found)))
+        class_idx = decided[name].class_idx or ("", "")
+        rows.append((found[0][0], name, *class_idx, decided[name].confidence, _DECISIONS[found[0][0]], "; ".join(text for _, text in found)))
     return [row[1:] for row in sorted(rows, key=lambda row: row[0])]
 
 
@@ -120,9 +120,9 @@ def _with(name: str, raws: Sequence[str], decided: dict[str, _Decided]) -> str:
     return text
 
 
-def _alike(leaves: Iterable[Leaf], levels: int) -> Iterator[tuple[Leaf, Leaf, str]]:
+def _alike(classes: Iterable[Pair], levels: int) -> Iterator[tuple[Pair, Pair, str]]:
     """(leaf that would go, leaf it would join, why), as slugs."""
-    slugs = {tuple(part.replace("_", " ") for part in leaf): leaf for leaf in leaves}
+    slugs = {tuple(part.replace("_", " ") for part in class_idx): class_idx for class_idx in classes}
     for gone, kept, why in near_identical(slugs):
         if levels == 1:
             yield slugs[gone], slugs[kept[0], kept[0]], why.removeprefix("plants: ")
@@ -148,8 +148,8 @@ def _answers(path: Path, names: list[str], levels: int) -> dict[str, _Decided]:
         if name is None:
             strangers.append((line, raw))
             continue
-        if name in answers and answers[name].leaf != answer.leaf:
-            first, second = ("/".join(a.leaf) if a.leaf else "left out" for a in (answers[name], answer))
+        if name in answers and answers[name].class_idx != answer.class_idx:
+            first, second = ("/".join(a.class_idx) if a.class_idx else "left out" for a in (answers[name], answer))
             fail(f"{path}: '{name}' is answered twice: {first} in line {lines[name]}, {second} in line {line}. Keep one of the two.")
         if name not in answers:
             answers[name], lines[name] = answer, line

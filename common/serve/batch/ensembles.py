@@ -15,7 +15,7 @@ import numpy as np
 
 from common.classes import ClassTree
 from common.console import table
-from common.decide import Answer, decide, joint_leaf, species_probabilities
+from common.decide import Answer, decide, joint_class, species_probabilities
 from common.export.measure import Run, measure_ms
 from common.images import photo_quality
 from common.serve.predictor import BundleError, Photo, Predictor
@@ -53,7 +53,7 @@ class Panel:
         first = self.predictors[0].bundle
         for other in (predictor.bundle for predictor in self.predictors[1:]):
             if other.tree != first.tree:
-                mine, its = ({tree.leaf_name(i) for i in range(tree.num_leaves)} for tree in (first.tree, other.tree))
+                mine, its = ({tree.class_name(i) for i in range(tree.num_classes)} for tree in (first.tree, other.tree))
                 odd = sorted(mine ^ its)
                 what = f"'{odd[0]}' is known to one of them alone" if odd else "the same ones in another order"
                 raise BundleError(f"{first.folder} and {other.folder} cannot answer together: their classes differ ({what}). "
@@ -129,7 +129,7 @@ def average_views(probabilities: np.ndarray) -> np.ndarray:
 
 def best(probabilities: np.ndarray, tree: ClassTree) -> tuple[np.ndarray, np.ndarray]:
     """Most probable leaf and most probable species of each row: (M, leaves) -> int64 (M,), (M,)."""
-    return joint_leaf(probabilities, tree), species_probabilities(probabilities, tree).argmax(axis=1)
+    return joint_class(probabilities, tree), species_probabilities(probabilities, tree).argmax(axis=1)
 
 
 def locate(exports: Path, name: str | None) -> tuple[Path, str | None]:
@@ -172,7 +172,7 @@ def name_apart(predictors: Sequence[Predictor]) -> list[str]:
     return [str(folder / file) for file, folder in cards]
 
 
-def contributions(panel: Panel, photo: Sequence[Photo], leaf: np.ndarray, species: np.ndarray, truth: np.ndarray) -> str:
+def contributions(panel: Panel, photo: Sequence[Photo], class_idx: np.ndarray, species: np.ndarray, truth: np.ndarray) -> str:
     """Lay out what each model of an ensemble costs and adds.
 
     Args:
@@ -192,10 +192,10 @@ def contributions(panel: Panel, photo: Sequence[Photo], leaf: np.ndarray, specie
     rows = []
     if not known.any():
         for i, (name, predictor) in enumerate(models):
-            rows.append((name, f"{predictor.card.size_mb:.1f}", f"{times[name]:.2f}", f"{(leaf[:, 1 + i] == leaf[:, 0]).mean():.4f}"))
+            rows.append((name, f"{predictor.card.size_mb:.1f}", f"{times[name]:.2f}", f"{(class_idx[:, 1 + i] == class_idx[:, 0]).mean():.4f}"))
         return table(rows, ("model", "MB", "ms", "answers as all do"))
-    both = (leaf[known] == truth[known, None]).mean(axis=0)
-    plant = (species[known] == panel.tree.leaf_species[truth[known]][:, None]).mean(axis=0)
+    both = (class_idx[known] == truth[known, None]).mean(axis=0)
+    plant = (species[known] == panel.tree.class_species[truth[known]][:, None]).mean(axis=0)
     for i, (name, predictor) in enumerate(models):
         size, added = predictor.card.size_mb, 100 * (both[0] - both[1 + count + i])
         rows.append((name, f"{size:.1f}", f"{times[name]:.2f}", f"{plant[1 + i]:.4f}", f"{both[1 + i]:.4f}", f"{both[1 + count + i]:.4f}",

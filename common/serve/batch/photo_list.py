@@ -64,7 +64,7 @@ def labels_from_folders(photos: Sequence[Path], tree: ClassTree) -> np.ndarray:
         int64 (N,): leaf, `STRANGER` or `UNKNOWN`.
     """
     folders = list(dict.fromkeys(photo.parent for photo in photos))
-    known = {folder: leaf for folder in folders if (leaf := _exact(folder.parts, tree)) != UNKNOWN}
+    known = {folder: class_idx for folder in folders if (class_idx := _exact(folder.parts, tree)) != UNKNOWN}
     unread = [folder for folder in folders if folder not in known and folder.name]
     known.update(zip(unread, _parsed([folder.name for folder in unread], tree), strict=True))
     return np.array([known.get(photo.parent, UNKNOWN) for photo in photos], np.int64)
@@ -94,19 +94,19 @@ def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.n
     except (OSError, csv.Error) as error:
         fail(f"--labels {path} cannot be read: {error}.")
     wanted = list(dict.fromkeys(label for _, label in rows if label))
-    leaf = {label: _exact(("", *label.split("/")), tree) for label in wanted}
-    unread = [label for label in wanted if leaf[label] == UNKNOWN]
-    leaf.update(zip(unread, _parsed(unread, tree), strict=True))
+    class_idx = {label: _exact(("", *label.split("/")), tree) for label in wanted}
+    unread = [label for label in wanted if class_idx[label] == UNKNOWN]
+    class_idx.update(zip(unread, _parsed(unread, tree), strict=True))
     by_path: dict[str, int] = {}
     by_name: dict[str, int | None] = {}
     for name, label in rows:
-        value, bare = leaf.get(label, UNKNOWN), os.path.basename(name)
+        value, bare = class_idx.get(label, UNKNOWN), os.path.basename(name)
         by_path[os.path.abspath(path.parent / name)] = by_path[os.path.abspath(name)] = value
         by_name[bare] = value if by_name.get(bare, value) == value else None  # the name alone does not tell which is meant
     found = [by_path.get(os.path.abspath(photo), by_name.get(photo.name)) for photo in photos]
     if all(value is None for value in found):
         fail(f"{path} names none of the photos, such as {photos[0]}. Its first file is {rows[0][0] if rows else 'missing'}.")
-    if lost := [label for label in wanted if leaf[label] == UNKNOWN]:
+    if lost := [label for label in wanted if class_idx[label] == UNKNOWN]:
         warn(f"{len(lost)} labels of {path} are no class of the model and do not count, such as '{lost[0]}'.")
     return np.array([UNKNOWN if value is None else value for value in found], np.int64)
 
@@ -122,7 +122,7 @@ def _exact(parts: Sequence[str], tree: ClassTree) -> int:
             diseases = tree.diseases[index]
             disease = species if disease is None else disease  # without a second level the disease bears the species' name
             if disease in diseases:
-                return tree.leaf_index(index, diseases.index(disease))
+                return tree.class_index(index, diseases.index(disease))
     return UNKNOWN
 
 

@@ -29,7 +29,7 @@ from common.serve.batch.photo_list import STRANGER
 from common.serve.batch.submission import Submission, write_submission
 
 COLUMNS = ("file", "decision", "level", "species", "disease", "species_probability", "disease_given_species",
-           "leaf_probability", "best_guess", "best_guess_probability", "reason", "score", "quantile", "error")
+           "joint_probability", "best_guess", "best_guess_probability", "reason", "score", "quantile", "error")
 DECISIONS = ("answered", "rolled_up", "rejected", "error")
 SHOWN = 5  # files that are named at the end, of those that could not be read
 
@@ -89,8 +89,8 @@ def answer(panel: Panel, job: Job, photo: Path) -> dict[str, Any]:
         return {"row": {"file": str(photo), "decision": "error", "reason": error.reason, "error": str(error)}}
     except OSError as error:
         return {"row": {"file": str(photo), "decision": "error", "reason": "unreadable", "error": error.strerror or str(error)}}
-    leaf, species = best(panel.systems(seen), panel.tree)
-    record = {"row": csv_row(photo, panel.decide(seen, job.mode).to_dict()), "leaf": leaf.tolist(), "species": species.tolist()}
+    class_idx, species = best(panel.systems(seen), panel.tree)
+    record = {"row": csv_row(photo, panel.decide(seen, job.mode).to_dict()), "class_idx": class_idx.tolist(), "species": species.tolist()}
     if job.submission is not None:
         record["p"] = base64.b64encode(seen.probabilities.astype("<f4").tobytes()).decode()
     return record
@@ -103,7 +103,7 @@ def csv_row(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         "file": str(path), "decision": found["decision"], "level": found["level"], "species": found["species"],
         "disease": found["disease"], "species_probability": found["probabilities"]["species"],
         "disease_given_species": found["probabilities"]["disease_given_species"],
-        "leaf_probability": found["probabilities"]["leaf"], "best_guess": f"{guess['species']}/{guess['disease']}",
+        "joint_probability": found["probabilities"]["joint"], "best_guess": f"{guess['species']}/{guess['disease']}",
         "best_guess_probability": guess["probability"], "reason": found["rejection"]["reason"],
         "score": found["rejection"]["value"], "quantile": found["rejection"]["quantile"],
     }
@@ -149,7 +149,7 @@ class _Seen:
 
     decision: np.ndarray
     failures: list[tuple[str, str]]
-    leaf: np.ndarray
+    class_idx: np.ndarray
     species: np.ndarray
 
 
@@ -172,7 +172,7 @@ def _write(part: Part, job: Job, systems: int) -> _Seen:
                 if row["decision"] == "error":
                     seen.failures.append((row["file"], row["error"]))
                 else:
-                    seen.leaf[i], seen.species[i] = record["leaf"], record["species"]
+                    seen.class_idx[i], seen.species[i] = record["class_idx"], record["species"]
         if job.submission is not None:  # before the CSV appears: both, or none
             job.submission.path.parent.mkdir(parents=True, exist_ok=True)
             if lost := write_submission(job.submission, lambda photo: _probabilities(part.line(int(places[photo])))):
@@ -191,16 +191,16 @@ def _tell(panel: Panel, job: Job, seen: _Seen) -> None:
         console.warn("\n".join([f"{len(seen.failures)} photos could not be read:",
                                 *(f"   {file}: {error}" for file, error in seen.failures[:SHOWN]),
                                 *([f"   and {more} more, which {job.output} names"] if more > 0 else [])]))
-    read = seen.leaf[:, 0] >= 0
+    read = seen.class_idx[:, 0] >= 0
     plants, strangers = read & (job.labels >= 0), read & (job.labels == STRANGER)
     if plants.any() or strangers.any():
-        console.say("", *accuracy(panel, seen.decision, seen.leaf[:, 0], seen.species[:, 0], job.labels, plants, strangers), "")
+        console.say("", *accuracy(panel, seen.decision, seen.class_idx[:, 0], seen.species[:, 0], job.labels, plants, strangers), "")
     if len(panel.predictors) > 1 and read.any():
         photo = panel.read(job.photos[int(np.flatnonzero(read)[0])])
-        console.say(contributions(panel, photo, seen.leaf[read], seen.species[read], job.labels[read]), "")
+        console.say(contributions(panel, photo, seen.class_idx[read], seen.species[read], job.labels[read]), "")
 
 
-def accuracy(panel: Panel, decision: np.ndarray, leaf: np.ndarray, species: np.ndarray, labels: np.ndarray, plants: np.ndarray,
+def accuracy(panel: Panel, decision: np.ndarray, class_idx: np.ndarray, species: np.ndarray, labels: np.ndarray, plants: np.ndarray,
              strangers: np.ndarray) -> list[str]:
     """Say how right the answers to labelled photos are.
 
@@ -212,8 +212,8 @@ def accuracy(panel: Panel, decision: np.ndarray, leaf: np.ndarray, species: np.n
     """
     lines, (answered, rolled, refused) = [], (decision == i for i in range(3))
     if plants.any():
-        plant_right = species[plants] == panel.tree.leaf_species[labels[plants]]
-        both_right = leaf[plants] == labels[plants]
+        plant_right = species[plants] == panel.tree.class_species[labels[plants]]
+        both_right = class_idx[plants] == labels[plants]
         lines.append(f"labelled {plants.sum()} photos of {len(np.unique(labels[plants]))} classes: species right {plant_right.mean():.4f}, "
                      f"species and disease both right {both_right.mean():.4f}, refused {refused[plants].mean():.4f}")
         if given := int((answered | rolled)[plants].sum()):

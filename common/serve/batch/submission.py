@@ -27,7 +27,7 @@ class Submission:
     titles: tuple[str, ...]
     ids: tuple[str, ...]
     photo: tuple[int, ...]
-    leaf: tuple[int, ...]
+    class_idx: tuple[int, ...]
 
 
 def plan_submission(path: Path, photos: Sequence[Path], tree: ClassTree, sample: Path | None = None) -> Submission:
@@ -45,7 +45,7 @@ def plan_submission(path: Path, photos: Sequence[Path], tree: ClassTree, sample:
     """
     if path.suffix.lower() not in (".csv", ".zip"):
         fail(f"--submission {path} must end in .csv or .zip.")
-    classes = [tree.leaf_name(i) for i in range(tree.num_leaves)]
+    classes = [tree.class_name(i) for i in range(tree.num_classes)]
     if all(diseases == (species,) for species, diseases in zip(tree.species, tree.diseases, strict=True)):
         classes = list(tree.species)
     names: dict[str, int] = {}
@@ -57,7 +57,7 @@ def plan_submission(path: Path, photos: Sequence[Path], tree: ClassTree, sample:
     if sample is None:
         return Submission(path, ("id", *classes), tuple(names), tuple(names.values()), tuple(range(len(classes))))
     titles, ids = _read_sample(sample)
-    return Submission(path, titles, ids, _find_photos(sample, ids, photos, names), _find_leaves(sample, titles[1:], classes))
+    return Submission(path, titles, ids, _find_photos(sample, ids, photos, names), _find_classes(sample, titles[1:], classes))
 
 
 def _read_sample(sample: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -91,7 +91,7 @@ def _find_photos(sample: Path, ids: Sequence[str], photos: Sequence[Path], names
     return tuple(found)
 
 
-def _find_leaves(sample: Path, titles: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
+def _find_classes(sample: Path, titles: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
     by_slug = {slug(name): i for i, name in enumerate(classes)}
     found = [by_slug.get(slug(title), -1) for title in titles]
     if sorted(found) != list(range(len(classes))):
@@ -117,14 +117,14 @@ def write_submission(plan: Submission, probabilities_of: Callable[[int], np.ndar
     Raises:
         ValueError: where what was written does not pass `check_submission`.
     """
-    lost, even = 0, np.full(len(plan.leaf), 1 / len(plan.leaf))
+    lost, even = 0, np.full(len(plan.class_idx), 1 / len(plan.class_idx))
 
     def rows() -> Iterator[list[str]]:
         nonlocal lost
         for name, photo in zip(plan.ids, plan.photo, strict=True):
             values = probabilities_of(photo)
             lost += values is None
-            values = even if values is None else np.asarray(values, np.float64)[list(plan.leaf)]
+            values = even if values is None else np.asarray(values, np.float64)[list(plan.class_idx)]
             yield [name, *(f"{value:.8g}" for value in values / values.sum())]
 
     with whole(plan.path) as temporary:
@@ -174,8 +174,8 @@ def _check(text: io.TextIOBase, plan: Submission) -> None:
         where = f"line {reader.line_num}, id '{row[0]}'"
         if row[0] != name.encode("utf-8", "backslashreplace").decode():
             raise ValueError(f"{where}: here '{name}' belongs")
-        if len(values) != len(plan.leaf) or not all(0 <= value <= 1 for value in values):
-            raise ValueError(f"{where}: it needs {len(plan.leaf)} numbers from 0 to 1")
+        if len(values) != len(plan.class_idx) or not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"{where}: it needs {len(plan.class_idx)} numbers from 0 to 1")
         if not math.isclose(sum(values), 1, abs_tol=SUM_OFF_BY):
             raise ValueError(f"{where}: the numbers sum to {sum(values):.8f}, not to 1")
         count += 1

@@ -52,7 +52,7 @@ def options(predictor: Predictor) -> list[tuple[str, dict[str, Any], str]]:
          "to be right; a higher one climbs to the species, or refuses, more often"),
         ("prior", {"type": "string", "example": f"{tree.species[0]}:3"}, "weights on species, as name:weight,name:weight or a JSON "
          "object; 1 where nothing is said"),
-        ("top_k", {"type": "integer", "minimum": 1, "maximum": tree.num_leaves}, "how many alternatives to list"),
+        ("top_k", {"type": "integer", "minimum": 1, "maximum": tree.num_classes}, "how many alternatives to list"),
         ("mode", {"type": "string", "enum": list(MODES)}, "joint: the most probable species and disease together; routed: the best species "
          "first, then its best disease"),
         ("heatmap", {"type": "string", "enum": ["0", "1"]}, "whether to add where on the photo the model looked"),
@@ -68,7 +68,7 @@ def document(predictor: Predictor) -> dict[str, Any]:
         "Answer": {"type": "object", "required": ["decision", "level", "probabilities", "path", "alternatives", "rejection", "photos"],
                    "properties": {
                        "decision": {"type": "string", "enum": ["answered", "rolled_up", "rejected"]},
-                       "level": {"type": "string", "enum": ["leaf", "species", "none"]}, "species": text, "disease": text,
+                       "level": {"type": "string", "enum": ["disease", "species", "none"]}, "species": text, "disease": text,
                        "healthy": {"type": ["boolean", "null"]},
                        "probabilities": {"type": "object", "additionalProperties": number}, "path": listed, "alternatives": listed,
                        "rejection": {"type": "object"}, "precision": text, "photos": listed, "agreement": {"type": "object"},

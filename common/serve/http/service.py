@@ -191,7 +191,7 @@ def describe(predictor: Predictor, settings: Settings) -> dict[str, Any]:
         "preprocessing": bundle.raw["preprocessing"], "scores": list(bundle.scores), "rejection": rejection,
         "rollup": plain["rollup"], "precisions": sorted(card.rollups), "mode": settings.mode, "top_k": settings.top_k,
         "limits": {"max_upload_mb": settings.max_upload_mb, "max_megapixels": settings.max_megapixels, "photos": MOST_PHOTOS},
-        "metrics": plain["metrics"], "num_species": bundle.tree.num_species, "num_leaves": bundle.tree.num_leaves,
+        "metrics": plain["metrics"], "num_species": bundle.tree.num_species, "num_classes": bundle.tree.num_classes,
         "classes": [{"species": name, "diseases": list(diseases)} for name, diseases
                     in zip(bundle.tree.species, bundle.tree.diseases, strict=True)],
     }

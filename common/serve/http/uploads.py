@@ -59,11 +59,11 @@ def read_options(given: Iterable[tuple[str, str]], options: Options, tree: Class
 
     Raises Refusal (400) for any other key or value.
     """
-    found: dict[str, Any] = {"top_k": min(options.top_k, tree.num_leaves)}
+    found: dict[str, Any] = {"top_k": min(options.top_k, tree.num_classes)}
     for key, value in given:
         try:
             if key == "top_k" and value.isascii() and value.isdigit() and len(value) <= 6 and int(value) >= 1:
-                found[key] = min(int(value), tree.num_leaves)
+                found[key] = min(int(value), tree.num_classes)
             elif key == "short_side" and value.isascii() and value.isdigit() and len(value) <= 6 and int(value) >= 1:
                 found[key] = int(value)
             elif key == "mode" and value in MODES:

@@ -59,11 +59,11 @@ function fill(text, values) {
 // The answer in the shape of the server's POST /predict. photo: brightness, sharpness and short_side.
 export function decide(settings, texts, species, found, ood, photo, topK = 5) {
   const { rejection, rollup } = settings;
-  const bars = rollup ? rollup.precisions[rollup.default] : { leaf: 0, species: 0 };
+  const bars = rollup ? rollup.precisions[rollup.default] : { disease: 0, species: 0 };
   const [stranger, plant, disease] = [rejection, rejection?.plant, rejection?.disease].map((bar) => barOf(bar, settings, ood));
   const first = argmax(species);
   const unknown = Boolean(disease?.exceeded) && settings.diseases[first] > 1;
-  const certain = found.probability >= bars.leaf && !unknown && !found.missing;
+  const certain = found.probability >= bars.disease && !unknown && !found.missing;
   let outcome = certain || (species[first] >= bars.species && settings.diseases[first] === 1) ? "answered"
     : species[first] >= bars.species ? "rolled_up" : "unsure";
   if (stranger?.exceeded) outcome = plant && !plant.exceeded ? "unknown_species" : "not_a_plant";
@@ -74,14 +74,14 @@ export function decide(settings, texts, species, found, ood, photo, topK = 5) {
   const decision = ["answered", "rolled_up"].includes(outcome) ? outcome : "rejected";
   const answered = decision === "answered";
   const [name, condition] = [settings.species[s], names?.[d] ?? null];
-  const path = [["species", name, species[s]], ["leaf", condition, own[d]]].map(([level, called, share]) =>
+  const path = [["species", name, species[s]], ["disease", condition, own[d]]].map(([level, called, share]) =>
     ({ level, name: called, probability: short(share) }));
   return {
-    decision, level: { answered: "leaf", rolled_up: "species", rejected: "none" }[decision],
+    decision, level: { answered: "disease", rolled_up: "species", rejected: "none" }[decision],
     species: decision === "rejected" ? null : name, disease: answered ? condition : null,
     healthy: answered && condition !== name ? condition === "healthy" : null,
     probabilities: {
-      species: short(species[s]), disease_given_species: short(species[s] > 0 ? own[d] / species[s] : 0), leaf: short(own[d]) },
+      species: short(species[s]), disease_given_species: short(species[s] > 0 ? own[d] / species[s] : 0), joint: short(own[d]) },
     path: path.slice(0, { answered: 2, rolled_up: 1, rejected: 0 }[decision]),
     alternatives: alternatives(settings, species, found, topK),
     rejection: reasons(texts, outcome, unknown, { stranger, disease }, rejection?.photo ?? {}, photo, found.missing),

@@ -16,7 +16,7 @@ export function el(tag, attributes = {}, ...children) {
 
 export const words = (name) => name.replaceAll("_", " ");
 export const title = (name) => words(name).charAt(0).toUpperCase() + words(name).slice(1);
-const leafName = (item) => (item.disease === null || item.species === item.disease ? title(item.species)
+const className = (item) => (item.disease === null || item.species === item.disease ? title(item.species)
   : `${title(item.species)}, ${words(item.disease)}`);
 
 function percent(value) {
@@ -67,7 +67,7 @@ export function showAnswer(answer, { by, note = null, ask = null }) {
 
 function answered(answer) {
   const flat = answer.species === answer.disease;
-  const { species, disease_given_species: given, leaf } = answer.probabilities;
+  const { species, disease_given_species: given, joint } = answer.probabilities;
   const badge = flat ? ["plain", "Recognised"] : answer.healthy ? ["well", "Looks healthy"] : ["ill", "Disease found"];
   const rows = [{ note: "Plant", name: title(answer.species), share: species }];
   if (!flat) rows.push({ note: `Condition, if it is ${words(answer.species)}`, name: title(answer.disease), share: given });
@@ -80,12 +80,12 @@ function answered(answer) {
     nodes: [
       el("h2", { class: "name", text: title(answer.species) }),
       flat ? null : el("p", { class: "second", text: title(answer.disease) }),
-      el("p", { class: "say soft", text: `${certainty(leaf)}: ${percent(leaf)}${flat ? "" : " for plant and condition together"}.` }),
+      el("p", { class: "say soft", text: `${certainty(joint)}: ${percent(joint)}${flat ? "" : " for plant and condition together"}.` }),
       advice, el("h3", { text: "How I got there" }), bars(rows),
       others.length ? el("h3", { text: "What else it could be" }) : null,
-      others.length ? bars(others.map((item) => ({ name: leafName(item), share: item.probability })), "thin") : null,
+      others.length ? bars(others.map((item) => ({ name: className(item), share: item.probability })), "thin") : null,
     ],
-    spoken: `${leafName(answer)}. ${certainty(leaf)}, ${percent(leaf)}.`,
+    spoken: `${className(answer)}. ${certainty(joint)}, ${percent(joint)}.`,
   };
 }
 
@@ -113,7 +113,7 @@ function rejected(answer) {
   const heading = stranger ? "Not a plant I know" : answer.rejection.photo.length ? "The photo is too poor" : "I cannot tell";
   // the server's text is what is wrong, then what to do about it
   const [problem, ...rest] = answer.rejection.message.split(/(?<=\.) /);
-  const guesses = bars(answer.alternatives.map((item) => ({ name: leafName(item), share: item.probability })), "thin");
+  const guesses = bars(answer.alternatives.map((item) => ({ name: className(item), share: item.probability })), "thin");
   return {
     badge: ["plain", "No answer"],
     nodes: [
