@@ -9,9 +9,8 @@ Next    02b_train_disease.py
   python 02a_train_species.py --recipe demo --weights none      minutes on two CPU cores
   python 02a_train_species.py --batch-size 128 --device-batch 32     any cell of the recipe, any machine
 
-Killed or stopped, the same command goes on where it was and ends with the same weights. Expect on the generated demo
-pictures a species accuracy above 0.95 on val at the end of phase A2.
-"""
+Killed or stopped, the same command goes on where it was and ends with the same weights. Expect on
+the generated demo pictures a species accuracy above 0.95 on val at the end of phase A2."""
 
 from __future__ import annotations
 
@@ -28,7 +27,13 @@ from common.train import checkpoint, recipe_flags, recipes
 from common.train.dataset import load_organized
 from common.train.distributed import leave
 from common.train.evaluation import evaluate_checkpoint
-from common.train.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
+from common.train.machine import (
+    add_training_flags,
+    find_teacher,
+    print_plan,
+    resolve_machine,
+    say_time,
+)
 from common.train.model import SwinHierarchical
 from common.train.recipes import Recipe
 from common.train.rescale import rescale_heads
@@ -38,9 +43,14 @@ from common.train.run import Run
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     flags = parser(__doc__)
-    flags.add_argument("--weights", default="auto", metavar="auto|imagenet|none|FILE",
-                       help="initial backbone: timm's pretrained weights if they can be had (auto) or without fail (imagenet), "
-                            "random (none), or a file with a timm state dict or a Foliar checkpoint")
+    flags.add_argument(
+        "--weights",
+        default="auto",
+        metavar="auto|imagenet|none|FILE",
+        help="initial backbone: timm's pretrained weights if they can be had (auto) or without "
+        "fail (imagenet), "
+        "random (none), or a file with a timm state dict or a Foliar checkpoint",
+    )
     add_training_flags(flags, recipe="hierarchical")
     return flags.parse_args(argv)
 
@@ -54,14 +64,21 @@ def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinH
         torch.manual_seed(seed)  # the heads start equal, whichever way the backbone came
         try:
             model = SwinHierarchical(recipe.backbone, tree, pretrained=pretrained, **settings)
-            with torch.inference_mode():  # some networks are built for any size and fail on the first picture
-                model.eval()(torch.zeros(1, recipe.image_size, recipe.image_size, 3, dtype=torch.uint8))
+            with (
+                torch.inference_mode()
+            ):  # some networks are built for any size and fail on the first picture
+                model.eval()(
+                    torch.zeros(1, recipe.image_size, recipe.image_size, 3, dtype=torch.uint8)
+                )
             return model
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             if pretrained:
                 raise
-            fail(f"--backbone {recipe.backbone} cannot be built at {recipe.image_size} px: {str(error).splitlines()[0]}. Names: "
-                 'python -c "import timm; print(timm.list_models())"')
+            fail(
+                f"--backbone {recipe.backbone} cannot be built at {recipe.image_size} px: "
+                f"{str(error).splitlines()[0]}. Names: "
+                'python -c "import timm; print(timm.list_models())"'
+            )
 
     if weights in ("auto", "imagenet"):
         build(pretrained=False)  # an unknown name is a mistake, not a missing download
@@ -69,12 +86,20 @@ def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinH
         try:
             return build(pretrained=True)
         except Exception as error:  # hub clients raise anything from OSError to their own classes
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
+                :160
+            ]
             if weights == "imagenet":
-                fail(f"timm's pretrained weights of {recipe.backbone} cannot be had ({reason}). Connect to the internet, give a "
-                     "file with --weights FILE, or start from random weights with --weights none.")
-            warn(f"NO PRETRAINED WEIGHTS: {recipe.backbone} starts from RANDOM weights ({reason}). Real photos need pretrained "
-                 "weights, or hours: connect to the internet, or give a file with --weights FILE.")
+                fail(
+                    f"timm's pretrained weights of {recipe.backbone} cannot be had ({reason}). "
+                    f"Connect to the internet, give a "
+                    "file with --weights FILE, or start from random weights with --weights none."
+                )
+            warn(
+                f"NO PRETRAINED WEIGHTS: {recipe.backbone} starts from RANDOM weights ({reason}). "
+                f"Real photos need pretrained "
+                "weights, or hours: connect to the internet, or give a file with --weights FILE."
+            )
     model = build(pretrained=False)
     if weights not in ("auto", "imagenet", "none"):
         say(checkpoint.load_backbone(model, Path(weights)))
@@ -92,24 +117,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(recipe_flags.describe(args.recipe, recipe, overridden))
     data, phases = load_organized(args.data), recipes.species_phases(recipe)
     if not phases:
-        fail("every phase of stage A has 0 epochs: nothing would be trained. Give --species-finetune-epochs or another phase some.")
+        fail(
+            "every phase of stage A has 0 epochs: nothing would be trained. Give "
+            "--species-finetune-epochs or another phase some."
+        )
     compute, world = resolve_machine(args, recipe)
     print_plan(data, phases, recipe)
 
     folder = args.checkpoints / "species_only"
-    going_on = (folder / "last.pt").is_file() and not args.fresh  # then the weights come from there: nothing to download
+    going_on = (
+        folder / "last.pt"
+    ).is_file() and not args.fresh  # then the weights come from there: nothing to download
     model = new_model("none" if going_on else args.weights, args.seed, recipe, data.tree)
     start_from = file_sha256(Path(args.weights)) if Path(args.weights).is_file() else args.weights
-    run = Run(folder, phases, model=model, data=data, recipe=recipe, recipe_name=args.recipe, overridden=overridden,
-              compute=compute, args=args, start_from=start_from, teacher=find_teacher(args, data, compute), world=world)
+    run = Run(
+        folder,
+        phases,
+        model=model,
+        data=data,
+        recipe=recipe,
+        recipe_name=args.recipe,
+        overridden=overridden,
+        compute=compute,
+        args=args,
+        start_from=start_from,
+        teacher=find_teacher(args, data, compute),
+        world=world,
+    )
     run.resume()
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
         judged, metrics = run.evaluate()
-        if run.end_epoch(epoch, phase, loss, metrics):  # the best so far: in stage A, the most species right
+        if run.end_epoch(
+            epoch, phase, loss, metrics
+        ):  # the best so far: in stage A, the most species right
             run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
         if run.epochs_done == run.phase_start + phase.epochs:
-            run.save(f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics)
+            run.save(
+                f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics
+            )
         run.save_last()
     if model.flat or data.tree.num_classes == data.tree.num_species:  # else 02b does it
         rescale_heads(run, checkpoint.find_best(folder))

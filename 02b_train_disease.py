@@ -24,7 +24,13 @@ from common.train import checkpoint, recipe_flags, recipes
 from common.train.dataset import Organized, load_organized
 from common.train.distributed import leave
 from common.train.evaluation import evaluate_checkpoint
-from common.train.machine import add_training_flags, find_teacher, print_plan, resolve_machine, say_time
+from common.train.machine import (
+    add_training_flags,
+    find_teacher,
+    print_plan,
+    resolve_machine,
+    say_time,
+)
 from common.train.rescale import rescale_heads
 from common.train.run import Run
 
@@ -32,8 +38,13 @@ from common.train.run import Run
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     flags = parser(__doc__)
-    flags.add_argument("--species-checkpoint", type=Path, default=None, metavar="FILE",
-                       help="where to start (default: the best of checkpoints/species_only)")
+    flags.add_argument(
+        "--species-checkpoint",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="where to start (default: the best of checkpoints/species_only)",
+    )
     add_training_flags(flags, recipe=None)
     return flags.parse_args(argv)
 
@@ -42,8 +53,11 @@ def species_checkpoint(args: argparse.Namespace, data: Organized) -> dict[str, A
     """Load the species checkpoint and check that its classes are those of the data."""
     path = args.species_checkpoint or checkpoint.find_best(args.checkpoints / "species_only")
     if path is None:
-        fail(f"there is no *-best.pt in {args.checkpoints / 'species_only'}. Run 02a_train_species.py first, or give a checkpoint "
-             "with --species-checkpoint.")
+        fail(
+            f"there is no *-best.pt in {args.checkpoints / 'species_only'}. Run "
+            f"02a_train_species.py first, or give a checkpoint "
+            "with --species-checkpoint."
+        )
     payload = checkpoint.load(path)
     checkpoint.require_tree(payload, data.tree, path, data.root)
     say(f"species checkpoint: {path} (species {payload['metrics']['species_top1']:.4f} on val)")
@@ -51,7 +65,8 @@ def species_checkpoint(args: argparse.Namespace, data: Organized) -> dict[str, A
 
 
 def train_heads(run: Run) -> None:
-    """B1 and B2: all disease heads at once on the frozen backbone, then the rare classes more often."""
+    """B1 and B2: all disease heads at once on the frozen backbone, then the rare classes more
+    often."""
     run.resume()
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
@@ -71,7 +86,9 @@ def train_jointly(run: Run) -> None:
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
         judged, metrics = run.evaluate()
-        if run.end_epoch(epoch, phase, loss, metrics):  # the best so far: the most with species and disease both right
+        if run.end_epoch(
+            epoch, phase, loss, metrics
+        ):  # the best so far: the most with species and disease both right
             run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
         if epoch + 1 == phase.epochs // 2:
             run.save(f"epoch={epoch + 1:02d}.pt", judged, metrics)
@@ -93,26 +110,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe_name = args.recipe or payload["identity"]["recipe"]
     say(recipe_flags.describe(recipe_name, recipe, overridden))
     if data.tree.num_classes == data.tree.num_species or recipe.classes == "flat":
-        why = "every species has one class only" if recipe.classes != "flat" else "02a has trained all classes of this flat recipe"
+        why = (
+            "every species has one class only"
+            if recipe.classes != "flat"
+            else "02a has trained all classes of this flat recipe"
+        )
         say(f"{why}: there is no disease to train. next: python 03_export.py")
         return 0
     settings = payload["settings"]
     if (recipe.backbone, recipe.image_size) != (settings["backbone"], settings["image_size"]):
-        fail(f"the species checkpoint is {settings['backbone']} at {settings['image_size']} px, the recipe asks for "
-             f"{recipe.backbone} at {recipe.image_size} px. Leave --recipe, --backbone and --image-size out, or train 02a so.")
+        fail(
+            f"the species checkpoint is {settings['backbone']} at {settings['image_size']} px, "
+            f"the recipe asks for "
+            f"{recipe.backbone} at {recipe.image_size} px. Leave --recipe, --backbone and "
+            f"--image-size out, or train 02a so."
+        )
     compute, world = resolve_machine(args, recipe)
     heads, joint = recipes.disease_phases(recipe), recipes.joint_phases(recipe)
     print_plan(data, heads + joint, recipe)
-    shared: dict[str, Any] = {"data": data, "recipe": recipe, "recipe_name": recipe_name, "overridden": overridden,
-                              "compute": compute, "args": args, "teacher": find_teacher(args, data, compute), "world": world}
+    shared: dict[str, Any] = {
+        "data": data,
+        "recipe": recipe,
+        "recipe_name": recipe_name,
+        "overridden": overridden,
+        "compute": compute,
+        "args": args,
+        "teacher": find_teacher(args, data, compute),
+        "world": world,
+    }
 
     if heads:
-        train_heads(Run(args.checkpoints / "disease_heads", heads,
-                        model=checkpoint.build_model(payload), start_from=checkpoint.weights_hash(payload), **shared))
+        train_heads(
+            Run(
+                args.checkpoints / "disease_heads",
+                heads,
+                model=checkpoint.build_model(payload),
+                start_from=checkpoint.weights_hash(payload),
+                **shared,
+            )
+        )
         payload = checkpoint.load(args.checkpoints / "disease_heads" / "disease_heads_final.pt")
     if joint:
-        train_jointly(Run(args.checkpoints / "hierarchical_full", joint,
-                          model=checkpoint.build_model(payload), start_from=checkpoint.weights_hash(payload), **shared))
+        train_jointly(
+            Run(
+                args.checkpoints / "hierarchical_full",
+                joint,
+                model=checkpoint.build_model(payload),
+                start_from=checkpoint.weights_hash(payload),
+                **shared,
+            )
+        )
     leave()
     say_time("time", clock)
     say("next: python 03_export.py")

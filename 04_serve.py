@@ -11,10 +11,10 @@ Writes  nothing; with --predict a CSV, one row per photo, with --submission a se
   curl --data-binary @leaf.jpg http://127.0.0.1:8000/predict
   curl -F photo=@a.jpg -F photo=@b.jpg -F species=tomato http://127.0.0.1:8000/predict      one plant, its species known
 
-It starts in about a second and answers within a few milliseconds of the model's own time. Each answer names species
-and disease, or the species alone, or refuses and says why. Only this computer can reach the server unless --host says
-otherwise; it keeps no photo. /docs describes the addresses. Ctrl-C or SIGTERM lets the requests under way finish, then stops it.
-"""
+It starts in about a second and answers within a few milliseconds of the model's own time. Each
+answer names species and disease, or the species alone, or refuses and says why. Only this computer
+can reach the server unless --host says otherwise; it keeps no photo. /docs describes the addresses.
+Ctrl-C or SIGTERM lets the requests under way finish, then stops it."""
 
 from __future__ import annotations
 
@@ -45,36 +45,135 @@ from common.serve.providers import GPUS, PROVIDERS, open_predictor
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     parser = console.parser(__doc__)
-    parser.add_argument("--exports", type=Path, default=Path("exports"), help="the folder 03 wrote (default: exports)")
-    parser.add_argument("--model", action="append", metavar="NAME", help="a model file of that folder (default: what bundle.json says), "
-                        "or another exports folder; with --predict several --model answer together")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the whole network in")
-    parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="port to listen on; 0 takes any free one")
-    parser.add_argument("--provider", choices=("auto", *PROVIDERS), default="auto", help="what runs the model: one of ONNX Runtime's "
-                        "providers that are installed (default: the best that works)")
-    parser.add_argument("--threads", type=_whole(1, 1024), help="photos computed at once, each on one thread (default: one per core, "
-                        "shared by the workers)")
-    parser.add_argument("--workers", type=_whole(1, 256), default=1, help="processes, for machines of many cores (default: 1)")
-    parser.add_argument("--queue", type=_whole(1, 100_000), help="requests that may wait; more get 503 (default: 32 per thread)")
-    parser.add_argument("--top-k", type=_whole(1, 1000), default=5, help="alternatives listed per answer (default: 5)")
-    parser.add_argument("--mode", choices=MODES, default="joint", help="joint: the most probable species and disease "
-                        "together (default); routed: the best species first, then its best disease")
-    parser.add_argument("--max-upload-mb", type=_whole(1, 1000), default=20, help="largest upload (default: 20)")
-    parser.add_argument("--api-key", default=os.environ.get("FOLIAR_API_KEY", ""), metavar="KEY", help="ask for this key before answering "
-                        "photos and /metrics; rather set FOLIAR_API_KEY, as other users of a computer see its command lines")
-    parser.add_argument("--cors-origin", action="append", default=[], metavar="URL",
-                        help="let web pages of this address ask too; * for all")
-    parser.add_argument("--access-log", action="store_true", help="print a line per request (never a photo)")
-    batch = parser.add_argument_group("batch", "answer photos into a CSV instead of serving; exit code 1 where a photo could not be read")
-    batch.add_argument("--predict", nargs="+", metavar="PATH", help="photos, folders, or quoted patterns such as 'photos/**/*.jpg'")
-    batch.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help="where answers go (default: "
-                       "predictions.csv); a run that was stopped goes on by the same command")
-    batch.add_argument("--tta", action="store_true", help="see each photo, its mirror image and its middle: three times the model's time")
-    batch.add_argument("--labels", type=Path, metavar="CSV", help="what the photos show: columns file, species, disease, or file, label "
-                       "(default: as their folders are named)")
-    batch.add_argument("--submission", type=Path, metavar="FILE", help="also write the probability of every class, to a .csv or .zip")
-    batch.add_argument("--sample-submission", type=Path, metavar="CSV", help="a submission whose ids, titles and order are to be kept")
-    batch.add_argument("--benchmark", action="store_true", help="time reading and model on the photos of --predict; writes nothing")
+    parser.add_argument(
+        "--exports",
+        type=Path,
+        default=Path("exports"),
+        help="the folder 03 wrote (default: exports)",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="a model file of that folder (default: what bundle.json says), "
+        "or another exports folder; with --predict several --model answer together",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets the whole network in",
+    )
+    parser.add_argument(
+        "--port",
+        type=_whole(0, 65535),
+        default=8000,
+        help="port to listen on; 0 takes any free one",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=("auto", *PROVIDERS),
+        default="auto",
+        help="what runs the model: one of ONNX Runtime's "
+        "providers that are installed (default: the best that works)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_whole(1, 1024),
+        help="photos computed at once, each on one thread (default: one per core, "
+        "shared by the workers)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_whole(1, 256),
+        default=1,
+        help="processes, for machines of many cores (default: 1)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=_whole(1, 100_000),
+        help="requests that may wait; more get 503 (default: 32 per thread)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=_whole(1, 1000),
+        default=5,
+        help="alternatives listed per answer (default: 5)",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="joint",
+        help="joint: the most probable species and disease "
+        "together (default); routed: the best species first, then its best disease",
+    )
+    parser.add_argument(
+        "--max-upload-mb", type=_whole(1, 1000), default=20, help="largest upload (default: 20)"
+    )
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("FOLIAR_API_KEY", ""),
+        metavar="KEY",
+        help="ask for this key before answering "
+        "photos and /metrics; rather set FOLIAR_API_KEY, as other users of a computer see its "
+        "command lines",
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="let web pages of this address ask too; * for all",
+    )
+    parser.add_argument(
+        "--access-log", action="store_true", help="print a line per request (never a photo)"
+    )
+    batch = parser.add_argument_group(
+        "batch",
+        "answer photos into a CSV instead of serving; exit code 1 where a photo could not be read",
+    )
+    batch.add_argument(
+        "--predict",
+        nargs="+",
+        metavar="PATH",
+        help="photos, folders, or quoted patterns such as 'photos/**/*.jpg'",
+    )
+    batch.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions.csv"),
+        metavar="CSV",
+        help="where answers go (default: "
+        "predictions.csv); a run that was stopped goes on by the same command",
+    )
+    batch.add_argument(
+        "--tta",
+        action="store_true",
+        help="see each photo, its mirror image and its middle: three times the model's time",
+    )
+    batch.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="what the photos show: columns file, species, disease, or file, label "
+        "(default: as their folders are named)",
+    )
+    batch.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FILE",
+        help="also write the probability of every class, to a .csv or .zip",
+    )
+    batch.add_argument(
+        "--sample-submission",
+        type=Path,
+        metavar="CSV",
+        help="a submission whose ids, titles and order are to be kept",
+    )
+    batch.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="time reading and model on the photos of --predict; writes nothing",
+    )
     return parser
 
 
@@ -92,20 +191,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             return serve(args, listener)
         bundle = read_bundle(args.exports)
         if args.model and args.model not in bundle.models:
-            console.fail(f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}")
-        return workers.supervise(args.workers, serve, (args, listener), started=lambda: announce(args, listener, bundle))
+            console.fail(
+                f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
+            )
+        return workers.supervise(
+            args.workers, serve, (args, listener), started=lambda: announce(args, listener, bundle)
+        )
     except BundleError as error:
         console.fail(str(error))
 
 
 def check_batch(args: argparse.Namespace) -> list[Path]:
-    """The photos of --predict; none where the flags mean to serve. Ends the run over flags that do not go together."""
+    """The photos of --predict; none where the flags mean to serve. Ends the run over flags that do
+    not go together."""
     if not args.predict:
         for flag in ("tta", "labels", "submission", "sample_submission", "benchmark"):
             if getattr(args, flag):
                 console.fail(f"--{flag.replace('_', '-')} needs --predict with photos.")
         if len(args.model or ()) > 1:
-            console.fail("a server answers with one model: give --model once. Several answer together with --predict.")
+            console.fail(
+                "a server answers with one model: give --model once. Several answer together with "
+                "--predict."
+            )
         return []
     if args.sample_submission and not args.submission:
         console.fail("--sample-submission needs --submission, the file to write.")
@@ -118,9 +225,12 @@ def check_batch(args: argparse.Namespace) -> list[Path]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port before anything slow happens, so that one in use is told at once and in plain words."""
+    """Take the port before anything slow happens, so that one in use is told at once and in plain
+    words."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         listener = socket.socket(family, kind, protocol)
         if os.name == "posix":  # elsewhere this option lets two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -128,74 +238,139 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(512)
         return listener
     except (socket.gaierror, UnicodeError):
-        console.fail(f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the whole network.")
+        console.fail(
+            f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the "
+            f"whole network."
+        )
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            console.fail(f"port {port} on {host} is in use by another program. Stop it, or choose another port, for "
-                         f"example --port {port + 1 if port < 65535 else 8000}, or --port 0 for any free one.")
+            console.fail(
+                f"port {port} on {host} is in use by another program. Stop it, or choose another "
+                f"port, for "
+                f"example --port {port + 1 if port < 65535 else 8000}, or --port 0 for any free "
+                f"one."
+            )
         if error.errno in (errno.EACCES, errno.EPERM):
-            console.fail(f"no permission to listen on port {port}. Choose one above 1023, for example --port 8000.")
+            console.fail(
+                f"no permission to listen on port {port}. Choose one above 1023, for example "
+                f"--port 8000."
+            )
         if error.errno == errno.EADDRNOTAVAIL:
-            console.fail(f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the whole "
-                         "network.")
+            console.fail(
+                f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the "
+                f"whole "
+                "network."
+            )
         raise
 
 
 def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) -> int:
-    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. `ready` is set by a worker once it serves."""
+    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. `ready` is set
+    by a worker once it serves."""
     settle_process()
     try:
         predictor, provider = open_predictor(args.exports, args.model, args.provider)
     except BundleError as error:
         console.fail(str(error))
-    threads = args.threads or max(1, _cores() // args.workers) * (4 if provider in GPUS else 1)  # a GPU waits for decoded photos
-    settings = Settings(top_k=args.top_k, mode=args.mode, runners=threads, waiting=args.queue or max(32, 32 * threads),
-                        max_upload_mb=args.max_upload_mb, memory_mb=max(512, 4 * args.max_upload_mb), access_log=args.access_log,
-                        batch=32 if provider in GPUS else 0, provider=provider, api_key=args.api_key, cors_origins=tuple(args.cors_origin))
+    threads = args.threads or max(1, _cores() // args.workers) * (
+        4 if provider in GPUS else 1
+    )  # a GPU waits for decoded photos
+    settings = Settings(
+        top_k=args.top_k,
+        mode=args.mode,
+        runners=threads,
+        waiting=args.queue or max(32, 32 * threads),
+        max_upload_mb=args.max_upload_mb,
+        memory_mb=max(512, 4 * args.max_upload_mb),
+        access_log=args.access_log,
+        batch=32 if provider in GPUS else 0,
+        provider=provider,
+        api_key=args.api_key,
+        cors_origins=tuple(args.cors_origin),
+    )
     app = make_app(predictor, settings)
     if ready is None:
-        sockets.serve(app, listener, started=lambda: announce(args, listener, predictor.bundle, predictor.card, provider))
+        sockets.serve(
+            app,
+            listener,
+            started=lambda: announce(args, listener, predictor.bundle, predictor.card, provider),
+        )
         console.say("stopped")
     else:
         sockets.serve(app, listener, worker=True, started=ready.set)
     return 0
 
 
-def announce(args: argparse.Namespace, listener: socket.socket, bundle: Bundle, card: ModelCard | None = None, provider: str = "") -> None:
+def announce(
+    args: argparse.Namespace,
+    listener: socket.socket,
+    bundle: Bundle,
+    card: ModelCard | None = None,
+    provider: str = "",
+) -> None:
     """Say what answers, and where."""
     describe(bundle, card or bundle.models[args.model or bundle.default_model], provider)
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
     if host in ("0.0.0.0", "::"):
-        console.say("network  everyone who can reach this computer can send photos" + (", with the API key" if args.api_key else ""))
-    console.say(f"page     {url}/ {tell_light(args.exports)}", f"API      {url}/docs",
-                f"try      curl --data-binary @leaf.jpg {url}/predict", "stop     Ctrl-C")
+        console.say(
+            "network  everyone who can reach this computer can send photos"
+            + (", with the API key" if args.api_key else "")
+        )
+    console.say(
+        f"page     {url}/ {tell_light(args.exports)}",
+        f"API      {url}/docs",
+        f"try      curl --data-binary @leaf.jpg {url}/predict",
+        "stop     Ctrl-C",
+    )
 
 
 def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
     """Say which model answers, and when it refuses."""
     console.header(f"{bundle.name} {bundle.version}")
-    console.say(f"model    {card.file} ({card.precision}, {card.size_mb:.1f} MB, {bundle.backbone}, "
-                f"{bundle.size} x {bundle.size} pixels{f', on {provider}' if provider else ''})",
-                f"classes  {bundle.tree.num_species} species, {bundle.tree.num_classes} with their diseases")
-    console.say("refuses  " + (f"{card.rejection.score} above {card.rejection.threshold:.4g}" if card.rejection
-                               else "no stranger: this export has no rejection threshold"))
+    console.say(
+        f"model    {card.file} ({card.precision}, {card.size_mb:.1f} MB, {bundle.backbone}, "
+        f"{bundle.size} x {bundle.size} pixels{f', on {provider}' if provider else ''})",
+        f"classes  {bundle.tree.num_species} species, {bundle.tree.num_classes} with their diseases",
+    )
+    console.say(
+        "refuses  "
+        + (
+            f"{card.rejection.score} above {card.rejection.threshold:.4g}"
+            if card.rejection
+            else "no stranger: this export has no rejection threshold"
+        )
+    )
 
 
 def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
-    """Answer photos into a CSV, or time it; returns the exit code: 1 where a photo could not be read."""
+    """Answer photos into a CSV, or time it; returns the exit code: 1 where a photo could not be
+    read."""
     settle_process()
     models = open_models(args.exports, args.model, args.provider)
-    panel, threads = Panel([predictor for predictor, _ in models], args.tta), args.threads or _cores()
+    panel, threads = (
+        Panel([predictor for predictor, _ in models], args.tta),
+        args.threads or _cores(),
+    )
     for predictor, provider in models:
         describe(predictor.bundle, predictor.card, provider)
     if args.benchmark:
         console.say(*latency.measure(panel, photos, threads, args.mode))
         return 0
-    labels = labels_from_csv(args.labels, photos, panel.tree) if args.labels else labels_from_folders(photos, panel.tree)
-    plan = plan_submission(args.submission, photos, panel.tree, args.sample_submission) if args.submission else None
-    return int(predict(panel, Job(tuple(photos), args.output, labels, args.mode, threads, plan)) > 0)
+    labels = (
+        labels_from_csv(args.labels, photos, panel.tree)
+        if args.labels
+        else labels_from_folders(photos, panel.tree)
+    )
+    plan = (
+        plan_submission(args.submission, photos, panel.tree, args.sample_submission)
+        if args.submission
+        else None
+    )
+    return int(
+        predict(panel, Job(tuple(photos), args.output, labels, args.mode, threads, plan)) > 0
+    )
 
 
 def _whole(least: int, most: int) -> Any:
@@ -203,6 +378,7 @@ def _whole(least: int, most: int) -> Any:
         if not text.lstrip("-").isdecimal() or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} to {most}")
         return int(text)
+
     return read
 
 

@@ -1,8 +1,7 @@
 """Class trees: species in order, each with its diseases in order.
 
-A `ClassTree` is the one index space of the project: every class is a (species, disease) pair, and the classes of a species
-lie side by side. `slug` is the file-name form of a class's words.
-"""
+A `ClassTree` is the one index space of the project: every class is a (species, disease) pair, and
+the classes of a species lie side by side. `slug` is the file-name form of a class's words."""
 
 from __future__ import annotations
 
@@ -17,20 +16,27 @@ from typing import Any
 
 import numpy as np
 
-# Names that Windows keeps for devices: no file or folder may be called so, with or without an ending.
-_RESERVED = frozenset({"con", "prn", "aux", "nul"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(10)})
+# Names that Windows keeps for devices: no file or folder may be called so, with or without an
+# ending.
+_RESERVED = frozenset(
+    {"con", "prn", "aux", "nul"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(10)}
+)
 
 
 def slug(words: str) -> str:
     """File-name form of a name: lower-case ASCII letters and digits joined by single underscores.
 
-    "bell pepper" gives "bell_pepper". Accents are folded, everything else becomes an underscore, so that the result
-    holds no separator, dot or control character and is 1 to 100 characters long. Names that cannot be written in
-    ASCII at all become "class_" and 8 hex digits of their SHA-256, so that two of them stay apart; names too long are
-    cut and end in the same 8 digits; device names of Windows get "_class" behind them. Raises nothing.
-    """
-    folded = unicodedata.normalize("NFKD", words.replace("ß", "ss").replace("ø", "o").replace("Ø", "o"))
-    text = re.sub(r"[^a-z0-9]+", "_", "".join(c for c in folded if not unicodedata.combining(c)).lower()).strip("_")
+    "bell pepper" gives "bell_pepper". Accents are folded, everything else becomes an underscore, so
+    that the result holds no separator, dot or control character and is 1 to 100 characters long.
+    Names that cannot be written in ASCII at all become "class_" and 8 hex digits of their SHA-256,
+    so that two of them stay apart; names too long are cut and end in the same 8 digits; device
+    names of Windows get "_class" behind them. Raises nothing."""
+    folded = unicodedata.normalize(
+        "NFKD", words.replace("ß", "ss").replace("ø", "o").replace("Ø", "o")
+    )
+    text = re.sub(
+        r"[^a-z0-9]+", "_", "".join(c for c in folded if not unicodedata.combining(c)).lower()
+    ).strip("_")
     digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     if not text:
         return f"class_{digest}"
@@ -43,10 +49,10 @@ def slug(words: str) -> str:
 class ClassTree:
     """Ordered species, each with ordered diseases, and the packed index of all leaves.
 
-    species: S names; diseases: S tuples of names, one or more each. Leaf indices run over the species in order, so
-    the leaves of species s are `offsets[s]:offsets[s + 1]`. Raises ValueError, in a sentence, where the two do not
-    match, a name is empty or no string, a name comes twice, or a species has no disease.
-    """
+    species: S names; diseases: S tuples of names, one or more each. Leaf indices run over the
+    species in order, so the leaves of species s are `offsets[s]:offsets[s + 1]`. Raises ValueError,
+    in a sentence, where the two do not match, a name is empty or no string, a name comes twice, or
+    a species has no disease."""
 
     species: tuple[str, ...]
     diseases: tuple[tuple[str, ...], ...]
@@ -63,18 +69,22 @@ class ClassTree:
             raise ValueError("A class tree needs at least one species, and this one has none.")
         if len(self.species) != len(self.diseases):
             raise ValueError(
-                f"A class tree needs one list of diseases per species: {len(self.species)} species, "
+                f"A class tree needs one list of diseases per species: {len(self.species)} "
+                f"species, "
                 f"{len(self.diseases)} lists."
             )
         _check_names(self.species, "species")
         for name, diseases in zip(self.species, self.diseases, strict=True):
             if not diseases:
-                raise ValueError(f"Species '{name}' has no disease; give it at least one, such as 'healthy'.")
+                raise ValueError(
+                    f"Species '{name}' has no disease; give it at least one, such as 'healthy'."
+                )
             _check_names(diseases, f"disease of '{name}'")
 
     @classmethod
     def from_pairs(cls, classes: Iterable[tuple[str, str]]) -> ClassTree:
-        """Tree of (species, disease) pairs, both levels sorted; pairs may repeat. Raises ValueError when empty."""
+        """Tree of (species, disease) pairs, both levels sorted; pairs may repeat. Raises ValueError
+        when empty."""
         grouped: dict[str, set[str]] = {}
         for species, disease in classes:
             grouped.setdefault(species, set()).add(disease)
@@ -83,18 +93,21 @@ class ClassTree:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ClassTree:
-        """Tree from what `to_json` gave (other keys are ignored). Raises ValueError where it has another shape."""
+        """Tree from what `to_json` gave (other keys are ignored). Raises ValueError where it has
+        another shape."""
         try:
             rows = data["species"]
             return cls(tuple(row["name"] for row in rows), tuple(row["diseases"] for row in rows))
         except (KeyError, TypeError) as error:
             raise ValueError(
-                'This is no class tree: expected {"species": [{"name": "apple", "diseases": ["healthy", ...]}, ...]}, '
+                'This is no class tree: expected {"species": [{"name": "apple", "diseases": '
+                '["healthy", ...]}, ...]}, '
                 f"and reading it stopped at {type(error).__name__}: {error}."
             ) from error
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: {"species": [{"name": "apple", "diseases": ["healthy", "scab"]}, ...]}, in index order."""
+        """Plain values: {"species": [{"name": "apple", "diseases": ["healthy", "scab"]}, ...]}, in
+        index order."""
         return {
             "species": [
                 {"name": name, "diseases": list(diseases)}
@@ -103,7 +116,8 @@ class ClassTree:
         }
 
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON; order of species and diseases counts."""
+        """First 16 hex digits of the SHA-256 of the canonical JSON; order of species and diseases
+        counts."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
@@ -129,12 +143,16 @@ class ClassTree:
         return _frozen(np.repeat(np.arange(self.num_species), np.diff(self.offsets)))
 
     def class_index(self, species_idx: int, disease_idx: int) -> int:
-        """Packed index of a leaf. Raises IndexError where the species or its disease does not exist."""
+        """Packed index of a leaf. Raises IndexError where the species or its disease does not
+        exist."""
         if not 0 <= species_idx < self.num_species:
             raise IndexError(f"Species index {species_idx} is outside 0..{self.num_species - 1}.")
         if not 0 <= disease_idx < len(self.diseases[species_idx]):
             last = len(self.diseases[species_idx]) - 1
-            raise IndexError(f"Disease index {disease_idx} of '{self.species[species_idx]}' is outside 0..{last}.")
+            raise IndexError(
+                f"Disease index {disease_idx} of '{self.species[species_idx]}' is outside "
+                f"0..{last}."
+            )
         return int(self.offsets[species_idx]) + disease_idx
 
     def pair(self, class_idx: int) -> tuple[str, str]:
@@ -142,7 +160,9 @@ class ClassTree:
         if not 0 <= class_idx < self.num_classes:
             raise IndexError(f"Leaf index {class_idx} is outside 0..{self.num_classes - 1}.")
         species_idx = int(self.class_species[class_idx])
-        return self.species[species_idx], self.diseases[species_idx][class_idx - int(self.offsets[species_idx])]
+        return self.species[species_idx], self.diseases[species_idx][
+            class_idx - int(self.offsets[species_idx])
+        ]
 
     def class_name(self, class_idx: int) -> str:
         """Name of a packed index as "apple/scab". Raises IndexError where it does not exist."""

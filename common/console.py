@@ -1,4 +1,5 @@
-"""What a person sees in the terminal: headings, progress, tables, and errors that say how to mend them."""
+"""What a person sees in the terminal: headings, progress, tables, and errors that say how to mend
+them."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def fail(message: str) -> NoReturn:
 
 
 def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """Wrap a script's `main` so that a full disk, a missing permission or Ctrl-C ends in a sentence.
+    """Wrap a script's `main` so that a full disk, a missing permission or Ctrl-C ends in a
+    sentence.
 
     Anything else is a fault of ours and keeps its traceback.
     """
@@ -67,25 +69,38 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
         try:
             return main(argv)
         except KeyboardInterrupt:
-            print("\nstopped. Run the same command again to go on from the last saved state.", file=sys.stderr)
+            print(
+                "\nstopped. Run the same command again to go on from the last saved state.",
+                file=sys.stderr,
+            )
             return 130
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             if error.errno in FULL_DISK:
-                fail(f"the disk is full{where}. Nothing that was finished is lost: make room, then run the same command again.")
+                fail(
+                    f"the disk is full{where}. Nothing that was finished is lost: make room, then "
+                    f"run the same command again."
+                )
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                fail(f"no permission{where}: {error.strerror}. Choose another folder or change its permissions.")
+                fail(
+                    f"no permission{where}: {error.strerror}. Choose another folder or change its "
+                    f"permissions."
+                )
             raise
         except RuntimeError as error:
             if _hides_a_full_disk(error):
-                fail("the disk is full. Nothing that was finished is lost: make room, then run the same command again.")
+                fail(
+                    "the disk is full. Nothing that was finished is lost: make room, then run the "
+                    "same command again."
+                )
             raise
 
     return wrapped
 
 
 def _hides_a_full_disk(error: BaseException | None) -> bool:
-    """Whether a failed write stands behind an error: torch's file writer wraps it, or trips over what it left."""
+    """Whether a failed write stands behind an error: torch's file writer wraps it, or trips over
+    what it left."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             return True
@@ -100,19 +115,30 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
-        meant = [close for word in message.split() if word.startswith("--")
-                 for close in difflib.get_close_matches(word.split("=")[0], known, n=1) if close not in message.split()]
+        meant = [
+            close
+            for word in message.split()
+            if word.startswith("--")
+            for close in difflib.get_close_matches(word.split("=")[0], known, n=1)
+            if close not in message.split()
+        ]
         hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
         fail(f"{self.prog}: {message}.{hint} --help lists all flags.")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Make the argument parser of a numbered script: its docstring as help, no abbreviated flags."""
-    return _Parser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Make the argument parser of a numbered script: its docstring as help, no abbreviated
+    flags."""
+    return _Parser(
+        description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
-def progress(items: Iterable[Any], total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
-    """Wrap an iterable in a progress bar; in a log file it prints a line now and then instead of redrawing.
+def progress(
+    items: Iterable[Any], total: int | None = None, desc: str = "", unit: str = "it"
+) -> tqdm:
+    """Wrap an iterable in a progress bar; in a log file it prints a line now and then instead of
+    redrawing.
 
     Args:
         items: what to iterate over.
@@ -121,12 +147,23 @@ def progress(items: Iterable[Any], total: int | None = None, desc: str = "", uni
         unit: the name of one item.
     """
     shown = sys.stderr.isatty()
-    return tqdm(items, total=total, desc=desc, unit=unit, disable=_muted, mininterval=0.2 if shown else 20.0, dynamic_ncols=shown,
-                leave=shown, smoothing=0.1, ascii=None if shown else True)
+    return tqdm(
+        items,
+        total=total,
+        desc=desc,
+        unit=unit,
+        disable=_muted,
+        mininterval=0.2 if shown else 20.0,
+        dynamic_ncols=shown,
+        leave=shown,
+        smoothing=0.1,
+        ascii=None if shown else True,
+    )
 
 
 def table(rows: Sequence[Sequence[object]], titles: Sequence[str]) -> str:
-    """Lay out rows under titles as a Markdown table with padded columns, so that it reads well as plain text too.
+    """Lay out rows under titles as a Markdown table with padded columns, so that it reads well as
+    plain text too.
 
     Args:
         rows: the cells, each converted with `str`.
@@ -141,11 +178,17 @@ def table(rows: Sequence[Sequence[object]], titles: Sequence[str]) -> str:
     cells = [[str(cell) for cell in row] for row in rows]
     if any(len(row) != len(titles) for row in cells):
         raise ValueError(f"every row needs {len(titles)} cells: {titles}")
-    widths = [max(len(title), *(len(row[i]) for row in cells), 3) if cells else max(len(title), 3)
-              for i, title in enumerate(titles)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-             for row in [list(titles), *cells]]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    widths = [
+        max(len(title), *(len(row[i]) for row in cells), 3) if cells else max(len(title), 3)
+        for i, title in enumerate(titles)
+    ]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [list(titles), *cells]
+    ]
+    return "\n".join(
+        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    )
 
 
 def duration(seconds: float) -> str:
@@ -184,13 +227,19 @@ class Laps:
         self.rows.append((name, clock()))
 
     def table(self) -> str:
-        """Lay out the parts that took a second or more, the sum, and the peak of resident memory."""
-        rows = [(name, duration(seconds)) for name, seconds in self.rows if seconds >= 1] + [("in all", duration(self.whole()))]
+        """Lay out the parts that took a second or more, the sum, and the peak of resident
+        memory."""
+        rows = [(name, duration(seconds)) for name, seconds in self.rows if seconds >= 1] + [
+            ("in all", duration(self.whole()))
+        ]
         with contextlib.suppress(ImportError):  # not on Windows
             import resource
 
             unit = 1 if sys.platform == "darwin" else 1024
-            for who, name in ((resource.RUSAGE_SELF, "peak memory"), (resource.RUSAGE_CHILDREN, "peak memory of a worker")):
+            for who, name in (
+                (resource.RUSAGE_SELF, "peak memory"),
+                (resource.RUSAGE_CHILDREN, "peak memory of a worker"),
+            ):
                 peak = resource.getrusage(who).ru_maxrss * unit
                 rows += [(name, f"{peak / 1e9:.2f} GB")] if peak else []
         return table(rows, ("part", "time"))

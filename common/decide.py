@@ -1,10 +1,12 @@
-"""From a model's numbers to an answer: species and disease, species alone, or an honest refusal that says why.
+"""From a model's numbers to an answer: species and disease, species alone, or an honest refusal
+that says why.
 
-The rule, in order: refuse a stranger (its score lies above its bar), and say whether it is no plant or a plant of no species we
-know; answer the leaf where its probability reaches `rollup.leaf` and the disease is none that we do not know; else answer the species where
-its probability reaches `rollup.species`; else refuse as unsure. A poor photo explains a refusal, it never causes one.
-`decide_batch` is the rule over many pictures, for measuring it; `decide` is the same rule over one, with words.
-"""
+The rule, in order: refuse a stranger (its score lies above its bar), and say whether it is no plant
+or a plant of no species we know; answer the leaf where its probability reaches `rollup.leaf` and
+the disease is none that we do not know; else answer the species where its probability reaches
+`rollup.species`; else refuse as unsure. A poor photo explains a refusal, it never causes one.
+`decide_batch` is the rule over many pictures, for measuring it; `decide` is the same rule over one,
+with words."""
 
 from __future__ import annotations
 
@@ -17,26 +19,55 @@ import numpy as np
 from common.classes import ClassTree
 
 MODES = ("joint", "routed")
-ANSWERED, ROLLED_UP, NOT_A_PLANT, UNKNOWN_SPECIES, UNSURE = range(5)  # the values of `Decisions.outcome`
+ANSWERED, ROLLED_UP, NOT_A_PLANT, UNKNOWN_SPECIES, UNSURE = range(
+    5
+)  # the values of `Decisions.outcome`
 
 _WHY = {
-    NOT_A_PLANT: ("not_a_plant", "This does not look like any plant I have learned. Take a close, sharp photo of a single leaf in "
-                  "daylight and try again. If the plant is not on my list, I cannot name it."),
-    UNKNOWN_SPECIES: ("unknown_species", "This looks like a plant, but like none that I have learned. If it is on my list, photograph "
-                      "a single leaf from above, in daylight and against a plain background."),
-    UNSURE: ("unsure", "I cannot tell this plant with enough certainty. Try a closer, sharper photo of a single leaf in even "
-             "daylight, against a plain background, or photograph another leaf of the same plant."),
+    NOT_A_PLANT: (
+        "not_a_plant",
+        "This does not look like any plant I have learned. Take a close, sharp photo of a single "
+        "leaf in "
+        "daylight and try again. If the plant is not on my list, I cannot name it.",
+    ),
+    UNKNOWN_SPECIES: (
+        "unknown_species",
+        "This looks like a plant, but like none that I have learned. If it is on my list, "
+        "photograph "
+        "a single leaf from above, in daylight and against a plain background.",
+    ),
+    UNSURE: (
+        "unsure",
+        "I cannot tell this plant with enough certainty. Try a closer, sharper photo of a single "
+        "leaf in even "
+        "daylight, against a plain background, or photograph another leaf of the same plant.",
+    ),
 }
-_DISEASE_TEXT = ("I know the plant, but what it has looks like nothing that I have learned for it. Photograph the marks themselves, close "
-                 "and sharp. If they stay unknown, ask someone who can look at the plant.")
+_DISEASE_TEXT = (
+    "I know the plant, but what it has looks like nothing that I have learned for it. Photograph "
+    "the marks themselves, close "
+    "and sharp. If they stay unknown, ask someone who can look at the plant."
+)
 # of a photo: the word for what failed, how the number is told, what is needed, and what to do
 _PHOTO = {
-    "short_side": ("small", "The photo is small, with {value:.0f} pixels on its short side where {limit:.0f} are needed. Send the photo "
-                   "itself, not a preview or a screenshot of it."),
-    "brightness": ("dark", "The photo is too dark, with a brightness of {value:.0%} where {limit:.0%} is needed. Take it in daylight, "
-                   "with the light on the leaf."),
-    "sharpness": ("blurred", "The photo is blurred, with a sharpness of {value:.2g} where {limit:.2g} is needed. Hold the camera still, "
-                  "a hand's breadth from the leaf, and tap on the leaf to focus."),
+    "short_side": (
+        "small",
+        "The photo is small, with {value:.0f} pixels on its short side where {limit:.0f} are "
+        "needed. Send the photo "
+        "itself, not a preview or a screenshot of it.",
+    ),
+    "brightness": (
+        "dark",
+        "The photo is too dark, with a brightness of {value:.0%} where {limit:.0%} is needed. "
+        "Take it in daylight, "
+        "with the light on the leaf.",
+    ),
+    "sharpness": (
+        "blurred",
+        "The photo is blurred, with a sharpness of {value:.2g} where {limit:.2g} is needed. Hold "
+        "the camera still, "
+        "a hand's breadth from the leaf, and tap on the leaf to focus.",
+    ),
 }
 THRESHOLDS = ("ood", "plant", "disease")
 PHOTO = ("short_side", "brightness", "sharpness")  # what is measured of a photo
@@ -46,9 +77,9 @@ PHOTO = ("short_side", "brightness", "sharpness")  # what is measured of a photo
 class ScoreThreshold:
     """A score that tells strangers from plants, and where to draw the line.
 
-    score: its name; weights: of the model's `ood` outputs in its sum (K,); threshold: the greatest sum still accepted;
-    quantiles: the sum's percentiles 0, 1 ... 100 on validation plants (101 values, never falling).
-    """
+    score: its name; weights: of the model's `ood` outputs in its sum (K,); threshold: the greatest
+    sum still accepted; quantiles: the sum's percentiles 0, 1 ... 100 on validation plants (101
+    values, never falling)."""
 
     score: str
     weights: tuple[float, ...]
@@ -56,7 +87,8 @@ class ScoreThreshold:
     quantiles: tuple[float, ...]
 
     def value(self, ood: np.ndarray) -> np.ndarray:
-        """The sum for pictures: (..., K) -> float64 (...,). An output without weight does not matter, not even as NaN."""
+        """The sum for pictures: (..., K) -> float64 (...,). An output without weight does not
+        matter, not even as NaN."""
         weights = np.asarray(self.weights)
         used = np.flatnonzero(weights)
         return np.asarray(ood, np.float64)[..., used] @ weights[used]
@@ -66,7 +98,8 @@ class ScoreThreshold:
         return ~(self.value(ood) <= self.threshold)
 
     def quantile(self, value: float) -> float:
-        """Share of validation plants with a smaller sum, 0 to 1; 1.0 at and beyond the largest one seen."""
+        """Share of validation plants with a smaller sum, 0 to 1; 1.0 at and beyond the largest one
+        seen."""
         if not value < self.quantiles[-1]:
             return 1.0
         return float(np.interp(value, self.quantiles, np.linspace(0.0, 1.0, len(self.quantiles))))
@@ -74,10 +107,10 @@ class ScoreThreshold:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The bars: `stranger` refuses; `plant` says of what is refused whether it is a plant at all (None: nothing is said to be
-    one); `disease` keeps the answer at the species (None: never). `photo` holds the least brightness (0 to 1), sharpness and
-    short side (px) of a photo that is not poor.
-    """
+    """The bars: `stranger` refuses; `plant` says of what is refused whether it is a plant at all
+    (None: nothing is said to be one); `disease` keeps the answer at the species (None: never).
+    `photo` holds the least brightness (0 to 1), sharpness and short side (px) of a photo that is
+    not poor."""
 
     ood: ScoreThreshold
     plant: ScoreThreshold | None = None
@@ -97,7 +130,8 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Rollup:
-    """Least probability, 0 to 1, to answer at a level; `precision` is the share of right answers it was fitted for."""
+    """Least probability, 0 to 1, to answer at a level; `precision` is the share of right answers it
+    was fitted for."""
 
     disease: float
     species: float
@@ -108,11 +142,11 @@ class Rollup:
 class Decisions:
     """The rule's outcome for N pictures; every field is an array (N,).
 
-    outcome: int64, `ANSWERED`, `ROLLED_UP`, `NOT_A_PLANT`, `UNKNOWN_SPECIES` or `UNSURE`; leaf: int64 packed index of the best
-    leaf, and species: int64 index of the species that goes with the outcome (the best leaf's, or for `ROLLED_UP` and `UNSURE`
-    the most probable one); leaf_probability and species_probability: float64, 0 to 1, of these two; unknown_disease: bool,
-    whether the bar of the diseases was exceeded.
-    """
+    outcome: int64, `ANSWERED`, `ROLLED_UP`, `NOT_A_PLANT`, `UNKNOWN_SPECIES` or `UNSURE`; leaf:
+    int64 packed index of the best leaf, and species: int64 index of the species that goes with the
+    outcome (the best leaf's, or for `ROLLED_UP` and `UNSURE` the most probable one);
+    leaf_probability and species_probability: float64, 0 to 1, of these two; unknown_disease: bool,
+    whether the bar of the diseases was exceeded."""
 
     outcome: np.ndarray
     class_idx: np.ndarray
@@ -124,7 +158,8 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Answer:
-    """One picture's answer in plain values, as `POST /predict` gives it (probabilities and quantile 0 to 1)."""
+    """One picture's answer in plain values, as `POST /predict` gives it (probabilities and quantile
+    0 to 1)."""
 
     decision: str  # answered, rolled_up, rejected
     level: str  # leaf, species, none
@@ -142,20 +177,26 @@ class Answer:
 
 
 def texts() -> dict[str, Any]:
-    """The sentences of refusals as plain values, for a page that decides by itself: `why` {reason: sentence}, `unknown_disease`, and
-    `photo` {measure: [reason, sentence with {value} and {limit} to fill in]}.
-    """
-    return {"why": dict(_WHY.values()), "unknown_disease": _DISEASE_TEXT, "photo": {name: list(pair) for name, pair in _PHOTO.items()}}
+    """The sentences of refusals as plain values, for a page that decides by itself: `why` {reason:
+    sentence}, `unknown_disease`, and `photo` {measure: [reason, sentence with {value} and {limit}
+    to fill in]}."""
+    return {
+        "why": dict(_WHY.values()),
+        "unknown_disease": _DISEASE_TEXT,
+        "photo": {name: list(pair) for name, pair in _PHOTO.items()},
+    }
 
 
 def species_probabilities(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """Sum the leaves of each species: (N, L) -> float64 (N, S), 0 to 1. Raises ValueError on another width."""
+    """Sum the leaves of each species: (N, L) -> float64 (N, S), 0 to 1. Raises ValueError on
+    another width."""
     probabilities = _check(probabilities, tree)
     return np.add.reduceat(probabilities, tree.offsets[:-1], axis=1, dtype=np.float64)
 
 
 def joint_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """The most probable leaf of each row, argmax of P(s) P(d|s): (N, L) -> int64 (N,). Raises as above."""
+    """The most probable leaf of each row, argmax of P(s) P(d|s): (N, L) -> int64 (N,). Raises as
+    above."""
     return _check(probabilities, tree).argmax(axis=1)
 
 
@@ -165,8 +206,15 @@ def routed_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     return _best_class_of(_check(probabilities, tree), best, tree)
 
 
-def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejection: Rejection | None,
-                 rollup: Rollup | None, *, mode: str = "joint") -> Decisions:
+def decide_batch(
+    probabilities: np.ndarray,
+    ood: np.ndarray,
+    tree: ClassTree,
+    rejection: Rejection | None,
+    rollup: Rollup | None,
+    *,
+    mode: str = "joint",
+) -> Decisions:
     """Apply the rule to N pictures at once.
 
     Args:
@@ -175,7 +223,8 @@ def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, re
         tree: the class tree the columns belong to.
         rejection: which scores refuse, and above what; None refuses no stranger.
         rollup: least probabilities per level; None always answers a leaf.
-        mode: `joint` (the most probable leaf) or `routed` (the best leaf of the most probable species).
+        mode: `joint` (the most probable leaf) or `routed` (the best leaf of the most probable
+            species).
 
     Raises:
         ValueError: where the shapes do not fit the tree or the scores, or the mode is unknown.
@@ -185,34 +234,80 @@ def decide_batch(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, re
     probabilities = _check(probabilities, tree)
     ood = np.asarray(ood, dtype=np.float64)
     if ood.ndim != 2 or len(ood) != len(probabilities):
-        raise ValueError(f"scores of shape {ood.shape} do not belong to {len(probabilities)} pictures")
-    thresholds = {name: getattr(rejection, name) for name in THRESHOLDS if rejection is not None and getattr(rejection, name) is not None}
+        raise ValueError(
+            f"scores of shape {ood.shape} do not belong to {len(probabilities)} pictures"
+        )
+    thresholds = {
+        name: getattr(rejection, name)
+        for name in THRESHOLDS
+        if rejection is not None and getattr(rejection, name) is not None
+    }
     for threshold in thresholds.values():
         if len(threshold.weights) != ood.shape[1]:
-            raise ValueError(f"'{threshold.score}' is made of {len(threshold.weights)} scores, but there are {ood.shape[1]}")
+            raise ValueError(
+                f"'{threshold.score}' is made of {len(threshold.weights)} scores, but there are "
+                f"{ood.shape[1]}"
+            )
     rows = np.arange(len(probabilities))
     per_species = species_probabilities(probabilities, tree)
     best_species = per_species.argmax(axis=1)
-    class_idx = joint_class(probabilities, tree) if mode == "joint" else _best_class_of(probabilities, best_species, tree)
+    class_idx = (
+        joint_class(probabilities, tree)
+        if mode == "joint"
+        else _best_class_of(probabilities, best_species, tree)
+    )
     class_p = probabilities[rows, class_idx]
     best_p = per_species[rows, best_species]
     single = np.diff(tree.offsets)[best_species] == 1  # naming such a species names its only leaf
 
-    disease_threshold, species_threshold = (rollup.disease, rollup.species) if rollup is not None else (0.0, 0.0)
-    unknown = thresholds["disease"].exceeded(ood) & ~single if "disease" in thresholds else np.zeros(len(rows), bool)
+    disease_threshold, species_threshold = (
+        (rollup.disease, rollup.species) if rollup is not None else (0.0, 0.0)
+    )
+    unknown = (
+        thresholds["disease"].exceeded(ood) & ~single
+        if "disease" in thresholds
+        else np.zeros(len(rows), bool)
+    )
     certain = (class_p >= disease_threshold) & ~unknown
-    outcome = np.select([certain, (best_p >= species_threshold) & single, best_p >= species_threshold], [ANSWERED, ANSWERED, ROLLED_UP], UNSURE)
-    # Below the leaf's bar the answer climbs: to the most probable species, and to its leaf where it has but one.
+    outcome = np.select(
+        [certain, (best_p >= species_threshold) & single, best_p >= species_threshold],
+        [ANSWERED, ANSWERED, ROLLED_UP],
+        UNSURE,
+    )
+    # Below the leaf's bar the answer climbs: to the most probable species, and to its leaf where it
+    # has but one.
     class_idx = np.where(certain, class_idx, _best_class_of(probabilities, best_species, tree))
     if "ood" in thresholds:
-        plant = ~thresholds["plant"].exceeded(ood) if "plant" in thresholds else np.zeros(len(rows), bool)
-        outcome = np.where(thresholds["ood"].exceeded(ood), np.where(plant, UNKNOWN_SPECIES, NOT_A_PLANT), outcome)
+        plant = (
+            ~thresholds["plant"].exceeded(ood)
+            if "plant" in thresholds
+            else np.zeros(len(rows), bool)
+        )
+        outcome = np.where(
+            thresholds["ood"].exceeded(ood), np.where(plant, UNKNOWN_SPECIES, NOT_A_PLANT), outcome
+        )
     species = tree.class_species[class_idx]
-    return Decisions(outcome, class_idx, species, probabilities[rows, class_idx], per_species[rows, species], unknown)
+    return Decisions(
+        outcome,
+        class_idx,
+        species,
+        probabilities[rows, class_idx],
+        per_species[rows, species],
+        unknown,
+    )
 
 
-def decide(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejection: Rejection | None,
-           rollup: Rollup | None, *, mode: str = "joint", top_k: int = 5, photo: Mapping[str, float] | None = None) -> Answer:
+def decide(
+    probabilities: np.ndarray,
+    ood: np.ndarray,
+    tree: ClassTree,
+    rejection: Rejection | None,
+    rollup: Rollup | None,
+    *,
+    mode: str = "joint",
+    top_k: int = 5,
+    photo: Mapping[str, float] | None = None,
+) -> Answer:
     """Turn one picture's numbers into an answer.
 
     Args:
@@ -220,20 +315,25 @@ def decide(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejectio
         ood: (K,), larger = stranger.
         tree, rejection, rollup, mode: as for `decide_batch`.
         top_k: how many alternatives to list, most probable first.
-        photo: measures of the photo (`brightness`, `sharpness`, `short_side`), compared with `rejection.photo` where it is not
-            answered in full; None compares nothing.
+        photo: measures of the photo (`brightness`, `sharpness`, `short_side`), compared with
+            `rejection.photo` where it is not answered in full; None compares nothing.
 
     Raises:
         ValueError: as `decide_batch`.
     """
-    probabilities, ood = np.asarray(probabilities, dtype=np.float64), np.asarray(ood, dtype=np.float64)
+    probabilities, ood = (
+        np.asarray(probabilities, dtype=np.float64),
+        np.asarray(ood, dtype=np.float64),
+    )
     decided = decide_batch(probabilities[None], ood[None], tree, rejection, rollup, mode=mode)
     outcome, class_idx = int(decided.outcome[0]), int(decided.class_idx[0])
     species_name, disease_name = tree.pair(class_idx)
     class_p, species_p = float(decided.class_probability[0]), float(decided.species_probability[0])
     given = class_p / species_p if species_p > 0 else 0.0
-    path = [{"level": "species", "name": species_name, "probability": _round(species_p)},
-            {"level": "disease", "name": disease_name, "probability": _round(class_p)}]
+    path = [
+        {"level": "species", "name": species_name, "probability": _round(species_p)},
+        {"level": "disease", "name": disease_name, "probability": _round(class_p)},
+    ]
     answered = outcome == ANSWERED
     return Answer(
         decision={ANSWERED: "answered", ROLLED_UP: "rolled_up"}.get(outcome, "rejected"),
@@ -241,30 +341,53 @@ def decide(probabilities: np.ndarray, ood: np.ndarray, tree: ClassTree, rejectio
         species=species_name if outcome in (ANSWERED, ROLLED_UP) else None,
         disease=disease_name if answered else None,
         healthy=disease_name == "healthy" if answered and disease_name != species_name else None,
-        probabilities={"species": _round(species_p), "disease_given_species": _round(given), "joint": _round(class_p)},
-        path=path[:{ANSWERED: 2, ROLLED_UP: 1}.get(outcome, 0)],
+        probabilities={
+            "species": _round(species_p),
+            "disease_given_species": _round(given),
+            "joint": _round(class_p),
+        },
+        path=path[: {ANSWERED: 2, ROLLED_UP: 1}.get(outcome, 0)],
         alternatives=alternatives(probabilities, tree, top_k),
-        rejection=_rejection_words(outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}),
+        rejection=_rejection_words(
+            outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}
+        ),
     )
 
 
 def alternatives(probabilities: np.ndarray, tree: ClassTree, top_k: int) -> list[dict[str, Any]]:
-    """The top_k most probable leaves of (L,) in falling order, each with species, disease and probability, 0 to 1."""
+    """The top_k most probable leaves of (L,) in falling order, each with species, disease and
+    probability, 0 to 1."""
     probabilities = np.asarray(probabilities, dtype=np.float64)
-    order = np.argsort(-probabilities, kind="stable")[:max(0, top_k)]
-    return [{"species": tree.pair(int(i))[0], "disease": tree.pair(int(i))[1], "probability": _round(probabilities[i])}
-            for i in order]
+    order = np.argsort(-probabilities, kind="stable")[: max(0, top_k)]
+    return [
+        {
+            "species": tree.pair(int(i))[0],
+            "disease": tree.pair(int(i))[1],
+            "probability": _round(probabilities[i]),
+        }
+        for i in order
+    ]
 
 
-def _rejection_words(outcome: int, unknown_disease: bool, ood: np.ndarray, rejection: Rejection | None,
-                     photo: Mapping[str, float]) -> dict[str, Any]:
+def _rejection_words(
+    outcome: int,
+    unknown_disease: bool,
+    ood: np.ndarray,
+    rejection: Rejection | None,
+    photo: Mapping[str, float],
+) -> dict[str, Any]:
     reason, message, bar = *_WHY.get(outcome, (None, None)), rejection.ood if rejection else None
     if outcome == ROLLED_UP and unknown_disease:
         reason, message, bar = "unknown_disease", _DISEASE_TEXT, rejection.disease
     failed = []
     if rejection is not None and outcome != ANSWERED:
-        failed = [{"measure": name, "value": _round(photo[name]), "limit": _round(rejection.photo[name])} for name in _PHOTO
-                  if name in photo and name in rejection.photo and not photo[name] >= rejection.photo[name]]
+        failed = [
+            {"measure": name, "value": _round(photo[name]), "limit": _round(rejection.photo[name])}
+            for name in _PHOTO
+            if name in photo
+            and name in rejection.photo
+            and not photo[name] >= rejection.photo[name]
+        ]
     if failed and outcome != ROLLED_UP:
         reason, text = _PHOTO[failed[0]["measure"]]
         message = text.format(**failed[0])
@@ -283,16 +406,23 @@ def _rejection_words(outcome: int, unknown_disease: bool, ood: np.ndarray, rejec
 
 def _best_class_of(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
     class_idx = np.zeros(len(species), dtype=np.int64)
-    for index in np.unique(species):  # by species, so that a large validation set needs no second (N, L) array
+    for index in np.unique(
+        species
+    ):  # by species, so that a large validation set needs no second (N, L) array
         rows, start = species == index, tree.offsets[index]
-        class_idx[rows] = start + probabilities[rows, start:tree.offsets[index + 1]].argmax(axis=1)
+        class_idx[rows] = start + probabilities[rows, start : tree.offsets[index + 1]].argmax(
+            axis=1
+        )
     return class_idx
 
 
 def _check(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     probabilities = np.asarray(probabilities)
     if probabilities.ndim != 2 or probabilities.shape[1] != tree.num_classes:
-        raise ValueError(f"probabilities of shape {probabilities.shape} do not fit a tree of {tree.num_classes} leaves")
+        raise ValueError(
+            f"probabilities of shape {probabilities.shape} do not fit a tree of "
+            f"{tree.num_classes} leaves"
+        )
     return probabilities
 
 
@@ -304,11 +434,12 @@ def _round(value: float) -> float:
 
 
 def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -> Rejection | None:
-    """Read {"score", "weights", "threshold", "quantiles"}, which is the bar for strangers, with "plant" and "disease" of the
-    same kind, and "photo", {measure: limit}; None stays None.
+    """Read {"score", "weights", "threshold", "quantiles"}, which is the bar for strangers, with
+    "plant" and "disease" of the same kind, and "photo", {measure: limit}; None stays None.
 
     Args:
-        data: the plain values; without "weights" the score is the output of its name; the last three may be missing or None.
+        data: the plain values; without "weights" the score is the output of its name; the last
+            three may be missing or None.
         scores: the names of the model's `ood` columns in order.
 
     Raises:
@@ -321,23 +452,43 @@ def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -
         raise ValueError(f"it measures '{unknown[0]}' of a photo; known are {', '.join(PHOTO)}")
     if not np.isfinite(list(photo.values())).all():
         raise ValueError("its limits of a poor photo must be finite")
-    return Rejection(_threshold_from_json(data, scores), *(_threshold_from_json(data[name], scores) if data.get(name) else None for name in THRESHOLDS[1:]),
-                     photo)
+    return Rejection(
+        _threshold_from_json(data, scores),
+        *(
+            _threshold_from_json(data[name], scores) if data.get(name) else None
+            for name in THRESHOLDS[1:]
+        ),
+        photo,
+    )
 
 
 def _threshold_from_json(data: Mapping[str, Any], scores: Sequence[str]) -> ScoreThreshold:
     weights = data.get("weights") or {data["score"]: 1.0}
     if unknown := [name for name in weights if name not in scores]:
-        raise ValueError(f"it rejects by '{unknown[0]}', but the model's scores are {', '.join(scores) or 'none'}")
+        raise ValueError(
+            f"it rejects by '{unknown[0]}', but the model's scores are "
+            f"{', '.join(scores) or 'none'}"
+        )
     row = tuple(float(weights.get(name, 0.0)) for name in scores)
-    quantiles, threshold = tuple(float(value) for value in data["quantiles"]), float(data["threshold"])
-    if len(quantiles) != 101 or not np.isfinite([*row, *quantiles, threshold]).all() or (np.diff(quantiles) < 0).any():
-        raise ValueError("its rejection needs finite weights and threshold, and 101 finite percentiles that never fall")
+    quantiles, threshold = (
+        tuple(float(value) for value in data["quantiles"]),
+        float(data["threshold"]),
+    )
+    if (
+        len(quantiles) != 101
+        or not np.isfinite([*row, *quantiles, threshold]).all()
+        or (np.diff(quantiles) < 0).any()
+    ):
+        raise ValueError(
+            "its rejection needs finite weights and threshold, and 101 finite percentiles that "
+            "never fall"
+        )
     return ScoreThreshold(str(data["score"]), row, threshold, quantiles)
 
 
 def rollups_from_json(data: Mapping[str, Any] | None) -> dict[str, Rollup]:
-    """Read {"default": name, "precisions": {name: {"disease", "species"}}}; a name is a precision such as "0.95".
+    """Read {"default": name, "precisions": {name: {"disease", "species"}}}; a name is a precision
+    such as "0.95".
 
     Returns:
         the thresholds by name, the default first; nothing for None.
@@ -349,12 +500,18 @@ def rollups_from_json(data: Mapping[str, Any] | None) -> dict[str, Rollup]:
         return {}
     default, named = data["default"], data["precisions"]
     if default not in named:
-        raise ValueError(f"its roll-up's default precision {default!r} is not among {', '.join(named) or 'none'}")
-    rollups = {name: Rollup(float(named[name]["disease"]), float(named[name]["species"]), float(name))
-               for name in (default, *(name for name in named if name != default))}
+        raise ValueError(
+            f"its roll-up's default precision {default!r} is not among {', '.join(named) or 'none'}"
+        )
+    rollups = {
+        name: Rollup(float(named[name]["disease"]), float(named[name]["species"]), float(name))
+        for name in (default, *(name for name in named if name != default))
+    }
     # A bar above 1 is how a fit says "never answer at this level"; below 0 or NaN is a mistake.
     if not all(rollup.disease >= 0 and rollup.species >= 0 for rollup in rollups.values()):
-        raise ValueError("its roll-up needs probabilities for `leaf` and `species` that are not negative")
+        raise ValueError(
+            "its roll-up needs probabilities for `leaf` and `species` that are not negative"
+        )
     return rollups
 
 

@@ -1,8 +1,7 @@
 """The one way a file or an upload becomes an RGB picture, and the one resize to model size.
 
-Training, calibration, serving and batch prediction all see the pixels that these functions make, so a model never
-meets a resize in service that it was not measured with.
-"""
+Training, calibration, serving and batch prediction all see the pixels that these functions make, so
+a model never meets a resize in service that it was not measured with."""
 
 from __future__ import annotations
 
@@ -18,34 +17,85 @@ import cv2
 import numpy as np
 from PIL import IcoImagePlugin, Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "ICO")  # MPO (phones' multi-picture JPEG) is opened as JPEG
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heif", ".heic",
-            ".ico")
-MAX_PIXELS = 100_000_000  # a 100-megapixel photo; Pillow calls twice 89 million a decompression bomb
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "AVIF",
+    "ICO",
+)  # MPO (phones' multi-picture JPEG) is opened as JPEG
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jpe",
+    ".mpo",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heif",
+    ".heic",
+    ".ico",
+)
+MAX_PIXELS = (
+    100_000_000  # a 100-megapixel photo; Pillow calls twice 89 million a decompression bomb
+)
 MIN_SIDE = 32  # below this there is no leaf to see
 MAX_BYTES = 64 * 1024 * 1024
-MAX_SCANS = 50  # of a progressive JPEG, which usually has 10: even an empty scan costs a walk over the whole picture
+# of a progressive JPEG, which usually has 10: even an empty scan costs a walk over the whole
+# picture
+MAX_SCANS = 50
 
-# A cheap first shrink (libjpeg's decode at 1/2, 1/4, 1/8; whole-pixel boxes) leaves at least this ratio to the exact one.
-# Boxes that are nearly as large as the wanted pixels would cost up to 10 dB on sharp pictures; at 1.75 it is one.
+# A cheap first shrink (libjpeg's decode at 1/2, 1/4, 1/8; whole-pixel boxes) leaves at least this
+# ratio to the exact one. Boxes that are nearly as large as the wanted pixels would cost up to 10 dB
+# on sharp pictures; at 1.75 it is one.
 _LEFT_OVER = 1.75
 
-_MAGIC = ((0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (0, b"GIF8", "GIF"), (0, b"BM", "BMP"), (0, b"II*\0", "TIFF"),
-          (0, b"MM\0*", "TIFF"), (0, b"\0\0\1\0", "ICO"), (8, b"WEBP", "WEBP"), (4, b"ftypavi", "AVIF"))
-_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")  # the head of a JPEG's scan of 1 to 4 components
-_MAKE, _MODEL, _ORIENTATION, _CHANGED, _EXIF, _TAKEN = 0x010F, 0x0110, 0x0112, 0x0132, 0x8769, 0x9003
+_MAGIC = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"\0\0\1\0", "ICO"),
+    (8, b"WEBP", "WEBP"),
+    (4, b"ftypavi", "AVIF"),
+)
+_SCAN = re.compile(
+    rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)"
+)  # the head of a JPEG's scan of 1 to 4 components
+_MAKE, _MODEL, _ORIENTATION, _CHANGED, _EXIF, _TAKEN = (
+    0x010F,
+    0x0110,
+    0x0112,
+    0x0132,
+    0x8769,
+    0x9003,
+)
 
 # Pillow warns about odd metadata and about sizes; damage raises and sizes are checked here
 warnings.filterwarnings("ignore", module=r"PIL\.")
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # without a handler of its own it would write its errors to stderr
-Image.init()  # Pillow registers formats lazily and `Image.open(formats=...)` raises KeyError before it has
+logging.getLogger("PIL").addHandler(
+    logging.NullHandler()
+)  # without a handler of its own it would write its errors to stderr
+# Pillow registers formats lazily and `Image.open(formats=...)` raises KeyError before it has
+Image.init()
 
 
 class ImageError(ValueError):
     """A file that is no usable picture.
 
     Attributes:
-        reason: one word for tables: `empty`, `text`, `format`, `truncated`, `too_large`, `too_small`, `unreadable`.
+        reason: one word for tables: `empty`, `text`, `format`, `truncated`, `too_large`,
+            `too_small`, `unreadable`.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -53,13 +103,20 @@ class ImageError(ValueError):
         self.reason = reason
 
 
-def read_rgb(source: bytes | Path | str, *, long_side: int | None = None, max_pixels: int = MAX_PIXELS,
-             min_side: int = MIN_SIDE) -> np.ndarray:
-    """Read a picture: upright by its EXIF tag, first frame, alpha over white, 16 bit scaled to 8, as RGB.
+def read_rgb(
+    source: bytes | Path | str,
+    *,
+    long_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+) -> np.ndarray:
+    """Read a picture: upright by its EXIF tag, first frame, alpha over white, 16 bit scaled to 8,
+    as RGB.
 
     Args:
         source: the bytes of a picture, or the path of one.
-        long_side: shrink to at most this many pixels on the long side (never enlarged), each the mean of the area it covers.
+        long_side: shrink to at most this many pixels on the long side (never enlarged), each the
+            mean of the area it covers.
         max_pixels: refuse a picture whose header announces more, before anything is decoded.
         min_side: refuse a picture whose short side has fewer pixels.
 
@@ -67,7 +124,8 @@ def read_rgb(source: bytes | Path | str, *, long_side: int | None = None, max_pi
         uint8 (height, width, 3), RGB, own memory.
 
     Raises:
-        ImageError: where the bytes are no picture of `FORMATS`, are damaged, too large or too small.
+        ImageError: where the bytes are no picture of `FORMATS`, are damaged, too large or too
+            small.
         OSError: where the path cannot be read.
     """
     data = source if isinstance(source, bytes) else _read_file(Path(source))
@@ -79,7 +137,9 @@ def read_rgb(source: bytes | Path | str, *, long_side: int | None = None, max_pi
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels, min_side)
             if image.info.get("progressive") and (scans := len(_SCAN.findall(data))) > MAX_SCANS:
-                raise ImageError("unreadable", f"a JPEG of {scans} scans; at most {MAX_SCANS} are read")
+                raise ImageError(
+                    "unreadable", f"a JPEG of {scans} scans; at most {MAX_SCANS} are read"
+                )
             return _turn(_decode(image, len(data), long_side), _orientation(image))
     except ImageError:
         raise
@@ -91,11 +151,14 @@ def read_rgb(source: bytes | Path | str, *, long_side: int | None = None, max_pi
         raise ImageError("too_large", "there is not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes (struct.error, KeyError, ...)
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise ImageError(reason, f"the picture is damaged: {error or type(error).__name__}") from None
+        raise ImageError(
+            reason, f"the picture is damaged: {error or type(error).__name__}"
+        ) from None
 
 
 def resize_to_model(rgb: np.ndarray, size: int) -> np.ndarray:
-    """Resize a picture to the model's square, aspect ratio not kept: Pillow's bilinear filter with antialiasing.
+    """Resize a picture to the model's square, aspect ratio not kept: Pillow's bilinear filter with
+    antialiasing.
 
     Args:
         rgb: uint8 (height, width, 3).
@@ -110,7 +173,8 @@ def resize_to_model(rgb: np.ndarray, size: int) -> np.ndarray:
 
 
 def middle_of(rgb: np.ndarray, share: float) -> np.ndarray:
-    """Cut out the middle of uint8 (height, width, 3), `share` (0 to 1) of both sides, at least a pixel; own memory."""
+    """Cut out the middle of uint8 (height, width, 3), `share` (0 to 1) of both sides, at least a
+    pixel; own memory."""
     height, width = (max(1, round(share * side)) for side in rgb.shape[:2])
     top, left = (rgb.shape[0] - height) // 2, (rgb.shape[1] - width) // 2
     return np.ascontiguousarray(rgb[top : top + height, left : left + width])
@@ -124,22 +188,30 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 92) -> bytes:
 
 
 def capture_moment(data: bytes) -> str:
-    """Name the camera and the minute of a photo, as its EXIF block has them, so that shots of one scene can be grouped.
+    """Name the camera and the minute of a photo, as its EXIF block has them, so that shots of one
+    scene can be grouped.
 
     Args:
         data: the bytes of a picture of any kind.
 
     Returns:
-        such as `canon eos 5d 2019-06-01 14:03`; "" where the camera or the time is missing, or the clock was never set (a year
-        before 1990, or the first minute of a year). DateTimeOriginal counts, else DateTime. Never raises.
+        such as `canon eos 5d 2019-06-01 14:03`; "" where the camera or the time is missing, or the
+        clock was never set (a year before 1990, or the first minute of a year). DateTimeOriginal
+        counts, else DateTime. Never raises.
     """
     try:
-        if data.startswith(b"\xff\xd8"):  # a JPEG, where the block stands near the beginning: ten times as fast as opening it
+        if data.startswith(
+            b"\xff\xd8"
+        ):  # a JPEG, where the block stands near the beginning: ten times as fast as opening it
             at = data.index(b"Exif\0\0", 0, 1 << 17) + 6
             block = data[at : at + (1 << 16)]
         else:
             with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "TIFF", "AVIF")) as image:
-                block = data if image.format == "TIFF" else image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+                block = (
+                    data
+                    if image.format == "TIFF"
+                    else image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+                )
         order = {b"II": "<", b"MM": ">"}[block[:2]]
         tags = _exif_tags(block, order, *struct.unpack_from(order + "I", block, 4))
         taken = tags.get(_CHANGED, "")
@@ -157,7 +229,11 @@ def capture_moment(data: bytes) -> str:
 
 def _read_file(path: Path) -> bytes:
     if path.stat().st_size > MAX_BYTES:
-        raise ImageError("too_large", f"the file has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are read")
+        raise ImageError(
+            "too_large",
+            f"the file has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are "
+            f"read",
+        )
     return path.read_bytes()
 
 
@@ -165,16 +241,22 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
     if width * height > max_pixels:
         raise ImageError("too_large", f"{width} x {height} pixels; at most {max_pixels:,} are read")
     if min(width, height) < min_side:
-        raise ImageError("too_small", f"{width} x {height} pixels; at least {min_side} on the short side are needed")
+        raise ImageError(
+            "too_small",
+            f"{width} x {height} pixels; at least {min_side} on the short side are needed",
+        )
 
 
 def _check_icon(data: bytes, max_pixels: int) -> None:
-    """Look at the header of an icon's largest picture: Pillow decodes it while it opens the file."""
+    """Look at the header of an icon's largest picture: Pillow decodes it while it opens the
+    file."""
     entries = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry
     if not entries:
         raise ImageError("unreadable", "an icon file without a picture")
-    with Image.open(io.BytesIO(data[entries[0].offset:]), formats=("PNG", "DIB")) as image:
-        _check_size(image.width, image.height // (2 if image.format == "DIB" else 1), max_pixels, 0)  # a DIB's mask lies below it
+    with Image.open(io.BytesIO(data[entries[0].offset :]), formats=("PNG", "DIB")) as image:
+        _check_size(
+            image.width, image.height // (2 if image.format == "DIB" else 1), max_pixels, 0
+        )  # a DIB's mask lies below it
 
 
 def _decode(image: Image.Image, length: int, long_side: int | None) -> np.ndarray:
@@ -191,35 +273,52 @@ def _decode(image: Image.Image, length: int, long_side: int | None) -> np.ndarra
     if long_side is None or max(size) <= long_side:
         return np.array(rgb)
     target = tuple(max(1, round(side * long_side / max(size))) for side in size)
-    # libjpeg's last column and row may stand for less than a whole pixel: where the picture ends is a fraction
+    # libjpeg's last column and row may stand for less than a whole pixel: where the picture ends is
+    # a fraction
     extent = drafted[1][2:] if drafted else size
-    boxes = tuple(max(1, int(have / (_LEFT_OVER * want))) for have, want in zip(extent, target, strict=True))
+    boxes = tuple(
+        max(1, int(have / (_LEFT_OVER * want))) for have, want in zip(extent, target, strict=True)
+    )
     if max(boxes) > 1:
-        rgb, extent = rgb.reduce(boxes), tuple(side / box for side, box in zip(extent, boxes, strict=True))
+        rgb, extent = (
+            rgb.reduce(boxes),
+            tuple(side / box for side, box in zip(extent, boxes, strict=True)),
+        )
     return _shrink(np.asarray(rgb), extent, target, means=drafted is not None or max(boxes) > 1)
 
 
 def _draft_scale(image: Image.Image, long_side: int) -> int:
-    """Choose libjpeg's scale, 1/8 to 1/1: the smallest that leaves the exact shrink enough to do."""
+    """Choose libjpeg's scale, 1/8 to 1/1: the smallest that leaves the exact shrink enough to
+    do."""
     scale = 8
-    while scale > 1 and (max(image.size) < scale * _LEFT_OVER * long_side or min(image.size) < scale):
+    while scale > 1 and (
+        max(image.size) < scale * _LEFT_OVER * long_side or min(image.size) < scale
+    ):
         scale //= 2
-    # Colour that is stored coarser along one axis only (4:2:2) is made coarser along both: 4 dB on grass
+    # Colour that is stored coarser along one axis only (4:2:2) is made coarser along both: 4 dB on
+    # grass
     _, across, down, _ = image.layer[0]
     return max(1, scale * min(across, down) // max(across, down))
 
 
-def _shrink(rgb: np.ndarray, extent: tuple[float, float], target: tuple[int, int], means: bool) -> np.ndarray:
-    """Shrink the first `extent` (width, height) pixels to `target`, each the mean of the area that it covers.
+def _shrink(
+    rgb: np.ndarray, extent: tuple[float, float], target: tuple[int, int], means: bool
+) -> np.ndarray:
+    """Shrink the first `extent` (width, height) pixels to `target`, each the mean of the area that
+    it covers.
 
-    OpenCV's INTER_AREA is slow unless the ratio is whole. Where the pixels are `means` of several already and the ratio is near 2,
-    a slight blur and a linear resize take a quarter of the time and are as near to the mean over the original pixels.
-    """
+    OpenCV's INTER_AREA is slow unless the ratio is whole. Where the pixels are `means` of several
+    already and the ratio is near 2, a slight blur and a linear resize take a quarter of the time
+    and are as near to the mean over the original pixels."""
     ratios = tuple(have / want for have, want in zip(extent, target, strict=True))
     kind = cv2.INTER_AREA
     if means and all(_LEFT_OVER <= ratio < 2.05 for ratio in ratios):
-        rgb, kind = cv2.GaussianBlur(rgb, (3, 3), 0.46, borderType=cv2.BORDER_REPLICATE), cv2.INTER_LINEAR
-    # given as factors, the ratios hold exactly; given as a size, they would stretch the last, partial pixel
+        rgb, kind = (
+            cv2.GaussianBlur(rgb, (3, 3), 0.46, borderType=cv2.BORDER_REPLICATE),
+            cv2.INTER_LINEAR,
+        )
+    # given as factors, the ratios hold exactly; given as a size, they would stretch the last,
+    # partial pixel
     rgb = cv2.resize(rgb, None, fx=1 / ratios[0], fy=1 / ratios[1], interpolation=kind)
     return np.ascontiguousarray(rgb[: target[1], : target[0]])
 
@@ -242,7 +341,9 @@ def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bit grey: convert() would clip instead of scale
+    if (
+        image.mode.startswith("I") or image.mode == "F"
+    ):  # 16 and 32 bit grey: convert() would clip instead of scale
         return _scale_grey(np.asarray(image), deep=image.mode.startswith("I;16")).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -256,7 +357,9 @@ def _scale_grey(values: np.ndarray, deep: bool) -> Image.Image:
     def finite(part: np.ndarray) -> np.ndarray:
         return np.nan_to_num(part.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
-    step = max(1, (1 << 20) // max(1, values.shape[1]))  # a few rows at a time: as floats the whole could be 800 MB
+    step = max(
+        1, (1 << 20) // max(1, values.shape[1])
+    )  # a few rows at a time: as floats the whole could be 800 MB
     strips = [slice(at, at + step) for at in range(0, values.shape[0], step)]
     most = max(finite(values[strip]).max() for strip in strips)
     top = max(most, 65535.0 if deep or most > 255 else 255.0)
@@ -267,14 +370,21 @@ def _scale_grey(values: np.ndarray, deep: bool) -> Image.Image:
 
 
 def _exif_tags(block: bytes, order: str, at: int) -> dict[int, str | int]:
-    """Read the text tags (lower case, clean) and the place of the EXIF directory from one directory of a TIFF block."""
+    """Read the text tags (lower case, clean) and the place of the EXIF directory from one directory
+    of a TIFF block."""
     tags: dict[int, str | int] = {}
-    for entry in range(at + 2, at + 2 + 12 * min(512, *struct.unpack_from(order + "H", block, at)), 12):
+    for entry in range(
+        at + 2, at + 2 + 12 * min(512, *struct.unpack_from(order + "H", block, at)), 12
+    ):
         tag, kind, count, place = struct.unpack_from(order + "HHII", block, entry)
         if tag == _EXIF:
             tags[tag] = place
         elif tag in (_MAKE, _MODEL, _CHANGED, _TAKEN) and kind == 2:
-            text = block[entry + 8 : entry + 12] if count <= 4 else block[place : place + min(count, 64)]
+            text = (
+                block[entry + 8 : entry + 12]
+                if count <= 4
+                else block[place : place + min(count, 64)]
+            )
             text = text.partition(b"\0")[0].decode("ascii", "ignore")
             tags[tag] = " ".join(re.sub(r"[^ -~]", " ", text).lower().split())
     return tags
@@ -283,11 +393,19 @@ def _exif_tags(block: bytes, order: str, at: int) -> dict[int, str | int]:
 def _name_the_stranger(data: bytes) -> tuple[str, str]:
     head = data[:256].lstrip()
     if head.startswith(b"version https://git-lfs"):
-        return "text", "a Git LFS pointer, not the picture itself (run `git lfs pull` where it came from)"
+        return (
+            "text",
+            "a Git LFS pointer, not the picture itself (run `git lfs pull` where it came from)",
+        )
     if head[:1] == b"<":
         return "text", "an HTML or XML page, not a picture"
     try:
-        if codecs.getincrementaldecoder("utf-8-sig")().decode(head).translate({9: 32, 10: 32, 13: 32}).isprintable():
+        if (
+            codecs.getincrementaldecoder("utf-8-sig")()
+            .decode(head)
+            .translate({9: 32, 10: 32, 13: 32})
+            .isprintable()
+        ):
             return "text", "a text file, not a picture"
     except UnicodeDecodeError:
         pass
@@ -295,7 +413,10 @@ def _name_the_stranger(data: bytes) -> tuple[str, str]:
         return "format", "a HEIC photo, as iPhones make them: export it as JPEG first"
     for place, magic, kind in _MAGIC:
         if data.startswith(magic, place):
-            return "unreadable", f"the picture is damaged: it begins like {kind}, but the header makes no sense"
+            return (
+                "unreadable",
+                f"the picture is damaged: it begins like {kind}, but the header makes no sense",
+            )
     return "format", "no picture of a known format (" + ", ".join(FORMATS) + ")"
 
 
@@ -306,13 +427,18 @@ def photo_quality(pictures: np.ndarray) -> dict[str, np.ndarray]:
         pictures: uint8 (N, size, size, 3), RGB.
 
     Returns:
-        brightness: float64 (N,), mean grey, 0..1; sharpness: float64 (N,), variance of the Laplacian over the variance of
-        the grey values (Pech-Pacheco et al. 2000, made independent of contrast).
+        brightness: float64 (N,), mean grey, 0..1; sharpness: float64 (N,), variance of the
+        Laplacian over the variance of the grey values (Pech-Pacheco et al. 2000, made independent
+        of contrast).
     """
     brightness, sharpness = np.empty(len(pictures)), np.empty(len(pictures))
     for i, rgb in enumerate(pictures):
         grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-        (mean, spread), (_, edges) = (cv2.meanStdDev(values) for values in (grey, cv2.Laplacian(grey, cv2.CV_16S)))
+        (mean, spread), (_, edges) = (
+            cv2.meanStdDev(values) for values in (grey, cv2.Laplacian(grey, cv2.CV_16S))
+        )
         brightness[i] = mean.item() / 255
-        sharpness[i] = edges.item() ** 2 / (spread.item() ** 2 + 1)  # + 1 grey level: a blank picture is not sharp
+        sharpness[i] = edges.item() ** 2 / (
+            spread.item() ** 2 + 1
+        )  # + 1 grey level: a blank picture is not sharp
     return {"brightness": brightness, "sharpness": sharpness}

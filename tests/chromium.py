@@ -1,4 +1,5 @@
-"""A headless Chromium driven by the DevTools protocol over pipes: needs no package, no port and no second program."""
+"""A headless Chromium driven by the DevTools protocol over pipes: needs no package, no port and no
+second program."""
 
 from __future__ import annotations
 
@@ -16,11 +17,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 # the protocol wants its pipes as file descriptors 3 and 4
-_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
-_FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage", "--disable-extensions",
-          "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe")
+_START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
+    "os.execvp(sys.argv[3], sys.argv[3:])"
+)
+_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--remote-debugging-pipe",
+)
 
 
 class Chromium:
@@ -29,21 +49,38 @@ class Chromium:
     def __init__(self, folder: Path) -> None:
         commands, self.out = os.pipe()
         self.into, answers = os.pipe()
-        pipes = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands, answers)]  # away from 3 and 4
+        pipes = [
+            fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands, answers)
+        ]  # away from 3 and 4
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, *map(str, pipes), CHROMIUM, *_FLAGS, f"--user-data-dir={folder}"], pass_fds=pipes,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                sys.executable,
+                "-c",
+                _START,
+                *map(str, pipes),
+                CHROMIUM,
+                *_FLAGS,
+                f"--user-data-dir={folder}",
+            ],
+            pass_fds=pipes,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         for fd in (commands, answers, *pipes):
             os.close(fd)
         self.numbers, self.rest, self.events = itertools.count(1), b"", []
 
-    def call(self, method: str, session: str | None = None, timeout: float = 30, **params: Any) -> dict[str, Any]:
+    def call(
+        self, method: str, session: str | None = None, timeout: float = 30, **params: Any
+    ) -> dict[str, Any]:
         """Send a command and return its result; events that come meanwhile are kept."""
         number = next(self.numbers)
-        message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        message = {"id": number, "method": method, "params": params} | (
+            {"sessionId": session} if session else {}
+        )
         data = json.dumps(message).encode() + b"\0"
         while data:
-            data = data[os.write(self.out, data):]
+            data = data[os.write(self.out, data) :]
         deadline = time.monotonic() + timeout
         while True:
             found = self._next(deadline, method)
@@ -65,15 +102,33 @@ class Chromium:
         return json.loads(message)
 
     def page(self, url: str, width: int = 1200, height: int = 900, **emulate: Any) -> Page:
-        """Open a tab. emulate: `mobile` and `dark` (bool), and `fresh`: in a profile of its own, which has kept nothing."""
-        context = {"browserContextId": self.call("Target.createBrowserContext")["browserContextId"]} if emulate.get("fresh") else {}
+        """Open a tab. emulate: `mobile` and `dark` (bool), and `fresh`: in a profile of its own,
+        which has kept nothing."""
+        context = (
+            {"browserContextId": self.call("Target.createBrowserContext")["browserContextId"]}
+            if emulate.get("fresh")
+            else {}
+        )
         target = self.call("Target.createTarget", url="about:blank", **context)["targetId"]
-        page = Page(self, target, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+        page = Page(
+            self,
+            target,
+            self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"],
+        )
         for domain in ("Page", "Runtime", "Log"):
             page.call(f"{domain}.enable")
-        page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=bool(emulate.get("mobile")))
+        page.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=bool(emulate.get("mobile")),
+        )
         scheme = "dark" if emulate.get("dark") else "light"
-        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        page.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         if emulate.get("mobile"):
             page.call("Emulation.setTouchEmulationEnabled", enabled=True)
         page.open(url)
@@ -107,7 +162,9 @@ class Page:
 
     def js(self, code: str, timeout: float = 30) -> Any:
         """Evaluate an expression, or what its promise gives, as plain values."""
-        found = self.call("Runtime.evaluate", timeout, expression=code, awaitPromise=True, returnByValue=True)
+        found = self.call(
+            "Runtime.evaluate", timeout, expression=code, awaitPromise=True, returnByValue=True
+        )
         if "exceptionDetails" in found:
             details = found["exceptionDetails"]
             raise RuntimeError(details.get("exception", {}).get("description") or details["text"])
@@ -125,7 +182,9 @@ class Page:
                     raise
             if time.monotonic() > deadline:
                 text = self.js("document.body?.innerText")
-                raise TimeoutError(f"still waiting for {code}; the page says:\n{text}\n{self.complaints()}")
+                raise TimeoutError(
+                    f"still waiting for {code}; the page says:\n{text}\n{self.complaints()}"
+                )
             time.sleep(0.02)
 
     def choose(self, field: str, files: Sequence[Path]) -> None:
@@ -135,20 +194,37 @@ class Page:
         self.call("DOM.setFileInputFiles", files=[str(path) for path in files], nodeId=node)
 
     def complaints(self) -> list[str]:
-        """Errors of the page so far: exceptions, what the console was told, and refusals by the content policy."""
+        """Errors of the page so far: exceptions, what the console was told, and refusals by the
+        content policy."""
         self.js("0")
         found = []
         for event in self.browser.events:
             if event.get("sessionId") == self.session:
                 if event["method"] == "Runtime.exceptionThrown":
-                    found.append(str(event["params"]["exceptionDetails"].get("exception", {}).get("description")))
-                elif event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
-                    found.append(f"{event['params']['entry']['text']} {event['params']['entry'].get('url', '')}")
+                    found.append(
+                        str(
+                            event["params"]["exceptionDetails"]
+                            .get("exception", {})
+                            .get("description")
+                        )
+                    )
+                elif (
+                    event["method"] == "Log.entryAdded"
+                    and event["params"]["entry"]["level"] == "error"
+                ):
+                    found.append(
+                        f"{event['params']['entry']['text']} "
+                        f"{event['params']['entry'].get('url', '')}"
+                    )
         return found
 
     def shot(self, path: Path, full: bool = True) -> None:
         """Write a PNG of the page."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=full)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.captureScreenshot", captureBeyondViewport=full)["data"]
+            )
+        )
 
     def close(self) -> None:
         """Close the tab."""

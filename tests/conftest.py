@@ -1,4 +1,5 @@
-"""One thread, no network, the repository root on the path; and the whole line at tiny size, made once for all tests."""
+"""One thread, no network, the repository root on the path; and the whole line at tiny size, made
+once for all tests."""
 
 from __future__ import annotations
 
@@ -26,8 +27,14 @@ cv2.setNumThreads(1)  # OpenCV's threads do not survive the forks of loaders and
 
 
 def pytest_addoption(parser) -> None:
-    """`--share DIR`: of several pytest processes that name the same empty folder, each file of tests runs in one."""
-    parser.addoption("--share", type=Path, metavar="DIR", help="share the files of tests with other processes that name this folder")
+    """`--share DIR`: of several pytest processes that name the same empty folder, each file of
+    tests runs in one."""
+    parser.addoption(
+        "--share",
+        type=Path,
+        metavar="DIR",
+        help="share the files of tests with other processes that name this folder",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,7 +59,8 @@ def run(script: str, *argv: object) -> int:
 
 @pytest.fixture
 def refused(capfd):
-    """Call a script and expect exit code 2 with a sentence on stderr that holds all of `words`; returns the sentence."""
+    """Call a script and expect exit code 2 with a sentence on stderr that holds all of `words`;
+    returns the sentence."""
 
     def check(words: str | tuple[str, ...], call, *args: object, **kwargs: object) -> str:
         capfd.readouterr()
@@ -88,7 +96,16 @@ def trained(organized, tmp_path_factory) -> SimpleNamespace:
 def exported(trained, tmp_path_factory) -> SimpleNamespace:
     """`.exports` too, after 03; read only."""
     exports = tmp_path_factory.mktemp("exported") / "exports"
-    flags = ["--data", trained.data, "--checkpoints", trained.checkpoints, "--output", exports, "--workers", 0]
+    flags = [
+        "--data",
+        trained.data,
+        "--checkpoints",
+        trained.checkpoints,
+        "--output",
+        exports,
+        "--workers",
+        0,
+    ]
     assert run("03_export", *flags) == 0
     return SimpleNamespace(**vars(trained), exports=exports, flags=flags)
 
@@ -97,6 +114,7 @@ def exported(trained, tmp_path_factory) -> SimpleNamespace:
 def browser(tmp_path_factory):
     """A headless Chromium that all tests of the page share; without one they skip."""
     from chromium import CHROMIUM, Chromium
+
     if CHROMIUM is None:
         pytest.skip("no Chromium or Chrome is installed to look at the page with")
     made = Chromium(tmp_path_factory.mktemp("chromium") / "profile")

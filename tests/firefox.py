@@ -1,4 +1,5 @@
-"""A headless Firefox driven by Marionette, its own protocol of JSON over TCP: needs no package and no second program."""
+"""A headless Firefox driven by Marionette, its own protocol of JSON over TCP: needs no package and
+no second program."""
 
 from __future__ import annotations
 
@@ -20,10 +21,19 @@ class Firefox:
 
     def __init__(self, folder: Path, **prefs: bool) -> None:
         folder.mkdir()
-        lines = [f'user_pref("{name.replace("__", ".")}", {str(value).lower()});\n' for name, value in prefs.items()]
-        (folder / "user.js").write_text('user_pref("marionette.port", 0);\n' + "".join(lines), encoding="utf-8")
-        self.process = subprocess.Popen([FIREFOX, "--headless", "--marionette", "--no-remote", "--profile", str(folder)],
-                                        env={**os.environ, "HOME": str(folder)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        lines = [
+            f'user_pref("{name.replace("__", ".")}", {str(value).lower()});\n'
+            for name, value in prefs.items()
+        ]
+        (folder / "user.js").write_text(
+            'user_pref("marionette.port", 0);\n' + "".join(lines), encoding="utf-8"
+        )
+        self.process = subprocess.Popen(
+            [FIREFOX, "--headless", "--marionette", "--no-remote", "--profile", str(folder)],
+            env={**os.environ, "HOME": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         port, deadline = folder / "MarionetteActivePort", time.monotonic() + 60
         while not port.is_file() or not port.read_text():
             if time.monotonic() > deadline or self.process.poll() is not None:
@@ -49,14 +59,19 @@ class Firefox:
         size, _, self.rest = self.rest.partition(b":")
         while len(self.rest) < int(size):
             self.rest += self.socket.recv(1 << 20)
-        message, self.rest = self.rest[: int(size)], self.rest[int(size):]
+        message, self.rest = self.rest[: int(size)], self.rest[int(size) :]
         return json.loads(message)
 
     def js(self, code: str) -> Any:
-        """Evaluate an expression or a block that returns; plain values come back. What a call defines is gone in the next."""
-        script = (f"const [done] = arguments; (async () => {code})().then((value) => done([value]), "
-                  "(error) => done(String(error)))")
-        found = self.call("WebDriver:ExecuteAsyncScript", script=script, args=[], sandbox=None)["value"]
+        """Evaluate an expression or a block that returns; plain values come back. What a call
+        defines is gone in the next."""
+        script = (
+            f"const [done] = arguments; (async () => {code})().then((value) => done([value]), "
+            "(error) => done(String(error)))"
+        )
+        found = self.call("WebDriver:ExecuteAsyncScript", script=script, args=[], sandbox=None)[
+            "value"
+        ]
         if isinstance(found, str):
             raise RuntimeError(found)
         return found[0]

@@ -1,4 +1,5 @@
-"""The page's server for tests: the real application on a port of its own, which counts what it is asked and can be ended."""
+"""The page's server for tests: the real application on a port of its own, which counts what it is
+asked and can be ended."""
 
 from __future__ import annotations
 
@@ -20,9 +21,8 @@ from common.serve.predictor import Predictor
 
 @dataclass
 class Site:
-    """url: where the page is; asked: method, path, query and bytes of the body of each request so far, and sent: the bytes of each
-    answer's body; `stop` ends it.
-    """
+    """url: where the page is; asked: method, path, query and bytes of the body of each request so
+    far, and sent: the bytes of each answer's body; `stop` ends it."""
 
     url: str
     asked: list[list[Any]] = field(default_factory=list)
@@ -45,8 +45,13 @@ def serve(exports: Path, port: int = 0, **settings: object) -> Iterator[Site]:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        place, row = len(site.asked), [scope["method"], scope["path"], scope["query_string"].decode(), 0]
-        site.asked.append(row)  # at once: a client has its answer before the application's call returns
+        place, row = (
+            len(site.asked),
+            [scope["method"], scope["path"], scope["query_string"].decode(), 0],
+        )
+        site.asked.append(
+            row
+        )  # at once: a client has its answer before the application's call returns
         site.sent.append(0)
 
         async def counting():
@@ -60,7 +65,9 @@ def serve(exports: Path, port: int = 0, **settings: object) -> Iterator[Site]:
 
         await app(scope, counting, sending)
 
-    server = uvicorn.Server(uvicorn.Config(counted, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(counted, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
 

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import torch
 
-FREE = {"seconds", "images_per_second", "wait_share", "command", "gpu_peak_mb"}  # times and the command line may differ
+FREE = {
+    "seconds",
+    "images_per_second",
+    "wait_share",
+    "command",
+    "gpu_peak_mb",
+}  # times and the command line may differ
 
 
 def same(a: object, b: object, where: str = "") -> int:
-    """Compare nested values, tensors bit for bit; returns how many tensors there are. AssertionError names what differs."""
+    """Compare nested values, tensors bit for bit; returns how many tensors there are.
+    AssertionError names what differs."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert set(a) - FREE == set(b) - FREE, where
@@ -27,12 +34,20 @@ def same(a: object, b: object, where: str = "") -> int:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)  # so that 0 and -0 differ, and NaN equals itself
+    return (
+        tensor.contiguous().reshape(-1).view(torch.uint8)
+    )  # so that 0 and -0 differ, and NaN equals itself
 
 
 def same_run(one: Path, other: Path) -> tuple[int, int]:
-    """Compare the checkpoints of two run folders: the same names, one of them last, one best or final; returns files and tensors."""
+    """Compare the checkpoints of two run folders: the same names, one of them last, one best or
+    final; returns files and tensors."""
     names = sorted(p.name for p in one.glob("*.pt"))
-    assert names == sorted(p.name for p in other.glob("*.pt")), f"{other} holds other checkpoints than {names}"
+    assert names == sorted(p.name for p in other.glob("*.pt")), (
+        f"{other} holds other checkpoints than {names}"
+    )
     assert "last.pt" in names and any("best" in n or "final" in n for n in names), names
-    return len(names), sum(same(*(torch.load(folder / name, weights_only=True) for folder in (one, other)), name) for name in names)
+    return len(names), sum(
+        same(*(torch.load(folder / name, weights_only=True) for folder in (one, other)), name)
+        for name in names
+    )

@@ -10,13 +10,17 @@ import pytest
 
 from common.classes import ClassTree, slug
 
-TREE = ClassTree(("corn", "apple", "fig"), (("rust", "healthy", "smut"), ("scab", "healthy"), ("healthy",)))
+TREE = ClassTree(
+    ("corn", "apple", "fig"), (("rust", "healthy", "smut"), ("scab", "healthy"), ("healthy",))
+)
 
 
 def test_tree_indices() -> None:
     assert (TREE.num_species, TREE.num_classes) == (3, 6)
     assert TREE.offsets.tolist() == [0, 3, 5, 6] and TREE.offsets.dtype == np.int64
-    assert TREE.class_species.tolist() == [0, 0, 0, 1, 1, 2] and TREE.class_species.dtype == np.int64
+    assert (
+        TREE.class_species.tolist() == [0, 0, 0, 1, 1, 2] and TREE.class_species.dtype == np.int64
+    )
     for s, diseases in enumerate(TREE.diseases):
         for d, disease in enumerate(diseases):
             class_idx = TREE.class_index(s, d)
@@ -43,7 +47,9 @@ def test_tree_arrays_cannot_be_changed() -> None:
 
 
 def test_tree_from_pairs_sorts_and_joins() -> None:
-    tree = ClassTree.from_pairs([("pear", "scab"), ("apple", "scab"), ("pear", "healthy"), ("apple", "scab")])
+    tree = ClassTree.from_pairs(
+        [("pear", "scab"), ("apple", "scab"), ("pear", "healthy"), ("apple", "scab")]
+    )
     assert tree.species == ("apple", "pear") and tree.diseases == (("scab",), ("healthy", "scab"))
 
 
@@ -82,7 +88,9 @@ def test_tree_refuses(species: tuple, diseases: tuple, message: str) -> None:
         ClassTree(species, diseases)
 
 
-@pytest.mark.parametrize("data", [{}, {"species": [{"name": "fig"}]}, {"species": ["fig"]}, {"species": None}, []])
+@pytest.mark.parametrize(
+    "data", [{}, {"species": [{"name": "fig"}]}, {"species": ["fig"]}, {"species": None}, []]
+)
 def test_tree_refuses_other_json(data: object) -> None:
     with pytest.raises(ValueError, match="no class tree"):
         ClassTree.from_json(data)  # type: ignore[arg-type]
@@ -113,5 +121,8 @@ def test_slug_is_never_empty_nor_long_nor_shared_by_strangers() -> None:
     odd = ["", "..", "番茄", "辣椒", "\udcff", "🍅", "x" * 300, "x" * 299]
     names = [slug(word) for word in odd]
     assert len(set(names)) == len(odd)
-    assert all(name.isascii() and name.replace("_", "").isalnum() and 0 < len(name) <= 100 for name in names)
+    assert all(
+        name.isascii() and name.replace("_", "").isalnum() and 0 < len(name) <= 100
+        for name in names
+    )
     assert [slug(name) for name in names] == names

@@ -11,14 +11,30 @@ from common import console
 
 def test_table_is_markdown_in_padded_columns():
     text = console.table([("a", 1), ("longer name", 22.5)], ("name", "n"))
-    assert text.splitlines() == ["| name        | n    |", "|-------------|------|", "| a           | 1    |", "| longer name | 22.5 |"]
+    assert text.splitlines() == [
+        "| name        | n    |",
+        "|-------------|------|",
+        "| a           | 1    |",
+        "| longer name | 22.5 |",
+    ]
     assert console.table([], ("a", "b")).splitlines() == ["| a   | b   |", "|-----|-----|"]
     with pytest.raises(ValueError, match="2 cells"):
         console.table([(1, 2, 3)], ("a", "b"))
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (48.4, "48 s"), (99.4, "99 s"), (99.6, "1 min 40 s"), (725, "12 min 05 s"),
-                                               (5999, "99 min 59 s"), (6000, "1 h 40 min"), (12000, "3 h 20 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (48.4, "48 s"),
+        (99.4, "99 s"),
+        (99.6, "1 min 40 s"),
+        (725, "12 min 05 s"),
+        (5999, "99 min 59 s"),
+        (6000, "1 h 40 min"),
+        (12000, "3 h 20 min"),
+    ],
+)
 def test_duration(seconds, text):
     assert console.duration(seconds) == text
 
@@ -29,12 +45,22 @@ def test_fail_says_what_and_ends_with_2(capsys):
     assert caught.value.code == 2 and capsys.readouterr() == ("", "error: there is no folder x.\n")
 
 
-@pytest.mark.parametrize(("error", "words"), [
-    (OSError(errno.ENOSPC, "No space left on device", "x.pt"), ("disk is full", "x.pt")),
-    (OSError(errno.EDQUOT, "Quota"), ("disk is full",)),
-    (PermissionError(errno.EACCES, "Permission denied", "there"), ("no permission", "there")),
-    (OSError(errno.EROFS, "Read-only file system", "there"), ("no permission",)),
-    (RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/3"), ("disk is full",))])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.pt"), ("disk is full", "x.pt")),
+        (OSError(errno.EDQUOT, "Quota"), ("disk is full",)),
+        (PermissionError(errno.EACCES, "Permission denied", "there"), ("no permission", "there")),
+        (OSError(errno.EROFS, "Read-only file system", "there"), ("no permission",)),
+        (
+            RuntimeError(
+                "[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file "
+                "data/3"
+            ),
+            ("disk is full",),
+        ),
+    ],
+)
 def test_mishaps_end_in_a_sentence(error, words, refused):
     @console.friendly
     def main(argv=None):
@@ -44,7 +70,12 @@ def test_mishaps_end_in_a_sentence(error, words, refused):
 
 
 def test_our_own_faults_keep_their_traceback():
-    for error in (OSError(errno.EIO, "Input/output error"), RuntimeError("shapes differ"), ValueError("x")):
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("shapes differ"),
+        ValueError("x"),
+    ):
+
         @console.friendly
         def main(argv=None, error=error):
             raise error

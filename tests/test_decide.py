@@ -27,12 +27,18 @@ from common.decide import (
     species_probabilities,
 )
 
-TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy")))
+TREE = ClassTree(
+    ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy"))
+)
 PERCENTILES = tuple(np.linspace(0.0, 3.0, 101))
 BAR = ScoreThreshold("gen", (0.0, 1.0), 2.0, PERCENTILES)
 REJECTION = Rejection(BAR)
-ALL_BARS = Rejection(BAR, ScoreThreshold("far", (-1.0, 2.0), -4.0, PERCENTILES), ScoreThreshold("leaf", (1.0, 0.0), 9.2, PERCENTILES),
-                     {"brightness": 0.2, "sharpness": 0.01, "short_side": 200.0})
+ALL_BARS = Rejection(
+    BAR,
+    ScoreThreshold("far", (-1.0, 2.0), -4.0, PERCENTILES),
+    ScoreThreshold("leaf", (1.0, 0.0), 9.2, PERCENTILES),
+    {"brightness": 0.2, "sharpness": 0.01, "short_side": 200.0},
+)
 ROLLUP = Rollup(0.6, 0.7, 0.95)
 CALM = np.array([9.0, 0.5])  # the first score is another one and must not matter
 
@@ -58,13 +64,25 @@ def test_routed_equals_a_loop_over_random_rows():
 
 
 def test_a_sure_class_is_answered_with_its_path_and_alternatives():
-    answer = decide(np.array([0.05, 0.05, 0.85, 0.02, 0.03, 0.0]), CALM, TREE, REJECTION, ROLLUP, top_k=2)
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "disease", "apple", "scab")
+    answer = decide(
+        np.array([0.05, 0.05, 0.85, 0.02, 0.03, 0.0]), CALM, TREE, REJECTION, ROLLUP, top_k=2
+    )
+    assert (answer.decision, answer.level, answer.species, answer.disease) == (
+        "answered",
+        "disease",
+        "apple",
+        "scab",
+    )
     assert answer.healthy is False
-    assert answer.probabilities == {"species": 0.95, "disease_given_species": pytest.approx(0.85 / 0.95, rel=1e-5),
-                                    "joint": 0.85}
-    assert answer.path == [{"level": "species", "name": "apple", "probability": 0.95},
-                           {"level": "disease", "name": "scab", "probability": 0.85}]
+    assert answer.probabilities == {
+        "species": 0.95,
+        "disease_given_species": pytest.approx(0.85 / 0.95, rel=1e-5),
+        "joint": 0.85,
+    }
+    assert answer.path == [
+        {"level": "species", "name": "apple", "probability": 0.95},
+        {"level": "disease", "name": "scab", "probability": 0.85},
+    ]
     assert [item["disease"] for item in answer.alternatives] == ["scab", "healthy"]
     assert answer.rejection["rejected"] is False and answer.rejection["reason"] is None
     json.dumps(answer.to_dict(), allow_nan=False)
@@ -77,24 +95,44 @@ def test_healthy_is_told_and_only_where_it_is_known():
 
 def test_an_unsure_disease_rolls_up_to_its_species():
     answer = decide(np.array([0.0, 0.5, 0.45, 0.05, 0.0, 0.0]), CALM, TREE, REJECTION, ROLLUP)
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("rolled_up", "species", "apple", None)
+    assert (answer.decision, answer.level, answer.species, answer.disease) == (
+        "rolled_up",
+        "species",
+        "apple",
+        None,
+    )
     assert [step["level"] for step in answer.path] == ["species"]
     assert answer.rejection["rejected"] is False
 
 
 def test_an_unsure_species_is_refused_but_the_best_guess_is_told():
     answer = decide(np.array([0.0, 0.4, 0.0, 0.3, 0.3, 0.0]), CALM, TREE, REJECTION, ROLLUP)
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("rejected", "none", None, None)
+    assert (answer.decision, answer.level, answer.species, answer.disease) == (
+        "rejected",
+        "none",
+        None,
+        None,
+    )
     assert answer.rejection["reason"] == "unsure" and "photo" in answer.rejection["message"]
     assert answer.alternatives[0] == {"species": "apple", "disease": "rust", "probability": 0.4}
     assert answer.path == []
 
 
 def test_a_stranger_is_refused_however_sure_the_model_is():
-    answer = decide(np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.array([0.0, 2.5]), TREE, REJECTION, ROLLUP)
+    answer = decide(
+        np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.array([0.0, 2.5]), TREE, REJECTION, ROLLUP
+    )
     assert answer.decision == "rejected" and answer.species is None
-    assert answer.rejection == {"rejected": True, "reason": "not_a_plant", "message": answer.rejection["message"], "photo": [],
-                                "score": "gen", "value": 2.5, "threshold": 2.0, "quantile": pytest.approx(2.5 / 3)}
+    assert answer.rejection == {
+        "rejected": True,
+        "reason": "not_a_plant",
+        "message": answer.rejection["message"],
+        "photo": [],
+        "score": "gen",
+        "value": 2.5,
+        "threshold": 2.0,
+        "quantile": pytest.approx(2.5 / 3),
+    }
     assert "plant" in answer.rejection["message"]
 
 
@@ -122,14 +160,24 @@ def test_the_species_level_answers_the_most_probable_species_not_the_best_class(
 def test_a_species_with_one_class_is_answered_at_the_bar_of_species():
     probs = np.array([0.1, 0.0, 0.0, 0.65, 0.25, 0.0])
     answer = decide(probs, CALM, TREE, None, Rollup(0.9, 0.6))
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "disease", "basil", "healthy")
+    assert (answer.decision, answer.level, answer.species, answer.disease) == (
+        "answered",
+        "disease",
+        "basil",
+        "healthy",
+    )
     assert answer.probabilities["disease_given_species"] == 1.0
 
 
 def test_a_flat_tree_answers_its_class_as_species_and_class():
     flat = ClassTree(("cat", "dog"), (("cat",), ("dog",)))
     answer = decide(np.array([0.2, 0.8]), CALM, flat, None, Rollup(0.7, 0.7))
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("answered", "disease", "dog", "dog")
+    assert (answer.decision, answer.level, answer.species, answer.disease) == (
+        "answered",
+        "disease",
+        "dog",
+        "dog",
+    )
     assert answer.healthy is None
 
 
@@ -139,12 +187,20 @@ def test_the_batch_rule_agrees_with_the_single_one(mode):
     probs, ood = rng.dirichlet(np.full(6, 0.3), size=300), rng.uniform(0, 2.4, size=(300, 2))
     ood[:, 0] *= 4.5
     batch = decide_batch(probs, ood, TREE, ALL_BARS, ROLLUP, mode=mode)
-    words = {ANSWERED: "answered", ROLLED_UP: "rolled_up", NOT_A_PLANT: "rejected", UNKNOWN_SPECIES: "rejected", UNSURE: "rejected"}
+    words = {
+        ANSWERED: "answered",
+        ROLLED_UP: "rolled_up",
+        NOT_A_PLANT: "rejected",
+        UNKNOWN_SPECIES: "rejected",
+        UNSURE: "rejected",
+    }
     assert set(batch.outcome.tolist()) == set(words)  # the sample meets every outcome
     for row in range(300):
         single = decide(probs[row], ood[row], TREE, ALL_BARS, ROLLUP, mode=mode)
         assert single.decision == words[int(batch.outcome[row])]
-        assert (single.rejection["reason"] == "unknown_disease") == (batch.outcome[row] == ROLLED_UP and batch.unknown_disease[row])
+        assert (single.rejection["reason"] == "unknown_disease") == (
+            batch.outcome[row] == ROLLED_UP and batch.unknown_disease[row]
+        )
         if single.species:
             assert single.species == TREE.species[batch.species[row]]
         if single.disease:
@@ -175,80 +231,172 @@ def test_wrong_shapes_and_modes_are_refused():
 
 def test_a_plant_of_no_species_we_know_is_told_apart_from_no_plant():
     sure = np.array([0.0, 0.0, 1.0, 0, 0, 0])
-    answer = decide(sure, np.array([9.1, 2.1]), TREE, ALL_BARS, ROLLUP)  # 2 x 2.1 - 9.1 lies below -4
+    answer = decide(
+        sure, np.array([9.1, 2.1]), TREE, ALL_BARS, ROLLUP
+    )  # 2 x 2.1 - 9.1 lies below -4
     assert (answer.decision, answer.species) == ("rejected", None) and answer.path == []
     assert answer.rejection["reason"] == "unknown_species" and answer.rejection["score"] == "gen"
     assert answer.rejection["value"] == pytest.approx(2.1) and answer.rejection["threshold"] == 2.0
-    assert decide(sure, np.array([9.1, 2.6]), TREE, ALL_BARS, ROLLUP).rejection["reason"] == "not_a_plant"
-    assert decide(sure, np.array([0.0, 1.9]), TREE, ALL_BARS, ROLLUP).decision == "answered", "the bar for plants alone refuses nothing"
+    assert (
+        decide(sure, np.array([9.1, 2.6]), TREE, ALL_BARS, ROLLUP).rejection["reason"]
+        == "not_a_plant"
+    )
+    assert decide(sure, np.array([0.0, 1.9]), TREE, ALL_BARS, ROLLUP).decision == "answered", (
+        "the bar for plants alone refuses nothing"
+    )
 
 
 def test_a_disease_we_do_not_know_keeps_the_answer_at_the_species():
     strange = np.array([9.4, 0.2])
     answer = decide(np.array([0.0, 0.02, 0.98, 0, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
-    assert (answer.decision, answer.level, answer.species, answer.disease) == ("rolled_up", "species", "apple", None)
+    assert (answer.decision, answer.level, answer.species, answer.disease) == (
+        "rolled_up",
+        "species",
+        "apple",
+        None,
+    )
     assert answer.rejection["rejected"] is False and answer.rejection["reason"] == "unknown_disease"
     assert answer.rejection["score"] == "leaf" and "disease" not in answer.rejection["message"]
     only = decide(np.array([0.0, 0.0, 0.0, 1.0, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
-    assert (only.decision, only.disease) == ("answered", "healthy"), "a species with one leaf has no bar for diseases"
+    assert (only.decision, only.disease) == ("answered", "healthy"), (
+        "a species with one leaf has no bar for diseases"
+    )
     unsure = decide(np.array([0.0, 0.3, 0.35, 0.35, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
     assert unsure.rejection["reason"] == "unsure"
-    assert decide(np.array([0.0, 0.0, 1.0, 0, 0, 0]), strange, TREE, ALL_BARS, None).decision == "rolled_up"
+    assert (
+        decide(np.array([0.0, 0.0, 1.0, 0, 0, 0]), strange, TREE, ALL_BARS, None).decision
+        == "rolled_up"
+    )
 
 
 def test_a_poor_photo_explains_a_refusal_and_never_causes_one():
     sure, torn = np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.full(6, 1 / 6)
     poor = {"brightness": 0.0812, "sharpness": 0.5, "short_side": 96}
     good = decide(sure, CALM, TREE, ALL_BARS, ROLLUP, photo=poor)
-    assert good.decision == "answered" and good.rejection["reason"] is None and good.rejection["photo"] == []
+    assert (
+        good.decision == "answered"
+        and good.rejection["reason"] is None
+        and good.rejection["photo"] == []
+    )
     for ood in (CALM, np.array([0.0, 5.0])):
         answer = decide(torn, ood, TREE, ALL_BARS, ROLLUP, photo=poor)
         assert answer.decision == "rejected" and answer.rejection["reason"] == "small"
         assert "96 pixels" in answer.rejection["message"] and "200" in answer.rejection["message"]
-        assert [(row["measure"], row["value"], row["limit"]) for row in answer.rejection["photo"]] == [
-            ("short_side", 96, 200), ("brightness", 0.0812, 0.2)]
-    dark = decide(torn, CALM, TREE, ALL_BARS, ROLLUP, photo={"brightness": 0.0812, "sharpness": 0.01, "short_side": 200})
-    assert dark.rejection["reason"] == "dark" and "8%" in dark.rejection["message"] and "20%" in dark.rejection["message"]
+        assert [
+            (row["measure"], row["value"], row["limit"]) for row in answer.rejection["photo"]
+        ] == [("short_side", 96, 200), ("brightness", 0.0812, 0.2)]
+    dark = decide(
+        torn,
+        CALM,
+        TREE,
+        ALL_BARS,
+        ROLLUP,
+        photo={"brightness": 0.0812, "sharpness": 0.01, "short_side": 200},
+    )
+    assert (
+        dark.rejection["reason"] == "dark"
+        and "8%" in dark.rejection["message"]
+        and "20%" in dark.rejection["message"]
+    )
     blurred = decide(torn, CALM, TREE, ALL_BARS, ROLLUP, photo={"sharpness": 0.0031})
     assert blurred.rejection["reason"] == "blurred" and "0.0031" in blurred.rejection["message"]
-    rolled = decide(np.array([0.0, 0.5, 0.45, 0.05, 0.0, 0.0]), np.array([0.0, 0.0]), TREE, ALL_BARS, ROLLUP, photo=poor)
-    assert rolled.decision == "rolled_up" and rolled.rejection["reason"] is None and len(rolled.rejection["photo"]) == 2
-    assert decide(torn, CALM, TREE, REJECTION, ROLLUP, photo=poor).rejection["reason"] == "unsure", "no limits were fitted"
+    rolled = decide(
+        np.array([0.0, 0.5, 0.45, 0.05, 0.0, 0.0]),
+        np.array([0.0, 0.0]),
+        TREE,
+        ALL_BARS,
+        ROLLUP,
+        photo=poor,
+    )
+    assert (
+        rolled.decision == "rolled_up"
+        and rolled.rejection["reason"] is None
+        and len(rolled.rejection["photo"]) == 2
+    )
+    assert (
+        decide(torn, CALM, TREE, REJECTION, ROLLUP, photo=poor).rejection["reason"] == "unsure"
+    ), "no limits were fitted"
     json.dumps(dark.to_dict(), allow_nan=False)
 
 
 def test_every_message_is_a_problem_and_then_advice():
     """The page shows the first sentence as what is wrong and the others as what to do."""
-    answers = [decide(np.full(6, 1 / 6), CALM, TREE, ALL_BARS, ROLLUP, photo={name: 0.0}) for name in ALL_BARS.photo]
-    answers += [decide(np.eye(6)[2], np.array(ood), TREE, ALL_BARS, ROLLUP) for ood in ([0, 3.0], [9.1, 2.1], [9.4, 0.2])]
+    answers = [
+        decide(np.full(6, 1 / 6), CALM, TREE, ALL_BARS, ROLLUP, photo={name: 0.0})
+        for name in ALL_BARS.photo
+    ]
+    answers += [
+        decide(np.eye(6)[2], np.array(ood), TREE, ALL_BARS, ROLLUP)
+        for ood in ([0, 3.0], [9.1, 2.1], [9.4, 0.2])
+    ]
     answers.append(decide(np.full(6, 1 / 6), CALM, TREE, None, ROLLUP))
     reasons = [answer.rejection["reason"] for answer in answers]
-    assert reasons == ["dark", "blurred", "small", "not_a_plant", "unknown_species", "unknown_disease", "unsure"]
+    assert reasons == [
+        "dark",
+        "blurred",
+        "small",
+        "not_a_plant",
+        "unknown_species",
+        "unknown_disease",
+        "unsure",
+    ]
     for answer in answers:
         problem, *advice = answer.rejection["message"].split(". ")
         assert len(problem) < 140 and advice and answer.rejection["message"].endswith(".")
 
 
 def test_bars_are_read_from_json_and_nonsense_is_refused():
-    plain = {"score": "gen+msp", "weights": {"gen": 2, "msp": 0.5}, "threshold": 1.5, "quantiles": list(range(101))}
-    got = rejection_from_json({**plain, "plant": {**plain, "weights": {"msp": 1}}, "photo": {"brightness": 0.1}}, ["msp", "gen", "x"])
-    assert got.ood.weights == (0.5, 2.0, 0.0) and got.plant.weights == (1.0, 0.0, 0.0) and got.disease is None
+    plain = {
+        "score": "gen+msp",
+        "weights": {"gen": 2, "msp": 0.5},
+        "threshold": 1.5,
+        "quantiles": list(range(101)),
+    }
+    got = rejection_from_json(
+        {**plain, "plant": {**plain, "weights": {"msp": 1}}, "photo": {"brightness": 0.1}},
+        ["msp", "gen", "x"],
+    )
+    assert (
+        got.ood.weights == (0.5, 2.0, 0.0)
+        and got.plant.weights == (1.0, 0.0, 0.0)
+        and got.disease is None
+    )
     assert (got.score, got.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
-    assert got.ood.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], "what has no weight does not matter"
-    alone = rejection_from_json({"score": "gen", "threshold": 0.0, "quantiles": [0.0] * 101}, ["msp", "gen"])
+    assert got.ood.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], (
+        "what has no weight does not matter"
+    )
+    alone = rejection_from_json(
+        {"score": "gen", "threshold": 0.0, "quantiles": [0.0] * 101}, ["msp", "gen"]
+    )
     assert alone.ood.weights == (0.0, 1.0) and alone.photo == {}
     assert rejection_from_json(None, []) is None
-    for wrong in ({"weights": {"other": 1}}, {"threshold": float("nan")}, {"quantiles": [1, 2]}, {"weights": {"gen": float("inf")}},
-                  {"quantiles": list(range(101))[::-1]}, {"photo": {"smell": 1}}, {"photo": {"brightness": float("nan")}},
-                  {"plant": {**plain, "quantiles": []}}):
+    for wrong in (
+        {"weights": {"other": 1}},
+        {"threshold": float("nan")},
+        {"quantiles": [1, 2]},
+        {"weights": {"gen": float("inf")}},
+        {"quantiles": list(range(101))[::-1]},
+        {"photo": {"smell": 1}},
+        {"photo": {"brightness": float("nan")}},
+        {"plant": {**plain, "quantiles": []}},
+    ):
         with pytest.raises(ValueError):
             rejection_from_json({**plain, **wrong}, ["msp", "gen"])
 
 
 def test_rollups_are_read_by_precision_the_default_first():
-    plain = {"default": "0.95", "precisions": {"0.90": {"disease": 0.5, "species": 0.4}, "0.95": {"disease": 0.6, "species": 1.1}}}
+    plain = {
+        "default": "0.95",
+        "precisions": {
+            "0.90": {"disease": 0.5, "species": 0.4},
+            "0.95": {"disease": 0.6, "species": 1.1},
+        },
+    }
     got = rollups_from_json(plain)
-    assert list(got.items()) == [("0.95", Rollup(0.6, 1.1, 0.95)), ("0.90", Rollup(0.5, 0.4, 0.9))] and rollups_from_json(None) == {}
+    assert (
+        list(got.items()) == [("0.95", Rollup(0.6, 1.1, 0.95)), ("0.90", Rollup(0.5, 0.4, 0.9))]
+        and rollups_from_json(None) == {}
+    )
     for wrong in ({"disease": -0.1, "species": 0.5}, {"disease": float("nan"), "species": 0.5}):
         with pytest.raises(ValueError):
             rollups_from_json({**plain, "precisions": {"0.95": wrong}})

@@ -1,4 +1,5 @@
-"""The one way to read a picture: unusual ones come out right, broken ones say why, bombs are refused by their header."""
+"""The one way to read a picture: unusual ones come out right, broken ones say why, bombs are
+refused by their header."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ DATA = Path(__file__).resolve().parents[2] / "shared/data"
 
 def ramp(width: int = 60, height: int = 40) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
-    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), np.full_like(x, 90)], -1).astype(np.uint8)
+    return np.stack(
+        [x * 255 // (width - 1), y * 255 // (height - 1), np.full_like(x, 90)], -1
+    ).astype(np.uint8)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **save) -> bytes:
@@ -47,15 +50,25 @@ def test_formats(kind):
     save = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
     rgb = read_rgb(encode(Image.fromarray(ramp()), kind, **save))
     assert rgb.dtype == np.uint8 and rgb.shape == (40, 60, 3) and rgb.flags.writeable
-    assert np.abs(rgb.astype(int) - ramp()).mean() < (15 if kind == "GIF" else 3 if kind == "JPEG" else 0.01)
+    assert np.abs(rgb.astype(int) - ramp()).mean() < (
+        15 if kind == "GIF" else 3 if kind == "JPEG" else 0.01
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation(orientation, kind):
     upright = Image.fromarray(ramp())
-    undo = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}
+    undo = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
     stored = upright if undo[orientation] is None else upright.transpose(undo[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -71,7 +84,10 @@ def test_transparency_shows_white(mode):
     image.paste((10, 20, 200, 255), (0, 0, 20, 40))
     rgb = read_rgb(encode(image.convert(mode)))
     assert (rgb[:, 25:] == 255).all()
-    assert abs(int(rgb[0, 0, 2]) - (200 if mode != "LA" else int(rgb[0, 0, 0]))) <= 8 and rgb[0, 0].min() < 60
+    assert (
+        abs(int(rgb[0, 0, 2]) - (200 if mode != "LA" else int(rgb[0, 0, 0]))) <= 8
+        and rgb[0, 0].min() < 60
+    )
     half = read_rgb(encode(Image.new("RGBA", (40, 40), (0, 0, 0, 128))))
     assert np.abs(half.astype(int) - 127).max() <= 1
 
@@ -88,7 +104,9 @@ def test_16_bit_is_scaled_not_clipped():
     want = (deep / 257.0).round().astype(int)
     for data in (encode(Image.fromarray(deep)), encode(Image.fromarray(deep), "TIFF")):
         rgb = read_rgb(data)
-        assert np.abs(rgb[..., 0].astype(int) - want).max() <= 1 and (rgb[..., 0] == rgb[..., 1]).all()
+        assert (
+            np.abs(rgb[..., 0].astype(int) - want).max() <= 1 and (rgb[..., 0] == rgb[..., 1]).all()
+        )
     dark = (deep // 64).astype(np.uint16)  # a dark picture stays dark
     assert abs(int(read_rgb(encode(Image.fromarray(dark)))[..., 0].max()) - 4) <= 1
 
@@ -105,7 +123,10 @@ def test_32_bit_and_floating_grey():
 def test_cmyk_palettes_bilevel_and_animations():
     cmyk = read_rgb(encode(Image.fromarray(ramp()).convert("CMYK"), "JPEG", quality=95))
     assert np.abs(cmyk.astype(int) - ramp()).mean() < 4, "not inverted"
-    assert np.abs(read_rgb(encode(Image.fromarray(ramp()).quantize(256))).astype(int) - ramp()).mean() < 12
+    assert (
+        np.abs(read_rgb(encode(Image.fromarray(ramp()).quantize(256))).astype(int) - ramp()).mean()
+        < 12
+    )
     assert set(np.unique(read_rgb(encode(Image.fromarray(ramp()).convert("1"))))) <= {0, 255}
     first, second = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (40, 40), "blue")
     for kind in ("GIF", "PNG", "WEBP"):
@@ -118,8 +139,11 @@ def test_icons():
     art.paste((9, 9, 9, 0), (0, 0, 128, 256))
     for save in ({}, {"bitmap_format": "bmp"}):
         rgb = read_rgb(encode(art, "ICO", sizes=[(32, 32), (256, 256)], **save))
-        assert rgb.shape == (256, 256, 3) and (rgb[:, :128] == 255).all() and np.array_equal(rgb[:, 128:], ramp(256, 256)[:, 128:])
-
+        assert (
+            rgb.shape == (256, 256, 3)
+            and (rgb[:, :128] == 255).all()
+            and np.array_equal(rgb[:, 128:], ramp(256, 256)[:, 128:])
+        )
 
 
 # endregion
@@ -132,7 +156,13 @@ def photo(width: int, height: int) -> np.ndarray:
     rng, total = np.random.default_rng(width), np.full((height, width, 3), 120, np.float32)
     for cells in (4, 8, 16, 32, 64, 128, 256, 512):
         noise = rng.standard_normal((cells, cells, 3 if cells < 64 else 1)).astype(np.float32)
-        total += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, -1) * 70 / cells**0.5
+        total += (
+            cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC).reshape(
+                height, width, -1
+            )
+            * 70
+            / cells**0.5
+        )
     return np.clip(total, 0, 255).astype(np.uint8)
 
 
@@ -140,24 +170,45 @@ def psnr(got: np.ndarray, want: np.ndarray) -> float:
     return 10 * np.log10(255**2 / max(1e-9, ((got.astype(float) - want) ** 2).mean()))
 
 
-@pytest.mark.parametrize(("width", "height", "long_side"), [
-    (1000, 750, 128), (750, 1000, 128), (1003, 751, 128), (1151, 863, 128), (905, 701, 128), (1601, 97, 128), (700, 525, 400),
-    (517, 389, 512), (2040, 1530, 128), (9, 1200, 128)])
+@pytest.mark.parametrize(
+    ("width", "height", "long_side"),
+    [
+        (1000, 750, 128),
+        (750, 1000, 128),
+        (1003, 751, 128),
+        (1151, 863, 128),
+        (905, 701, 128),
+        (1601, 97, 128),
+        (700, 525, 400),
+        (517, 389, 512),
+        (2040, 1530, 128),
+        (9, 1200, 128),
+    ],
+)
 def test_shrinking_is_the_area_mean(width, height, long_side):
     rgb = photo(width, height)
-    for data in (*(encode(Image.fromarray(rgb), "JPEG", quality=90, subsampling=kind) for kind in ("4:2:0", "4:2:2", "4:4:4")),
-                 encode(Image.fromarray(rgb), "JPEG", quality=90, progressive=True), encode(Image.fromarray(rgb), "BMP")):
+    for data in (
+        *(
+            encode(Image.fromarray(rgb), "JPEG", quality=90, subsampling=kind)
+            for kind in ("4:2:0", "4:2:2", "4:4:4")
+        ),
+        encode(Image.fromarray(rgb), "JPEG", quality=90, progressive=True),
+        encode(Image.fromarray(rgb), "BMP"),
+    ):
         with Image.open(io.BytesIO(data)) as image:
             full = np.asarray(image)
         small = read_rgb(data, long_side=long_side, min_side=1)
-        size = tuple(max(1, round(side * long_side / max(width, height))) for side in (width, height))
+        size = tuple(
+            max(1, round(side * long_side / max(width, height))) for side in (width, height)
+        )
         assert small.shape == (*size[::-1], 3) and small.flags.writeable
         assert psnr(small, cv2.resize(full, size, interpolation=cv2.INTER_AREA)) > 38
         assert np.array_equal(small, read_rgb(data, long_side=long_side, min_side=1))
 
 
 def area_mean(rgb: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Shrink one axis by the definition: the integral over each small pixel, divided by its width."""
+    """Shrink one axis by the definition: the integral over each small pixel, divided by its
+    width."""
     whole = np.moveaxis(rgb.astype(np.float64), axis, 0)
     integral = np.concatenate([np.zeros_like(whole[:1]), whole.cumsum(0)])
     edges = np.linspace(0, len(whole), size + 1)
@@ -166,17 +217,25 @@ def area_mean(rgb: np.ndarray, size: int, axis: int) -> np.ndarray:
     return np.moveaxis(np.diff(at, axis=0) * size / len(whole), 0, axis)
 
 
-@pytest.mark.parametrize(("width", "height"), [(1000, 750), (1001, 751), (1007, 1007), (1500, 1111), (2047, 999), (999, 2050), (523, 403)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(1000, 750), (1001, 751), (1007, 1007), (1500, 1111), (2047, 999), (999, 2050), (523, 403)],
+)
 @pytest.mark.parametrize("kind", ["JPEG", "BMP"])
 def test_shrinking_moves_nothing(width, height, kind):
-    data = encode(Image.fromarray(photo(width, height)), kind, **({"quality": 95} if kind == "JPEG" else {}))
+    data = encode(
+        Image.fromarray(photo(width, height)), kind, **({"quality": 95} if kind == "JPEG" else {})
+    )
     small = read_rgb(data, long_side=128).astype(float)
     with Image.open(io.BytesIO(data)) as image:
         want = area_mean(area_mean(np.asarray(image), small.shape[0], 0), small.shape[1], 1)
     assert psnr(small, want) > 40
     for axis in (0, 1):
         slope, off = np.gradient(want, axis=axis), small - want
-        for part in (slice(0, 30), slice(-30, None)):  # pixels at either end: a stretch shows at the far one
+        for part in (
+            slice(0, 30),
+            slice(-30, None),
+        ):  # pixels at either end: a stretch shows at the far one
             at = (slice(None),) * axis + (part,)
             shift = -(slope[at] * off[at]).sum() / (slope[at] ** 2).sum()
             assert abs(shift) < 0.02, (axis, part, shift)
@@ -197,7 +256,13 @@ def test_shrunk_pictures_are_turned_once(orientation):
         with Image.open(io.BytesIO(data)) as image:
             want = np.asarray(ImageOps.exif_transpose(image).reduce(8)).astype(int)
         got = read_rgb(data, long_side=50)
-        assert np.abs(got[: want.shape[0] - 1, : want.shape[1] - 1] - want[: got.shape[0] - 1, : got.shape[1] - 1]).mean() < 3, kind
+        assert (
+            np.abs(
+                got[: want.shape[0] - 1, : want.shape[1] - 1]
+                - want[: got.shape[0] - 1, : got.shape[1] - 1]
+            ).mean()
+            < 3
+        ), kind
 
 
 def test_resize_to_model():
@@ -222,7 +287,9 @@ def test_jpeg_bytes_repeat():
 def test_reasons():
     good = encode(Image.fromarray(ramp()), "JPEG")
     assert reason_of(b"") == "empty"
-    assert reason_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n") == "text"
+    assert (
+        reason_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n") == "text"
+    )
     assert reason_of(b"\n <!DOCTYPE html><html></html>") == "text"
     assert reason_of(b"a text file") == "text"
     assert reason_of(b"\x00\x01\x02\x03" * 20) == "format"
@@ -236,10 +303,14 @@ def test_reasons():
     broken[len(png) // 2] ^= 255
     assert reason_of(bytes(broken)) in ("truncated", "unreadable")
     assert reason_of("naïve – ü\n".encode()) == "text"
-    assert reason_of(png[:8] + bytes(40)) == "unreadable" and "like PNG" in str(pytest.raises(ImageError, read_rgb, png[:8]).value)
+    assert reason_of(png[:8] + bytes(40)) == "unreadable" and "like PNG" in str(
+        pytest.raises(ImageError, read_rgb, png[:8]).value
+    )
 
 
-@pytest.mark.parametrize("save", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"restart_marker_blocks": 8}])
+@pytest.mark.parametrize(
+    "save", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"restart_marker_blocks": 8}]
+)
 def test_a_truncated_jpeg_is_refused_at_every_scale(save, capfd):
     data = encode(Image.fromarray(photo(600, 450)), "JPEG", **save)
     for share in (0.3, 0.6, 0.9, 0.98):
@@ -259,9 +330,15 @@ def test_a_jpeg_of_endless_scans_is_refused():
 
 
 def test_memory_and_recursion_errors_have_a_reason(monkeypatch):
-    for error, reason in ((MemoryError(), "too_large"), (RecursionError("deep"), "unreadable"), (AssertionError(), "unreadable")):
+    for error, reason in (
+        (MemoryError(), "too_large"),
+        (RecursionError("deep"), "unreadable"),
+        (AssertionError(), "unreadable"),
+    ):
+
         def fail(*args, error=error):
             raise error
+
         monkeypatch.setattr(images, "_to_rgb", fail)
         assert reason_of(encode(Image.fromarray(ramp()))) == reason
 
@@ -272,8 +349,17 @@ def test_icons_are_measured_before_pillow_decodes_them():
         return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(frame), 22) + frame
 
     assert reason_of(icon(encode(Image.new("L", (700, 500)))), max_pixels=340_000) == "too_large"
-    assert read_rgb(icon(encode(Image.new("L", (700, 500)))), max_pixels=350_000).shape == (500, 700, 3)
-    assert reason_of(icon(struct.pack("<IiiHHIIiiII", 40, 700, 1000, 1, 32, *[0] * 6)), max_pixels=340_000) == "too_large"
+    assert read_rgb(icon(encode(Image.new("L", (700, 500)))), max_pixels=350_000).shape == (
+        500,
+        700,
+        3,
+    )
+    assert (
+        reason_of(
+            icon(struct.pack("<IiiHHIIiiII", 40, 700, 1000, 1, 32, *[0] * 6)), max_pixels=340_000
+        )
+        == "too_large"
+    )
     assert reason_of(b"\0\0\1\0\0\0") == "unreadable"
 
 
@@ -284,12 +370,18 @@ def test_large_files_are_refused_unread(tmp_path):
     assert reason_of(path) == "too_large"
 
 
-@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (200_000, 200_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(20_000, 20_000), (200_000, 200_000), (2**31 - 1, 2**31 - 1)]
+)
 def test_bombs_are_refused_by_their_header(width, height):
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    )
     bomb += chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + chunk(b"IEND", b"")
     begin = time.perf_counter()
     assert reason_of(bomb) == "too_large"
@@ -301,7 +393,13 @@ def test_compressed_words_of_a_png_stay_small(name):
     bomb = zlib.compress(bytes(50_000_000), 9)
     block = name + b"a\0" + (b"\1\0\0\0" if name == b"iTXt" else b"\0") + bomb
     png = encode(Image.fromarray(ramp()))
-    data = png[:33] + struct.pack(">I", len(block) - 4) + block + struct.pack(">I", zlib.crc32(block)) + png[33:]
+    data = (
+        png[:33]
+        + struct.pack(">I", len(block) - 4)
+        + block
+        + struct.pack(">I", zlib.crc32(block))
+        + png[33:]
+    )
     tracemalloc.start()
     assert reason_of(data) == "unreadable"
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
@@ -319,7 +417,9 @@ def test_random_damage_never_raises_anything_else():
                 bad[place] = rng.integers(256)
             assert isinstance(capture_moment(bytes(bad)), str)
             try:
-                rgb = read_rgb(bytes(bad), max_pixels=1_000_000, long_side=(None, 40, 16)[int(rng.integers(3))])
+                rgb = read_rgb(
+                    bytes(bad), max_pixels=1_000_000, long_side=(None, 40, 16)[int(rng.integers(3))]
+                )
             except ImageError:
                 continue
             assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
@@ -344,15 +444,34 @@ def photo_of(kind: str = "JPEG", original: str = "", **tags: str) -> bytes:
 def test_capture_moment(kind):
     full = {"make": "Canon", "model": "Canon EOS 5D ", "changed": "2020:01:02 03:04:05"}
     assert capture_moment(photo_of(kind, **full)) == "canon eos 5d 2020-01-02 03:04"
-    assert capture_moment(photo_of(kind, make="Apple", model="iPhone 6", changed=full["changed"])) == "apple iphone 6 2020-01-02 03:04"
+    assert (
+        capture_moment(photo_of(kind, make="Apple", model="iPhone 6", changed=full["changed"]))
+        == "apple iphone 6 2020-01-02 03:04"
+    )
     if kind != "TIFF":  # Pillow writes no EXIF directory into a TIFF
-        assert capture_moment(photo_of(kind, "2019:06:01 14:03:22", **full)) == "canon eos 5d 2019-06-01 14:03"
+        assert (
+            capture_moment(photo_of(kind, "2019:06:01 14:03:22", **full))
+            == "canon eos 5d 2019-06-01 14:03"
+        )
 
 
 def test_no_capture_moment():
-    assert capture_moment(b"") == capture_moment(b"no picture") == capture_moment(encode(Image.fromarray(ramp()), "JPEG")) == ""
-    assert capture_moment(photo_of(original="2019:06:01 14:03:22")) == "", "a minute alone would join strangers' photos"
-    for never_set in ("0000:00:00 00:00:00", "1970:01:01 00:00:00", "2000:01:01 00:00:31", "    :  :     :  :  ", "2019"):
+    assert (
+        capture_moment(b"")
+        == capture_moment(b"no picture")
+        == capture_moment(encode(Image.fromarray(ramp()), "JPEG"))
+        == ""
+    )
+    assert capture_moment(photo_of(original="2019:06:01 14:03:22")) == "", (
+        "a minute alone would join strangers' photos"
+    )
+    for never_set in (
+        "0000:00:00 00:00:00",
+        "1970:01:01 00:00:00",
+        "2000:01:01 00:00:31",
+        "    :  :     :  :  ",
+        "2019",
+    ):
         assert capture_moment(photo_of(original=never_set, make="Canon")) == ""
     data = photo_of(original="2019:06:01 14:03:22", make="Canon", model="EOS")
     assert capture_moment(data.replace(b"2019:06:01", b"2019:06:0\xff")) == ""
@@ -389,11 +508,19 @@ def test_files_that_broke_pillow():
         try:
             small = read_rgb(data, min_side=1, long_side=50).shape
             rgb, reason = read_rgb(data, min_side=1), ""
-            assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and max(small) <= 50
+            assert (
+                rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and max(small) <= 50
+            )
         except ImageError as error:
             reason = error.reason
         assert time.perf_counter() - begin < 2, row["file"]
-        if row["format"] == "AVIF" and not features.check("avif") or row["format"] == "TIFF" and reason and not loads(data):
+        if (
+            row["format"] == "AVIF"
+            and not features.check("avif")
+            or row["format"] == "TIFF"
+            and reason
+            and not loads(data)
+        ):
             continue  # this Pillow reads less than the one that wrote the table
         if row["pillow_result"] == "ok" and row["format"] in FORMATS + ("MPO",):
             width, height = map(int, row["size"].strip("()").split(","))
@@ -403,7 +530,11 @@ def test_files_that_broke_pillow():
                 odd.append((row["file"], rgb.shape, (width, height)))
         elif not reason:
             odd.append((row["file"], "read", row["pillow_result"]))
-        if row["pillow_result"] == "ok" and row["format"] not in FORMATS + ("MPO",) and reason != "format":
+        if (
+            row["pillow_result"] == "ok"
+            and row["format"] not in FORMATS + ("MPO",)
+            and reason != "format"
+        ):
             odd.append((row["file"], row["format"], reason))
     assert not odd, odd
 
@@ -418,7 +549,9 @@ def test_pointers_and_empty_files(folder, reason):
 
 
 def test_odd_pictures_are_read():
-    found = sorted(p for p in (DATA / "odd_files").rglob("*") if p.is_file()) if DATA.is_dir() else []
+    found = (
+        sorted(p for p in (DATA / "odd_files").rglob("*") if p.is_file()) if DATA.is_dir() else []
+    )
     if not found:
         pytest.skip(f"{DATA / 'odd_files'} is not here")
     for path in found:

@@ -1,4 +1,5 @@
-"""A tiny exports folder for tests: a hand-made ONNX model that goes by the mean colour of a picture. No torch."""
+"""A tiny exports folder for tests: a hand-made ONNX model that goes by the mean colour of a
+picture. No torch."""
 
 from __future__ import annotations
 
@@ -17,10 +18,20 @@ from common.serve.predictor import write_bundle
 
 SIZE = 32
 CELLS = 4  # the heatmap's side
-TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy")))
-COLORS = np.array([[0.20, 0.70, 0.20], [0.65, 0.45, 0.10], [0.30, 0.45, 0.10],  # apple: healthy, rust, scab
-                   [0.10, 0.30, 0.25],                                          # basil
-                   [0.80, 0.80, 0.50], [0.60, 0.95, 0.30]], np.float32)         # corn: blight, healthy
+TREE = ClassTree(
+    ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy"))
+)
+COLORS = np.array(
+    [
+        [0.20, 0.70, 0.20],
+        [0.65, 0.45, 0.10],
+        [0.30, 0.45, 0.10],  # apple: healthy, rust, scab
+        [0.10, 0.30, 0.25],  # basil
+        [0.80, 0.80, 0.50],
+        [0.60, 0.95, 0.30],
+    ],
+    np.float32,
+)  # corn: blight, healthy
 FLAT_TREE = ClassTree(tuple("abcdef"), tuple((name,) for name in "abcdef"))
 SHARPNESS = 100.0
 STRANGER = (20, 40, 230)  # a blue that is far from every leaf
@@ -33,10 +44,14 @@ def color_of(class_idx: int) -> tuple[int, int, int]:
 
 def between(first: int, second: int) -> tuple[int, int, int]:
     """The colour halfway between two leaves, where the model is torn."""
-    return tuple(int(round(127.5 * float(a + b))) for a, b in zip(COLORS[first], COLORS[second], strict=True))
+    return tuple(
+        int(round(127.5 * float(a + b))) for a, b in zip(COLORS[first], COLORS[second], strict=True)
+    )
 
 
-def picture(color: tuple[int, int, int], size: tuple[int, int] = (80, 60), kind: str = "PNG", **save: Any) -> bytes:
+def picture(
+    color: tuple[int, int, int], size: tuple[int, int] = (80, 60), kind: str = "PNG", **save: Any
+) -> bytes:
     """The bytes of a picture of one colour with a slightly lighter middle, width x height."""
     pixels = np.empty((size[1], size[0], 3), np.uint8)
     pixels[:] = color
@@ -45,18 +60,31 @@ def picture(color: tuple[int, int, int], size: tuple[int, int] = (80, 60), kind:
     return buffer.getvalue()
 
 
-def model(size: int = SIZE, *, classes: int = 6, image_type: int = TensorProto.UINT8, batch: Any = "N",
-          rename: dict[str, str] | None = None) -> onnx.ModelProto:
-    """The model: probabilities by the distance of the mean colour to each leaf's, ood by the least of these distances.
+def model(
+    size: int = SIZE,
+    *,
+    classes: int = 6,
+    image_type: int = TensorProto.UINT8,
+    batch: Any = "N",
+    rename: dict[str, str] | None = None,
+) -> onnx.ModelProto:
+    """The model: probabilities by the distance of the mean colour to each leaf's, ood by the least
+    of these distances.
 
     leaves, image_type, batch and rename (of outputs) make models that break the contract.
     """
     rename = rename or {}
     colors = COLORS[:classes]
-    constants = {"scale": np.float32(1 / 255), "weights": 2 * colors.T, "norms": (colors**2).sum(1),
-                 "sharpness": np.float32(-SHARPNESS),
-                 "cells": np.array([0, CELLS, size // CELLS, CELLS, size // CELLS]),
-                 "over": np.array([1, 2]), "last": np.array([-1]), "inside": np.array([2, 4])}
+    constants = {
+        "scale": np.float32(1 / 255),
+        "weights": 2 * colors.T,
+        "norms": (colors**2).sum(1),
+        "sharpness": np.float32(-SHARPNESS),
+        "cells": np.array([0, CELLS, size // CELLS, CELLS, size // CELLS]),
+        "over": np.array([1, 2]),
+        "last": np.array([-1]),
+        "inside": np.array([2, 4]),
+    }
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
@@ -67,22 +95,39 @@ def model(size: int = SIZE, *, classes: int = 6, image_type: int = TensorProto.U
         helper.make_node("Sub", ["norms", "products"], ["partial"]),
         helper.make_node("Add", ["partial", "length"], ["distances"]),
         helper.make_node("Mul", ["distances", "sharpness"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], [rename.get("probabilities", "probabilities")], axis=-1),
-        helper.make_node("ReduceMax", [rename.get("probabilities", "probabilities"), "last"], ["best"], keepdims=1),
+        helper.make_node(
+            "Softmax", ["logits"], [rename.get("probabilities", "probabilities")], axis=-1
+        ),
+        helper.make_node(
+            "ReduceMax",
+            [rename.get("probabilities", "probabilities"), "last"],
+            ["best"],
+            keepdims=1,
+        ),
         helper.make_node("Neg", ["best"], ["unsure"]),
         helper.make_node("ReduceMin", ["distances", "last"], ["nearest"], keepdims=1),
         helper.make_node("Concat", ["unsure", "nearest"], [rename.get("ood", "ood")], axis=-1),
         helper.make_node("ReduceMean", ["scaled", "last"], ["grey"], keepdims=0),
         helper.make_node("Reshape", ["grey", "cells"], ["blocks"]),
-        helper.make_node("ReduceMean", ["blocks", "inside"], [rename.get("heatmap", "heatmap")], keepdims=0),
+        helper.make_node(
+            "ReduceMean", ["blocks", "inside"], [rename.get("heatmap", "heatmap")], keepdims=0
+        ),
     ]
     graph = helper.make_graph(
-        nodes, "mean_color",
+        nodes,
+        "mean_color",
         [helper.make_tensor_value_info("images", image_type, [batch, size, size, 3])],
-        [helper.make_tensor_value_info(rename.get("probabilities", "probabilities"), TensorProto.FLOAT, ["N", classes]),
-         helper.make_tensor_value_info(rename.get("ood", "ood"), TensorProto.FLOAT, ["N", 2]),
-         helper.make_tensor_value_info(rename.get("heatmap", "heatmap"), TensorProto.FLOAT, ["N", CELLS, CELLS])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()])
+        [
+            helper.make_tensor_value_info(
+                rename.get("probabilities", "probabilities"), TensorProto.FLOAT, ["N", classes]
+            ),
+            helper.make_tensor_value_info(rename.get("ood", "ood"), TensorProto.FLOAT, ["N", 2]),
+            helper.make_tensor_value_info(
+                rename.get("heatmap", "heatmap"), TensorProto.FLOAT, ["N", CELLS, CELLS]
+            ),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(made)
     return made
@@ -90,28 +135,63 @@ def model(size: int = SIZE, *, classes: int = 6, image_type: int = TensorProto.U
 
 def card(path: Path, species: int = 3, **changes: Any) -> dict[str, Any]:
     """The entry of bundle.json for a model file."""
-    return {"sha256": file_sha256(path), "size_mb": round(path.stat().st_size / 1e6, 3), "precision": "fp32",
-            "temperature": {"species": 1.0, "disease": [1.0] * species},
-            "rejection": {"score": "mahalanobis", "weights": {"mahalanobis": 1.0}, "threshold": 0.05,
-                          "quantiles": list(np.linspace(0, 0.06, 101)), "plant": None, "disease": None,
-                          "photo": {"brightness": 0.02, "short_side": 40.0}},
-            "rollup": {"default": "0.95", "precisions": {"0.90": {"disease": 0.6, "species": 0.7}, "0.95": {"disease": 0.7, "species": 0.8}}},
-            "metrics": {"leaf_top1": 0.9}, **changes}
+    return {
+        "sha256": file_sha256(path),
+        "size_mb": round(path.stat().st_size / 1e6, 3),
+        "precision": "fp32",
+        "temperature": {"species": 1.0, "disease": [1.0] * species},
+        "rejection": {
+            "score": "mahalanobis",
+            "weights": {"mahalanobis": 1.0},
+            "threshold": 0.05,
+            "quantiles": list(np.linspace(0, 0.06, 101)),
+            "plant": None,
+            "disease": None,
+            "photo": {"brightness": 0.02, "short_side": 40.0},
+        },
+        "rollup": {
+            "default": "0.95",
+            "precisions": {
+                "0.90": {"disease": 0.6, "species": 0.7},
+                "0.95": {"disease": 0.7, "species": 0.8},
+            },
+        },
+        "metrics": {"leaf_top1": 0.9},
+        **changes,
+    }
 
 
 def describe(folder: Path, tree: ClassTree = TREE, **changes: Any) -> dict[str, Any]:
     """The contents of bundle.json for the model files in a folder."""
     models = {path.name: card(path, tree.num_species) for path in sorted(folder.glob("*.onnx"))}
-    return {"format": 3, "name": "foliar", "version": "abc1234", "created": "2026-01-01T00:00:00+00:00",
-            "versions": {"onnx": onnx.__version__}, "recipe": "demo", "backbone": "mean_color", "tree": tree.to_json(),
-            "preprocessing": {"size": SIZE, "resize": "pillow-bilinear-antialias", "layout": "NHWC", "dtype": "uint8",
-                              "color": "RGB", "long_side": 64},
-            "scores": ["msp", "mahalanobis"], "default_model": "model.int8.onnx", "models": models,
-            "metrics": {"leaf_top1": 0.9}, **changes}
+    return {
+        "format": 3,
+        "name": "foliar",
+        "version": "abc1234",
+        "created": "2026-01-01T00:00:00+00:00",
+        "versions": {"onnx": onnx.__version__},
+        "recipe": "demo",
+        "backbone": "mean_color",
+        "tree": tree.to_json(),
+        "preprocessing": {
+            "size": SIZE,
+            "resize": "pillow-bilinear-antialias",
+            "layout": "NHWC",
+            "dtype": "uint8",
+            "color": "RGB",
+            "long_side": 64,
+        },
+        "scores": ["msp", "mahalanobis"],
+        "default_model": "model.int8.onnx",
+        "models": models,
+        "metrics": {"leaf_top1": 0.9},
+        **changes,
+    }
 
 
 def make(folder: Path, tree: ClassTree = TREE, **changes: Any) -> Path:
-    """Write the folder: model.onnx, model.int8.onnx and bundle.json. `changes` replace keys of bundle.json."""
+    """Write the folder: model.onnx, model.int8.onnx and bundle.json. `changes` replace keys of
+    bundle.json."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("model.onnx", "model.int8.onnx"):
         onnx.save(model(), folder / name)

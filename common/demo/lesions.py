@@ -1,4 +1,5 @@
-"""Diseases for the demo pictures: each paints its own kind of lesion onto a healthy leaf, in place. No torch."""
+"""Diseases for the demo pictures: each paints its own kind of lesion onto a healthy leaf, in place.
+No torch."""
 
 from __future__ import annotations
 
@@ -17,16 +18,24 @@ def _ramp(value: np.ndarray, zero: float, one: float) -> np.ndarray:
 
 
 def _tint(leaf: Leaf, amount: np.ndarray, colour: np.ndarray) -> None:
-    """Mixes `colour` (RGB 0..255, one or per pixel) into the blade by `amount` (C, C) 0..1, in the blade's light."""
+    """Mixes `colour` (RGB 0..255, one or per pixel) into the blade by `amount` (C, C) 0..1, in the
+    blade's light."""
     mix(leaf.rgb, amount * leaf.blade, tinted(leaf.tone, colour) if colour.ndim == 1 else colour)
 
 
-def _shade(rng: np.random.Generator, colour: tuple[float, float, float], spread: float = 10.0) -> np.ndarray:
-    return np.clip(np.array(colour) + rng.normal(0, spread) + rng.normal(0, spread / 2, 3), 0, 255).astype(np.float32)
+def _shade(
+    rng: np.random.Generator, colour: tuple[float, float, float], spread: float = 10.0
+) -> np.ndarray:
+    return np.clip(
+        np.array(colour) + rng.normal(0, spread) + rng.normal(0, spread / 2, 3), 0, 255
+    ).astype(np.float32)
 
 
-def _inside(leaf: Leaf, rng: np.random.Generator, count: int, margin: float = 3.0, apart: float = 0.0) -> np.ndarray:
-    """Up to `count` places (n, 2) as x, y on the blade, `margin` pixels from the edge and `apart` from each other."""
+def _inside(
+    leaf: Leaf, rng: np.random.Generator, count: int, margin: float = 3.0, apart: float = 0.0
+) -> np.ndarray:
+    """Up to `count` places (n, 2) as x, y on the blade, `margin` pixels from the edge and `apart`
+    from each other."""
     ys, xs = np.nonzero(leaf.depth > min(margin, 0.6 * float(leaf.depth.max())))
     pick = rng.integers(0, len(xs), count * 3)
     kept: list[tuple[float, float]] = []
@@ -36,8 +45,11 @@ def _inside(leaf: Leaf, rng: np.random.Generator, count: int, margin: float = 3.
     return np.array(kept, dtype=np.float32)
 
 
-def _spots(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, wobble: float = 0.15) -> np.ndarray:
-    """Distance to the nearest spot in units of its radius, float32 (C, C): 0 in the middle, 1 on the rim, 9 far."""
+def _spots(
+    rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, wobble: float = 0.15
+) -> np.ndarray:
+    """Distance to the nearest spot in units of its radius, float32 (C, C): 0 in the middle, 1 on
+    the rim, 9 far."""
     field = np.full((CANVAS, CANVAS), 9.0, np.float32)
     for (x, y), r in zip(places, radii, strict=True):
         x0, x1 = max(0, int(x - 3 * r)), min(CANVAS, int(x + 3 * r) + 2)
@@ -60,7 +72,15 @@ def healthy(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
     """Nothing but what any leaf has: a few specks of dust, seldom a scratch."""
     dust = np.zeros((CANVAS, CANVAS), np.uint8)
     for x, y in _inside(leaf, rng, int(rng.integers(0, 6))):
-        cv2.circle(dust, fixed([x, y]).tolist(), int(rng.uniform(0.6, 1.6) * (1 << SUB)), 255, -1, cv2.LINE_AA, SUB)
+        cv2.circle(
+            dust,
+            fixed([x, y]).tolist(),
+            int(rng.uniform(0.6, 1.6) * (1 << SUB)),
+            255,
+            -1,
+            cv2.LINE_AA,
+            SUB,
+        )
     _tint(leaf, dust / 255 * 0.5, _shade(rng, (120, 110, 80), 30))
 
 
@@ -75,7 +95,8 @@ def early_blight(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
 
 
 def late_blight(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Large dark, water-soaked areas that run in from the tip or the margin, with a pale grey-green front."""
+    """Large dark, water-soaked areas that run in from the tip or the margin, with a pale grey-green
+    front."""
     edge = np.argwhere((leaf.depth > 0.5) & (leaf.depth < 2.5))[:, ::-1]
     top = edge[edge[:, 1] < np.percentile(edge[:, 1], 35)] if rng.random() < 0.6 else edge
     places = top[rng.integers(0, len(top), _many(1, 4, severity))].astype(np.float32)
@@ -136,7 +157,8 @@ def cedar_apple_rust(leaf: Leaf, rng: np.random.Generator, severity: float) -> N
 
 
 def common_rust(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Very many small orange-brown pustules, long in the direction of the veins and lined up along them."""
+    """Very many small orange-brown pustules, long in the direction of the veins and lined up along
+    them."""
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
     for _ in range(_many(45, 210, severity)):
         rib = leaf.ribs[int(rng.integers(len(leaf.ribs)))] if len(leaf.ribs) > 3 else leaf.ribs[0]
@@ -145,15 +167,24 @@ def common_rust(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
         x, y = a + (b - a) * (k % 1) + rng.normal(0, 13 * leaf.unit, 2)
         turn = np.degrees(np.arctan2(b[1] - a[1], b[0] - a[0]))
         size = fixed(rng.uniform(1.5, 2.9) * leaf.unit * np.array([1.5, 0.9]))
-        cv2.ellipse(layer, fixed([x, y]).tolist(), size.tolist(), turn, 0, 360, 255, -1, cv2.LINE_AA, SUB)
+        cv2.ellipse(
+            layer, fixed([x, y]).tolist(), size.tolist(), turn, 0, 360, 255, -1, cv2.LINE_AA, SUB
+        )
     around = cv2.GaussianBlur(layer, (0, 0), 2.5 * leaf.unit)
     _tint(leaf, np.minimum(around / 255 * 0.9, 0.5), _shade(rng, (205, 180, 70)))
     _tint(leaf, layer / 255 * 0.95, _shade(rng, (176, 78, 22)))
 
 
-def _streaks(leaf: Leaf, rng: np.random.Generator, count: int, length: tuple[float, float], width: tuple[float, float],
-             boxy: bool) -> np.ndarray:
-    """Lesions along the blade's long veins as a float32 (C, C) layer 0..1: spindles, or bars when `boxy`."""
+def _streaks(
+    leaf: Leaf,
+    rng: np.random.Generator,
+    count: int,
+    length: tuple[float, float],
+    width: tuple[float, float],
+    boxy: bool,
+) -> np.ndarray:
+    """Lesions along the blade's long veins as a float32 (C, C) layer 0..1: spindles, or bars when
+    `boxy`."""
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
     rib = leaf.ribs[0]
     turn = np.arctan2(*(rib[-1] - rib[0])[::-1])
@@ -165,9 +196,17 @@ def _streaks(leaf: Leaf, rng: np.random.Generator, count: int, length: tuple[flo
             cv2.fillPoly(layer, [fixed(box)], 255, cv2.LINE_AA, SUB)
         else:
             s = np.linspace(0, 2 * np.pi, 40)
-            spindle = np.column_stack([a * np.cos(s), b * np.sin(s) * (0.35 + 0.65 * np.sin(s) ** 2)])
+            spindle = np.column_stack(
+                [a * np.cos(s), b * np.sin(s) * (0.35 + 0.65 * np.sin(s) ** 2)]
+            )
             c, n = np.cos(angle), np.sin(angle)
-            cv2.fillPoly(layer, [fixed(spindle @ np.array([[c, n], [-n, c]]) + [x, y])], 255, cv2.LINE_AA, SUB)
+            cv2.fillPoly(
+                layer,
+                [fixed(spindle @ np.array([[c, n], [-n, c]]) + [x, y])],
+                255,
+                cv2.LINE_AA,
+                SUB,
+            )
     return layer.astype(np.float32) / 255
 
 
@@ -182,7 +221,11 @@ def northern_leaf_blight(leaf: Leaf, rng: np.random.Generator, severity: float) 
 def gray_leaf_spot(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
     """Many short brown bars with straight sides, kept between the veins."""
     layer = _streaks(leaf, rng, _many(9, 34, severity), (8, 17), (4, 7), True)
-    _tint(leaf, 0.55 * np.minimum(1, cv2.GaussianBlur(layer, (0, 0), 2.5) * 1.5), _shade(rng, (200, 186, 80)))
+    _tint(
+        leaf,
+        0.55 * np.minimum(1, cv2.GaussianBlur(layer, (0, 0), 2.5) * 1.5),
+        _shade(rng, (200, 186, 80)),
+    )
     _tint(leaf, 0.95 * layer, _shade(rng, (122, 88, 58)))
 
 
@@ -198,15 +241,20 @@ def downy_mildew(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
     """Oily yellow patches with blocky outlines that stop at the veins."""
     places = _inside(leaf, rng, _many(4, 15, severity), 5, 14)
     field = _spots(rng, places, rng.uniform(11, 18, len(places)) * leaf.unit, 0.3)
-    patch = _ramp(field, 1.05, 0.75) * np.clip(1.1 - 1.1 * cv2.GaussianBlur(leaf.veins, (0, 0), 1.2), 0.1, 1)
+    patch = _ramp(field, 1.05, 0.75) * np.clip(
+        1.1 - 1.1 * cv2.GaussianBlur(leaf.veins, (0, 0), 1.2), 0.1, 1
+    )
     _tint(leaf, 0.85 * patch, _shade(rng, (222, 204, 66)))
     _tint(leaf, 0.4 * _ramp(field, 0.4, 0.1), _shade(rng, (170, 130, 60)))
 
 
 def esca(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Tiger stripes: red-brown dead areas between the veins with yellow edges, the veins stay green."""
+    """Tiger stripes: red-brown dead areas between the veins with yellow edges, the veins stay
+    green."""
     gap = _between_veins(leaf, 4.5 * leaf.unit) + 0.12 * noise(rng, CANVAS, CANVAS, 14)
-    reach = _ramp(leaf.depth + 7 * noise(rng, CANVAS, CANVAS, 6), (26 + 26 * severity) * leaf.unit, 4)
+    reach = _ramp(
+        leaf.depth + 7 * noise(rng, CANVAS, CANVAS, 6), (26 + 26 * severity) * leaf.unit, 4
+    )
     stripe = gap * (0.45 + 0.75 * reach)
     _tint(leaf, 0.9 * _ramp(stripe, 0.42, 0.58), _shade(rng, (226, 196, 72)))
     _tint(leaf, 0.95 * _ramp(stripe, 0.66, 0.78), _shade(rng, (126, 58, 34)))
@@ -225,10 +273,20 @@ def leaf_miner(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
     track, thread = np.zeros((CANVAS, CANVAS), np.uint8), np.zeros((CANVAS, CANVAS), np.uint8)
     for place in _inside(leaf, rng, _many(2, 4.4, severity), 8, 26):
         steps = 44 + int(30 * severity)
-        turns = np.cumsum(rng.normal(0, 0.36, steps)) + rng.uniform(0, 2 * np.pi) + 0.9 * np.sin(np.arange(steps) / 2.5)
-        path = place + np.cumsum(np.column_stack([np.cos(turns), np.sin(turns)]) * 3.4 * leaf.unit, axis=0)
+        turns = (
+            np.cumsum(rng.normal(0, 0.36, steps))
+            + rng.uniform(0, 2 * np.pi)
+            + 0.9 * np.sin(np.arange(steps) / 2.5)
+        )
+        path = place + np.cumsum(
+            np.column_stack([np.cos(turns), np.sin(turns)]) * 3.4 * leaf.unit, axis=0
+        )
         third = steps // 3
-        for part, thick in ((path[: third + 1], 4), (path[third : 2 * third + 1], 5), (path[2 * third :], 7)):
+        for part, thick in (
+            (path[: third + 1], 4),
+            (path[third : 2 * third + 1], 5),
+            (path[2 * third :], 7),
+        ):
             cv2.polylines(track, [fixed(part)], False, 255, thick, cv2.LINE_AA, SUB)
         cv2.polylines(thread, [fixed(path)], False, 255, 1, cv2.LINE_AA, SUB)
     _tint(leaf, track / 255 * 0.92, _shade(rng, (222, 220, 176)))
@@ -245,7 +303,9 @@ def mosaic(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
 
 def leaf_scorch(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
     """The margin dries up brown, with a thin yellow line towards the green."""
-    inward = leaf.depth / (float(leaf.depth.max()) * (0.2 + 0.36 * severity)) + 0.28 * noise(rng, CANVAS, CANVAS, 9)
+    inward = leaf.depth / (float(leaf.depth.max()) * (0.2 + 0.36 * severity)) + 0.28 * noise(
+        rng, CANVAS, CANVAS, 9
+    )
     _tint(leaf, 0.8 * _ramp(inward, 1.35, 1.0), _shade(rng, (206, 184, 72)))
     _tint(leaf, 0.95 * _ramp(inward, 1.0, 0.82), _shade(rng, (124, 70, 36)))
 
@@ -260,16 +320,32 @@ def anthracnose(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
 
 
 DISEASES: dict[str, Callable[[Leaf, np.random.Generator, float], None]] = {
-    "healthy": healthy, "early blight": early_blight, "late blight": late_blight, "bacterial spot": bacterial_spot,
-    "leaf spot": leaf_spot, "canker": canker, "black rot": black_rot, "scab": scab,
-    "cedar apple rust": cedar_apple_rust, "common rust": common_rust, "northern leaf blight": northern_leaf_blight,
-    "gray leaf spot": gray_leaf_spot, "powdery mildew": powdery_mildew, "downy mildew": downy_mildew, "esca": esca,
-    "greening": greening, "leaf miner": leaf_miner, "mosaic virus": mosaic, "leaf scorch": leaf_scorch,
-    "anthracnose": anthracnose}
+    "healthy": healthy,
+    "early blight": early_blight,
+    "late blight": late_blight,
+    "bacterial spot": bacterial_spot,
+    "leaf spot": leaf_spot,
+    "canker": canker,
+    "black rot": black_rot,
+    "scab": scab,
+    "cedar apple rust": cedar_apple_rust,
+    "common rust": common_rust,
+    "northern leaf blight": northern_leaf_blight,
+    "gray leaf spot": gray_leaf_spot,
+    "powdery mildew": powdery_mildew,
+    "downy mildew": downy_mildew,
+    "esca": esca,
+    "greening": greening,
+    "leaf miner": leaf_miner,
+    "mosaic virus": mosaic,
+    "leaf scorch": leaf_scorch,
+    "anthracnose": anthracnose,
+}
 
 
 def infect(leaf: Leaf, disease: str, rng: np.random.Generator) -> None:
-    """Paints `disease` (a key of DISEASES) onto `leaf` in place, from mild and faint to strong; dust on every leaf."""
+    """Paints `disease` (a key of DISEASES) onto `leaf` in place, from mild and faint to strong;
+    dust on every leaf."""
     healthy(leaf, rng, 0.0)
     if disease != "healthy":
         clean = leaf.rgb.copy()

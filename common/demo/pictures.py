@@ -1,4 +1,5 @@
-"""The demo's pictures, for people without photos: 30 classes of drawn leaves and some non-plants. No torch."""
+"""The demo's pictures, for people without photos: 30 classes of drawn leaves and some non-plants.
+No torch."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ NAME_STYLES = ("IMG_{:04d}.jpg", "leaf ({}).JPG", "{:05d}.jpg", "DSC{:05d}.jpeg"
 
 
 def demo_truth() -> dict[str, tuple[str, str]]:
-    """What a careful reader makes of each class folder: name -> (species, disease), lower-case words."""
+    """What a careful reader makes of each class folder: name -> (species, disease), lower-case
+    words."""
     return {folder: (species, disease) for folder, species, disease, _ in CLASSES}
 
 
@@ -72,7 +74,8 @@ def class_sizes(scale: float = 1.0) -> dict[str, int]:
 
 
 def streams(seed: int, class_number: int, picture_number: int) -> list[np.random.Generator]:
-    """Three independent generators for one picture: its subject, its style and ground, its camera's noise."""
+    """Three independent generators for one picture: its subject, its style and ground, its camera's
+    noise."""
     first = np.random.default_rng([seed, class_number, picture_number])
     return [np.random.default_rng(first.integers(0, 2**63, 4)) for _ in range(3)]
 
@@ -121,14 +124,17 @@ def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, 
 
 def _smaller(data: bytes, quality: int) -> bytes:
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    image = image.resize((round(image.width * 0.85), round(image.height * 0.85)), Image.Resampling.LANCZOS)
+    image = image.resize(
+        (round(image.width * 0.85), round(image.height * 0.85)), Image.Resampling.LANCZOS
+    )
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def _plant_defects(root: Path, seed: int) -> dict[str, list]:
-    """Adds what goes wrong in real collections -> kind -> paths below the root; pairs are [original, copy]."""
+    """Adds what goes wrong in real collections -> kind -> paths below the root; pairs are
+    [original, copy]."""
     rng = np.random.default_rng([seed, NOT_PLANT_CLASS + 1])
     order = rng.permutation(len(CLASSES)).tolist()
     planted: dict[str, list] = {}
@@ -144,21 +150,43 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
 
     for k in range(2):
         data = files(order[k])[1].read_bytes()
-        add("truncated", order[k], f"broken_download_{k}.jpg", data[: int(len(data) * rng.uniform(0.3, 0.7))])
+        add(
+            "truncated",
+            order[k],
+            f"broken_download_{k}.jpg",
+            data[: int(len(data) * rng.uniform(0.3, 0.7))],
+        )
         add("zero_bytes", order[2 + k], f"IMG_90{k}.jpg", b"")
-    add("text_pointers", order[4], "leaf_900.JPG", b"version https://git-lfs.github.com/spec/v1\noid sha256:"
-        + b"5e" * 32 + b"\nsize 48213\n")
-    add("html_pages", order[5], "download.jpg", b"<!DOCTYPE html><html><head><title>404 Not Found</title></head>"
-        b"<body><h1>Not Found</h1></body></html>\n")
+    add(
+        "text_pointers",
+        order[4],
+        "leaf_900.JPG",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"5e" * 32 + b"\nsize 48213\n",
+    )
+    add(
+        "html_pages",
+        order[5],
+        "download.jpg",
+        b"<!DOCTYPE html><html><head><title>404 Not Found</title></head>"
+        b"<body><h1>Not Found</h1></body></html>\n",
+    )
     thumbnail = io.BytesIO()
-    Image.open(files(order[6])[0]).convert("RGB").resize((12, 9)).save(thumbnail, "JPEG", quality=80)
+    Image.open(files(order[6])[0]).convert("RGB").resize((12, 9)).save(
+        thumbnail, "JPEG", quality=80
+    )
     add("thumbnails", order[6], "thumb.jpg", thumbnail.getvalue())
     for k in range(6):
         source = files(order[7 + k])[int(rng.integers(3))]
         add("duplicates", order[7 + k], f"{source.stem} - Copy.jpg", source.read_bytes(), source)
     for k in range(4):
         source = files(order[13 + k])[int(rng.integers(3))]
-        add("near_duplicates", order[13 + k], f"{source.stem}_small.jpg", _smaller(source.read_bytes(), 72), source)
+        add(
+            "near_duplicates",
+            order[13 + k],
+            f"{source.stem}_small.jpg",
+            _smaller(source.read_bytes(), 72),
+            source,
+        )
     one = next(n for n in order[17:] if CLASSES[n][2] != "healthy")
     other = next(n for n, c in enumerate(CLASSES) if c[1] == CLASSES[one][1] and n != one)
     source = files(one)[2]
@@ -175,26 +203,35 @@ def _read_marker(folder: Path) -> dict | None:
 
 
 def _result(folder: Path, marker: dict) -> dict:
-    return {"plants": folder / "plants", "not_plants": folder / "not_plants",
-            **{k: marker[k] for k in ("images", "classes", "not_plant_images", "planted")}}
+    return {
+        "plants": folder / "plants",
+        "not_plants": folder / "not_plants",
+        **{k: marker[k] for k in ("images", "classes", "not_plant_images", "planted")},
+    }
 
 
-def make_demo(folder: Path, *, seed: int = 0, workers: int | None = None, scale: float = 1.0) -> dict:
+def make_demo(
+    folder: Path, *, seed: int = 0, workers: int | None = None, scale: float = 1.0
+) -> dict:
     """Draws the demo's pictures below `folder`, unless they are complete there already.
 
-    Makes plants/<class folder>/*.jpg, not_plants/*.jpg and a marker file, demo.json, all at once at the end (they grow
-    in a hidden folder beside it). Class sizes are multiplied by `scale`. The bytes depend on `seed` and `scale` alone.
+    Makes plants/<class folder>/*.jpg, not_plants/*.jpg and a marker file, demo.json, all at once at
+    the end (they grow in a hidden folder beside it). Class sizes are multiplied by `scale`. The
+    bytes depend on `seed` and `scale` alone.
 
-    Returns {"plants": Path, "not_plants": Path, "images": files below plants, "classes": class folders,
-    "not_plant_images": files below not_plants, "planted": {kind: paths or [original, copy] pairs below `folder`}}.
-    Raises FileExistsError when `folder` holds something that this function did not make.
-    """
+    Returns {"plants": Path, "not_plants": Path, "images": files below plants, "classes": class
+    folders, "not_plant_images": files below not_plants, "planted": {kind: paths or [original, copy]
+    pairs below `folder`}}. Raises FileExistsError when `folder` holds something that this function
+    did not make."""
     folder, wanted = Path(folder), {"format": FORMAT, "seed": seed, "scale": scale}
     marker = _read_marker(folder)
     if marker and all(marker.get(k) == v for k, v in wanted.items()):
         return _result(folder, marker)
     if marker is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} holds something other than demo pictures; give another folder or move it away")
+        raise FileExistsError(
+            f"{folder} holds something other than demo pictures; give another folder or move it "
+            f"away"
+        )
     growing = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(growing, ignore_errors=True)
     growing.mkdir(parents=True)
@@ -214,8 +251,13 @@ def make_demo(folder: Path, *, seed: int = 0, workers: int | None = None, scale:
             for _ in progress(done, total=len(jobs), desc="drawing", unit="picture"):
                 pass
     planted = _plant_defects(growing, seed)
-    marker = {**wanted, "classes": len(CLASSES), "images": sum(1 for _ in (growing / "plants").glob("*/*")),
-              "not_plant_images": sum(1 for _ in (growing / "not_plants").iterdir()), "planted": planted}
+    marker = {
+        **wanted,
+        "classes": len(CLASSES),
+        "images": sum(1 for _ in (growing / "plants").glob("*/*")),
+        "not_plant_images": sum(1 for _ in (growing / "not_plants").iterdir()),
+        "planted": planted,
+    }
     (growing / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)

@@ -1,4 +1,5 @@
-"""Grounds, light and cameras for the demo pictures, the same for every class of plant and for non-plants. No torch."""
+"""Grounds, light and cameras for the demo pictures, the same for every class of plant and for
+non-plants. No torch."""
 
 from __future__ import annotations
 
@@ -12,13 +13,23 @@ from PIL import Image
 
 from common.demo.leaves import CANVAS, SUB, Leaf, fixed, hsv, mix, noise, tinted
 
-SIZES = [(256, 256), (288, 288), (320, 240), (240, 320), (300, 200), (640, 480), (480, 640), (800, 600)]  # w, h
+SIZES = [
+    (256, 256),
+    (288, 288),
+    (320, 240),
+    (240, 320),
+    (300, 200),
+    (640, 480),
+    (480, 640),
+    (800, 600),
+]  # w, h
 SIZE_ODDS = [0.50, 0.12, 0.16, 0.12, 0.06, 0.015, 0.010, 0.015]
 
 
 @dataclass
 class Style:
-    """What is chosen about a picture beside its subject: size, ground, light and camera; never told the class."""
+    """What is chosen about a picture beside its subject: size, ground, light and camera; never told
+    the class."""
 
     width: int
     height: int
@@ -35,14 +46,24 @@ class Style:
 
 
 def draw_style(rng: np.random.Generator) -> Style:
-    """A Style from `rng` alone: this signature is why ground and quality say nothing about the class."""
+    """A Style from `rng` alone: this signature is why ground and quality say nothing about the
+    class."""
     width, height = SIZES[int(rng.choice(len(SIZES), p=SIZE_ODDS))]
     blur = rng.uniform(0.5, 1.1) if rng.random() < 0.35 else 0.0
-    return Style(width, height, list(GROUNDS)[int(rng.integers(len(GROUNDS)))], float(np.exp(rng.normal(0.0, 0.17))),
-                 float(rng.normal(0, 0.07)), tuple(rng.normal(0, 0.10, 2).tolist()),
-                 float(rng.uniform(0.15, 0.4)) if rng.random() < 0.25 else 0.0, float(rng.uniform(0, 0.35)), blur,
-                 float(rng.uniform(1, 7)), int(rng.integers(55, 96)),
-                 int(rng.choice([1, 3, 6, 8], p=[0.92, 0.02, 0.04, 0.02])))
+    return Style(
+        width,
+        height,
+        list(GROUNDS)[int(rng.integers(len(GROUNDS)))],
+        float(np.exp(rng.normal(0.0, 0.17))),
+        float(rng.normal(0, 0.07)),
+        tuple(rng.normal(0, 0.10, 2).tolist()),
+        float(rng.uniform(0.15, 0.4)) if rng.random() < 0.25 else 0.0,
+        float(rng.uniform(0, 0.35)),
+        blur,
+        float(rng.uniform(1, 7)),
+        int(rng.integers(55, 96)),
+        int(rng.choice([1, 3, 6, 8], p=[0.92, 0.02, 0.04, 0.02])),
+    )
 
 
 def _flat(colour: np.ndarray, tone: np.ndarray) -> np.ndarray:
@@ -51,7 +72,9 @@ def _flat(colour: np.ndarray, tone: np.ndarray) -> np.ndarray:
 
 def soil(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     """Bare soil."""
-    tone = 1 + 0.14 * noise(rng, h, w, 6) + 0.16 * noise(rng, h, w, 40) + 0.14 * noise(rng, h, w, 110)
+    tone = (
+        1 + 0.14 * noise(rng, h, w, 6) + 0.16 * noise(rng, h, w, 40) + 0.14 * noise(rng, h, w, 110)
+    )
     return _flat(hsv(rng.uniform(18, 36), rng.uniform(0.25, 0.5), rng.uniform(0.25, 0.5)), tone)
 
 
@@ -65,7 +88,9 @@ def gravel(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
         axes = fixed(size * rng.uniform(0.4, 1.0, 2))
         centre = fixed([rng.uniform(0, w), rng.uniform(0, h)])
         turn = rng.uniform(0, 180)
-        cv2.ellipse(image, centre.tolist(), axes.tolist(), turn, 0, 360, grey.tolist(), -1, cv2.LINE_8, SUB)
+        cv2.ellipse(
+            image, centre.tolist(), axes.tolist(), turn, 0, 360, grey.tolist(), -1, cv2.LINE_8, SUB
+        )
     image = cv2.GaussianBlur(image, (3, 3), 0)
     return np.clip(image * tinted(1 + 0.1 * noise(rng, h, w, 60), np.ones(3)), 0, 255)
 
@@ -76,8 +101,16 @@ def _foliage(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
         colour = hsv(rng.uniform(60, 140), rng.uniform(0.3, 0.7), rng.uniform(0.15, 0.75))
         x, y = rng.integers(-4, 68, 2).tolist()
         if rng.random() < 0.5:
-            cv2.ellipse(small, (x, y), (int(rng.integers(3, 12)), int(rng.integers(2, 6))), rng.uniform(0, 180), 0, 360,
-                        colour.tolist(), -1)
+            cv2.ellipse(
+                small,
+                (x, y),
+                (int(rng.integers(3, 12)), int(rng.integers(2, 6))),
+                rng.uniform(0, 180),
+                0,
+                360,
+                colour.tolist(),
+                -1,
+            )
         else:
             ex, ey = (np.array([x, y]) + rng.integers(-40, 40, 2)).tolist()
             cv2.line(small, (x, y), (ex, ey), colour.tolist(), int(rng.integers(1, 4)))
@@ -88,14 +121,22 @@ def _foliage(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 def wood(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     """Boards with their grain."""
     step, side = rng.uniform(5, 9), max(h, w)
-    bend = noise(rng, side, side, 3) * 0.6 + np.linspace(0, step * 2, side, dtype=np.float32)[:, None]
-    fibre = cv2.resize(rng.standard_normal((side, 8), dtype=np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
+    bend = (
+        noise(rng, side, side, 3) * 0.6 + np.linspace(0, step * 2, side, dtype=np.float32)[:, None]
+    )
+    fibre = cv2.resize(
+        rng.standard_normal((side, 8), dtype=np.float32),
+        (side, side),
+        interpolation=cv2.INTER_LINEAR,
+    )
     tone = 1 + 0.09 * np.sin(6 * bend) + 0.07 * fibre
     board = side / rng.integers(2, 5)
     tone *= np.where((np.arange(side) % board) < 2.0, 0.5, 1.0).astype(np.float32)[:, None]
     if rng.random() < 0.5:
         tone = tone.T
-    return _flat(hsv(rng.uniform(22, 36), rng.uniform(0.2, 0.6), rng.uniform(0.4, 0.8)), tone[:h, :w])
+    return _flat(
+        hsv(rng.uniform(22, 36), rng.uniform(0.2, 0.6), rng.uniform(0.4, 0.8)), tone[:h, :w]
+    )
 
 
 def paper(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
@@ -119,15 +160,26 @@ def skin(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     for _ in range(int(rng.integers(1, 4))):  # creases of the palm
         x = np.linspace(-0.1, 1.1, 20)
         y = rng.uniform(0, 1) + rng.normal(0, 0.4) * (x - 0.5) + rng.normal(0, 0.5) * (x - 0.5) ** 2
-        cv2.polylines(image, [fixed(np.column_stack([x * w, y * h]))], False, (image.mean((0, 1)) * 0.85).tolist(), 2,
-                      cv2.LINE_AA, SUB)
+        cv2.polylines(
+            image,
+            [fixed(np.column_stack([x * w, y * h]))],
+            False,
+            (image.mean((0, 1)) * 0.85).tolist(),
+            2,
+            cv2.LINE_AA,
+            SUB,
+        )
     return cv2.GaussianBlur(image, (0, 0), 1.2)
 
 
 def sky(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     """Sky with clouds."""
     blue = hsv(rng.uniform(200, 222), rng.uniform(0.15, 0.6), rng.uniform(0.65, 0.95))
-    image = blue + np.linspace(-12, 25, h, dtype=np.float32)[:, None, None] + np.zeros((h, w, 1), np.float32)
+    image = (
+        blue
+        + np.linspace(-12, 25, h, dtype=np.float32)[:, None, None]
+        + np.zeros((h, w, 1), np.float32)
+    )
     cloud = np.clip(noise(rng, h, w, 4) + 0.5 * noise(rng, h, w, 9) - rng.uniform(-0.2, 1.2), 0, 1)
     mix(image, cloud * 0.85, np.array([240, 240, 240]))
     return np.clip(image, 0, 255)
@@ -141,7 +193,9 @@ def fabric(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     """Striped or plain fabric."""
     x, y = np.arange(w, dtype=np.float32)[None] / w, np.arange(h, dtype=np.float32)[:, None] / h
     a, b = rng.uniform(20, 90, 2)
-    weave = np.sign(np.sin(a * x)) * rng.uniform(0, 0.3) + np.sign(np.sin(b * y)) * rng.uniform(0, 0.3)
+    weave = np.sign(np.sin(a * x)) * rng.uniform(0, 0.3) + np.sign(np.sin(b * y)) * rng.uniform(
+        0, 0.3
+    )
     image = _any_colour(rng) * (1 + weave + 0.1 * np.sin(2 * noise(rng, h, w, 3)))[..., None]
     return np.clip(image, 0, 255).astype(np.float32)
 
@@ -154,12 +208,22 @@ def gradient(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 GROUNDS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
-    "soil": soil, "gravel": gravel, "foliage": _foliage, "wood": wood, "paper": paper, "cloth": cloth, "skin": skin,
-    "sky": sky}
+    "soil": soil,
+    "gravel": gravel,
+    "foliage": _foliage,
+    "wood": wood,
+    "paper": paper,
+    "cloth": cloth,
+    "skin": skin,
+    "sky": sky,
+}
 
 
-def _pose(rng: np.random.Generator, size: float, centre: tuple[float, float], turn: float) -> np.ndarray:
-    """The 3x3 matrix that takes the leaf's canvas to the picture: `size` is the canvas side in pixels there."""
+def _pose(
+    rng: np.random.Generator, size: float, centre: tuple[float, float], turn: float
+) -> np.ndarray:
+    """The 3x3 matrix that takes the leaf's canvas to the picture: `size` is the canvas side in
+    pixels there."""
     c, s = np.cos(turn), np.sin(turn)
     half = size / 2
     squeeze, shear = rng.uniform(0.87, 1.0), rng.normal(0, 0.08)
@@ -171,25 +235,34 @@ def _pose(rng: np.random.Generator, size: float, centre: tuple[float, float], tu
 
 
 def compose(leaf: Leaf, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """Lays the leaf on its ground, sometimes among others of its plant -> float32 (h, w, 3) 0..255."""
+    """Lays the leaf on its ground, sometimes among others of its plant -> float32 (h, w, 3)
+    0..255."""
     w, h = style.width, style.height
     image = GROUNDS[style.ground](rng, h, w)
     card = cv2.merge([*(plane * leaf.alpha for plane in cv2.split(leaf.rgb)), leaf.alpha * 255])
     card = np.clip(card, 0, 255).astype(np.uint8)
     layers: list[tuple[np.ndarray, float, float]] = []
-    if rng.random() < 0.3:  # other leaves of the same plant, partly outside the picture, darker and out of focus
+    if (
+        rng.random() < 0.3
+    ):  # other leaves of the same plant, partly outside the picture, darker and out of focus
         for _ in range(int(rng.integers(1, 4))):
             side = rng.uniform(0, 2 * np.pi)
             centre = (w / 2 + np.cos(side) * 0.56 * w, h / 2 + np.sin(side) * 0.56 * h)
             pose = _pose(rng, rng.uniform(0.5, 0.85) * min(w, h), centre, rng.uniform(0, 2 * np.pi))
             layers.append((pose, rng.uniform(0.5, 0.8), rng.uniform(1.0, 2.5)))
-    slim = float(np.clip(1.25 / np.sqrt(leaf.unit), 0.95, 1.25))  # narrow leaves are photographed from nearer
+    slim = float(
+        np.clip(1.25 / np.sqrt(leaf.unit), 0.95, 1.25)
+    )  # narrow leaves are photographed from nearer
     free = rng.uniform(0.82, 1.1) * slim
     turn = rng.normal(0, 0.45) if rng.random() < 0.8 else rng.uniform(0, 2 * np.pi)
     drift = rng.normal(0, 0.035, 2) * (w, h)
     size = free * (0.75 * min(w, h) + 0.25 * max(w, h))
     layers.append((_pose(rng, size, (w / 2 + drift[0], h / 2 + drift[1]), turn), 1.0, 0.0))
-    offset, softness, dark = rng.normal(0, 0.02, 2) * min(w, h), rng.uniform(1.5, 6), rng.uniform(0.1, 0.55)
+    offset, softness, dark = (
+        rng.normal(0, 0.02, 2) * min(w, h),
+        rng.uniform(1.5, 6),
+        rng.uniform(0.1, 0.55),
+    )
     for pose, light, blur in layers:
         warped = cv2.warpPerspective(card, pose, (w, h), flags=cv2.INTER_LINEAR)
         if blur:
@@ -205,14 +278,24 @@ def compose(leaf: Leaf, style: Style, rng: np.random.Generator) -> np.ndarray:
 
 
 def photograph(image: np.ndarray, style: Style, rng: np.random.Generator) -> bytes:
-    """Light, lens, sensor and JPEG of `style` applied to RGB (h, w, 3) 0..255 -> the file's bytes, EXIF included."""
+    """Light, lens, sensor and JPEG of `style` applied to RGB (h, w, 3) 0..255 -> the file's bytes,
+    EXIF included."""
     h, w = image.shape[:2]
-    x, y = np.linspace(-1, 1, w, dtype=np.float32)[None], np.linspace(-1, 1, h, dtype=np.float32)[:, None]
-    light = 1 + style.slope[0] * x + style.slope[1] * y - style.vignette * 0.35 * (x * x + y * y) ** 2
+    x, y = (
+        np.linspace(-1, 1, w, dtype=np.float32)[None],
+        np.linspace(-1, 1, h, dtype=np.float32)[:, None],
+    )
+    light = (
+        1 + style.slope[0] * x + style.slope[1] * y - style.vignette * 0.35 * (x * x + y * y) ** 2
+    )
     if style.shadow:
         a = rng.uniform(0, 2 * np.pi)
-        light *= 1 - style.shadow / (1 + np.exp(-12 * (np.cos(a) * x + np.sin(a) * y - rng.uniform(-0.3, 0.6))))
-    gain = style.brightness * np.float32([1 + style.warmth, 1 + 0.25 * style.warmth, 1 - style.warmth])
+        light *= 1 - style.shadow / (
+            1 + np.exp(-12 * (np.cos(a) * x + np.sin(a) * y - rng.uniform(-0.3, 0.6)))
+        )
+    gain = style.brightness * np.float32(
+        [1 + style.warmth, 1 + 0.25 * style.warmth, 1 - style.warmth]
+    )
     image = image * tinted(light, gain)
     if style.blur:
         image = cv2.GaussianBlur(image, (0, 0), style.blur * max(h, w) / 256)

@@ -1,4 +1,5 @@
-"""What a count can claim: exact bounds of a share, how many pictures a claim takes, and quantiles far out. No torch."""
+"""What a count can claim: exact bounds of a share, how many pictures a claim takes, and quantiles
+far out. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import numpy as np
 
 
 def lower(share: float) -> str:
-    """A lower bound in per cent with two digits, rounded down: no more is claimed than was shown."""
+    """A lower bound in per cent with two digits, rounded down: no more is claimed than was
+    shown."""
     return f"{math.floor(share * 1e4 + 1e-9) / 1e4:.2%}"
 
 
@@ -19,7 +21,8 @@ def upper(share: float) -> str:
 
 
 def at_least(hits: int, n: int, level: float = 0.95) -> float:
-    """Lower end of the one-sided Clopper-Pearson interval of a share (1934): with confidence `level` the share is no less.
+    """Lower end of the one-sided Clopper-Pearson interval of a share (1934): with confidence
+    `level` the share is no less.
 
     Args:
         hits: 0..n.
@@ -44,7 +47,8 @@ def claims(hits: int, n: int, share: float, level: float = 0.95) -> bool:
 
 
 def pictures_needed(share: float, misses: int = 0, level: float = 0.95) -> int:
-    """How many pictures it takes to claim a share with confidence `level`, when `misses` of them are wrong.
+    """How many pictures it takes to claim a share with confidence `level`, when `misses` of them
+    are wrong.
 
     299 for 99 % without a miss, 473 with one.
     """
@@ -53,7 +57,9 @@ def pictures_needed(share: float, misses: int = 0, level: float = 0.95) -> int:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if claims(middle - misses, middle, share, level) else (middle, high)
+        low, high = (
+            (low, middle) if claims(middle - misses, middle, share, level) else (middle, high)
+        )
     return high
 
 
@@ -74,10 +80,11 @@ def _log_factorials(count: int) -> np.ndarray:
 
 
 def tail_quantile(values: np.ndarray, share: float, tail: float = 0.1) -> float:
-    """Estimate the value that a small share exceeds, from the excesses over the start of the upper tail.
+    """Estimate the value that a small share exceeds, from the excesses over the start of the upper
+    tail.
 
-    Peaks over threshold with exponential excesses (Pickands 1975, shape 0): far out, the order statistics of a few hundred
-    pictures jump with single outliers, their mean excess does not.
+    Peaks over threshold with exponential excesses (Pickands 1975, shape 0): far out, the order
+    statistics of a few hundred pictures jump with single outliers, their mean excess does not.
 
     Args:
         values: float (N,).

@@ -1,4 +1,5 @@
-"""Temperatures fitted on val, and how far probabilities are from the shares that come true, before and after."""
+"""Temperatures fitted on val, and how far probabilities are from the shares that come true, before
+and after."""
 
 from __future__ import annotations
 
@@ -14,18 +15,22 @@ from common.console import table
 from common.decide import species_probabilities
 from common.train.metrics import TAIL_AT_MOST
 
-LOG_T = np.linspace(math.log(0.05), math.log(20.0), 241)  # where likelihoods are computed: steps of 2.5 %
-SPREADS = np.geomspace(0.05, 2.0, 25)  # standard deviations of log T between species that are weighed against none
+LOG_T = np.linspace(
+    math.log(0.05), math.log(20.0), 241
+)  # where likelihoods are computed: steps of 2.5 %
+SPREADS = np.geomspace(
+    0.05, 2.0, 25
+)  # standard deviations of log T between species that are weighed against none
 _NEVER = -1e4  # logit of a column that a species does not have
 
 
 @dataclass(frozen=True, eq=False)
 class Temperatures:
-    """What logits are divided by before softmax: `species` > 0, `disease` float64 (species,) > 0, one per species' diseases.
+    """What logits are divided by before softmax: `species` > 0, `disease` float64 (species,) > 0,
+    one per species' diseases.
 
-    disease_global: the one temperature of all diseases; spread: standard deviation of log T between species as val shows
-    it, 0 where all get the global one.
-    """
+    disease_global: the one temperature of all diseases; spread: standard deviation of log T between
+    species as val shows it, 0 where all get the global one."""
 
     species: float
     disease: np.ndarray
@@ -38,16 +43,22 @@ class Temperatures:
         return cls(1.0, np.ones(tree.num_species))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: {"species": t, "disease": [t per species], "disease_global": t, "spread": s}."""
-        return {"species": float(self.species), "disease": [float(t) for t in self.disease],
-                "disease_global": float(self.disease_global), "spread": float(self.spread)}
+        """Plain values: {"species": t, "disease": [t per species], "disease_global": t, "spread":
+        s}."""
+        return {
+            "species": float(self.species),
+            "disease": [float(t) for t in self.disease],
+            "disease_global": float(self.disease_global),
+            "spread": float(self.spread),
+        }
 
 
 # region fitting
 
 
 def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
-    """Find the temperature with the smallest negative log-likelihood (Guo et al. 2017), by golden section over its log.
+    """Find the temperature with the smallest negative log-likelihood (Guo et al. 2017), by golden
+    section over its log.
 
     Args:
         logits: float (N, C); padding columns hold very negative values.
@@ -62,26 +73,36 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
     low, high, ratio = LOG_T[0], LOG_T[-1], (np.sqrt(5) - 1) / 2
     for _ in range(40):
         a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if _nll(logits, target, a).mean() < _nll(logits, target, b).mean() else (a, high)
+        low, high = (
+            (low, b)
+            if _nll(logits, target, a).mean() < _nll(logits, target, b).mean()
+            else (a, high)
+        )
     return float(np.exp((low + high) / 2))
 
 
-def fit_temperatures(species_logits: np.ndarray, disease_logits: np.ndarray, class_idx: np.ndarray, tree: ClassTree) -> Temperatures:
-    """Fit one temperature for species and one per species for its diseases, shrunk towards their global one.
+def fit_temperatures(
+    species_logits: np.ndarray, disease_logits: np.ndarray, class_idx: np.ndarray, tree: ClassTree
+) -> Temperatures:
+    """Fit one temperature for species and one per species for its diseases, shrunk towards their
+    global one.
 
-    Empirical Bayes (Robbins 1956; Efron and Morris 1975): log T of a species is drawn from a normal law about the log of the
-    global temperature, its spread is the one with the greatest marginal likelihood (none at all is among them), and a
-    species gets the mean of log T given its own pictures. So few pictures leave the global one in force, many override it, and
-    where species do not differ by more than chance all get the same.
+    Empirical Bayes (Robbins 1956; Efron and Morris 1975): log T of a species is drawn from a normal
+    law about the log of the global temperature, its spread is the one with the greatest marginal
+    likelihood (none at all is among them), and a species gets the mean of log T given its own
+    pictures. So few pictures leave the global one in force, many override it, and where species do
+    not differ by more than chance all get the same.
 
     Args:
         species_logits: float (N, species).
-        disease_logits: float (N, widest), those of the true species; columns beyond its last hold very negative values.
+        disease_logits: float (N, widest), those of the true species; columns beyond its last hold
+            very negative values.
         leaf: int (N,), true leaves.
         tree: the classes.
 
     Returns:
-        temperatures from 0.05 to 20; 1.0 where there is nothing to fit; the global one for species without pictures.
+        temperatures from 0.05 to 20; 1.0 where there is nothing to fit; the global one for species
+        without pictures.
     """
     species = tree.class_species[class_idx]
     several = np.diff(tree.offsets)[species] > 1
@@ -89,9 +110,15 @@ def fit_temperatures(species_logits: np.ndarray, disease_logits: np.ndarray, cla
     logits = np.asarray(disease_logits)[several].astype(np.float64)
     overall = fit_temperature(logits, target)
     if not len(owner):
-        return Temperatures(fit_temperature(species_logits, species), np.full(tree.num_species, overall), overall)
-    losses = np.stack([np.bincount(owner, _nll(logits, target, x), tree.num_species) for x in LOG_T], axis=1)
-    likelihood = np.exp(losses.min(1, keepdims=True) - losses)  # (species, T); 1 everywhere where there is no picture
+        return Temperatures(
+            fit_temperature(species_logits, species), np.full(tree.num_species, overall), overall
+        )
+    losses = np.stack(
+        [np.bincount(owner, _nll(logits, target, x), tree.num_species) for x in LOG_T], axis=1
+    )
+    likelihood = np.exp(
+        losses.min(1, keepdims=True) - losses
+    )  # (species, T); 1 everywhere where there is no picture
     away = (LOG_T - math.log(overall)) ** 2
     priors = np.exp(-away / (2 * SPREADS[:, None] ** 2))
     priors /= priors.sum(1, keepdims=True)
@@ -101,17 +128,23 @@ def fit_temperatures(species_logits: np.ndarray, disease_logits: np.ndarray, cla
         none = np.log(at_global).sum()
     best = int(evidence.argmax())
     if not evidence[best] > none:
-        return Temperatures(fit_temperature(species_logits, species), np.full(tree.num_species, overall), overall)
+        return Temperatures(
+            fit_temperature(species_logits, species), np.full(tree.num_species, overall), overall
+        )
     weight = likelihood * priors[best]
     own = np.exp(weight @ LOG_T / weight.sum(1))
     own[np.bincount(owner, minlength=tree.num_species) == 0] = overall
-    return Temperatures(fit_temperature(species_logits, species), own, overall, float(SPREADS[best]))
+    return Temperatures(
+        fit_temperature(species_logits, species), own, overall, float(SPREADS[best])
+    )
 
 
 def _nll(logits: np.ndarray, target: np.ndarray, log_t: float) -> np.ndarray:
     scaled = logits / np.exp(log_t)
     top = scaled.max(1)
-    return top + np.log(np.exp(scaled - top[:, None]).sum(1)) - scaled[np.arange(len(target)), target]
+    return (
+        top + np.log(np.exp(scaled - top[:, None]).sum(1)) - scaled[np.arange(len(target)), target]
+    )
 
 
 # endregion
@@ -119,17 +152,23 @@ def _nll(logits: np.ndarray, target: np.ndarray, log_t: float) -> np.ndarray:
 # region between logits and probabilities
 
 
-def logits_of(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree,
-              at: Temperatures | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Recover logits from a model's answers, so that any exported model can be calibrated by what it puts out.
+def logits_of(
+    probabilities: np.ndarray,
+    class_idx: np.ndarray,
+    tree: ClassTree,
+    at: Temperatures | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recover logits from a model's answers, so that any exported model can be calibrated by what
+    it puts out.
 
     Args:
         probabilities: float (N, leaves), joint, made at the temperatures `at` (None: 1).
         leaf: int (N,), true leaves.
 
     Returns:
-        species logits float64 (N, species) and, of the true species, disease logits float64 (N, widest), each up to a
-        constant per row, which no softmax sees. Probabilities below 1e-30 count as that.
+        species logits float64 (N, species) and, of the true species, disease logits float64 (N,
+        widest), each up to a constant per row, which no softmax sees. Probabilities below 1e-30
+        count as that.
     """
     at = at or Temperatures.none(tree)
     species, sizes = tree.class_species[class_idx], np.diff(tree.offsets)
@@ -137,13 +176,22 @@ def logits_of(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree,
     columns = np.arange(sizes.max())
     picked = np.minimum(tree.offsets[species][:, None] + columns, tree.num_classes - 1)
     own = np.take_along_axis(np.asarray(probabilities), picked, axis=1).astype(np.float64)
-    own = np.log(np.maximum(own / np.maximum(by_species[np.arange(len(class_idx)), species], 1e-300)[:, None], 1e-30))
-    disease = np.where(columns < sizes[species][:, None], own * at.disease[species][:, None], _NEVER)
+    own = np.log(
+        np.maximum(
+            own / np.maximum(by_species[np.arange(len(class_idx)), species], 1e-300)[:, None], 1e-30
+        )
+    )
+    disease = np.where(
+        columns < sizes[species][:, None], own * at.disease[species][:, None], _NEVER
+    )
     return np.log(np.maximum(by_species, 1e-30)) * at.species, disease
 
 
-def retemper(probabilities: np.ndarray, tree: ClassTree, old: Temperatures, new: Temperatures) -> np.ndarray:
-    """Move joint probabilities from one set of temperatures to another; exact but for what float32 rounded to zero.
+def retemper(
+    probabilities: np.ndarray, tree: ClassTree, old: Temperatures, new: Temperatures
+) -> np.ndarray:
+    """Move joint probabilities from one set of temperatures to another; exact but for what float32
+    rounded to zero.
 
     A softmax at T to the power T, divided by its sum, is the softmax at 1.
 
@@ -155,15 +203,20 @@ def retemper(probabilities: np.ndarray, tree: ClassTree, old: Temperatures, new:
     """
     power = (np.asarray(old.disease) / np.asarray(new.disease))[tree.class_species]
     moved = np.empty(np.shape(probabilities), np.float32)
-    step = max(1, 2_000_000 // tree.num_classes)  # pictures at once: at 11,499 leaves, all in float64 would be gigabytes
+    step = max(
+        1, 2_000_000 // tree.num_classes
+    )  # pictures at once: at 11,499 leaves, all in float64 would be gigabytes
     for start in range(0, len(moved), step):
-        part = np.asarray(probabilities[start:start + step])
+        part = np.asarray(probabilities[start : start + step])
         by_species = np.maximum(species_probabilities(part, tree), 1e-300)
         inside = np.maximum(part / by_species[:, tree.class_species], 1e-30) ** power
         inside /= np.add.reduceat(inside, tree.offsets[:-1], axis=1)[:, tree.class_species]
         outside = np.maximum(by_species, 1e-30) ** (old.species / new.species)
-        moved[start:start + step] = inside * (outside / outside.sum(1, keepdims=True))[:, tree.class_species]
+        moved[start : start + step] = (
+            inside * (outside / outside.sum(1, keepdims=True))[:, tree.class_species]
+        )
     return moved
+
 
 # endregion
 
@@ -171,16 +224,21 @@ def retemper(probabilities: np.ndarray, tree: ClassTree, old: Temperatures, new:
 
 
 def calibration_bins(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> np.ndarray:
-    """Cut pictures into bins of equal count by confidence: float64 (bins, 3), count, mean confidence, share right."""
+    """Cut pictures into bins of equal count by confidence: float64 (bins, 3), count, mean
+    confidence, share right."""
     order = np.argsort(confidence, kind="stable")
     parts = np.array_split(order, min(bins, len(order))) if len(order) else []
-    return np.array([(len(p), confidence[p].mean(dtype=np.float64), right[p].mean()) for p in parts]).reshape(-1, 3)
+    return np.array(
+        [(len(p), confidence[p].mean(dtype=np.float64), right[p].mean()) for p in parts]
+    ).reshape(-1, 3)
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over bins of equal count: mean gap between confidence and accuracy, 0..1, as it is counted.
+    """Expected calibration error over bins of equal count: mean gap between confidence and
+    accuracy, 0..1, as it is counted.
 
-    Chance makes it too large: 589 pictures of a perfectly calibrated model at 91 % accuracy show 0.024. See `calibration`.
+    Chance makes it too large: 589 pictures of a perfectly calibrated model at 91 % accuracy show
+    0.024. See `calibration`.
 
     Args:
         confidence: float (N,), probability of the answer given.
@@ -190,27 +248,35 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return float((count * np.abs(sure - share)).sum() / count.sum()) if len(count) else float("nan")
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15, draws: int = 2000) -> dict[str, float]:
+def calibration(
+    confidence: np.ndarray, right: np.ndarray, bins: int = 15, draws: int = 2000
+) -> dict[str, float]:
     """Estimate the calibration error without the part that chance adds, with an interval.
 
-    Kumar et al. 2019 (with p = 1): chance is taken to add as much to the count as a second dose of the same noise adds to
-    what was counted. It removes about two fifths of the excess of a perfectly calibrated model and nearly all of it where
-    the error is larger, so that it still errs upwards. The interval is the basic bootstrap over the noise of the bins, down to 0
-    where a perfectly calibrated model may well (97.5 %) be counted as high.
+    Kumar et al. 2019 (with p = 1): chance is taken to add as much to the count as a second dose of
+    the same noise adds to what was counted. It removes about two fifths of the excess of a
+    perfectly calibrated model and nearly all of it where the error is larger, so that it still errs
+    upwards. The interval is the basic bootstrap over the noise of the bins, down to 0 where a
+    perfectly calibrated model may well (97.5 %) be counted as high.
 
     Args:
         confidence, right, bins: as for `calibration_error`.
         draws: of the noise, for the interval; the same ones at every call.
 
     Returns:
-        error (0..1, the estimate), low and high (95 %), counted (`calibration_error`), by_chance (what a perfectly calibrated
-        model with these confidences would be counted as), confidence and accuracy (means), n. NaN without pictures.
+        error (0..1, the estimate), low and high (95 %), counted (`calibration_error`), by_chance
+        (what a perfectly calibrated model with these confidences would be counted as), confidence
+        and accuracy (means), n. NaN without pictures.
     """
     if not len(confidence):
-        return dict.fromkeys(("error", "low", "high", "counted", "by_chance", "confidence", "accuracy"), float("nan")) | {"n": 0}
+        return dict.fromkeys(
+            ("error", "low", "high", "counted", "by_chance", "confidence", "accuracy"), float("nan")
+        ) | {"n": 0}
     count, sure, share = calibration_bins(confidence, right, bins).T
     weight, gap = count / count.sum(), sure - share
-    likely = (share * count + sure) / (count + 1)  # one more picture as expected, or bins without an error would have no noise
+    likely = (share * count + sure) / (
+        count + 1
+    )  # one more picture as expected, or bins without an error would have no noise
     noise = np.sqrt(np.maximum(likely * (1 - likely), 1e-12) / count)
     counted = float(weight @ np.abs(gap))
 
@@ -224,8 +290,16 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15, draws
     if counted <= np.quantile(np.abs(perfect * dice) @ weight, 0.975):
         low = 0.0  # a perfectly calibrated model may well be counted as this
     by_chance = float(weight @ perfect) * math.sqrt(2 / math.pi)
-    return {"error": error, "low": max(0.0, float(low)), "high": max(error, float(high)), "counted": counted, "by_chance": by_chance,
-            "confidence": float(weight @ sure), "accuracy": float(weight @ share), "n": int(count.sum())}
+    return {
+        "error": error,
+        "low": max(0.0, float(low)),
+        "high": max(error, float(high)),
+        "counted": counted,
+        "by_chance": by_chance,
+        "confidence": float(weight @ sure),
+        "accuracy": float(weight @ share),
+        "n": int(count.sum()),
+    }
 
 
 def _mean_size(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -235,48 +309,99 @@ def _mean_size(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
     return spread * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + mean * inside
 
 
-def calibration_figures(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, class_sizes: np.ndarray,
-                        tail_at_most: int = TAIL_AT_MOST) -> dict[str, dict[str, float]]:
+def calibration_figures(
+    probabilities: np.ndarray,
+    class_idx: np.ndarray,
+    tree: ClassTree,
+    class_sizes: np.ndarray,
+    tail_at_most: int = TAIL_AT_MOST,
+) -> dict[str, dict[str, float]]:
     """Judge joint probabilities on a split.
 
     Args:
         probabilities: float (N, leaves).
         leaf: int (N,), true leaves.
-        class_sizes: int (leaves,), pictures per class over all splits; classes with `tail_at_most` or fewer are the tail.
+        class_sizes: int (leaves,), pictures per class over all splits; classes with `tail_at_most`
+            or fewer are the tail.
 
     Returns:
-        {"all", "species", "tail"}: the leaf answer, the species answer, and the leaf answer on the pictures of the tail; each as
-        `calibration` has it, and `nll`: mean -log P of the truth.
+        {"all", "species", "tail"}: the leaf answer, the species answer, and the leaf answer on the
+        pictures of the tail; each as `calibration` has it, and `nll`: mean -log P of the truth.
     """
     rows, by_species = np.arange(len(class_idx)), species_probabilities(probabilities, tree)
-    answers = {"all": (np.asarray(probabilities), class_idx, np.ones(len(class_idx), bool)), "species": (by_species, tree.class_species[class_idx], None)}
+    answers = {
+        "all": (np.asarray(probabilities), class_idx, np.ones(len(class_idx), bool)),
+        "species": (by_species, tree.class_species[class_idx], None),
+    }
     answers["tail"] = (*answers["all"][:2], np.asarray(class_sizes)[class_idx] <= tail_at_most)
     figures = {}
     for name, (given, truth, part) in answers.items():
         part = np.ones(len(class_idx), bool) if part is None else part
-        best, own = given.argmax(1), -np.log(np.maximum(given[rows, truth], 1e-12, dtype=np.float64))
+        best, own = (
+            given.argmax(1),
+            -np.log(np.maximum(given[rows, truth], 1e-12, dtype=np.float64)),
+        )
         figures[name] = calibration(given[rows, best][part], (best == truth)[part])
         figures[name]["nll"] = float(own[part].mean()) if part.any() else float("nan")
     return figures
 
 
-def report_lines(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]],
-                 temperatures: Temperatures, names: Sequence[str] = ()) -> list[str]:
-    """Lay out calibration before and after temperature as lines of report.md; `names` are the species, for the extremes."""
+def report_lines(
+    before: Mapping[str, Mapping[str, float]],
+    after: Mapping[str, Mapping[str, float]],
+    temperatures: Temperatures,
+    names: Sequence[str] = (),
+) -> list[str]:
+    """Lay out calibration before and after temperature as lines of report.md; `names` are the
+    species, for the extremes."""
+
     def cell(row: Mapping[str, float]) -> tuple[str, ...]:
-        return (f"{row['nll']:.3f}", f"{row['error']:.2%} ({row['low']:.2%} to {row['high']:.2%})", f"{row['counted']:.2%}",
-                f"{row['by_chance']:.2%}")
+        return (
+            f"{row['nll']:.3f}",
+            f"{row['error']:.2%} ({row['low']:.2%} to {row['high']:.2%})",
+            f"{row['counted']:.2%}",
+            f"{row['by_chance']:.2%}",
+        )
 
     what = {"all": "leaf answer", "species": "species answer", "tail": "leaf answer, tail"}
-    rows = [(label, when, *cell(figures[key]), figures[key]["n"]) for key, label in what.items()
-            for when, figures in (("before", before), ("after", after)) if figures[key]["n"]]
+    rows = [
+        (label, when, *cell(figures[key]), figures[key]["n"])
+        for key, label in what.items()
+        for when, figures in (("before", before), ("after", after))
+        if figures[key]["n"]
+    ]
     own = np.asarray(temperatures.disease)
-    extremes = f" ({names[int(own.argmin())]}) to {own.max():.3f} ({names[int(own.argmax())]})" if len(names) else f" to {own.max():.3f}"
-    per_species = (f"diseases {temperatures.disease_global:.3f} over all, per species {own.min():.3f}{extremes}" if temperatures.spread else
-                   f"diseases {temperatures.disease_global:.3f} for all species, which val does not tell apart")
-    return [table(rows, ("on test", "temperature", "NLL", "calibration error (95 %)", "as counted", "of which by chance", "n")), "",
-            f"Temperatures: species {temperatures.species:.3f}; {per_species}. The calibration error has 15 bins of equal count and is "
-            "freed of part of what chance adds; `by chance` is what a perfectly calibrated model would be counted as."]
+    extremes = (
+        f" ({names[int(own.argmin())]}) to {own.max():.3f} ({names[int(own.argmax())]})"
+        if len(names)
+        else f" to {own.max():.3f}"
+    )
+    per_species = (
+        f"diseases {temperatures.disease_global:.3f} over all, per species "
+        f"{own.min():.3f}{extremes}"
+        if temperatures.spread
+        else f"diseases {temperatures.disease_global:.3f} for all species, which val does not "
+        f"tell apart"
+    )
+    return [
+        table(
+            rows,
+            (
+                "on test",
+                "temperature",
+                "NLL",
+                "calibration error (95 %)",
+                "as counted",
+                "of which by chance",
+                "n",
+            ),
+        ),
+        "",
+        f"Temperatures: species {temperatures.species:.3f}; {per_species}. The calibration error "
+        f"has 15 bins of equal count and is "
+        "freed of part of what chance adds; `by chance` is what a perfectly calibrated model "
+        "would be counted as.",
+    ]
 
 
 # endregion

@@ -1,4 +1,5 @@
-"""FP16 for GPUs: weights and heavy maths as float16, with islands of float32 where float16 overflows or loses too much. No torch."""
+"""FP16 for GPUs: weights and heavy maths as float16, with islands of float32 where float16
+overflows or loses too much. No torch."""
 
 from __future__ import annotations
 
@@ -13,10 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from common.export.quantize import KEPT_FLOAT
 from common.export.ranges import Seen, observe
 
-# Whatever is not named here stays float32: above all LayerNormalization, Softmax, means, powers and roots.
-HALF_OPS = frozenset("""Conv MatMul Gemm Add Sub Mul Div Neg Gelu Erf Relu LeakyRelu PRelu Clip HardSwish HardSigmoid Sigmoid Tanh
+# Whatever is not named here stays float32: above all LayerNormalization, Softmax, means, powers and
+# roots.
+HALF_OPS = frozenset(
+    """Conv MatMul Gemm Add Sub Mul Div Neg Gelu Erf Relu LeakyRelu PRelu Clip HardSwish HardSigmoid Sigmoid Tanh
     Reshape Transpose Slice Concat Pad Split Squeeze Unsqueeze Flatten Expand Gather GlobalAveragePool AveragePool MaxPool
-    Identity""".split())
+    Identity""".split()
+)
 HEAVY_OPS = ("Conv", "MatMul", "Gemm")
 LARGEST = 65504.0
 ROOM = 4.0  # a tensor that comes within this factor of float16's largest value stays float32
@@ -25,8 +29,9 @@ ROOM = 4.0  # a tensor that comes within this factor of float16's largest value 
 def to_fp16(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> onnx.ModelProto:
     """Make the float16 copy of an FP32 model; input stays uint8 and outputs float32.
 
-    Half are the nodes between the first layer with weights and the last one; normalisation of the pixels before, heads and scores
-    behind stay float32, and so does every node between that takes or gives a value near float16's largest on the pictures.
+    Half are the nodes between the first layer with weights and the last one; normalisation of the
+    pixels before, heads and scores behind stay float32, and so does every node between that takes
+    or gives a value near float16's largest on the pictures.
 
     Args:
         model: FP32; it is not changed.
@@ -45,8 +50,13 @@ def to_fp16(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> onnx.Mode
     for number, node in enumerate(graph.node):
         node.name = f"{node.name or node.op_type}_{number}"
     half, weights = _between_heavy(graph), {tensor.name for tensor in graph.initializer}
-    tensors = [name for node in graph.node if node.name in half for name in [*node.input, *node.output]
-               if types.get(name) == TensorProto.FLOAT and name not in weights]
+    tensors = [
+        name
+        for node in graph.node
+        if node.name in half
+        for name in [*node.input, *node.output]
+        if types.get(name) == TensorProto.FLOAT and name not in weights
+    ]
     large = _large(observe(made, tensors, pictures))
     half -= {node.name for node in graph.node if large & {*node.input, *node.output}}
     _cast(graph, half, types)
@@ -62,15 +72,24 @@ def write_fp16(source: Path, target: Path, pictures: Iterable[np.ndarray]) -> No
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
     graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {info.name: info.type.tensor_type.elem_type for info in [*graph.input, *graph.output, *graph.value_info]}
+    types = {
+        info.name: info.type.tensor_type.elem_type
+        for info in [*graph.input, *graph.output, *graph.value_info]
+    }
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def _between_heavy(graph: onnx.GraphProto) -> set[str]:
-    """Names of nodes of HALF_OPS that a heavy layer of the backbone stands before, or is, and behind, or is."""
+    """Names of nodes of HALF_OPS that a heavy layer of the backbone stands before, or is, and
+    behind, or is."""
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
-    heavy = {node.name for node in graph.node if node.op_type in HEAVY_OPS and node.input[1] in weights
-             and not any(part in node.input[1] for part in KEPT_FLOAT)}
+    heavy = {
+        node.name
+        for node in graph.node
+        if node.op_type in HEAVY_OPS
+        and node.input[1] in weights
+        and not any(part in node.input[1] for part in KEPT_FLOAT)
+    }
     if not heavy:
         raise ValueError("the model has no layer with weights that could be float16")
     made_by = {tensor: node for node in graph.node for tensor in node.output}
@@ -90,24 +109,38 @@ def _between_heavy(graph: onnx.GraphProto) -> set[str]:
 
     before = reached(lambda node: [made_by[tensor] for tensor in node.input if tensor in made_by])
     behind = reached(lambda node: [user for tensor in node.output for user in users[tensor]])
-    return {node.name for node in graph.node if node.name in before & behind and node.op_type in HALF_OPS}
+    return {
+        node.name
+        for node in graph.node
+        if node.name in before & behind and node.op_type in HALF_OPS
+    }
 
 
 def _large(seen: Mapping[str, Seen]) -> set[str]:
-    return {name for name, entry in seen.items() if not max(-entry.low, entry.high) * ROOM < LARGEST}
+    return {
+        name for name, entry in seen.items() if not max(-entry.low, entry.high) * ROOM < LARGEST
+    }
 
 
 def _cast(graph: onnx.GraphProto, half: set[str], types: Mapping[str, int]) -> None:
     """Make the nodes in `half` read and write float16, with casts wherever the two meet."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    made_half = {tensor for node in graph.node if node.name in half for tensor in node.output if types.get(tensor) == TensorProto.FLOAT}
+    made_half = {
+        tensor
+        for node in graph.node
+        if node.name in half
+        for tensor in node.output
+        if types.get(tensor) == TensorProto.FLOAT
+    }
     outputs = {output.name for output in graph.output}
     nodes, casts, small = [], set(), {}
 
     def cast(tensor: str, ending: str, to: int) -> str:
         if (tensor, ending) not in casts:
             casts.add((tensor, ending))
-            nodes.append(helper.make_node("Cast", [tensor], [tensor + ending], name=tensor + ending, to=to))
+            nodes.append(
+                helper.make_node("Cast", [tensor], [tensor + ending], name=tensor + ending, to=to)
+            )
         return tensor + ending
 
     for node in graph.node:
@@ -121,12 +154,23 @@ def _cast(graph: onnx.GraphProto, half: set[str], types: Mapping[str, int]) -> N
             elif is_half and tensor not in made_half:
                 node.input[place] = cast(tensor, "_to_fp16", TensorProto.FLOAT16)
             elif tensor in made_half:
-                node.input[place] = tensor + "_fp16" if is_half else cast(tensor + "_fp16", "_to_fp32", TensorProto.FLOAT)
+                node.input[place] = (
+                    tensor + "_fp16"
+                    if is_half
+                    else cast(tensor + "_fp16", "_to_fp32", TensorProto.FLOAT)
+                )
         if is_half:
-            node.output[:] = [tensor + "_fp16" if tensor in made_half else tensor for tensor in node.output]
+            node.output[:] = [
+                tensor + "_fp16" if tensor in made_half else tensor for tensor in node.output
+            ]
         nodes.append(node)
-        nodes += [helper.make_node("Cast", [tensor + "_fp16"], [tensor], name=tensor + "_out", to=TensorProto.FLOAT)
-                  for tensor in made_half & outputs if tensor + "_fp16" in node.output]
+        nodes += [
+            helper.make_node(
+                "Cast", [tensor + "_fp16"], [tensor], name=tensor + "_out", to=TensorProto.FLOAT
+            )
+            for tensor in made_half & outputs
+            if tensor + "_fp16" in node.output
+        ]
     for name, new in small.items():
         values = np.clip(numpy_helper.to_array(weights[name]), -LARGEST, LARGEST).astype(np.float16)
         graph.initializer.append(numpy_helper.from_array(values, new))

@@ -1,4 +1,5 @@
-"""The graph that is exported: pixels in; calibrated joint probabilities, stranger scores and a heatmap out."""
+"""The graph that is exported: pixels in; calibrated joint probabilities, stranger scores and a
+heatmap out."""
 
 from __future__ import annotations
 
@@ -22,45 +23,67 @@ FAR = 1e9  # of a leaf of another species: never the nearest
 
 
 def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the backbone once and take its last map, the pooled feature, and statistics of its stages.
+    """Run the backbone once and take its last map, the pooled feature, and statistics of its
+    stages.
 
-    A picture of no plant gives itself away in the layers below the last: there the network has not yet thrown away what
-    does not tell plants apart.
+    A picture of no plant gives itself away in the layers below the last: there the network has not
+    yet thrown away what does not tell plants apart.
 
     Args:
         images: uint8 (N, size, size, 3).
 
     Returns:
-        the last feature map in the backbone's layout; feature float (N, F); float (N, F + 2C): the L2-normalised feature and,
-        normalised each, the channel means and standard deviations of the last `LAYERS` stages that have more than one position.
+        the last feature map in the backbone's layout; feature float (N, F); float (N, F + 2C): the
+        L2-normalised feature and, normalised each, the channel means and standard deviations of the
+        last `LAYERS` stages that have more than one position.
     """
     below: list[Tensor] = []
     if hasattr(model.backbone, "forward_intermediates"):
         last = min(LAYERS, len(model.backbone.feature_info))
-        feature_map, stages = model.backbone.forward_intermediates(model.normalise(images), indices=last, output_fmt="NCHW")
-        below = [torch.cat([stage.mean(dim=(2, 3)), stage.std(dim=(2, 3))], dim=1) for stage in stages if stage.shape[2] > 1]
+        feature_map, stages = model.backbone.forward_intermediates(
+            model.normalise(images), indices=last, output_fmt="NCHW"
+        )
+        below = [
+            torch.cat([stage.mean(dim=(2, 3)), stage.std(dim=(2, 3))], dim=1)
+            for stage in stages
+            if stage.shape[2] > 1
+        ]
     else:
         feature_map = model.feature_map(images)
     features = model.backbone.forward_head(feature_map, pre_logits=True)
-    return feature_map, features, torch.cat([nn.functional.normalize(part, dim=1) for part in (features, *below)], dim=1)
+    return (
+        feature_map,
+        features,
+        torch.cat([nn.functional.normalize(part, dim=1) for part in (features, *below)], dim=1),
+    )
 
 
 class FeatureSpace(nn.Module):
-    """Mahalanobis distances of L2-normalised features to species means and leaf means, under one shared covariance.
+    """Mahalanobis distances of L2-normalised features to species means and leaf means, under one
+    shared covariance.
 
-    Lee et al. 2018 with the normalisation of Mueller and Hein 2025 ("Mahalanobis++"). Only the `rank` directions along which
-    train pictures vary most are whitened; what lies outside them counts by its length alone, in units of the mean variance
-    there (the residual of ViM, Wang et al. 2022). At rank F it is the plain distance.
-    """
+    Lee et al. 2018 with the normalisation of Mueller and Hein 2025 ("Mahalanobis++"). Only the
+    `rank` directions along which train pictures vary most are whitened; what lies outside them
+    counts by its length alone, in units of the mean variance there (the residual of ViM, Wang et
+    al. 2022). At rank F it is the plain distance."""
 
-    def __init__(self, features: Tensor, class_idx: Tensor, class_species: Tensor, shrinkage: float = 0.05, rank: int = RANK) -> None:
-        """Fit means and covariance; the covariance is about the leaf means, so that diseases do not widen it.
+    def __init__(
+        self,
+        features: Tensor,
+        class_idx: Tensor,
+        class_species: Tensor,
+        shrinkage: float = 0.05,
+        rank: int = RANK,
+    ) -> None:
+        """Fit means and covariance; the covariance is about the leaf means, so that diseases do not
+        widen it.
 
         Args:
             features: float (N, F) of training pictures, plain (they are normalised here).
             leaf: int64 (N,), their leaves.
             leaf_species: int64 (leaves,), species of each leaf.
-            shrinkage: share of the covariance that is replaced by its mean variance on the diagonal, 0..1.
+            shrinkage: share of the covariance that is replaced by its mean variance on the
+                diagonal, 0..1.
             rank: directions kept, at most F.
         """
         super().__init__()
@@ -71,17 +94,31 @@ class FeatureSpace(nn.Module):
         spread = unit - _means(unit, class_idx, len(class_species))[class_idx]
         variance = (spread.square().sum() / spread.numel()).clamp_min(1e-12)
         inside = spread @ basis
-        covariance = (1 - shrinkage) * (inside.T @ inside) / max(len(unit), 1) + shrinkage * variance * torch.eye(basis.shape[1]).double()
+        covariance = (1 - shrinkage) * (inside.T @ inside) / max(
+            len(unit), 1
+        ) + shrinkage * variance * torch.eye(basis.shape[1]).double()
         values, vectors = torch.linalg.eigh(covariance)
         whiten = vectors / values.clamp_min(1e-12).sqrt()  # (K, K)
-        outside = (spread.square().sum() - inside.square().sum()).clamp_min(0) / (len(unit) * max(1, unit.shape[1] - basis.shape[1]))
-        self.outside = 1.0 / float((1 - shrinkage) * outside + shrinkage * variance) if basis.shape[1] < unit.shape[1] else 0.0
+        outside = (spread.square().sum() - inside.square().sum()).clamp_min(0) / (
+            len(unit) * max(1, unit.shape[1] - basis.shape[1])
+        )
+        self.outside = (
+            1.0 / float((1 - shrinkage) * outside + shrinkage * variance)
+            if basis.shape[1] < unit.shape[1]
+            else 0.0
+        )
         self.register_buffer("centre", centre.float())
         self.register_buffer("basis", basis.float().contiguous())
         self.register_buffer("whiten", whiten.float().contiguous())
-        # (K, groups), as the product needs it: so it keeps its name in the exported graph, and stays float there
-        for name, group, groups in (("means", class_species[class_idx], int(class_species.max()) + 1), ("class_means", class_idx, len(class_species))):
-            means = _means(unit, group, groups)  # of a group without train pictures: 0, which is the centre of all
+        # (K, groups), as the product needs it: so it keeps its name in the exported graph, and
+        # stays float there
+        for name, group, groups in (
+            ("means", class_species[class_idx], int(class_species.max()) + 1),
+            ("class_means", class_idx, len(class_species)),
+        ):
+            means = _means(
+                unit, group, groups
+            )  # of a group without train pictures: 0, which is the centre of all
             self.register_buffer(name, (means @ basis @ whiten).float().T.contiguous())
         self.register_buffer("class_species", class_species.clone())
 
@@ -90,15 +127,18 @@ class FeatureSpace(nn.Module):
         return self._near(*self._place(features), self.means)
 
     def distances(self, features: Tensor, species: Tensor) -> Tensor:
-        """Features float (N, F), predicted species int64 (N,) -> float32 (N, 2): distance to the nearest species mean, and to
-        the nearest leaf mean of the predicted species.
-        """
+        """Features float (N, F), predicted species int64 (N,) -> float32 (N, 2): distance to the
+        nearest species mean, and to the nearest leaf mean of the predicted species."""
         white, rest = self._place(features)
         other = (self.class_species[None, :] != species[:, None]) * FAR
-        return torch.cat([self._near(white, rest, self.means), self._near(white, rest, self.class_means, other)], dim=1)
+        return torch.cat(
+            [self._near(white, rest, self.means), self._near(white, rest, self.class_means, other)],
+            dim=1,
+        )
 
     def _place(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Whitened coordinates (N, K), and the squared length outside of them in its own units (N, 1)."""
+        """Whitened coordinates (N, K), and the squared length outside of them in its own units (N,
+        1)."""
         unit = nn.functional.normalize(features, dim=1) - self.centre
         inside = unit @ self.basis
         rest = (unit * unit).sum(1, keepdim=True) - (inside * inside).sum(1, keepdim=True)
@@ -106,22 +146,31 @@ class FeatureSpace(nn.Module):
 
     @staticmethod
     def _near(white: Tensor, rest: Tensor, means: Tensor, other: Tensor | float = 0.0) -> Tensor:
-        squared = (white * white).sum(1, keepdim=True) - 2 * (white @ means) + (means * means).sum(0) + other
+        squared = (
+            (white * white).sum(1, keepdim=True)
+            - 2 * (white @ means)
+            + (means * means).sum(0)
+            + other
+        )
         return (squared.amin(dim=1, keepdim=True).clamp_min(0.0) + rest).sqrt()
 
 
 class Learned(nn.Module):
-    """Logistic regression between train plants and pictures of no plant, over the normalised statistics of all layers.
+    """Logistic regression between train plants and pictures of no plant, over the normalised
+    statistics of all layers.
 
-    It knows only the kinds of strangers that it was shown, and these very well: it is one score beside the distances. Poor copies
-    of plants (`poor_photos.shifted`) among the plants keep it from taking a blurred leaf for a stranger.
-    """
+    It knows only the kinds of strangers that it was shown, and these very well: it is one score
+    beside the distances. Poor copies of plants (`poor_photos.shifted`) among the plants keep it
+    from taking a blurred leaf for a stranger."""
 
-    def __init__(self, plants: Tensor, strangers: Tensor, decay: float = 1e-4, rank: int = LEARNED_RANK) -> None:
+    def __init__(
+        self, plants: Tensor, strangers: Tensor, decay: float = 1e-4, rank: int = LEARNED_RANK
+    ) -> None:
         """Fit with both sides weighing the same.
 
-        The inputs are standardised and seen along the `rank` directions of their greatest variance, in units of the root of the
-        standard deviation there: narrow directions count for more than they vary, but not as much as wide ones.
+        The inputs are standardised and seen along the `rank` directions of their greatest variance,
+        in units of the root of the standard deviation there: narrow directions count for more than
+        they vary, but not as much as wide ones.
 
         Args:
             plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
@@ -131,7 +180,9 @@ class Learned(nn.Module):
         super().__init__()
         centre, scale = plants.double().mean(0), plants.double().std(0) + 1e-6
         x = (torch.cat([plants, strangers]).double() - centre) / scale
-        basis = _widest(torch.cat([x[: len(plants)][:: 1 + len(plants) // 4000], x[len(plants):]]), rank)
+        basis = _widest(
+            torch.cat([x[: len(plants)][:: 1 + len(plants) // 4000], x[len(plants) :]]), rank
+        )
         along = x @ basis
         units = 10 * along[: len(plants)].std(0).clamp_min(1e-3).sqrt()
         along = torch.cat([along / units, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
@@ -143,7 +194,9 @@ class Learned(nn.Module):
         for _ in range(30):  # Newton's method; it settles in about ten steps
             probability = (along @ weight).clamp(-30, 30).sigmoid()
             slope = along.T @ (share * (probability - stranger)) + penalty * weight
-            curvature = (along * (share * probability * (1 - probability) + 1e-12)[:, None]).T @ along + penalty.diag()
+            curvature = (
+                along * (share * probability * (1 - probability) + 1e-12)[:, None]
+            ).T @ along + penalty.diag()
             step = torch.linalg.solve(curvature, slope)
             weight = weight - step
             if step.abs().max() < 1e-6:
@@ -158,7 +211,8 @@ class Learned(nn.Module):
 
 
 def cross_fitted(plants: Tensor, strangers: Tensor, folds: int = 5) -> Tensor:
-    """Learned scores of the strangers, each by a fit that has not seen it: what unseen strangers of these kinds would get.
+    """Learned scores of the strangers, each by a fit that has not seen it: what unseen strangers of
+    these kinds would get.
 
     Args:
         plants, strangers: as for `Learned`; picture i of the strangers belongs to fold i % folds.
@@ -180,16 +234,24 @@ def learn(plants: Tensor, strangers: Tensor) -> tuple[Learned | None, np.ndarray
         plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
 
     Returns:
-        the score, and that of these very strangers, float32 (M,), each by a fit that has not seen it; None, None with too few.
+        the score, and that of these very strangers, float32 (M,), each by a fit that has not seen
+        it; None, None with too few.
     """
-    return (Learned(plants, strangers), cross_fitted(plants, strangers).numpy()) if len(strangers) >= ENOUGH else (None, None)
+    return (
+        (Learned(plants, strangers), cross_fitted(plants, strangers).numpy())
+        if len(strangers) >= ENOUGH
+        else (None, None)
+    )
 
 
 def _widest(values: Tensor, rank: int) -> Tensor:
-    """Directions of the greatest sums of squares: double (N, D) -> (D, rank), orthonormal (Halko et al. 2011: subspace iteration)."""
+    """Directions of the greatest sums of squares: double (N, D) -> (D, rank), orthonormal (Halko et
+    al. 2011: subspace iteration)."""
     if values.shape[1] <= 2 * rank:
         return torch.linalg.eigh(values.T @ values).eigenvectors[:, -rank:]
-    seen = values @ torch.randn(values.shape[1], rank + 16, generator=torch.Generator().manual_seed(0), dtype=values.dtype)
+    seen = values @ torch.randn(
+        values.shape[1], rank + 16, generator=torch.Generator().manual_seed(0), dtype=values.dtype
+    )
     for _ in range(2):
         seen = values @ torch.linalg.qr(values.T @ seen).Q
     return torch.linalg.svd(torch.linalg.qr(seen).Q.T @ values, full_matrices=False).Vh[:rank].T
@@ -197,11 +259,15 @@ def _widest(values: Tensor, rank: int) -> Tensor:
 
 def _means(values: Tensor, group: Tensor, groups: int) -> Tensor:
     count = torch.bincount(group, minlength=groups).clamp_min(1)
-    return torch.zeros(groups, values.shape[1], dtype=values.dtype).index_add_(0, group, values) / count[:, None]
+    return (
+        torch.zeros(groups, values.shape[1], dtype=values.dtype).index_add_(0, group, values)
+        / count[:, None]
+    )
 
 
 def gen_score(species_probs: Tensor) -> Tensor:
-    """Generalised entropy of the species probabilities (Liu et al. 2023, GEN): float (N, S) -> float (N,), larger = stranger."""
+    """Generalised entropy of the species probabilities (Liu et al. 2023, GEN): float (N, S) ->
+    float (N,), larger = stranger."""
     top = species_probs.topk(min(GEN_TOP, species_probs.shape[1]), dim=1).values.clamp(1e-12, 1.0)
     return (top**GEN_GAMMA * (1.0 - top).clamp_min(1e-12) ** GEN_GAMMA).sum(dim=1)
 
@@ -209,21 +275,36 @@ def gen_score(species_probs: Tensor) -> Tensor:
 class ServingGraph(nn.Module):
     """A trained model with everything that belongs to an answer, as one graph."""
 
-    def __init__(self, model: SwinHierarchical, feature_space: FeatureSpace, layer_space: FeatureSpace, species_temperature: float,
-                 disease_temperature: float | Sequence[float] | np.ndarray, learned: Learned | None = None) -> None:
+    def __init__(
+        self,
+        model: SwinHierarchical,
+        feature_space: FeatureSpace,
+        layer_space: FeatureSpace,
+        species_temperature: float,
+        disease_temperature: float | Sequence[float] | np.ndarray,
+        learned: Learned | None = None,
+    ) -> None:
         """Put the parts together.
 
         Args:
             model: trained.
-            feature_space, layer_space: fitted on the features and the layers of train pictures, as `look` gives them.
+            feature_space, layer_space: fitted on the features and the layers of train pictures, as
+                `look` gives them.
             species_temperature: of the species logits.
             disease_temperature: of the disease logits: one for all, or one per species (S,).
             learned: fitted on the layers; None leaves its score out.
         """
         super().__init__()
-        self.model, self.feature_space, self.layer_space, self.learned = model, feature_space, layer_space, learned
+        self.model, self.feature_space, self.layer_space, self.learned = (
+            model,
+            feature_space,
+            layer_space,
+            learned,
+        )
         self.species_temperature = float(species_temperature)
-        per_species = torch.as_tensor(np.asarray(disease_temperature, np.float32)).expand(model.tree.num_species)
+        per_species = torch.as_tensor(np.asarray(disease_temperature, np.float32)).expand(
+            model.tree.num_species
+        )
         self.register_buffer("disease_temperature", per_species[model.class_species].clone())
 
     @property
@@ -238,43 +319,68 @@ class ServingGraph(nn.Module):
             images: uint8 (N, size, size, 3), RGB.
 
         Returns:
-            probabilities float32 (N, leaves), ood float32 (N, len(self.scores)), heatmap float32 (N, h, w), 0..1.
+            probabilities float32 (N, leaves), ood float32 (N, len(self.scores)), heatmap float32
+            (N, h, w), 0..1.
         """
         return self.answer(*look(self.model, images))
 
-    def answer(self, feature_map: Tensor, features: Tensor, layers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def answer(
+        self, feature_map: Tensor, features: Tensor, layers: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What `look` saw of a batch -> the outputs of `forward`."""
         model = self.model
         hidden = model.neck(features)
         species_logits = model.species_scores(hidden)
-        probabilities = model.probabilities(hidden, species_logits, self.species_temperature, self.disease_temperature)
+        probabilities = model.probabilities(
+            hidden, species_logits, self.species_temperature, self.disease_temperature
+        )
         species_probs = (species_logits / self.species_temperature).softmax(dim=1)
-        ood = [gen_score(species_probs)[:, None], self.feature_space.distances(features, species_probs.argmax(dim=1)),
-               self.layer_space(layers)]
+        ood = [
+            gen_score(species_probs)[:, None],
+            self.feature_space.distances(features, species_probs.argmax(dim=1)),
+            self.layer_space(layers),
+        ]
         if self.learned is not None:
             ood.append(self.learned(layers))
-        return probabilities, torch.cat(ood, dim=1), self._heatmap(feature_map, features, probabilities.argmax(dim=1))
+        return (
+            probabilities,
+            torch.cat(ood, dim=1),
+            self._heatmap(feature_map, features, probabilities.argmax(dim=1)),
+        )
 
     def _heatmap(self, feature_map: Tensor, features: Tensor, class_idx: Tensor) -> Tensor:
-        """Class activation of the predicted leaf; where layers follow the pooling, how active each position is."""
+        """Class activation of the predicted leaf; where layers follow the pooling, how active each
+        position is."""
         model = self.model
         if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
             side = int(feature_map.shape[1] ** 0.5)
-            feature_map = feature_map[:, -side * side:].unflatten(1, (side, side))
+            feature_map = feature_map[:, -side * side :].unflatten(1, (side, side))
         elif getattr(model.backbone, "output_fmt", "NCHW") != "NHWC":
             feature_map = feature_map.permute(0, 2, 3, 1)
         if feature_map.shape[-1] == model.num_features:
-            activation = (feature_map * model.class_gradient(features, class_idx)[:, None, None, :]).sum(dim=-1)
+            activation = (
+                feature_map * model.class_gradient(features, class_idx)[:, None, None, :]
+            ).sum(dim=-1)
         else:
             activation = feature_map.square().mean(dim=-1)
-        low, high = activation.amin(dim=(1, 2), keepdim=True), activation.amax(dim=(1, 2), keepdim=True)
+        low, high = (
+            activation.amin(dim=(1, 2), keepdim=True),
+            activation.amax(dim=(1, 2), keepdim=True),
+        )
         return (activation - low) / (high - low).clamp_min(1e-6)
 
 
-def export_onnx(graph: nn.Module, path: str, size: int, outputs: Sequence[str] = ("probabilities", "ood", "heatmap")) -> None:
-    """Write a graph as ONNX with a dynamic batch: by torch's current exporter, or by its older one where that fails.
+def export_onnx(
+    graph: nn.Module,
+    path: str,
+    size: int,
+    outputs: Sequence[str] = ("probabilities", "ood", "heatmap"),
+) -> None:
+    """Write a graph as ONNX with a dynamic batch: by torch's current exporter, or by its older one
+    where that fails.
 
-    Torch 2.6 to 2.8 need an onnxscript of their time for the current exporter, which pip no longer chooses.
+    Torch 2.6 to 2.8 need an onnxscript of their time for the current exporter, which pip no longer
+    chooses.
 
     Raises:
         Exception: whatever the older exporter raises for a backbone that neither can trace.
@@ -282,9 +388,28 @@ def export_onnx(graph: nn.Module, path: str, size: int, outputs: Sequence[str] =
     images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
     names = {"input_names": ["images"], "output_names": list(outputs)}
     try:
-        torch.onnx.export(graph.eval(), (images,), path, dynamo=True, external_data=False, optimize=True, verbose=False,
-                          dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}}, **names)
+        torch.onnx.export(
+            graph.eval(),
+            (images,),
+            path,
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            **names,
+        )
     except Exception as error:
-        warn(f"torch {torch.__version__} with this onnxscript cannot export ({type(error).__name__}); its older exporter does it.")
-        torch.onnx.export(graph.eval(), (images,), path, dynamo=False, opset_version=17,
-                          dynamic_axes={name: {0: "batch"} for names_ in names.values() for name in names_}, **names)
+        warn(
+            f"torch {torch.__version__} with this onnxscript cannot export "
+            f"({type(error).__name__}); its older exporter does it."
+        )
+        torch.onnx.export(
+            graph.eval(),
+            (images,),
+            path,
+            dynamo=False,
+            opset_version=17,
+            dynamic_axes={name: {0: "batch"} for names_ in names.values() for name in names_},
+            **names,
+        )

@@ -1,4 +1,5 @@
-"""The way to an INT8 model that passes the gate: what is tried, in which order, and which layers go back to float. No torch."""
+"""The way to an INT8 model that passes the gate: what is tried, in which order, and which layers go
+back to float. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from common.export.gate import GateResult, Speed
 from common.export.measure import Run, check_batches, measure_speed, session_run
 from common.export.ranges import Range, Seen, choose_range, observe
 
-QUALITY = {"agreement", "macro_f1", "few_recall", "auroc", "calibration"}  # what more float layers can mend
+QUALITY = {
+    "agreement",
+    "macro_f1",
+    "few_recall",
+    "auroc",
+    "calibration",
+}  # what more float layers can mend
 ROUNDS = 6  # times that layers are put back to float
 MOST_FLOAT = 0.75  # of the layers
 AIM = 0.8  # of the disagreement that the gate lets pass is aimed at
@@ -50,34 +57,60 @@ class Attempt:
     @property
     def ratio(self) -> float:
         """Time as a share of FP32's; infinite where it was not measured."""
-        found = [check.figure for check in self.gate.checks if check.name == "time"] if self.gate else []
+        found = (
+            [check.figure for check in self.gate.checks if check.name == "time"]
+            if self.gate
+            else []
+        )
         return float(found[0]) if found and found[0] is not None else float("inf")
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values that `json.dumps` takes."""
         checks = {check.name: check.figure for check in self.gate.checks} if self.gate else {}
-        return {"way": self.way, "layers": f"{self.layers} of {self.of}", "kept_float": self.kept_float, "builds": self.builds,
-                "val_agreement": checks.get("agreement"), "ms_ratio": checks.get("time"), "refused": self.refused,
-                "gate": self.gate.to_dict() if self.gate else None}
+        return {
+            "way": self.way,
+            "layers": f"{self.layers} of {self.of}",
+            "kept_float": self.kept_float,
+            "builds": self.builds,
+            "val_agreement": checks.get("agreement"),
+            "ms_ratio": checks.get("time"),
+            "refused": self.refused,
+            "gate": self.gate.to_dict() if self.gate else None,
+        }
 
 
 def ways(model: onnx.ModelProto) -> list[str]:
-    """Name the ways worth trying, in order: dynamic first for matrix products, never for convolutions; weights alone last."""
-    return ["dynamic", "static", "weights"] if quantize.main_kind(model) == "MatMul" else ["static", "weights"]
+    """Name the ways worth trying, in order: dynamic first for matrix products, never for
+    convolutions; weights alone last."""
+    return (
+        ["dynamic", "static", "weights"]
+        if quantize.main_kind(model) == "MatMul"
+        else ["static", "weights"]
+    )
 
 
-def make_int8(fp32: Path, target: Path, calibration: Callable[[], Iterator[np.ndarray]], picture: np.ndarray, judge: Judge,
-              quick: Judge | None = None) -> list[Attempt]:
-    """Try the ways to INT8 and keep the fastest that passes the gate; weights alone only where no other way passes.
+def make_int8(
+    fp32: Path,
+    target: Path,
+    calibration: Callable[[], Iterator[np.ndarray]],
+    picture: np.ndarray,
+    judge: Judge,
+    quick: Judge | None = None,
+) -> list[Attempt]:
+    """Try the ways to INT8 and keep the fastest that passes the gate; weights alone only where no
+    other way passes.
 
-    Where a way fails by its answers alone, the layers that harm most go back to float until it passes.
+    Where a way fails by its answers alone, the layers that harm most go back to float until it
+    passes.
 
     Args:
         fp32: the FP32 model.
         target: the file to write; nothing is written where every way is refused.
-        calibration: makes an iterator over batches of class-balanced train pictures, uint8 (N, size, size, 3).
+        calibration: makes an iterator over batches of class-balanced train pictures, uint8 (N,
+            size, size, 3).
         picture: uint8 (8, size, size, 3), for the clock and for batches against single pictures.
-        judge: (way, run, speed, batch difference) -> the verdict on val. Called up to seven times per way.
+        judge: (way, run, speed, batch difference) -> the verdict on val. Called up to seven times
+            per way.
         quick: the same on fewer pictures, asked first; None = `judge` alone.
 
     Returns:
@@ -96,7 +129,9 @@ def make_int8(fp32: Path, target: Path, calibration: Callable[[], Iterator[np.nd
             search.run(attempt)
             if not attempt.refused and attempt.ratio < fastest:
                 os.replace(path, target)
-        except Exception as error:  # the checker and the runtime raise anything; the next way may do
+        except (
+            Exception
+        ) as error:  # the checker and the runtime raise anything; the next way may do
             attempt.refused = f"failed: {str(error)[:160]}"
         finally:
             path.unlink(missing_ok=True)
@@ -105,26 +140,55 @@ def make_int8(fp32: Path, target: Path, calibration: Callable[[], Iterator[np.nd
 
 def kept(tried: Sequence[Attempt]) -> Attempt | None:
     """Return the attempt whose model was written, if any."""
-    return min((attempt for attempt in tried if not attempt.refused), key=lambda attempt: attempt.ratio, default=None)
+    return min(
+        (attempt for attempt in tried if not attempt.refused),
+        key=lambda attempt: attempt.ratio,
+        default=None,
+    )
 
 
 class _Search:
     """One way, from all its layers down to those that may stay."""
 
-    def __init__(self, way: str, model: onnx.ModelProto, fp32: Path, path: Path, fp32_run: Run, calibration: list[np.ndarray],
-                 picture: np.ndarray, judge: Judge, quick: Judge | None) -> None:
+    def __init__(
+        self,
+        way: str,
+        model: onnx.ModelProto,
+        fp32: Path,
+        path: Path,
+        fp32_run: Run,
+        calibration: list[np.ndarray],
+        picture: np.ndarray,
+        judge: Judge,
+        quick: Judge | None,
+    ) -> None:
         self.way, self.model, self.fp32, self.path, self.fp32_run = way, model, fp32, path, fp32_run
-        self.calibration, self.picture, self.judges = calibration, picture, [j for j in (quick, judge) if j]
-        kinds = ("Conv", "MatMul") if way == "static" and quantize.main_kind(model) == "Conv" else ("MatMul",)
-        self.layers = quantize.storable(model) if way == "weights" else quantize.layers(model, kinds)
+        self.calibration, self.picture, self.judges = (
+            calibration,
+            picture,
+            [j for j in (quick, judge) if j],
+        )
+        kinds = (
+            ("Conv", "MatMul")
+            if way == "static" and quantize.main_kind(model) == "Conv"
+            else ("MatMul",)
+        )
+        self.layers = (
+            quantize.storable(model) if way == "weights" else quantize.layers(model, kinds)
+        )
         self.ranges: dict[str, Range] = {}
         self.seen: dict[str, Seen] = {}
         if self.layers:
             self.seen = observe(model, qdq.observed_tensors(model, self.layers), calibration)
-            self.ranges = {tensor: choose_range(seen) for tensor, seen in self.seen.items()} if way == "static" else {}
+            self.ranges = (
+                {tensor: choose_range(seen) for tensor, seen in self.seen.items()}
+                if way == "static"
+                else {}
+            )
 
     def run(self, attempt: Attempt) -> None:
-        """Build with all layers; then put the most harmful back to float, until the gate lets it pass or nothing is gained."""
+        """Build with all layers; then put the most harmful back to float, until the gate lets it
+        pass or nothing is gained."""
         attempt.of = len(self.layers)
         if not self.layers:
             attempt.refused = "there is nothing to quantize"
@@ -167,7 +231,13 @@ class _Search:
     def _judge(self) -> GateResult:
         run = session_run(self.path)
         ratio, low, high = measure_speed(self.fp32_run, run, self.picture[0])
-        speed = Speed(ratio, low, high, self.path.stat().st_size / self.fp32.stat().st_size, self.way == "weights")
+        speed = Speed(
+            ratio,
+            low,
+            high,
+            self.path.stat().st_size / self.fp32.stat().st_size,
+            self.way == "weights",
+        )
         difference = check_batches(run, self.picture)
         for judge in self.judges:
             result = judge(self.way, run, speed, difference)
@@ -176,10 +246,12 @@ class _Search:
         return result
 
     def _by_harm(self) -> tuple[list[list[str]], np.ndarray]:
-        """Groups of layers, most harmful first, and their harm: the mean squared change of the log-probabilities when this group
-        alone is quantized. Errors of layers add up about independently, so that the sum of those left foretells the whole.
-        """
-        ends = np.linspace(0, len(self.layers), min(GROUPS, len(self.layers)) + 1).astype(int).tolist()
+        """Groups of layers, most harmful first, and their harm: the mean squared change of the
+        log-probabilities when this group alone is quantized. Errors of layers add up about
+        independently, so that the sum of those left foretells the whole."""
+        ends = (
+            np.linspace(0, len(self.layers), min(GROUPS, len(self.layers)) + 1).astype(int).tolist()
+        )
         groups = [self.layers[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
         looked = np.concatenate(self.calibration)
         looked = looked[np.linspace(0, len(looked) - 1, min(LOOKED_AT, len(looked))).astype(int)]
@@ -187,7 +259,9 @@ class _Search:
         harm = []
         for group in groups:
             onnx.save(self._quantized(group), self.path)
-            harm.append(float(np.square(_log_probabilities(session_run(self.path), looked) - before).mean()))
+            harm.append(
+                float(np.square(_log_probabilities(session_run(self.path), looked) - before).mean())
+            )
         order = np.argsort(-np.array(harm), kind="stable")
         return [groups[i] for i in order], np.array(harm)[order]
 
@@ -196,7 +270,9 @@ class _Search:
         """How much of the whole squared error may stay: disagreement grows with its root."""
         agreement = next(check for check in gate.checks if check.name == "agreement")
         if round_ == 0 and agreement.passed is False:
-            return float(np.clip((AIM * (1 - agreement.bar) / (1 - agreement.figure)) ** 2, 0.01, 0.5))
+            return float(
+                np.clip((AIM * (1 - agreement.bar) / (1 - agreement.figure)) ** 2, 0.01, 0.5)
+            )
         return share / 2.5
 
     @staticmethod

@@ -19,8 +19,16 @@ from common.train.dataset import default_workers
 QUICK = 128  # val pictures that a candidate for INT8 is judged on first
 
 
-def make_int8(source: Path, target: Path, pictures: Pictures, fp32: Outcome, names: Sequence[str], bar: Mapping[str, Any],
-              learned: np.ndarray | None, some: np.ndarray) -> tuple[list[int8.Attempt], Outcome | None, list[GateResult]]:
+def make_int8(
+    source: Path,
+    target: Path,
+    pictures: Pictures,
+    fp32: Outcome,
+    names: Sequence[str],
+    bar: Mapping[str, Any],
+    learned: np.ndarray | None,
+    some: np.ndarray,
+) -> tuple[list[int8.Attempt], Outcome | None, list[GateResult]]:
     """Search for an INT8 model that passes the gate on val, and hold it against test.
 
     Args:
@@ -34,22 +42,43 @@ def make_int8(source: Path, target: Path, pictures: Pictures, fp32: Outcome, nam
         some: uint8 (8, size, size, 3), for the clock and for batches.
 
     Returns:
-        what was tried; the answers of the model that is kept, or None; the verdicts on val and on test, as far as they were reached.
+        what was tried; the answers of the model that is kept, or None; the verdicts on val and on
+        test, as far as they were reached.
     """
     data = pictures.data
     counts = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
 
     def side(outcome: Outcome, split: str) -> Side:
-        return Side(outcome.splits[split][0], outcome.splits[split][2], *stranger_scores(outcome, bar, names, split))
+        return Side(
+            outcome.splits[split][0],
+            outcome.splits[split][2],
+            *stranger_scores(outcome, bar, names, split),
+        )
 
     def judge(way: str, run: Run, speed: Speed, difference: float) -> GateResult:
         found = outcome_of(run, pictures, learned, splits=("val",))
-        return judge_gate(way, side(fp32, "val"), side(found, "val"), data.tree, counts, speed=speed, batch_difference=difference)
+        return judge_gate(
+            way,
+            side(fp32, "val"),
+            side(found, "val"),
+            data.tree,
+            counts,
+            speed=speed,
+            batch_difference=difference,
+        )
 
     def quick(way: str, run: Run, speed: Speed, difference: float) -> GateResult:
         theirs, _, class_idx = run_over(run, pictures.batches("val", at_most=QUICK))
         ours = fp32.splits["val"][0][spread(len(fp32.splits["val"][2]), QUICK)]
-        return judge_gate(way, Side(ours, class_idx), Side(theirs, class_idx), data.tree, counts, speed=speed, batch_difference=difference)
+        return judge_gate(
+            way,
+            Side(ours, class_idx),
+            Side(theirs, class_idx),
+            data.tree,
+            counts,
+            speed=speed,
+            batch_difference=difference,
+        )
 
     tried = int8.make_int8(source, target, pictures.calibration, some, judge, quick)
     kept = int8.kept(tried)
@@ -57,7 +86,9 @@ def make_int8(source: Path, target: Path, pictures: Pictures, fp32: Outcome, nam
         warn("NO INT8 MODEL is written: " + "; ".join(f"{row.way}: {row.refused}" for row in tried))
         return tried, None, []
     found = outcome_of(session_run(target, default_workers()), pictures, learned)
-    verdict = judge_gate(kept.way, side(fp32, "test"), side(found, "test"), data.tree, counts, split="test")
+    verdict = judge_gate(
+        kept.way, side(fp32, "test"), side(found, "test"), data.tree, counts, split="test"
+    )
     if not verdict.passed:  # val let it pass; test may still refuse, never choose
         kept.refused = f"on test: {verdict.why()}"
         target.unlink()

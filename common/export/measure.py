@@ -1,4 +1,5 @@
-"""Running exported models over pictures, timing them against each other, and holding them to limits. No torch."""
+"""Running exported models over pictures, timing them against each other, and holding them to
+limits. No torch."""
 
 from __future__ import annotations
 
@@ -14,24 +15,33 @@ Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class LimitError(ValueError):
-    """A model that is larger or slower than was asked for; the message says what, by how much, and how to mend it."""
+    """A model that is larger or slower than was asked for; the message says what, by how much, and
+    how to mend it."""
 
 
-def run_over(run: Run, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def run_over(
+    run: Run, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run a model over batches: probabilities (N, leaves), ood (N, scores), true leaves (N,)."""
     parts = [(*run(pictures)[:2], class_idx) for pictures, class_idx in batches]
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
 def session_run(path: Path, threads: int = 1) -> Run:
-    """Make a function that runs an ONNX file: uint8 (N, size, size, 3) -> [probabilities, ood, heatmap]."""
+    """Make a function that runs an ONNX file: uint8 (N, size, size, 3) -> [probabilities, ood,
+    heatmap]."""
     session = open_session(path, threads)
     return lambda pictures: session.run(None, {"images": np.ascontiguousarray(pictures)})
 
 
-def measure_times(runs: dict[str, Run], picture: np.ndarray, rounds: int = 30,
-                  clock: Callable[[], float] = time.perf_counter) -> dict[str, np.ndarray]:
-    """Time models on one picture, all in turn within each round so that the machine's moods hit all alike.
+def measure_times(
+    runs: dict[str, Run],
+    picture: np.ndarray,
+    rounds: int = 30,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, np.ndarray]:
+    """Time models on one picture, all in turn within each round so that the machine's moods hit all
+    alike.
 
     Args:
         runs: the models by name.
@@ -54,14 +64,21 @@ def measure_times(runs: dict[str, Run], picture: np.ndarray, rounds: int = 30,
 
 def measure_ms(runs: dict[str, Run], picture: np.ndarray, rounds: int = 30) -> dict[str, float]:
     """Median milliseconds for one picture of each model, timed in turn."""
-    return {name: float(np.median(values)) for name, values in measure_times(runs, picture, rounds).items()}
+    return {
+        name: float(np.median(values))
+        for name, values in measure_times(runs, picture, rounds).items()
+    }
 
 
-def measure_speed(base: Run, other: Run, picture: np.ndarray, rounds: int = 30, resamples: int = 400) -> tuple[float, float, float]:
-    """Processor time of one model as a share of another's, so that what else runs on the machine does not decide.
+def measure_speed(
+    base: Run, other: Run, picture: np.ndarray, rounds: int = 30, resamples: int = 400
+) -> tuple[float, float, float]:
+    """Processor time of one model as a share of another's, so that what else runs on the machine
+    does not decide.
 
     Args:
-        base, other: the models, of one thread each: only the calling thread's time counts. Below 1, `other` is the faster.
+        base, other: the models, of one thread each: only the calling thread's time counts. Below 1,
+            `other` is the faster.
         picture: uint8 (size, size, 3).
         rounds, resamples: rounds timed, and how often they are drawn again for the interval.
 
@@ -78,10 +95,20 @@ def measure_speed(base: Run, other: Run, picture: np.ndarray, rounds: int = 30, 
 def check_batches(run: Run, pictures: np.ndarray) -> float:
     """Largest difference of probabilities between one batch and the same pictures one by one."""
     together = run(pictures)[0]
-    return float(max(np.abs(together[i] - run(pictures[i : i + 1])[0][0]).max() for i in range(len(pictures))))
+    return float(
+        max(
+            np.abs(together[i] - run(pictures[i : i + 1])[0][0]).max() for i in range(len(pictures))
+        )
+    )
 
 
-def check_limits(name: str, size_mb: float, ms: float, max_size_mb: float | None = None, max_latency_ms: float | None = None) -> None:
+def check_limits(
+    name: str,
+    size_mb: float,
+    ms: float,
+    max_size_mb: float | None = None,
+    max_latency_ms: float | None = None,
+) -> None:
     """Hold a model to the limits that were asked for.
 
     Args:
@@ -94,8 +121,15 @@ def check_limits(name: str, size_mb: float, ms: float, max_size_mb: float | None
         LimitError: where a limit is passed.
     """
     if max_size_mb is not None and size_mb > max_size_mb:
-        raise LimitError(f"{name} has {size_mb:.1f} MB, more than --max-size-mb {max_size_mb:g}. Train a smaller --backbone, "
-                         "or allow more.")
+        raise LimitError(
+            f"{name} has {size_mb:.1f} MB, more than --max-size-mb {max_size_mb:g}. Train a "
+            f"smaller --backbone, "
+            "or allow more."
+        )
     if max_latency_ms is not None and ms > max_latency_ms:
-        raise LimitError(f"{name} takes {ms:.1f} ms for a picture on one thread of this machine, more than --max-latency-ms "
-                         f"{max_latency_ms:g}. Train a smaller --backbone or --image-size, measure on a quiet machine, or allow more.")
+        raise LimitError(
+            f"{name} takes {ms:.1f} ms for a picture on one thread of this machine, more than "
+            f"--max-latency-ms "
+            f"{max_latency_ms:g}. Train a smaller --backbone or --image-size, measure on a quiet "
+            f"machine, or allow more."
+        )

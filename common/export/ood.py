@@ -1,8 +1,8 @@
 """Strangers: which scores refuse them, above what, and what that promise is worth. No torch.
 
-One bar refuses; a second says of what is refused whether it is a plant at all; a third keeps the answer at the species, where
-the disease is none we know. Each compares a weighted sum of the model's scores with a threshold that is fitted on val.
-"""
+One bar refuses; a second says of what is refused whether it is a plant at all; a third keeps the
+answer at the species, where the disease is none we know. Each compares a weighted sum of the
+model's scores with a threshold that is fitted on val."""
 
 from __future__ import annotations
 
@@ -18,20 +18,39 @@ from common.train.metrics import auroc
 Scores = Mapping[str, np.ndarray]  # {name: float (N,)}, larger = stranger
 
 LOST = 0.01  # share of plants that may be refused
-AIM, AIM_SHOWN = 0.7, 0.5  # of that share is aimed at, as a few hundred pictures only estimate it; less where strangers leave the room
+AIM, AIM_SHOWN = (
+    0.7,
+    0.5,
+)  # of that share is aimed at, as a few hundred pictures only estimate it; less where strangers leave the room
 KEEP_REJECTED = 0.97  # of the strangers, when the bar is raised to spare poor photos of plants
-POOR_LOST = 0.05  # share of the poor photos of plants that may be refused, where strangers leave the room
-CALLED_PLANT = 0.1  # share of the pictures of no plant that the second bar may take for plants, for want of other plants to go by
+POOR_LOST = (
+    0.05  # share of the poor photos of plants that may be refused, where strangers leave the room
+)
+# share of the pictures of no plant that the second bar may take for plants, for want of other
+# plants to go by
+CALLED_PLANT = 0.1
 DISEASE_LOST = 0.02  # share of plants that the bar for diseases may keep from an answer in full
 ENOUGH = 30  # pictures of strangers, from which on they choose the score
 WANTED = (0.90, 0.95, 0.99)
-# Sums of scores, each in units of its spread over plants. Whatever was learned from the strangers that were shown, the scores
-# that need none are always part of the sum: they see the kinds that were not shown.
+# Sums of scores, each in units of its spread over plants. Whatever was learned from the strangers
+# that were shown, the scores that need none are always part of the sum: they see the kinds that
+# were not shown.
 ALONE = {"gen": 1, "mahalanobis_leaf": 1, "layers": 1}
-REFUSING = (ALONE, {"gen": 1, "mahalanobis_leaf": 1}, *({**scores, "learned": weight} for weight in (1, 2) for scores in (
-    ALONE, {"gen": 1, "mahalanobis_leaf": 1})))
+REFUSING = (
+    ALONE,
+    {"gen": 1, "mahalanobis_leaf": 1},
+    *(
+        {**scores, "learned": weight}
+        for weight in (1, 2)
+        for scores in (ALONE, {"gen": 1, "mahalanobis_leaf": 1})
+    ),
+)
 NAMING = ({"layers": 1}, {"learned": 1})
-SICKNESS = ({"mahalanobis_leaf": 1}, {"mahalanobis_leaf": 1, "layers": 1}, {"mahalanobis_leaf": 1, "gen": 1})
+SICKNESS = (
+    {"mahalanobis_leaf": 1},
+    {"mahalanobis_leaf": 1, "layers": 1},
+    {"mahalanobis_leaf": 1, "gen": 1},
+)
 
 
 def columns(ood: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -42,41 +61,76 @@ def columns(ood: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
 # region fitting
 
 
-def fit(plants: Scores, *, strangers: Scores | None = None, unknown_species: Scores | None = None,
-        unknown_diseases: Scores | None = None, poor: Mapping[str, Scores] | None = None) -> dict[str, Any]:
+def fit(
+    plants: Scores,
+    *,
+    strangers: Scores | None = None,
+    unknown_species: Scores | None = None,
+    unknown_diseases: Scores | None = None,
+    poor: Mapping[str, Scores] | None = None,
+) -> dict[str, Any]:
     """Fit the three bars on val.
 
-    The bar for strangers is put where an estimated `AIM` of `LOST` of val plants lie above it, and raised to `AIM_SHOWN` of it
-    and for `poor` photos of plants as far as `KEEP_REJECTED` of the strangers stay refused. Strangers choose the sum of scores;
-    without them, or with too few, it is the first one.
+    The bar for strangers is put where an estimated `AIM` of `LOST` of val plants lie above it, and
+    raised to `AIM_SHOWN` of it and for `poor` photos of plants as far as `KEEP_REJECTED` of the
+    strangers stay refused. Strangers choose the sum of scores; without them, or with too few, it is
+    the first one.
 
     Args:
         plants: scores of val plants.
-        strangers, unknown_species, unknown_diseases: scores of pictures of no plant, of plants of other species, and of known
-            species with other diseases, none of which the figures of a report are taken from; None where there are none. A
-            `learned` score must be that of a fit which has not seen the picture (`graph.cross_fitted`).
+        strangers, unknown_species, unknown_diseases: scores of pictures of no plant, of plants of
+            other species, and of known species with other diseases, none of which the figures of a
+            report are taken from; None where there are none. A `learned` score must be that of a
+            fit which has not seen the picture (`graph.cross_fitted`).
         poor: per kind of fault, scores of `poor_photos.shifted` copies of val.
 
     Returns:
-        {"score", "weights", "threshold", "quantiles", "plant", "disease"} as bundle.json has it, and "val": figures on val.
+        {"score", "weights", "threshold", "quantiles", "plant", "disease"} as bundle.json has it,
+        and "val": figures on val.
     """
-    shown = {"strangers": strangers, "unknown_species": unknown_species, "unknown_diseases": unknown_diseases}
+    shown = {
+        "strangers": strangers,
+        "unknown_species": unknown_species,
+        "unknown_diseases": unknown_diseases,
+    }
     shown = {name: scores for name, scores in shown.items() if scores and _count(scores)}
-    outside, poor = {name: shown[name] for name in ("strangers", "unknown_species") if name in shown}, poor or {}
+    outside, poor = (
+        {name: shown[name] for name in ("strangers", "unknown_species") if name in shown},
+        poor or {},
+    )
     bar, ranking = _choose(REFUSING, plants, outside, AIM * LOST)
-    bar["threshold"] = _threshold(value(bar["weights"], plants), [value(bar["weights"], scores) for scores in outside.values()],
-                                  [value(bar["weights"], scores) for scores in poor.values()], AIM * LOST)
-    sick, sick_ranking = _choose(SICKNESS, plants, {name: shown[name] for name in ("unknown_diseases",) if name in shown}, DISEASE_LOST)
+    bar["threshold"] = _threshold(
+        value(bar["weights"], plants),
+        [value(bar["weights"], scores) for scores in outside.values()],
+        [value(bar["weights"], scores) for scores in poor.values()],
+        AIM * LOST,
+    )
+    sick, sick_ranking = _choose(
+        SICKNESS,
+        plants,
+        {name: shown[name] for name in ("unknown_diseases",) if name in shown},
+        DISEASE_LOST,
+    )
     sick["threshold"] = tail_quantile(value(sick["weights"], plants), DISEASE_LOST)
     fitted = {**bar, "plant": _naming(plants, shown), "disease": sick}
     lost = beyond(fitted, plants)
-    figures = {"plants": len(lost), "plants_lost": float(lost.mean()), "plants_lost_at_most": 1 - at_least(int((~lost).sum()), len(lost)),
-               "poor_lost": {kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()},
-               "rejected": {name: float(beyond(fitted, scores).mean()) for name, scores in outside.items()},
-               "shown": {name: _count(scores) for name, scores in shown.items()}, "ranking": ranking, "disease_ranking": sick_ranking,
-               "kept_at_species": float(beyond(sick, plants).mean())}
+    figures = {
+        "plants": len(lost),
+        "plants_lost": float(lost.mean()),
+        "plants_lost_at_most": 1 - at_least(int((~lost).sum()), len(lost)),
+        "poor_lost": {kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()},
+        "rejected": {
+            name: float(beyond(fitted, scores).mean()) for name, scores in outside.items()
+        },
+        "shown": {name: _count(scores) for name, scores in shown.items()},
+        "ranking": ranking,
+        "disease_ranking": sick_ranking,
+        "kept_at_species": float(beyond(sick, plants).mean()),
+    }
     if "unknown_diseases" in shown:
-        figures["rejected"]["unknown_diseases"] = float(beyond(sick, shown["unknown_diseases"]).mean())
+        figures["rejected"]["unknown_diseases"] = float(
+            beyond(sick, shown["unknown_diseases"]).mean()
+        )
     return {**fitted, "val": figures}
 
 
@@ -86,7 +140,10 @@ def _count(scores: Scores) -> int:
 
 def value(weights: Mapping[str, float], scores: Scores) -> np.ndarray:
     """The weighted sum of scores: float64 (N,)."""
-    return sum((weight * np.asarray(scores[name], np.float64) for name, weight in weights.items()), start=np.float64(0))
+    return sum(
+        (weight * np.asarray(scores[name], np.float64) for name, weight in weights.items()),
+        start=np.float64(0),
+    )
 
 
 def beyond(bar: Mapping[str, Any], scores: Scores) -> np.ndarray:
@@ -94,25 +151,44 @@ def beyond(bar: Mapping[str, Any], scores: Scores) -> np.ndarray:
     return ~(value(bar["weights"], scores) <= bar["threshold"])
 
 
-def _choose(sums: Sequence[Mapping[str, float]], plants: Scores, strangers: Mapping[str, Scores],
-            share: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Choose a sum of scores that are there: its bar but for the threshold, and per sum the AUROC and the share of strangers it
-    refuses, both means over the kinds.
-    """
+def _choose(
+    sums: Sequence[Mapping[str, float]],
+    plants: Scores,
+    strangers: Mapping[str, Scores],
+    share: float,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Choose a sum of scores that are there: its bar but for the threshold, and per sum the AUROC
+    and the share of strangers it refuses, both means over the kinds."""
     leafy = "mahalanobis_leaf" in plants  # a light model tells no leaves apart, only species
-    sums = [{key if leafy else key.removesuffix("_leaf"): times for key, times in keys.items()} for keys in sums]
-    possible = [keys for keys in sums if all(key in plants for key in keys)] or [{key: 1 for key in plants}]
+    sums = [
+        {key if leafy else key.removesuffix("_leaf"): times for key, times in keys.items()}
+        for keys in sums
+    ]
+    possible = [keys for keys in sums if all(key in plants for key in keys)] or [
+        {key: 1 for key in plants}
+    ]
     strangers = {kind: scores for kind, scores in strangers.items() if _count(scores) >= ENOUGH}
     ranking: dict[str, Any] = {}
     bars = [_bar(keys, plants) for keys in possible]
     for bar in bars if strangers else []:
-        known, strange = value(bar["weights"], plants), [value(bar["weights"], scores) for scores in strangers.values()]
+        known, strange = (
+            value(bar["weights"], plants),
+            [value(bar["weights"], scores) for scores in strangers.values()],
+        )
         limit = tail_quantile(known, share)
-        ranking[bar["score"]] = {"auroc": float(np.mean([auroc(known, values) for values in strange])),
-                                 "rejected": float(np.mean([(values > limit).mean() for values in strange]))}
+        ranking[bar["score"]] = {
+            "auroc": float(np.mean([auroc(known, values) for values in strange])),
+            "rejected": float(np.mean([(values > limit).mean() for values in strange])),
+        }
     if not ranking:
         return bars[0], ranking
-    return max(bars, key=lambda bar: (round(ranking[bar["score"]]["rejected"], 2), ranking[bar["score"]]["auroc"])), ranking
+    return max(
+        bars,
+        key=lambda bar: (
+            round(ranking[bar["score"]]["rejected"], 2),
+            ranking[bar["score"]]["auroc"],
+        ),
+    ), ranking
 
 
 def _bar(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
@@ -124,28 +200,48 @@ def _bar(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
 
 
 def _naming(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] | None:
-    """Fit the bar between no plant and a plant of another species; None without any picture of either."""
+    """Fit the bar between no plant and a plant of another species; None without any picture of
+    either."""
     possible = [keys for keys in NAMING if all(key in plants for key in keys)]
     if not possible or not shown.keys() & {"strangers", "unknown_species"}:
         return None
     bar = _bar(possible[-1] if "strangers" in shown else possible[0], plants)
-    others = {name: value(bar["weights"], shown[name]) for name in ("strangers", "unknown_species") if name in shown}
+    others = {
+        name: value(bar["weights"], shown[name])
+        for name in ("strangers", "unknown_species")
+        if name in shown
+    }
     if len(others) == 2:  # the level with the fewest mistakes, either kind weighing the same
         levels = np.unique(np.concatenate([*others.values()]))
-        wrong = [(others["strangers"] <= level).mean() + (others["unknown_species"] > level).mean() for level in levels]
+        wrong = [
+            (others["strangers"] <= level).mean() + (others["unknown_species"] > level).mean()
+            for level in levels
+        ]
         bar["threshold"] = float(levels[int(np.argmin(wrong))])
     elif "strangers" in others:
         bar["threshold"] = float(np.quantile(others["strangers"], CALLED_PLANT))
     else:
-        bar["threshold"] = max(tail_quantile(value(bar["weights"], plants), LOST), float(np.quantile(others["unknown_species"], 0.9)))
+        bar["threshold"] = max(
+            tail_quantile(value(bar["weights"], plants), LOST),
+            float(np.quantile(others["unknown_species"], 0.9)),
+        )
     return bar
 
 
-def _threshold(plants: np.ndarray, strangers: Sequence[np.ndarray], poor: Sequence[np.ndarray], share: float) -> float:
+def _threshold(
+    plants: np.ndarray, strangers: Sequence[np.ndarray], poor: Sequence[np.ndarray], share: float
+) -> float:
     threshold = tail_quantile(plants, share)
     if strangers:
-        wish = max([tail_quantile(plants, AIM_SHOWN * LOST), *(float(np.quantile(values, 1 - POOR_LOST)) for values in poor)])
-        room = min(float(np.quantile(values, 1 - KEEP_REJECTED, method="lower")) for values in strangers)
+        wish = max(
+            [
+                tail_quantile(plants, AIM_SHOWN * LOST),
+                *(float(np.quantile(values, 1 - POOR_LOST)) for values in poor),
+            ]
+        )
+        room = min(
+            float(np.quantile(values, 1 - KEEP_REJECTED, method="lower")) for values in strangers
+        )
         threshold = max(threshold, min(wish, float(np.nextafter(room, -np.inf))))
     return threshold
 
@@ -155,47 +251,83 @@ def _threshold(plants: np.ndarray, strangers: Sequence[np.ndarray], poor: Sequen
 # region judging
 
 
-def judge(fitted: Mapping[str, Any], plants: Scores, strangers: Mapping[str, Scores], poor: Mapping[str, Scores] | None = None,
-          lost: float = LOST) -> dict[str, Any]:
+def judge(
+    fitted: Mapping[str, Any],
+    plants: Scores,
+    strangers: Mapping[str, Scores],
+    poor: Mapping[str, Scores] | None = None,
+    lost: float = LOST,
+) -> dict[str, Any]:
     """Measure fitted bars on test.
 
     Args:
         fitted: as `fit` returns it.
         plants: scores of test plants.
-        strangers: scores per kind; pictures of known species with other diseases do not belong here.
+        strangers: scores per kind; pictures of known species with other diseases do not belong
+            here.
         poor: per kind of fault, scores of `poor_photos.shifted` copies of test.
         lost: share of plants.
 
     Returns:
-        shares 0..1 over all strangers: auroc; plants_lost and rejected; rejected_at_1pct_plants_lost, where the threshold is put
-        at `lost` of these plants; precision (share of refused pictures that are strangers) and accepted_precision (share of
-        accepted pictures that are plants), both with `_at_least`, which they exceed with 95 % confidence; plants_lost_at_most
-        likewise; n_plants, n_strangers; kinds: {kind: auroc, rejected, rejected_at_1pct_plants_lost, not_a_plant (share of the
-        refused that are called so), n}; poor_lost: {fault: share refused}; thresholds: `thresholds_for`. Without strangers only
-        what concerns plants.
+        shares 0..1 over all strangers: auroc; plants_lost and rejected;
+        rejected_at_1pct_plants_lost, where the threshold is put at `lost` of these plants;
+        precision (share of refused pictures that are strangers) and accepted_precision (share of
+        accepted pictures that are plants), both with `_at_least`, which they exceed with 95 %
+        confidence; plants_lost_at_most likewise; n_plants, n_strangers; kinds: {kind: auroc,
+        rejected, rejected_at_1pct_plants_lost, not_a_plant (share of the refused that are called
+        so), n}; poor_lost: {fault: share refused}; thresholds: `thresholds_for`. Without strangers
+        only what concerns plants.
     """
     known, turned = value(fitted["weights"], plants), beyond(fitted, plants)
     kept = int((~turned).sum())
     judged: dict[str, Any] = {
-        "n_plants": len(known), "plants_lost": float(turned.mean()), "plants_lost_at_most": 1 - at_least(kept, len(known)),
-        "poor_lost": {kind: float(beyond(fitted, scores).mean()) for kind, scores in (poor or {}).items()}}
-    strange = {kind: value(fitted["weights"], scores) for kind, scores in strangers.items() if _count(scores)}
+        "n_plants": len(known),
+        "plants_lost": float(turned.mean()),
+        "plants_lost_at_most": 1 - at_least(kept, len(known)),
+        "poor_lost": {
+            kind: float(beyond(fitted, scores).mean()) for kind, scores in (poor or {}).items()
+        },
+    }
+    strange = {
+        kind: value(fitted["weights"], scores)
+        for kind, scores in strangers.items()
+        if _count(scores)
+    }
     if not strange:
         return judged
-    limit, caught = highest_kept(known, lost), {kind: beyond(fitted, strangers[kind]) for kind in strange}
-    called = {kind: beyond(fitted["plant"], strangers[kind]) if fitted["plant"] else np.ones(len(caught[kind]), bool) for kind in strange}
-    judged["kinds"] = {kind: {"auroc": auroc(known, values), "rejected": float(caught[kind].mean()),
-                              "rejected_at_1pct_plants_lost": float((values > limit).mean()),
-                              "not_a_plant": float(called[kind][caught[kind]].mean()) if caught[kind].any() else 0.0,
-                              "n": len(values)} for kind, values in strange.items()}
+    limit, caught = (
+        highest_kept(known, lost),
+        {kind: beyond(fitted, strangers[kind]) for kind in strange},
+    )
+    called = {
+        kind: beyond(fitted["plant"], strangers[kind])
+        if fitted["plant"]
+        else np.ones(len(caught[kind]), bool)
+        for kind in strange
+    }
+    judged["kinds"] = {
+        kind: {
+            "auroc": auroc(known, values),
+            "rejected": float(caught[kind].mean()),
+            "rejected_at_1pct_plants_lost": float((values > limit).mean()),
+            "not_a_plant": float(called[kind][caught[kind]].mean()) if caught[kind].any() else 0.0,
+            "n": len(values),
+        }
+        for kind, values in strange.items()
+    }
     others, all_caught = np.concatenate([*strange.values()]), np.concatenate([*caught.values()])
     right, wrong, through = int(all_caught.sum()), int(turned.sum()), int((~all_caught).sum())
     return judged | {
-        "n_strangers": len(others), "auroc": auroc(known, others), "rejected": float(all_caught.mean()),
+        "n_strangers": len(others),
+        "auroc": auroc(known, others),
+        "rejected": float(all_caught.mean()),
         "rejected_at_1pct_plants_lost": float((others > limit).mean()),
-        "precision": right / max(1, right + wrong), "precision_at_least": at_least(right, right + wrong),
-        "accepted_precision": kept / max(1, kept + through), "accepted_precision_at_least": at_least(kept, kept + through),
-        "thresholds": thresholds_for(known, others)}
+        "precision": right / max(1, right + wrong),
+        "precision_at_least": at_least(right, right + wrong),
+        "accepted_precision": kept / max(1, kept + through),
+        "accepted_precision_at_least": at_least(kept, kept + through),
+        "thresholds": thresholds_for(known, others),
+    }
 
 
 def highest_kept(values: np.ndarray, lost: float = LOST) -> float:
@@ -204,27 +336,44 @@ def highest_kept(values: np.ndarray, lost: float = LOST) -> float:
     return float(ordered[max(0, len(ordered) - 1 - int(np.floor(lost * len(ordered))))])
 
 
-def thresholds_for(plants: np.ndarray, strangers: np.ndarray, wanted: Sequence[float] = WANTED) -> list[dict[str, Any]]:
-    """Find the lowest threshold whose refusals are strangers with a wanted precision, by its Clopper-Pearson bound at 95 %.
+def thresholds_for(
+    plants: np.ndarray, strangers: np.ndarray, wanted: Sequence[float] = WANTED
+) -> list[dict[str, Any]]:
+    """Find the lowest threshold whose refusals are strangers with a wanted precision, by its
+    Clopper-Pearson bound at 95 %.
 
     Args:
         plants, strangers: float (N,), (M,), a score; the precision is that of this mixture of both.
         wanted: shares.
 
     Returns:
-        per wanted share: precision (the wanted one), threshold (None where no threshold reaches it), refused, wrong (plants among
-        them), bound, rejected (share of strangers), plants_lost; and needed, how many refused pictures such a claim takes
-        with so many plants among them (with none, where no threshold reaches it).
+        per wanted share: precision (the wanted one), threshold (None where no threshold reaches
+        it), refused, wrong (plants among them), bound, rejected (share of strangers), plants_lost;
+        and needed, how many refused pictures such a claim takes with so many plants among them
+        (with none, where no threshold reaches it).
     """
-    levels = np.unique(np.append(np.quantile(plants, np.linspace(0.5, 1, 201), method="higher"), strangers.min()))
+    levels = np.unique(
+        np.append(np.quantile(plants, np.linspace(0.5, 1, 201), method="higher"), strangers.min())
+    )
     rows = []
     for share in wanted:
-        row: dict[str, Any] = {"precision": share, "threshold": None, "needed": pictures_needed(share)}
+        row: dict[str, Any] = {
+            "precision": share,
+            "threshold": None,
+            "needed": pictures_needed(share),
+        }
         for level in levels:
             wrong, right = int((plants > level).sum()), int((strangers > level).sum())
             if claims(right, right + wrong, share):
-                row |= {"threshold": float(level), "refused": right + wrong, "wrong": wrong, "bound": at_least(right, right + wrong),
-                        "rejected": right / len(strangers), "plants_lost": wrong / len(plants), "needed": pictures_needed(share, wrong)}
+                row |= {
+                    "threshold": float(level),
+                    "refused": right + wrong,
+                    "wrong": wrong,
+                    "bound": at_least(right, right + wrong),
+                    "rejected": right / len(strangers),
+                    "plants_lost": wrong / len(plants),
+                    "needed": pictures_needed(share, wrong),
+                }
                 break
         rows.append(row)
     return rows
@@ -233,7 +382,9 @@ def thresholds_for(plants: np.ndarray, strangers: np.ndarray, wanted: Sequence[f
 # endregion
 
 
-def report_lines(fitted: Mapping[str, Any], val: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
+def report_lines(
+    fitted: Mapping[str, Any], val: Mapping[str, Any], judged: Mapping[str, Any]
+) -> list[str]:
     """Lay out what was fitted and what it is worth, for report.md.
 
     Args:
@@ -241,29 +392,105 @@ def report_lines(fitted: Mapping[str, Any], val: Mapping[str, Any], judged: Mapp
         val: the "val" that `fit` returned.
         judged: as `judge` returns it.
     """
-    names = {"strangers": "pictures of no plant", "unknown_species": "plants of other species", "unknown_diseases": "other diseases"}
-    shown = ", ".join(f"{val['rejected'][name]:.1%} of {count} {names[name]}" for name, count in val["shown"].items())
+    names = {
+        "strangers": "pictures of no plant",
+        "unknown_species": "plants of other species",
+        "unknown_diseases": "other diseases",
+    }
+    shown = ", ".join(
+        f"{val['rejected'][name]:.1%} of {count} {names[name]}"
+        for name, count in val["shown"].items()
+    )
     naming = fitted["plant"]
-    lines = [f"Strangers are refused by {fitted['score']} above {fitted['threshold']:.3f}; " + (
-                 f"they are called no plant by {naming['score']} above {naming['threshold']:.3f}; " if naming else "")
-             + f"the answer stays at the species by {fitted['disease']['score']} above {fitted['disease']['threshold']:.3f} "
-             f"({val['kept_at_species']:.1%} of val plants). Fitted on {val['plants']} val plants"
-             + (f"; refused there: {shown}." if shown else ", without any picture of a stranger."), "",
-             f"Plants of test refused as strangers: {judged['plants_lost']:.2%} of {judged['n_plants']}, with 95 % confidence at most "
-             f"{upper(judged['plants_lost_at_most'])}.", ""]
+    lines = [
+        f"Strangers are refused by {fitted['score']} above {fitted['threshold']:.3f}; "
+        + (
+            f"they are called no plant by {naming['score']} above {naming['threshold']:.3f}; "
+            if naming
+            else ""
+        )
+        + f"the answer stays at the species by {fitted['disease']['score']} above "
+        f"{fitted['disease']['threshold']:.3f} "
+        f"({val['kept_at_species']:.1%} of val plants). Fitted on {val['plants']} val plants"
+        + (f"; refused there: {shown}." if shown else ", without any picture of a stranger."),
+        "",
+        f"Plants of test refused as strangers: {judged['plants_lost']:.2%} of "
+        f"{judged['n_plants']}, with 95 % confidence at most "
+        f"{upper(judged['plants_lost_at_most'])}.",
+        "",
+    ]
     if judged["poor_lost"]:
-        lines += [table([(kind, f"{share:.1%}") for kind, share in judged["poor_lost"].items()], ("poor photos of plants", "refused")), ""]
+        lines += [
+            table(
+                [(kind, f"{share:.1%}") for kind, share in judged["poor_lost"].items()],
+                ("poor photos of plants", "refused"),
+            ),
+            "",
+        ]
     if "kinds" not in judged:
-        return [*lines, "There are no pictures of strangers to measure it with; 01_reorganize.py takes them with --not-plants.", ""]
-    kinds = [(kind, f"{row['n']}", f"{row['auroc']:.4f}", f"{row['rejected']:.1%}",
-              f"{row['rejected_at_1pct_plants_lost']:.1%}", f"{row['not_a_plant']:.1%}") for kind, row in judged["kinds"].items()]
-    lines += [table(kinds, ("strangers", "pictures", "AUROC", "refused", "at 1 % of plants lost", "of these called no plant")), "",
-              f"Of the pictures refused {judged['precision']:.1%} are strangers (with 95 % confidence at least "
-              f"{lower(judged['precision_at_least'])}); of those accepted {judged['accepted_precision']:.1%} are plants (at least "
-              f"{lower(judged['accepted_precision_at_least'])}), in this mixture of {judged['n_plants']} plants and "
-              f"{judged['n_strangers']} strangers.", "",
-              table([(f"{row['precision']:.0%}", *(("too few pictures", "-", "-") if row["threshold"] is None else
-                                                   (f"{row['threshold']:.3f}", f"{row['rejected']:.1%}", f"{row['plants_lost']:.2%}")),
-                      f"{row['needed']}") for row in judged["thresholds"]],
-                    ("wanted precision of refusals", "threshold", "strangers refused", "plants lost", "refusals the claim takes")), ""]
+        return [
+            *lines,
+            "There are no pictures of strangers to measure it with; 01_reorganize.py takes them "
+            "with --not-plants.",
+            "",
+        ]
+    kinds = [
+        (
+            kind,
+            f"{row['n']}",
+            f"{row['auroc']:.4f}",
+            f"{row['rejected']:.1%}",
+            f"{row['rejected_at_1pct_plants_lost']:.1%}",
+            f"{row['not_a_plant']:.1%}",
+        )
+        for kind, row in judged["kinds"].items()
+    ]
+    lines += [
+        table(
+            kinds,
+            (
+                "strangers",
+                "pictures",
+                "AUROC",
+                "refused",
+                "at 1 % of plants lost",
+                "of these called no plant",
+            ),
+        ),
+        "",
+        f"Of the pictures refused {judged['precision']:.1%} are strangers (with 95 % confidence "
+        f"at least "
+        f"{lower(judged['precision_at_least'])}); of those accepted "
+        f"{judged['accepted_precision']:.1%} are plants (at least "
+        f"{lower(judged['accepted_precision_at_least'])}), in this mixture of "
+        f"{judged['n_plants']} plants and "
+        f"{judged['n_strangers']} strangers.",
+        "",
+        table(
+            [
+                (
+                    f"{row['precision']:.0%}",
+                    *(
+                        ("too few pictures", "-", "-")
+                        if row["threshold"] is None
+                        else (
+                            f"{row['threshold']:.3f}",
+                            f"{row['rejected']:.1%}",
+                            f"{row['plants_lost']:.2%}",
+                        )
+                    ),
+                    f"{row['needed']}",
+                )
+                for row in judged["thresholds"]
+            ],
+            (
+                "wanted precision of refusals",
+                "threshold",
+                "strangers refused",
+                "plants lost",
+                "refusals the claim takes",
+            ),
+        ),
+        "",
+    ]
     return lines

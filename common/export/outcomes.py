@@ -1,4 +1,5 @@
-"""What an exported model answers for all pictures of an export, and what is fitted on it: its entry in bundle.json."""
+"""What an exported model answers for all pictures of an export, and what is fitted on it: its entry
+in bundle.json."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Outcome:
     """Answers of one model.
 
     Attributes:
-        splits: {`val` | `test`: (probabilities float32 (N, leaves), ood float32 (N, scores), leaf int64 (N,))}.
+        splits: {`val` | `test`: (probabilities float32 (N, leaves), ood float32 (N, scores), leaf
+            int64 (N,))}.
         strangers: {split: {role: {kind: ood (M, scores)}}}.
         poor: {split: {kind of poor photo: ood (M, scores)}}.
     """
@@ -41,28 +43,44 @@ class Outcome:
         return ood.columns(np.concatenate([*kinds.values()]), names) if kinds else None
 
 
-def outcome_of(run: Run, pictures: Pictures, learned: np.ndarray | None = None, splits: Sequence[str] = ("val", "test")) -> Outcome:
+def outcome_of(
+    run: Run,
+    pictures: Pictures,
+    learned: np.ndarray | None = None,
+    splits: Sequence[str] = ("val", "test"),
+) -> Outcome:
     """Run a model over everything.
 
     Args:
         run: uint8 (N, size, size, 3) -> probabilities, ood, ...
         pictures: at the model's size.
-        learned: last score of the val strangers of role `plant`, all kinds in a row, by fits that have not seen them.
+        learned: last score of the val strangers of role `plant`, all kinds in a row, by fits that
+            have not seen them.
         splits: which; poor photos are left out where it is one alone.
     """
+
     def scores(batches: Any) -> np.ndarray:
         return np.concatenate([run(batch)[1] for batch in batches])
 
-    strangers = {split: {role: {kind: scores(batches) for kind, batches in pictures.strangers(role, split)} for role in ROLES}
-                 for split in splits}
+    strangers = {
+        split: {
+            role: {kind: scores(batches) for kind, batches in pictures.strangers(role, split)}
+            for role in ROLES
+        }
+        for split in splits
+    }
     if learned is not None and "val" in strangers:
         done = 0
         for columns in strangers["val"]["plant"].values():
             columns[:, -1] = learned[done : done + len(columns)]
             done += len(columns)
-    poor = {split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
-            for split in (splits if len(splits) > 1 else ())}
-    return Outcome({split: run_over(run, pictures.batches(split)) for split in splits}, strangers, poor)
+    poor = {
+        split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
+        for split in (splits if len(splits) > 1 else ())
+    }
+    return Outcome(
+        {split: run_over(run, pictures.batches(split)) for split in splits}, strangers, poor
+    )
 
 
 def photo_limits(pictures: Pictures) -> dict[str, float]:
@@ -70,49 +88,98 @@ def photo_limits(pictures: Pictures) -> dict[str, float]:
     parts = [photo_quality(batch) for batch, _ in pictures.batches("val")]
     val = pictures.data.splits["val"]
     quality = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return fit_photo({**quality, "short_side": np.minimum(val.width, val.height).astype(np.float64)})
+    return fit_photo(
+        {**quality, "short_side": np.minimum(val.width, val.height).astype(np.float64)}
+    )
 
 
-def fit_bars(outcome: Outcome, names: Sequence[str], tree: ClassTree, photo: Mapping[str, float], precision: float,
-             precisions: Sequence[float] = rollup.PRECISIONS) -> tuple[dict[str, Any], dict[str, Any]]:
+def fit_bars(
+    outcome: Outcome,
+    names: Sequence[str],
+    tree: ClassTree,
+    photo: Mapping[str, float],
+    precision: float,
+    precisions: Sequence[float] = rollup.PRECISIONS,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fit on val what decides: the bars of strangers and those of the wanted precisions.
 
     Returns:
         {"rejection", "rollup"} as bundle.json has them, and what fitting saw of val.
     """
     probabilities, scores, class_idx = outcome.splits["val"]
-    bars = ood.fit(ood.columns(scores, names), strangers=outcome.shown("plant", names),
-                         unknown_species=outcome.shown("species", names), unknown_diseases=outcome.shown("disease", names),
-                         poor={kind: ood.columns(values, names) for kind, values in outcome.poor["val"].items()})
+    bars = ood.fit(
+        ood.columns(scores, names),
+        strangers=outcome.shown("plant", names),
+        unknown_species=outcome.shown("species", names),
+        unknown_diseases=outcome.shown("disease", names),
+        poor={kind: ood.columns(values, names) for kind, values in outcome.poor["val"].items()},
+    )
     seen = bars.pop("val")
     bars["photo"] = dict(photo)
-    fitted = rollup.fit(probabilities, class_idx, tree, ood=scores, rejection=rejection_from_json(bars, names), precisions=precisions,
-                       default=precision)
+    fitted = rollup.fit(
+        probabilities,
+        class_idx,
+        tree,
+        ood=scores,
+        rejection=rejection_from_json(bars, names),
+        precisions=precisions,
+        default=precision,
+    )
     return {"rejection": bars, "rollup": fitted}, seen
 
 
-def judge_bars(outcome: Outcome, bars: Mapping[str, Any], names: Sequence[str], tree: ClassTree, class_sizes: np.ndarray,
-               flat: np.ndarray | None = None) -> dict[str, Any]:
-    """Judge a model with its bars on test; `flat` is what one softmax over all leaves answers, where it is at hand, int (N,).
+def judge_bars(
+    outcome: Outcome,
+    bars: Mapping[str, Any],
+    names: Sequence[str],
+    tree: ClassTree,
+    class_sizes: np.ndarray,
+    flat: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Judge a model with its bars on test; `flat` is what one softmax over all leaves answers,
+    where it is at hand, int (N,).
 
     Returns:
-        plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of `rejection.judge`; empty without
-        strangers), `rejection` (the same, always), `climb` (of `climb.judge` per precision), `decisions`.
+        plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of
+        `rejection.judge`; empty without strangers), `rejection` (the same, always), `climb` (of
+        `climb.judge` per precision), `decisions`.
     """
     probabilities, scores, class_idx = outcome.splits["test"]
-    judged, read = judge(probabilities, class_idx, tree, flat), rejection_from_json(bars["rejection"], names)
-    kinds = {kind: ood.columns(values, names) for role in ROLES[:2] for kind, values in outcome.strangers["test"][role].items()}
-    stranger = ood.judge(bars["rejection"], ood.columns(scores, names), kinds,
-                               {kind: ood.columns(values, names) for kind, values in outcome.poor["test"].items()})
-    return {**for_json(summarise(judged, tree, class_sizes)),
-            "calibration_error": calibration_error(judged.confidence, judged.joint == judged.class_idx),
-            "ood": stranger if kinds else {}, "rejection": stranger, "decisions": decision_figures(judged, tree),
-            "climb": {name: rollup.judge(entry, probabilities, class_idx, tree, ood=scores, rejection=read)
-                      for name, entry in bars["rollup"]["precisions"].items()}}
+    judged, read = (
+        judge(probabilities, class_idx, tree, flat),
+        rejection_from_json(bars["rejection"], names),
+    )
+    kinds = {
+        kind: ood.columns(values, names)
+        for role in ROLES[:2]
+        for kind, values in outcome.strangers["test"][role].items()
+    }
+    stranger = ood.judge(
+        bars["rejection"],
+        ood.columns(scores, names),
+        kinds,
+        {kind: ood.columns(values, names) for kind, values in outcome.poor["test"].items()},
+    )
+    return {
+        **for_json(summarise(judged, tree, class_sizes)),
+        "calibration_error": calibration_error(judged.confidence, judged.joint == judged.class_idx),
+        "ood": stranger if kinds else {},
+        "rejection": stranger,
+        "decisions": decision_figures(judged, tree),
+        "climb": {
+            name: rollup.judge(entry, probabilities, class_idx, tree, ood=scores, rejection=read)
+            for name, entry in bars["rollup"]["precisions"].items()
+        },
+    }
 
 
-def stranger_scores(outcome: Outcome, bar: Mapping[str, Any], names: Sequence[str], split: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The score of a bar, of the split's plants (N,) and of its pictures of no plant (M,); None where there are none."""
+def stranger_scores(
+    outcome: Outcome, bar: Mapping[str, Any], names: Sequence[str], split: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The score of a bar, of the split's plants (N,) and of its pictures of no plant (M,); None
+    where there are none."""
     weights, kinds = bar["weights"], outcome.strangers[split]["plant"]
-    strange = ood.value(weights, ood.columns(np.concatenate([*kinds.values()]), names)) if kinds else None
+    strange = (
+        ood.value(weights, ood.columns(np.concatenate([*kinds.values()]), names)) if kinds else None
+    )
     return ood.value(weights, ood.columns(outcome.splits[split][1], names)), strange

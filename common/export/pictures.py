@@ -1,4 +1,5 @@
-"""The pictures that an export is fitted and judged by: splits, strangers of every kind, poor copies of plants."""
+"""The pictures that an export is fitted and judged by: splits, strangers of every kind, poor copies
+of plants."""
 
 from __future__ import annotations
 
@@ -21,29 +22,37 @@ from common.train.dataset import EvalViews, Organized, make_loader
 BATCH = 32
 POOR_AT_MOST = 200  # pictures per kind of poor photo: enough to see what a bar loses
 POOR_SHARE = 4  # to fit with, one train picture in so many has a poor copy, for each kind
-ROLES = ("plant", "species", "disease")  # what is strange about a stranger: the bar of `rejection` that is to refuse it
+ROLES = (
+    "plant",
+    "species",
+    "disease",
+)  # what is strange about a stranger: the bar of `rejection` that is to refuse it
 
 
 @dataclass(frozen=True)
 class Stranger:
-    """Pictures of one kind of stranger: its name, its role (one of `ROLES`), and per split the files."""
+    """Pictures of one kind of stranger: its name, its role (one of `ROLES`), and per split the
+    files."""
 
     name: str
     role: str
     files: dict[str, list[Path]]
 
 
-def known_strangers(data: Organized, ood: Iterable[str] = (), unknown_plants: Iterable[str] = ()) -> list[Stranger]:
+def known_strangers(
+    data: Organized, ood: Iterable[str] = (), unknown_plants: Iterable[str] = ()
+) -> list[Stranger]:
     """List what a person has shown of strangers.
 
     Args:
-        data: below it stand not_plants/{val,test}/, a folder there for each kind that --not-plants of 01 had, and holdout/ for the
-            rows of the holdouts.
-        ood, unknown_plants: further folders, `DIR` or `NAME=DIR`; half of their pictures, by the hash of the file, fit and the
-            other half are reported.
+        data: below it stand not_plants/{val,test}/, a folder there for each kind that --not-plants
+            of 01 had, and holdout/ for the rows of the holdouts.
+        ood, unknown_plants: further folders, `DIR` or `NAME=DIR`; half of their pictures, by the
+            hash of the file, fit and the other half are reported.
 
     Raises:
-        SystemExit: for a folder that is not there or holds no picture, and where two kinds have one name.
+        SystemExit: for a folder that is not there or holds no picture, and where two kinds have one
+            name.
     """
     kinds: dict[str, dict[str, list[Path]]] = {}
     for split in ("val", "test"):
@@ -51,19 +60,33 @@ def known_strangers(data: Organized, ood: Iterable[str] = (), unknown_plants: It
             kind = path.parent.name if path.parent.parent.name == split else "not_plants"
             kinds.setdefault(kind, {"val": [], "test": []})[split].append(path)
     found = [Stranger(kind, "plant", files) for kind, files in sorted(kinds.items())]
-    found += [_folder(text, role, flag) for role, flag, texts in (("plant", "--ood", ood), ("species", "--unknown-plants", unknown_plants))
-              for text in texts]
+    found += [
+        _folder(text, role, flag)
+        for role, flag, texts in (
+            ("plant", "--ood", ood),
+            ("species", "--unknown-plants", unknown_plants),
+        )
+        for text in texts
+    ]
     held: dict[str, list[Path]] = {"holdout_species": [], "holdout_diseases": []}
     if (data.root / "holdout").is_dir():
-        with (data.root / "manifest.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with (data.root / "manifest.csv").open(
+            newline="", encoding="utf-8", errors="surrogateescape"
+        ) as file:
             for row in csv.DictReader(file):
                 if row["split"] in held and not row["offset"]:
                     held[row["split"]].append(data.root / row["path"])
-    found += [Stranger(name, role, _halves(held[name])) for name, role in zip(held, ROLES[1:], strict=True)]
+    found += [
+        Stranger(name, role, _halves(held[name]))
+        for name, role in zip(held, ROLES[1:], strict=True)
+    ]
     found = [stranger for stranger in found if any(stranger.files.values())]
     names = [stranger.name for stranger in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        fail(f"two kinds of strangers are called {twice}. Give yours another name: --ood NAME=DIR, --unknown-plants NAME=DIR.")
+        fail(
+            f"two kinds of strangers are called {twice}. Give yours another name: --ood NAME=DIR, "
+            f"--unknown-plants NAME=DIR."
+        )
     return found
 
 
@@ -72,7 +95,9 @@ def _folder(text: str, role: str, flag: str) -> Stranger:
     path = Path(folder)
     if not path.is_dir():
         fail(f"{flag} {text}: there is no folder {folder}.")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+    files = sorted(
+        p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file()
+    )
     if not files:
         fail(f"{flag} {text}: the folder holds no picture.")
     return Stranger(name or path.name, role, _halves(files))
@@ -88,7 +113,9 @@ def _halves(files: list[Path]) -> dict[str, list[Path]]:
 class Pictures:
     """All pictures of an export at one model size, in batches, in a fixed order."""
 
-    def __init__(self, data: Organized, size: int, strangers: list[Stranger], at_most: int, workers: int) -> None:
+    def __init__(
+        self, data: Organized, size: int, strangers: list[Stranger], at_most: int, workers: int
+    ) -> None:
         """Say where they are.
 
         Args:
@@ -98,23 +125,43 @@ class Pictures:
             at_most: pictures per split and kind, evenly spread.
             workers: of the loader.
         """
-        self.data, self.size, self.strange, self.at_most, self.workers = data, size, strangers, at_most, workers
+        self.data, self.size, self.strange, self.at_most, self.workers = (
+            data,
+            size,
+            strangers,
+            at_most,
+            workers,
+        )
 
     def at(self, size: int) -> Pictures:
         """The same pictures for a model of another size."""
         return Pictures(self.data, size, self.strange, self.at_most, self.workers)
 
-    def batches(self, split: str, batch_size: int = BATCH, at_most: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (uint8 (N, size, size, 3), leaf int64 (N,)) of a split; with `at_most`, of some of the pictures it gives without."""
+    def batches(
+        self, split: str, batch_size: int = BATCH, at_most: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (uint8 (N, size, size, 3), leaf int64 (N,)) of a split; with `at_most`, of some of
+        the pictures it gives without."""
         chosen = spread(len(self.data.splits[split]), self.at_most)
-        yield from self._load(split, chosen[spread(len(chosen), at_most or self.at_most)], batch_size)
+        yield from self._load(
+            split, chosen[spread(len(chosen), at_most or self.at_most)], batch_size
+        )
 
     def calibration(self, at_most: int = 256) -> Iterator[np.ndarray]:
         """Yield class-balanced pictures of train, uint8 (N, size, size, 3)."""
-        yield from (pictures for pictures, _ in self._load("train", balanced(self.data.splits["train"].class_idx, at_most), 16))
+        yield from (
+            pictures
+            for pictures, _ in self._load(
+                "train", balanced(self.data.splits["train"].class_idx, at_most), 16
+            )
+        )
 
-    def _load(self, split: str, chosen: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        views: Any = torch.utils.data.Subset(EvalViews(self.data.splits[split], self.size), chosen.tolist())
+    def _load(
+        self, split: str, chosen: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        views: Any = torch.utils.data.Subset(
+            EvalViews(self.data.splits[split], self.size), chosen.tolist()
+        )
         for pictures, class_idx in make_loader(views, self.workers, batch_size=batch_size):
             yield pictures.numpy(), class_idx.numpy()
 
@@ -126,7 +173,11 @@ class Pictures:
 
     def count_strangers(self, role: str, split: str) -> int:
         """How many files `strangers` reads at most."""
-        return sum(len(stranger.files[split][: self.at_most]) for stranger in self.strange if stranger.role == role)
+        return sum(
+            len(stranger.files[split][: self.at_most])
+            for stranger in self.strange
+            if stranger.role == role
+        )
 
     def _read(self, files: list[Path]) -> Iterator[np.ndarray]:
         for start in range(0, len(files), BATCH):
@@ -140,18 +191,24 @@ class Pictures:
             if batch:
                 yield np.stack(batch)
 
-    def poor(self, kind: str, split: str, at_most: int = POOR_AT_MOST) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield poor copies of some of a split's plants: (uint8 (N, size, size, 3), leaf int64 (N,))."""
+    def poor(
+        self, kind: str, split: str, at_most: int = POOR_AT_MOST
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield poor copies of some of a split's plants: (uint8 (N, size, size, 3), leaf int64
+        (N,))."""
         first = 0
         for pictures, class_idx in self.batches(split, at_most=max(1, min(at_most, self.at_most))):
             yield shifted(pictures, kind, first), class_idx
             first += len(pictures)
 
     def with_poor(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield a split as `batches` does, and poor copies of every kind of one picture in `POOR_SHARE`."""
+        """Yield a split as `batches` does, and poor copies of every kind of one picture in
+        `POOR_SHARE`."""
         yield from self.batches(split)
         for kind in SHIFTS:
-            yield from self.poor(kind, split, min(len(self.data.splits[split]), self.at_most) // POOR_SHARE)
+            yield from self.poor(
+                kind, split, min(len(self.data.splits[split]), self.at_most) // POOR_SHARE
+            )
 
 
 def spread(count: int, at_most: int) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Poor photos: dark, blurred, cropped or compressed copies of a picture, and the limits below which a photo counts as poor. No torch."""
+"""Poor photos: dark, blurred, cropped or compressed copies of a picture, and the limits below which
+a photo counts as poor. No torch."""
 
 from __future__ import annotations
 
@@ -14,12 +15,14 @@ FAILED = 0.01  # share of val photos below each limit of brightness, sharpness a
 
 
 def shifted(pictures: np.ndarray, kind: str, first: int = 0) -> np.ndarray:
-    """Make a poor photo of each picture: a third of the light, out of focus, a crop off the middle, or a strong JPEG.
+    """Make a poor photo of each picture: a third of the light, out of focus, a crop off the middle,
+    or a strong JPEG.
 
     Args:
         pictures: uint8 (N, size, size, 3), RGB.
         kind: one of `SHIFTS`.
-        first: number of the first picture in its split; where a crop lies follows from it, so that batches do not matter.
+        first: number of the first picture in its split; where a crop lies follows from it, so that
+            batches do not matter.
 
     Returns:
         uint8 (N, size, size, 3).
@@ -42,20 +45,29 @@ def _shift(rgb: np.ndarray, kind: str, number: int) -> np.ndarray:
         side = max(1, round(0.6 * size))
         far = size - side
         y, x = ((0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2))[number % 5]
-        return cv2.resize(np.ascontiguousarray(rgb[y : y + side, x : x + side]), (size, size), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(
+            np.ascontiguousarray(rgb[y : y + side, x : x + side]),
+            (size, size),
+            interpolation=cv2.INTER_LINEAR,
+        )
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=10)
     return np.array(Image.open(buffer))
 
 
 def fit_photo(quality: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Find the limits below which a photo counts as poor: the value that `FAILED` of val photos lie below.
+    """Find the limits below which a photo counts as poor: the value that `FAILED` of val photos lie
+    below.
 
     Args:
-        quality: {measure: float (N,)} of val plants: `photo_quality`, and `short_side`, px as the photo came.
+        quality: {measure: float (N,)} of val plants: `photo_quality`, and `short_side`, px as the
+            photo came.
 
     Returns:
         {measure: limit}; half the smallest value where there are fewer than 100 photos.
     """
-    return {name: float(np.quantile(values, FAILED) if len(values) >= 1 / FAILED else values.min() / 2)
-            for name, values in quality.items() if len(values)}
+    return {
+        name: float(np.quantile(values, FAILED) if len(values) >= 1 / FAILED else values.min() / 2)
+        for name, values in quality.items()
+        if len(values)
+    }

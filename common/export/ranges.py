@@ -1,4 +1,5 @@
-"""What values flow through an ONNX model: the ranges that INT8 activations are scaled by. No torch."""
+"""What values flow through an ONNX model: the ranges that INT8 activations are scaled by. No
+torch."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Seen:
     Attributes:
         low, high: least and greatest value.
         sample: float32 (K,), values evenly spread over pictures and places.
-        mean: float64 (C,), mean per channel: along axis 1 of maps (N, C, h, w), else along the last axis.
+        mean: float64 (C,), mean per channel: along axis 1 of maps (N, C, h, w), else along the last
+            axis.
     """
 
     low: float
@@ -47,7 +49,9 @@ class Range:
         return self.scale * (LEVELS - self.zero)
 
 
-def observe(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]) -> dict[str, Seen]:
+def observe(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]
+) -> dict[str, Seen]:
     """Run a model over pictures and look at some of its tensors.
 
     Args:
@@ -66,7 +70,11 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[np
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     outputs = {output.name for output in opened.graph.output}
-    opened.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted if name not in outputs)
+    opened.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in wanted
+        if name not in outputs
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "opened.onnx"
         onnx.save(opened, path)
@@ -75,14 +83,24 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[np
     samples: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     pictures = 0
     for batch in batches:
-        for name, value in zip(wanted, session.run(wanted, {"images": np.ascontiguousarray(batch)}), strict=True):
+        for name, value in zip(
+            wanted, session.run(wanted, {"images": np.ascontiguousarray(batch)}), strict=True
+        ):
             flat, last = value.reshape(-1), seen.get(name)
             step = max(1, flat.size // KEPT)
-            samples[name].append(flat[pictures % step :: step].copy())  # begins elsewhere in each batch
-            axes = tuple(i for i in range(value.ndim) if i != (1 if value.ndim == 4 else value.ndim - 1))
+            samples[name].append(
+                flat[pictures % step :: step].copy()
+            )  # begins elsewhere in each batch
+            axes = tuple(
+                i for i in range(value.ndim) if i != (1 if value.ndim == 4 else value.ndim - 1)
+            )
             mean = value.mean(axis=axes, dtype=np.float64) * len(batch)
-            seen[name] = Seen(min(float(flat.min()), last.low if last else np.inf), max(float(flat.max()), last.high if last else -np.inf),
-                              samples[name][-1], mean + (last.mean if last else 0.0))
+            seen[name] = Seen(
+                min(float(flat.min()), last.low if last else np.inf),
+                max(float(flat.max()), last.high if last else -np.inf),
+                samples[name][-1],
+                mean + (last.mean if last else 0.0),
+            )
         pictures += len(batch)
     if not pictures:
         raise ValueError("there are no pictures to calibrate with")
@@ -96,8 +114,9 @@ def choose_range(seen: Seen, *, least_error: bool = True) -> Range:
 
     Args:
         seen: of the tensor.
-        least_error: cut rare values off where the squared error of all values gains by it; else from the least value to the
-            greatest. Zero is always stored exactly, as padding needs it.
+        least_error: cut rare values off where the squared error of all values gains by it; else
+            from the least value to the greatest. Zero is always stored exactly, as padding needs
+            it.
 
     Returns:
         the range; its zero is 0 where no value is negative.
@@ -110,7 +129,8 @@ def choose_range(seen: Seen, *, least_error: bool = True) -> Range:
     counts, edges = np.histogram(seen.sample, bins=BINS)
     centres = ((edges[1:] + edges[:-1]) / 2)[counts > 0]
     weights = counts[counts > 0].astype(np.float64)
-    # the sample may have missed the farthest values: they count as one each, so that nobody is cut off for free
+    # the sample may have missed the farthest values: they count as one each, so that nobody is cut
+    # off for free
     centres, weights = np.append(centres, (low, high)), np.append(weights, (1.0, 1.0))
     shares = np.linspace(0.2, 1.0, 33)
     best, least = _range(low, high), np.inf
@@ -118,7 +138,9 @@ def choose_range(seen: Seen, *, least_error: bool = True) -> Range:
         for above in shares if high > 0 else (1.0,):
             candidate = _range(low * below, high * above)
             stored = np.clip(np.round(centres / candidate.scale) + candidate.zero, 0, LEVELS)
-            error = float((weights * ((stored - candidate.zero) * candidate.scale - centres) ** 2).sum())
+            error = float(
+                (weights * ((stored - candidate.zero) * candidate.scale - centres) ** 2).sum()
+            )
             if error < least:
                 best, least = candidate, error
     return best

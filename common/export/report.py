@@ -19,10 +19,14 @@ from common.train.metrics import DECISIONS
 
 
 def stage_seconds(checkpoints: Path, student: Path | None) -> dict[str, float]:
-    """Seconds that training took, from the logs in the folder of the runs and beside the student's checkpoint."""
+    """Seconds that training took, from the logs in the folder of the runs and beside the student's
+    checkpoint."""
+
     def logged(*folders: str, root: Path = checkpoints) -> float:
         files = [root / folder / "log.jsonl" for folder in folders]
-        rows = [json.loads(line) for f in files if f.is_file() for line in f.read_text().splitlines()]
+        rows = [
+            json.loads(line) for f in files if f.is_file() for line in f.read_text().splitlines()
+        ]
         return round(sum(row["seconds"] for row in rows), 1)
 
     runs = ("species_only", "disease_heads", "hierarchical_full")
@@ -30,102 +34,255 @@ def stage_seconds(checkpoints: Path, student: Path | None) -> dict[str, float]:
     return {"train_species": logged(runs[0]), "train_disease": logged(*runs[1:]), **light}
 
 
-def compose_report(result: dict[str, Any], data: Organized, checkpoints: Path, student: Path | None, seconds: float) -> dict[str, Any]:
-    """Compose report.json: data, test figures, rejection, calibration, decisions, models, the gate, the light model, seconds."""
+def compose_report(
+    result: dict[str, Any], data: Organized, checkpoints: Path, student: Path | None, seconds: float
+) -> dict[str, Any]:
+    """Compose report.json: data, test figures, rejection, calibration, decisions, models, the gate,
+    the light model, seconds."""
     content, tree = result["bundle"], data.tree
     cards, main = content["models"], content["models"]["model.onnx"]
     probabilities, _, class_idx = result["outcomes"]["model.onnx"].splits["test"]
     plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
     return {
-        "data": {"species": tree.num_species, "classes": tree.num_classes, "tail_classes": int((data.class_sizes <= 80).sum()),
-                 **{name: len(split) for name, split in data.splits.items()}},
+        "data": {
+            "species": tree.num_species,
+            "classes": tree.num_classes,
+            "tail_classes": int((data.class_sizes <= 80).sum()),
+            **{name: len(split) for name, split in data.splits.items()},
+        },
         "test": {k: v for k, v in main["metrics"].items() if not isinstance(v, dict)},
         "ood": main["metrics"]["ood"],
-        "calibration": {"before": calibration_figures(plain, class_idx, tree, data.class_sizes),
-                        "after": calibration_figures(probabilities, class_idx, tree, data.class_sizes)},
-        "decisions": main["metrics"]["decisions"], "climb": main["metrics"]["climb"],
-        "models": {name: {"size_mb": card["size_mb"], "precision": card["precision"],
-                          **{k: v for k, v in card["metrics"].items() if k != "rejection_val"}} for name, card in cards.items()},
-        "int8_tried": result["tried"], "gate": [verdict.to_dict() for verdict in result["verdicts"]],
-        "torch_ms_p50": result["torch_ms"], "default_model": content["default_model"], "browser": result.get("browser"),
-        "temperature": main["temperature"], "rejection": {k: v for k, v in main["rejection"].items() if k != "quantiles"},
-        "rollup": main["rollup"], "seconds": {**stage_seconds(checkpoints, student), "export": round(seconds, 1)}}
+        "calibration": {
+            "before": calibration_figures(plain, class_idx, tree, data.class_sizes),
+            "after": calibration_figures(probabilities, class_idx, tree, data.class_sizes),
+        },
+        "decisions": main["metrics"]["decisions"],
+        "climb": main["metrics"]["climb"],
+        "models": {
+            name: {
+                "size_mb": card["size_mb"],
+                "precision": card["precision"],
+                **{k: v for k, v in card["metrics"].items() if k != "rejection_val"},
+            }
+            for name, card in cards.items()
+        },
+        "int8_tried": result["tried"],
+        "gate": [verdict.to_dict() for verdict in result["verdicts"]],
+        "torch_ms_p50": result["torch_ms"],
+        "default_model": content["default_model"],
+        "browser": result.get("browser"),
+        "temperature": main["temperature"],
+        "rejection": {k: v for k, v in main["rejection"].items() if k != "quantiles"},
+        "rollup": main["rollup"],
+        "seconds": {**stage_seconds(checkpoints, student), "export": round(seconds, 1)},
+    }
 
 
-TARGETS = {"species_top1": 0.95, "disease_top1": 0.88, "disease_top3": 0.94, "cascade_top1": 0.90, "tail_f1": 0.80}
+TARGETS = {
+    "species_top1": 0.95,
+    "disease_top1": 0.88,
+    "disease_top3": 0.94,
+    "cascade_top1": 0.90,
+    "tail_f1": 0.80,
+}
 
 
 def report_table(report: dict[str, Any]) -> str:
     """Lay out the main figures on test beside the targets of the source."""
-    names = {"species_top1": "species top-1", "disease_top1": "disease top-1, species given",
-             "disease_top3": "disease top-3, species given",
-             "cascade_top1": "species and disease right", "macro_f1": "macro F1", "tail_f1": "macro F1 of classes <= 80 pictures",
-             "calibration_error": "calibration error"}
+    names = {
+        "species_top1": "species top-1",
+        "disease_top1": "disease top-1, species given",
+        "disease_top3": "disease top-3, species given",
+        "cascade_top1": "species and disease right",
+        "macro_f1": "macro F1",
+        "tail_f1": "macro F1 of classes <= 80 pictures",
+        "calibration_error": "calibration error",
+    }
     rows = []
     for key, label in names.items():
         value = report["test"][key]
-        rows.append((label, "-" if value is None else f"{value:.4f}", f">= {TARGETS[key]}" if key in TARGETS else ""))
-    rows.append(("calibration error without chance", f"{report['calibration']['after']['all']['error']:.4f}", "<= 0.03"))
+        rows.append(
+            (
+                label,
+                "-" if value is None else f"{value:.4f}",
+                f">= {TARGETS[key]}" if key in TARGETS else "",
+            )
+        )
+    rows.append(
+        (
+            "calibration error without chance",
+            f"{report['calibration']['after']['all']['error']:.4f}",
+            "<= 0.03",
+        )
+    )
     if report["ood"]:
-        rows += [("pictures of no plant refused", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
-                 ("plants refused as strangers", f"{report['ood']['plants_lost']:.4f}", "<= 0.01"),
-                 ("rejection AUROC", f"{report['ood']['auroc']:.4f}", "")]
-    rows += [(f"{name}: agrees with PyTorch", f"{m['top1_agreement']:.4f}", ">= 0.99") for name, m in report["models"].items()]
-    rows += [(f"{name}: ms per picture, 1 thread", f"{m['ms_p50']:.1f}", "") for name, m in report["models"].items()]
+        rows += [
+            ("pictures of no plant refused", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
+            ("plants refused as strangers", f"{report['ood']['plants_lost']:.4f}", "<= 0.01"),
+            ("rejection AUROC", f"{report['ood']['auroc']:.4f}", ""),
+        ]
+    rows += [
+        (f"{name}: agrees with PyTorch", f"{m['top1_agreement']:.4f}", ">= 0.99")
+        for name, m in report["models"].items()
+    ]
+    rows += [
+        (f"{name}: ms per picture, 1 thread", f"{m['ms_p50']:.1f}", "")
+        for name, m in report["models"].items()
+    ]
     rows += [(f"{name}: MB", f"{m['size_mb']:.2f}", "") for name, m in report["models"].items()]
     if report["browser"]:
         found = report["browser"]["deferral"]["test"]
-        rows += [("light model: species and disease right", f"{found['browser']:.4f}", ""),
-                 (f"the same, {found['sent']:.0%} of photos sent to the server", f"{found['hybrid']:.4f}", f"server {found['server']:.4f}")]
+        rows += [
+            ("light model: species and disease right", f"{found['browser']:.4f}", ""),
+            (
+                f"the same, {found['sent']:.0%} of photos sent to the server",
+                f"{found['hybrid']:.4f}",
+                f"server {found['server']:.4f}",
+            ),
+        ]
     return table(rows, ("on test", "value", "target"))
 
 
 def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
     """Compose report.md."""
-    content, figures, card = result["bundle"], report["calibration"], result["bundle"]["models"]["model.onnx"]
+    content, figures, card = (
+        result["bundle"],
+        report["calibration"],
+        result["bundle"]["models"]["model.onnx"],
+    )
     species = [entry["name"] for entry in content["tree"]["species"]]
     lines = [
-        f"# Export of {content['backbone']} ({content['recipe']})", "",
-        f"{report['data']['species']} species, {report['data']['classes']} classes; figures from {report['test']['n']} test pictures.",
-        f"Default model: `{content['default_model']}`.", "", report_table(report), "", "## INT8", "",
-        "Decided on val, held against test.", "", *gate.report_lines(result["verdicts"], report["int8_tried"]),
-        "## Calibration", "", *calibrate.report_lines(figures["before"], figures["after"], result["temperatures"], species), "",
-        "![reliability](reliability.png)", "", "## Strangers", "",
-        *ood.report_lines(card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]),
-        "![scores](scores.png)", "", "## How deep an answer goes", "", *rollup.report_lines(card["rollup"], card["metrics"]["climb"]), "",
-        "![accuracy against coverage](coverage.png)", "",
-        table([(name, *(f"{row[key]:.4f}" for key in ("class", "species", "macro_f1")), DECISIONS[name])
-               for name, row in report["decisions"].items()], ("decision", "leaf right", "species right", "macro F1", "what it is")), "",
-        "## Checks", "",
-        table([(name, f"{m['max_probability_difference']:.2e}", f"{m['batch_difference']:.2e}", f"{m['species_top1']:.4f}",
-                f"{m['cascade_top1']:.4f}", f"{m['macro_f1']:.4f}", f"{m['ms_p50']:.1f}") for name, m in report["models"].items()],
-              ("model", "largest difference to PyTorch", "batch of 8 against 8 of 1", "species", "cascade", "macro F1", "ms")), ""]
+        f"# Export of {content['backbone']} ({content['recipe']})",
+        "",
+        f"{report['data']['species']} species, {report['data']['classes']} classes; figures from "
+        f"{report['test']['n']} test pictures.",
+        f"Default model: `{content['default_model']}`.",
+        "",
+        report_table(report),
+        "",
+        "## INT8",
+        "",
+        "Decided on val, held against test.",
+        "",
+        *gate.report_lines(result["verdicts"], report["int8_tried"]),
+        "## Calibration",
+        "",
+        *calibrate.report_lines(
+            figures["before"], figures["after"], result["temperatures"], species
+        ),
+        "",
+        "![reliability](reliability.png)",
+        "",
+        "## Strangers",
+        "",
+        *ood.report_lines(
+            card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]
+        ),
+        "![scores](scores.png)",
+        "",
+        "## How deep an answer goes",
+        "",
+        *rollup.report_lines(card["rollup"], card["metrics"]["climb"]),
+        "",
+        "![accuracy against coverage](coverage.png)",
+        "",
+        table(
+            [
+                (
+                    name,
+                    *(f"{row[key]:.4f}" for key in ("class", "species", "macro_f1")),
+                    DECISIONS[name],
+                )
+                for name, row in report["decisions"].items()
+            ],
+            ("decision", "leaf right", "species right", "macro F1", "what it is"),
+        ),
+        "",
+        "## Checks",
+        "",
+        table(
+            [
+                (
+                    name,
+                    f"{m['max_probability_difference']:.2e}",
+                    f"{m['batch_difference']:.2e}",
+                    f"{m['species_top1']:.4f}",
+                    f"{m['cascade_top1']:.4f}",
+                    f"{m['macro_f1']:.4f}",
+                    f"{m['ms_p50']:.1f}",
+                )
+                for name, m in report["models"].items()
+            ],
+            (
+                "model",
+                "largest difference to PyTorch",
+                "batch of 8 against 8 of 1",
+                "species",
+                "cascade",
+                "macro F1",
+                "ms",
+            ),
+        ),
+        "",
+    ]
     if report["browser"]:
-        lines += [*light_export.report_lines(report["browser"]), "", "![deferral](deferral.png)", ""]
+        lines += [
+            *light_export.report_lines(report["browser"]),
+            "",
+            "![deferral](deferral.png)",
+            "",
+        ]
     return "\n".join(lines)
 
 
 def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
-    """Draw the pictures of report.md: reliability.png, coverage.png, scores.png and, with a light model, deferral.png."""
-    tree, card, outcome = data.tree, result["bundle"]["models"]["model.onnx"], result["outcomes"]["model.onnx"]
+    """Draw the pictures of report.md: reliability.png, coverage.png, scores.png and, with a light
+    model, deferral.png."""
+    tree, card, outcome = (
+        data.tree,
+        result["bundle"]["models"]["model.onnx"],
+        result["outcomes"]["model.onnx"],
+    )
     probabilities, _, class_idx = outcome.splits["test"]
     plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
-    export_plots.reliability(*((p.max(1), p.argmax(1) == class_idx) for p in (plain, probabilities)), folder / "reliability.png")
+    export_plots.reliability(
+        *((p.max(1), p.argmax(1) == class_idx) for p in (plain, probabilities)),
+        folder / "reliability.png",
+    )
     rows, sums = np.arange(len(class_idx)), species_probabilities(probabilities, tree)
-    classes, kinds = {"joint": joint_class(probabilities, tree), "routed": routed_class(probabilities, tree)}, {}
+    classes, kinds = (
+        {"joint": joint_class(probabilities, tree), "routed": routed_class(probabilities, tree)},
+        {},
+    )
     for name, answer in classes.items():
         kind = tree.class_species[answer]
         kinds[name] = (sums[rows, kind], kind == tree.class_species[class_idx])
-    export_plots.coverage({name: (probabilities[rows, answer], answer == class_idx) for name, answer in classes.items()}, kinds,
-                          card["metrics"]["climb"], folder / "coverage.png")
+    export_plots.coverage(
+        {
+            name: (probabilities[rows, answer], answer == class_idx)
+            for name, answer in classes.items()
+        },
+        kinds,
+        card["metrics"]["climb"],
+        folder / "coverage.png",
+    )
     names, panels = result["bundle"]["scores"], []
-    for title, bar in (("refused", card["rejection"]), ("called no plant", card["rejection"]["plant"])):
+    for title, bar in (
+        ("refused", card["rejection"]),
+        ("called no plant", card["rejection"]["plant"]),
+    ):
         if bar is None:
             continue
-        groups = {"plants": outcome.splits["test"][1]} | {k: v for r in ("plant", "species") for k, v in
-                                                          outcome.strangers["test"][r].items()}
-        panels.append((title, {k: ood.value(bar["weights"], ood.columns(v, names)) for k, v in groups.items()},
-                       bar["threshold"]))
+        groups = {"plants": outcome.splits["test"][1]} | {
+            k: v for r in ("plant", "species") for k, v in outcome.strangers["test"][r].items()
+        }
+        panels.append(
+            (
+                title,
+                {k: ood.value(bar["weights"], ood.columns(v, names)) for k, v in groups.items()},
+                bar["threshold"],
+            )
+        )
     export_plots.scores(panels, folder / "scores.png")
     if result.get("browser"):
         export_plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")

@@ -1,19 +1,23 @@
-"""Answers at the depth one can stand behind: bars per precision, with a promise that holds for finite val splits. No torch.
+"""Answers at the depth one can stand behind: bars per precision, with a promise that holds for
+finite val splits. No torch.
 
-The rule climbs as in hierarchical selective classification (Goren et al., NeurIPS 2024): the leaf where its probability reaches
-the bar, else the species where its own does, else none. The bars are found by fixed-sequence testing (Angelopoulos et al.,
-"Learn then Test", 2021) with exact binomial tails, along two sequences of hypotheses that share the risk DELTA:
+The rule climbs as in hierarchical selective classification (Goren et al., NeurIPS 2024): the leaf
+where its probability reaches the bar, else the species where its own does, else none. The bars are
+found by fixed-sequence testing (Angelopoulos et al., "Learn then Test", 2021) with exact binomial
+tails, along two sequences of hypotheses that share the risk DELTA:
 
-- leaf and species at one bar, tested downwards (`LEAF_SHARE` of the risk). A bar is taken where both the leaf answers and all
-  answers given are shown to be right as often as wanted; the first that is not ends the sequence.
+- leaf and species at one bar, tested downwards (`LEAF_SHARE` of the risk). A bar is taken where
+  both the leaf answers and all answers given are shown to be right as often as wanted; the first
+  that is not ends the sequence.
 - species alone, tested downwards (the rest): what remains where diseases are told apart too badly.
 
-The promise: of repeated val splits, a share of at least 1 - DELTA gives bars with which, on further pictures drawn as val was, the
-leaf answers, and all answers given, are right at least as often as wanted; for each precision by itself. It is exact for
-probabilities and bars that do not depend on val. The candidates stand fixed, and where a sequence begins follows from the
-probabilities, never from the truth; but temperatures (and the epoch) were chosen on val too. What that costs is measured in
-tests/benchmarks/climbing.py. The promise says nothing about pictures of another kind than val's, and nothing about single classes.
-"""
+The promise: of repeated val splits, a share of at least 1 - DELTA gives bars with which, on further
+pictures drawn as val was, the leaf answers, and all answers given, are right at least as often as
+wanted; for each precision by itself. It is exact for probabilities and bars that do not depend on
+val. The candidates stand fixed, and where a sequence begins follows from the probabilities, never
+from the truth; but temperatures (and the epoch) were chosen on val too. What that costs is measured
+in tests/benchmarks/climbing.py. The promise says nothing about pictures of another kind than val's,
+and nothing about single classes."""
 
 from __future__ import annotations
 
@@ -26,14 +30,25 @@ import numpy as np
 
 from common.classes import ClassTree
 from common.console import table
-from common.decide import ANSWERED, ROLLED_UP, UNSURE, Decisions, Rejection, Rollup, decide_batch, species_probabilities
+from common.decide import (
+    ANSWERED,
+    ROLLED_UP,
+    UNSURE,
+    Decisions,
+    Rejection,
+    Rollup,
+    decide_batch,
+    species_probabilities,
+)
 from common.export.bounds import at_least, claims, lower, pictures_needed
 
 PRECISIONS = (0.90, 0.95, 0.99)
 DELTA = 0.1  # how often, of repeated val splits, a promise may fail
 LEAF_SHARE = 0.8  # of DELTA goes to the sequence that names diseases
 NEVER = 2.0  # a bar that no probability reaches
-CANDIDATES = np.append(1 / (1 + np.exp(-np.arange(10.0, -4.01, -0.25))), 0.0)  # bars in the order of testing
+CANDIDATES = np.append(
+    1 / (1 + np.exp(-np.arange(10.0, -4.01, -0.25))), 0.0
+)  # bars in the order of testing
 
 
 def name_of(precision: float) -> str:
@@ -46,27 +61,42 @@ def name_of(precision: float) -> str:
 
 @dataclass(frozen=True)
 class _Tests:
-    """Per candidate bar and promise (K, promises): answers it speaks of, how many are wrong, how many the probabilities foretell."""
+    """Per candidate bar and promise (K, promises): answers it speaks of, how many are wrong, how
+    many the probabilities foretell."""
 
     given: np.ndarray
     wrong: np.ndarray
     foretold: np.ndarray
 
     def begin(self, risk: float) -> int:
-        """The candidate of which the probabilities foretell the strongest promise (Wilson's bound); the truth has no say in it."""
+        """The candidate of which the probabilities foretell the strongest promise (Wilson's bound);
+        the truth has no say in it."""
         z, n = NormalDist().inv_cdf(1 - risk), np.maximum(self.given, 1e-9)
         share = 1 - self.foretold / n
-        low = (share + z * z / (2 * n) - z * np.sqrt(np.maximum(share * (1 - share), 0) / n + (z / n / 2) ** 2)) / (1 + z * z / n)
+        low = (
+            share
+            + z * z / (2 * n)
+            - z * np.sqrt(np.maximum(share * (1 - share), 0) / n + (z / n / 2) ** 2)
+        ) / (1 + z * z / n)
         return int(np.where(self.given > 0, low, 0).min(1).argmax())
 
     def holds(self, k: int, risk: float) -> float:
-        """What a candidate can promise, tested alone: a lower bound of the share of right answers, 0..1."""
-        return min(at_least(int(n - wrong), int(n), 1 - risk) if n else 0.0 for n, wrong in zip(self.given[k], self.wrong[k], strict=True))
+        """What a candidate can promise, tested alone: a lower bound of the share of right answers,
+        0..1."""
+        return min(
+            at_least(int(n - wrong), int(n), 1 - risk) if n else 0.0
+            for n, wrong in zip(self.given[k], self.wrong[k], strict=True)
+        )
 
     def walk(self, precision: float, risk: float) -> int | None:
-        """The last candidate up to which every one is shown to keep the precision; None where the first is not."""
+        """The last candidate up to which every one is shown to keep the precision; None where the
+        first is not."""
+
         def kept(k: int) -> bool:
-            return all(claims(n - wrong, n, precision, 1 - risk) for n, wrong in zip(self.given[k], self.wrong[k], strict=True))
+            return all(
+                claims(n - wrong, n, precision, 1 - risk)
+                for n, wrong in zip(self.given[k], self.wrong[k], strict=True)
+            )
 
         k = self.begin(risk)
         if not kept(k):
@@ -76,22 +106,32 @@ class _Tests:
         return k
 
 
-def _tests(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, full: Decisions) -> tuple[_Tests, _Tests]:
-    """Count for the sequence of one bar for leaf and species, and for that of species alone; `full` decides without bars."""
+def _tests(
+    probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, full: Decisions
+) -> tuple[_Tests, _Tests]:
+    """Count for the sequence of one bar for leaf and species, and for that of species alone; `full`
+    decides without bars."""
     accepted = _accepted(full)
     probabilities, class_idx = np.asarray(probabilities)[accepted], np.asarray(class_idx)[accepted]
     class_p = np.where(full.unknown_disease, -1.0, full.class_probability)[accepted]
     by_species = species_probabilities(probabilities, tree)
     best = by_species.argmax(1)
     species_p, single = by_species[np.arange(len(best)), best], np.diff(tree.offsets)[best] == 1
-    wrong_class, wrong_species = full.class_idx[accepted] != class_idx, best != tree.class_species[class_idx]
+    wrong_class, wrong_species = (
+        full.class_idx[accepted] != class_idx,
+        best != tree.class_species[class_idx],
+    )
 
     def count(names_classes: bool) -> _Tests:
         given, wrong, foretold = [], [], []
         for bar in CANDIDATES:
             certain = (class_p >= bar) & names_classes
             climbed = ~certain & (species_p >= bar)
-            groups = [(certain, climbed & single), (certain, climbed)] if names_classes else [(certain, climbed)]
+            groups = (
+                [(certain, climbed & single), (certain, climbed)]
+                if names_classes
+                else [(certain, climbed)]
+            )
             given.append([a.sum() + b.sum() for a, b in groups])
             wrong.append([wrong_class[a].sum() + wrong_species[b].sum() for a, b in groups])
             foretold.append([(1 - class_p)[a].sum() + (1 - species_p)[b].sum() for a, b in groups])
@@ -101,29 +141,43 @@ def _tests(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, fu
 
 
 def _accepted(decided: Decisions) -> np.ndarray:
-    return (decided.outcome == ANSWERED) | (decided.outcome == ROLLED_UP) | (decided.outcome == UNSURE)
+    return (
+        (decided.outcome == ANSWERED) | (decided.outcome == ROLLED_UP) | (decided.outcome == UNSURE)
+    )
 
 
-def fit(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, *, ood: np.ndarray | None = None,
-        rejection: Rejection | None = None, precisions: Sequence[float] = PRECISIONS, default: float = 0.95, delta: float = DELTA,
-        mode: str = "joint") -> dict[str, Any]:
+def fit(
+    probabilities: np.ndarray,
+    class_idx: np.ndarray,
+    tree: ClassTree,
+    *,
+    ood: np.ndarray | None = None,
+    rejection: Rejection | None = None,
+    precisions: Sequence[float] = PRECISIONS,
+    default: float = 0.95,
+    delta: float = DELTA,
+    mode: str = "joint",
+) -> dict[str, Any]:
     """Find the bars of each precision on val; see the module's docstring for the promise.
 
     Args:
         probabilities: float (N, leaves), joint.
         leaf: int (N,), true leaves.
         tree: the classes.
-        ood, rejection: scores (N, K) and bars of strangers; pictures that they refuse get no answer and do not count.
+        ood, rejection: scores (N, K) and bars of strangers; pictures that they refuse get no answer
+            and do not count.
         precisions: wanted shares of right answers among those given, between 0 and 1.
         default: the precision that is used where none is asked for; it is fitted too.
         delta: how often a promise may fail.
         mode: `joint` or `routed`.
 
     Returns:
-        {"default": name, "delta": delta, "precisions": {name: entry}}, as bundle.json has it. An entry: `leaf` and `species`, the
-        bars (2 = never answer at this level); `promised`: whether the precision is promised; `holds`: what the bars do promise,
-        the precision, or else a lower bound at the one bar of which most can be said; `answers`: `leaf` or `species`, the depth;
-        `needs`: fewest answers, all right, that the promise takes; `val`: figures of `judge`, on the pictures they were fitted on.
+        {"default": name, "delta": delta, "precisions": {name: entry}}, as bundle.json has it. An
+        entry: `leaf` and `species`, the bars (2 = never answer at this level); `promised`: whether
+        the precision is promised; `holds`: what the bars do promise, the precision, or else a lower
+        bound at the one bar of which most can be said; `answers`: `leaf` or `species`, the depth;
+        `needs`: fewest answers, all right, that the promise takes; `val`: figures of `judge`, on
+        the pictures they were fitted on.
     """
     ood = np.zeros((len(class_idx), 0)) if ood is None else ood
     full = decide_batch(probabilities, ood, tree, rejection, Rollup(0.0, 0.0), mode=mode)
@@ -135,11 +189,22 @@ def fit(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, *, oo
         if k is None and (k := alone.walk(precision, risks[1])) is not None:
             depth = "species"
         promised, start = k is not None, with_classes.begin(risks[0])
-        bar = float(CANDIDATES[start if k is None else k]) if _accepted(full).any() else precision  # nothing to fit: as if calibrated
-        entry = {"disease": bar if depth == "disease" else NEVER, "species": bar, "promised": promised, "answers": depth,
-                 "holds": precision if promised else with_classes.holds(start, risks[0]),
-                 "needs": pictures_needed(precision, 0, 1 - risks[0])}
-        entries[name_of(precision)] = entry | {"val": judge(entry, probabilities, class_idx, tree, ood=ood, rejection=rejection, mode=mode)}
+        bar = (
+            float(CANDIDATES[start if k is None else k]) if _accepted(full).any() else precision
+        )  # nothing to fit: as if calibrated
+        entry = {
+            "disease": bar if depth == "disease" else NEVER,
+            "species": bar,
+            "promised": promised,
+            "answers": depth,
+            "holds": precision if promised else with_classes.holds(start, risks[0]),
+            "needs": pictures_needed(precision, 0, 1 - risks[0]),
+        }
+        entries[name_of(precision)] = entry | {
+            "val": judge(
+                entry, probabilities, class_idx, tree, ood=ood, rejection=rejection, mode=mode
+            )
+        }
     return {"default": name_of(default), "delta": delta, "precisions": entries}
 
 
@@ -148,8 +213,16 @@ def fit(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, *, oo
 # region judging
 
 
-def judge(entry: Mapping[str, Any], probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, *, ood: np.ndarray | None = None,
-          rejection: Rejection | None = None, mode: str = "joint") -> dict[str, Any]:
+def judge(
+    entry: Mapping[str, Any],
+    probabilities: np.ndarray,
+    class_idx: np.ndarray,
+    tree: ClassTree,
+    *,
+    ood: np.ndarray | None = None,
+    rejection: Rejection | None = None,
+    mode: str = "joint",
+) -> dict[str, Any]:
     """Measure the bars of one precision.
 
     Args:
@@ -157,13 +230,16 @@ def judge(entry: Mapping[str, Any], probabilities: np.ndarray, class_idx: np.nda
         probabilities, leaf, tree, ood, rejection, mode: as for `fit`.
 
     Returns:
-        n pictures; refused by the bars of strangers; given, wrong: answers and wrong ones; leaf_given, leaf_wrong: those that name a
-        leaf; species_given, species_wrong: those that stop at the species (counts). coverage, leaf_coverage: shares of the n
-        answered; precision, leaf_precision: shares of right answers with precision_low, leaf_precision_low, their lower 95 %
-        bounds (Clopper-Pearson); None without answers.
+        n pictures; refused by the bars of strangers; given, wrong: answers and wrong ones;
+        leaf_given, leaf_wrong: those that name a leaf; species_given, species_wrong: those that
+        stop at the species (counts). coverage, leaf_coverage: shares of the n answered; precision,
+        leaf_precision: shares of right answers with precision_low, leaf_precision_low, their lower
+        95 % bounds (Clopper-Pearson); None without answers.
     """
     ood = np.zeros((len(class_idx), 0)) if ood is None else ood
-    decided = decide_batch(probabilities, ood, tree, rejection, Rollup(entry["disease"], entry["species"]), mode=mode)
+    decided = decide_batch(
+        probabilities, ood, tree, rejection, Rollup(entry["disease"], entry["species"]), mode=mode
+    )
     named, climbed = decided.outcome == ANSWERED, decided.outcome == ROLLED_UP
     wrong_class = int((decided.class_idx != class_idx)[named].sum())
     wrong_species = int((decided.species != tree.class_species[class_idx])[climbed].sum())
@@ -171,16 +247,30 @@ def judge(entry: Mapping[str, Any], probabilities: np.ndarray, class_idx: np.nda
     given, wrong = classes + species, wrong_class + wrong_species
 
     def shares(prefix: str, answers: int, misses: int) -> dict[str, float | None]:
-        return {f"{prefix}coverage": answers / n if n else None, f"{prefix}precision": 1 - misses / answers if answers else None,
-                f"{prefix}precision_low": at_least(answers - misses, answers) if answers else None}
+        return {
+            f"{prefix}coverage": answers / n if n else None,
+            f"{prefix}precision": 1 - misses / answers if answers else None,
+            f"{prefix}precision_low": at_least(answers - misses, answers) if answers else None,
+        }
 
-    return {"n": n, "refused": int((~_accepted(decided)).sum()), "given": given, "wrong": wrong, "disease_given": classes,
-            "disease_wrong": wrong_class, "species_given": species, "species_wrong": wrong_species, **shares("", given, wrong),
-            **shares("disease_", classes, wrong_class)}
+    return {
+        "n": n,
+        "refused": int((~_accepted(decided)).sum()),
+        "given": given,
+        "wrong": wrong,
+        "disease_given": classes,
+        "disease_wrong": wrong_class,
+        "species_given": species,
+        "species_wrong": wrong_species,
+        **shares("", given, wrong),
+        **shares("disease_", classes, wrong_class),
+    }
 
 
 def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lay out bars, promises and what test shows as lines of report.md; `test` has `judge`'s figures by name of precision."""
+    """Lay out bars, promises and what test shows as lines of report.md; `test` has `judge`'s
+    figures by name of precision."""
+
     def share(row: Mapping[str, Any], key: str, low: bool = True) -> str:
         if row[key] is None:
             return "-"
@@ -189,28 +279,79 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
     rows, notes, sure = [], [], 1 - fitted["delta"]
     for name, entry in fitted["precisions"].items():
         row = test[name]
-        bars = [f"{entry[level]:.3f}" if entry[level] <= 1 else "never" for level in ("disease", "species")]
-        rows.append((name + (" (default)" if name == fitted["default"] else ""), *bars, "yes" if entry["promised"] else
-                     f"only {entry['holds']:.3f}", share(row, "precision"), share(row, "coverage", False), share(row, "disease_precision"),
-                     share(row, "disease_coverage", False)))
+        bars = [
+            f"{entry[level]:.3f}" if entry[level] <= 1 else "never"
+            for level in ("disease", "species")
+        ]
+        rows.append(
+            (
+                name + (" (default)" if name == fitted["default"] else ""),
+                *bars,
+                "yes" if entry["promised"] else f"only {entry['holds']:.3f}",
+                share(row, "precision"),
+                share(row, "coverage", False),
+                share(row, "disease_precision"),
+                share(row, "disease_coverage", False),
+            )
+        )
         if not entry["promised"]:
-            notes.append(f"At {name} the {entry['val']['n']:,} val pictures do not carry the promise: it takes {entry['needs']:,} answers "
-                         f"that are all right, or more with errors among them. With these bars {entry['holds']:.1%} can be promised.")
+            notes.append(
+                f"At {name} the {entry['val']['n']:,} val pictures do not carry the promise: it "
+                f"takes {entry['needs']:,} answers "
+                f"that are all right, or more with errors among them. With these bars "
+                f"{entry['holds']:.1%} can be promised."
+            )
         elif entry["answers"] == "species":
-            notes.append(f"At {name} no disease is named: val does not show that diseases are told apart so well. Species are.")
-    return [table(rows, ("precision", "bar for leaf", "bar for species", "promised", "right on test (95 % bound)", "answered",
-                         "leaf answers right", "leaf answered")), "", *notes,
-            f"Promised with {sure:.0%} confidence: leaf answers, and all answers given, are right at least so often on pictures drawn as "
-            "val was (strangers left out)."]
-
+            notes.append(
+                f"At {name} no disease is named: val does not show that diseases are told apart "
+                f"so well. Species are."
+            )
+    return [
+        table(
+            rows,
+            (
+                "precision",
+                "bar for leaf",
+                "bar for species",
+                "promised",
+                "right on test (95 % bound)",
+                "answered",
+                "leaf answers right",
+                "leaf answered",
+            ),
+        ),
+        "",
+        *notes,
+        f"Promised with {sure:.0%} confidence: leaf answers, and all answers given, are right at "
+        f"least so often on pictures drawn as "
+        "val was (strangers left out).",
+    ]
 
 
 def decision_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Lay out `metrics.decision_figures`, the ways to decide without any bar, as lines of report.md."""
-    what = {"joint": "the most probable leaf, P(species) x P(disease given species)",
-            "routed": "the best leaf of the most probable species",
-            "flat": "the greatest logit among all leaves, for which heads trained apart per species are not made"}
-    return [table([(name, f"{row['class']:.4f}", f"{row['species']:.4f}", f"{row['macro_f1']:.4f}", what[name])
-                   for name, row in figures.items()], ("decision", "leaf right", "species right", "macro F1", "what it is"))]
+    """Lay out `metrics.decision_figures`, the ways to decide without any bar, as lines of
+    report.md."""
+    what = {
+        "joint": "the most probable leaf, P(species) x P(disease given species)",
+        "routed": "the best leaf of the most probable species",
+        "flat": "the greatest logit among all leaves, for which heads trained apart per species "
+        "are not made",
+    }
+    return [
+        table(
+            [
+                (
+                    name,
+                    f"{row['class']:.4f}",
+                    f"{row['species']:.4f}",
+                    f"{row['macro_f1']:.4f}",
+                    what[name],
+                )
+                for name, row in figures.items()
+            ],
+            ("decision", "leaf right", "species right", "macro F1", "what it is"),
+        )
+    ]
+
 
 # endregion

@@ -1,4 +1,5 @@
-"""Pictures of the organized data: class sizes, a contact sheet per class, and a page that holds them all. No torch."""
+"""Pictures of the organized data: class sizes, a contact sheet per class, and a page that holds
+them all. No torch."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ CHIPS = ("#c2408f", "#2a7f8e", "#7a55c7", "#b0532a", "#4f7d1f", "#a33a46")
 
 
 class Member(NamedTuple):
-    """One picture of a sheet: its bytes, its split (0 train, 1 val, 2 test), its group, and the group's pictures in the class."""
+    """One picture of a sheet: its bytes, its split (0 train, 1 val, 2 test), its group, and the
+    group's pictures in the class."""
 
     data: bytes
     split: int
@@ -43,7 +45,8 @@ class Member(NamedTuple):
 
 
 def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool = False) -> None:
-    """Draw the class sizes, largest first, on a log scale and coloured by split (PNG), and say how many are rare.
+    """Draw the class sizes, largest first, on a log scale and coloured by split (PNG), and say how
+    many are rare.
 
     Args:
         path: where the picture goes.
@@ -56,13 +59,24 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    ground, ink, soft, colors = ("#181f1b", "#e7ede8", "#9daca2", ("#4f9a70", "#5fa8e8", "#f0b23c")) if dark else (
-        "#ffffff", "#1b241e", "#5a685f", ("#7fb795", "#2f78b7", "#d08a1d"))
+    ground, ink, soft, colors = (
+        ("#181f1b", "#e7ede8", "#9daca2", ("#4f9a70", "#5fa8e8", "#f0b23c"))
+        if dark
+        else ("#ffffff", "#1b241e", "#5a685f", ("#7fb795", "#2f78b7", "#d08a1d"))
+    )
     total = counts.sum(1)
     order = np.argsort(-total, kind="stable")
     n, tops = len(order), np.cumsum(counts[order], axis=1)
-    style = {"text.color": ink, "axes.labelcolor": soft, "xtick.color": soft, "ytick.color": soft, "axes.edgecolor": soft, "font.size": 10,
-             "axes.facecolor": ground, "figure.facecolor": ground}
+    style = {
+        "text.color": ink,
+        "axes.labelcolor": soft,
+        "xtick.color": soft,
+        "ytick.color": soft,
+        "axes.edgecolor": soft,
+        "font.size": 10,
+        "axes.facecolor": ground,
+        "figure.facecolor": ground,
+    }
     with plt.rc_context(style):
         figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
         low, x = 0.7, np.arange(1, n + 1)
@@ -71,24 +85,44 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
             if n <= 60:
                 axis.bar(x, top, width=0.82, color=colors[k], label=SPLITS[k])
             else:
-                axis.fill_between(np.repeat(x, 2) + np.tile([-0.5, 0.5], n), low, np.repeat(top, 2), color=colors[k], linewidth=0,
-                                  label=SPLITS[k])
+                axis.fill_between(
+                    np.repeat(x, 2) + np.tile([-0.5, 0.5], n),
+                    low,
+                    np.repeat(top, 2),
+                    color=colors[k],
+                    linewidth=0,
+                    label=SPLITS[k],
+                )
         axis.set_yscale("log")
         axis.set_ylim(low, max(200, 3 * int(total.max(initial=1))))
         axis.set_xlim(0.4, max(n, 1) + 0.6)
         for at in THRESHOLDS:
             axis.axhline(at, color=ink, linewidth=1, linestyle=(0, (5, 3)))
-            axis.text(1.01, at, str(at), va="center", fontsize=9, transform=axis.get_yaxis_transform())
+            axis.text(
+                1.01, at, str(at), va="center", fontsize=9, transform=axis.get_yaxis_transform()
+            )
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.set_ylabel("pictures")
         axis.spines[["top", "right"]].set_visible(False)
         if n <= 24:
-            axis.set_xticks(x, [_cut(names[i], 24) for i in order], rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+            axis.set_xticks(
+                x,
+                [_cut(names[i], 24) for i in order],
+                rotation=40,
+                ha="right",
+                rotation_mode="anchor",
+                fontsize=8,
+            )
         else:
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")
-            axis.set_xlabel(f"classes, largest first: {_cut(names[order[0]], 28)} to {_cut(names[order[-1]], 28)}")
+            axis.set_xlabel(
+                f"classes, largest first: {_cut(names[order[0]], 28)} to "
+                f"{_cut(names[order[-1]], 28)}"
+            )
         handles, labels = axis.get_legend_handles_labels()
-        axis.legend(handles[::-1], labels[::-1], ncols=3, frameon=False, loc="upper right", labelcolor=ink)
+        axis.legend(
+            handles[::-1], labels[::-1], ncols=3, frameon=False, loc="upper right", labelcolor=ink
+        )
         axis.set_title("\n".join(size_words(total)), loc="left", fontsize=11)
         aside = path.with_name(path.name + ".tmp")
         figure.savefig(aside, dpi=200, format="png")
@@ -97,12 +131,20 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
 
 
 def size_words(total: np.ndarray) -> list[str]:
-    """Say how many classes and pictures there are and how many classes are rare, in two lines; total: int (leaves,)."""
-    rare = [f"{_count(int((total < at).sum()), 'class', 'classes')} below {at}" for at in THRESHOLDS]
-    return [f"{_count(int(total.sum()), 'picture')} in {_count(len(total), 'class', 'classes')}", f"{', '.join(rare)} pictures"]
+    """Say how many classes and pictures there are and how many classes are rare, in two lines;
+    total: int (leaves,)."""
+    rare = [
+        f"{_count(int((total < at).sum()), 'class', 'classes')} below {at}" for at in THRESHOLDS
+    ]
+    return [
+        f"{_count(int(total.sum()), 'picture')} in {_count(len(total), 'class', 'classes')}",
+        f"{', '.join(rare)} pictures",
+    ]
 
 
-def pick(class_idx: np.ndarray, split: np.ndarray, group: np.ndarray, num_classes: int, most: int = MOST) -> tuple[np.ndarray, np.ndarray]:
+def pick(
+    class_idx: np.ndarray, split: np.ndarray, group: np.ndarray, num_classes: int, most: int = MOST
+) -> tuple[np.ndarray, np.ndarray]:
     """Choose the pictures of each sheet, evenly over the class, in order of split and then group.
 
     Args:
@@ -111,7 +153,8 @@ def pick(class_idx: np.ndarray, split: np.ndarray, group: np.ndarray, num_classe
         most: pictures per class.
 
     Returns:
-        int64 (P,) picture numbers, and int64 (num_leaves + 1,): class i shows those from starts[i] to starts[i + 1].
+        int64 (P,) picture numbers, and int64 (num_leaves + 1,): class i shows those from starts[i]
+        to starts[i + 1].
     """
     order = np.lexsort((group, split, class_idx))
     sizes = np.bincount(class_idx, minlength=num_classes)
@@ -123,22 +166,32 @@ def pick(class_idx: np.ndarray, split: np.ndarray, group: np.ndarray, num_classe
 
 
 def sheet_name(name: str) -> str:
-    """File name of a class's sheet: tomato/early_blight -> tomato__early_blight.jpg; different classes get different names."""
+    """File name of a class's sheet: tomato/early_blight -> tomato__early_blight.jpg; different
+    classes get different names."""
     words = r"[a-z0-9.-]+(_[a-z0-9.-]+)*"
     if len(name) <= 180 and re.fullmatch(f"{words}(/{words})*", name):
         return name.replace("/", "__") + ".jpg"
-    return re.sub(r"[^a-z0-9]+", "_", name.lower())[:120] + "-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:12] + ".jpg"
+    return (
+        re.sub(r"[^a-z0-9]+", "_", name.lower())[:120]
+        + "-"
+        + hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+        + ".jpg"
+    )
 
 
-def draw_sheet(name: str, counts: Sequence[int], members: Sequence[Member], reasons: Sequence[str] = ()) -> bytes:
+def draw_sheet(
+    name: str, counts: Sequence[int], members: Sequence[Member], reasons: Sequence[str] = ()
+) -> bytes:
     """Draw the contact sheet of one class; the same arguments give the same bytes.
 
-    Val and test pictures have a coloured frame. Near-duplicates carry the letter of their group and its size.
+    Val and test pictures have a coloured frame. Near-duplicates carry the letter of their group and
+    its size.
 
     Args:
         name: "species/disease".
         counts: pictures in train, val and test.
-        members: what is shown, at most MOST; one that cannot be read is shown as an empty cell that says so.
+        members: what is shown, at most MOST; one that cannot be read is shown as an empty cell that
+            says so.
         reasons: why the class is suspicious; the first stands in the heading.
 
     Returns:
@@ -152,15 +205,24 @@ def draw_sheet(name: str, counts: Sequence[int], members: Sequence[Member], reas
     for k, member in enumerate(members):
         left, top = MARGIN + k % COLUMNS * (CELL + GAP), HEAD + k // COLUMNS * (CELL + GAP)
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), FRAMES[member.split] or EMPTY)
-        draw.rectangle((left + FRAME, top + FRAME, left + FRAME + THUMB - 1, top + FRAME + THUMB - 1), EMPTY)
+        draw.rectangle(
+            (left + FRAME, top + FRAME, left + FRAME + THUMB - 1, top + FRAME + THUMB - 1), EMPTY
+        )
         try:
             thumb = Image.fromarray(read_rgb(member.data, long_side=THUMB, min_side=1))
             sheet.paste(thumb, (left + (CELL - thumb.width) // 2, top + (CELL - thumb.height) // 2))
         except ImageError as error:
-            draw.text((left + CELL // 2, top + CELL // 2), error.reason, SOFT, _font(13), anchor="mm")
+            draw.text(
+                (left + CELL // 2, top + CELL // 2), error.reason, SOFT, _font(13), anchor="mm"
+            )
         if member.copies > 1:
             letter = letters.setdefault(member.group, len(letters))
-            _chip(draw, (left + FRAME, top + CELL - FRAME), f"{chr(65 + letter)}  {member.copies}", CHIPS[letter % len(CHIPS)])
+            _chip(
+                draw,
+                (left + FRAME, top + CELL - FRAME),
+                f"{chr(65 + letter)}  {member.copies}",
+                CHIPS[letter % len(CHIPS)],
+            )
     _heading(draw, name, counts, len(members), reasons, bool(letters))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=80)
@@ -174,7 +236,14 @@ def _chip(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, color: 
     draw.text((left + 6, bottom - 10), text, "#ffffff", _font(13), anchor="lm")
 
 
-def _heading(draw: ImageDraw.ImageDraw, name: str, counts: Sequence[int], shown: int, reasons: Sequence[str], alike: bool) -> None:
+def _heading(
+    draw: ImageDraw.ImageDraw,
+    name: str,
+    counts: Sequence[int],
+    shown: int,
+    reasons: Sequence[str],
+    alike: bool,
+) -> None:
     total, right = sum(counts), WIDTH - MARGIN
     for split, words in ((2, "test"), (1, "val")):
         left = right - int(_font(14).getlength(words))
@@ -183,9 +252,13 @@ def _heading(draw: ImageDraw.ImageDraw, name: str, counts: Sequence[int], shown:
         right = left - 36
     title = " / ".join(dict.fromkeys(name.replace("_", " ").split("/")))
     draw.text((MARGIN, 24), _fit(title, 24, right - MARGIN), INK, _font(24), anchor="lm")
-    text = f"{total:,} pictures: " + ", ".join(f"{count:,} {split}" for split, count in zip(SPLITS, counts, strict=True))
+    text = f"{total:,} pictures: " + ", ".join(
+        f"{count:,} {split}" for split, count in zip(SPLITS, counts, strict=True)
+    )
     text += f"  -  {shown} shown" if shown < total else ""
-    text += "  -  a letter marks near-duplicates, the figure how many the class has" if alike else ""
+    text += (
+        "  -  a letter marks near-duplicates, the figure how many the class has" if alike else ""
+    )
     draw.text((MARGIN, 50), _fit(text, 14, WIDTH - 2 * MARGIN), SOFT, _font(14), anchor="lm")
     if reasons:
         text = reasons[0] + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
@@ -206,24 +279,34 @@ def _fit(text: str, size: int, width: int) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[:most - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _count(number: int, word: str, words: str = "") -> str:
     return f"{number:,} {word if number == 1 else words or word + 's'}"
 
 
-def write_atlas(folder: Path, names: Sequence[str], members: Callable[[int], Sequence[Member]], counts: np.ndarray,
-                suspects: Mapping[int, Sequence[str]], workers: int, notes: Sequence[str] = ()) -> Path:
-    """Write a contact sheet per class, the picture of class sizes, and index.html that shows them, rarest class first.
+def write_atlas(
+    folder: Path,
+    names: Sequence[str],
+    members: Callable[[int], Sequence[Member]],
+    counts: np.ndarray,
+    suspects: Mapping[int, Sequence[str]],
+    workers: int,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write a contact sheet per class, the picture of class sizes, and index.html that shows them,
+    rarest class first.
 
-    Each file is written aside and renamed and depends on the arguments alone, so that a killed run and another end with
-    the same files. Where processes are started afresh (macOS, Windows, Python 3.14), `members` must be picklable.
+    Each file is written aside and renamed and depends on the arguments alone, so that a killed run
+    and another end with the same files. Where processes are started afresh (macOS, Windows, Python
+    3.14), `members` must be picklable.
 
     Args:
         folder: made where it is missing; other files in it stay.
         names: "species/disease" of each class.
-        members: class number -> the pictures of its sheet; called in the worker processes (`pick` chooses them).
+        members: class number -> the pictures of its sheet; called in the worker processes (`pick`
+            chooses them).
         counts: int (leaves, 3), pictures in train, val and test.
         suspects: class number -> why it is suspicious, worst first.
         workers: processes; 1 works in this one.
@@ -245,10 +328,25 @@ def write_atlas(folder: Path, names: Sequence[str], members: Callable[[int], Seq
             job.write(i)
     else:
         with ProcessPoolExecutor(workers, initializer=_start, initargs=(job,)) as pool:
-            for _ in progress(pool.map(_write_sheet, range(len(names)), chunksize=8), len(names), "sheets", "class"):
+            for _ in progress(
+                pool.map(_write_sheet, range(len(names)), chunksize=8),
+                len(names),
+                "sheets",
+                "class",
+            ):
                 pass
-    write_text(folder / "index.html", contact_sheets_page.page(names, [sheet_name(name) for name in names], counts, suspects, [*notes],
-                                                      size_words(counts.sum(1)), (WIDTH, HEAD - GAP // 2, CELL + GAP)))
+    write_text(
+        folder / "index.html",
+        contact_sheets_page.page(
+            names,
+            [sheet_name(name) for name in names],
+            counts,
+            suspects,
+            [*notes],
+            size_words(counts.sum(1)),
+            (WIDTH, HEAD - GAP // 2, CELL + GAP),
+        ),
+    )
     return folder / "index.html"
 
 
@@ -260,7 +358,12 @@ class _Job(NamedTuple):
     suspects: Mapping[int, Sequence[str]]
 
     def write(self, class_idx: int) -> None:
-        data = draw_sheet(self.names[class_idx], self.counts[class_idx].tolist(), self.members(class_idx), self.suspects.get(class_idx, ()))
+        data = draw_sheet(
+            self.names[class_idx],
+            self.counts[class_idx].tolist(),
+            self.members(class_idx),
+            self.suspects.get(class_idx, ()),
+        )
         target = self.folder / sheet_name(self.names[class_idx])
         aside = target.with_name(target.name + ".tmp")
         aside.write_bytes(data)
@@ -272,7 +375,9 @@ _jobs: list[_Job] = []  # of this worker process
 
 def _start(job: _Job) -> None:
     _jobs[:] = [job]
-    if sys.platform == "linux":  # end with the parent, even one that was killed: PR_SET_PDEATHSIG, SIGKILL
+    if (
+        sys.platform == "linux"
+    ):  # end with the parent, even one that was killed: PR_SET_PDEATHSIG, SIGKILL
         ctypes.CDLL(None).prctl(1, 9)
 
 

@@ -1,4 +1,5 @@
-"""index.html of the atlas: one page with all classes, in the style of the web page, that works without a server."""
+"""index.html of the atlas: one page with all classes, in the style of the web page, that works
+without a server."""
 
 from __future__ import annotations
 
@@ -77,9 +78,17 @@ sift();
 """
 
 
-def page(names: Sequence[str], sheets: Sequence[str], counts: np.ndarray, suspects: Mapping[int, Sequence[str]], notes: Sequence[str],
-         size_words: Sequence[str], crop: tuple[int, int, int]) -> str:
-    """Compose the page; it needs nothing but the sheets and long_tail.png and long_tail_dark.png beside it.
+def page(
+    names: Sequence[str],
+    sheets: Sequence[str],
+    counts: np.ndarray,
+    suspects: Mapping[int, Sequence[str]],
+    notes: Sequence[str],
+    size_words: Sequence[str],
+    crop: tuple[int, int, int],
+) -> str:
+    """Compose the page; it needs nothing but the sheets and long_tail.png and long_tail_dark.png
+    beside it.
 
     Args:
         names: "species/disease" of each class.
@@ -95,12 +104,25 @@ def page(names: Sequence[str], sheets: Sequence[str], counts: np.ndarray, suspec
     """
     width, top, tall = crop
     total = counts.sum(1)
-    style = (WEB / "style.css").read_text(encoding="utf-8") + STYLE.replace("@WIDTH@", str(width)).replace("@TALL@", str(tall)).replace(
-        "@UP@", f"{100 * top / width:.3f}")
-    numbers = [("classes", len(names)), ("pictures", int(total.sum())), ("classes below 80 pictures", int((total < 80).sum())),
-               ("classes below 50 pictures", int((total < 50).sum())), ("suspicious classes", sum(map(bool, suspects.values())))]
-    rows = "\n".join(_row(names[i], sheets[i], counts[i].tolist(), suspects.get(i, ())) for i in np.argsort(total, kind="stable").tolist())
-    said = '<div class="notes">' + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</div>" if notes else ""
+    style = (WEB / "style.css").read_text(encoding="utf-8") + STYLE.replace(
+        "@WIDTH@", str(width)
+    ).replace("@TALL@", str(tall)).replace("@UP@", f"{100 * top / width:.3f}")
+    numbers = [
+        ("classes", len(names)),
+        ("pictures", int(total.sum())),
+        ("classes below 80 pictures", int((total < 80).sum())),
+        ("classes below 50 pictures", int((total < 50).sum())),
+        ("suspicious classes", sum(map(bool, suspects.values()))),
+    ]
+    rows = "\n".join(
+        _row(names[i], sheets[i], counts[i].tolist(), suspects.get(i, ()))
+        for i in np.argsort(total, kind="stable").tolist()
+    )
+    said = (
+        '<div class="notes">' + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</div>"
+        if notes
+        else ""
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -120,7 +142,7 @@ def page(names: Sequence[str], sheets: Sequence[str], counts: np.ndarray, suspec
 <main>
 <section class="card head" aria-label="Class sizes">
 <picture><source srcset="long_tail_dark.png" media="(prefers-color-scheme: dark)">
-<img src="long_tail.png" width="1400" height="800" style="height: auto" alt="{escape('; '.join(size_words))}"></picture>
+<img src="long_tail.png" width="1400" height="800" style="height: auto" alt="{escape("; ".join(size_words))}"></picture>
 <dl class="numbers">{"".join(f"<div><dt>{word}</dt><dd>{number:,}</dd></div>" for word, number in numbers)}</dl>
 {said}</section>
 <form class="tools" id="tools" hidden onsubmit="return false">
@@ -149,13 +171,31 @@ def page(names: Sequence[str], sheets: Sequence[str], counts: np.ndarray, suspec
 
 def _row(name: str, sheet: str, counts: Sequence[int], reasons: Sequence[str]) -> str:
     total, href = sum(counts), escape(quote(sheet))
-    shown = [escape(part) for part in dict.fromkeys(name.replace("_", " ").split("/"))]  # a class without diseases is named once
-    title = f'<small>{" / ".join(shown[:-1])}</small> {shown[-1]}' if len(shown) > 1 else shown[0]
-    kinds = " ".join(kind for kind, holds in (("odd", reasons), ("rare", total < 80), ("scarce", total < 50),
-                                              ("unjudged", not (counts[1] and counts[2]))) if holds)
-    cells = "".join(f'<td data-of="{of}">{number:,}</td>' if number else f'<td data-of="{of}"><span class="none">0</span></td>'
-                    for of, number in zip(("in all", "train", "val", "test"), (total, *counts), strict=True))
+    shown = [
+        escape(part) for part in dict.fromkeys(name.replace("_", " ").split("/"))
+    ]  # a class without diseases is named once
+    title = f"<small>{' / '.join(shown[:-1])}</small> {shown[-1]}" if len(shown) > 1 else shown[0]
+    kinds = " ".join(
+        kind
+        for kind, holds in (
+            ("odd", reasons),
+            ("rare", total < 80),
+            ("scarce", total < 50),
+            ("unjudged", not (counts[1] and counts[2])),
+        )
+        if holds
+    )
+    cells = "".join(
+        f'<td data-of="{of}">{number:,}</td>'
+        if number
+        else f'<td data-of="{of}"><span class="none">0</span></td>'
+        for of, number in zip(("in all", "train", "val", "test"), (total, *counts), strict=True)
+    )
     said = "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
-    return (f'<tr data-is="{kinds}" data-name="{escape(name.replace("_", " ").lower())}"><td><a href="{href}">{title}</a>{said}</td>{cells}'
-            f'<td><a class="strip" href="{href}" tabindex="-1" aria-hidden="true"><img src="{href}" loading="lazy" alt="">'
-            "</a></td></tr>")
+    return (
+        f'<tr data-is="{kinds}" data-name="{escape(name.replace("_", " ").lower())}"><td><a '
+        f'href="{href}">{title}</a>{said}</td>{cells}'
+        f'<td><a class="strip" href="{href}" tabindex="-1" aria-hidden="true"><img src="{href}" '
+        f'loading="lazy" alt="">'
+        "</a></td></tr>"
+    )

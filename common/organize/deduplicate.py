@@ -12,20 +12,28 @@ from common.console import fail
 from common.organize.intake import REASONS
 from common.organize.sources import Files
 
-SPLITS = ("train", "val", "test", "holdout_species", "holdout_diseases")  # the first three are in the class tree
+SPLITS = (
+    "train",
+    "val",
+    "test",
+    "holdout_species",
+    "holdout_diseases",
+)  # the first three are in the class tree
 HOLDOUT_SPECIES, HOLDOUT_DISEASES = 3, 4
 Pair = tuple[str, str]
 
 
 @dataclass
 class Kept:
-    """The K pictures that stay, in the order of their SHA-256, so that nothing depends on the order of files.
+    """The K pictures that stay, in the order of their SHA-256, so that nothing depends on the order
+    of files.
 
     Attributes:
         file: int64 (K,), number of the file.
         leaf: int32 (K,), index into `leaves`.
         leaves: (species, disease) of every leaf, sorted.
-        group, split: int64 and int8 (K,), set once they are known; a group is the smallest picture number in it.
+        group, split: int64 and int8 (K,), set once they are known; a group is the smallest picture
+            number in it.
     """
 
     file: np.ndarray
@@ -39,7 +47,10 @@ class Kept:
 
     def counts(self) -> np.ndarray:
         """Pictures per leaf and split, int64 (leaves, 5)."""
-        flat = np.bincount(self.class_idx.astype(np.int64) * len(SPLITS) + self.split, minlength=len(self.classes) * len(SPLITS))
+        flat = np.bincount(
+            self.class_idx.astype(np.int64) * len(SPLITS) + self.split,
+            minlength=len(self.classes) * len(SPLITS),
+        )
         return flat.reshape(-1, len(SPLITS))
 
     def tree(self) -> ClassTree:
@@ -50,8 +61,8 @@ class Kept:
 
 @dataclass
 class Refused:
-    """Why files are left out: `reason` uint8 (N,), index into REASONS, 0 for those that stay; `details` of some of them; `twin`
-    int64 (N,), the file that is kept in its stead, or -1."""
+    """Why files are left out: `reason` uint8 (N,), index into REASONS, 0 for those that stay;
+    `details` of some of them; `twin` int64 (N,), the file that is kept in its stead, or -1."""
 
     reason: np.ndarray
     details: dict[int, str]
@@ -65,12 +76,19 @@ class Refused:
             self.details.update(dict.fromkeys(fresh.tolist(), detail))
 
 
-def drop_duplicates(files: Files, facts: np.ndarray, class_idx: np.ndarray, classes: Sequence[tuple[str, str]], refused: Refused,
-                    keep_split: bool) -> np.ndarray:
+def drop_duplicates(
+    files: Files,
+    facts: np.ndarray,
+    class_idx: np.ndarray,
+    classes: Sequence[tuple[str, str]],
+    refused: Refused,
+    keep_split: bool,
+) -> np.ndarray:
     """Keep one of each picture; of a picture under two labels keep none.
 
-    Two files are one picture where their decoded pixels are equal. The one kept has the smallest SHA-256, but with
-    `keep_split` one that the source holds out (test, then val) is kept before one in its train.
+    Two files are one picture where their decoded pixels are equal. The one kept has the smallest
+    SHA-256, but with `keep_split` one that the source holds out (test, then val) is kept before one
+    in its train.
 
     Args:
         files, facts: N files and what they hold.
@@ -83,16 +101,35 @@ def drop_duplicates(files: Files, facts: np.ndarray, class_idx: np.ndarray, clas
     good = np.flatnonzero(refused.reason == 0)
     sha = np.ascontiguousarray(facts["sha256"]).view(">u8")  # (N, 4), in the order of the bytes
     held = files.given[good] if keep_split else np.zeros(len(good), np.int8)
-    order = good[np.lexsort((good, *sha[good].T[::-1], -held, facts["pixels"][good, 1], facts["pixels"][good, 0]))]
+    order = good[
+        np.lexsort(
+            (good, *sha[good].T[::-1], -held, facts["pixels"][good, 1], facts["pixels"][good, 0])
+        )
+    ]
     if not len(order):
         return order
     pixels = facts["pixels"][order]
     starts = np.flatnonzero(np.r_[True, (pixels[1:] != pixels[:-1]).any(axis=1)])
-    run = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(order)]))  # files of equal pixels
-    conflicts = np.minimum.reduceat(class_idx[order], starts) != np.maximum.reduceat(class_idx[order], starts)
-    for start, stop in zip(starts[conflicts], np.r_[starts, len(order)][1:][conflicts], strict=True):
-        names = sorted({"/".join(classes[j]) if j >= 0 else "pictures of no plant" for j in class_idx[order[start:stop]].tolist()})
-        refused.add(order[start:stop], "label_conflict", f"the same picture stands under {' and '.join(names)}")
+    run = np.repeat(
+        np.arange(len(starts)), np.diff(np.r_[starts, len(order)])
+    )  # files of equal pixels
+    conflicts = np.minimum.reduceat(class_idx[order], starts) != np.maximum.reduceat(
+        class_idx[order], starts
+    )
+    for start, stop in zip(
+        starts[conflicts], np.r_[starts, len(order)][1:][conflicts], strict=True
+    ):
+        names = sorted(
+            {
+                "/".join(classes[j]) if j >= 0 else "pictures of no plant"
+                for j in class_idx[order[start:stop]].tolist()
+            }
+        )
+        refused.add(
+            order[start:stop],
+            "label_conflict",
+            f"the same picture stands under {' and '.join(names)}",
+        )
     first, conflict = order[starts][run], conflicts[run]
     copy = ~conflict & (first != order)
     exact = (sha[first] == sha[order]).all(axis=1)
@@ -114,11 +151,15 @@ def class_numbers(files: Files, classes: Mapping[str, Pair]) -> tuple[list[Pair]
     """
     index = sorted(set(classes.values()))
     numbers = {class_idx: i for i, class_idx in enumerate(index)}
-    by_label = np.array([numbers[classes[label]] if label in classes else -1 for label in files.labels] + [-1])
+    by_label = np.array(
+        [numbers[classes[label]] if label in classes else -1 for label in files.labels] + [-1]
+    )
     return index, by_label[files.label]
 
 
-def require_sizes(sizes: np.ndarray, classes: Sequence[Pair], small_classes: str, note: str = "") -> np.ndarray:
+def require_sizes(
+    sizes: np.ndarray, classes: Sequence[Pair], small_classes: str, note: str = ""
+) -> np.ndarray:
     """Which leaves have fewer than three pictures, too few to be in every split.
 
     Args:
@@ -131,22 +172,39 @@ def require_sizes(sizes: np.ndarray, classes: Sequence[Pair], small_classes: str
         their numbers.
 
     Raises:
-        SystemExit: where there are such leaves and `small_classes` is `fail`, or where one leaf is all there is.
+        SystemExit: where there are such leaves and `small_classes` is `fail`, or where one leaf is
+            all there is.
     """
     there = np.flatnonzero(sizes)
     if len(there) < 2:
         only = "/".join(classes[there[0]]) if len(there) else "none"
-        fail(f"there is only one class ({only}): nothing to tell apart. Give at least two class folders.{note}")
+        fail(
+            f"there is only one class ({only}): nothing to tell apart. Give at least two class "
+            f"folders.{note}"
+        )
     small = there[sizes[there] < 3]
     if len(small) and small_classes == "fail":
         names = ", ".join(f"{'/'.join(classes[i])} ({sizes[i]})" for i in small[:8])
-        fail(f"{len(small)} of {len(there)} classes have fewer than 3 pictures and cannot be in train, val and test: {names}. Add "
-             f"pictures, or run again with --small-classes train (learned, never judged) or --small-classes drop.{note}")
+        fail(
+            f"{len(small)} of {len(there)} classes have fewer than 3 pictures and cannot be in "
+            f"train, val and test: {names}. Add "
+            f"pictures, or run again with --small-classes train (learned, never judged) or "
+            f"--small-classes drop.{note}"
+        )
     return small
 
 
-def choose(files: Files, facts: np.ndarray, refused: Refused, index: Sequence[Pair], class_idx: np.ndarray, *, small_classes: str,
-           keep_split: bool, no_label: str) -> tuple[Kept, np.ndarray]:
+def choose(
+    files: Files,
+    facts: np.ndarray,
+    refused: Refused,
+    index: Sequence[Pair],
+    class_idx: np.ndarray,
+    *,
+    small_classes: str,
+    keep_split: bool,
+    no_label: str,
+) -> tuple[Kept, np.ndarray]:
     """Sort out which files stay.
 
     Args:
@@ -157,7 +215,8 @@ def choose(files: Files, facts: np.ndarray, refused: Refused, index: Sequence[Pa
         no_label: why a file has no class.
 
     Returns:
-        the pictures of plants, and int64 (M,), the pictures of no plant, in the order of their SHA-256.
+        the pictures of plants, and int64 (M,), the pictures of no plant, in the order of their
+        SHA-256.
 
     Raises:
         SystemExit: where no picture is left, or a class is too small.
@@ -166,17 +225,34 @@ def choose(files: Files, facts: np.ndarray, refused: Refused, index: Sequence[Pa
     for i, (reason, detail) in files.notes.items():
         refused.add(np.array([i]), reason, detail)
     refused.add(np.flatnonzero(~strangers & (files.label < 0)), "no_class", no_label)
-    refused.add(np.flatnonzero(~strangers & (files.label >= 0) & (class_idx < 0)), "no_class", "no class was read from its name: names.csv")
+    refused.add(
+        np.flatnonzero(~strangers & (files.label >= 0) & (class_idx < 0)),
+        "no_class",
+        "no class was read from its name: names.csv",
+    )
     stay = drop_duplicates(files, facts, class_idx, index, refused, keep_split)
     plants = stay[~strangers[stay]]
     if not len(plants):
         counts = np.bincount(refused.reason[~strangers], minlength=len(REASONS)).tolist()
-        most = sorted(((n, reason) for n, reason in zip(counts, REASONS, strict=True) if n and reason), reverse=True)
-        fail("not one usable picture was found. " + "; ".join(f"{n} files: {reason}" for n, reason in most[:4]) + ".")
-    small = require_sizes(np.bincount(class_idx[plants], minlength=len(index)), index, small_classes,
-                          " What was read is kept, so that the next run is quick.")
+        most = sorted(
+            ((n, reason) for n, reason in zip(counts, REASONS, strict=True) if n and reason),
+            reverse=True,
+        )
+        fail(
+            "not one usable picture was found. "
+            + "; ".join(f"{n} files: {reason}" for n, reason in most[:4])
+            + "."
+        )
+    small = require_sizes(
+        np.bincount(class_idx[plants], minlength=len(index)),
+        index,
+        small_classes,
+        " What was read is kept, so that the next run is quick.",
+    )
     if small_classes == "drop" and len(small):
-        refused.add(plants[np.isin(class_idx[plants], small)], "small_class", "fewer than 3 usable pictures")
+        refused.add(
+            plants[np.isin(class_idx[plants], small)], "small_class", "fewer than 3 usable pictures"
+        )
         plants = plants[refused.reason[plants] == 0]
         require_sizes(np.bincount(class_idx[plants], minlength=len(index)), index, "drop")
     used, numbers = np.unique(class_idx[plants], return_inverse=True)

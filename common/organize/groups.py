@@ -1,4 +1,5 @@
-"""Which pictures belong together: near-duplicates, copies by file name, one place, one camera in one minute."""
+"""Which pictures belong together: near-duplicates, copies by file name, one place, one camera in
+one minute."""
 
 from __future__ import annotations
 
@@ -9,25 +10,30 @@ import numpy as np
 
 from common.organize.sources import Files
 
-# What tools append to the name of a picture that they made from another one: Roboflow's ".rf.<hash>", PlantVillage's
-# augmented sets ("_90deg", "_flipLR", "_newPixel25", "_new30degFlipLR", "_final_masked"), common scripts ("_aug3", "-rotated90").
+# What tools append to the name of a picture that they made from another one: Roboflow's
+# ".rf.<hash>", PlantVillage's augmented sets ("_90deg", "_flipLR", "_newPixel25",
+# "_new30degFlipLR", "_final_masked"), common scripts ("_aug3", "-rotated90").
 _MARK = re.compile(
     r"(?ix)"
     r"\.rf\.[0-9a-f]{16,64}$"
-    r"| [ _.-]+ (?: (?:aug|augmented|augmentation|flip(?:ped)?|mirror(?:ed)?|rot(?:ate[ds]?|ation)?|blur(?:red)?|noisy?|bright(?:ness)?"
+    r"| [ _.-]+ (?: "
+    r"(?:aug|augmented|augmentation|flip(?:ped)?|mirror(?:ed)?|rot(?:ate[ds]?|ation)?|blur(?:red)?|noisy?|bright(?:ness)?"
     r"|dark(?:er)?|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|resized?|contrast|[hv]flip|copy|copie|kopie|duplicate"
     r"|(?:final[ _])?masked|segmented)"
     r"   (?:[ _.-]?[a-z]{0,2}-?\d{0,4})"
-    r"   | (?:\d{2,3}deg(?:rees)?) | flip(?:lr|tb|ud) | newpixel\d* | new\d{1,3}deg(?:flip(?:lr|tb))? )$"
-    r"| \s-\s(?:copy|kopie|copie)(?:\s\(\d+\))?$")
+    r"   | (?:\d{2,3}deg(?:rees)?) | flip(?:lr|tb|ud) | newpixel\d* | "
+    r"new\d{1,3}deg(?:flip(?:lr|tb))? )$"
+    r"| \s-\s(?:copy|kopie|copie)(?:\s\(\d+\))?$"
+)
 _PICTURE_ENDING = re.compile(r"(?i)(?:[._](?:jpe?g|png|webp|bmp|tiff?))+$")
 
 
 def stem_of(name: str) -> str | None:
-    """Name of the picture that this file was made from, by its own name; None where it does not say that it was made from one.
+    """Name of the picture that this file was made from, by its own name; None where it does not say
+    that it was made from one.
 
-    "IMG_7.rf.0a1b....jpg" gives "IMG_7"; "a1b2 3335_90deg.JPG" gives "a1b2 3335". "leaf (2).jpg" is a picture of its own.
-    """
+    "IMG_7.rf.0a1b....jpg" gives "IMG_7"; "a1b2 3335_90deg.JPG" gives "a1b2 3335". "leaf (2).jpg" is
+    a picture of its own."""
     stem = _PICTURE_ENDING.sub("", name)
     short, changed = stem, False
     while cut := _MARK.search(short):
@@ -37,7 +43,8 @@ def stem_of(name: str) -> str | None:
 
 
 def stem_edges(files: Files, kept: np.ndarray) -> np.ndarray:
-    """Join pictures of one source and class that were made from one picture, by their names, and with that picture itself.
+    """Join pictures of one source and class that were made from one picture, by their names, and
+    with that picture itself.
 
     Args:
         files: all files.
@@ -82,6 +89,7 @@ def equal_edges(*values: np.ndarray, none: int) -> np.ndarray:
 
 
 def sizes_of(groups: np.ndarray) -> Sequence[int]:
-    """Sizes of the groups of two or more, largest first; `groups` int (K,) holds each picture's group."""
+    """Sizes of the groups of two or more, largest first; `groups` int (K,) holds each picture's
+    group."""
     sizes = np.unique(groups, return_counts=True)[1] if len(groups) else np.zeros(0, int)
     return sorted(sizes[sizes > 1].tolist(), reverse=True)

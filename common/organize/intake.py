@@ -1,4 +1,5 @@
-"""Reads every file once, in parallel: hashes, decodes and stores it, and journals what it holds, so that a killed run goes on."""
+"""Reads every file once, in parallel: hashes, decodes and stores it, and journals what it holds, so
+that a killed run goes on."""
 
 from __future__ import annotations
 
@@ -25,21 +26,51 @@ from common.organize.background import border_pixels
 from common.organize.duplicates.phash import perceptual_hash
 from common.organize.sources import Files
 
-REASONS = ("", "empty", "text", "format", "truncated", "too_large", "too_small", "unreadable", "not_a_picture", "missing", "no_class",
-           "label_conflict", "duplicate", "same_pixels", "small_class")
+REASONS = (
+    "",
+    "empty",
+    "text",
+    "format",
+    "truncated",
+    "too_large",
+    "too_small",
+    "unreadable",
+    "not_a_picture",
+    "missing",
+    "no_class",
+    "label_conflict",
+    "duplicate",
+    "same_pixels",
+    "small_class",
+)
 
-# What a file holds. reason: index into REASONS; pixels: of the decoded picture, at most long_side px; stored: bytes as stored;
-# moment: hash of camera and minute, 0 where unknown; border: eight background pixels.
-FACTS = np.dtype([("key", "u8", 2), ("reason", "u1"), ("sha256", "u1", 32), ("pixels", "u8", 2), ("phash", "u8"), ("width", "i4"),
-                  ("height", "i4"), ("stored", "i8"), ("moment", "u8"), ("border", "u1", 24)])
+# What a file holds. reason: index into REASONS; pixels: of the decoded picture, at most long_side
+# px; stored: bytes as stored; moment: hash of camera and minute, 0 where unknown; border: eight
+# background pixels.
+FACTS = np.dtype(
+    [
+        ("key", "u8", 2),
+        ("reason", "u1"),
+        ("sha256", "u1", 32),
+        ("pixels", "u8", 2),
+        ("phash", "u8"),
+        ("width", "i4"),
+        ("height", "i4"),
+        ("stored", "i8"),
+        ("moment", "u8"),
+        ("border", "u1", 24),
+    ]
+)
 HEADER = b"foliar journal 2 %06d\n" % FACTS.itemsize
-CHUNK = 32  # files per job: large enough that sending jobs costs nothing, small enough that a kill loses little
+# files per job: large enough that sending jobs costs nothing, small enough that a kill loses little
+CHUNK = 32
 
 
 def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.ndarray, str]:
     """Read a file and store its picture: upright, JPEG, at most `long_side` px.
 
-    A JPEG that is all that already is stored as it stands: as a hard link where that is wanted and possible, else a copy.
+    A JPEG that is all that already is stored as it stands: as a hard link where that is wanted and
+    possible, else a copy.
 
     Args:
         path: the file.
@@ -51,7 +82,8 @@ def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.nd
         FACTS record without its key, and the detail of its reason.
 
     Raises:
-        OSError: where the target cannot be written (a full disk). A source that cannot be read is a reason, not an error.
+        OSError: where the target cannot be written (a full disk). A source that cannot be read is a
+            reason, not an error.
     """
     facts = np.zeros((), FACTS)
 
@@ -60,25 +92,38 @@ def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.nd
         return facts, detail
 
     if os.path.splitext(path)[1].lower() not in images.SUFFIXES:
-        return rejected("not_a_picture", f"no picture by its ending ({os.path.splitext(path)[1] or 'none'})")
+        return rejected(
+            "not_a_picture", f"no picture by its ending ({os.path.splitext(path)[1] or 'none'})"
+        )
     try:
         with open(path, "rb") as file:
             data = file.read(images.MAX_BYTES + 1)
     except OSError as error:
         return rejected("unreadable", f"the file cannot be opened: {error.strerror}")
     if len(data) > images.MAX_BYTES:
-        return rejected("too_large", f"the file has more than the {images.MAX_BYTES / 1e6:.0f} MB that are read")
+        return rejected(
+            "too_large", f"the file has more than the {images.MAX_BYTES / 1e6:.0f} MB that are read"
+        )
     facts["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
     try:
         rgb = images.read_rgb(data, long_side=long_side)
     except images.ImageError as error:
         return rejected(error.reason, str(error))
     height, width = rgb.shape[:2]
-    facts["width"], facts["height"], facts["phash"], facts["border"] = width, height, perceptual_hash(rgb), border_pixels(rgb)
-    pixels = hashlib.blake2b(np.ascontiguousarray(rgb).data, digest_size=16, key=b"%d %d" % (width, height))
+    facts["width"], facts["height"], facts["phash"], facts["border"] = (
+        width,
+        height,
+        perceptual_hash(rgb),
+        border_pixels(rgb),
+    )
+    pixels = hashlib.blake2b(
+        np.ascontiguousarray(rgb).data, digest_size=16, key=b"%d %d" % (width, height)
+    )
     facts["pixels"] = np.frombuffer(pixels.digest(), np.uint64)
     if moment := images.capture_moment(data):
-        facts["moment"] = int.from_bytes(hashlib.blake2b(moment.encode(), digest_size=8).digest(), "little") or 1
+        facts["moment"] = (
+            int.from_bytes(hashlib.blake2b(moment.encode(), digest_size=8).digest(), "little") or 1
+        )
     if _as_it_is(data, width, height):
         facts["stored"] = len(data)
         if not (link and _link(path, target)):
@@ -91,10 +136,16 @@ def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.nd
 
 
 def _as_it_is(data: bytes, width: int, height: int) -> bool:
-    """Whether the bytes are already what would be stored: a baseline RGB JPEG of that size with no EXIF turn."""
+    """Whether the bytes are already what would be stored: a baseline RGB JPEG of that size with no
+    EXIF turn."""
     with Image.open(io.BytesIO(data)) as image:
-        return (image.format == "JPEG" and image.mode == "RGB" and image.size == (width, height)
-                and image.getexif().get(0x0112, 1) == 1 and not image.info.get("progressive"))
+        return (
+            image.format == "JPEG"
+            and image.mode == "RGB"
+            and image.size == (width, height)
+            and image.getexif().get(0x0112, 1) == 1
+            and not image.info.get("progressive")
+        )
 
 
 def _link(path: str, target: str) -> bool:
@@ -125,16 +176,24 @@ def _write(path: str, data: bytes) -> None:
         raise
 
 
-def read_files(paths: list[str], targets: list[str], long_side: int, link: bool) -> list[tuple[bytes, str]]:
+def read_files(
+    paths: list[str], targets: list[str], long_side: int, link: bool
+) -> list[tuple[bytes, str]]:
     """`read_file` over several; records as bytes, which cost little to send."""
-    return [(facts.tobytes(), detail) for facts, detail in (read_file(p, t, long_side, link) for p, t in zip(paths, targets, strict=True))]
+    return [
+        (facts.tobytes(), detail)
+        for facts, detail in (
+            read_file(p, t, long_side, link) for p, t in zip(paths, targets, strict=True)
+        )
+    ]
 
 
 class Journal:
-    """What was read so far: `journal.bin` (FACTS records) and `details.jsonl` ([key, detail] of what was refused).
+    """What was read so far: `journal.bin` (FACTS records) and `details.jsonl` ([key, detail] of
+    what was refused).
 
-    Records are appended; a half one that a kill left behind is cut off when the journal is opened again.
-    """
+    Records are appended; a half one that a kill left behind is cut off when the journal is opened
+    again."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,9 +202,14 @@ class Journal:
             shutil.rmtree(folder)  # of another version, or none
             folder.mkdir()
             self.path.write_bytes(HEADER)
-        whole = (self.path.stat().st_size - len(HEADER)) // FACTS.itemsize * FACTS.itemsize + len(HEADER)
+        whole = (self.path.stat().st_size - len(HEADER)) // FACTS.itemsize * FACTS.itemsize + len(
+            HEADER
+        )
         os.truncate(self.path, whole)
-        self.log, self.details_log = self.path.open("ab"), self.details_path.open("a", encoding="utf-8")
+        self.log, self.details_log = (
+            self.path.open("ab"),
+            self.details_path.open("a", encoding="utf-8"),
+        )
         if self.details_log.tell():
             self.details_log.write("\n")  # ends the line that a kill may have cut short
 
@@ -175,12 +239,15 @@ class Journal:
 
 
 def target_of(key: np.ndarray) -> str:
-    """Path below the store of the picture of a file with this key, uint64 (2,); 256 folders keep directories small."""
+    """Path below the store of the picture of a file with this key, uint64 (2,); 256 folders keep
+    directories small."""
     text = key.tobytes().hex()
     return f"{text[:2]}/{text[2:]}.jpg"
 
 
-def read_all(files: Files, store: Path, long_side: int, link: bool, workers: int) -> tuple[np.ndarray, dict[int, str]]:
+def read_all(
+    files: Files, store: Path, long_side: int, link: bool, workers: int
+) -> tuple[np.ndarray, dict[int, str]]:
     """Read and store every file; what the journal holds from an earlier run is not done again.
 
     Args:
@@ -200,36 +267,68 @@ def read_all(files: Files, store: Path, long_side: int, link: bool, workers: int
     facts["key"] = files.keys(long_side, link)
     done, told = journal.load()
     order = np.argsort(done["key"][:, 0], kind="stable")
-    at = np.searchsorted(done["key"][order, 0], facts["key"][:, 0], "right") - 1  # the last of equal ones: written last
+    at = (
+        np.searchsorted(done["key"][order, 0], facts["key"][:, 0], "right") - 1
+    )  # the last of equal ones: written last
     row = order[np.maximum(at, 0)] if len(done) else np.zeros(len(files), np.int64)
-    known = (at >= 0) & (done["key"][row] == facts["key"]).all(axis=1) if len(done) else np.zeros(len(files), bool)
+    known = (
+        (at >= 0) & (done["key"][row] == facts["key"]).all(axis=1)
+        if len(done)
+        else np.zeros(len(files), bool)
+    )
     facts[known] = done[row[known]]
-    details = {int(i): told.get(facts["key"][i].tobytes().hex(), "") for i in np.flatnonzero(known & (facts["reason"] > 0))}
+    details = {
+        int(i): told.get(facts["key"][i].tobytes().hex(), "")
+        for i in np.flatnonzero(known & (facts["reason"] > 0))
+    }
     if known.any():
         say(f"going on: {known.sum():,} of {len(files):,} files were read before")
     for i in np.flatnonzero(files.size < 0):  # opening a pipe would wait for ever
-        facts["reason"][i], details[int(i)] = REASONS.index("unreadable"), "no regular file: a broken link, a pipe or a device"
+        facts["reason"][i], details[int(i)] = (
+            REASONS.index("unreadable"),
+            "no regular file: a broken link, a pipe or a device",
+        )
     todo = np.flatnonzero(~known & (files.size >= 0))
     chunks = (todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK))
     with progress([], len(todo), "reading", "file") as bar:
-        for chunk, results in _in_parallel(chunks, files, facts["key"], store, long_side, link, workers):
+        for chunk, results in _in_parallel(
+            chunks, files, facts["key"], store, long_side, link, workers
+        ):
             records = np.frombuffer(b"".join(record for record, _ in results), FACTS).copy()
             records["key"] = facts["key"][chunk]
             facts[chunk] = records
-            fresh = {int(i): detail for i, (_, detail) in zip(chunk, results, strict=True) if detail}
+            fresh = {
+                int(i): detail for i, (_, detail) in zip(chunk, results, strict=True) if detail
+            }
             details |= fresh
-            journal.add(records, {facts["key"][i].tobytes().hex(): detail for i, detail in fresh.items()})
+            journal.add(
+                records, {facts["key"][i].tobytes().hex(): detail for i, detail in fresh.items()}
+            )
             bar.update(len(chunk))
     journal.close()
     return facts, details
 
 
-def _in_parallel(chunks: Iterator[np.ndarray], files: Files, keys: np.ndarray, store: Path, long_side: int, link: bool,
-                 workers: int) -> Iterator[tuple[np.ndarray, list[tuple[bytes, str]]]]:
-    """Yield (chunk, results) in order, a bounded number under way; a file that kills its reader is refused, and the rest goes on."""
+def _in_parallel(
+    chunks: Iterator[np.ndarray],
+    files: Files,
+    keys: np.ndarray,
+    store: Path,
+    long_side: int,
+    link: bool,
+    workers: int,
+) -> Iterator[tuple[np.ndarray, list[tuple[bytes, str]]]]:
+    """Yield (chunk, results) in order, a bounded number under way; a file that kills its reader is
+    refused, and the rest goes on."""
 
     def submit(pool: ProcessPoolExecutor, chunk: np.ndarray) -> Future[list[tuple[bytes, str]]]:
-        return pool.submit(read_files, [files.path(i) for i in chunk], [str(store / target_of(keys[i])) for i in chunk], long_side, link)
+        return pool.submit(
+            read_files,
+            [files.path(i) for i in chunk],
+            [str(store / target_of(keys[i])) for i in chunk],
+            long_side,
+            link,
+        )
 
     waiting: deque[tuple[np.ndarray, Future[list[tuple[bytes, str]]]]] = deque()
     pool = ProcessPoolExecutor(workers, initializer=_quiet_worker)
@@ -260,11 +359,18 @@ def _alone(submit, chunk: np.ndarray) -> tuple[bytes, str]:
         except BrokenProcessPool:
             facts = np.zeros((), FACTS)
             facts["reason"] = REASONS.index("unreadable")
-            return facts.tobytes(), "reading it ended the process that did (a crash of a decoder, or not enough memory)"
+            return (
+                facts.tobytes(),
+                "reading it ended the process that did (a crash of a decoder, or not enough memory)",
+            )
 
 
 def _quiet_worker() -> None:
     cv2.setNumThreads(1)  # the processes already fill the cores
-    if sys.platform == "linux":  # end with the parent, even one that was killed: PR_SET_PDEATHSIG, SIGKILL
+    if (
+        sys.platform == "linux"
+    ):  # end with the parent, even one that was killed: PR_SET_PDEATHSIG, SIGKILL
         ctypes.CDLL(None).prctl(1, 9)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libpng write a line per oddity straight to stderr
+    os.dup2(
+        os.open(os.devnull, os.O_WRONLY), 2
+    )  # libtiff and libpng write a line per oddity straight to stderr

@@ -1,4 +1,5 @@
-"""Labels from a CSV file: which column holds the file or its id, the label, the group, the split; found or told."""
+"""Labels from a CSV file: which column holds the file or its id, the label, the group, the split;
+found or told."""
 
 from __future__ import annotations
 
@@ -16,25 +17,54 @@ from common.organize.sources import SPLIT_FOLDERS, Files
 
 # columns as public label files call them, the likelier first
 USUAL = {
-    "file": ("file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "image", "image_id", "imageid", "img", "id"),
+    "file": (
+        "file",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "path",
+        "image_path",
+        "image",
+        "image_id",
+        "imageid",
+        "img",
+        "id",
+    ),
     "label": ("label", "labels", "class", "class_name", "category", "category_name", "target"),
     "species": ("species", "plant", "crop", "host"),
     "disease": ("disease", "condition", "pathogen"),
 }
-LOOK_LIKE_GROUPS = ("group", "site", "station", "location", "camera", "plant_id", "leaf_id", "sequence", "seq_id", "burst")
+LOOK_LIKE_GROUPS = (
+    "group",
+    "site",
+    "station",
+    "location",
+    "camera",
+    "plant_id",
+    "leaf_id",
+    "sequence",
+    "seq_id",
+    "burst",
+)
 NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # these name no common origin
 
 
-def read_labels(files: Files, origin: int, table: Path, columns: Sequence[str], pattern: str) -> None:
-    """Take labels, groups and splits of one source's files from a CSV; folder names then count for nothing.
+def read_labels(
+    files: Files, origin: int, table: Path, columns: Sequence[str], pattern: str
+) -> None:
+    """Take labels, groups and splits of one source's files from a CSV; folder names then count for
+    nothing.
 
-    A row finds its file by `pattern` below the source's folder, else by a file name or stem that only one file has.
+    A row finds its file by `pattern` below the source's folder, else by a file name or stem that
+    only one file has.
 
     Args:
         files: changed in place: label, cluster, given, notes, missing.
         origin: number of the source.
         table: the CSV file, UTF-8; comma, semicolon or tab.
-        columns: `file=NAME`, `label=NAME` (or `species=NAME` and `disease=NAME`), `group=NAME`, `split=NAME`.
+        columns: `file=NAME`, `label=NAME` (or `species=NAME` and `disease=NAME`), `group=NAME`,
+            `split=NAME`.
         pattern: path with {} where the value of the file column goes.
 
     Raises:
@@ -43,46 +73,78 @@ def read_labels(files: Files, origin: int, table: Path, columns: Sequence[str], 
     header, rows = _open(table)
     chosen = _choose_columns(table, header, columns)
     if pattern.count("{}") != 1:
-        fail(f"--path-pattern {pattern!r} needs {{}} once, where the value of column {chosen['file']} goes.")
+        fail(
+            f"--path-pattern {pattern!r} needs {{}} once, where the value of column "
+            f"{chosen['file']} goes."
+        )
     find = _Finder(files, origin)
     mine = files.origin == origin
     files.label[mine], files.given[mine] = -1, -1
     numbers = {name: i for i, name in enumerate(files.labels)}
-    groups: dict[str, int] = defaultdict(lambda: len(groups) + int(files.cluster.max(initial=-1)) + 1)
+    groups: dict[str, int] = defaultdict(
+        lambda: len(groups) + int(files.cluster.max(initial=-1)) + 1
+    )
     found = ungrouped = 0
     for line, row in rows:
         value = row[chosen["file"]].strip()
         i = find(pattern.replace("{}", value), value)
-        label = "/".join(row[chosen[c]].strip() for c in ("label", "species", "disease") if c in chosen).strip("/")
+        label = "/".join(
+            row[chosen[c]].strip() for c in ("label", "species", "disease") if c in chosen
+        ).strip("/")
         if i is None:
-            files.missing.append((value, label, "missing", f"{table.name}, line {line}: no such file in the source, or several"))
+            files.missing.append(
+                (
+                    value,
+                    label,
+                    "missing",
+                    f"{table.name}, line {line}: no such file in the source, or several",
+                )
+            )
             continue
         found += 1
         if not label:
-            files.notes.setdefault(i, ("no_class", f"{table.name}, line {line}: the label is empty"))
+            files.notes.setdefault(
+                i, ("no_class", f"{table.name}, line {line}: the label is empty")
+            )
             continue
         number = numbers.setdefault(label, len(numbers))
         if files.label[i] >= 0 and files.label[i] != number:
-            files.notes[i] = ("label_conflict", f"{table.name} calls it both {list(numbers)[files.label[i]]} and {label}")
+            files.notes[i] = (
+                "label_conflict",
+                f"{table.name} calls it both {list(numbers)[files.label[i]]} and {label}",
+            )
             continue
         files.label[i] = number
-        files.given[i] = SPLIT_FOLDERS.get(row[chosen["split"]].strip().lower(), -1) if "split" in chosen else -1
+        files.given[i] = (
+            SPLIT_FOLDERS.get(row[chosen["split"]].strip().lower(), -1) if "split" in chosen else -1
+        )
         group = row[chosen["group"]].strip() if "group" in chosen else ""
         ungrouped += group.lower() in NO_GROUP
         if group.lower() not in NO_GROUP:
             files.cluster[i] = groups[group]
-    used, files.label[files.label >= 0] = np.unique(files.label[files.label >= 0], return_inverse=True)
-    files.labels = [name for name, i in numbers.items() if i in set(used.tolist())]  # without this source's folder names
+    used, files.label[files.label >= 0] = np.unique(
+        files.label[files.label >= 0], return_inverse=True
+    )
+    files.labels = [
+        name for name, i in numbers.items() if i in set(used.tolist())
+    ]  # without this source's folder names
     if not found:
-        fail(f"{table}: not one row names a file of {files.sources[origin].root}. The first looks for "
-             f"{pattern.replace('{}', files.missing[0][0] if files.missing else '?')}: say how with --path-pattern, e.g. images/{{}}.jpg.")
+        fail(
+            f"{table}: not one row names a file of {files.sources[origin].root}. The first looks "
+            f"for "
+            f"{pattern.replace('{}', files.missing[0][0] if files.missing else '?')}: say how "
+            f"with --path-pattern, e.g. images/{{}}.jpg."
+        )
     used = ", ".join(f"{use} = {name}" for use, name in chosen.items())
     say(f"{table}: {used}; {found:,} rows have their file, {len(files.missing):,} do not")
     if "group" in chosen:
         say(f"  {len(groups):,} groups; {ungrouped:,} rows name none and stand for themselves")
     elif likely := [name for name in header if name.lower() in LOOK_LIKE_GROUPS]:
-        warn(f"column {likely[0]} may tell which pictures belong together. If so, add --columns group={likely[0]}, or the same "
-             "place will stand in train and in test.")
+        warn(
+            f"column {likely[0]} may tell which pictures belong together. If so, add --columns "
+            f"group={likely[0]}, or the same "
+            "place will stand in train and in test."
+        )
 
 
 class _Finder:
@@ -111,7 +173,10 @@ def _open(table: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]
     try:
         text = table.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        fail(f"--labels {table} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8 CSV.")
+        fail(
+            f"--labels {table} is not UTF-8 text ({error.reason} at byte {error.start}). Save it "
+            f"as UTF-8 CSV."
+        )
     mark = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, restval="")
     header = [name for name in reader.fieldnames or [] if name]
@@ -126,18 +191,31 @@ def _choose_columns(table: Path, header: list[str], told: Sequence[str]) -> dict
     for text in told:
         use, _, name = text.partition("=")
         if use not in ("file", "label", "species", "disease", "group", "split"):
-            fail(f"--columns {text}: write file=NAME, label=NAME (or species=NAME disease=NAME), group=NAME or split=NAME.")
+            fail(
+                f"--columns {text}: write file=NAME, label=NAME (or species=NAME disease=NAME), "
+                f"group=NAME or split=NAME."
+            )
         if name not in header:
             fail(f"--columns {text}: {table} has no column {name!r}; it has {', '.join(header)}.")
         chosen[use] = name
-    usual = {use: next((low[name] for name in names if name in low), None) for use, names in USUAL.items()}
+    usual = {
+        use: next((low[name] for name in names if name in low), None)
+        for use, names in USUAL.items()
+    }
     if "file" not in chosen and usual["file"]:
         chosen["file"] = usual["file"]
     if not {"label", "species", "disease"} & set(chosen):
-        uses = ("species", "disease") if usual["species"] and usual["disease"] or not usual["label"] else ("label",)
+        uses = (
+            ("species", "disease")
+            if usual["species"] and usual["disease"] or not usual["label"]
+            else ("label",)
+        )
         chosen |= {use: usual[use] for use in uses if usual[use]}
     if "file" not in chosen or not {"label", "species", "disease"} & set(chosen):
         lacking = "file" if "file" not in chosen else "label"
-        fail(f"{table}: which column holds the {lacking}? It has {', '.join(header)}. Say so: --columns {lacking}=NAME.")
+        fail(
+            f"{table}: which column holds the {lacking}? It has {', '.join(header)}. Say so: "
+            f"--columns {lacking}=NAME."
+        )
     order = ("file", "label", "species", "disease", "group", "split")
     return {use: chosen[use] for use in order if use in chosen}

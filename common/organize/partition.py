@@ -1,4 +1,5 @@
-"""Puts pictures into groups, groups into splits, and measures what leaks: the certificate of the split."""
+"""Puts pictures into groups, groups into splits, and measures what leaks: the certificate of the
+split."""
 
 from __future__ import annotations
 
@@ -46,9 +47,10 @@ def hold_out(classes: Sequence[tuple[str, str]], species: str, diseases: str) ->
 
     Args:
         leaves: L sorted (species, disease).
-        species: names separated by commas, or a number: so many, chosen by a hash of their name; "" for none.
-        diseases: the same for leaves: `tomato/leaf_mold`, or `leaf_mold` for that of every species. A number never takes
-            `healthy` or the only disease of a species.
+        species: names separated by commas, or a number: so many, chosen by a hash of their name; ""
+            for none.
+        diseases: the same for leaves: `tomato/leaf_mold`, or `leaf_mold` for that of every species.
+            A number never takes `healthy` or the only disease of a species.
 
     Returns:
         int8 (L,): 0, HOLDOUT_SPECIES or HOLDOUT_DISEASES.
@@ -62,13 +64,22 @@ def hold_out(classes: Sequence[tuple[str, str]], species: str, diseases: str) ->
     chosen[[s in wanted for s, _ in classes]] = HOLDOUT_SPECIES
     left = [class_idx for class_idx, out in zip(classes, chosen, strict=True) if not out]
     several = {s for s, _ in left if sum(other == s for other, _ in left) > 1}
-    free = ["/".join(class_idx) for class_idx in left if class_idx[0] in several and class_idx[1] != "healthy"]
+    free = [
+        "/".join(class_idx)
+        for class_idx in left
+        if class_idx[0] in several and class_idx[1] != "healthy"
+    ]
     known = ["/".join(class_idx) for class_idx in left] + sorted({d for _, d in left})
     wanted = set(_pick(diseases, free, "--holdout-diseases", known))
-    named = np.array(["/".join(class_idx) in wanted or class_idx[1] in wanted for class_idx in classes])
+    named = np.array(
+        ["/".join(class_idx) in wanted or class_idx[1] in wanted for class_idx in classes]
+    )
     chosen[(chosen == 0) & named] = HOLDOUT_DISEASES
     if (chosen == 0).sum() < 2:
-        fail("--holdout-species and --holdout-diseases leave fewer than two classes to learn. Hold out less.")
+        fail(
+            "--holdout-species and --holdout-diseases leave fewer than two classes to learn. Hold "
+            "out less."
+        )
     return chosen
 
 
@@ -80,19 +91,35 @@ def _pick(text: str, free: Sequence[str], flag: str, known: Sequence[str]) -> li
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            fail(f"{flag}: there is no class {name}. Names are written as --dry-run prints them, such as {', '.join(known[:3])}.")
+            fail(
+                f"{flag}: there is no class {name}. Names are written as --dry-run prints them, "
+                f"such as {', '.join(known[:3])}."
+            )
     return names
 
 
-def partition(kept: Kept, files: Files, facts: np.ndarray, held_out: np.ndarray, *, radius: int, val: float, test: float,
-              group_by: Sequence[str], keep_split: bool, cosine: np.ndarray, workers: int) -> Certificate:
+def partition(
+    kept: Kept,
+    files: Files,
+    facts: np.ndarray,
+    held_out: np.ndarray,
+    *,
+    radius: int,
+    val: float,
+    test: float,
+    group_by: Sequence[str],
+    keep_split: bool,
+    cosine: np.ndarray,
+    workers: int,
+) -> Certificate:
     """Group and split the kept pictures; sets their `group` and `split`.
 
     Args:
         held_out: int8 (leaves,), from `hold_out`.
         radius: bits in which the hashes of near-duplicates may differ; -1 compares none.
         val, test: shares.
-        group_by: `stem` joins pictures made from one picture by their names, `moment` those of one camera in one minute.
+        group_by: `stem` joins pictures made from one picture by their names, `moment` those of one
+            camera in one minute.
         keep_split: keep the split that the source gives.
         cosine: int64 (M, 2), near-duplicates by features.
         workers: processes of the search.
@@ -102,22 +129,35 @@ def partition(kept: Kept, files: Files, facts: np.ndarray, held_out: np.ndarray,
     """
     chosen = facts[kept.file]
     try:
-        near = near_search(chosen["phash"], radius, workers, progress if len(kept) > 100_000 else None) if radius >= 0 else None
+        near = (
+            near_search(chosen["phash"], radius, workers, progress if len(kept) > 100_000 else None)
+            if radius >= 0
+            else None
+        )
     except OverflowError as error:
         fail(f"--near {radius} joins too much: {error}")
-    edges = {f"perceptual hash, at most {radius} of 64 bits apart": near.edges() if near else np.zeros((0, 2), np.int64),
-             "cosine of features": cosine, "group column": equal_edges(files.cluster[kept.file], none=-1)}
+    edges = {
+        f"perceptual hash, at most {radius} of 64 bits apart": near.edges()
+        if near
+        else np.zeros((0, 2), np.int64),
+        "cosine of features": cosine,
+        "group column": equal_edges(files.cluster[kept.file], none=-1),
+    }
     if "stem" in group_by:
         edges["made from one picture, by file name"] = stem_edges(files, kept.file)
     if "moment" in group_by:
-        edges["one camera in one minute"] = equal_edges(files.origin[kept.file], chosen["moment"], none=0)
+        edges["one camera in one minute"] = equal_edges(
+            files.origin[kept.file], chosen["moment"], none=0
+        )
     kept.group = connected(len(kept), np.concatenate(list(edges.values())))
     draw, given = draws(chosen["sha256"]), files.given[kept.file]
     out = held_out[kept.class_idx]
     kept.split, inside = out.copy(), np.flatnonzero(out == 0)
     class_idx, group = kept.class_idx[inside], kept.group[inside]
     first = np.full(len(kept), len(kept))
-    np.minimum.at(first, group, inside)  # a group whose first picture is held out is named by its first one inside
+    np.minimum.at(
+        first, group, inside
+    )  # a group whose first picture is held out is named by its first one inside
     local = np.searchsorted(inside, first[group])
     split = split_groups(class_idx, local, draw[inside], val, test)
     kept.split[inside] = keep_given(split, given[inside], group) if keep_split else split
@@ -131,5 +171,13 @@ def partition(kept: Kept, files: Files, facts: np.ndarray, held_out: np.ndarray,
             kin[a[train[b]]] = True
         return float(kin[held].mean()) if held.any() else 0.0
 
-    return Certificate(radius, near, cosine, {what: len(e) for what, e in edges.items() if len(e)}, sizes_of(kept.group), leak(kept.split),
-                       leak(alone), leak(given) if (given > TRAIN).any() else None)
+    return Certificate(
+        radius,
+        near,
+        cosine,
+        {what: len(e) for what, e in edges.items() if len(e)},
+        sizes_of(kept.group),
+        leak(kept.split),
+        leak(alone),
+        leak(given) if (given > TRAIN).any() else None,
+    )

@@ -1,4 +1,5 @@
-"""Puts the kept pictures where they belong below data/organized/, writes its index, and takes it back."""
+"""Puts the kept pictures where they belong below data/organized/, writes its index, and takes it
+back."""
 
 from __future__ import annotations
 
@@ -23,13 +24,28 @@ from common.organize.sources import Files
 from common.organize.splits import TEST, draws, split_groups
 
 FOLDERS = (*SPLITS[:3], "holdout/species", "holdout/diseases")
-MANIFEST = ("path", "species", "disease", "split", "group", "sha256", "phash", "width", "height", "dataset", "source", "offset", "size")
+MANIFEST = (
+    "path",
+    "species",
+    "disease",
+    "split",
+    "group",
+    "sha256",
+    "phash",
+    "width",
+    "height",
+    "dataset",
+    "source",
+    "offset",
+    "size",
+)
 REJECTED = ("source", "name", "reason", "detail")
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where pictures stand below data/organized/: in files of their own, or (offset >= 0) within tar shards.
+    """Where pictures stand below data/organized/: in files of their own, or (offset >= 0) within
+    tar shards.
 
     shard: int32 (K,), -1 for a file of its own; offset: int64 (K,).
     """
@@ -48,11 +64,14 @@ class Placed:
 
 
 def plan_places(kept: Kept, facts: np.ndarray, shard_bytes: int) -> tuple[Placed, list[Layout]]:
-    """Decide where each picture goes; `shard_bytes` 0: files of their own. Returns the plan, and the shards of each split."""
+    """Decide where each picture goes; `shard_bytes` 0: files of their own. Returns the plan, and
+    the shards of each split."""
     ids = np.ascontiguousarray(facts["sha256"][kept.file, :8]).view(">u8")[:, 0].astype(np.uint64)
     shard, offset, layouts = np.full(len(kept), -1, np.int32), np.full(len(kept), -1, np.int64), []
     if shard_bytes:
-        inside = np.unique(kept.class_idx[kept.split < HOLDOUT_SPECIES])  # leaf numbers as in the class tree, which knows no holdout
+        inside = np.unique(
+            kept.class_idx[kept.split < HOLDOUT_SPECIES]
+        )  # leaf numbers as in the class tree, which knows no holdout
         number = np.searchsorted(inside, kept.class_idx)
         for split in range(3):
             mine = np.flatnonzero(kept.split == split)
@@ -62,13 +81,21 @@ def plan_places(kept: Kept, facts: np.ndarray, shard_bytes: int) -> tuple[Placed
     return Placed(kept, ids, shard, offset), layouts
 
 
-def place(placed: Placed, layouts: Sequence[Layout], facts: np.ndarray, store: Path, partial: Path) -> None:
-    """Put stored pictures where they belong; what stands there from a killed run with the same plan stays.
+def place(
+    placed: Placed, layouts: Sequence[Layout], facts: np.ndarray, store: Path, partial: Path
+) -> None:
+    """Put stored pictures where they belong; what stands there from a killed run with the same plan
+    stays.
 
     Files become hard links, as the store must keep its own until the run is complete.
     """
     kept = placed.kept
-    plan = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in (placed.ids, placed.offset, kept.split, kept.class_idx)))
+    plan = hashlib.sha256(
+        b"".join(
+            np.ascontiguousarray(a).tobytes()
+            for a in (placed.ids, placed.offset, kept.split, kept.class_idx)
+        )
+    )
     mark = partial.with_name(partial.name + ".plan")
     if not mark.is_file() or mark.read_text() != plan.hexdigest():
         shutil.rmtree(partial, ignore_errors=True)
@@ -80,10 +107,19 @@ def place(placed: Placed, layouts: Sequence[Layout], facts: np.ndarray, store: P
 
     for split, plan in enumerate(layouts):
         mine = np.flatnonzero(kept.split == split)
-        write_shards(partial / SPLITS[split], plan, lambda i, mine=mine: stored(mine[i]), f"writing {SPLITS[split]} shards")
+        write_shards(
+            partial / SPLITS[split],
+            plan,
+            lambda i, mine=mine: stored(mine[i]),
+            f"writing {SPLITS[split]} shards",
+        )
     single = np.flatnonzero(placed.shard < 0)
-    for split, class_idx in np.unique(np.stack([kept.split[single], kept.class_idx[single]]), axis=1).T:
-        (partial / FOLDERS[split] / Path(*kept.classes[class_idx])).mkdir(parents=True, exist_ok=True)
+    for split, class_idx in np.unique(
+        np.stack([kept.split[single], kept.class_idx[single]]), axis=1
+    ).T:
+        (partial / FOLDERS[split] / Path(*kept.classes[class_idx])).mkdir(
+            parents=True, exist_ok=True
+        )
     for k in progress(single.tolist(), len(single), desc="placing", unit="file"):
         link(stored(k), f"{partial}/{placed.path(k)}")
 
@@ -99,8 +135,11 @@ def link(source: str, target: str) -> None:
         os.replace(target + ".tmp", target)
 
 
-def place_strangers(files: Files, facts: np.ndarray, good: np.ndarray, radius: int, store: Path, partial: Path) -> np.ndarray:
-    """Place pictures of no plant, of each kind half in val, half in test, by their content; near-duplicates keep together.
+def place_strangers(
+    files: Files, facts: np.ndarray, good: np.ndarray, radius: int, store: Path, partial: Path
+) -> np.ndarray:
+    """Place pictures of no plant, of each kind half in val, half in test, by their content;
+    near-duplicates keep together.
 
     Those in a folder below --not-plants lie in one of its name, which is their kind.
 
@@ -115,19 +154,29 @@ def place_strangers(files: Files, facts: np.ndarray, good: np.ndarray, radius: i
     kinds = [files.kind_of(i) for i in good.tolist()]
     number = np.unique(np.array(kinds, str), return_inverse=True)[1]
     split = split_groups(number.astype(np.int64), group, draws(facts["sha256"][good]), 0.0, 0.5)
-    shutil.rmtree(partial / "not_plants", ignore_errors=True)  # of a killed run, perhaps over other pictures
+    shutil.rmtree(
+        partial / "not_plants", ignore_errors=True
+    )  # of a killed run, perhaps over other pictures
     for k, i in enumerate(good.tolist()):
         folder = partial / "not_plants" / ("test" if split[k] == TEST else "val") / kinds[k]
         folder.mkdir(parents=True, exist_ok=True)
-        link(f"{store}/{target_of(facts['key'][i])}", f"{folder}/{facts['sha256'][i, :8].tobytes().hex()}.jpg")
+        link(
+            f"{store}/{target_of(facts['key'][i])}",
+            f"{folder}/{facts['sha256'][i, :8].tobytes().hex()}.jpg",
+        )
     return np.array([(split != TEST).sum(), (split == TEST).sum()])
 
 
 def write_index(folder: Path, kept: Kept) -> None:
     """Write species_index.json: the tree in index order with the counts per split."""
-    data, counts = kept.tree().to_json(), dict(zip(kept.classes, kept.counts().tolist(), strict=True))
+    data, counts = (
+        kept.tree().to_json(),
+        dict(zip(kept.classes, kept.counts().tolist(), strict=True)),
+    )
     for row in data["species"]:
-        row["counts"] = {d: dict(zip(SPLITS[:3], counts[row["name"], d], strict=False)) for d in row["diseases"]}
+        row["counts"] = {
+            d: dict(zip(SPLITS[:3], counts[row["name"], d], strict=False)) for d in row["diseases"]
+        }
     write_text(folder / "species_index.json", json.dumps(data, indent=1))
 
 
@@ -135,46 +184,110 @@ def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[t
     """Rows of manifest.csv, a picture each, by split, species, disease and id."""
     kept = placed.kept
     order = np.lexsort((kept.class_idx, kept.split))
-    for start in range(0, len(order), 4096):  # Python numbers in blocks: one by one out of arrays they cost ten times as much
+    for start in range(
+        0, len(order), 4096
+    ):  # Python numbers in blocks: one by one out of arrays they cost ten times as much
         rows = order[start : start + 4096]
         i = kept.file[rows]
         fact, groups = facts[i], placed.ids[kept.group[rows]]
-        columns = (kept.class_idx[rows], kept.split[rows], groups, fact["phash"], fact["width"], fact["height"], files.origin[i],
-                   placed.offset[rows], fact["stored"])
-        for k, file, sha, (class_idx, split, group, phash, width, height, origin, offset, stored) in zip(
-                rows.tolist(), i.tolist(), fact["sha256"], zip(*(column.tolist() for column in columns), strict=True), strict=True):
-            yield (placed.path(k), *kept.classes[class_idx], SPLITS[split], f"{group:016x}", sha.tobytes().hex(), f"{phash:016x}", width, height,
-                   files.sources[origin].name, files.path(file), offset if offset >= 0 else "", stored)
+        columns = (
+            kept.class_idx[rows],
+            kept.split[rows],
+            groups,
+            fact["phash"],
+            fact["width"],
+            fact["height"],
+            files.origin[i],
+            placed.offset[rows],
+            fact["stored"],
+        )
+        for k, file, sha, (
+            class_idx,
+            split,
+            group,
+            phash,
+            width,
+            height,
+            origin,
+            offset,
+            stored,
+        ) in zip(
+            rows.tolist(),
+            i.tolist(),
+            fact["sha256"],
+            zip(*(column.tolist() for column in columns), strict=True),
+            strict=True,
+        ):
+            yield (
+                placed.path(k),
+                *kept.classes[class_idx],
+                SPLITS[split],
+                f"{group:016x}",
+                sha.tobytes().hex(),
+                f"{phash:016x}",
+                width,
+                height,
+                files.sources[origin].name,
+                files.path(file),
+                offset if offset >= 0 else "",
+                stored,
+            )
 
 
 def rejected_rows(files: Files, refused: Refused) -> Iterator[tuple[str, ...]]:
-    """Rows of rejected.csv: every file that is not in the manifest, and rows of labels CSVs without a file."""
+    """Rows of rejected.csv: every file that is not in the manifest, and rows of labels CSVs without
+    a file."""
     strangers = files.is_stranger()
     for i in np.flatnonzero(refused.reason).tolist():
         label = "not_plants" if strangers[i] else files.label_of(i)
         twin = refused.twin[i]
-        yield files.path(i), label, REASONS[refused.reason[i]], f"of {files.path(twin)}" if twin >= 0 else refused.details.get(i, "")
+        yield (
+            files.path(i),
+            label,
+            REASONS[refused.reason[i]],
+            f"of {files.path(twin)}" if twin >= 0 else refused.details.get(i, ""),
+        )
     yield from files.missing
 
 
 def foreign(output: Path) -> list[str]:
     """Paths below data/organized/ that 01 did not make, sorted."""
-    own = {"manifest.csv", "rejected.csv", "review.csv", "names.csv", "species_index.json", "report.md", "made_of.json"}
-    with (output / "manifest.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    own = {
+        "manifest.csv",
+        "rejected.csv",
+        "review.csv",
+        "names.csv",
+        "species_index.json",
+        "report.md",
+        "made_of.json",
+    }
+    with (output / "manifest.csv").open(
+        newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
         own |= {row["path"] for row in csv.DictReader(file)}
-    paths = (os.path.relpath(os.path.join(folder, name), output) for folder, _, names in os.walk(output) for name in names)
-    return sorted(path for path in paths if path not in own and not path.startswith(("not_plants" + os.sep, "report" + os.sep)))
+    paths = (
+        os.path.relpath(os.path.join(folder, name), output)
+        for folder, _, names in os.walk(output)
+        for name in names
+    )
+    return sorted(
+        path
+        for path in paths
+        if path not in own and not path.startswith(("not_plants" + os.sep, "report" + os.sep))
+    )
 
 
 def clear(output: Path) -> None:
-    """Remove what a run needs on its way and a killed one leaves: the store and a half-made folder."""
+    """Remove what a run needs on its way and a killed one leaves: the store and a half-made
+    folder."""
     for folder in (output.with_name(output.name + ending) for ending in (".store", ".partial")):
         shutil.rmtree(folder, ignore_errors=True)
     output.with_name(output.name + ".partial.plan").unlink(missing_ok=True)
 
 
 def remove(output: Path) -> list[str]:
-    """Take back what 01 made: data/organized/, its store and what a killed run left; the sources are not touched.
+    """Take back what 01 made: data/organized/, its store and what a killed run left; the sources
+    are not touched.
 
     Returns:
         paths below `output` that 01 did not make; they stay, and so do their folders.

@@ -1,4 +1,5 @@
-"""Which files the sources hold, as packed arrays: a million Python objects would cost gigabytes and copies in every worker."""
+"""Which files the sources hold, as packed arrays: a million Python objects would cost gigabytes and
+copies in every worker."""
 
 from __future__ import annotations
 
@@ -15,14 +16,32 @@ from common.classes import slug
 from common.console import fail, progress
 
 SPLITS = ("train", "val", "test")
-SPLIT_FOLDERS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
-PLAIN_FOLDERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures"}  # hold classes, name none
+SPLIT_FOLDERS = {
+    "train": 0,
+    "training": 0,
+    "val": 1,
+    "valid": 1,
+    "validation": 1,
+    "test": 2,
+    "testing": 2,
+}
+PLAIN_FOLDERS = {
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "data",
+    "dataset",
+    "photos",
+    "pictures",
+}  # hold classes, name none
 JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder to take pictures from. `name` tells it from the others in the manifest; strangers show no plant."""
+    """A folder to take pictures from. `name` tells it from the others in the manifest; strangers
+    show no plant."""
 
     name: str
     root: Path
@@ -37,7 +56,8 @@ class Files:
         sources: where they come from.
         folders: absolute paths of the folders that hold them.
         labels: class names as found; a file's name or its rows in a labels CSV may give it one.
-        folder, label, origin: int32 (N,), indices into `folders`, `labels` (-1: none) and `sources`.
+        folder, label, origin: int32 (N,), indices into `folders`, `labels` (-1: none) and
+            `sources`.
         given: int8 (N,), split that the source puts the file in, an index into SPLITS, or -1.
         cluster: int32 (N,), number of its value in the group column of a labels CSV, or -1.
         arena, ends: uint8 bytes of all file names, int64 (N,) where each ends.
@@ -78,7 +98,8 @@ class Files:
         return self.labels[self.label[i]] if self.label[i] >= 0 else ""
 
     def kind_of(self, i: int) -> str:
-        """Which kind of strangers file i shows: the folder of its source that holds it; "" where it lies in none."""
+        """Which kind of strangers file i shows: the folder of its source that holds it; "" where it
+        lies in none."""
         below = os.path.relpath(self.folders[self.folder[i]], self.sources[self.origin[i]].root)
         return "" if below == os.curdir else slug(below.split(os.sep)[0])
 
@@ -107,8 +128,18 @@ class _Packer:
     def __init__(self) -> None:
         self.folders: list[str] = []
         self.labels: dict[str, int] = {}
-        self.numbers = {name: array(kind) for name, kind in (
-            ("folder", "i"), ("label", "i"), ("origin", "i"), ("given", "b"), ("ends", "q"), ("size", "q"), ("mtime_ns", "q"))}
+        self.numbers = {
+            name: array(kind)
+            for name, kind in (
+                ("folder", "i"),
+                ("label", "i"),
+                ("origin", "i"),
+                ("given", "b"),
+                ("ends", "q"),
+                ("size", "q"),
+                ("mtime_ns", "q"),
+            )
+        }
         self.arena = bytearray()
 
     def add(self, name: str, **numbers: int) -> None:
@@ -118,18 +149,27 @@ class _Packer:
 
     def done(self, sources: Sequence[Source]) -> Files:
         arrays = {key: np.array(values) for key, values in self.numbers.items()}
-        return Files(sources=sources, folders=self.folders, labels=list(self.labels), arena=np.frombuffer(bytes(self.arena), np.uint8),
-                     cluster=np.full(len(arrays["folder"]), -1, np.int32), **arrays)
+        return Files(
+            sources=sources,
+            folders=self.folders,
+            labels=list(self.labels),
+            arena=np.frombuffer(bytes(self.arena), np.uint8),
+            cluster=np.full(len(arrays["folder"]), -1, np.int32),
+            **arrays,
+        )
 
 
 def list_files(sources: Sequence[Source]) -> Files:
-    """List the files of all sources once; links are followed, but no folder is entered twice; system files are not counted.
+    """List the files of all sources once; links are followed, but no folder is entered twice;
+    system files are not counted.
 
-    A class name is made of the last two folders above a file. Folders called train, valid, test ... tell the split that
-    the source gives, and like those called images or data they are no class names.
+    A class name is made of the last two folders above a file. Folders called train, valid, test ...
+    tell the split that the source gives, and like those called images or data they are no class
+    names.
 
     Raises:
-        SystemExit: where a folder cannot be opened: leaving it out in silence would change the data.
+        SystemExit: where a folder cannot be opened: leaving it out in silence would change the
+            data.
     """
     packer = _Packer()
     with progress([], None, "listing", "folder") as bar:
@@ -142,14 +182,22 @@ def list_files(sources: Sequence[Source]) -> Files:
                     packer.folders.append(folder)
                 for entry in entries:
                     stat = entry.stat() if entry.is_file() else None
-                    packer.add(entry.name, folder=len(packer.folders) - 1, label=label, origin=number, given=given,
-                               size=stat.st_size if stat else -1, mtime_ns=stat.st_mtime_ns if stat else 0)
+                    packer.add(
+                        entry.name,
+                        folder=len(packer.folders) - 1,
+                        label=label,
+                        origin=number,
+                        given=given,
+                        size=stat.st_size if stat else -1,
+                        mtime_ns=stat.st_mtime_ns if stat else 0,
+                    )
                 bar.update()
     return packer.done(sources)
 
 
 def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.DirEntry[str]]]]:
-    """Every folder below `root` with the names above its files, its split, and its files in order."""
+    """Every folder below `root` with the names above its files, its split, and its files in
+    order."""
     stack: list[tuple[str, tuple[str, ...], int]] = [(str(root), (), -1)]
     entered = set()
     while stack:
@@ -162,12 +210,26 @@ def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.Di
             with os.scandir(folder) as entries:
                 ordered = sorted(entries, key=lambda e: e.name)
         except OSError as error:
-            fail(f"the folder {folder} cannot be opened ({error.strerror}). Mend its permissions or take it out of the source.")
-        yield folder, parts, given, [e for e in ordered if not e.is_dir() and e.name.lower() not in JUNK and not e.name.startswith("._")]
+            fail(
+                f"the folder {folder} cannot be opened ({error.strerror}). Mend its permissions "
+                f"or take it out of the source."
+            )
+        yield (
+            folder,
+            parts,
+            given,
+            [
+                e
+                for e in ordered
+                if not e.is_dir() and e.name.lower() not in JUNK and not e.name.startswith("._")
+            ],
+        )
         for entry in reversed(ordered):
             if entry.is_dir() and not entry.name.startswith("."):
                 low = entry.name.lower()
-                inner = parts if low in SPLIT_FOLDERS or low in PLAIN_FOLDERS else (*parts, entry.name)
+                inner = (
+                    parts if low in SPLIT_FOLDERS or low in PLAIN_FOLDERS else (*parts, entry.name)
+                )
                 stack.append((entry.path, inner, SPLIT_FOLDERS.get(low, given)))
 
 
@@ -202,4 +264,8 @@ def parse_sources(texts: Sequence[str], strangers: Path | None) -> list[Source]:
 
 def _require_folder(root: Path) -> None:
     if not root.is_dir():
-        fail(f"there is no folder {root}." if not root.exists() else f"{root} is a file; give the folder above it.")
+        fail(
+            f"there is no folder {root}."
+            if not root.exists()
+            else f"{root} is a file; give the folder above it."
+        )

@@ -1,11 +1,14 @@
-"""Train, val and test: groups stay whole, shares hold per leaf, and a picture's place follows from its content."""
+"""Train, val and test: groups stay whole, shares hold per leaf, and a picture's place follows from
+its content."""
 
 from __future__ import annotations
 
 import numpy as np
 
 TRAIN, VAL, TEST = 0, 1, 2
-SLACK = 0.03  # a leaf's shares may stray so far before its nearest groups are moved: more would break the proportions,
+# a leaf's shares may stray so far before its nearest groups are moved: more would break the
+# proportions,
+SLACK = 0.03
 #               less would move pictures whenever some are added
 
 
@@ -16,23 +19,30 @@ def draws(sha256: np.ndarray) -> np.ndarray:
         sha256: uint8 (K, 32).
 
     Returns:
-        float64 (K,), uniform in [0, 1). Bytes 8 to 15: the first eight name files, and the smallest of them names a group.
+        float64 (K,), uniform in [0, 1). Bytes 8 to 15: the first eight name files, and the smallest
+        of them names a group.
     """
     return np.ascontiguousarray(sha256[:, 8:16]).view(">u8")[:, 0] / 2.0**64
 
 
-def split_groups(class_idx: np.ndarray, group: np.ndarray, draw: np.ndarray, val: float, test: float) -> np.ndarray:
-    """Put whole groups into splits, by the draw of the group's first picture: below `test` test, then `val`, then train.
+def split_groups(
+    class_idx: np.ndarray, group: np.ndarray, draw: np.ndarray, val: float, test: float
+) -> np.ndarray:
+    """Put whole groups into splits, by the draw of the group's first picture: below `test` test,
+    then `val`, then train.
 
-    Where a leaf's shares stray by more than `SLACK` (one picture, in small leaves), its groups nearest to the border cross it.
-    A leaf with three groups or more has one in every split, one with two has no test picture, one with a single group is all
-    train. A group that spans leaves stays where its draw puts it, unless a leaf would be without a train picture. So a
-    picture's place depends on its content and in small leaves on its leaf's others, not on order or on other leaves. Only
-    where such groups hold most of a leaf (camera stations), they are balanced together, over all leaves that they touch.
+    Where a leaf's shares stray by more than `SLACK` (one picture, in small leaves), its groups
+    nearest to the border cross it. A leaf with three groups or more has one in every split, one
+    with two has no test picture, one with a single group is all train. A group that spans leaves
+    stays where its draw puts it, unless a leaf would be without a train picture. So a picture's
+    place depends on its content and in small leaves on its leaf's others, not on order or on other
+    leaves. Only where such groups hold most of a leaf (camera stations), they are balanced
+    together, over all leaves that they touch.
 
     Args:
         leaf: int (K,), 0..L-1.
-        group: int (K,), the smallest picture number of its group, where pictures are in the order of their content.
+        group: int (K,), the smallest picture number of its group, where pictures are in the order
+            of their content.
         draw: float (K,), from `draws`.
         val, test: shares of the pictures, 0..1.
 
@@ -42,7 +52,9 @@ def split_groups(class_idx: np.ndarray, group: np.ndarray, draw: np.ndarray, val
     heads, which = np.unique(group, return_inverse=True)
     u = draw[heads]
     place = np.where(u < test, TEST, np.where(u < test + val, VAL, TRAIN)).astype(np.int8)
-    pairs, weights = np.unique(class_idx.astype(np.int64) * len(heads) + which, return_counts=True)  # (leaf, group) and its pictures
+    pairs, weights = np.unique(
+        class_idx.astype(np.int64) * len(heads) + which, return_counts=True
+    )  # (leaf, group) and its pictures
     pair_class, pair_group = np.divmod(pairs, max(1, len(heads)))
     own = np.bincount(pair_group, minlength=len(heads))[pair_group] == 1
     edges = np.flatnonzero(np.diff(pair_class, prepend=-1, append=-1))
@@ -52,7 +64,10 @@ def split_groups(class_idx: np.ndarray, group: np.ndarray, draw: np.ndarray, val
     tangled[pair_group[lonely[pair_class] & ~own]] = True
     if tangled.any():
         _balance(place, u, tangled, pair_class, pair_group, weights, val, test)
-    for start, stop in spans:  # before any leaf is settled, as these are the steps that touch other leaves
+    for (
+        start,
+        stop,
+    ) in spans:  # before any leaf is settled, as these are the steps that touch other leaves
         members = pair_group[start:stop]
         if not (place[members] == TRAIN).any():
             mine = members[own[start:stop]] if own[start:stop].any() else members
@@ -63,13 +78,24 @@ def split_groups(class_idx: np.ndarray, group: np.ndarray, draw: np.ndarray, val
         groups = np.bincount(place[members[~mine]], minlength=3)
         order = np.argsort(u[members[mine]], kind="stable")
         settled = members[mine][order]
-        place[settled] = _settle(place[settled], weights[start:stop][mine][order], others, groups, val, test)
+        place[settled] = _settle(
+            place[settled], weights[start:stop][mine][order], others, groups, val, test
+        )
     return place[which]
 
 
-def _balance(place: np.ndarray, u: np.ndarray, tangled: np.ndarray, pair_class: np.ndarray, pair_group: np.ndarray, weights: np.ndarray,
-             val: float, test: float) -> None:
-    """Place groups that span leaves, the largest first, each where it brings the shares of its leaves nearest to what is wanted."""
+def _balance(
+    place: np.ndarray,
+    u: np.ndarray,
+    tangled: np.ndarray,
+    pair_class: np.ndarray,
+    pair_group: np.ndarray,
+    weights: np.ndarray,
+    val: float,
+    test: float,
+) -> None:
+    """Place groups that span leaves, the largest first, each where it brings the shares of its
+    leaves nearest to what is wanted."""
     total = np.bincount(pair_class, weights)
     have = np.zeros((len(total), 3))
     rest = ~tangled[pair_group]
@@ -82,15 +108,27 @@ def _balance(place: np.ndarray, u: np.ndarray, tangled: np.ndarray, pair_class: 
     for g in sorted(np.flatnonzero(tangled).tolist(), key=lambda g: (-sizes[g], u[g])):
         pairs = mine[bounds[g] : bounds[g + 1]]
         classes, count = pair_class[pairs], weights[pairs]
-        lack = (wanted[classes] - have[classes]) / total[classes, None]  # (leaves of the group, 3), shares
-        gain = (2 * lack - (count / total[classes])[:, None]) * (count / total[classes])[:, None]  # what the squared error falls by
+        lack = (wanted[classes] - have[classes]) / total[
+            classes, None
+        ]  # (leaves of the group, 3), shares
+        gain = (2 * lack - (count / total[classes])[:, None]) * (count / total[classes])[
+            :, None
+        ]  # what the squared error falls by
         place[g] = np.argmax(gain.sum(axis=0))
         have[classes, place[g]] += count
 
 
-def _settle(place: np.ndarray, weight: np.ndarray, others: np.ndarray, other_groups: np.ndarray, val: float, test: float) -> np.ndarray:
-    """Mend one leaf's shares. `place`, `weight` (G,): its own groups in the order of their draws; `others`: pictures, and
-    `other_groups`: groups, per split, that it shares with other leaves and that do not move."""
+def _settle(
+    place: np.ndarray,
+    weight: np.ndarray,
+    others: np.ndarray,
+    other_groups: np.ndarray,
+    val: float,
+    test: float,
+) -> np.ndarray:
+    """Mend one leaf's shares. `place`, `weight` (G,): its own groups in the order of their draws;
+    `others`: pictures, and `other_groups`: groups, per split, that it shares with other leaves and
+    that do not move."""
     place = place.copy()
     total = weight.sum() + others.sum()
     have = np.bincount(place, weight, minlength=3) + others
@@ -119,14 +157,17 @@ def _settle(place: np.ndarray, weight: np.ndarray, others: np.ndarray, other_gro
             free = np.flatnonzero(place == TRAIN)
             if len(free):
                 move(int(free[np.argmin(weight[free])]), split)
-    if groups.sum() < 3 and groups[TEST]:  # with two groups val matters more; with one there is only train
+    if (
+        groups.sum() < 3 and groups[TEST]
+    ):  # with two groups val matters more; with one there is only train
         for g in np.flatnonzero(place == TEST):
             move(int(g), VAL if groups[TRAIN] and not groups[VAL] else TRAIN)
     return place
 
 
 def keep_given(ours: np.ndarray, given: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Keep the split that the source gives; where it has no val or no test, that part is drawn from its train.
+    """Keep the split that the source gives; where it has no val or no test, that part is drawn from
+    its train.
 
     Args:
         ours: int8 (K,), from `split_groups`.
@@ -138,8 +179,14 @@ def keep_given(ours: np.ndarray, given: np.ndarray, group: np.ndarray) -> np.nda
     """
     lacking = [split for split in (VAL, TEST) if not (given == split).any()]
     _, which = np.unique(group, return_inverse=True)
-    most = np.full(which.max(initial=-1) + 1, -1, np.int8)  # the most held-out split that the source gives any of a group
+    most = np.full(
+        which.max(initial=-1) + 1, -1, np.int8
+    )  # the most held-out split that the source gives any of a group
     np.maximum.at(most, which, given)
     kin = most[which]
-    free = np.where((kin < 0) | ((kin == TRAIN) & np.isin(ours, lacking)), ours, kin)  # pictures without a split follow their group
-    return np.where((given > TRAIN) | ((given == TRAIN) & (kin > TRAIN)), given, free).astype(np.int8)
+    free = np.where(
+        (kin < 0) | ((kin == TRAIN) & np.isin(ours, lacking)), ours, kin
+    )  # pictures without a split follow their group
+    return np.where((given > TRAIN) | ((given == TRAIN) & (kin > TRAIN)), given, free).astype(
+        np.int8
+    )

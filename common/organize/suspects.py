@@ -1,4 +1,5 @@
-"""Classes that a person should look at before training: what is odd about each, and what to do. No torch."""
+"""Classes that a person should look at before training: what is odd about each, and what to do. No
+torch."""
 
 from __future__ import annotations
 
@@ -13,11 +14,27 @@ from common.console import table
 # Ours: low enough to find what we planted, high enough that a tidy class is left alone.
 FEW_PICTURES, FEW_GROUPS, FEW_JUDGED = 10, 3, 5
 ONE_GROUP, ONE_GROUP_PICTURES = 0.4, 5  # share of the class, and the least size of such a group
-SHARED, SHARED_PAIRS = 0.02, 3  # share of the smaller class with a twin in the other class, and least pairs
+SHARED, SHARED_PAIRS = (
+    0.02,
+    3,
+)  # share of the smaller class with a twin in the other class, and least pairs
 CONFLICTS, CONFLICT_FILES = 0.02, 3
 BROKEN, BROKEN_FILES = 0.1, 5
-ALIKE, ELSEWHERE, ENOUGH = 0.9, 0.1, 10  # one size or source: share in the class, at most in its siblings, pictures of each
-BROKEN_REASONS = ("empty", "text", "format", "truncated", "unreadable", "too_large", "too_small", "not_a_picture")
+ALIKE, ELSEWHERE, ENOUGH = (
+    0.9,
+    0.1,
+    10,
+)  # one size or source: share in the class, at most in its siblings, pictures of each
+BROKEN_REASONS = (
+    "empty",
+    "text",
+    "format",
+    "truncated",
+    "unreadable",
+    "too_large",
+    "too_small",
+    "not_a_picture",
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +60,20 @@ class Suspect:
     other: int = -1
 
 
-def suspicious(names: Sequence[str], class_idx: np.ndarray, group: np.ndarray, split: np.ndarray, origin: np.ndarray, width: np.ndarray,
-               height: np.ndarray, *, pairs: np.ndarray | None = None, rejected: Mapping[str, np.ndarray] | None = None,
-               conflicts: np.ndarray | None = None, origins: Sequence[str] = ()) -> list[Suspect]:
+def suspicious(
+    names: Sequence[str],
+    class_idx: np.ndarray,
+    group: np.ndarray,
+    split: np.ndarray,
+    origin: np.ndarray,
+    width: np.ndarray,
+    height: np.ndarray,
+    *,
+    pairs: np.ndarray | None = None,
+    rejected: Mapping[str, np.ndarray] | None = None,
+    conflicts: np.ndarray | None = None,
+    origins: Sequence[str] = (),
+) -> list[Suspect]:
     """Find the classes that look wrong, worst first.
 
     Args:
@@ -61,45 +89,104 @@ def suspicious(names: Sequence[str], class_idx: np.ndarray, group: np.ndarray, s
         origins: name of each source, for the sentences.
 
     Returns:
-        doubts ordered by badness, then by the size of the class; the order of the pictures does not matter.
+        doubts ordered by badness, then by the size of the class; the order of the pictures does not
+        matter.
     """
     n = len(names)
     sizes = np.bincount(class_idx, minlength=n)
-    species = np.unique([name.split("/")[0] for name in names], return_inverse=True)[1] if n else np.zeros(0, np.int64)
+    species = (
+        np.unique([name.split("/")[0] for name in names], return_inverse=True)[1]
+        if n
+        else np.zeros(0, np.int64)
+    )
     class_idx = np.asarray(class_idx, np.int64)
     most, _, (of_class, _, _) = _commonest(class_idx, np.unique(group, return_inverse=True)[1], n)
-    found = _few(sizes, np.bincount(of_class, minlength=n), [np.bincount(class_idx[split == s], minlength=n) for s in range(3)])
+    found = _few(
+        sizes,
+        np.bincount(of_class, minlength=n),
+        [np.bincount(class_idx[split == s], minlength=n) for s in range(3)],
+    )
     found += _one_group(most, sizes)
     found += _shared(names, class_idx, sizes, pairs) if pairs is not None and len(pairs) else []
-    found += _left_out(sizes, rejected or {}, np.zeros(n, np.int64) if conflicts is None else np.asarray(conflicts))
+    found += _left_out(
+        sizes, rejected or {}, np.zeros(n, np.int64) if conflicts is None else np.asarray(conflicts)
+    )
     found += _one_size(names, class_idx, width, height, species)
     found += _one_source(names, class_idx, origin, species, origins)
-    return sorted(found, key=lambda s: (-round(s.badness, 6), -int(sizes[s.class_idx]), s.class_idx, s.kind, s.other))
+    return sorted(
+        found,
+        key=lambda s: (
+            -round(s.badness, 6),
+            -int(sizes[s.class_idx]),
+            s.class_idx,
+            s.kind,
+            s.other,
+        ),
+    )
 
 
 def _few(sizes: np.ndarray, groups: np.ndarray, by_split: list[np.ndarray]) -> list[Suspect]:
     found, judged = [], by_split[1] + by_split[2]
-    for i in np.flatnonzero((sizes < FEW_PICTURES) | (groups < FEW_GROUPS) | (by_split[1] == 0) | (by_split[2] == 0)
-                            | (judged < FEW_JUDGED)).tolist():
-        missing = [name for name, counts in zip(("train", "val", "test"), by_split, strict=True) if not counts[i]]
-        held = f"no picture in {' and '.join(missing)}" if missing else f"{judged[i]} in val and test together"
-        what = f"{_count(sizes[i], 'picture')} in {_count(groups[i], 'group')}, {held}: it cannot be judged" if sizes[i] else \
-            "no usable picture is left"
-        badness = 0.4 if not sizes[i] or "train" in missing else 0.1 + 0.2 * bool(missing) + 0.1 / (1 + groups[i])
-        found.append(Suspect(i, "few", float(sizes[i]), badness, what,
-                             "Add photos of other plants or days, join it with another class, or take its figures as unknown."))
+    for i in np.flatnonzero(
+        (sizes < FEW_PICTURES)
+        | (groups < FEW_GROUPS)
+        | (by_split[1] == 0)
+        | (by_split[2] == 0)
+        | (judged < FEW_JUDGED)
+    ).tolist():
+        missing = [
+            name
+            for name, counts in zip(("train", "val", "test"), by_split, strict=True)
+            if not counts[i]
+        ]
+        held = (
+            f"no picture in {' and '.join(missing)}"
+            if missing
+            else f"{judged[i]} in val and test together"
+        )
+        what = (
+            f"{_count(sizes[i], 'picture')} in {_count(groups[i], 'group')}, {held}: it cannot be "
+            f"judged"
+            if sizes[i]
+            else "no usable picture is left"
+        )
+        badness = (
+            0.4
+            if not sizes[i] or "train" in missing
+            else 0.1 + 0.2 * bool(missing) + 0.1 / (1 + groups[i])
+        )
+        found.append(
+            Suspect(
+                i,
+                "few",
+                float(sizes[i]),
+                badness,
+                what,
+                "Add photos of other plants or days, join it with another class, or take its "
+                "figures as unknown.",
+            )
+        )
     return found
 
 
 def _one_group(most: np.ndarray, sizes: np.ndarray) -> list[Suspect]:
     share = most / np.maximum(sizes, 1)
-    return [Suspect(i, "one_group", float(share[i]), 0.7 * float(share[i]),
-                    f"{most[i]} of {sizes[i]} pictures ({share[i]:.0%}) are near-duplicates of one another",
-                    "Thin them out or add other plants: the class counts as many pictures and shows one.")
-            for i in np.flatnonzero((share >= ONE_GROUP) & (most >= ONE_GROUP_PICTURES)).tolist()]
+    return [
+        Suspect(
+            i,
+            "one_group",
+            float(share[i]),
+            0.7 * float(share[i]),
+            f"{most[i]} of {sizes[i]} pictures ({share[i]:.0%}) are near-duplicates of one another",
+            "Thin them out or add other plants: the class counts as many pictures and shows one.",
+        )
+        for i in np.flatnonzero((share >= ONE_GROUP) & (most >= ONE_GROUP_PICTURES)).tolist()
+    ]
 
 
-def _shared(names: Sequence[str], class_idx: np.ndarray, sizes: np.ndarray, pairs: np.ndarray) -> list[Suspect]:
+def _shared(
+    names: Sequence[str], class_idx: np.ndarray, sizes: np.ndarray, pairs: np.ndarray
+) -> list[Suspect]:
     n, sides, count = len(names), class_idx[pairs], len(class_idx)
     across = sides[:, 0] != sides[:, 1]
     pairs, sides = pairs[across], sides[across]
@@ -110,53 +197,125 @@ def _shared(names: Sequence[str], class_idx: np.ndarray, sizes: np.ndarray, pair
     found = []
     a_of, b_of = kinds // n, kinds % n
     first = class_idx[ends % count] == a_of[ends // count]
-    in_a, in_b = (np.bincount(ends[mask] // count, minlength=len(kinds)) for mask in (first, ~first))
+    in_a, in_b = (
+        np.bincount(ends[mask] // count, minlength=len(kinds)) for mask in (first, ~first)
+    )
     share_a, share_b = in_a / np.maximum(sizes[a_of], 1), in_b / np.maximum(sizes[b_of], 1)
-    for k in np.flatnonzero((counts >= SHARED_PAIRS) & (np.maximum(share_a, share_b) >= SHARED)).tolist():
-        mine, other, share, twins = (a_of[k], b_of[k], share_a[k], in_a[k]) if share_a[k] >= share_b[k] else (
-            b_of[k], a_of[k], share_b[k], in_b[k])
-        found.append(Suspect(
-            int(mine), "shared", float(share), 0.5 + 0.5 * float(share),
-            f"shares {counts[k]} near-duplicate pairs with {names[other]} ({twins} of its {sizes[mine]} pictures)",
-            "Same photos under two names, or one class twice: look at both sheets, then join the classes or move the photos.", int(other)))
+    for k in np.flatnonzero(
+        (counts >= SHARED_PAIRS) & (np.maximum(share_a, share_b) >= SHARED)
+    ).tolist():
+        mine, other, share, twins = (
+            (a_of[k], b_of[k], share_a[k], in_a[k])
+            if share_a[k] >= share_b[k]
+            else (b_of[k], a_of[k], share_b[k], in_b[k])
+        )
+        found.append(
+            Suspect(
+                int(mine),
+                "shared",
+                float(share),
+                0.5 + 0.5 * float(share),
+                f"shares {counts[k]} near-duplicate pairs with {names[other]} ({twins} of its "
+                f"{sizes[mine]} pictures)",
+                "Same photos under two names, or one class twice: look at both sheets, then join "
+                "the classes or move the photos.",
+                int(other),
+            )
+        )
     return found
 
 
-def _left_out(sizes: np.ndarray, rejected: Mapping[str, np.ndarray], conflicts: np.ndarray) -> list[Suspect]:
-    reasons = {reason: np.asarray(counts) for reason, counts in rejected.items() if reason in BROKEN_REASONS}
+def _left_out(
+    sizes: np.ndarray, rejected: Mapping[str, np.ndarray], conflicts: np.ndarray
+) -> list[Suspect]:
+    reasons = {
+        reason: np.asarray(counts)
+        for reason, counts in rejected.items()
+        if reason in BROKEN_REASONS
+    }
     broken = sum(reasons.values(), np.zeros(len(sizes), np.int64))
-    clash, bad = conflicts / np.maximum(sizes + conflicts, 1), broken / np.maximum(sizes + broken, 1)
-    found = [Suspect(i, "conflicts", float(clash[i]), 0.3 + 0.7 * float(clash[i]),
-                     f"{conflicts[i]} of {sizes[i] + conflicts[i]} pictures ({clash[i]:.0%}) stand under another class too, left out",
-                     "The two labels cannot both be right; rejected.csv names the files.")
-             for i in np.flatnonzero((conflicts >= CONFLICT_FILES) & (clash >= CONFLICTS)).tolist()]
+    clash, bad = (
+        conflicts / np.maximum(sizes + conflicts, 1),
+        broken / np.maximum(sizes + broken, 1),
+    )
+    found = [
+        Suspect(
+            i,
+            "conflicts",
+            float(clash[i]),
+            0.3 + 0.7 * float(clash[i]),
+            f"{conflicts[i]} of {sizes[i] + conflicts[i]} pictures ({clash[i]:.0%}) stand under "
+            f"another class too, left out",
+            "The two labels cannot both be right; rejected.csv names the files.",
+        )
+        for i in np.flatnonzero((conflicts >= CONFLICT_FILES) & (clash >= CONFLICTS)).tolist()
+    ]
     for i in np.flatnonzero((broken >= BROKEN_FILES) & (bad >= BROKEN)).tolist():
         worst = max(sorted(reasons), key=lambda reason: int(reasons[reason][i]))
-        found.append(Suspect(i, "broken", float(bad[i]), 0.5 * float(bad[i]),
-                             f"{broken[i]} of {sizes[i] + broken[i]} files ({bad[i]:.0%}) are no usable pictures, most of them: {worst}",
-                             "Fetch the class again from where it came from."))
+        found.append(
+            Suspect(
+                i,
+                "broken",
+                float(bad[i]),
+                0.5 * float(bad[i]),
+                f"{broken[i]} of {sizes[i] + broken[i]} files ({bad[i]:.0%}) are no usable "
+                f"pictures, most of them: {worst}",
+                "Fetch the class again from where it came from.",
+            )
+        )
     return found
 
 
-def _one_size(names: Sequence[str], class_idx: np.ndarray, width: np.ndarray, height: np.ndarray, species: np.ndarray) -> list[Suspect]:
+def _one_size(
+    names: Sequence[str],
+    class_idx: np.ndarray,
+    width: np.ndarray,
+    height: np.ndarray,
+    species: np.ndarray,
+) -> list[Suspect]:
     value = np.asarray(width, np.int64) << 20 | np.asarray(height, np.int64)
-    return [Suspect(i, "one_size", share, 0.55 * (share - elsewhere),
-                    f"{share:.0%} of its pictures are {v >> 20} x {v & 0xFFFFF} px, {elsewhere:.0%} of "
-                    f"other {_plant(names[i])} classes",
-                    "Crop marks, borders or a camera may then tell the disease: mix sources, or check the background figure.")
-            for i, v, share, elsewhere in _apart(class_idx, value, species)]
+    return [
+        Suspect(
+            i,
+            "one_size",
+            share,
+            0.55 * (share - elsewhere),
+            f"{share:.0%} of its pictures are {v >> 20} x {v & 0xFFFFF} px, {elsewhere:.0%} of "
+            f"other {_plant(names[i])} classes",
+            "Crop marks, borders or a camera may then tell the disease: mix sources, or check the "
+            "background figure.",
+        )
+        for i, v, share, elsewhere in _apart(class_idx, value, species)
+    ]
 
 
-def _one_source(names: Sequence[str], class_idx: np.ndarray, origin: np.ndarray, species: np.ndarray, origins: Sequence[str]) -> list[Suspect]:
-    return [Suspect(i, "one_source", share, 0.8 * (share - elsewhere),
-                    f"{share:.0%} of its pictures come from {origins[v] if v < len(origins) else f'source {v}'}, "
-                    f"{elsewhere:.0%} of other {_plant(names[i])} classes",
-                    "The background then tells the disease: add photos of this class from another source.")
-            for i, v, share, elsewhere in _apart(class_idx, origin, species)]
+def _one_source(
+    names: Sequence[str],
+    class_idx: np.ndarray,
+    origin: np.ndarray,
+    species: np.ndarray,
+    origins: Sequence[str],
+) -> list[Suspect]:
+    return [
+        Suspect(
+            i,
+            "one_source",
+            share,
+            0.8 * (share - elsewhere),
+            f"{share:.0%} of its pictures come from "
+            f"{origins[v] if v < len(origins) else f'source {v}'}, "
+            f"{elsewhere:.0%} of other {_plant(names[i])} classes",
+            "The background then tells the disease: add photos of this class from another source.",
+        )
+        for i, v, share, elsewhere in _apart(class_idx, origin, species)
+    ]
 
 
-def _commonest(class_idx: np.ndarray, value: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-    """How often each leaf's commonest value occurs, that value (the smallest of equals; -1: none), and all (leaf, value, count)."""
+def _commonest(
+    class_idx: np.ndarray, value: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """How often each leaf's commonest value occurs, that value (the smallest of equals; -1: none),
+    and all (leaf, value, count)."""
     if not len(class_idx):
         return np.zeros(n, np.int64), np.full(n, -1), (np.zeros(0, np.int64),) * 3
     span = int(value.max()) + 1
@@ -169,8 +328,11 @@ def _commonest(class_idx: np.ndarray, value: np.ndarray, n: int) -> tuple[np.nda
     return most, which, (classes, values, counts)
 
 
-def _apart(class_idx: np.ndarray, value: np.ndarray, species: np.ndarray) -> list[tuple[int, int, float, float]]:
-    """Leaves that nearly always have one value which their species' other leaves nearly never have: leaf, value, both shares."""
+def _apart(
+    class_idx: np.ndarray, value: np.ndarray, species: np.ndarray
+) -> list[tuple[int, int, float, float]]:
+    """Leaves that nearly always have one value which their species' other leaves nearly never have:
+    leaf, value, both shares."""
     n = len(species)
     most, which, (classes, values, counts) = _commonest(class_idx, value, n)
     if not len(classes):
@@ -184,7 +346,10 @@ def _apart(class_idx: np.ndarray, value: np.ndarray, species: np.ndarray) -> lis
     elsewhere = (totals[at] - most) / np.maximum(siblings, 1)
     share = most / np.maximum(sizes, 1)
     good = (sizes >= ENOUGH) & (siblings >= ENOUGH) & (share >= ALIKE) & (elsewhere <= ELSEWHERE)
-    return [(i, int(which[i]), float(share[i]), float(elsewhere[i])) for i in np.flatnonzero(good).tolist()]
+    return [
+        (i, int(which[i]), float(share[i]), float(elsewhere[i]))
+        for i in np.flatnonzero(good).tolist()
+    ]
 
 
 def _count(number: int, word: str) -> str:
@@ -205,12 +370,18 @@ def reasons_by_class(suspects: Sequence[Suspect], names: Sequence[str]) -> dict[
     for suspect in suspects:
         told[suspect.class_idx].append(suspect.what)
         if suspect.other >= 0:
-            told[suspect.other].append(f"{names[suspect.class_idx]} {suspect.what.replace(names[suspect.other], 'this class', 1)}")
+            told[suspect.other].append(
+                f"{names[suspect.class_idx]} "
+                f"{suspect.what.replace(names[suspect.other], 'this class', 1)}"
+            )
     return dict(told)
 
 
-def printed(suspects: Sequence[Suspect], names: Sequence[str], most: int = 20, each: int = 6) -> str:
-    """Lay out the worst doubts as a table, at most `each` of a kind and `most` in all, and say how many more there are."""
+def printed(
+    suspects: Sequence[Suspect], names: Sequence[str], most: int = 20, each: int = 6
+) -> str:
+    """Lay out the worst doubts as a table, at most `each` of a kind and `most` in all, and say how
+    many more there are."""
     if not suspects:
         return "No class looks suspicious."
     shown: Counter[str] = Counter()
@@ -222,7 +393,15 @@ def printed(suspects: Sequence[Suspect], names: Sequence[str], most: int = 20, e
     kinds = Counter(suspect.kind for suspect in suspects)
     more = {kind: count - shown[kind] for kind, count in kinds.most_common() if count > shown[kind]}
     advice = {suspect.kind: suspect.advice for suspect in reversed(suspects)}
-    lines = [table(rows, ("class", "what")), "", *(f"{_words(kind)}: {advice[kind]}" for kind in kinds if shown[kind])]
+    lines = [
+        table(rows, ("class", "what")),
+        "",
+        *(f"{_words(kind)}: {advice[kind]}" for kind in kinds if shown[kind]),
+    ]
     if more:
-        lines.append("Not shown: " + ", ".join(f"{count:,} more of {_words(kind)}" for kind, count in more.items()) + ".")
+        lines.append(
+            "Not shown: "
+            + ", ".join(f"{count:,} more of {_words(kind)}" for kind, count in more.items())
+            + "."
+        )
     return "\n".join(lines)

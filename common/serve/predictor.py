@@ -1,4 +1,5 @@
-"""The exports/ folder: bundle.json, and `Predictor`, its models over ONNX Runtime. 03 checks with it, 04 serves."""
+"""The exports/ folder: bundle.json, and `Predictor`, its models over ONNX Runtime. 03 checks with
+it, 04 serves."""
 
 from __future__ import annotations
 
@@ -23,22 +24,28 @@ from common.images import FORMATS, MAX_PIXELS, middle_of, read_rgb, resize_to_mo
 FORMAT = 3
 FILE_NAME = "bundle.json"
 OUTPUTS = ("probabilities", "ood", "heatmap")
-_PREPROCESSING = {"resize": "pillow-bilinear-antialias", "layout": "NHWC", "dtype": "uint8", "color": "RGB"}
+_PREPROCESSING = {
+    "resize": "pillow-bilinear-antialias",
+    "layout": "NHWC",
+    "dtype": "uint8",
+    "color": "RGB",
+}
 _EXIF_ORIENTATION = 0x0112
 _MEND = "Export with: python 03_export.py"
 
 
 class BundleError(ValueError):
-    """An exports folder or a model that cannot be used; the message says what, where and how to mend it."""
+    """An exports folder or a model that cannot be used; the message says what, where and how to
+    mend it."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
     """What bundle.json says about one model file.
 
-    temperature: {"species": one, "disease": one per species}; rejection, rollup: None where none was fitted; rollups: by the
-    name of the precision they were fitted for, such as "0.95", of which `rollup` is the default.
-    """
+    temperature: {"species": one, "disease": one per species}; rejection, rollup: None where none
+    was fitted; rollups: by the name of the precision they were fitted for, such as "0.95", of which
+    `rollup` is the default."""
 
     file: str
     sha256: str
@@ -55,9 +62,9 @@ class ModelCard:
 class Bundle:
     """The contents of bundle.json, checked.
 
-    size: the models' pixels per side; long_side: what photos are shrunk to before that (the long side at which they
-    were organized), or None; raw: the whole of bundle.json as plain values, with what this class does not name.
-    """
+    size: the models' pixels per side; long_side: what photos are shrunk to before that (the long
+    side at which they were organized), or None; raw: the whole of bundle.json as plain values, with
+    what this class does not name."""
 
     folder: Path
     name: str
@@ -77,7 +84,8 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Outputs:
-    """A batch's probabilities float32 (N, L), rows sum to 1; ood float32 (N, K); heatmap float32 (N, h, w), 0 to 1."""
+    """A batch's probabilities float32 (N, L), rows sum to 1; ood float32 (N, K); heatmap float32
+    (N, h, w), 0 to 1."""
 
     probabilities: np.ndarray
     ood: np.ndarray
@@ -86,7 +94,8 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture for the model: pixels uint8 (size, size, 3) RGB, the upright width and height it came with, and perhaps its middle."""
+    """A picture for the model: pixels uint8 (size, size, 3) RGB, the upright width and height it
+    came with, and perhaps its middle."""
 
     pixels: np.ndarray
     width: int
@@ -95,12 +104,12 @@ class Photo:
 
 
 def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:
-    """Check and write bundle.json, to a temporary file that is flushed and renamed: nobody reads half of it.
+    """Check and write bundle.json, to a temporary file that is flushed and renamed: nobody reads
+    half of it.
 
-    folder already holds the model files; bundle has the plain values of the contract. Returns the path written. Raises
-    BundleError where a key is missing or wrong, a model file is absent or has another hash, or a number is NaN or
-    infinite; OSError where the disk refuses.
-    """
+    folder already holds the model files; bundle has the plain values of the contract. Returns the
+    path written. Raises BundleError where a key is missing or wrong, a model file is absent or has
+    another hash, or a number is NaN or infinite; OSError where the disk refuses."""
     folder = Path(folder)
     try:
         text = json.dumps(bundle, indent=1, allow_nan=False)
@@ -125,9 +134,8 @@ def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:
 def read_bundle(folder: Path | str) -> Bundle:
     """Read and check bundle.json and the hash of the default model.
 
-    Raises BundleError where the folder or the file is missing, is of another format, lacks a key or holds something
-    else than expected, or the default model is not the file that was exported.
-    """
+    Raises BundleError where the folder or the file is missing, is of another format, lacks a key or
+    holds something else than expected, or the default model is not the file that was exported."""
     folder = Path(folder)
     path = folder / FILE_NAME
     if not folder.is_dir():
@@ -143,22 +151,33 @@ def read_bundle(folder: Path | str) -> Bundle:
     return bundle
 
 
-def open_session(path: Path | str, threads: int = 1, providers: Sequence[str] | None = None) -> onnxruntime.InferenceSession:
-    """Make the one kind of ONNX Runtime session this project uses; several threads may run it at once.
+def open_session(
+    path: Path | str, threads: int = 1, providers: Sequence[str] | None = None
+) -> onnxruntime.InferenceSession:
+    """Make the one kind of ONNX Runtime session this project uses; several threads may run it at
+    once.
 
-    path is an .onnx file, threads those of one run, providers ONNX Runtime's names in order of preference (None: the
-    CPU). Raises BundleError where a provider is not installed or the file is no model that ONNX Runtime loads.
-    """
+    path is an .onnx file, threads those of one run, providers ONNX Runtime's names in order of
+    preference (None: the CPU). Raises BundleError where a provider is not installed or the file is
+    no model that ONNX Runtime loads."""
     available = onnxruntime.get_available_providers()
     if missing := [name for name in providers or () if name not in available]:
-        raise BundleError(f"ONNX Runtime here has no {', '.join(missing)}. It has: {', '.join(available)}")
+        raise BundleError(
+            f"ONNX Runtime here has no {', '.join(missing)}. It has: {', '.join(available)}"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # warnings about the graph are for the one who exports, not the one who serves
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle runners would burn cores
+    options.log_severity_level = (
+        3  # warnings about the graph are for the one who exports, not the one who serves
+    )
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # idle runners would burn cores
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers or ["CPUExecutionProvider"]))
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=list(providers or ["CPUExecutionProvider"])
+        )
     except Exception as error:  # the runtime's exceptions share no base class of their own
         raise BundleError(f"ONNX Runtime cannot load {path}: {str(error)[:300]}") from None
 
@@ -166,17 +185,24 @@ def open_session(path: Path | str, threads: int = 1, providers: Sequence[str] | 
 class Predictor:
     """A model of an exports folder, ready to run; `run` may be called from several threads at once.
 
-    model is a file name listed in bundle.json (None: its default); threads and providers as for `open_session`. Raises
-    BundleError as `read_bundle` and `open_session` do, and where the model is not listed, is not the file that was
-    exported, or does not keep the contract of inputs and outputs.
-    """
+    model is a file name listed in bundle.json (None: its default); threads and providers as for
+    `open_session`. Raises BundleError as `read_bundle` and `open_session` do, and where the model
+    is not listed, is not the file that was exported, or does not keep the contract of inputs and
+    outputs."""
 
-    def __init__(self, folder: Path | str, model: str | None = None, threads: int = 1,
-                 providers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        model: str | None = None,
+        threads: int = 1,
+        providers: Sequence[str] | None = None,
+    ) -> None:
         self.bundle = read_bundle(folder)
         name = model or self.bundle.default_model
         if name not in self.bundle.models:
-            raise BundleError(f"{folder} has no model '{name}'. It has: {', '.join(self.bundle.models)}")
+            raise BundleError(
+                f"{folder} has no model '{name}'. It has: {', '.join(self.bundle.models)}"
+            )
         self.card = self.bundle.models[name]
         if name != self.bundle.default_model:
             _verify(self.bundle.folder, self.card)
@@ -185,34 +211,62 @@ class Predictor:
         size = self.bundle.size
         outputs = self.run(np.zeros((1, size, size, 3), np.uint8))  # also warms it up
         if abs((total := float(outputs.probabilities.sum())) - 1.0) > 1e-3:
-            raise BundleError(f"{self.card.file} breaks the contract: its probabilities sum to {total:.4g}, not 1")
+            raise BundleError(
+                f"{self.card.file} breaks the contract: its probabilities sum to {total:.4g}, not 1"
+            )
 
     def run(self, batch: np.ndarray) -> Outputs:
         """Run a batch of pictures, uint8 (N, size, size, 3) RGB with N >= 1.
 
-        Raises ValueError where the batch has another shape or type, BundleError where the model's outputs have other
-        shapes than the bundle says, or are NaN.
-        """
+        Raises ValueError where the batch has another shape or type, BundleError where the model's
+        outputs have other shapes than the bundle says, or are NaN."""
         size = self.bundle.size
-        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (size, size, 3) or len(batch) == 0:
-            raise ValueError(f"{self.card.file} takes pictures as uint8 (N, {size}, {size}, 3), not as {batch.dtype} {batch.shape}")
+        if (
+            batch.dtype != np.uint8
+            or batch.ndim != 4
+            or batch.shape[1:] != (size, size, 3)
+            or len(batch) == 0
+        ):
+            raise ValueError(
+                f"{self.card.file} takes pictures as uint8 (N, {size}, {size}, 3), not as "
+                f"{batch.dtype} {batch.shape}"
+            )
         outputs = Outputs(*self.session.run(list(OUTPUTS), {"images": batch}))
-        for key, columns in (("probabilities", self.bundle.tree.num_classes), ("ood", len(self.bundle.scores))):
+        for key, columns in (
+            ("probabilities", self.bundle.tree.num_classes),
+            ("ood", len(self.bundle.scores)),
+        ):
             if (shape := getattr(outputs, key).shape) != (len(batch), columns):
-                raise BundleError(f"{self.card.file} gives {key} of shape {shape}, but by {FILE_NAME} it should be "
-                                  f"{(len(batch), columns)}. {_MEND}")
+                raise BundleError(
+                    f"{self.card.file} gives {key} of shape {shape}, but by {FILE_NAME} it should "
+                    f"be "
+                    f"{(len(batch), columns)}. {_MEND}"
+                )
         if outputs.heatmap.ndim != 3 or len(outputs.heatmap) != len(batch):
-            raise BundleError(f"{self.card.file} gives a heatmap of shape {outputs.heatmap.shape}, not (N, h, w)")
+            raise BundleError(
+                f"{self.card.file} gives a heatmap of shape {outputs.heatmap.shape}, not (N, h, w)"
+            )
         if not (np.isfinite(outputs.probabilities).all() and np.isfinite(outputs.heatmap).all()):
-            raise BundleError(f"{self.card.file} gave values that are no numbers (NaN or infinite); use another model")
+            raise BundleError(
+                f"{self.card.file} gave values that are no numbers (NaN or infinite); use another "
+                f"model"
+            )
         return outputs
 
     def prepare(self, source: bytes | Path | str) -> np.ndarray:
-        """Read a picture as the model takes it: uint8 (size, size, 3). Raises images.ImageError where it is none."""
+        """Read a picture as the model takes it: uint8 (size, size, 3). Raises images.ImageError
+        where it is none."""
         return self.read(source).pixels
 
-    def read(self, source: bytes | Path | str, *, max_pixels: int = MAX_PIXELS, middle: float | None = None) -> Photo:
-        """Read a picture of at most max_pixels, and the `middle` share of its sides as another. Raises images.ImageError; OSError."""
+    def read(
+        self,
+        source: bytes | Path | str,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        middle: float | None = None,
+    ) -> Photo:
+        """Read a picture of at most max_pixels, and the `middle` share of its sides as another.
+        Raises images.ImageError; OSError."""
         rgb = read_rgb(source, long_side=self.bundle.long_side, max_pixels=max_pixels)
         height, width = rgb.shape[:2]
         if self.bundle.long_side is not None and max(height, width) >= self.bundle.long_side:
@@ -224,56 +278,109 @@ class Predictor:
         size = self.bundle.size
         inputs = [(node.name, node.type, node.shape) for node in self.session.get_inputs()]
         outputs = {node.name: node.type for node in self.session.get_outputs()}
-        wrong = [f"`{name}` is {outputs.get(name, 'missing')}" for name in OUTPUTS
-                 if outputs.get(name) != "tensor(float)"]
+        wrong = [
+            f"`{name}` is {outputs.get(name, 'missing')}"
+            for name in OUTPUTS
+            if outputs.get(name) != "tensor(float)"
+        ]
         _, kind, shape = inputs[0] if inputs else ("", "", [])
-        fits = len(shape) == 4 and not isinstance(shape[0], int) and all(
-            have == want or not isinstance(have, int) for have, want in zip(shape[1:], (size, size, 3), strict=True))
+        fits = (
+            len(shape) == 4
+            and not isinstance(shape[0], int)
+            and all(
+                have == want or not isinstance(have, int)
+                for have, want in zip(shape[1:], (size, size, 3), strict=True)
+            )
+        )
         if [name for name, _, _ in inputs] != ["images"] or kind != "tensor(uint8)" or not fits:
-            wrong.append("its inputs are " + ", ".join(f"{name}: {type_} {dims}" for name, type_, dims in inputs))
+            wrong.append(
+                "its inputs are "
+                + ", ".join(f"{name}: {type_} {dims}" for name, type_, dims in inputs)
+            )
         if wrong:
-            raise BundleError(f"{self.bundle.folder / self.card.file} breaks the contract: {'; '.join(wrong)}. It "
-                              f"should take `images` as tensor(uint8) ['N', {size}, {size}, 3], N free, and give "
-                              f"{', '.join(OUTPUTS)} as tensor(float). {_MEND}")
+            raise BundleError(
+                f"{self.bundle.folder / self.card.file} breaks the contract: {'; '.join(wrong)}. "
+                f"It "
+                f"should take `images` as tensor(uint8) ['N', {size}, {size}, 3], N free, and give "
+                f"{', '.join(OUTPUTS)} as tensor(float). {_MEND}"
+            )
 
 
 def _parse(folder: Path, data: Any) -> Bundle:
     path = folder / FILE_NAME
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise BundleError(f"{path} has format {found!r}; this program reads format {FORMAT}. {_MEND}")
+        raise BundleError(
+            f"{path} has format {found!r}; this program reads format {FORMAT}. {_MEND}"
+        )
     try:
         preprocessing = data["preprocessing"]
         for key, value in _PREPROCESSING.items():
             if preprocessing[key] != value:
-                raise ValueError(f"preprocessing {key} is {preprocessing[key]!r}; only {value!r} is known")
+                raise ValueError(
+                    f"preprocessing {key} is {preprocessing[key]!r}; only {value!r} is known"
+                )
         scores = tuple(str(score) for score in data["scores"])
         tree = ClassTree.from_json(data["tree"])
-        models = {file: _parse_card(file, card, scores, tree) for file, card in data["models"].items()}
+        models = {
+            file: _parse_card(file, card, scores, tree) for file, card in data["models"].items()
+        }
         if data["default_model"] not in models:
-            raise ValueError(f"the default model '{data['default_model']}' is not among {', '.join(models) or 'none'}")
+            raise ValueError(
+                f"the default model '{data['default_model']}' is not among "
+                f"{', '.join(models) or 'none'}"
+            )
         return Bundle(
-            folder=folder, name=str(data["name"]), version=str(data["version"]), created=str(data["created"]),
-            recipe=str(data["recipe"]), backbone=str(data["backbone"]), tree=tree,
-            size=_pixels(preprocessing["size"], 1), long_side=_pixels(preprocessing.get("long_side") or 0, 0) or None,
-            scores=scores, default_model=data["default_model"], models=models, metrics=dict(data["metrics"]), raw=data)
+            folder=folder,
+            name=str(data["name"]),
+            version=str(data["version"]),
+            created=str(data["created"]),
+            recipe=str(data["recipe"]),
+            backbone=str(data["backbone"]),
+            tree=tree,
+            size=_pixels(preprocessing["size"], 1),
+            long_side=_pixels(preprocessing.get("long_side") or 0, 0) or None,
+            scores=scores,
+            default_model=data["default_model"],
+            models=models,
+            metrics=dict(data["metrics"]),
+            raw=data,
+        )
     except KeyError as error:
         raise BundleError(f"{path} lacks the key {error}. {_MEND}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is not as it should be: {error}. {_MEND}") from None
 
 
-def _parse_card(file: str, card: Mapping[str, Any], scores: tuple[str, ...], tree: ClassTree) -> ModelCard:
+def _parse_card(
+    file: str, card: Mapping[str, Any], scores: tuple[str, ...], tree: ClassTree
+) -> ModelCard:
     if Path(file).name != file or "\\" in file or not file.endswith(".onnx"):
         raise ValueError(f"'{file}' is not the plain name of an .onnx file")
     try:
-        temperature = {"species": float(card["temperature"]["species"]), "disease": [float(t) for t in card["temperature"]["disease"]]}
-        if len(temperature["disease"]) != tree.num_species or not all(t > 0 for t in (temperature["species"], *temperature["disease"])):
-            raise ValueError("its temperatures must be positive: one for species, and for diseases one per species")
+        temperature = {
+            "species": float(card["temperature"]["species"]),
+            "disease": [float(t) for t in card["temperature"]["disease"]],
+        }
+        if len(temperature["disease"]) != tree.num_species or not all(
+            t > 0 for t in (temperature["species"], *temperature["disease"])
+        ):
+            raise ValueError(
+                "its temperatures must be positive: one for species, and for diseases one per "
+                "species"
+            )
         rollups = rollups_from_json(card["rollup"])
-        return ModelCard(file, str(card["sha256"]), float(card["size_mb"]), str(card["precision"]), temperature,
-                         rejection_from_json(card["rejection"], scores), next(iter(rollups.values()), None), rollups,
-                         dict(card["metrics"]))
+        return ModelCard(
+            file,
+            str(card["sha256"]),
+            float(card["size_mb"]),
+            str(card["precision"]),
+            temperature,
+            rejection_from_json(card["rejection"], scores),
+            next(iter(rollups.values()), None),
+            rollups,
+            dict(card["metrics"]),
+        )
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"model '{file}': {error}") from None
 
@@ -289,12 +396,17 @@ def _verify(folder: Path, card: ModelCard) -> None:
     if not path.is_file():
         raise BundleError(f"{path} is missing, though {FILE_NAME} lists it. {_MEND}")
     if (found := file_sha256(path)) != card.sha256:
-        raise BundleError(f"{path} is not the file that was exported: its SHA-256 begins with {found[:12]}, and {FILE_NAME} says "
-                          f"{card.sha256[:12]}. Copy the whole folder again, or: {_MEND}")
+        raise BundleError(
+            f"{path} is not the file that was exported: its SHA-256 begins with {found[:12]}, and "
+            f"{FILE_NAME} says "
+            f"{card.sha256[:12]}. Copy the whole folder again, or: {_MEND}"
+        )
 
 
 def _upright_size(source: bytes | Path | str) -> tuple[int, int]:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+    with Image.open(
+        io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+    ) as image:
         width, height = image.size
         turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)

@@ -1,4 +1,5 @@
-"""Which of ONNX Runtime's providers runs the model: the best that is installed and loads, or the one that a person names. No torch."""
+"""Which of ONNX Runtime's providers runs the model: the best that is installed and loads, or the
+one that a person names. No torch."""
 
 from __future__ import annotations
 
@@ -11,10 +12,17 @@ import onnxruntime
 from common.console import warn
 from common.serve.predictor import BundleError, Predictor, read_bundle
 
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "migraphx": "MIGraphXExecutionProvider", "rocm": "ROCMExecutionProvider",
-             "openvino": "OpenVINOExecutionProvider", "coreml": "CoreMLExecutionProvider", "cpu": "CPUExecutionProvider"}  # best first
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}  # best first
 GPUS = ("cuda", "migraphx", "rocm")  # where batches pay, and FP16
-APART = 0.02  # total variation, mean over some pictures, that a provider's answers may be from the CPU's
+# total variation, mean over some pictures, that a provider's answers may be from the CPU's
+APART = 0.02
 
 
 def installed() -> list[str]:
@@ -23,34 +31,43 @@ def installed() -> list[str]:
     return [name for name, full in PROVIDERS.items() if full in found]
 
 
-def open_predictor(folder: Path | str, model: str | None, provider: str, threads: int = 1) -> tuple[Predictor, str]:
+def open_predictor(
+    folder: Path | str, model: str | None, provider: str, threads: int = 1
+) -> tuple[Predictor, str]:
     """Load a model of an exports folder on a provider.
 
     Args:
         folder: the exports folder.
-        model: a file of it; None takes the FP16 or FP32 file on a GPU, the bundle's default on the CPU, and elsewhere the default
-            or, where the provider does not run that rightly, the FP32 file.
-        provider: a key of `PROVIDERS`, or `auto`: the best that is installed and loads; those that do not are told of.
+        model: a file of it; None takes the FP16 or FP32 file on a GPU, the bundle's default on the
+            CPU, and elsewhere the default or, where the provider does not run that rightly, the
+            FP32 file.
+        provider: a key of `PROVIDERS`, or `auto`: the best that is installed and loads; those that
+            do not are told of.
         threads: of one run.
 
     Returns:
         the predictor and the provider's short name.
 
     Raises:
-        BundleError: as `Predictor`, and where the provider named is not installed, does not load, or answers otherwise than
-            the CPU does.
+        BundleError: as `Predictor`, and where the provider named is not installed, does not load,
+            or answers otherwise than the CPU does.
     """
     here = installed()
     if provider != "auto" and provider not in here:
-        raise BundleError(f"the provider '{provider}' is not in this ONNX Runtime. It has: {', '.join(here)}. Others come with packages of "
-                          "their own, such as onnxruntime-gpu for cuda.")
+        raise BundleError(
+            f"the provider '{provider}' is not in this ONNX Runtime. It has: {', '.join(here)}. "
+            f"Others come with packages of "
+            "their own, such as onnxruntime-gpu for cuda."
+        )
     for name in here if provider == "auto" else [provider]:
         if name == "cpu":
             return Predictor(folder, model, threads), name
         for file in [model] if model else _files(name, folder):
             try:
                 return _open(folder, file, name, threads), name
-            except Exception as error:  # a driver may fail in any way, at loading or at the first run
+            except (
+                Exception
+            ) as error:  # a driver may fail in any way, at loading or at the first run
                 why = f"{file or 'the model'}: {str(error)[:300]}"
                 if provider == "auto" or not model:
                     warn(f"the provider '{name}' is installed but does not work here with {why}")
@@ -60,21 +77,43 @@ def open_predictor(folder: Path | str, model: str | None, provider: str, threads
 
 
 def _open(folder: Path | str, model: str | None, provider: str, threads: int) -> Predictor:
-    """Load a model on a provider, and hold its answers against those on the CPU. Raises BundleError where they differ."""
+    """Load a model on a provider, and hold its answers against those on the CPU. Raises BundleError
+    where they differ."""
     predictor = Predictor(folder, model, threads, [PROVIDERS[provider], PROVIDERS["cpu"]])
     if (active := predictor.session.get_providers()[0]) != PROVIDERS[provider]:
-        raise BundleError(f"ONNX Runtime took {active} in its place; its libraries or the device are missing")
+        raise BundleError(
+            f"ONNX Runtime took {active} in its place; its libraries or the device are missing"
+        )
     size = predictor.bundle.size
     coarse = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
-    pictures = np.stack([cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC) for picture in coarse])
-    found, known = (one.run(pictures).probabilities for one in (predictor, Predictor(folder, model, threads)))
+    pictures = np.stack(
+        [cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC) for picture in coarse]
+    )
+    found, known = (
+        one.run(pictures).probabilities for one in (predictor, Predictor(folder, model, threads))
+    )
     if (apart := float(np.abs(found - known).sum(axis=1).mean()) / 2) > APART:
-        raise BundleError(f"it answers otherwise than the CPU does: probabilities are {apart:.3f} apart, where {APART} is the most")
+        raise BundleError(
+            f"it answers otherwise than the CPU does: probabilities are {apart:.3f} apart, where "
+            f"{APART} is the most"
+        )
     return predictor
 
 
 def _files(provider: str, folder: Path | str) -> list[str]:
-    """Files of a bundle to try on a provider, the fastest first: some providers read INT8 files in a way of their own."""
+    """Files of a bundle to try on a provider, the fastest first: some providers read INT8 files in
+    a way of their own."""
     bundle = read_bundle(folder)
-    first = ["fp16", "fp32"] if provider in GPUS else [bundle.models[bundle.default_model].precision, "fp32"]
-    return list(dict.fromkeys(file for wanted in first for file, card in bundle.models.items() if card.precision == wanted))
+    first = (
+        ["fp16", "fp32"]
+        if provider in GPUS
+        else [bundle.models[bundle.default_model].precision, "fp32"]
+    )
+    return list(
+        dict.fromkeys(
+            file
+            for wanted in first
+            for file, card in bundle.models.items()
+            if card.precision == wanted
+        )
+    )

@@ -1,9 +1,10 @@
-"""Training views of a picture: tier 1 (geometry, colour), then tier 2 (`faults`) and RandAugment; MixUp and CutMix of batches.
+"""Training views of a picture: tier 1 (geometry, colour), then tier 2 (`faults`) and RandAugment;
+MixUp and CutMix of batches.
 
-All of it works on uint8 in OpenCV: the JPEG is decoded at the scale that the crop needs, crop, flip, rotation and resize are one
-affine warp, and brightness, contrast, saturation, hue and grey one 3 x 4 colour matrix, so that a view costs little more than its
-decode. Every draw comes from the generator that is passed in.
-"""
+All of it works on uint8 in OpenCV: the JPEG is decoded at the scale that the crop needs, crop,
+flip, rotation and resize are one affine warp, and brightness, contrast, saturation, hue and grey
+one 3 x 4 colour matrix, so that a view costs little more than its decode. Every draw comes from the
+generator that is passed in."""
 
 from __future__ import annotations
 
@@ -21,12 +22,19 @@ from common.train.corruptions import between, camera_faults
 from common.train.randaugment import affine, rand_augment
 from common.train.recipes import Recipe
 
-# A JPEG is decoded at the smallest scale that leaves this many px along a side of the crop for each of the view (geometric mean of both
-# sides). Measured against evaluation's resize of the same crops, photos of 512 px, views of 224, 160 and 96 px: PSNR is best at 0.8
-# (mean 41 dB). At 1, where nothing is ever enlarged, the worst twentieth of the views is 1 to 4 dB worse, since a bilinear warp then
-# skips up to every second pixel; at 0.65 it is 0.3 to 1.5 dB worse, since detail is lost.
+# A JPEG is decoded at the smallest scale that leaves this many px along a side of the crop for each
+# of the view (geometric mean of both sides). Measured against evaluation's resize of the same
+# crops, photos of 512 px, views of 224, 160 and 96 px: PSNR is best at 0.8 (mean 41 dB). At 1,
+# where nothing is ever enlarged, the worst twentieth of the views is 1 to 4 dB worse, since a
+# bilinear warp then skips up to every second pixel; at 0.65 it is 0.3 to 1.5 dB worse, since detail
+# is lost.
 ENOUGH = 0.8
-DECODE = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+DECODE = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 
 Box = tuple[float, float, float, float]  # x, y, width, height in px
 
@@ -39,7 +47,9 @@ _FROM_IQ = np.linalg.inv(np.vstack([LUMA, _TO_IQ]))[:, 1:]
 QUARTER = _FROM_IQ @ np.array([[0.0, 1.0], [-1.0, 0.0]]) @ _TO_IQ
 
 
-def train_view(data: bytes, width: int, height: int, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def train_view(
+    data: bytes, width: int, height: int, recipe: Recipe, rng: np.random.Generator
+) -> np.ndarray:
     """Decode a JPEG and draw one augmented view of it (tiers 1 and 2, RandAugment).
 
     Args:
@@ -60,11 +70,17 @@ def train_view(data: bytes, width: int, height: int, recipe: Recipe, rng: np.ran
     else:
         box = _draw_crop(width, height, level, rng)
         scale = decode_scale(box[2] * box[3] / size**2)
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), DECODE[scale] | cv2.IMREAD_IGNORE_ORIENTATION)
+        picture = cv2.imdecode(
+            np.frombuffer(data, np.uint8), DECODE[scale] | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         if picture is None:
             raise ValueError("the picture cannot be decoded")
         mirror = rng.random() < level.flip_p
-        angle = between(-level.rotate_degrees, level.rotate_degrees, rng) if rng.random() < level.rotate_p else 0.0
+        angle = (
+            between(-level.rotate_degrees, level.rotate_degrees, rng)
+            if rng.random() < level.rotate_p
+            else 0.0
+        )
         x, y, w, h = (side / scale for side in box)
         view = warp(picture, (x, y, w, h), size, mirror, angle)
         view = cv2.transform(view, _draw_colours(view, level, rng))
@@ -78,7 +94,8 @@ def train_view(data: bytes, width: int, height: int, recipe: Recipe, rng: np.ran
 
 
 def decode_scale(pixels: float) -> int:
-    """Choose libjpeg's scale (1, 2, 4 or 8: 1/1 to 1/8) for a crop that has `pixels` px for each px of the view."""
+    """Choose libjpeg's scale (1, 2, 4 or 8: 1/1 to 1/8) for a crop that has `pixels` px for each px
+    of the view."""
     return next((scale for scale in (8, 4, 2) if pixels >= (ENOUGH * scale) ** 2), 1)
 
 
@@ -95,11 +112,13 @@ def _draw_crop(width: int, height: int, level: Level, rng: np.random.Generator) 
 
 
 def warp(picture: np.ndarray, box: Box, size: int, mirror: bool, angle: float) -> np.ndarray:
-    """Crop, resize, mirror, then turn about the middle of the view, reading bilinearly, beyond the picture by reflection.
+    """Crop, resize, mirror, then turn about the middle of the view, reading bilinearly, beyond the
+    picture by reflection.
 
     Args:
         picture: uint8 (height, width, 3).
-        box: of the crop, in px of `picture`. Without a turn it is rounded to whole px, which makes it a crop and a resize.
+        box: of the crop, in px of `picture`. Without a turn it is rounded to whole px, which makes
+            it a crop and a resize.
         size: of the view, px.
         mirror: left to right.
         angle: degrees, clockwise.
@@ -110,13 +129,19 @@ def warp(picture: np.ndarray, box: Box, size: int, mirror: bool, angle: float) -
     x, y, w, h = box
     if angle == 0.0:
         left, top, right, bottom = round(x), round(y), round(x + w), round(y + h)
-        view = cv2.resize(picture[top : max(bottom, top + 1), left : max(right, left + 1)], (size, size), interpolation=cv2.INTER_LINEAR)
+        view = cv2.resize(
+            picture[top : max(bottom, top + 1), left : max(right, left + 1)],
+            (size, size),
+            interpolation=cv2.INTER_LINEAR,
+        )
         return cv2.flip(view, 1) if mirror else view
     cos, sin, middle = math.cos(math.radians(angle)), math.sin(math.radians(angle)), (size - 1) / 2
     across, down = (-w if mirror else w) / size, h / size
     # pixel of the view -> pixel of the picture: turn about the middle, mirror, scale to the crop
     a, b, c, d = across * cos, across * sin, -down * sin, down * cos
-    matrix = np.array([[a, b, x + (w - 1) / 2 - (a + b) * middle], [c, d, y + (h - 1) / 2 - (c + d) * middle]])
+    matrix = np.array(
+        [[a, b, x + (w - 1) / 2 - (a + b) * middle], [c, d, y + (h - 1) / 2 - (c + d) * middle]]
+    )
     return affine(picture, matrix, (size, size), cv2.BORDER_REFLECT_101)
 
 
@@ -124,7 +149,9 @@ def _draw_colours(bgr: np.ndarray, level: Level, rng: np.random.Generator) -> np
     """Draw colour jitter, exposure and grey; contrast turns about the mean grey of `bgr`."""
     gain, offset, chroma, turn = 1.0, 0.0, 1.0, 0.0
     if rng.random() < level.jitter_p:
-        brightness, contrast, chroma = (between(1 - r, 1 + r, rng) for r in (level.brightness, level.contrast, level.saturation))
+        brightness, contrast, chroma = (
+            between(1 - r, 1 + r, rng) for r in (level.brightness, level.contrast, level.saturation)
+        )
         turn = between(-level.hue, level.hue, rng)
         blue, green, red, _ = cv2.mean(bgr)
         gain = brightness * contrast
@@ -145,7 +172,8 @@ def colour_matrix(gain: float, offset: float, chroma: float, turn: float) -> np.
         gain: brightness times contrast.
         offset: added to all channels, of 255.
         chroma: saturation; 0 is grey (luma of BT.601).
-        turn: of hue in YIQ, of the full circle; over all hues about the same turn as in HSV, for one of them up to 1.7 times it.
+        turn: of hue in YIQ, of the full circle; over all hues about the same turn as in HSV, for
+            one of them up to 1.7 times it.
 
     Returns:
         float64 (3, 4) for `cv2.transform`, from BGR to RGB.
@@ -164,31 +192,42 @@ def colour_matrix(gain: float, offset: float, chroma: float, turn: float) -> np.
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed: sample i with sample `partner[i]`, `share` being what stays of i itself.
+    """How a batch is mixed: sample i with sample `partner[i]`, `share` being what stays of i
+    itself.
 
-    `box` (top, bottom, left, right in px) is the patch of CutMix; None is MixUp. share 1 mixes nothing.
-    """
+    `box` (top, bottom, left, right in px) is the patch of CutMix; None is MixUp. share 1 mixes
+    nothing."""
 
     partner: Tensor
     share: float = 1.0
     box: tuple[int, int, int, int] | None = None
 
     def apply(self, images: Tensor, rows: slice) -> Tensor:
-        """Mix some rows of a batch: uint8 (N, size, size, 3) -> uint8 (CutMix, none) or float32 (MixUp), 0..255."""
+        """Mix some rows of a batch: uint8 (N, size, size, 3) -> uint8 (CutMix, none) or float32
+        (MixUp), 0..255."""
         if self.share == 1.0:
             return images[rows]
         partner = self.partner[rows]
         if self.box is None:
-            return images[rows].float().mul_(self.share).add_(images[partner], alpha=1.0 - self.share)
+            return (
+                images[rows].float().mul_(self.share).add_(images[partner], alpha=1.0 - self.share)
+            )
         top, bottom, left, right = self.box
         mixed = images[rows].clone()
         mixed[:, top:bottom, left:right] = images[:, top:bottom, left:right][partner]
         return mixed
 
 
-def draw_mix(count: int, size: int, recipe: Recipe, rng: np.random.Generator, device: torch.device) -> Mix:
-    """Draw MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or nothing for a batch of `count` pictures of `size` px."""
-    kinds = [name for name, alpha in (("mixup", recipe.mixup_alpha), ("cutmix", recipe.cutmix_alpha)) if alpha > 0]
+def draw_mix(
+    count: int, size: int, recipe: Recipe, rng: np.random.Generator, device: torch.device
+) -> Mix:
+    """Draw MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or nothing for a batch of `count`
+    pictures of `size` px."""
+    kinds = [
+        name
+        for name, alpha in (("mixup", recipe.mixup_alpha), ("cutmix", recipe.cutmix_alpha))
+        if alpha > 0
+    ]
     if not kinds or rng.random() >= recipe.mix_share:
         return Mix(torch.arange(count, device=device))
     partner = torch.from_numpy(rng.permutation(count)).to(device)

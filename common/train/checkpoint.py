@@ -1,4 +1,5 @@
-"""Checkpoints: plain values and tensors in one file, written aside and renamed, read back with a check of everything."""
+"""Checkpoints: plain values and tensors in one file, written aside and renamed, read back with a
+check of everything."""
 
 from __future__ import annotations
 
@@ -25,14 +26,16 @@ FORMAT = 1
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
-    """Write a checkpoint so that a kill or a full disk leaves either the old file or the new one, never half of one.
+    """Write a checkpoint so that a kill or a full disk leaves either the old file or the new one,
+    never half of one.
 
     Args:
         path: ends in `.pt`.
         payload: tensors and plain values, so that `torch.load(weights_only=True)` reads it back.
 
     Raises:
-        OSError, RuntimeError: where the disk is full or not writable; the temporary file is removed.
+        OSError, RuntimeError: where the disk is full or not writable; the temporary file is
+            removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
@@ -59,8 +62,11 @@ def load(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        fail(f"{path} cannot be read: it is damaged, cut short or no checkpoint ({_first_line(error)}). "
-             "Delete it and run the same command again, or give another one.")
+        fail(
+            f"{path} cannot be read: it is damaged, cut short or no checkpoint "
+            f"({_first_line(error)}). "
+            "Delete it and run the same command again, or give another one."
+        )
     if not isinstance(payload, dict) or "format" not in payload or "tree" not in payload:
         fail(f"{path} is no Foliar checkpoint (for plain backbone weights use --weights FILE).")
     if payload["format"] != FORMAT:
@@ -73,13 +79,18 @@ def _first_line(error: Exception) -> str:
 
 
 def describe_model(model: SwinHierarchical) -> dict[str, Any]:
-    """Return what rebuilds the model: backbone, arguments, preprocessing, neck, hierarchical or flat, class tree and weights."""
-    state = {key.removeprefix("_orig_mod.").removeprefix("module."): value for key, value in model.state_dict().items()}
+    """Return what rebuilds the model: backbone, arguments, preprocessing, neck, hierarchical or
+    flat, class tree and weights."""
+    state = {
+        key.removeprefix("_orig_mod.").removeprefix("module."): value
+        for key, value in model.state_dict().items()
+    }
     return {"settings": model.settings, "tree": model.tree.to_json(), "model": state}
 
 
 def weights_hash(payload: dict[str, Any]) -> str:
-    """First 16 hex digits of the SHA-256 over all weights of a checkpoint, whatever else its file holds."""
+    """First 16 hex digits of the SHA-256 over all weights of a checkpoint, whatever else its file
+    holds."""
     digest = hashlib.sha256()
     for key, value in sorted(payload["model"].items()):
         digest.update(key.encode() + value.contiguous().cpu().numpy().tobytes())
@@ -88,8 +99,12 @@ def weights_hash(payload: dict[str, Any]) -> str:
 
 def provenance() -> dict[str, str]:
     """Return versions and the command line of this run."""
-    return {"torch": str(torch.__version__), "timm": timm.__version__, "python": platform.python_version(),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+    return {
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
 
 
 def build_model(payload: dict[str, Any]) -> SwinHierarchical:
@@ -99,14 +114,27 @@ def build_model(payload: dict[str, Any]) -> SwinHierarchical:
         SystemExit: where the installed timm builds other tensors under that name.
     """
     s = payload["settings"]
-    model = SwinHierarchical(s["backbone"], ClassTree.from_json(payload["tree"]), image_size=s["image_size"],
-                             backbone_args=s["backbone_args"], mean=tuple(s["mean"]), std=tuple(s["std"]),
-                             classes=s.get("classes", "hierarchical"), neck=s.get("neck"))
+    model = SwinHierarchical(
+        s["backbone"],
+        ClassTree.from_json(payload["tree"]),
+        image_size=s["image_size"],
+        backbone_args=s["backbone_args"],
+        mean=tuple(s["mean"]),
+        std=tuple(s["std"]),
+        classes=s.get("classes", "hierarchical"),
+        neck=s.get("neck"),
+    )
     try:
-        model.load_state_dict(payload.get("ema") or payload["model"])  # the average is what was judged
+        model.load_state_dict(
+            payload.get("ema") or payload["model"]
+        )  # the average is what was judged
     except RuntimeError as error:
-        fail(f"the weights do not fit {s['backbone']} as timm {timm.__version__} builds it (the checkpoint was written with "
-             f"{payload.get('provenance', {}).get('timm', 'another version')}): {str(error).splitlines()[-1].strip()}")
+        fail(
+            f"the weights do not fit {s['backbone']} as timm {timm.__version__} builds it (the "
+            f"checkpoint was written with "
+            f"{payload.get('provenance', {}).get('timm', 'another version')}): "
+            f"{str(error).splitlines()[-1].strip()}"
+        )
     return model.eval()
 
 
@@ -118,11 +146,17 @@ def require_tree(payload: dict[str, Any], tree: ClassTree, path: Path, data: Pat
     """
     other = ClassTree.from_json(payload["tree"])
     if other != tree:
-        mine, theirs = ({tree_.class_name(i) for i in range(tree_.num_classes)} for tree_ in (tree, other))
+        mine, theirs = (
+            {tree_.class_name(i) for i in range(tree_.num_classes)} for tree_ in (tree, other)
+        )
         odd = sorted(mine ^ theirs)[:5]
-        fail(f"{path} was trained on another data set: it has {other.num_classes} classes, {data} has {tree.num_classes}"
-             f"{'; they differ in ' + ', '.join(odd) if odd else ', in another order'}. Give the data set it was trained on "
-             "(--data), or train again with --fresh.")
+        fail(
+            f"{path} was trained on another data set: it has {other.num_classes} classes, {data} "
+            f"has {tree.num_classes}"
+            f"{'; they differ in ' + ', '.join(odd) if odd else ', in another order'}. Give the "
+            f"data set it was trained on "
+            "(--data), or train again with --fresh."
+        )
 
 
 def find_best(folder: Path) -> Path | None:
@@ -146,7 +180,8 @@ def skip_unreachable_hub() -> None:
 
 
 def load_backbone(model: SwinHierarchical, path: Path) -> str:
-    """Load backbone weights from a timm state dict or from a Foliar checkpoint; heads stay as they are.
+    """Load backbone weights from a timm state dict or from a Foliar checkpoint; heads stay as they
+    are.
 
     Returns:
         a line that says what was loaded.
@@ -159,17 +194,31 @@ def load_backbone(model: SwinHierarchical, path: Path) -> str:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # as in `load`
-        fail(f"--weights {path} cannot be read: it is damaged, or no file of weights ({_first_line(error)}).")
+        fail(
+            f"--weights {path} cannot be read: it is damaged, or no file of weights "
+            f"({_first_line(error)})."
+        )
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        fail(f"--weights {path} holds no state dict (name: tensor). Save the backbone with torch.save(model.state_dict(), file).")
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        fail(
+            f"--weights {path} holds no state dict (name: tensor). Save the backbone with "
+            f"torch.save(model.state_dict(), file)."
+        )
     state = {key.removeprefix("backbone."): value for key, value in state.items()}
     wanted = model.backbone.state_dict()
-    odd = [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]
+    odd = [
+        key for key, value in wanted.items() if key not in state or state[key].shape != value.shape
+    ]
     if odd:
-        fail(f"--weights {path} does not fit backbone {model.settings['backbone']}: {len(odd)} of {len(wanted)} tensors are "
-             f"missing or of another shape (first: {odd[0]}). Give the backbone these weights belong to with --backbone.")
+        fail(
+            f"--weights {path} does not fit backbone {model.settings['backbone']}: {len(odd)} of "
+            f"{len(wanted)} tensors are "
+            f"missing or of another shape (first: {odd[0]}). Give the backbone these weights "
+            f"belong to with --backbone."
+        )
     model.backbone.load_state_dict({key: state[key] for key in wanted})
     return f"backbone weights: {path.name} ({len(wanted)} tensors)"

@@ -1,7 +1,8 @@
-"""What cameras and storage do to a picture (tier 2), and holes that hide parts of it. uint8 in OpenCV and numpy, no torch.
+"""What cameras and storage do to a picture (tier 2), and holes that hide parts of it. uint8 in
+OpenCV and numpy, no torch.
 
-Random fields are slices of tables that are made once: fresh normal draws for one picture cost more than its decode.
-"""
+Random fields are slices of tables that are made once: fresh normal draws for one picture cost more
+than its decode."""
 
 from __future__ import annotations
 
@@ -18,8 +19,11 @@ BANK = 1 << 20
 STEPS = 32  # of the uint8 bank, per standard deviation
 
 
-def camera_faults(rgb: np.ndarray, level: Level, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw the faults of one picture: one of blur, Gaussian or ISO noise; JPEG; shadow; holes; a grid of holes.
+def camera_faults(
+    rgb: np.ndarray, level: Level, share: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw the faults of one picture: one of blur, Gaussian or ISO noise; JPEG; shadow; holes; a
+    grid of holes.
 
     Args:
         rgb: uint8 (size, size, 3).
@@ -39,16 +43,25 @@ def camera_faults(rgb: np.ndarray, level: Level, share: float, rng: np.random.Ge
         elif kind == 1:
             rgb = gaussian_noise(rgb, math.sqrt(between(*level.noise_variance, rng)), rng)
         else:
-            rgb = iso_noise(rgb, between(*level.iso_colour_shift, rng), between(*level.iso_intensity, rng), rng)
+            rgb = iso_noise(
+                rgb, between(*level.iso_colour_shift, rng), between(*level.iso_intensity, rng), rng
+            )
     if rng.random() < level.jpeg_p:
         rgb = recompress(rgb, whole(*level.jpeg_quality, rng))
     if rng.random() < level.shadow_p:
         rgb = shadow(rgb, [size * rng.random((4, 2)) for _ in range(whole(1, 2, rng))])
     if rng.random() < level.dropout_p:
-        sides = [[between(*level.dropout_side, rng) for _ in "hw"] for _ in range(whole(*level.dropout_holes, rng))]
-        rgb = coarse_dropout(rgb, [((1 - h) * rng.random(), (1 - w) * rng.random(), h, w) for h, w in sides])
+        sides = [
+            [between(*level.dropout_side, rng) for _ in "hw"]
+            for _ in range(whole(*level.dropout_holes, rng))
+        ]
+        rgb = coarse_dropout(
+            rgb, [((1 - h) * rng.random(), (1 - w) * rng.random(), h, w) for h, w in sides]
+        )
     if rng.random() < level.grid_p:
-        rgb = grid_mask(rgb, between(*level.grid_unit, rng), level.grid_hole, rng.random(), rng.random())
+        rgb = grid_mask(
+            rgb, between(*level.grid_unit, rng), level.grid_hole, rng.random(), rng.random()
+        )
     return rgb
 
 
@@ -58,12 +71,14 @@ def between(low: float, high: float, rng: np.random.Generator) -> float:
 
 
 def whole(low: int, high: int, rng: np.random.Generator) -> int:
-    """Draw one of low, low + 1, ..., high; `rng.integers` takes ten times as long for one number."""
+    """Draw one of low, low + 1, ..., high; `rng.integers` takes ten times as long for one
+    number."""
     return low + int((high - low + 1) * rng.random())
 
 
 def gaussian_noise(rgb: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
-    """Add normal noise of standard deviation `std` (of 255) to every value, clipped: uint8 of any shape -> the same.
+    """Add normal noise of standard deviation `std` (of 255) to every value, clipped: uint8 of any
+    shape -> the same.
 
     The noise comes in steps of std / 32 and ends at 4 std.
     """
@@ -71,11 +86,15 @@ def gaussian_noise(rgb: np.ndarray, std: float, rng: np.random.Generator) -> np.
     return cv2.addWeighted(rgb, 1.0, noise, std / STEPS, -128.0 * std / STEPS)
 
 
-def iso_noise(rgb: np.ndarray, colour_shift: float, intensity: float, rng: np.random.Generator) -> np.ndarray:
-    """Add a sensor's noise: shot noise in lightness that follows the picture's contrast, and shifts of hue.
+def iso_noise(
+    rgb: np.ndarray, colour_shift: float, intensity: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Add a sensor's noise: shot noise in lightness that follows the picture's contrast, and shifts
+    of hue.
 
-    In HLS (degrees, 0..1, 0..1): hue + N(0, 360 colour_shift intensity); lightness + P / 255 (1 - lightness), where P is Poisson
-    with mean 255 x intensity x standard deviation of the picture's lightness. As `iso_noise` of Albumentations 1.3.
+    In HLS (degrees, 0..1, 0..1): hue + N(0, 360 colour_shift intensity); lightness + P / 255 (1 -
+    lightness), where P is Poisson with mean 255 x intensity x standard deviation of the picture's
+    lightness. As `iso_noise` of Albumentations 1.3.
 
     Args:
         rgb: uint8 (height, width, 3).
@@ -90,14 +109,23 @@ def iso_noise(rgb: np.ndarray, colour_shift: float, intensity: float, rng: np.ra
     mean = 255.0 * intensity * float(cv2.meanStdDev(light)[1][0, 0])
     normal, _, uniform = _banks()
     # + 360 keeps hues positive: the conversion back takes whole turns out of those alone
-    hue = cv2.scaleAdd(_slice(normal, hue.size, rng).reshape(hue.shape), 360.0 * colour_shift * intensity, hue + np.float32(360))
-    shot = cv2.LUT(_slice(uniform, hue.size, rng).reshape(hue.shape), poisson_quantiles(mean) / np.float32(255))
+    hue = cv2.scaleAdd(
+        _slice(normal, hue.size, rng).reshape(hue.shape),
+        360.0 * colour_shift * intensity,
+        hue + np.float32(360),
+    )
+    shot = cv2.LUT(
+        _slice(uniform, hue.size, rng).reshape(hue.shape), poisson_quantiles(mean) / np.float32(255)
+    )
     light += shot * (1 - light)
-    return cv2.convertScaleAbs(cv2.cvtColor(cv2.merge((hue, light, colour)), cv2.COLOR_HLS2RGB), alpha=255.0)
+    return cv2.convertScaleAbs(
+        cv2.cvtColor(cv2.merge((hue, light, colour)), cv2.COLOR_HLS2RGB), alpha=255.0
+    )
 
 
 def poisson_quantiles(mean: float) -> np.ndarray:
-    """The counts at the 256 quantiles 1/512, 3/512, ... of a Poisson distribution, float32 (256,); `mean` 0 to 100."""
+    """The counts at the 256 quantiles 1/512, 3/512, ... of a Poisson distribution, float32 (256,);
+    `mean` 0 to 100."""
     counts = np.arange(1, 2 + int(mean + 6 * math.sqrt(mean) + 6))
     chances = np.cumprod(np.concatenate(([math.exp(-mean)], mean / counts)))
     return np.searchsorted(np.cumsum(chances), (np.arange(256) + 0.5) / 256).astype(np.float32)
@@ -105,12 +133,15 @@ def poisson_quantiles(mean: float) -> np.ndarray:
 
 def recompress(rgb: np.ndarray, quality: int) -> np.ndarray:
     """Store as JPEG (colour at half size) and read again: uint8 (height, width, 3) -> the same."""
-    data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    data = cv2.imencode(
+        ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )[1]
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def shadow(rgb: np.ndarray, polygons: list[np.ndarray]) -> np.ndarray:
-    """Darken by half within the hulls of point sets (K, 2) in px (x, y), with an edge of 5 px: uint8 (h, w, 3) -> the same."""
+    """Darken by half within the hulls of point sets (K, 2) in px (x, y), with an edge of 5 px:
+    uint8 (h, w, 3) -> the same."""
     light = np.full(rgb.shape[:2], 254, np.uint8)
     for corners in polygons:
         cv2.fillConvexPoly(light, cv2.convexHull(corners.astype(np.int32)), 127)
@@ -149,7 +180,9 @@ def grid_mask(rgb: np.ndarray, unit: float, hole: float, down: float, right: flo
     """
     size, out = rgb.shape[0], rgb.copy()
     step = max(2, round(size * unit))
-    rows, columns = ((np.arange(size) + int(step * shift)) % step < round(step * hole) for shift in (down, right))
+    rows, columns = (
+        (np.arange(size) + int(step * shift)) % step < round(step * hole) for shift in (down, right)
+    )
     out[np.ix_(rows, columns)] = HOLE
     return out
 

@@ -1,4 +1,5 @@
-"""Organized folders or tar shards as packed arrays, training and evaluation views, and loaders whose draws do not depend on workers."""
+"""Organized folders or tar shards as packed arrays, training and evaluation views, and loaders
+whose draws do not depend on workers."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ OPEN_SHARDS = 128  # per process and split: the system may allow no more than 25
 
 @dataclass(frozen=True)
 class Split:
-    """One split as packed arrays: a million Python strings would be copied into every worker by reference counts.
+    """One split as packed arrays: a million Python strings would be copied into every worker by
+    reference counts.
 
     The pictures stand in the order of the manifest, which is the same for files and for shards.
 
@@ -39,7 +41,8 @@ class Split:
         root: folder the paths are relative to.
         arena, ends: uint8 (bytes of all paths), int64 (F,) where each path ends.
         file: int32 (N,), which path.
-        offset, size: int64 (N,), where the JPEG begins in a shard and its length, bytes; offset -1: a file of its own.
+        offset, size: int64 (N,), where the JPEG begins in a shard and its length, bytes; offset -1:
+            a file of its own.
         leaf: int32 (N,), packed leaf index.
         width, height: int32 (N,), px.
     """
@@ -68,7 +71,8 @@ class Split:
         return self.root / self.arena[start : self.ends[k]].tobytes().decode()
 
     def read(self, i: int) -> bytes:
-        """Read the JPEG of picture i. Raises OSError where its file or shard is gone or too short."""
+        """Read the JPEG of picture i. Raises OSError where its file or shard is gone or too
+        short."""
         if self.offset[i] < 0:
             return self.path(i).read_bytes()
         k, size, offset = int(self.file[i]), int(self.size[i]), int(self.offset[i])
@@ -77,7 +81,9 @@ class Split:
             for old in list(self._shards)[: len(self._shards) - OPEN_SHARDS + 1]:
                 self._shards.pop(old, None)
             shard = self._shards[k] = _Shard(self.path(i))
-        data = os.pread(shard.descriptor, size, offset)  # needs no file position, which forked workers would share
+        data = os.pread(
+            shard.descriptor, size, offset
+        )  # needs no file position, which forked workers would share
         if len(data) < size:
             raise OSError(f"the shard ends after {len(data):,} of its {size:,} bytes")
         return data
@@ -97,7 +103,8 @@ class _Shard:
 
 @dataclass(frozen=True)
 class Organized:
-    """What 01_reorganize.py wrote: the class tree, the splits, a hash of the manifest, the px that photos were shrunk to."""
+    """What 01_reorganize.py wrote: the class tree, the splits, a hash of the manifest, the px that
+    photos were shrunk to."""
 
     root: Path
     tree: ClassTree
@@ -107,8 +114,12 @@ class Organized:
 
     @property
     def class_sizes(self) -> np.ndarray:
-        """Pictures per leaf over all splits, int64 (leaves,): the size by which a class is called rare."""
-        return sum(np.bincount(split.class_idx, minlength=self.tree.num_classes) for split in self.splits.values())
+        """Pictures per leaf over all splits, int64 (leaves,): the size by which a class is called
+        rare."""
+        return sum(
+            np.bincount(split.class_idx, minlength=self.tree.num_classes)
+            for split in self.splits.values()
+        )
 
 
 def load_organized(root: Path) -> Organized:
@@ -121,17 +132,23 @@ def load_organized(root: Path) -> Organized:
         the index of all splits; rows of the holdouts are left out.
 
     Raises:
-        SystemExit: where the folder, its manifest or its class index is missing or does not fit together.
+        SystemExit: where the folder, its manifest or its class index is missing or does not fit
+            together.
     """
     manifest, index = root / "manifest.csv", root / "species_index.json"
     if not manifest.is_file() or not index.is_file():
-        fail(f"{root} is not an organized data set (no {manifest.name} or {index.name}). Run 01_reorganize.py first, or give "
-             "its folder with --data.")
+        fail(
+            f"{root} is not an organized data set (no {manifest.name} or {index.name}). Run "
+            f"01_reorganize.py first, or give "
+            "its folder with --data."
+        )
     try:
         tree = ClassTree.from_json(json.loads(index.read_text()))
     except (ValueError, KeyError) as error:
         fail(f"{index} cannot be read ({error}). Run 01_reorganize.py again.")
-    splits = {name: Split(root, **columns) for name, columns in read_manifest(manifest, tree).items()}
+    splits = {
+        name: Split(root, **columns) for name, columns in read_manifest(manifest, tree).items()
+    }
     for name in ("train", "val"):
         if not len(splits[name]):
             fail(f"{manifest} has no picture in the {name} split.")
@@ -148,24 +165,40 @@ def load_organized(root: Path) -> Organized:
 class TrainViews(Dataset[tuple[torch.Tensor, int]]):
     """Augmented views: item (epoch, position, i) -> (uint8 (size, size, 3), leaf index).
 
-    The draws are a function of (seed, epoch, position), so that neither workers nor a restart change them.
-    """
+    The draws are a function of (seed, epoch, position), so that neither workers nor a restart
+    change them."""
 
     def __init__(self, split: Split, recipe: Recipe, seed: int) -> None:
         self.split, self.recipe, self.seed = split, recipe, seed
 
     def __getitem__(self, item: tuple[int, int, int]) -> tuple[torch.Tensor, int]:
         epoch, position, i = item
-        for j in range(i, i + 8):  # a file that broke after 01 checked it must not end an epoch: take the next picture
+        for j in range(
+            i, i + 8
+        ):  # a file that broke after 01 checked it must not end an epoch: take the next picture
             j %= len(self.split)
             rng = np.random.default_rng([self.seed, epoch, position])
             try:
-                view = train_view(self.split.read(j), int(self.split.width[j]), int(self.split.height[j]), self.recipe, rng)
+                view = train_view(
+                    self.split.read(j),
+                    int(self.split.width[j]),
+                    int(self.split.height[j]),
+                    self.recipe,
+                    rng,
+                )
                 return torch.from_numpy(view), int(self.split.class_idx[j])
             except (OSError, ValueError, cv2.error) as error:
-                where = f"{self.split.path(j)}" + (f" at byte {self.split.offset[j]}" if self.split.offset[j] >= 0 else "")
-                warn(f"{where} cannot be read ({error}); the next picture stands in for it. Run 01_reorganize.py again.")
-        raise RuntimeError(f"eight pictures in a row cannot be read, the last {where}: is {self.split.root} still complete?")
+                where = f"{self.split.path(j)}" + (
+                    f" at byte {self.split.offset[j]}" if self.split.offset[j] >= 0 else ""
+                )
+                warn(
+                    f"{where} cannot be read ({error}); the next picture stands in for it. Run "
+                    f"01_reorganize.py again."
+                )
+        raise RuntimeError(
+            f"eight pictures in a row cannot be read, the last {where}: is {self.split.root} "
+            f"still complete?"
+        )
 
 
 class EvalViews(Dataset[tuple[torch.Tensor, int]]):
@@ -188,20 +221,39 @@ class EvalViews(Dataset[tuple[torch.Tensor, int]]):
 
 
 class EpochSampler(Sampler[list[tuple[int, int, int]]]):
-    """Batches of (epoch, position, picture); the order is a function of (seed, epoch), resumable at any step.
+    """Batches of (epoch, position, picture); the order is a function of (seed, epoch), resumable at
+    any step.
 
     Args:
-        weights: float (N,) sampling weights, drawn with replacement; None shuffles, each picture once.
+        weights: float (N,) sampling weights, drawn with replacement; None shuffles, each picture
+            once.
         count: pictures in the split.
-        batch_size: pictures per batch; the last partial batch is dropped, unless it is the only one.
+        batch_size: pictures per batch; the last partial batch is dropped, unless it is the only
+            one.
         seed: of the run.
-        world: processes that share each batch; this one's items are followed by the pictures they are mixed with.
-        partners: (epoch, step, size of the batch) -> int (size,), with which row each is mixed, or None.
+        world: processes that share each batch; this one's items are followed by the pictures they
+            are mixed with.
+        partners: (epoch, step, size of the batch) -> int (size,), with which row each is mixed, or
+            None.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, weights: np.ndarray | None = None, world: World = ALONE,
-                 partners: Callable[[int, int, int], np.ndarray | None] | None = None) -> None:
-        self.count, self.batch_size, self.seed, self.weights, self.world, self.partners = count, batch_size, seed, weights, world, partners
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        weights: np.ndarray | None = None,
+        world: World = ALONE,
+        partners: Callable[[int, int, int], np.ndarray | None] | None = None,
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.weights, self.world, self.partners = (
+            count,
+            batch_size,
+            seed,
+            weights,
+            world,
+            partners,
+        )
         self.epoch = self.first_step = 0
 
     def __len__(self) -> int:
@@ -219,28 +271,36 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
             if self.world.size > 1:
                 share = self.world.share(len(items))
                 partner = self.partners(self.epoch, step, len(items)) if self.partners else None
-                items = items[share] + ([] if partner is None else [items[k] for k in partner[share]])
+                items = items[share] + (
+                    [] if partner is None else [items[k] for k in partner[share]]
+                )
             yield items
 
 
 def rare_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Sampling weights of phase B1: 1, `rare_weight` or `very_rare_weight` by the size of the picture's class.
+    """Sampling weights of phase B1: 1, `rare_weight` or `very_rare_weight` by the size of the
+    picture's class.
 
     Returns:
         float64 (N,).
     """
-    by_class = np.where(class_sizes < recipe.very_rare_below, recipe.very_rare_weight,
-                        np.where(class_sizes < recipe.rare_below, recipe.rare_weight, 1.0))
+    by_class = np.where(
+        class_sizes < recipe.very_rare_below,
+        recipe.very_rare_weight,
+        np.where(class_sizes < recipe.rare_below, recipe.rare_weight, 1.0),
+    )
     return by_class[split.class_idx]
 
 
 def balanced_weights(classes: np.ndarray) -> np.ndarray:
-    """Sampling weights with which every class comes as often as any other: float64 (N,); `classes` int (N,), of each picture."""
+    """Sampling weights with which every class comes as often as any other: float64 (N,); `classes`
+    int (N,), of each picture."""
     return 1.0 / np.bincount(classes)[classes]
 
 
 def boost_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Sampling weights of phase B2: those of B1, raised so that rare classes fill at least `boost_share` of an epoch.
+    """Sampling weights of phase B2: those of B1, raised so that rare classes fill at least
+    `boost_share` of an epoch.
 
     Returns:
         float64 (N,).
@@ -249,15 +309,31 @@ def boost_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.n
     rare = (class_sizes < recipe.rare_below)[split.class_idx]
     share = weights[rare].sum() / weights.sum()
     if 0 < share < recipe.boost_share < 1:
-        weights = np.where(rare, weights * recipe.boost_share / share, weights * (1 - recipe.boost_share) / (1 - share))
+        weights = np.where(
+            rare,
+            weights * recipe.boost_share / share,
+            weights * (1 - recipe.boost_share) / (1 - share),
+        )
     return weights
 
 
-def make_loader(dataset: Dataset[Any], workers: int, *, sampler: EpochSampler | None = None, batch_size: int = 64,
-                pin_memory: bool = False) -> DataLoader[Any]:
+def make_loader(
+    dataset: Dataset[Any],
+    workers: int,
+    *,
+    sampler: EpochSampler | None = None,
+    batch_size: int = 64,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
     """Make a loader: by `sampler` for training, in order and complete for evaluation."""
-    cv2.setNumThreads(1)  # a pool of OpenCV threads in this process would not survive the fork into a worker
-    common: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _quiet_worker}
+    cv2.setNumThreads(
+        1
+    )  # a pool of OpenCV threads in this process would not survive the fork into a worker
+    common: dict[str, Any] = {
+        "num_workers": workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": _quiet_worker,
+    }
     if workers:
         common |= {"prefetch_factor": 4, "persistent_workers": sampler is not None}
     if sampler is not None:
@@ -267,7 +343,9 @@ def make_loader(dataset: Dataset[Any], workers: int, *, sampler: EpochSampler | 
 
 def default_workers() -> int:
     """Workers for this machine: one per core, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
 def _quiet_worker(_: int) -> None:

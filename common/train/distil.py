@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Teacher:
     """A frozen model that answers beside the one that learns (Hinton et al. 2015).
 
-    The loss of a picture becomes `(1 - share) x its own + share x T^2 x (KL of species + KL of joint leaves)`, both models
-    seeing the same augmented and mixed pixels; each at its own size, so that a teacher of 224 px can teach a student of 96.
-    """
+    The loss of a picture becomes `(1 - share) x its own + share x T^2 x (KL of species + KL of
+    joint leaves)`, both models seeing the same augmented and mixed pixels; each at its own size, so
+    that a teacher of 224 px can teach a student of 96."""
 
     def __init__(self, model: SwinHierarchical, share: float, temperature: float) -> None:
         """Freeze the model.
@@ -33,12 +33,26 @@ class Teacher:
             share: weight of the teacher's answers, 0..1.
             temperature: T; both distributions are softened by it.
         """
-        self.model, self.share, self.temperature = model.requires_grad_(False).eval(), share, temperature
+        self.model, self.share, self.temperature = (
+            model.requires_grad_(False).eval(),
+            share,
+            temperature,
+        )
 
-    def blend(self, loss: Tensor, student: SwinHierarchical, features: Tensor, pixels: Tensor, phase: Phase, compute: Compute) -> Tensor:
-        """Blend the loss of each picture with its distance to the teacher's answer, of species and of leaves as the phase has losses.
+    def blend(
+        self,
+        loss: Tensor,
+        student: SwinHierarchical,
+        features: Tensor,
+        pixels: Tensor,
+        phase: Phase,
+        compute: Compute,
+    ) -> Tensor:
+        """Blend the loss of each picture with its distance to the teacher's answer, of species and
+        of leaves as the phase has losses.
 
-        A phase without a disease loss leaves the disease heads as they are, and their answers say nothing yet.
+        A phase without a disease loss leaves the disease heads as they are, and their answers say
+        nothing yet.
 
         Args:
             loss: float (N,), against the labels.
@@ -55,8 +69,11 @@ class Teacher:
             target = _soft(self.model, theirs, self.temperature)
         answer = _soft(student, features, self.temperature)
         learned = (phase.species_weight > 0, phase.disease_weight > 0)
-        distance = sum(F.kl_div(a, t, reduction="none", log_target=True).sum(dim=1)
-                       for a, t, wanted in zip(answer, target, learned, strict=True) if wanted)
+        distance = sum(
+            F.kl_div(a, t, reduction="none", log_target=True).sum(dim=1)
+            for a, t, wanted in zip(answer, target, learned, strict=True)
+            if wanted
+        )
         return (1 - self.share) * loss + self.share * self.temperature**2 * distance
 
 
@@ -72,10 +89,14 @@ def _resized(pixels: Tensor, size: int) -> Tensor:
     if pixels.shape[1] == size:
         return pixels
     planes = pixels.permute(0, 3, 1, 2).float()
-    return F.interpolate(planes, (size, size), mode="bilinear", antialias=True, align_corners=False).permute(0, 2, 3, 1)
+    return F.interpolate(
+        planes, (size, size), mode="bilinear", antialias=True, align_corners=False
+    ).permute(0, 2, 3, 1)
 
 
-def load_teacher(path: Path, tree: ClassTree, data: Path, device: torch.device, share: float, temperature: float) -> Teacher:
+def load_teacher(
+    path: Path, tree: ClassTree, data: Path, device: torch.device, share: float, temperature: float
+) -> Teacher:
     """Load a checkpoint as teacher.
 
     Raises:
@@ -83,4 +104,8 @@ def load_teacher(path: Path, tree: ClassTree, data: Path, device: torch.device, 
     """
     payload = checkpoint.load(path)
     checkpoint.require_tree(payload, tree, path, data)
-    return Teacher(checkpoint.build_model(payload).to(device, memory_format=torch.channels_last), share, temperature)
+    return Teacher(
+        checkpoint.build_model(payload).to(device, memory_format=torch.channels_last),
+        share,
+        temperature,
+    )

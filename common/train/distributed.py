@@ -1,4 +1,5 @@
-"""Several processes as one run: torchrun's environment, shares of a batch, summed gradients, gathered outcomes."""
+"""Several processes as one run: torchrun's environment, shares of a batch, summed gradients,
+gathered outcomes."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ BUCKET = 16 * 2**20  # numbers summed at once: few calls, and no second copy of 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, which all hold the same model and take the same steps, each on its share of a batch.
+    """The processes of a run, which all hold the same model and take the same steps, each on its
+    share of a batch.
 
-    Gradients are summed once per step, after accumulation, so that nothing but this class knows of the others.
+    Gradients are summed once per step, after accumulation, so that nothing but this class knows of
+    the others.
 
     Attributes:
         rank: this process, 0 first; it alone writes and prints.
@@ -41,7 +44,8 @@ class World:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by the sum over all processes; one that is missing here counts as 0."""
+        """Replace each gradient by the sum over all processes; one that is missing here counts as
+        0."""
         if self.size == 1:
             return
         for parameter in parameters:
@@ -53,7 +57,9 @@ class World:
             if sum(g.numel() for g in waiting) >= BUCKET or parameter is parameters[-1]:
                 flat = torch.cat([g.reshape(-1) for g in waiting])
                 dist.all_reduce(flat)
-                for gradient, summed in zip(waiting, flat.split([g.numel() for g in waiting]), strict=True):
+                for gradient, summed in zip(
+                    waiting, flat.split([g.numel() for g in waiting]), strict=True
+                ):
                     gradient.copy_(summed.view_as(gradient))
                 waiting = []
 
@@ -68,7 +74,8 @@ class World:
         return bool(self.total(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
 
     def average_buffers(self, model: nn.Module) -> None:
-        """Average floating-point buffers, such as the statistics of batch norms, which each process gathers on its share."""
+        """Average floating-point buffers, such as the statistics of batch norms, which each process
+        gathers on its share."""
         if self.size > 1:
             for buffer in model.buffers():
                 if buffer.is_floating_point():
@@ -107,11 +114,17 @@ def join(device: torch.device) -> World:
         return ALONE
     if device.type == "cuda":
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            fail(f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes here, but there are {torch.cuda.device_count()} GPUs.")
+            fail(
+                f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes here, but there are "
+                f"{torch.cuda.device_count()} GPUs."
+            )
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # evaluation and saving may keep the others waiting for longer than the half hour that is usual
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=4))
+        # evaluation and saving may keep the others waiting for longer than the half hour that is
+        # usual
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=4)
+        )
     return World(dist.get_rank(), dist.get_world_size())
 
 

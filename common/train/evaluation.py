@@ -21,7 +21,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         the exit code.
 
     Raises:
-        SystemExit: where the checkpoint cannot be read, knows other classes, or the split holds no picture.
+        SystemExit: where the checkpoint cannot be read, knows other classes, or the split holds no
+            picture.
     """
     data, payload = load_organized(args.data), checkpoint.load(args.evaluate)
     checkpoint.require_tree(payload, data.tree, args.evaluate, data.root)
@@ -31,10 +32,22 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     compute = choose_compute(args.device, args.precision)
     model = checkpoint.build_model(payload).to(compute.device, memory_format=torch.channels_last)
     workers = default_workers() if args.workers is None else args.workers
-    batches = make_loader(EvalViews(split, model.settings["image_size"]), workers, batch_size=args.device_batch or 64)
-    say(f"{args.evaluate}: {model.settings['backbone']}, {payload['epochs_done']} epochs; {compute}")
+    batches = make_loader(
+        EvalViews(split, model.settings["image_size"]), workers, batch_size=args.device_batch or 64
+    )
+    say(
+        f"{args.evaluate}: {model.settings['backbone']}, {payload['epochs_done']} epochs; {compute}"
+    )
     folder = args.evaluate.with_name(f"{args.evaluate.stem} on {args.split}")
     train_sizes = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
-    evaluate_report(folder, evaluate(model, batches, compute), data.tree, data.class_sizes, train_sizes, title="Evaluation",
-                    checkpoint=args.evaluate.name, split=args.split)
+    evaluate_report(
+        folder,
+        evaluate(model, batches, compute),
+        data.tree,
+        data.class_sizes,
+        train_sizes,
+        title="Evaluation",
+        checkpoint=args.evaluate.name,
+        split=args.split,
+    )
     return 0

@@ -1,4 +1,5 @@
-"""Disease heads: one linear layer per species, stored as one matrix of all leaves; a species' rows lie side by side."""
+"""Disease heads: one linear layer per species, stored as one matrix of all leaves; a species' rows
+lie side by side."""
 
 from __future__ import annotations
 
@@ -11,15 +12,18 @@ from torch import Tensor, nn
 
 from common.classes import ClassTree
 
-PADDING = -1e9  # logit of a column beyond a species' diseases: finite, so that 0 x it is 0, and its probability is 0
+# logit of a column beyond a species' diseases: finite, so that 0 x it is 0, and its probability is
+# 0
+PADDING = -1e9
 
 
 class DiseaseHeads(nn.Module):
-    """One linear layer per species as a single matrix: the rows of species s are offsets[s]:offsets[s + 1].
+    """One linear layer per species as a single matrix: the rows of species s are
+    offsets[s]:offsets[s + 1].
 
-    Parameters: weight float32 (leaves, features), bias float32 (leaves,). Their gradients are dense: a head without a sample in
-    the batch gets zeros, so that AdamW goes on decaying it and following its momentum, as for a row of any linear layer.
-    """
+    Parameters: weight float32 (leaves, features), bias float32 (leaves,). Their gradients are
+    dense: a head without a sample in the batch gets zeros, so that AdamW goes on decaying it and
+    following its momentum, as for a row of any linear layer."""
 
     def __init__(self, features: int, tree: ClassTree) -> None:
         super().__init__()
@@ -33,14 +37,18 @@ class DiseaseHeads(nn.Module):
         real = columns < sizes[:, None]
         self.register_buffer("sizes", torch.from_numpy(sizes.copy()), persistent=False)
         self.register_buffer("real", torch.from_numpy(real), persistent=False)
-        self.register_buffer("class_of", torch.from_numpy(np.where(real, tree.offsets[:-1, None] + columns, 0)), persistent=False)
+        self.register_buffer(
+            "class_of",
+            torch.from_numpy(np.where(real, tree.offsets[:-1, None] + columns, 0)),
+            persistent=False,
+        )
         self.offsets, self._memory = tree.offsets.tolist(), _Memory()
 
     def forward(self, features: Tensor, species_idx: Tensor) -> Tensor:
         """Compute the disease logits of each sample under its own species.
 
-        On a CPU only the heads of the species present are multiplied (`_SortedHeads`); elsewhere one large product
-        beats many small launches. Both equal a ModuleDict of nn.Linear.
+        On a CPU only the heads of the species present are multiplied (`_SortedHeads`); elsewhere
+        one large product beats many small launches. Both equal a ModuleDict of nn.Linear.
 
         Args:
             features: float (N, features).
@@ -51,7 +59,15 @@ class DiseaseHeads(nn.Module):
         """
         features = features.float()
         if features.device.type == "cpu":
-            return _SortedHeads.apply(features, self.weight, self.bias, species_idx, self.offsets, self.widest, self._memory)
+            return _SortedHeads.apply(
+                features,
+                self.weight,
+                self.bias,
+                species_idx,
+                self.offsets,
+                self.widest,
+                self._memory,
+            )
         logits = self.all_logits(features).gather(1, self.class_of[species_idx])
         return logits.masked_fill(~self.real[species_idx], PADDING)
 
@@ -60,29 +76,41 @@ class DiseaseHeads(nn.Module):
         return torch.nn.functional.linear(features.float(), self.weight, self.bias)
 
     def segment_softmax(self, logits: Tensor) -> Tensor:
-        """Softmax within each species: logits float (N, leaves) -> P(disease given species) float (N, leaves)."""
+        """Softmax within each species: logits float (N, leaves) -> P(disease given species) float
+        (N, leaves)."""
         probs = self._padded(logits).softmax(dim=2)
         return probs.flatten(1)[:, self.real.flatten().nonzero().squeeze(1)]
 
     def segment_logsumexp(self, logits: Tensor) -> Tensor:
-        """Log of the summed exponentials within each species: logits float (N, leaves) -> float (N, species)."""
+        """Log of the summed exponentials within each species: logits float (N, leaves) -> float (N,
+        species)."""
         return self._padded(logits).logsumexp(dim=2)
 
     def _padded(self, logits: Tensor) -> Tensor:
-        padded = logits[:, self.class_of.flatten()].unflatten(1, self.class_of.shape)  # (N, species, widest)
+        padded = logits[:, self.class_of.flatten()].unflatten(
+            1, self.class_of.shape
+        )  # (N, species, widest)
         return padded.masked_fill(~self.real, PADDING)
 
 
 class _SortedHeads(torch.autograd.Function):
-    """Rows sorted by species, one small product per species present; the gradient touches each weight once.
+    """Rows sorted by species, one small product per species present; the gradient touches each
+    weight once.
 
-    With 11,499 leaves a batch of 256 holds half of 320 species: all logits would cost several times the work, and
-    a loop over modules spends its time in autograd's bookkeeping.
-    """
+    With 11,499 leaves a batch of 256 holds half of 320 species: all logits would cost several times
+    the work, and a loop over modules spends its time in autograd's bookkeeping."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, species_idx: Tensor, offsets: list[int],
-                widest: int, memory: _Memory) -> Tensor:
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        species_idx: Tensor,
+        offsets: list[int],
+        widest: int,
+        memory: _Memory,
+    ) -> Tensor:
         order = torch.argsort(species_idx, stable=True)
         present, counts = torch.unique_consecutive(species_idx[order], return_counts=True)
         present, ends = present.tolist(), counts.cumsum(0).tolist()
@@ -107,21 +135,32 @@ class _SortedHeads(torch.autograd.Function):
         for species, end in zip(present, ends, strict=True):
             a, b = offsets[species], offsets[species + 1]
             piece = grad[start:end, : b - a]
-            grad_weight[written:a].zero_()  # species between two present ones; every row is written exactly once
+            grad_weight[
+                written:a
+            ].zero_()  # species between two present ones; every row is written exactly once
             torch.mm(piece.t(), rows[start:end], out=grad_weight[a:b])
             if ctx.needs_input_grad[0]:  # not while the backbone is frozen
                 torch.mm(piece, weight[a:b], out=grad_rows[start:end])
             torch.sum(piece, dim=0, out=grad_bias[a:b])
             start, written = end, b
         grad_weight[written:].zero_()
-        return grad_rows[torch.argsort(order)] if ctx.needs_input_grad[0] else None, grad_weight, grad_bias, None, None, None, None
+        return (
+            grad_rows[torch.argsort(order)] if ctx.needs_input_grad[0] else None,
+            grad_weight,
+            grad_bias,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _Memory:
-    """Memory of gradients on the CPU, given out again once no tensor uses it; three pieces are kept at most.
+    """Memory of gradients on the CPU, given out again once no tensor uses it; three pieces are kept
+    at most.
 
-    The allocator gives such large pieces back to the system, and taking them anew, page by page, costs more than the arithmetic.
-    """
+    The allocator gives such large pieces back to the system, and taking them anew, page by page,
+    costs more than the arithmetic."""
 
     def __init__(self) -> None:
         self.pieces: list[tuple[Tensor, weakref.ref[np.ndarray]]] = []
@@ -130,8 +169,12 @@ class _Memory:
         return _Memory, ()  # a copy of the heads has its own
 
     def like(self, tensor: Tensor) -> Tensor:
-        free = [piece for piece, user in self.pieces if user() is None and piece.dtype == tensor.dtype]
+        free = [
+            piece for piece, user in self.pieces if user() is None and piece.dtype == tensor.dtype
+        ]
         piece = free[0] if free else torch.empty_like(tensor)
         user = piece.numpy()  # lives as long as a tensor made from it
-        self.pieces = [kept for kept in self.pieces if kept[0] is not piece][-2:] + [(piece, weakref.ref(user))]
+        self.pieces = [kept for kept in self.pieces if kept[0] is not piece][-2:] + [
+            (piece, weakref.ref(user))
+        ]
         return torch.from_numpy(user)

@@ -1,4 +1,5 @@
-"""What a run writes while it goes: event files for TensorBoard where it is installed, and the memory that was in use."""
+"""What a run writes while it goes: event files for TensorBoard where it is installed, and the
+memory that was in use."""
 
 from __future__ import annotations
 
@@ -15,27 +16,44 @@ from common.console import table, warn
 # region TensorBoard
 
 EVENTS = "tensorboard"  # folder of the event files within a run's folder
-_PANELS = {"loss": ("loss", "_nll"), "accuracy": ("top1", "top3"), "f1": ("f1",), "rate": ("lr",),
-           "machine": ("seconds", "per_second", "share", "_mb")}
+_PANELS = {
+    "loss": ("loss", "_nll"),
+    "accuracy": ("top1", "top3"),
+    "f1": ("f1",),
+    "rate": ("lr",),
+    "machine": ("seconds", "per_second", "share", "_mb"),
+}
 
 
 class LiveLog:
-    """Takes one row per epoch and shows it in TensorBoard; takes it and does nothing where TensorBoard is missing."""
+    """Takes one row per epoch and shows it in TensorBoard; takes it and does nothing where
+    TensorBoard is missing."""
 
     def __init__(self, writer: Any = None) -> None:
         self.writer = writer
 
     def write(self, row: Mapping[str, Any], epoch: int) -> None:
-        """Write the finite numbers of a row under `panel/name` at this epoch; text, None and NaN are passed over."""
+        """Write the finite numbers of a row under `panel/name` at this epoch; text, None and NaN
+        are passed over."""
         if self.writer is None:
             return
         try:
             for key, value in row.items():
-                if key != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                if (
+                    key != "epoch"
+                    and isinstance(value, (int, float))
+                    and not isinstance(value, bool)
+                    and math.isfinite(value)
+                ):
                     self.writer.add_scalar(_tag(key), value, epoch)
             self.writer.flush()
-        except Exception as error:  # a full disk or a broken package: watching is no reason to stop a run
-            warn(f"TensorBoard's event files are given up, the run goes on ({type(error).__name__}: {error}).")
+        except (
+            Exception
+        ) as error:  # a full disk or a broken package: watching is no reason to stop a run
+            warn(
+                f"TensorBoard's event files are given up, the run goes on "
+                f"({type(error).__name__}: {error})."
+            )
             self.close()
 
     def close(self) -> None:
@@ -47,15 +65,18 @@ class LiveLog:
 
 
 def open_live_log(folder: Path, first_epoch: int = 0) -> LiveLog:
-    """Open the live log of a run in `folder`/tensorboard, or one that does nothing where TensorBoard cannot be used.
+    """Open the live log of a run in `folder`/tensorboard, or one that does nothing where
+    TensorBoard cannot be used.
 
     Args:
         folder: of the run.
-        first_epoch: epochs done before. Rows that an interrupted process wrote after them are hidden by TensorBoard; at 0
-            the event files of the run before are deleted.
+        first_epoch: epochs done before. Rows that an interrupted process wrote after them are
+            hidden by TensorBoard; at 0 the event files of the run before are deleted.
     """
     try:
-        from torch.utils.tensorboard import SummaryWriter  # fails where the package `tensorboard` is missing or does not fit
+        from torch.utils.tensorboard import (
+            SummaryWriter,
+        )  # fails where the package `tensorboard` is missing or does not fit
     except Exception:  # an incompatible protobuf raises TypeError, a removed module AttributeError
         return LiveLog()
     events = folder / EVENTS
@@ -63,14 +84,21 @@ def open_live_log(folder: Path, first_epoch: int = 0) -> LiveLog:
         if first_epoch == 0:
             for old in events.glob("events.out.tfevents.*"):
                 old.unlink()
-        return LiveLog(SummaryWriter(str(events), purge_step=first_epoch + 1 if first_epoch else None))
+        return LiveLog(
+            SummaryWriter(str(events), purge_step=first_epoch + 1 if first_epoch else None)
+        )
     except Exception as error:
-        warn(f"there will be no TensorBoard event files in {events} ({type(error).__name__}: {error}).")
+        warn(
+            f"there will be no TensorBoard event files in {events} ({type(error).__name__}: "
+            f"{error})."
+        )
         return LiveLog()
 
 
 def _tag(key: str) -> str:
-    words = next((panel for panel, ends in _PANELS.items() if key in ends or key.endswith(ends)), "other")
+    words = next(
+        (panel for panel, ends in _PANELS.items() if key in ends or key.endswith(ends)), "other"
+    )
     return f"{words}/{key}"
 
 
@@ -78,46 +106,75 @@ def _tag(key: str) -> str:
 
 # region memory
 
-_COLUMNS = ("ram_mb", "ram_peak_mb", "workers_mb", "gpu_allocated_mb", "gpu_reserved_mb", "gpu_peak_mb")
-_TITLES = ("stage", "RAM", "RAM peak", "loader workers", "GPU allocated", "GPU reserved", "GPU peak")
+_COLUMNS = (
+    "ram_mb",
+    "ram_peak_mb",
+    "workers_mb",
+    "gpu_allocated_mb",
+    "gpu_reserved_mb",
+    "gpu_peak_mb",
+)
+_TITLES = (
+    "stage",
+    "RAM",
+    "RAM peak",
+    "loader workers",
+    "GPU allocated",
+    "GPU reserved",
+    "GPU peak",
+)
 
 
 def memory_now() -> dict[str, int | None]:
-    """Memory of this process, MB (2^20 bytes); None where the system does not tell, or there is no GPU in use.
+    """Memory of this process, MB (2^20 bytes); None where the system does not tell, or there is no
+    GPU in use.
 
     Returns:
-        `ram_mb` resident now; `ram_peak_mb` the most it ever held; `workers_mb` of all child processes, shared pages
-        counted once; `gpu_allocated_mb`, `gpu_reserved_mb` now and `gpu_peak_mb`, the most ever allocated, on this
-        process's device. Torch is asked only where it is loaded and has started CUDA.
+        `ram_mb` resident now; `ram_peak_mb` the most it ever held; `workers_mb` of all child
+        processes, shared pages counted once; `gpu_allocated_mb`, `gpu_reserved_mb` now and
+        `gpu_peak_mb`, the most ever allocated, on this process's device. Torch is asked only where
+        it is loaded and has started CUDA.
     """
     peak = _status("self", "VmHWM")
     if peak is None:
         with contextlib.suppress(ImportError):  # not on Windows
             import resource
 
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
-    row: dict[str, int | None] = {"ram_mb": _status("self", "VmRSS"), "ram_peak_mb": peak, "workers_mb": _children_mb()}
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
+                2**20 if sys.platform == "darwin" else 2**10
+            )
+    row: dict[str, int | None] = {
+        "ram_mb": _status("self", "VmRSS"),
+        "ram_peak_mb": peak,
+        "workers_mb": _children_mb(),
+    }
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_available() and cuda.is_initialized():
         figures = (cuda.memory_allocated(), cuda.memory_reserved(), cuda.max_memory_allocated())
     else:
         figures = (None, None, None)
-    return row | {name: None if value is None else round(value / 2**20) for name, value in zip(_COLUMNS[3:], figures, strict=True)}
+    return row | {
+        name: None if value is None else round(value / 2**20)
+        for name, value in zip(_COLUMNS[3:], figures, strict=True)
+    }
 
 
 class MemoryLog:
-    """Memory at each stage of a run, a row at a time in `memory.csv`, so that a killed run leaves what it knew.
+    """Memory at each stage of a run, a row at a time in `memory.csv`, so that a killed run leaves
+    what it knew.
 
     A run that goes on adds its rows below those of the process before.
     """
 
     def __init__(self, folder: Path, fresh: bool = False) -> None:
-        """Begin, or go on with the file of an earlier process; `fresh` forgets it at the first row."""
+        """Begin, or go on with the file of an earlier process; `fresh` forgets it at the first
+        row."""
         self.path = folder / "memory.csv"
         self.fresh = fresh
 
     def note(self, stage: str) -> dict[str, int | None]:
-        """Measure now and add a row under a name ("start", "data loaded", "epoch 3"). Returns the figures of `memory_now`."""
+        """Measure now and add a row under a name ("start", "data loaded", "epoch 3"). Returns the
+        figures of `memory_now`."""
         row = memory_now()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         begin = self.fresh or not self.path.is_file()
@@ -130,7 +187,8 @@ class MemoryLog:
         return row
 
     def table(self, most: int = 12) -> str:
-        """Lay the rows out, the first and last of them where there are more than `most`; "" where nothing was measured.
+        """Lay the rows out, the first and last of them where there are more than `most`; "" where
+        nothing was measured.
 
         Columns that hold nothing (GPU figures on a CPU) are left out.
         """
@@ -138,10 +196,18 @@ class MemoryLog:
             return ""
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file)][1:]
-        rows = [row for row in rows if len(row) == len(_TITLES)]  # a kill can cut the last one short
+        rows = [
+            row for row in rows if len(row) == len(_TITLES)
+        ]  # a kill can cut the last one short
         kept = [0, *(i for i in range(1, len(_TITLES)) if any(row[i] for row in rows))]
-        shown = rows if len(rows) <= most else [*rows[:most // 2], ["..."] + [""] * len(_COLUMNS), *rows[-(most - most // 2):]]
-        cells = [[row[0], *(f"{int(row[i]):,} MB" if row[i] else "" for i in kept[1:])] for row in shown]
+        shown = (
+            rows
+            if len(rows) <= most
+            else [*rows[: most // 2], ["..."] + [""] * len(_COLUMNS), *rows[-(most - most // 2) :]]
+        )
+        cells = [
+            [row[0], *(f"{int(row[i]):,} MB" if row[i] else "" for i in kept[1:])] for row in shown
+        ]
         return table(cells, [_TITLES[i] for i in kept]) if rows else ""
 
 
@@ -154,8 +220,11 @@ def _status(process: str, key: str) -> int | None:
 
 
 def _children_mb() -> int | None:
-    """Proportional memory of all processes below this one, so that pages shared by forked workers count once."""
-    if not any(Path("/proc/self/task").glob("*/children")):  # no Linux, or a kernel without this list
+    """Proportional memory of all processes below this one, so that pages shared by forked workers
+    count once."""
+    if not any(
+        Path("/proc/self/task").glob("*/children")
+    ):  # no Linux, or a kernel without this list
         return None
     waiting, total = ["self"], 0
     while waiting:

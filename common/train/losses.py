@@ -1,4 +1,5 @@
-"""Focal loss and cross-entropy, over all classes or over each species' own diseases; the log-prior of the classes."""
+"""Focal loss and cross-entropy, over all classes or over each species' own diseases; the log-prior
+of the classes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from common.classes import ClassTree
 from common.train.recipes import Recipe
 
 
-def class_loss(logits: Tensor, target: Tensor, recipe: Recipe, classes: Tensor | None = None) -> Tensor:
+def class_loss(
+    logits: Tensor, target: Tensor, recipe: Recipe, classes: Tensor | None = None
+) -> Tensor:
     """Loss of the recipe's kind with its label smoothing, one value per sample.
 
     Args:
@@ -24,12 +27,21 @@ def class_loss(logits: Tensor, target: Tensor, recipe: Recipe, classes: Tensor |
     """
     if recipe.loss == "cross_entropy":
         return cross_entropy(logits, target, smoothing=recipe.label_smoothing, classes=classes)
-    return focal_loss(logits, target, gamma=recipe.focal_gamma, alpha=recipe.focal_alpha, smoothing=recipe.label_smoothing,
-                      classes=classes)
+    return focal_loss(
+        logits,
+        target,
+        gamma=recipe.focal_gamma,
+        alpha=recipe.focal_alpha,
+        smoothing=recipe.label_smoothing,
+        classes=classes,
+    )
 
 
-def cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.0, classes: Tensor | None = None) -> Tensor:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7), one value per sample; no (N, C) target is made.
+def cross_entropy(
+    logits: Tensor, target: Tensor, *, smoothing: float = 0.0, classes: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7), one value per sample; no
+    (N, C) target is made.
 
     Args:
         logits: float (N, C).
@@ -53,10 +65,12 @@ def cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.0, cla
 
 
 def log_priors(tree: ClassTree, counts: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Log of the pictures per species and per leaf, to be added to the logits in training (Ren et al. 2020, equation 4).
+    """Log of the pictures per species and per leaf, to be added to the logits in training (Ren et
+    al. 2020, equation 4).
 
-    A species' pictures are divided by its number of leaves: the model then answers for leaves that come equally often, and a
-    species of many leaves comes more often than one of few. A leaf without pictures counts as one with one.
+    A species' pictures are divided by its number of leaves: the model then answers for leaves that
+    come equally often, and a species of many leaves comes more often than one of few. A leaf
+    without pictures counts as one with one.
 
     Args:
         counts: int (leaves,), pictures of the train split.
@@ -74,13 +88,20 @@ def log_priors(tree: ClassTree, counts: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.log(species)).float(), torch.from_numpy(np.log(class_idx)).float()
 
 
-def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25, smoothing: float = 0.0,
-               classes: Tensor | None = None) -> Tensor:
+def focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+    smoothing: float = 0.0,
+    classes: Tensor | None = None,
+) -> Tensor:
     """Focal loss, `-alpha * sum_c q_c (1 - p_c)^gamma log p_c`, one value per sample.
 
-    For a hard target without smoothing it is equation 5 of Lin et al. 2017 with one alpha for all classes. It is linear
-    in the target q, so that the loss of a mixed target is the mixture of the losses. gamma 0 and alpha 1 give
-    cross-entropy.
+    For a hard target without smoothing it is equation 5 of Lin et al. 2017 with one alpha for all
+    classes. It is linear in the target q, so that the loss of a mixed target is the mixture of the
+    losses. gamma 0 and alpha 1 give cross-entropy.
 
     Args:
         logits: float (N, C).
@@ -88,8 +109,8 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: flo
         gamma: focusing exponent, >= 0.
         alpha: factor.
         smoothing: share of the target spread evenly over the classes, 0..1.
-        classes: int64 (N,), how many of the C columns are real for each row (the first ones); the rest is padding that
-            must hold very negative finite logits. None: all are.
+        classes: int64 (N,), how many of the C columns are real for each row (the first ones); the
+            rest is padding that must hold very negative finite logits. None: all are.
 
     Returns:
         float32 (N,).
@@ -104,5 +125,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: flo
             real = torch.arange(logits.shape[1], device=logits.device) < classes[:, None]
             spread = real / classes[:, None]
         target = target * (1.0 - smoothing) + spread * smoothing
-    weight = target if gamma == 0 else target * (1.0 - log_probs.exp()).clamp_min(1e-7) ** gamma  # the root of 0 has no slope
+    weight = (
+        target if gamma == 0 else target * (1.0 - log_probs.exp()).clamp_min(1e-7) ** gamma
+    )  # the root of 0 has no slope
     return -alpha * (weight * log_probs).sum(dim=1)

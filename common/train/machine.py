@@ -23,35 +23,95 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def add_training_flags(parser: argparse.ArgumentParser, recipe: str | None) -> None:
-    """Add the flags that both trainers share: the data, the machine, and one per recipe setting (default: `recipe`)."""
-    parser.add_argument("--data", type=Path, default=Path("data/organized"), help="folder written by 01_reorganize.py")
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="where the run folders stand")
-    parser.add_argument("--seed", type=int, default=0, help="all randomness follows from it (default 0)")
-    parser.add_argument("--fresh", action="store_true", help="start over, even where a run could go on")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (ROCm is called cuda)")
-    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp16", "fp32"],
-                        help="auto: bf16 where the hardware is faster so, else fp16 on a GPU and fp32 on a CPU")
-    parser.add_argument("--device-batch", type=int, default=0,
-                        help="pictures on the device at once; lower it when memory runs out (0: the whole batch)")
-    parser.add_argument("--workers", type=int, default=None, help="loader processes (default: one per core, at most 8)")
-    parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="judge a checkpoint on --split; trains nothing")
-    parser.add_argument("--split", choices=["val", "test"], default="val", help="for --evaluate (default val)")
-    parser.add_argument("--teacher", type=Path, metavar="CHECKPOINT", help="learn from this trained model's answers, too (distillation)")
-    parser.add_argument("--teacher-share", type=float, default=0.7, help="weight of the teacher's answers beside the labels (default 0.7)")
-    parser.add_argument("--teacher-temperature", type=float, default=2.0, help="how soft the answers are compared (default 2)")
-    parser.add_argument("--skip-nan", action="store_true", help="leave out steps whose gradient is no number, instead of stopping")
-    parser.add_argument("--save-minutes", type=float, default=15.0, help="save within an epoch this often")
+    """Add the flags that both trainers share: the data, the machine, and one per recipe setting
+    (default: `recipe`)."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data/organized"),
+        help="folder written by 01_reorganize.py",
+    )
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("checkpoints"), help="where the run folders stand"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="all randomness follows from it (default 0)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="start over, even where a run could go on"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (ROCm is called cuda)"
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "bf16", "fp16", "fp32"],
+        help="auto: bf16 where the hardware is faster so, else fp16 on a GPU and fp32 on a CPU",
+    )
+    parser.add_argument(
+        "--device-batch",
+        type=int,
+        default=0,
+        help="pictures on the device at once; lower it when memory runs out (0: the whole batch)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        help="loader processes (default: one per core, at most 8)",
+    )
+    parser.add_argument(
+        "--evaluate",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="judge a checkpoint on --split; trains nothing",
+    )
+    parser.add_argument(
+        "--split", choices=["val", "test"], default="val", help="for --evaluate (default val)"
+    )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="learn from this trained model's answers, too (distillation)",
+    )
+    parser.add_argument(
+        "--teacher-share",
+        type=float,
+        default=0.7,
+        help="weight of the teacher's answers beside the labels (default 0.7)",
+    )
+    parser.add_argument(
+        "--teacher-temperature",
+        type=float,
+        default=2.0,
+        help="how soft the answers are compared (default 2)",
+    )
+    parser.add_argument(
+        "--skip-nan",
+        action="store_true",
+        help="leave out steps whose gradient is no number, instead of stopping",
+    )
+    parser.add_argument(
+        "--save-minutes", type=float, default=15.0, help="save within an epoch this often"
+    )
     recipe_flags.add_flags(parser, recipe)
 
 
 def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, World]:
-    """Check the machine flags, fill in what they leave open, join the other processes and print the arithmetic of the batch.
+    """Check the machine flags, fill in what they leave open, join the other processes and print the
+    arithmetic of the batch.
 
     Raises:
         SystemExit: for a value that makes no sense.
     """
     own_gpu = args.device in ("auto", "cuda") and torch.cuda.is_available()
-    compute = choose_compute(local_device() if own_gpu else args.device, args.precision, slow_in_bf16=has_depthwise(recipe))
+    compute = choose_compute(
+        local_device() if own_gpu else args.device,
+        args.precision,
+        slow_in_bf16=has_depthwise(recipe),
+    )
     if compute.device.type == "cpu":
         keep_memory()
     world = join(compute.device)
@@ -62,17 +122,25 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
     if args.workers is None:
         args.workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if recipe.batch_size < world.size:
-        fail(f"--batch-size {recipe.batch_size} is smaller than the {world.size} processes that share it.")
+        fail(
+            f"--batch-size {recipe.batch_size} is smaller than the {world.size} processes that "
+            f"share it."
+        )
     share = -(-recipe.batch_size // world.size)
     args.device_batch = min(args.device_batch or share, share)
-    say(f"compute: {compute}; {args.workers} loader workers; torch threads: {torch.get_num_threads()}",
-        f"batch: {recipe.batch_size} pictures per step = {f'{world.size} processes x ' if world.size > 1 else ''}"
-        f"{-(-share // args.device_batch)} x {args.device_batch} on the device")
+    say(
+        f"compute: {compute}; {args.workers} loader workers; torch threads: "
+        f"{torch.get_num_threads()}",
+        f"batch: {recipe.batch_size} pictures per step = "
+        f"{f'{world.size} processes x ' if world.size > 1 else ''}"
+        f"{-(-share // args.device_batch)} x {args.device_batch} on the device",
+    )
     return compute, world
 
 
 def has_depthwise(recipe: Recipe) -> bool:
-    """Whether the backbone has depthwise convolutions, which CPUs train faster in float32 than in bf16.
+    """Whether the backbone has depthwise convolutions, which CPUs train faster in float32 than in
+    bf16.
 
     Raises:
         SystemExit: for a name that timm does not know.
@@ -82,14 +150,22 @@ def has_depthwise(recipe: Recipe) -> bool:
         return False
     try:
         with torch.device("meta"):  # no memory, no random numbers
-            backbone = create_backbone(recipe.backbone, recipe.image_size, False, recipe_flags.arguments(recipe.backbone_args))
+            backbone = create_backbone(
+                recipe.backbone,
+                recipe.image_size,
+                False,
+                recipe_flags.arguments(recipe.backbone_args),
+            )
     except Exception:  # whatever is wrong with the arguments is said where the model is built
         return False
-    return any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in backbone.modules())
+    return any(
+        isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in backbone.modules()
+    )
 
 
 def keep_memory() -> None:
-    """Keep freed memory in the process: glibc would give each large activation back to the system, and fault its pages in anew."""
+    """Keep freed memory in the process: glibc would give each large activation back to the system,
+    and fault its pages in anew."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl
@@ -108,18 +184,38 @@ def find_teacher(args: argparse.Namespace, data: Organized, compute: Compute) ->
         return None
     if not 0 < args.teacher_share <= 1 or args.teacher_temperature <= 0:
         fail("--teacher-share must be above 0 and at most 1, --teacher-temperature above 0.")
-    return load_teacher(args.teacher, data.tree, data.root, compute.device, args.teacher_share, args.teacher_temperature)
+    return load_teacher(
+        args.teacher,
+        data.tree,
+        data.root,
+        compute.device,
+        args.teacher_share,
+        args.teacher_temperature,
+    )
 
 
 def print_plan(data: Organized, phases: list[Phase], recipe: Recipe) -> None:
     """Print the data and the phases that a run is about to spend time on."""
     sizes = data.class_sizes
-    say(f"data: {data.root}: {data.tree.num_species} species, {data.tree.num_classes} classes "
+    say(
+        f"data: {data.root}: {data.tree.num_species} species, {data.tree.num_classes} classes "
         f"({int((sizes < recipe.rare_below).sum())} under {recipe.rare_below} pictures), "
         + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items()),
-        table([(p.name, p.epochs, f"{p.lr:g}" + (f" -> {p.lr_end:g}" if p.lr_end != p.lr else ""),
-                f"{p.heads} heads" + (f" + backbone x {p.backbone_scale:g}" if p.backbone_scale else ""), p.sampling)
-               for p in phases], ("phase", "epochs", "lr", "trains", "sampling")))
+        table(
+            [
+                (
+                    p.name,
+                    p.epochs,
+                    f"{p.lr:g}" + (f" -> {p.lr_end:g}" if p.lr_end != p.lr else ""),
+                    f"{p.heads} heads"
+                    + (f" + backbone x {p.backbone_scale:g}" if p.backbone_scale else ""),
+                    p.sampling,
+                )
+                for p in phases
+            ],
+            ("phase", "epochs", "lr", "trains", "sampling"),
+        ),
+    )
 
 
 def say_time(what: str, clock: Stopwatch) -> None:

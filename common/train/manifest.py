@@ -1,4 +1,5 @@
-"""manifest.csv as packed arrays: a million rows as Python objects would take gigabytes, in every worker."""
+"""manifest.csv as packed arrays: a million rows as Python objects would take gigabytes, in every
+worker."""
 
 from __future__ import annotations
 
@@ -14,9 +15,30 @@ from common.classes import ClassTree
 from common.console import fail
 
 SPLITS = ("train", "val", "test")
-HOLDOUTS = ("holdout_species", "holdout_diseases")  # set aside for tests with strangers; their classes are not in the tree
-COLUMNS = ("path", "species", "disease", "split", "width", "height", "offset", "size")  # what is read
-ROW = np.dtype([("file", "i4"), ("offset", "i8"), ("size", "i8"), ("class_idx", "i4"), ("width", "i4"), ("height", "i4")])
+HOLDOUTS = (
+    "holdout_species",
+    "holdout_diseases",
+)  # set aside for tests with strangers; their classes are not in the tree
+COLUMNS = (
+    "path",
+    "species",
+    "disease",
+    "split",
+    "width",
+    "height",
+    "offset",
+    "size",
+)  # what is read
+ROW = np.dtype(
+    [
+        ("file", "i4"),
+        ("offset", "i8"),
+        ("size", "i8"),
+        ("class_idx", "i4"),
+        ("width", "i4"),
+        ("height", "i4"),
+    ]
+)
 AT_ONCE = 2048  # rows: enough for arrays to pay, few enough to stay in the cache
 
 
@@ -24,14 +46,17 @@ def read_manifest(manifest: Path, tree: ClassTree) -> dict[str, dict[str, np.nda
     """Read manifest.csv.
 
     Args:
-        manifest: the file; its rows are sorted by split, species, disease and id, for files and for shards alike.
+        manifest: the file; its rows are sorted by split, species, disease and id, for files and for
+            shards alike.
         tree: the classes that rows may have.
 
     Returns:
         per split, for its N rows in the order of the file; rows of the holdouts are left out:
-        arena: uint8, the bytes of all paths; ends: int64 (F,), where each path ends. A shard's path stands there once.
+        arena: uint8, the bytes of all paths; ends: int64 (F,), where each path ends. A shard's path
+            stands there once.
         file: int32 (N,), which path.
-        offset, size: int64 (N,), where the JPEG begins in its shard and its bytes; offset -1: a file of its own.
+        offset, size: int64 (N,), where the JPEG begins in its shard and its bytes; offset -1: a
+            file of its own.
         leaf: int32 (N,), packed leaf index; width, height: int32 (N,), px.
 
     Raises:
@@ -43,7 +68,10 @@ def read_manifest(manifest: Path, tree: ClassTree) -> dict[str, dict[str, np.nda
             header, line = next(reader, []), 1
             missing = [name for name in COLUMNS if name not in header]
             if missing:
-                fail(f"{manifest} has no column `{missing[0]}`: another version wrote it. Run 01_reorganize.py again.")
+                fail(
+                    f"{manifest} has no column `{missing[0]}`: another version wrote it. Run "
+                    f"01_reorganize.py again."
+                )
             packed = _Rows(tree, header)
             while rows := list(islice(reader, AT_ONCE)):
                 try:
@@ -64,7 +92,11 @@ def _name_the_line(manifest: Path, packed: _Rows, rows: list[list[str]], line: i
         try:
             packed.add([row])
         except (LookupError, ValueError, OverflowError) as error:
-            what = f"{error.args[0]!r} is no class of species_index.json and no split" if isinstance(error, LookupError) else error
+            what = (
+                f"{error.args[0]!r} is no class of species_index.json and no split"
+                if isinstance(error, LookupError)
+                else error
+            )
             fail(f"{manifest}, line {line}: {what}. Run 01_reorganize.py again.")
         line += sum(cell.count("\n") for cell in row)
 
@@ -74,7 +106,11 @@ class _Rows:
 
     def __init__(self, tree: ClassTree, header: list[str]) -> None:
         self.width, self.pick = len(header), itemgetter(*map(header.index, COLUMNS))
-        class_idx = {(s, d): tree.class_index(i, j) for i, s in enumerate(tree.species) for j, d in enumerate(tree.diseases[i])}
+        class_idx = {
+            (s, d): tree.class_index(i, j)
+            for i, s in enumerate(tree.species)
+            for j, d in enumerate(tree.diseases[i])
+        }
         self.parts = {name: _Part(class_idx) for name in SPLITS}
 
     def add(self, rows: list[list[str]]) -> None:
@@ -101,11 +137,20 @@ class _Part:
         paths, species, diseases, _, widths, heights, offsets, sizes = zip(*rows, strict=True)
         packed = np.empty(len(rows), ROW)
         packed["class_idx"] = [self.class_idx[pair] for pair in zip(species, diseases, strict=True)]
-        packed["width"], packed["height"], packed["size"] = list(map(int, widths)), list(map(int, heights)), list(map(int, sizes))
+        packed["width"], packed["height"], packed["size"] = (
+            list(map(int, widths)),
+            list(map(int, heights)),
+            list(map(int, sizes)),
+        )
         packed["offset"] = [int(at) if at else -1 for at in offsets]
-        if min(packed[name].min() for name in ("width", "height", "size")) < 1 or packed["offset"].min() < -1:
+        if (
+            min(packed[name].min() for name in ("width", "height", "size")) < 1
+            or packed["offset"].min() < -1
+        ):
             raise ValueError("a number that cannot be")
-        packed["file"] = [self._number(path, bool(at)) for path, at in zip(paths, offsets, strict=True)]
+        packed["file"] = [
+            self._number(path, bool(at)) for path, at in zip(paths, offsets, strict=True)
+        ]
         self.rows.append(packed)
 
     def _number(self, path: str, is_shard: bool) -> int:
@@ -122,5 +167,8 @@ class _Part:
     def columns(self) -> dict[str, np.ndarray]:
         rows = np.concatenate(self.rows)
         self.rows.clear()
-        return {"arena": np.frombuffer(self.arena, np.uint8), "ends": np.array(self.ends),
-                **{name: np.ascontiguousarray(rows[name]) for name in ROW.names}}
+        return {
+            "arena": np.frombuffer(self.arena, np.uint8),
+            "ends": np.array(self.ends),
+            **{name: np.ascontiguousarray(rows[name]) for name in ROW.names},
+        }

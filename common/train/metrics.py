@@ -14,18 +14,22 @@ TAIL_AT_MOST = 80  # pictures; sources/000 calls a class with no more the tail
 
 @dataclass
 class Judged:
-    """Per-picture outcomes, so that a split of any size is judged batch by batch. All arrays are (N,); 80 bytes a picture.
+    """Per-picture outcomes, so that a split of any size is judged batch by batch. All arrays are
+    (N,); 80 bytes a picture.
 
     Attributes:
         leaf: int64; the true leaf.
         joint, routed: int64; the leaf of the joint and of the routed decision.
-        flat: int64; argmax of the packed heads' logits as if they were one softmax, -1 where it was not given. A flat
-            model's joint decision is the same leaf; a hierarchical model's is its disease heads without its species head.
-        species: int64; the species of the greatest summed probability, which is the species head's own answer.
+        flat: int64; argmax of the packed heads' logits as if they were one softmax, -1 where it was
+            not given. A flat model's joint decision is the same leaf; a hierarchical model's is its
+            disease heads without its species head.
+        species: int64; the species of the greatest summed probability, which is the species head's
+            own answer.
         rank: int64; how many diseases of the true species are put before the true one (0 = right).
         leaf_rank: int64; how many of all leaves are put before the true one.
         confidence: float64; probability of the joint decision.
-        species_nll, disease_nll: float64; -log P(true species), -log P(true disease given the true species).
+        species_nll, disease_nll: float64; -log P(true species), -log P(true disease given the true
+            species).
     """
 
     class_idx: np.ndarray
@@ -40,7 +44,12 @@ class Judged:
     disease_nll: np.ndarray
 
 
-def judge(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, flat: np.ndarray | None = None) -> Judged:
+def judge(
+    probabilities: np.ndarray,
+    class_idx: np.ndarray,
+    tree: ClassTree,
+    flat: np.ndarray | None = None,
+) -> Judged:
     """Judge joint probabilities against the truth.
 
     Args:
@@ -55,15 +64,26 @@ def judge(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, fla
     rows, class_idx = np.arange(len(class_idx)), np.asarray(class_idx, np.int64)
     true_species = tree.class_species[class_idx]
     by_species = species_probabilities(probabilities, tree)
-    species, own, own_species = by_species.argmax(1), probabilities[rows, class_idx], by_species[rows, true_species]
+    species, own, own_species = (
+        by_species.argmax(1),
+        probabilities[rows, class_idx],
+        by_species[rows, true_species],
+    )
     joint = joint_class(probabilities, tree)
     return Judged(
-        class_idx=class_idx, joint=joint, routed=tree.offsets[species] + _segment(probabilities, species, tree).argmax(1),
-        flat=np.full(len(class_idx), -1, np.int64) if flat is None else np.asarray(flat, np.int64), species=species,
-        rank=(_segment(probabilities, true_species, tree) > own[:, None]).sum(1), class_rank=(probabilities > own[:, None]).sum(1),
+        class_idx=class_idx,
+        joint=joint,
+        routed=tree.offsets[species] + _segment(probabilities, species, tree).argmax(1),
+        flat=np.full(len(class_idx), -1, np.int64) if flat is None else np.asarray(flat, np.int64),
+        species=species,
+        rank=(_segment(probabilities, true_species, tree) > own[:, None]).sum(1),
+        class_rank=(probabilities > own[:, None]).sum(1),
         confidence=probabilities[rows, joint].astype(np.float64),
         species_nll=-np.log(np.maximum(own_species, 1e-12), dtype=np.float64),
-        disease_nll=-np.log(np.maximum(own / np.maximum(own_species, 1e-30), 1e-12), dtype=np.float64))
+        disease_nll=-np.log(
+            np.maximum(own / np.maximum(own_species, 1e-30), 1e-12), dtype=np.float64
+        ),
+    )
 
 
 def _segment(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
@@ -75,7 +95,12 @@ def _segment(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) ->
 
 def join(parts: list[Judged]) -> Judged:
     """Put batches of outcomes together."""
-    return Judged(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Judged)})
+    return Judged(
+        **{
+            f.name: np.concatenate([getattr(part, f.name) for part in parts])
+            for f in fields(Judged)
+        }
+    )
 
 
 # region per class
@@ -103,8 +128,10 @@ class ClassFigures:
 
     Attributes:
         present, said, hits: int64; pictures of the class, answers that name it, both at once.
-        precision, recall, f1: float64, 0..1; NaN where the class was never named (precision) or has no picture (the others).
-        taken_for, taken: int64; the wrong answer given most often for its pictures (-1 = none), and how often.
+        precision, recall, f1: float64, 0..1; NaN where the class was never named (precision) or has
+            no picture (the others).
+        taken_for, taken: int64; the wrong answer given most often for its pictures (-1 = none), and
+            how often.
     """
 
     present: np.ndarray
@@ -118,17 +145,29 @@ class ClassFigures:
 
 
 def class_figures(judged: Judged, tree: ClassTree) -> ClassFigures:
-    """Count right and wrong answers per leaf; time and memory grow with pictures and leaves, never with leaves squared."""
+    """Count right and wrong answers per leaf; time and memory grow with pictures and leaves, never
+    with leaves squared."""
     n = tree.num_classes
-    present, said = np.bincount(judged.class_idx, minlength=n), np.bincount(judged.joint, minlength=n)
+    present, said = (
+        np.bincount(judged.class_idx, minlength=n),
+        np.bincount(judged.joint, minlength=n),
+    )
     hits = np.bincount(judged.class_idx[judged.class_idx == judged.joint], minlength=n)
     pairs, counts = confused_pairs(judged.class_idx, judged.joint)
     taken_for, taken = np.full(n, -1), np.zeros(n, np.int64)
     first = np.unique(pairs[:, 0], return_index=True)[1]  # pairs come by falling count
     taken_for[pairs[first, 0]], taken[pairs[first, 0]] = pairs[first, 1], counts[first]
     with np.errstate(invalid="ignore"):
-        return ClassFigures(present, said, hits, np.where(said > 0, hits / said, np.nan), np.where(present > 0, hits / present, np.nan),
-                            f1_per_class(judged.class_idx, judged.joint, n), taken_for, taken)
+        return ClassFigures(
+            present,
+            said,
+            hits,
+            np.where(said > 0, hits / said, np.nan),
+            np.where(present > 0, hits / present, np.nan),
+            f1_per_class(judged.class_idx, judged.joint, n),
+            taken_for,
+            taken,
+        )
 
 
 def confused_pairs(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,15 +181,23 @@ def confused_pairs(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, n
     """
     wrong = truth != answer
     width = int(max(truth.max(initial=0), answer.max(initial=0))) + 1
-    codes, counts = np.unique(truth[wrong].astype(np.int64) * width + answer[wrong], return_counts=True)
+    codes, counts = np.unique(
+        truth[wrong].astype(np.int64) * width + answer[wrong], return_counts=True
+    )
     order = np.argsort(-counts, kind="stable")
     return np.stack([codes[order] // width, codes[order] % width], axis=1), counts[order]
 
 
-def tail_f1(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, at_most: int = TAIL_AT_MOST) -> dict[str, float]:
-    """F1 of each class with at most so many pictures: {"apple/scab": 0.8}; classes absent from the split are left out."""
+def tail_f1(
+    judged: Judged, tree: ClassTree, class_sizes: np.ndarray, at_most: int = TAIL_AT_MOST
+) -> dict[str, float]:
+    """F1 of each class with at most so many pictures: {"apple/scab": 0.8}; classes absent from the
+    split are left out."""
     f1 = f1_per_class(judged.class_idx, judged.joint, tree.num_classes)
-    return {tree.class_name(i): float(f1[i]) for i in np.flatnonzero((class_sizes <= at_most) & ~np.isnan(f1)).tolist()}
+    return {
+        tree.class_name(i): float(f1[i])
+        for i in np.flatnonzero((class_sizes <= at_most) & ~np.isnan(f1)).tolist()
+    }
 
 
 # endregion
@@ -158,7 +205,9 @@ def tail_f1(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, at_most: i
 # region of the whole split
 
 
-def summarise(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, tail_at_most: int = TAIL_AT_MOST) -> dict[str, float]:
+def summarise(
+    judged: Judged, tree: ClassTree, class_sizes: np.ndarray, tail_at_most: int = TAIL_AT_MOST
+) -> dict[str, float]:
     """Sum outcomes up as the figures of the reports.
 
     Args:
@@ -168,9 +217,10 @@ def summarise(judged: Judged, tree: ClassTree, class_sizes: np.ndarray, tail_at_
         tail_at_most: a class with at most so many pictures belongs to the tail.
 
     Returns:
-        n; species_top1; disease_top1, disease_top3 given the true species, over species with two diseases or more;
-        cascade_top1 (joint decision right, nothing given), routed_top1; macro_f1 over leaves, tail_f1 over the tail's
-        leaves (NaN where there is none); species_nll, disease_nll. Fractions are 0..1.
+        n; species_top1; disease_top1, disease_top3 given the true species, over species with two
+        diseases or more; cascade_top1 (joint decision right, nothing given), routed_top1; macro_f1
+        over leaves, tail_f1 over the tail's leaves (NaN where there is none); species_nll,
+        disease_nll. Fractions are 0..1.
     """
     true_species = tree.class_species[judged.class_idx]
     several = np.diff(tree.offsets)[true_species] > 1
@@ -196,38 +246,60 @@ def error_budget(judged: Judged, tree: ClassTree) -> dict[str, int]:
     """Split the wrong answers up by what went wrong.
 
     Returns:
-        counts of pictures: `n`; `wrong` joint answers = `species_errors` (another plant) + `disease_errors` (the right plant);
-        `routing_losses`: routed wrong where joint is right, `routing_gains`: the reverse; `species_head_only`: the
-        species head right where the joint answer is of another species.
+        counts of pictures: `n`; `wrong` joint answers = `species_errors` (another plant) +
+        `disease_errors` (the right plant); `routing_losses`: routed wrong where joint is right,
+        `routing_gains`: the reverse; `species_head_only`: the species head right where the joint
+        answer is of another species.
     """
     species = tree.class_species
-    wrong, other = judged.joint != judged.class_idx, species[judged.joint] != species[judged.class_idx]
+    wrong, other = (
+        judged.joint != judged.class_idx,
+        species[judged.joint] != species[judged.class_idx],
+    )
     routed_wrong = judged.routed != judged.class_idx
-    return {key: int(np.count_nonzero(value)) for key, value in {
-        "wrong": wrong, "species_errors": other, "disease_errors": wrong & ~other, "routing_losses": routed_wrong & ~wrong,
-        "routing_gains": wrong & ~routed_wrong,
-        "species_head_only": other & (judged.species == species[judged.class_idx])}.items()} | {"n": len(judged.class_idx)}
+    return {
+        key: int(np.count_nonzero(value))
+        for key, value in {
+            "wrong": wrong,
+            "species_errors": other,
+            "disease_errors": wrong & ~other,
+            "routing_losses": routed_wrong & ~wrong,
+            "routing_gains": wrong & ~routed_wrong,
+            "species_head_only": other & (judged.species == species[judged.class_idx]),
+        }.items()
+    } | {"n": len(judged.class_idx)}
 
 
 DECISIONS = {
     "joint": "the most probable leaf of all: argmax P(species) P(disease given species)",
-    "routed": "the most probable species (largest sum over its leaves = the species head's choice), then its best disease",
-    "flat": "the largest logit of all leaves as one softmax: a flat model's own answer, or the disease heads without the species head"}
+    "routed": "the most probable species (largest sum over its leaves = the species head's "
+    "choice), then its best disease",
+    "flat": "the largest logit of all leaves as one softmax: a flat model's own answer, or the "
+    "disease heads without the species head",
+}
 
 
 def decision_figures(judged: Judged, tree: ClassTree) -> dict[str, dict[str, float]]:
     """Compare the ways to decide.
 
     Returns:
-        `joint`: argmax over leaves of P(species) P(disease | species). `routed`: the species of the greatest summed
-        probability, which is the species head's argmax, then its best disease. `flat`, where it was judged: argmax of one
-        softmax over all leaf logits. Each with `leaf`, `species` (the answered leaf's species is right) and `macro_f1`, 0..1.
+        `joint`: argmax over leaves of P(species) P(disease | species). `routed`: the species of the
+        greatest summed probability, which is the species head's argmax, then its best disease.
+        `flat`, where it was judged: argmax of one softmax over all leaf logits. Each with `leaf`,
+        `species` (the answered leaf's species is right) and `macro_f1`, 0..1.
     """
-    answers = {"joint": judged.joint, "routed": judged.routed} | ({"flat": judged.flat} if (judged.flat >= 0).all() else {})
+    answers = {"joint": judged.joint, "routed": judged.routed} | (
+        {"flat": judged.flat} if (judged.flat >= 0).all() else {}
+    )
     truth = tree.class_species[judged.class_idx]
-    return {name: {"class": float((answer == judged.class_idx).mean()), "species": float((tree.class_species[answer] == truth).mean()),
-                   "macro_f1": float(np.nanmean(f1_per_class(judged.class_idx, answer, tree.num_classes)))}
-            for name, answer in answers.items()}
+    return {
+        name: {
+            "class": float((answer == judged.class_idx).mean()),
+            "species": float((tree.class_species[answer] == truth).mean()),
+            "macro_f1": float(np.nanmean(f1_per_class(judged.class_idx, answer, tree.num_classes))),
+        }
+        for name, answer in answers.items()
+    }
 
 
 # endregion
@@ -235,11 +307,15 @@ def decision_figures(judged: Judged, tree: ClassTree) -> dict[str, dict[str, flo
 
 def for_json(metrics: dict[str, object]) -> dict[str, object]:
     """Return the same figures with None for NaN, which JSON has no word for."""
-    return {key: None if isinstance(value, float) and value != value else value for key, value in metrics.items()}
+    return {
+        key: None if isinstance(value, float) and value != value else value
+        for key, value in metrics.items()
+    }
 
 
 def auroc(known: np.ndarray, strange: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a stranger scores higher than a known picture, ties counting half.
+    """Area under the ROC curve: the chance that a stranger scores higher than a known picture, ties
+    counting half.
 
     Args:
         known, strange: float (N,), (M,); larger = stranger.
@@ -250,5 +326,5 @@ def auroc(known: np.ndarray, strange: np.ndarray) -> float:
     both = np.concatenate([known, strange])
     values, inverse, counts = np.unique(both, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # ties share the mean rank
-    wins = ranks[len(known):].sum() - len(strange) * (len(strange) + 1) / 2
+    wins = ranks[len(known) :].sum() - len(strange) * (len(strange) + 1) / 2
     return float(wins / (len(known) * len(strange)))

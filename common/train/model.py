@@ -1,7 +1,8 @@
-"""`SwinHierarchical`: any timm backbone, a species head, and one linear disease head per species, stored packed.
+"""`SwinHierarchical`: any timm backbone, a species head, and one linear disease head per species,
+stored packed.
 
-The same model is flat where asked for: one softmax over all leaves, of which a species' probability is the sum.
-"""
+The same model is flat where asked for: one softmax over all leaves, of which a species' probability
+is the sum."""
 
 from __future__ import annotations
 
@@ -18,34 +19,52 @@ from common.train.losses import log_priors
 
 
 class Neck(nn.Module):
-    """Dropout, linear, ReLU, dropout between the pooled feature and the heads: float (N, features) -> float (N, width)."""
+    """Dropout, linear, ReLU, dropout between the pooled feature and the heads: float (N, features)
+    -> float (N, width)."""
 
-    def __init__(self, features: int, width: int, dropout: float = 0.0, dropout_after: float = 0.0) -> None:
+    def __init__(
+        self, features: int, width: int, dropout: float = 0.0, dropout_after: float = 0.0
+    ) -> None:
         super().__init__()
-        self.dropout, self.linear, self.dropout_after = nn.Dropout(dropout), nn.Linear(features, width), nn.Dropout(dropout_after)
+        self.dropout, self.linear, self.dropout_after = (
+            nn.Dropout(dropout),
+            nn.Linear(features, width),
+            nn.Dropout(dropout_after),
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute what the heads see."""
         return self.dropout_after(self.linear(self.dropout(features)).relu())
 
     def pull_back(self, weight: Tensor, features: Tensor) -> Tensor:
-        """Gradient of a head's logit by the pooled feature: rows of the head float (N, width), features (N, F) -> (N, F).
+        """Gradient of a head's logit by the pooled feature: rows of the head float (N, width),
+        features (N, F) -> (N, F).
 
-        A network of ReLUs is linear around each point, so that with a constant it gives the logit exactly.
-        """
+        A network of ReLUs is linear around each point, so that with a constant it gives the logit
+        exactly."""
         return (weight * (self.linear(features) > 0)) @ self.linear.weight
 
 
 class SwinHierarchical(nn.Module):
     """Backbone -> pooled feature -> neck -> species head and packed disease heads.
 
-    The input is uint8 pixels; normalisation happens on the device, so that a quarter of the bytes travels there and
-    the exported graph has it too. The neck is the identity unless asked for; what leaves it is called hidden.
-    """
+    The input is uint8 pixels; normalisation happens on the device, so that a quarter of the bytes
+    travels there and the exported graph has it too. The neck is the identity unless asked for; what
+    leaves it is called hidden."""
 
-    def __init__(self, backbone: str, tree: ClassTree, *, image_size: int = 224, backbone_args: dict[str, Any] | None = None,
-                 mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, pretrained: bool = False,
-                 classes: str = "hierarchical", neck: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        tree: ClassTree,
+        *,
+        image_size: int = 224,
+        backbone_args: dict[str, Any] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        pretrained: bool = False,
+        classes: str = "hierarchical",
+        neck: dict[str, float] | None = None,
+    ) -> None:
         """Build the model; heads are random, the backbone is timm's pretrained one where asked for.
 
         Args:
@@ -53,13 +72,16 @@ class SwinHierarchical(nn.Module):
             tree: classes, in index order.
             image_size: side of the input, px.
             backbone_args: further arguments of timm.create_model.
-            mean, std: of the input per channel, 0..1; None takes those of the backbone's pretrained weights.
+            mean, std: of the input per channel, 0..1; None takes those of the backbone's pretrained
+                weights.
             pretrained: load timm's weights (needs the network or a cache).
-            classes: `hierarchical`, or `flat`: no species head, one softmax over the logits of all leaves.
+            classes: `hierarchical`, or `flat`: no species head, one softmax over the logits of all
+                leaves.
             neck: arguments of `Neck` after the first; None = no neck.
 
         Raises:
-            RuntimeError, ValueError, OSError: what timm raises for an unknown name, bad arguments or missing weights.
+            RuntimeError, ValueError, OSError: what timm raises for an unknown name, bad arguments
+                or missing weights.
         """
         super().__init__()
         if classes not in ("hierarchical", "flat"):
@@ -67,10 +89,18 @@ class SwinHierarchical(nn.Module):
         self.tree, self.flat = tree, classes == "flat"
         self.backbone = create_backbone(backbone, image_size, pretrained, backbone_args or {})
         cfg = self.backbone.pretrained_cfg
-        self.settings = {"backbone": backbone, "backbone_args": dict(backbone_args or {}), "image_size": image_size,
-                         "mean": [float(v) for v in (mean or cfg["mean"])], "std": [float(v) for v in (std or cfg["std"])],
-                         "classes": classes, "neck": dict(neck) if neck else None}
-        self.num_features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+        self.settings = {
+            "backbone": backbone,
+            "backbone_args": dict(backbone_args or {}),
+            "image_size": image_size,
+            "mean": [float(v) for v in (mean or cfg["mean"])],
+            "std": [float(v) for v in (std or cfg["std"])],
+            "classes": classes,
+            "neck": dict(neck) if neck else None,
+        }
+        self.num_features = int(
+            getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
+        )
         width = int(neck["width"]) if neck else self.num_features
         self.species_head = None if self.flat else nn.Linear(width, tree.num_species)
         if self.species_head is not None:
@@ -80,57 +110,79 @@ class SwinHierarchical(nn.Module):
         self.neck = Neck(self.num_features, **neck) if neck else nn.Identity()
         self.register_buffer("mean", torch.tensor(self.settings["mean"]) * 255.0, persistent=False)
         self.register_buffer("std", torch.tensor(self.settings["std"]) * 255.0, persistent=False)
-        self.register_buffer("class_species", torch.from_numpy(tree.class_species.copy()), persistent=False)
-        # log-priors of a loss that asks for them (`use_counts`); they follow from the data, so no checkpoint holds them
+        self.register_buffer(
+            "class_species", torch.from_numpy(tree.class_species.copy()), persistent=False
+        )
+        # log-priors of a loss that asks for them (`use_counts`); they follow from the data, so no
+        # checkpoint holds them
         self.register_buffer("species_prior", None, persistent=False)
         self.register_buffer("class_prior", None, persistent=False)
 
     def use_counts(self, counts: np.ndarray) -> None:
-        """Take the train split's pictures per leaf, int (leaves,), for the log-prior of `engine.hierarchical_loss`."""
-        self.species_prior, self.class_prior = (prior.to(self.mean.device) for prior in log_priors(self.tree, counts))
+        """Take the train split's pictures per leaf, int (leaves,), for the log-prior of
+        `engine.hierarchical_loss`."""
+        self.species_prior, self.class_prior = (
+            prior.to(self.mean.device) for prior in log_priors(self.tree, counts)
+        )
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Run the backbone: uint8 or float (N, size, size, 3), 0..255 -> its last feature map, in the backbone's layout."""
+        """Run the backbone: uint8 or float (N, size, size, 3), 0..255 -> its last feature map, in
+        the backbone's layout."""
         return self.backbone.forward_features(self.normalise(images))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels uint8 or float (N, size, size, 3), 0..255 -> float (N, 3, size, size), of mean 0 and deviation 1."""
-        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)  # NHWC seen as NCHW: channels_last, no copy
+        """Pixels uint8 or float (N, size, size, 3), 0..255 -> float (N, 3, size, size), of mean 0
+        and deviation 1."""
+        return ((images.float() - self.mean) / self.std).permute(
+            0, 3, 1, 2
+        )  # NHWC seen as NCHW: channels_last, no copy
 
     def features(self, images: Tensor) -> Tensor:
         """Pixels (N, size, size, 3), 0..255 -> pooled feature float32 (N, features)."""
         return self.backbone.forward_head(self.feature_map(images), pre_logits=True).float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (N, size, size, 3), 0..255 -> (hidden float32 (N, width), species logits float32 (N, species))."""
+        """Pixels (N, size, size, 3), 0..255 -> (hidden float32 (N, width), species logits float32
+        (N, species))."""
         hidden = self.neck(self.features(images))
         return hidden, self.species_logits(hidden)
 
     def species_logits(self, hidden: Tensor) -> Tensor:
-        """What leaves the neck, float (N, width) -> species logits float32 (N, species); in float32 even under autocast."""
+        """What leaves the neck, float (N, width) -> species logits float32 (N, species); in float32
+        even under autocast."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.species_scores(hidden.float())
 
     def species_scores(self, hidden: Tensor) -> Tensor:
-        """Compute `species_logits` in the precision of the context, as a graph to be exported needs it."""
+        """Compute `species_logits` in the precision of the context, as a graph to be exported needs
+        it."""
         if self.species_head is not None:
             return self.species_head(hidden)
         return self.disease_heads.segment_logsumexp(self.disease_heads.all_logits(hidden))
 
     def disease_logits(self, hidden: Tensor, species_idx: Tensor) -> Tensor:
-        """Hidden (N, width), species int64 (N,) -> disease logits float32 (N, widest), padded (see `DiseaseHeads`)."""
+        """Hidden (N, width), species int64 (N,) -> disease logits float32 (N, widest), padded (see
+        `DiseaseHeads`)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.disease_heads(hidden, species_idx)
 
-    def probabilities(self, hidden: Tensor, species_logits: Tensor, species_temperature: float = 1.0,
-                      disease_temperature: float = 1.0) -> Tensor:
-        """Joint P(species) x P(disease given species) of every leaf; of a flat model, at temperatures 1, its softmax.
+    def probabilities(
+        self,
+        hidden: Tensor,
+        species_logits: Tensor,
+        species_temperature: float = 1.0,
+        disease_temperature: float = 1.0,
+    ) -> Tensor:
+        """Joint P(species) x P(disease given species) of every leaf; of a flat model, at
+        temperatures 1, its softmax.
 
         Returns:
             float32 (N, leaves); rows sum to 1.
         """
         species = (species_logits / species_temperature).softmax(dim=1)
-        disease = self.disease_heads.segment_softmax(self.disease_heads.all_logits(hidden) / disease_temperature)
+        disease = self.disease_heads.segment_softmax(
+            self.disease_heads.all_logits(hidden) / disease_temperature
+        )
         return species[:, self.class_species] * disease
 
     def class_gradient(self, features: Tensor, class_idx: Tensor) -> Tensor:
@@ -151,23 +203,31 @@ class SwinHierarchical(nn.Module):
     def head_parameters(self, part: str) -> list[nn.Parameter]:
         """Parameters of `species`, `disease` or `all` heads.
 
-        The neck learns with `species` and `all`, and stands still while disease heads alone learn: the species head relies on
-        it. A flat model has one head, which is `all` and `species` with the neck, and `disease` without.
-        """
+        The neck learns with `species` and `all`, and stands still while disease heads alone learn:
+        the species head relies on it. A flat model has one head, which is `all` and `species` with
+        the neck, and `disease` without."""
         species = list(self.species_head.parameters()) if self.species_head is not None else []
         disease, neck = list(self.disease_heads.parameters()), list(self.neck.parameters())
-        return {"species": (disease if self.flat else species) + neck, "disease": disease, "all": species + disease + neck}[part]
+        return {
+            "species": (disease if self.flat else species) + neck,
+            "disease": disease,
+            "all": species + disease + neck,
+        }[part]
 
 
-def create_backbone(name: str, image_size: int, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+def create_backbone(
+    name: str, image_size: int, pretrained: bool, arguments: dict[str, Any]
+) -> nn.Module:
     """Build a timm backbone without classifier.
 
     Args:
-        arguments: of timm.create_model; and `conv_head=False`, which takes out the convolution that MobileNetV3 and V4 have
-            between pooling and classifier: the heads then stand on the pooled map, and their heatmap is exact.
+        arguments: of timm.create_model; and `conv_head=False`, which takes out the convolution that
+            MobileNetV3 and V4 have between pooling and classifier: the heads then stand on the
+            pooled map, and their heatmap is exact.
 
     Raises:
-        RuntimeError, ValueError, TypeError, OSError: what timm raises; ValueError where there is no such convolution.
+        RuntimeError, ValueError, TypeError, OSError: what timm raises; ValueError where there is no
+            such convolution.
     """
     arguments = {"num_classes": 0, "pretrained": pretrained, **arguments}
     conv_head = arguments.pop("conv_head", True)
@@ -178,8 +238,13 @@ def create_backbone(name: str, image_size: int, pretrained: bool, arguments: dic
             raise
         backbone = timm.create_model(name, **arguments)
     if not conv_head:
-        if not hasattr(backbone, "conv_head") or getattr(backbone, "head_hidden_size", None) in (None, backbone.num_features):
-            raise ValueError(f"conv_head=False, but {name} has no convolution between pooling and classifier.")
+        if not hasattr(backbone, "conv_head") or getattr(backbone, "head_hidden_size", None) in (
+            None,
+            backbone.num_features,
+        ):
+            raise ValueError(
+                f"conv_head=False, but {name} has no convolution between pooling and classifier."
+            )
         for part in ("conv_head", "norm_head", "act2"):
             setattr(backbone, part, nn.Identity())
         backbone.head_hidden_size = backbone.num_features

@@ -1,4 +1,5 @@
-"""What learns in a phase and at which rate: frozen blocks, groups of parameters, AdamW, the cosine."""
+"""What learns in a phase and at which rate: frozen blocks, groups of parameters, AdamW, the
+cosine."""
 
 from __future__ import annotations
 
@@ -15,13 +16,14 @@ from common.train.recipes import Phase, Recipe
 
 
 def blocks(backbone: nn.Module) -> list[list[str]]:
-    """Split a timm backbone into its blocks, from the picture up: names of parameters, each exactly once.
+    """Split a timm backbone into its blocks, from the picture up: names of parameters, each exactly
+    once.
 
-    A block is one of timm's coarse groups: the stem, a stage of a network that has stages (a ResNet's layer1 to layer4), a
-    block of one that has none, a convolution behind the last stage. Layers without a matrix (a last norm) belong to the block
-    below them. Three tenths of these, rounded up, are layer3 and layer4 of a ResNet and the last three of the nine of an
-    EfficientNet-B0, as in sources/002.
-    """
+    A block is one of timm's coarse groups: the stem, a stage of a network that has stages (a
+    ResNet's layer1 to layer4), a block of one that has none, a convolution behind the last stage.
+    Layers without a matrix (a last norm) belong to the block below them. Three tenths of these,
+    rounded up, are layer3 and layer4 of a ResNet and the last three of the nine of an
+    EfficientNet-B0, as in sources/002."""
     found: list[list[str]] = []
     shapes = {name: parameter.ndim for name, parameter in backbone.named_parameters()}
     for names in group_parameters(backbone, backbone.group_matcher(coarse=True)).values():
@@ -40,18 +42,20 @@ def _top(name: str) -> str:
 
 
 def learning(backbone: nn.Module, share: float) -> set[str]:
-    """Names of the parameters in the upper `share` of the blocks, 0..1, rounded up to whole blocks."""
+    """Names of the parameters in the upper `share` of the blocks, 0..1, rounded up to whole
+    blocks."""
     if share >= 1:
         return {name for name, _ in backbone.named_parameters()}
     if share <= 0:
         return set()
     parts = blocks(backbone)
     count = math.ceil(share * len(parts) - 1e-9)
-    return {name for part in parts[len(parts) - count:] for name in part}
+    return {name for part in parts[len(parts) - count :] for name in part}
 
 
 def set_trainable(model: SwinHierarchical, phase: Phase) -> None:
-    """Freeze and unfreeze by the phase; what is frozen is in evaluation mode, so that its batch norms stand still."""
+    """Freeze and unfreeze by the phase; what is frozen is in evaluation mode, so that its batch
+    norms stand still."""
     model.requires_grad_(False)
     chosen = learning(model.backbone, 0.0 if phase.frozen else phase.unfreeze)
     for name, parameter in model.backbone.named_parameters():
@@ -83,8 +87,8 @@ def _rest(module: nn.Module) -> None:
 def depth_scales(backbone: nn.Module, decay: float) -> dict[str, float]:
     """Rate of each parameter as a share of the heads', with layer-wise decay: {name: share}.
 
-    timm's finest groups count as layers; the uppermost has `decay`, each below it `decay` of the one above (Clark et al. 2020,
-    as in timm's and BEiT's fine-tuning). A decay of 1 gives 1 to all.
+    timm's finest groups count as layers; the uppermost has `decay`, each below it `decay` of the
+    one above (Clark et al. 2020, as in timm's and BEiT's fine-tuning). A decay of 1 gives 1 to all.
     """
     names = [name for name, _ in backbone.named_parameters()]
     if decay == 1:
@@ -96,11 +100,14 @@ def depth_scales(backbone: nn.Module, decay: float) -> dict[str, float]:
 def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> torch.optim.AdamW:
     """Make AdamW over what the phase trains, in groups of one rate and one weight decay.
 
-    Weight decay pulls at matrices, or at everything where the recipe says so, as torch's AdamW does by itself. A group's rate
-    is `scale` times the heads' plus `shift` (see `set_rates`); `head` tells heads from the backbone.
-    """
+    Weight decay pulls at matrices, or at everything where the recipe says so, as torch's AdamW does
+    by itself. A group's rate is `scale` times the heads' plus `shift` (see `set_rates`); `head`
+    tells heads from the backbone."""
     heads = {id(p) for p in model.head_parameters("all")}
-    shares = {f"backbone.{name}": share for name, share in depth_scales(model.backbone, phase.layer_decay).items()}
+    shares = {
+        f"backbone.{name}": share
+        for name, share in depth_scales(model.backbone, phase.layer_decay).items()
+    }
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -111,23 +118,36 @@ def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> tor
     made = []
     for (is_head, scale, bare), parameters in sorted(groups.items(), key=lambda item: item[0]):
         share, shift = _line(phase, scale) if not is_head else (1.0, 0.0)
-        made.append({"params": parameters, "weight_decay": 0.0 if bare else recipe.weight_decay, "scale": share, "shift": shift,
-                     "head": is_head})
+        made.append(
+            {
+                "params": parameters,
+                "weight_decay": 0.0 if bare else recipe.weight_decay,
+                "scale": share,
+                "shift": shift,
+                "head": is_head,
+            }
+        )
     first, second = map(float, recipe.betas.split())
     return torch.optim.AdamW(made, lr=phase.lr, betas=(first, second), fused=True)
 
 
 def _line(phase: Phase, scale: float) -> tuple[float, float]:
-    """Scale and shift that take the heads' rate to that of a group which starts at `scale` of it."""
+    """Scale and shift that take the heads' rate to that of a group which starts at `scale` of
+    it."""
     if not phase.same_end or phase.lr == phase.lr_end:
         return scale, 0.0
-    slope = (phase.lr * scale - phase.lr_end) / (phase.lr - phase.lr_end)  # both are cosines, so one is linear in the other
+    slope = (phase.lr * scale - phase.lr_end) / (
+        phase.lr - phase.lr_end
+    )  # both are cosines, so one is linear in the other
     return slope, phase.lr_end * (1.0 - slope)
 
 
 def rate_at(phase: Phase, step: int, steps: int) -> float:
-    """Rate of the heads at a step of a phase: cosine from `lr` at step 0 towards `lr_end` at step `steps`."""
-    return phase.lr_end + (phase.lr - phase.lr_end) * 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / max(steps, 1)))
+    """Rate of the heads at a step of a phase: cosine from `lr` at step 0 towards `lr_end` at step
+    `steps`."""
+    return phase.lr_end + (phase.lr - phase.lr_end) * 0.5 * (
+        1.0 + math.cos(math.pi * min(step, steps) / max(steps, 1))
+    )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:

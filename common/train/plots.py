@@ -1,4 +1,5 @@
-"""Pictures of a training run and of how it is judged: curves, confusion between species and within the worst of them."""
+"""Pictures of a training run and of how it is judged: curves, confusion between species and within
+the worst of them."""
 
 from __future__ import annotations
 
@@ -30,34 +31,63 @@ def _pyplot() -> Any:
 # region curves
 
 _PANELS = (
-    ("loss", (("train_loss", "train"), ("val_loss", "val"), ("species_nll", "val: -log P(species)"),
-              ("disease_nll", "val: -log P(disease | species)"))),
-    ("accuracy on val", (("species_top1", "species"), ("disease_top1", "disease, species given"), ("cascade_top1", "both right"))),
+    (
+        "loss",
+        (
+            ("train_loss", "train"),
+            ("val_loss", "val"),
+            ("species_nll", "val: -log P(species)"),
+            ("disease_nll", "val: -log P(disease | species)"),
+        ),
+    ),
+    (
+        "accuracy on val",
+        (
+            ("species_top1", "species"),
+            ("disease_top1", "disease, species given"),
+            ("cascade_top1", "both right"),
+        ),
+    ),
     ("macro F1 on val", (("macro_f1", "all classes"), ("tail_f1", "tail (80 pictures or fewer)"))),
-    ("learning rate", (("lr", "heads"), ("backbone_lr", "backbone"))))
+    ("learning rate", (("lr", "heads"), ("backbone_lr", "backbone"))),
+)
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw loss, accuracies, macro F1 and learning rate over the epochs, and below them speed and waiting for data (PNG).
+    """Draw loss, accuracies, macro F1 and learning rate over the epochs, and below them speed and
+    waiting for data (PNG).
 
-    Phases are shaded in turn and numbered, their boundaries dashed; a thin line marks the epoch of the best score. The
-    2 x 2 layout is that of sources/002.
+    Phases are shaded in turn and numbered, their boundaries dashed; a thin line marks the epoch of
+    the best score. The 2 x 2 layout is that of sources/002.
 
     Args:
-        history: rows of log.jsonl, with `epoch` (counted from 1) and `phase`; series that no row has are left out.
+        history: rows of log.jsonl, with `epoch` (counted from 1) and `phase`; series that no row
+            has are left out.
         path: of the PNG.
     """
     plt = _pyplot()
     figure = plt.figure(figsize=(11, 8.4), constrained_layout=True)
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.5))
-    axes = [figure.add_subplot(grid[i // 2, i % 2]) for i in range(4)] + [figure.add_subplot(grid[2, :])]
+    axes = [figure.add_subplot(grid[i // 2, i % 2]) for i in range(4)] + [
+        figure.add_subplot(grid[2, :])
+    ]
     x, flat = [row["epoch"] for row in history], not any(row.get("disease_nll") for row in history)
     for axis, (title, series) in zip(axes, _PANELS, strict=False):
         drawn = 0
         for (key, label), colour in zip(series, _COLOURS, strict=False):
             y = _series(history, key)
-            if np.isfinite(y).any() and not (flat and key in ("disease_nll", "disease_top1", "cascade_top1")):
-                axis.plot(x, y, marker="o", markersize=3.5 if len(x) <= 25 else 0, linewidth=1.5, color=colour, label=label)
+            if np.isfinite(y).any() and not (
+                flat and key in ("disease_nll", "disease_top1", "cascade_top1")
+            ):
+                axis.plot(
+                    x,
+                    y,
+                    marker="o",
+                    markersize=3.5 if len(x) <= 25 else 0,
+                    linewidth=1.5,
+                    color=colour,
+                    label=label,
+                )
                 drawn += 1
         axis.set_title(title, fontsize=10, pad=15)
         if drawn > 1:
@@ -68,7 +98,9 @@ def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     spans = _phases(history)
     for i, axis in enumerate(axes):
         _mark_phases(axis, spans, history, numbers=i < 4)
-    figure.suptitle("   ".join(f"{k}: {name}" for k, (name, _, _) in enumerate(spans, 1)), fontsize=10)
+    figure.suptitle(
+        "   ".join(f"{k}: {name}" for k, (name, _, _) in enumerate(spans, 1)), fontsize=10
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -88,7 +120,9 @@ def _phases(history: Sequence[dict[str, Any]]) -> list[tuple[str, int, int]]:
     return spans
 
 
-def _mark_phases(axis: Any, spans: list[tuple[str, int, int]], history: Sequence[dict[str, Any]], numbers: bool) -> None:
+def _mark_phases(
+    axis: Any, spans: list[tuple[str, int, int]], history: Sequence[dict[str, Any]], numbers: bool
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for k, (_, first, last) in enumerate(spans):
@@ -97,11 +131,26 @@ def _mark_phases(axis: Any, spans: list[tuple[str, int, int]], history: Sequence
         if k:
             axis.axvline(first - 0.5, color="0.45", linestyle="--", linewidth=0.9, zorder=1)
         if numbers and len(spans) > 1:
-            axis.annotate(str(k + 1), ((first + last) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                          textcoords="offset points", ha="center", va="bottom", fontsize=8, color="0.3")
+            axis.annotate(
+                str(k + 1),
+                ((first + last) / 2, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                color="0.3",
+            )
     scores = _series(history, "score")
     if np.isfinite(scores).any():
-        axis.axvline(history[int(np.nanargmax(scores))]["epoch"], color="#009e73", linewidth=0.8, alpha=0.7, zorder=1)
+        axis.axvline(
+            history[int(np.nanargmax(scores))]["epoch"],
+            color="#009e73",
+            linewidth=0.8,
+            alpha=0.7,
+            zorder=1,
+        )
     axis.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
     axis.grid(alpha=0.3, zorder=0)
@@ -110,7 +159,9 @@ def _mark_phases(axis: Any, spans: list[tuple[str, int, int]], history: Sequence
 
 
 def _throughput(axis: Any, x: list[int], history: Sequence[dict[str, Any]]) -> None:
-    axis.step(x, _series(history, "images_per_second"), where="mid", color=_COLOURS[0], linewidth=1.5)
+    axis.step(
+        x, _series(history, "images_per_second"), where="mid", color=_COLOURS[0], linewidth=1.5
+    )
     if len(x) == 1:
         axis.plot(x, _series(history, "images_per_second"), "o", color=_COLOURS[0])
     axis.set_ylim(bottom=0)
@@ -131,10 +182,10 @@ def _throughput(axis: Any, x: list[int], history: Sequence[dict[str, Any]]) -> N
 def confusion(judged: Judged, tree: ClassTree, path: Path, split: str = "val") -> None:
     """Draw the confusion matrix between species: rows are true species and sum to 1 (PNG).
 
-    Species that are taken for each other stand side by side, the most confused first, so that trouble shows as blocks. Up
-    to 40 species all are named; of more, the whole matrix is drawn without names and its first 24 species enlarged beside it.
-    The answer is that of the species of greatest probability.
-    """
+    Species that are taken for each other stand side by side, the most confused first, so that
+    trouble shows as blocks. Up to 40 species all are named; of more, the whole matrix is drawn
+    without names and its first 24 species enlarged beside it. The answer is that of the species of
+    greatest probability."""
     plt = _pyplot()
     truth = tree.class_species[judged.class_idx]
     order = block_order(truth, judged.species, tree.num_species)
@@ -151,10 +202,17 @@ def confusion(judged: Judged, tree: ClassTree, path: Path, split: str = "val") -
     else:
         figure, (whole, axis) = plt.subplots(1, 2, figsize=(19, 9.2), constrained_layout=True)
         _whole(figure, whole, rows, columns, n)
-        whole.set_title(f"{n:,} species on {split}: {right}; framed: enlarged at the right", fontsize=10)
+        whole.set_title(
+            f"{n:,} species on {split}: {right}; framed: enlarged at the right", fontsize=10
+        )
         part = rows < ZOOM
         inside = np.minimum(columns[part], ZOOM)  # the last column takes all other species
-        _matrix(axis, _shares(rows[part], inside, ZOOM, ZOOM + 1), [tree.species[i] for i in order[:ZOOM]], "another species")
+        _matrix(
+            axis,
+            _shares(rows[part], inside, ZOOM, ZOOM + 1),
+            [tree.species[i] for i in order[:ZOOM]],
+            "another species",
+        )
         axis.set_title(f"the {ZOOM} most confused", fontsize=10)
         axis.set(xlabel="answered", ylabel="true species (percent of the row)")
     figure.savefig(path, dpi=100)
@@ -162,45 +220,81 @@ def confusion(judged: Judged, tree: ClassTree, path: Path, split: str = "val") -
 
 
 def _whole(figure: Any, axis: Any, rows: np.ndarray, columns: np.ndarray, n: int) -> None:
-    """Draw the errors of any number of species; the right answers are grey, or their depth would hide everything else."""
+    """Draw the errors of any number of species; the right answers are grey, or their depth would
+    hide everything else."""
     from matplotlib.colors import PowerNorm
 
     cells = min(n, BINS)
     shares = _shares(rows * cells // n, columns * cells // n, cells, cells)
     errors = shares * (1 - np.eye(cells))
-    shown = axis.imshow(errors, cmap="Reds", norm=PowerNorm(0.5, vmin=0, vmax=max(errors.max(), 1e-3)), extent=(0, n, n, 0),
-                        interpolation="nearest")
+    shown = axis.imshow(
+        errors,
+        cmap="Reds",
+        norm=PowerNorm(0.5, vmin=0, vmax=max(errors.max(), 1e-3)),
+        extent=(0, n, n, 0),
+        interpolation="nearest",
+    )
     axis.plot([0, n], [0, n], color="0.75", linewidth=1)
-    axis.plot([0, ZOOM, ZOOM, 0, 0], [0, 0, ZOOM, ZOOM, 0], color=_COLOURS[0], linewidth=1.8, clip_on=False)
+    axis.plot(
+        [0, ZOOM, ZOOM, 0, 0],
+        [0, 0, ZOOM, ZOOM, 0],
+        color=_COLOURS[0],
+        linewidth=1.8,
+        clip_on=False,
+    )
     axis.set(xlabel="answered", ylabel="true species, the most confused first")
-    figure.colorbar(shown, ax=axis, shrink=0.6, location="left", label="share of the row's pictures" if cells == n else
-                    f"share of the row's pictures (a cell is {n / cells:.0f} x {n / cells:.0f} species)")
+    figure.colorbar(
+        shown,
+        ax=axis,
+        shrink=0.6,
+        location="left",
+        label="share of the row's pictures"
+        if cells == n
+        else f"share of the row's pictures (a cell is {n / cells:.0f} x {n / cells:.0f} species)",
+    )
 
 
-def within_species(judged: Judged, tree: ClassTree, path: Path, split: str = "val", worst: int = 4) -> bool:
+def within_species(
+    judged: Judged, tree: ClassTree, path: Path, split: str = "val", worst: int = 4
+) -> bool:
     """Draw the confusion between the diseases of the species with most disease errors (PNG).
 
-    Of a species with more than 16 diseases, those in most errors are named and the rest is one row and column; the last
-    column takes answers of other species. Rows sum to 1.
+    Of a species with more than 16 diseases, those in most errors are named and the rest is one row
+    and column; the last column takes answers of other species. Rows sum to 1.
 
     Returns:
         whether there was an error to draw; without one no file is written.
     """
     species, answered = tree.class_species[judged.class_idx], tree.class_species[judged.joint]
-    errors = np.bincount(species[(judged.class_idx != judged.joint) & (species == answered)], minlength=tree.num_species)
+    errors = np.bincount(
+        species[(judged.class_idx != judged.joint) & (species == answered)],
+        minlength=tree.num_species,
+    )
     chosen = [s for s in np.argsort(-errors, kind="stable")[:worst].tolist() if errors[s]]
     if not chosen:
         path.unlink(missing_ok=True)
         return False
     plt = _pyplot()
-    figure, axes = plt.subplots(-(-len(chosen) // 2), min(2, len(chosen)), figsize=(8.2 * min(2, len(chosen)), 6.8 * -(-len(chosen) // 2)),
-                                constrained_layout=True, squeeze=False)
+    figure, axes = plt.subplots(
+        -(-len(chosen) // 2),
+        min(2, len(chosen)),
+        figsize=(8.2 * min(2, len(chosen)), 6.8 * -(-len(chosen) // 2)),
+        constrained_layout=True,
+        squeeze=False,
+    )
     for axis, s in zip(axes.flat, chosen, strict=False):
         mine = species == s
-        names, rows, columns = _diseases(judged.class_idx[mine] - tree.offsets[s], judged.joint[mine] - tree.offsets[s], tree.diseases[s])
+        names, rows, columns = _diseases(
+            judged.class_idx[mine] - tree.offsets[s],
+            judged.joint[mine] - tree.offsets[s],
+            tree.diseases[s],
+        )
         _matrix(axis, _shares(rows, columns, len(names), len(names) + 1), names, "another species")
-        axis.set_title(f"{tree.species[s]}: {errors[s]:,} disease errors in {mine.sum():,} pictures of {split}", fontsize=10)
-    for axis in axes.flat[len(chosen):]:
+        axis.set_title(
+            f"{tree.species[s]}: {errors[s]:,} disease errors in {mine.sum():,} pictures of {split}",
+            fontsize=10,
+        )
+    for axis in axes.flat[len(chosen) :]:
         axis.remove()
     figure.supxlabel("answered (joint decision)", fontsize=9)
     figure.supylabel("true disease (percent of the row)", fontsize=9)
@@ -209,11 +303,16 @@ def within_species(judged: Judged, tree: ClassTree, path: Path, split: str = "va
     return True
 
 
-def _diseases(truth: np.ndarray, answer: np.ndarray, names: tuple[str, ...], most: int = 16) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, rows and columns of a species' matrix: answers outside 0..len(names) - 1 go to the column after the last name."""
+def _diseases(
+    truth: np.ndarray, answer: np.ndarray, names: tuple[str, ...], most: int = 16
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, rows and columns of a species' matrix: answers outside 0..len(names) - 1 go to the
+    column after the last name."""
     outside = (answer < 0) | (answer >= len(names))
     errors = (truth != answer) & ~outside
-    taken = np.bincount(truth[errors], minlength=len(names)) + np.bincount(answer[errors], minlength=len(names))
+    taken = np.bincount(truth[errors], minlength=len(names)) + np.bincount(
+        answer[errors], minlength=len(names)
+    )
     if len(names) <= most + 1:
         kept = np.arange(len(names))
     else:
@@ -226,22 +325,28 @@ def _diseases(truth: np.ndarray, answer: np.ndarray, names: tuple[str, ...], mos
     return shown, place[truth], np.where(outside, len(shown), place[np.where(outside, 0, answer)])
 
 
-def _renumbered(truth: np.ndarray, answer: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _renumbered(
+    truth: np.ndarray, answer: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     both = np.isin(truth, kept) & np.isin(answer, kept)
     by_value = np.argsort(kept)
-    return by_value[np.searchsorted(kept[by_value], truth[both])], by_value[np.searchsorted(kept[by_value], answer[both])]
+    return by_value[np.searchsorted(kept[by_value], truth[both])], by_value[
+        np.searchsorted(kept[by_value], answer[both])
+    ]
 
 
 def block_order(truth: np.ndarray, answer: np.ndarray, n: int, longest: int = 8) -> np.ndarray:
-    """Order classes so that those taken for each other stand side by side, the chains with most confusion first.
+    """Order classes so that those taken for each other stand side by side, the chains with most
+    confusion first.
 
-    Pairs are joined by falling count of errors in both directions, end to end where an end is free, as in a greedy
-    seriation.
+    Pairs are joined by falling count of errors in both directions, end to end where an end is free,
+    as in a greedy seriation.
 
     Args:
         truth, answer: int (N,), 0..n - 1.
         n: classes.
-        longest: classes in a chain; without a limit one stray error after another would tie all classes together.
+        longest: classes in a chain; without a limit one stray error after another would tie all
+            classes together.
 
     Returns:
         int64 (n,), a permutation; classes without an error keep their order, last.
@@ -276,20 +381,35 @@ def _shares(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> n
 
 
 def _matrix(axis: Any, shares: np.ndarray, names: list[str], last: str = "") -> Any:
-    """Draw a labelled matrix with its larger cells as numbers; `last` names one column more than there are rows."""
+    """Draw a labelled matrix with its larger cells as numbers; `last` names one column more than
+    there are rows."""
     from matplotlib.colors import PowerNorm
 
-    shown = axis.imshow(shares, cmap="Greens", norm=PowerNorm(0.5, vmin=0, vmax=1), aspect="auto" if last else "equal")
+    shown = axis.imshow(
+        shares,
+        cmap="Greens",
+        norm=PowerNorm(0.5, vmin=0, vmax=1),
+        aspect="auto" if last else "equal",
+    )
     short = [name if len(name) <= 26 else name[:25] + "…" for name in names]
-    axis.set_xticks(range(shares.shape[1]), short + ([last] if last else []), rotation=90, fontsize=8)
+    axis.set_xticks(
+        range(shares.shape[1]), short + ([last] if last else []), rotation=90, fontsize=8
+    )
     axis.set_yticks(range(shares.shape[0]), short, fontsize=8)
     axis.set_xticks(np.arange(shares.shape[1] + 1) - 0.5, minor=True)
     axis.set_yticks(np.arange(shares.shape[0] + 1) - 0.5, minor=True)
     axis.grid(which="minor", color="0.9", linewidth=0.5)
     axis.tick_params(which="minor", length=0)
     for i, j in zip(*np.nonzero(shares >= 0.005), strict=True):
-        axis.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=7 if len(names) <= 26 else 5.5,
-                  color="white" if shares[i, j] > 0.4 else "black")
+        axis.text(
+            j,
+            i,
+            f"{100 * shares[i, j]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=7 if len(names) <= 26 else 5.5,
+            color="white" if shares[i, j] > 0.4 else "black",
+        )
     return shown
 
 

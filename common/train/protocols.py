@@ -1,9 +1,10 @@
-"""The published training protocols as cells: a column is a protocol, a row a setting of `common.train.recipes.Recipe`.
+"""The published training protocols as cells: a column is a protocol, a row a setting of
+`common.train.recipes.Recipe`.
 
-Three tables, so that each can be read; a row that a table leaves out has no effect on its columns. A plain cell is stated by
-the protocol's source; `ours(...)` marks one that is not; `-` marks a setting without effect in that column, which takes the
-value of `hierarchical` where a flag brings it into play.
-"""
+Three tables, so that each can be read; a row that a table leaves out has no effect on its columns.
+A plain cell is stated by the protocol's source; `ours(...)` marks one that is not; `-` marks a
+setting without effect in that column, which takes the value of `hierarchical` where a flag brings
+it into play."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ _ = UNUSED
 
 # fmt: off
 HIERARCHICAL: dict[str, tuple[Any, ...]] = {
-    #                               hierarchical             foliar                   two_core                demo
+    # hierarchical             foliar                   two_core                demo
     "source":                       ("sources/000 and 001",  ours("hierarchical, bettered"), ours("for 2 cores"), ours("for minutes")),
     "classes":                      ("hierarchical",         "hierarchical",          "hierarchical",         "hierarchical"),
     "backbone":                     ("swin_tiny_patch4_window7_224.ms_in22k", "swin_tiny_patch4_window7_224.ms_in22k",
@@ -92,7 +93,8 @@ HIERARCHICAL: dict[str, tuple[Any, ...]] = {
 }
 
 STAGES_AND_FLOWERS: dict[str, tuple[Any, ...]] = {
-    #                               three_stage              flower_quick             flower_baseline         flower_high_performance
+    # three_stage              flower_quick             flower_baseline
+    # flower_high_performance
     "source":                       ("sources/002",          "sources/004, option 3", "sources/004, option 2", "sources/004, option 1"),
     "classes":                      ("flat",                 "flat",                  "flat",                 "flat"),
     "backbone":                     ("resnet50.tv_in1k",     "convnext_tiny.fb_in1k", "convnext_base.fb_in1k", "tf_efficientnetv2_l.in1k"),
@@ -139,7 +141,7 @@ STAGES_AND_FLOWERS: dict[str, tuple[Any, ...]] = {
 }
 
 CAMERA_TRAPS: dict[str, tuple[Any, ...]] = {
-    #                               camera_trap_resnet18     camera_trap_resnet50     camera_trap_swin        camera_trap_plus
+    # camera_trap_resnet18     camera_trap_resnet50     camera_trap_swin        camera_trap_plus
     "source":                       ("sources/003",          "sources/003",           "sources/003",          ours("next in 003")),
     "classes":                      ("flat",                 "flat",                  "flat",                 "flat"),
     "backbone":                     ("resnet18.tv_in1k",     "resnet50.tv_in1k",      "swin_tiny_patch4_window7_224.ms_in1k",
@@ -234,7 +236,19 @@ LIGHT: dict[str, tuple[Any, ...]] = {
 
 TABLES: tuple[tuple[str, tuple[str, ...], dict[str, tuple[Any, ...]]], ...] = (
     ("Hierarchical", ("hierarchical", "foliar", "two_core", "demo"), HIERARCHICAL),
-    ("Flat: three stages, flowers", ("three_stage", "flower_quick", "flower_baseline", "flower_high_performance"), STAGES_AND_FLOWERS),
-    ("Flat: camera traps", ("camera_trap_resnet18", "camera_trap_resnet50", "camera_trap_swin", "camera_trap_plus"), CAMERA_TRAPS),
-    ("Light: students for the browser, each of a teacher (`--teacher`)", ("light", "light_two_core", "light_demo"), LIGHT),
+    (
+        "Flat: three stages, flowers",
+        ("three_stage", "flower_quick", "flower_baseline", "flower_high_performance"),
+        STAGES_AND_FLOWERS,
+    ),
+    (
+        "Flat: camera traps",
+        ("camera_trap_resnet18", "camera_trap_resnet50", "camera_trap_swin", "camera_trap_plus"),
+        CAMERA_TRAPS,
+    ),
+    (
+        "Light: students for the browser, each of a teacher (`--teacher`)",
+        ("light", "light_two_core", "light_demo"),
+        LIGHT,
+    ),
 )

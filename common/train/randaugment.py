@@ -1,4 +1,5 @@
-"""RandAugment (Cubuk et al. 2020) on uint8 in OpenCV: the 14 operations as Pillow has them, in a tenth of its time. No torch."""
+"""RandAugment (Cubuk et al. 2020) on uint8 in OpenCV: the 14 operations as Pillow has them, in a
+tenth of its time. No torch."""
 
 from __future__ import annotations
 
@@ -9,8 +10,22 @@ from functools import cache
 import cv2
 import numpy as np
 
-OPERATIONS = ("identity", "autocontrast", "equalize", "rotate", "solarize", "posterize", "colour", "contrast", "brightness", "sharpness",
-              "shear_x", "shear_y", "translate_x", "translate_y")
+OPERATIONS = (
+    "identity",
+    "autocontrast",
+    "equalize",
+    "rotate",
+    "solarize",
+    "posterize",
+    "colour",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
 FILL = (128, 128, 128)  # of what an operation moves in from outside
 RAMP = np.arange(256)
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -18,7 +33,8 @@ SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's ImageFilte
 
 
 def rand_augment(rgb: np.ndarray, ops: int, magnitude: int, rng: np.random.Generator) -> np.ndarray:
-    """Apply N random operations of 14 at magnitude M of 10 (Cubuk et al. 2020), each in a random direction.
+    """Apply N random operations of 14 at magnitude M of 10 (Cubuk et al. 2020), each in a random
+    direction.
 
     Args:
         rgb: uint8 (size, size, 3).
@@ -40,7 +56,8 @@ def operate(rgb: np.ndarray, name: str, strength: float, sign: float) -> np.ndar
     Args:
         rgb: uint8 (height, width, 3).
         name: one of OPERATIONS.
-        strength: 0..1. At 1: 30 degrees, shear 0.3, translation 0.45 of the side, 4 bits, gain 0.1 or 1.9.
+        strength: 0..1. At 1: 30 degrees, shear 0.3, translation 0.45 of the side, 4 bits, gain 0.1
+            or 1.9.
         sign: 1 or -1, the direction of what has one.
 
     Returns:
@@ -70,11 +87,19 @@ def operate(rgb: np.ndarray, name: str, strength: float, sign: float) -> np.ndar
             kernel = SMOOTH * (1 - gain)
             kernel[1, 1] += gain
             out = cv2.filter2D(rgb, -1, kernel)
-            for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # the filter is not defined there
+            for edge in (
+                np.s_[0],
+                np.s_[-1],
+                np.s_[:, 0],
+                np.s_[:, -1],
+            ):  # the filter is not defined there
                 out[edge] = rgb[edge]
             return out
         case "rotate":
-            cos, sin = math.cos(math.radians(30.0 * strength)), sign * math.sin(math.radians(30.0 * strength))
+            cos, sin = (
+                math.cos(math.radians(30.0 * strength)),
+                sign * math.sin(math.radians(30.0 * strength)),
+            )
             return _about_the_middle(rgb, cos, -sin, sin, cos)
         case "shear_x":
             return _about_the_middle(rgb, 1, shear, 0, 1)
@@ -87,7 +112,9 @@ def operate(rgb: np.ndarray, name: str, strength: float, sign: float) -> np.ndar
     raise ValueError(f"{name} is no operation of RandAugment; known: {', '.join(OPERATIONS)}")
 
 
-def affine(picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
+def affine(
+    picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: int
+) -> np.ndarray:
     """Warp bilinearly.
 
     Args:
@@ -101,7 +128,14 @@ def affine(picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int], borde
     """
     # OpenCV 5 warps four channels in a half to two thirds of the time of three, to the same bytes
     four = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
-    four = cv2.warpAffine(four, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border, borderValue=FILL)
+    four = cv2.warpAffine(
+        four,
+        matrix,
+        size,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=border,
+        borderValue=FILL,
+    )
     return cv2.cvtColor(four, cv2.COLOR_BGRA2BGR)
 
 

@@ -18,27 +18,50 @@ NECK = ("dropout", "width", "dropout_after")
 
 
 def add_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add `--recipe`, one flag per row of the tables and `--list-backbones`; without a default the recipe is the checkpoint's."""
-    parser.add_argument("--recipe", default=default, help="column of the recipe tables: " + ", ".join(COLUMNS)
-                        + (f" (default {default})" if default else " (default: that of the species checkpoint)"))
-    parser.add_argument("--list-backbones", nargs="?", const="*", action=_ListBackbones, metavar="PATTERN",
-                        help="print the timm names that have pretrained weights, such as those like *swin*, and exit")
-    group = parser.add_argument_group("recipe settings (default: the recipe's cell; python -m common.train.recipes prints them)")
+    """Add `--recipe`, one flag per row of the tables and `--list-backbones`; without a default the
+    recipe is the checkpoint's."""
+    parser.add_argument(
+        "--recipe",
+        default=default,
+        help="column of the recipe tables: "
+        + ", ".join(COLUMNS)
+        + (f" (default {default})" if default else " (default: that of the species checkpoint)"),
+    )
+    parser.add_argument(
+        "--list-backbones",
+        nargs="?",
+        const="*",
+        action=_ListBackbones,
+        metavar="PATTERN",
+        help="print the timm names that have pretrained weights, such as those like *swin*, and "
+        "exit",
+    )
+    group = parser.add_argument_group(
+        "recipe settings (default: the recipe's cell; python -m common.train.recipes prints them)"
+    )
     for f in fields(Recipe):
         if f.name != "source":
             kind = {"str": str, "int": int, "float": float}[str(f.type)]
             unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
-            group.add_argument("--" + f.name.replace("_", "-"), type=kind, default=None, metavar=kind.__name__.upper(),
-                               help=f.metadata["meaning"].replace("%", "%%") + unit)
+            group.add_argument(
+                "--" + f.name.replace("_", "-"),
+                type=kind,
+                default=None,
+                metavar=kind.__name__.upper(),
+                help=f.metadata["meaning"].replace("%", "%%") + unit,
+            )
 
 
-def from_flags(args: argparse.Namespace, inherited: dict[str, Any] | None = None) -> tuple[Recipe, dict[str, Any]]:
+def from_flags(
+    args: argparse.Namespace, inherited: dict[str, Any] | None = None
+) -> tuple[Recipe, dict[str, Any]]:
     """Resolve the recipe of a run.
 
     Args:
         args: parsed flags.
-        inherited: the settings of the checkpoint to go on from; the base where no --recipe is given. Settings that were not
-            known when it was written are those of `hierarchical`; those that are no longer known are left out.
+        inherited: the settings of the checkpoint to go on from; the base where no --recipe is
+            given. Settings that were not known when it was written are those of `hierarchical`;
+            those that are no longer known are left out.
 
     Returns:
         the recipe, and what the flags changed: {setting: the recipe's own value}.
@@ -48,23 +71,42 @@ def from_flags(args: argparse.Namespace, inherited: dict[str, Any] | None = None
     """
     base = get(COLUMNS[0] if inherited and not args.recipe else args.recipe)
     if inherited and not args.recipe:
-        base = replace(base, **{f.name: inherited[f.name] for f in fields(Recipe) if f.name in inherited})
-    given = {f.name: getattr(args, f.name) for f in fields(Recipe) if getattr(args, f.name, None) is not None}
+        base = replace(
+            base, **{f.name: inherited[f.name] for f in fields(Recipe) if f.name in inherited}
+        )
+    given = {
+        f.name: getattr(args, f.name)
+        for f in fields(Recipe)
+        if getattr(args, f.name, None) is not None
+    }
     for first in [name for name in given if name.endswith("_lr")]:
         last = first + "_end"  # a constant rate stays one
-        if hasattr(base, last) and last not in given and getattr(base, first) == getattr(base, last):
+        if (
+            hasattr(base, last)
+            and last not in given
+            and getattr(base, first) == getattr(base, last)
+        ):
             given[last] = given[first]
     recipe = replace(base, **given)
     _check(recipe)
-    return recipe, {name: getattr(base, name) for name, value in given.items() if value != getattr(base, name)}
+    return recipe, {
+        name: getattr(base, name) for name, value in given.items() if value != getattr(base, name)
+    }
 
 
 def _check(recipe: Recipe) -> None:
     for f in fields(Recipe):
-        value, flag, most = getattr(recipe, f.name), "--" + f.name.replace("_", "-"), f.metadata["most"]
+        value, flag, most = (
+            getattr(recipe, f.name),
+            "--" + f.name.replace("_", "-"),
+            f.metadata["most"],
+        )
         choices = tuple(LEVELS) if f.name == "augment" else f.metadata["choices"]
         if choices and value not in choices:
-            fail(f"{flag} `{value}` is unknown.{did_you_mean(value, choices)} It is one of {', '.join(choices)}.")
+            fail(
+                f"{flag} `{value}` is unknown.{did_you_mean(value, choices)} It is one of "
+                f"{', '.join(choices)}."
+            )
         if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
             fail(f"{flag} is {value}; it must be a number, 0 or more.")
         if most is not None and value > most:
@@ -103,19 +145,33 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
         if not 0 <= share < 1:
             fail(f"--drop-path is `{recipe.drop_path}`: give timm, or a share from 0 to below 1.")
         if extra.setdefault("drop_path_rate", share) != share:
-            fail("stochastic depth is given twice: as --drop-path, and as drop_path_rate in --backbone-args. Leave one out.")
-    return {"image_size": recipe.image_size, "backbone_args": extra, "classes": recipe.classes, "neck": neck(recipe.neck),
-            "mean": channels("pixel_mean", recipe.pixel_mean), "std": channels("pixel_std", recipe.pixel_std)}
+            fail(
+                "stochastic depth is given twice: as --drop-path, and as drop_path_rate in "
+                "--backbone-args. Leave one out."
+            )
+    return {
+        "image_size": recipe.image_size,
+        "backbone_args": extra,
+        "classes": recipe.classes,
+        "neck": neck(recipe.neck),
+        "mean": channels("pixel_mean", recipe.pixel_mean),
+        "std": channels("pixel_std", recipe.pixel_std),
+    }
 
 
-def arguments(text: str, flag: str = "--backbone-args", example: str = "pad_type=same,depths=[2,2,6,2]") -> dict[str, Any]:
-    """Read `backbone_args`: "pad_type=same,depths=[2,2,2,2]" -> {"pad_type": "same", "depths": [2, 2, 2, 2]}.
+def arguments(
+    text: str, flag: str = "--backbone-args", example: str = "pad_type=same,depths=[2,2,6,2]"
+) -> dict[str, Any]:
+    """Read `backbone_args`: "pad_type=same,depths=[2,2,2,2]" -> {"pad_type": "same", "depths": [2,
+    2, 2, 2]}.
 
     Raises:
         SystemExit: where a part is not name=value.
     """
     found: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in re.split(r",(?![^\[(]*[\])])", text))):  # commas within brackets stay
+    for part in filter(
+        None, (p.strip() for p in re.split(r",(?![^\[(]*[\])])", text))
+    ):  # commas within brackets stay
         name, equals, value = part.partition("=")
         if not equals:
             fail(f"{flag}: `{part}` is not name=value (example: {example}).")
@@ -139,7 +195,8 @@ def _number(text: str) -> float:
 
 
 def neck(text: str) -> dict[str, float] | None:
-    """Read `neck`: "" -> None, "width=512,dropout=0.3" -> {"dropout": 0.3, "width": 512, "dropout_after": 0.0}.
+    """Read `neck`: "" -> None, "width=512,dropout=0.3" -> {"dropout": 0.3, "width": 512,
+    "dropout_after": 0.0}.
 
     Raises:
         SystemExit: for an unknown name, a width below 1 or a dropout outside 0..1.
@@ -150,9 +207,16 @@ def neck(text: str) -> dict[str, float] | None:
         if name not in NECK:
             fail(f"--neck: `{name}` is unknown.{did_you_mean(name, NECK)} Example: {example}.")
     found = {"dropout": 0.0, "dropout_after": 0.0, **given}
-    odd = [n for n in ("dropout", "dropout_after") if not isinstance(found[n], (int, float)) or not 0 <= found[n] < 1]
+    odd = [
+        n
+        for n in ("dropout", "dropout_after")
+        if not isinstance(found[n], (int, float)) or not 0 <= found[n] < 1
+    ]
     if given and (odd or not isinstance(found.get("width"), int) or found["width"] < 1):
-        fail(f"--neck is `{text}`: it needs a width of 1 or more, and dropouts from 0 to below 1. Example: {example}.")
+        fail(
+            f"--neck is `{text}`: it needs a width of 1 or more, and dropouts from 0 to below 1. "
+            f"Example: {example}."
+        )
     return {name: found[name] for name in NECK} if given else None
 
 
@@ -164,12 +228,16 @@ def betas(recipe: Recipe) -> tuple[float, float]:
     """
     values = [_number(part) for part in recipe.betas.split()]
     if len(values) != 2 or not all(0 <= v < 1 for v in values):
-        fail(f"--betas is `{recipe.betas}`: give two numbers in quotes, each 0 to below 1, such as \"0.9 0.999\".")
+        fail(
+            f"--betas is `{recipe.betas}`: give two numbers in quotes, each 0 to below 1, such as "
+            f'"0.9 0.999".'
+        )
     return values[0], values[1]
 
 
 def channels(name: str, text: str) -> tuple[float, ...] | None:
-    """Read `pixel_mean` or `pixel_std`: "timm" -> None, "0.5" -> the same for all channels, "0.4 0.5 0.6" -> each.
+    """Read `pixel_mean` or `pixel_std`: "timm" -> None, "0.5" -> the same for all channels, "0.4
+    0.5 0.6" -> each.
 
     Raises:
         SystemExit: where it is none of these.
@@ -178,7 +246,10 @@ def channels(name: str, text: str) -> tuple[float, ...] | None:
         return None
     values = tuple(_number(v) for v in text.split())
     if len(values) not in (1, 3) or any(not 0 <= v <= 1 for v in values):
-        fail(f"--{name.replace('_', '-')} is `{text}`: give timm, one number, or three in quotes, each 0 to 1.")
+        fail(
+            f"--{name.replace('_', '-')} is `{text}`: give timm, one number, or three in quotes, "
+            f"each 0 to 1."
+        )
     return values * 3 if len(values) == 1 else values
 
 
@@ -198,17 +269,24 @@ def backbone_names(pattern: str = "*") -> list[str]:
     """
     import timm  # here, so that this module starts without torch
 
-    found = timm.list_models(pattern if set(pattern) & set("*?[") else f"*{pattern}*", pretrained=True)
+    found = timm.list_models(
+        pattern if set(pattern) & set("*?[") else f"*{pattern}*", pretrained=True
+    )
     if not found:
-        fail(f"no backbone of timm {timm.__version__} is like `{pattern}`.{did_you_mean(pattern, timm.list_models())}")
+        fail(
+            f"no backbone of timm {timm.__version__} is like "
+            f"`{pattern}`.{did_you_mean(pattern, timm.list_models())}"
+        )
     return found
 
 
 def require_backbone(name: str) -> None:
-    """Refuse a backbone that timm does not know, before anything is built; names of a model hub pass (hf-hub:...).
+    """Refuse a backbone that timm does not know, before anything is built; names of a model hub
+    pass (hf-hub:...).
 
     Raises:
-        SystemExit: with the closest name, for an unknown name or an unknown tag of weights (name.tag).
+        SystemExit: with the closest name, for an unknown name or an unknown tag of weights
+            (name.tag).
     """
     import timm
 
@@ -216,17 +294,28 @@ def require_backbone(name: str) -> None:
     if ":" in name:
         return
     if not timm.is_model(base):
-        fail(f"--backbone {name} is unknown to timm {timm.__version__}.{did_you_mean(base, timm.list_models())} "
-             "--list-backbones prints the names, --list-backbones swin those that hold a word.")
+        fail(
+            f"--backbone {name} is unknown to timm "
+            f"{timm.__version__}.{did_you_mean(base, timm.list_models())} "
+            "--list-backbones prints the names, --list-backbones swin those that hold a word."
+        )
     tags = [other.partition(".")[2] for other in timm.list_models(f"{base}.*", pretrained=True)]
     if tag and tag not in tags:
-        fail(f"--backbone {base} has no weights `{tag}`.{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}; without a tag "
-             "timm chooses.")
+        fail(
+            f"--backbone {base} has no weights `{tag}`.{did_you_mean(tag, tags)} It has "
+            f"{', '.join(tags) or 'none'}; without a tag "
+            "timm chooses."
+        )
 
 
 class _ListBackbones(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: str | Sequence[Any] | None,
-                 option_string: str | None = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
         say(*backbone_names(str(values)))
         parser.exit(0)
 

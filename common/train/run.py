@@ -1,4 +1,5 @@
-"""One training run in its folder: flags, resume, the loop over batches, logs, checkpoints, and what is left at the end."""
+"""One training run in its folder: flags, resume, the loop over batches, logs, checkpoints, and what
+is left at the end."""
 
 from __future__ import annotations
 
@@ -44,23 +45,57 @@ from common.train.report import evaluate_report
 class Run:
     """A training run that can be killed at any moment and started again.
 
-    All state is in `last.pt`: weights, optimizer, epoch, step, history. The random draws follow from (seed, epoch, step),
-    so that a resumed run takes the same steps as one never stopped.
-    """
+    All state is in `last.pt`: weights, optimizer, epoch, step, history. The random draws follow
+    from (seed, epoch, step), so that a resumed run takes the same steps as one never stopped."""
 
-    def __init__(self, folder: Path, phases: list[Phase], *, model: SwinHierarchical, data: Organized, recipe: Recipe,
-                 recipe_name: str, overridden: dict[str, Any], compute: Compute, args: argparse.Namespace,
-                 start_from: str, teacher: Teacher | None = None, world: World = ALONE) -> None:
-        """Prepare the folder; `start_from` names the initial weights, as part of what must not change on a resume."""
-        self.folder, self.phases, self.model, self.data, self.recipe = folder, phases, model, data, recipe
+    def __init__(
+        self,
+        folder: Path,
+        phases: list[Phase],
+        *,
+        model: SwinHierarchical,
+        data: Organized,
+        recipe: Recipe,
+        recipe_name: str,
+        overridden: dict[str, Any],
+        compute: Compute,
+        args: argparse.Namespace,
+        start_from: str,
+        teacher: Teacher | None = None,
+        world: World = ALONE,
+    ) -> None:
+        """Prepare the folder; `start_from` names the initial weights, as part of what must not
+        change on a resume."""
+        self.folder, self.phases, self.model, self.data, self.recipe = (
+            folder,
+            phases,
+            model,
+            data,
+            recipe,
+        )
         self.compute, self.args, self.teacher, self.world = compute, args, teacher, world
-        taught = {} if teacher is None else {"teacher": [file_sha256(args.teacher), teacher.share, teacher.temperature]}
-        self.identity = {"recipe": recipe_name, **taught, **{k: v for k, v in asdict(recipe).items() if k != "source"}, "seed": args.seed,
-                         "data": data.manifest_hash, "start_from": start_from}
-        self.config = {key: {"value": value, "from": "flag" if key in overridden else f"recipe {recipe_name}"}
-                       for key, value in asdict(recipe).items()}
-        self.config |= {key: {"value": str(value), "from": "machine"} for key, value in vars(args).items()
-                        if key in ("device", "precision", "device_batch", "workers", "data", "seed", "weights")}
+        taught = (
+            {}
+            if teacher is None
+            else {"teacher": [file_sha256(args.teacher), teacher.share, teacher.temperature]}
+        )
+        self.identity = {
+            "recipe": recipe_name,
+            **taught,
+            **{k: v for k, v in asdict(recipe).items() if k != "source"},
+            "seed": args.seed,
+            "data": data.manifest_hash,
+            "start_from": start_from,
+        }
+        self.config = {
+            key: {"value": value, "from": "flag" if key in overridden else f"recipe {recipe_name}"}
+            for key, value in asdict(recipe).items()
+        }
+        self.config |= {
+            key: {"value": str(value), "from": "machine"}
+            for key, value in vars(args).items()
+            if key in ("device", "precision", "device_batch", "workers", "data", "seed", "weights")
+        }
         self.config["compute"] = {"value": str(compute), "from": "derived"}
         self.epochs_done = self.step = 0
         self.loss_sum = self.seconds = 0.0
@@ -71,8 +106,11 @@ class Run:
         self.live, self.memory = LiveLog(), MemoryLog(folder, fresh=args.fresh)
         self.skipped = torch.zeros((), dtype=torch.int64, device=compute.device)
         mine = range(len(data.splits["val"]))[world.share(len(data.splits["val"]))]
-        self.val = make_loader(torch.utils.data.Subset(EvalViews(data.splits["val"], recipe.image_size), mine), args.workers,
-                               batch_size=min(256, max(64, args.device_batch)))
+        self.val = make_loader(
+            torch.utils.data.Subset(EvalViews(data.splits["val"], recipe.image_size), mine),
+            args.workers,
+            batch_size=min(256, max(64, args.device_batch)),
+        )
 
     # region start and resume
 
@@ -92,18 +130,30 @@ class Run:
         payload = checkpoint.load(last)
         checkpoint.require_tree(payload, self.data.tree, last, self.data.root)
         theirs = payload["identity"]
-        odd = [f"{k} is {self.identity.get(k)!s:.60}, was {theirs.get(k)!s:.60}" for k in sorted(self.identity | theirs)
-               if self.identity.get(k) != theirs.get(k)]
+        odd = [
+            f"{k} is {self.identity.get(k)!s:.60}, was {theirs.get(k)!s:.60}"
+            for k in sorted(self.identity | theirs)
+            if self.identity.get(k) != theirs.get(k)
+        ]
         if odd:
-            fail(f"{self.folder} holds a run with other settings ({'; '.join(odd[:4])}). Add --fresh to start over (its "
-                 "checkpoints are deleted), or choose another --checkpoints folder.")
+            fail(
+                f"{self.folder} holds a run with other settings ({'; '.join(odd[:4])}). Add "
+                f"--fresh to start over (its "
+                "checkpoints are deleted), or choose another --checkpoints folder."
+            )
         self.model.load_state_dict(payload["model"])
         self.epochs_done, self.step = payload["epochs_done"], payload["step"]
-        self.loss_sum, self.seconds, self.history = payload["loss_sum"], payload["seconds"], payload["history"]
+        self.loss_sum, self.seconds, self.history = (
+            payload["loss_sum"],
+            payload["seconds"],
+            payload["history"],
+        )
         if self.epochs_done < self.total_epochs:
             self.resumed = payload
-            say(f"going on with {last}: {self.epochs_done} of {self.total_epochs} epochs done"
-                + (f" and {self.step} steps of the next" if self.step else ""))
+            say(
+                f"going on with {last}: {self.epochs_done} of {self.total_epochs} epochs done"
+                + (f" and {self.step} steps of the next" if self.step else "")
+            )
 
     @property
     def total_epochs(self) -> int:
@@ -111,7 +161,8 @@ class Run:
         return sum(phase.epochs for phase in self.phases)
 
     def epochs(self) -> Iterator[tuple[int, Phase]]:
-        """Yield (epoch counted from 0 over all phases, its phase), with model and optimizer ready for it."""
+        """Yield (epoch counted from 0 over all phases, its phase), with model and optimizer ready
+        for it."""
         if self.epochs_done >= self.total_epochs:
             return
         self.trained = True
@@ -127,7 +178,9 @@ class Run:
             if first + phase.epochs > self.epochs_done:
                 self._begin_phase(phase)
             for epoch in range(first, first + phase.epochs):
-                if epoch >= self.epochs_done:  # more may be done than were taken: a phase can end early
+                if (
+                    epoch >= self.epochs_done
+                ):  # more may be done than were taken: a phase can end early
                     set_trainable(self.model, phase)
                     yield epoch, phase
             first += phase.epochs
@@ -136,30 +189,53 @@ class Run:
         self.live.close()
         self.world.wait()  # the others read what the first wrote
         if self.world.leads:
-            shutil.rmtree(self.folder / "features", ignore_errors=True)  # gigabytes that nobody needs any more
+            shutil.rmtree(
+                self.folder / "features", ignore_errors=True
+            )  # gigabytes that nobody needs any more
 
     def _begin_phase(self, phase: Phase) -> None:
         split, recipe = self.data.splits["train"], self.recipe
         saved, self.resumed = self.resumed, None
-        within = saved is not None and saved["phase"] == phase.name and saved["optimizer"] is not None
+        within = (
+            saved is not None and saved["phase"] == phase.name and saved["optimizer"] is not None
+        )
         if saved is not None and not within and saved["ema"] is not None:
-            self.model.load_state_dict(saved["ema"])  # the phase that ended gave its average to this one
+            self.model.load_state_dict(
+                saved["ema"]
+            )  # the phase that ended gave its average to this one
         weigh = {"rare": rare_weights, "boost": boost_weights}.get(phase.sampling)
         weights = weigh(split, self.data.class_sizes, recipe) if weigh else None
         if phase.sampling == "balanced":  # over what the phase learns
-            weights = balanced_weights(split.class_idx if recipe.classes == "flat" else self.data.tree.class_species[split.class_idx])
-        self.sampler = EpochSampler(len(split), recipe.batch_size, self.args.seed, weights, self.world,
-                                    partial(loop.partners, recipe, self.args.seed))
+            weights = balanced_weights(
+                split.class_idx
+                if recipe.classes == "flat"
+                else self.data.tree.class_species[split.class_idx]
+            )
+        self.sampler = EpochSampler(
+            len(split),
+            recipe.batch_size,
+            self.args.seed,
+            weights,
+            self.world,
+            partial(loop.partners, recipe, self.args.seed),
+        )
         if phase.prior:
-            self.model.use_counts(np.bincount(split.class_idx, minlength=self.data.tree.num_classes))
+            self.model.use_counts(
+                np.bincount(split.class_idx, minlength=self.data.tree.num_classes)
+            )
         pictures: Any = TrainViews(split, recipe, self.args.seed)
         self.judged_on: Iterable[tuple[Tensor, Tensor]] = self.val
         if phase.cached_views:  # the backbone stands still: its features are computed once
             pictures, self.judged_on = self._cache(phase)
         workers = 0 if phase.cached_views else self.args.workers
-        self.loader = make_loader(pictures, workers, sampler=self.sampler, pin_memory=self.compute.device.type == "cuda")
+        self.loader = make_loader(
+            pictures, workers, sampler=self.sampler, pin_memory=self.compute.device.type == "cuda"
+        )
         set_trainable(self.model, phase)
-        self.optimizer, self.scaler = make_optimizer(self.model, phase, recipe), self.compute.scaler()
+        self.optimizer, self.scaler = (
+            make_optimizer(self.model, phase, recipe),
+            self.compute.scaler(),
+        )
         self.average = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
         if within:
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -173,39 +249,74 @@ class Run:
     def _cache(self, phase: Phase) -> tuple[CachedViews, Iterable[tuple[Tensor, Tensor]]]:
         """Features of the train views and of val under this phase's frozen backbone."""
         args, splits, folder = self.args, self.data.splits, self.folder / "features"
-        common: dict[str, Any] = {"workers": args.workers, "device_batch": args.device_batch, "manifest_hash": self.data.manifest_hash,
-                                  "world": self.world}
-        train = cache_views(self.model, splits["train"], self.recipe, self.compute, folder / "train", phase.cached_views, args.seed,
-                            **common)
+        common: dict[str, Any] = {
+            "workers": args.workers,
+            "device_batch": args.device_batch,
+            "manifest_hash": self.data.manifest_hash,
+            "world": self.world,
+        }
+        train = cache_views(
+            self.model,
+            splits["train"],
+            self.recipe,
+            self.compute,
+            folder / "train",
+            phase.cached_views,
+            args.seed,
+            **common,
+        )
         val = cache_eval(self.model, splits["val"], self.compute, folder / "val", **common)
         return train, _Share(val, self.world)
 
     def train_epoch(self, epoch: int, phase: Phase) -> float:
-        """Train one epoch, from the step at which the run stopped if it did; returns the mean loss of its batches."""
+        """Train one epoch, from the step at which the run stopped if it did; returns the mean loss
+        of its batches."""
         return loop.train_epoch(self, epoch, phase)
 
     def evaluate(self) -> tuple[Judged, dict[str, float]]:
-        """Judge the model, or its average where there is one, on val: outcomes per picture, and their summary."""
-        judged = evaluate(self.average.model if self.average else self.model, self.judged_on, self.compute)
+        """Judge the model, or its average where there is one, on val: outcomes per picture, and
+        their summary."""
+        judged = evaluate(
+            self.average.model if self.average else self.model, self.judged_on, self.compute
+        )
         judged = join(self.world.gather(judged))
         return judged, summarise(judged, self.data.tree, self.data.class_sizes)
 
     def end_epoch(self, epoch: int, phase: Phase, loss: float, metrics: dict[str, float]) -> bool:
-        """Record an epoch: history, log.jsonl, a printed row. A phase that has not improved for `patience` epochs ends here.
+        """Record an epoch: history, log.jsonl, a printed row. A phase that has not improved for
+        `patience` epochs ends here.
 
         Returns:
             whether this is the best epoch so far, by what the phase asks for.
         """
         score = phase.score(metrics)
-        require_finite(metrics["species_nll"] + metrics["disease_nll"], epoch, len(self.sampler) - 1, self.compute)  # before any save
+        require_finite(
+            metrics["species_nll"] + metrics["disease_nll"],
+            epoch,
+            len(self.sampler) - 1,
+            self.compute,
+        )  # before any save
         best = all(score > row["score"] for row in self.history)
         steps = len(self.sampler)
-        row = for_json({"epoch": epoch + 1, "phase": phase.name, "train_loss": loss, "score": score,
-               "lr": rate_at(phase, (epoch + 1 - self.phase_start) * steps - 1, phase.epochs * steps),
-               "backbone_lr": max((g["lr"] for g in self.optimizer.param_groups if not g["head"]), default=0.0),
-               "seconds": round(self.seconds, 1), "images_per_second": round(steps * self.recipe.batch_size / self.seconds, 1),
-               "wait_share": round(self.wait_share, 3), "skipped_steps": int(self.skipped),
-               **{k: v for k, v in metrics.items() if k != "n"}})
+        row = for_json(
+            {
+                "epoch": epoch + 1,
+                "phase": phase.name,
+                "train_loss": loss,
+                "score": score,
+                "lr": rate_at(
+                    phase, (epoch + 1 - self.phase_start) * steps - 1, phase.epochs * steps
+                ),
+                "backbone_lr": max(
+                    (g["lr"] for g in self.optimizer.param_groups if not g["head"]), default=0.0
+                ),
+                "seconds": round(self.seconds, 1),
+                "images_per_second": round(steps * self.recipe.batch_size / self.seconds, 1),
+                "wait_share": round(self.wait_share, 3),
+                "skipped_steps": int(self.skipped),
+                **{k: v for k, v in metrics.items() if k != "n"},
+            }
+        )
         if torch.cuda.is_available():
             row["gpu_peak_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
         self.history.append(row)
@@ -216,33 +327,57 @@ class Run:
             self.epochs_done = self.phase_start + phase.epochs
             say(f"{phase.name} ends early: no better for {phase.patience} epochs")
         if self.world.leads:
-            write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
+            write_text(
+                self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history)
+            )
             self.live.write(row, epoch + 1)
             self.memory.note(f"epoch {epoch + 1}")
-        say(f"{phase.name:<17} {epoch + 1:>3}/{self.total_epochs}  loss {loss:.4f}  species {metrics['species_top1']:.4f}  "
-            f"disease {metrics['disease_top1']:.4f}  cascade {metrics['cascade_top1']:.4f}  macro F1 {metrics['macro_f1']:.4f}  "
-            f"tail F1 {metrics['tail_f1']:.4f}  {row['images_per_second']:.0f} img/s{'  *' if best else ''}")
+        say(
+            f"{phase.name:<17} {epoch + 1:>3}/{self.total_epochs}  loss {loss:.4f}  species "
+            f"{metrics['species_top1']:.4f}  "
+            f"disease {metrics['disease_top1']:.4f}  cascade {metrics['cascade_top1']:.4f}  macro "
+            f"F1 {metrics['macro_f1']:.4f}  "
+            f"tail F1 {metrics['tail_f1']:.4f}  {row['images_per_second']:.0f} "
+            f"img/s{'  *' if best else ''}"
+        )
         return best
 
     def _has_stalled(self, phase: Phase) -> bool:
         scores = [row["score"] for row in self.history if row["phase"] == phase.name]
-        return 0 < phase.patience <= len(scores) - 1 - int(np.argmax(scores)) and self.epochs_done < self.phase_start + phase.epochs
+        return (
+            0 < phase.patience <= len(scores) - 1 - int(np.argmax(scores))
+            and self.epochs_done < self.phase_start + phase.epochs
+        )
 
     # region checkpoints
 
     def payload(self, metrics: dict[str, float]) -> dict[str, Any]:
         """Return what every checkpoint of this run holds, without the state of the optimizer."""
-        return {**checkpoint.describe_model(self.model), "identity": self.identity, "epochs_done": self.epochs_done,
-                "metrics": metrics, "ema": self.average.model.state_dict() if self.average else None, "recipe": asdict(self.recipe),
-                "provenance": checkpoint.provenance(), "manifest_hash": self.data.manifest_hash,
-                "rng": {"seed": self.args.seed, "is": "f(seed, epoch, step)"}}
+        return {
+            **checkpoint.describe_model(self.model),
+            "identity": self.identity,
+            "epochs_done": self.epochs_done,
+            "metrics": metrics,
+            "ema": self.average.model.state_dict() if self.average else None,
+            "recipe": asdict(self.recipe),
+            "provenance": checkpoint.provenance(),
+            "manifest_hash": self.data.manifest_hash,
+            "rng": {"seed": self.args.seed, "is": "f(seed, epoch, step)"},
+        }
 
     def save(self, name: str, judged: Judged, metrics: dict[str, float]) -> None:
         """Save the model under a name, with the F1 of each rare disease among its metrics."""
         if not self.world.leads:
             return
-        checkpoint.save(self.folder / name,
-                        self.payload({**metrics, "tail_f1_per_class": tail_f1(judged, self.data.tree, self.data.class_sizes)}))
+        checkpoint.save(
+            self.folder / name,
+            self.payload(
+                {
+                    **metrics,
+                    "tail_f1_per_class": tail_f1(judged, self.data.tree, self.data.class_sizes),
+                }
+            ),
+        )
 
     def save_best(self, name: str, judged: Judged, metrics: dict[str, float]) -> None:
         """Save the model as the best so far and delete the best before it."""
@@ -259,27 +394,56 @@ class Run:
         if not self.world.leads:
             return
         mid_phase = self.epochs_done < self.phase_start + self.phase.epochs
-        checkpoint.save(self.folder / "last.pt", {
-            **self.payload(self.history[-1] if self.history else {}), "step": self.step, "loss_sum": self.loss_sum,
-            "skipped": int(self.skipped),
-            "seconds": self.seconds, "history": self.history, "phase": self.phase.name,
-            "optimizer": self.optimizer.state_dict() if mid_phase else None, "scaler": self.scaler.state_dict()})
+        checkpoint.save(
+            self.folder / "last.pt",
+            {
+                **self.payload(self.history[-1] if self.history else {}),
+                "step": self.step,
+                "loss_sum": self.loss_sum,
+                "skipped": int(self.skipped),
+                "seconds": self.seconds,
+                "history": self.history,
+                "phase": self.phase.name,
+                "optimizer": self.optimizer.state_dict() if mid_phase else None,
+                "scaler": self.scaler.state_dict(),
+            },
+        )
 
     # endregion
 
     def finish(self, best: Path, title: str) -> None:
-        """Write curves, confusion matrix and report of the best checkpoint, judged on val, unless they are there."""
+        """Write curves, confusion matrix and report of the best checkpoint, judged on val, unless
+        they are there."""
         if not self.world.leads:
             return
         if (self.folder / "report.md").is_file() and not self.trained:
-            say(f"{self.folder} is trained already ({self.total_epochs} epochs). --fresh trains it again.")
+            say(
+                f"{self.folder} is trained already ({self.total_epochs} epochs). --fresh trains "
+                f"it again."
+            )
             return
-        model = checkpoint.build_model(checkpoint.load(best)).to(self.compute.device, memory_format=torch.channels_last)
-        val = make_loader(EvalViews(self.data.splits["val"], self.recipe.image_size), self.args.workers,
-                          batch_size=min(256, max(64, self.args.device_batch)))
-        train_sizes = np.bincount(self.data.splits["train"].class_idx, minlength=self.data.tree.num_classes)
-        evaluate_report(self.folder, evaluate(model, val, self.compute), self.data.tree, self.data.class_sizes, train_sizes, title=title,
-                        checkpoint=best.name, history=self.history, memory=self.memory.table())
+        model = checkpoint.build_model(checkpoint.load(best)).to(
+            self.compute.device, memory_format=torch.channels_last
+        )
+        val = make_loader(
+            EvalViews(self.data.splits["val"], self.recipe.image_size),
+            self.args.workers,
+            batch_size=min(256, max(64, self.args.device_batch)),
+        )
+        train_sizes = np.bincount(
+            self.data.splits["train"].class_idx, minlength=self.data.tree.num_classes
+        )
+        evaluate_report(
+            self.folder,
+            evaluate(model, val, self.compute),
+            self.data.tree,
+            self.data.class_sizes,
+            train_sizes,
+            title=title,
+            checkpoint=best.name,
+            history=self.history,
+            memory=self.memory.table(),
+        )
 
 
 class _Share:
@@ -290,4 +454,6 @@ class _Share:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(self.rows.start, self.rows.stop, 1024):
-            yield self.cached.batch([(0, i, i) for i in range(start, min(start + 1024, self.rows.stop))])
+            yield self.cached.batch(
+                [(0, i, i) for i in range(start, min(start + 1024, self.rows.stop))]
+            )

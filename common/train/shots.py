@@ -30,8 +30,11 @@ class Answers:
     joint: np.ndarray
 
 
-def by_size(answers: Answers, tree: ClassTree, counts: np.ndarray, few: int = FEW, medium: int = MEDIUM) -> dict[str, dict[str, float]]:
-    """Figures of the classes with many, medium and few train pictures (as ImageNet-LT reports them, Liu et al. 2019), and of all.
+def by_size(
+    answers: Answers, tree: ClassTree, counts: np.ndarray, few: int = FEW, medium: int = MEDIUM
+) -> dict[str, dict[str, float]]:
+    """Figures of the classes with many, medium and few train pictures (as ImageNet-LT reports them,
+    Liu et al. 2019), and of all.
 
     Args:
         answers: of a split.
@@ -40,25 +43,41 @@ def by_size(answers: Answers, tree: ClassTree, counts: np.ndarray, few: int = FE
         few, medium: a class with at most so many has few, or medium; all others many.
 
     Returns:
-        {`many` | `medium` | `few` | `all`: {classes, pictures, species_acc, species_f1, disease_acc, disease_f1, cascade_acc,
-        cascade_f1}}. Of the group's pictures, accuracy is the share that is right; disease is judged given the true species,
-        over species with two classes or more. F1 is the mean over the group's classes; a class's species F1 is that of its
+        {`many` | `medium` | `few` | `all`: {classes, pictures, species_acc, species_f1,
+        disease_acc, disease_f1, cascade_acc, cascade_f1}}. Of the group's pictures, accuracy is the
+        share that is right; disease is judged given the true species, over species with two classes
+        or more. F1 is the mean over the group's classes; a class's species F1 is that of its
         species. 0..1; NaN for a group without pictures.
     """
     class_species, classes = tree.class_species, tree.num_classes
     several = (np.diff(tree.offsets) > 1)[class_species]
     true = class_species[answers.class_idx]
-    f1 = {"species": f1_per_class(true, answers.species, tree.num_species)[class_species],
-          "disease": np.where(several, f1_per_class(answers.class_idx, answers.given, classes), np.nan),
-          "cascade": f1_per_class(answers.class_idx, answers.joint, classes)}
-    right = {"species": answers.species == true, "disease": answers.given == answers.class_idx, "cascade": answers.joint == answers.class_idx}
+    f1 = {
+        "species": f1_per_class(true, answers.species, tree.num_species)[class_species],
+        "disease": np.where(
+            several, f1_per_class(answers.class_idx, answers.given, classes), np.nan
+        ),
+        "cascade": f1_per_class(answers.class_idx, answers.joint, classes),
+    }
+    right = {
+        "species": answers.species == true,
+        "disease": answers.given == answers.class_idx,
+        "cascade": answers.joint == answers.class_idx,
+    }
     present = np.bincount(answers.class_idx, minlength=classes) > 0
-    groups = {"many": counts > medium, "medium": (counts > few) & (counts <= medium), "few": counts <= few,
-              "all": np.ones(classes, bool)}
+    groups = {
+        "many": counts > medium,
+        "medium": (counts > few) & (counts <= medium),
+        "few": counts <= few,
+        "all": np.ones(classes, bool),
+    }
     figures: dict[str, dict[str, float]] = {}
     for name, group in groups.items():
         group = group & present
-        row: dict[str, float] = {"classes": int(group.sum()), "pictures": int(group[answers.class_idx].sum())}
+        row: dict[str, float] = {
+            "classes": int(group.sum()),
+            "pictures": int(group[answers.class_idx].sum()),
+        }
         for what in right:
             classes = group & several if what == "disease" else group
             pictures = classes[answers.class_idx]

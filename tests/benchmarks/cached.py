@@ -1,12 +1,15 @@
-"""Heads trained on K cached views of each picture against exact per-epoch views: what is lost, and what time is saved.
+"""Heads trained on K cached views of each picture against exact per-epoch views: what is lost, and
+what time is saved.
 
-  python tests/benchmarks/cached.py --data data/organized --weights FILE [--backbone-args ... --pixel-mean ... --pixel-std ...]
+  python tests/benchmarks/cached.py --data data/organized --weights FILE [--backbone-args ...
+  --pixel-mean ... --pixel-std ...]
 
-The backbone is frozen. As many views as there are epochs are stored: then no view comes twice, which is what drawing them anew in every
-epoch is (tests/test_cached.py holds stored features against those of the views). Each seed trains equal heads for the same epochs on all
-of them and on 1, 2, 4 and 8 drawn among them. Augmentation is that of the recipe, without MixUp and CutMix, which stored features rule
-out. Nothing is chosen, so that val and test are judged together. A run that was stopped goes on.
-"""
+The backbone is frozen. As many views as there are epochs are stored: then no view comes twice,
+which is what drawing them anew in every epoch is (tests/test_cached.py holds stored features
+against those of the views). Each seed trains equal heads for the same epochs on all of them and on
+1, 2, 4 and 8 drawn among them. Augmentation is that of the recipe, without MixUp and CutMix, which
+stored features rule out. Nothing is chosen, so that val and test are judged together. A run that
+was stopped goes on."""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ FIGURES = ("species_acc", "disease_acc", "cascade_acc", "cascade_f1")
 def add_flags(flags: argparse.ArgumentParser) -> None:
     """Add the flags of the data and the backbone; the names are those of 02a."""
     flags.add_argument("--data", type=Path, default=Path("data/organized"))
-    flags.add_argument("--weights", required=True, metavar="FILE", help="a timm state dict or a Foliar checkpoint")
+    flags.add_argument(
+        "--weights", required=True, metavar="FILE", help="a timm state dict or a Foliar checkpoint"
+    )
     flags.add_argument("--backbone", default="mobilenetv2_100")
     flags.add_argument("--backbone-args", default="", metavar="NAME=VALUE,...")
     flags.add_argument("--pixel-mean", default="timm")
@@ -51,22 +56,44 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--workers", type=int, default=1)
     flags.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
     flags.add_argument("--seeds", type=int, default=3)
-    flags.add_argument("--store", type=Path, default=Path("features"), help="folder for features and results")
+    flags.add_argument(
+        "--store", type=Path, default=Path("features"), help="folder for features and results"
+    )
 
 
-def new_model(args: argparse.Namespace, tree: ClassTree, seed: int, compute: Compute) -> SwinHierarchical:
+def new_model(
+    args: argparse.Namespace, tree: ClassTree, seed: int, compute: Compute
+) -> SwinHierarchical:
     """Build the model: the backbone from --weights, random heads."""
     torch.manual_seed(seed)
-    model = SwinHierarchical(args.backbone, tree, image_size=args.image_size, backbone_args=arguments(args.backbone_args),
-                             mean=channels("pixel_mean", args.pixel_mean), std=channels("pixel_std", args.pixel_std))
+    model = SwinHierarchical(
+        args.backbone,
+        tree,
+        image_size=args.image_size,
+        backbone_args=arguments(args.backbone_args),
+        mean=channels("pixel_mean", args.pixel_mean),
+        std=channels("pixel_std", args.pixel_std),
+    )
     checkpoint.load_backbone(model, Path(args.weights))
     return model.eval().to(compute.device, memory_format=torch.channels_last)
 
 
-def judged_splits(model: SwinHierarchical, data: Organized, compute: Compute, args: argparse.Namespace) -> dict[str, CachedViews]:
+def judged_splits(
+    model: SwinHierarchical, data: Organized, compute: Compute, args: argparse.Namespace
+) -> dict[str, CachedViews]:
     """Features of val and test."""
-    return {name: cache_eval(model, data.splits[name], compute, args.store / name, args.workers, args.batch_size,
-                             manifest_hash=data.manifest_hash) for name in ("val", "test")}
+    return {
+        name: cache_eval(
+            model,
+            data.splits[name],
+            compute,
+            args.store / name,
+            args.workers,
+            args.batch_size,
+            manifest_hash=data.manifest_hash,
+        )
+        for name in ("val", "test")
+    }
 
 
 class Chosen:
@@ -77,23 +104,51 @@ class Chosen:
 
     def batch(self, items: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
         """Read items (epoch, position, i): float32 (n, features), int64 (n,)."""
-        return self.store.batch([(int(self.views[epoch % len(self.views)]), position, i) for epoch, position, i in items])
+        return self.store.batch(
+            [
+                (int(self.views[epoch % len(self.views)]), position, i)
+                for epoch, position, i in items
+            ]
+        )
 
 
-def compare(args: argparse.Namespace, data: Organized, compute: Compute) -> tuple[float, dict[int, list[dict[str, float]]]]:
-    """Train with every number of views: seconds per stored view of all pictures, {views: figures per seed}."""
-    recipe = replace(recipes.get(args.recipe), image_size=args.image_size, batch_size=args.batch_size, mix_share=0.0)
+def compare(
+    args: argparse.Namespace, data: Organized, compute: Compute
+) -> tuple[float, dict[int, list[dict[str, float]]]]:
+    """Train with every number of views: seconds per stored view of all pictures, {views: figures
+    per seed}."""
+    recipe = replace(
+        recipes.get(args.recipe),
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        mix_share=0.0,
+    )
     model, split = new_model(args, data.tree, 0, compute), data.splits["train"]
-    judged, counts = judged_splits(model, data, compute, args), np.bincount(split.class_idx, minlength=data.tree.num_classes)
+    judged, counts = (
+        judged_splits(model, data, compute, args),
+        np.bincount(split.class_idx, minlength=data.tree.num_classes),
+    )
     schedule = Schedule(epochs=args.epochs, lr=args.lr, batch_size=args.batch_size)
 
     def cache(views: int) -> CachedViews:
-        return cache_views(model, split, recipe, compute, args.store / "train", views, 0, args.workers, args.batch_size,
-                           manifest_hash=data.manifest_hash)
+        return cache_views(
+            model,
+            split,
+            recipe,
+            compute,
+            args.store / "train",
+            views,
+            0,
+            args.workers,
+            args.batch_size,
+            manifest_hash=data.manifest_hash,
+        )
 
     cache(args.epochs - 1)
     clock, note = Stopwatch(), args.store / "seconds_per_view"
-    store = cache(args.epochs)  # the last view is timed, in a run that goes on with stored ones, too
+    store = cache(
+        args.epochs
+    )  # the last view is timed, in a run that goes on with stored ones, too
     if (seconds := clock()) > 1 or not note.is_file():
         note.write_text(f"{seconds:.2f}")
     seconds = float(note.read_text())
@@ -103,17 +158,35 @@ def compare(args: argparse.Namespace, data: Organized, compute: Compute) -> tupl
         order = np.random.default_rng([seed, 5]).permutation(args.epochs)
         for views, figures in found.items():
             clock = Stopwatch()
-            state = retrain_heads(model, Chosen(store, order[:views]), judged["val"], "cross_entropy", counts, schedule, seed, compute)
+            state = retrain_heads(
+                model,
+                Chosen(store, order[:views]),
+                judged["val"],
+                "cross_entropy",
+                counts,
+                schedule,
+                seed,
+                compute,
+            )
             trained = clock()
             parts = [answer(model, features, compute, state) for features in judged.values()]
-            both = Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("class_idx", "species", "given", "joint")))
+            both = Answers(
+                *(
+                    np.concatenate([getattr(part, name) for part in parts])
+                    for name in ("class_idx", "species", "given", "joint")
+                )
+            )
             figures.append({**by_size(both, data.tree, counts)["all"], "trained": trained})
     return seconds, found
 
 
 def main() -> None:
     """Print one row per number of views."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     add_flags(flags)
     flags.add_argument("--recipe", default="hierarchical", help="whose augmentation is used")
     flags.add_argument("--epochs", type=int, default=16)
@@ -130,14 +203,44 @@ def main() -> None:
         values = np.array([[run[name] for name in FIGURES] for run in runs])
         off, heads = (values - exact), float(np.mean([run["trained"] for run in runs]))
         error = off.std(0, ddof=1) / len(runs) ** 0.5
-        rows.append([f"{views} = exact" if views == args.epochs else views,
-                     *(f"{m:.4f} ({s:.4f})" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)),
-                     *("" if views == args.epochs else f"{off[:, k].mean():+.4f} ({error[k]:.4f})" for k in (2, 3)),
-                     duration(views * seconds), duration(heads), f"{(args.epochs * seconds + heads) / (views * seconds + heads):.1f}"])
-    say("", f"{args.backbone}, {args.image_size} px, {compute}, torch threads {torch.get_num_threads()}; {len(data.splits['train']):,} "
-        f"train pictures, {args.epochs} epochs; mean (standard deviation) over {args.seeds} seeds; differences with their standard error",
-        table(rows, ("views", "species", "disease", "cascade", "macro F1", "cascade - exact", "macro F1 - exact", "features", "heads",
-                     "times as fast")))
+        rows.append(
+            [
+                f"{views} = exact" if views == args.epochs else views,
+                *(
+                    f"{m:.4f} ({s:.4f})"
+                    for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)
+                ),
+                *(
+                    "" if views == args.epochs else f"{off[:, k].mean():+.4f} ({error[k]:.4f})"
+                    for k in (2, 3)
+                ),
+                duration(views * seconds),
+                duration(heads),
+                f"{(args.epochs * seconds + heads) / (views * seconds + heads):.1f}",
+            ]
+        )
+    say(
+        "",
+        f"{args.backbone}, {args.image_size} px, {compute}, torch threads "
+        f"{torch.get_num_threads()}; {len(data.splits['train']):,} "
+        f"train pictures, {args.epochs} epochs; mean (standard deviation) over {args.seeds} "
+        f"seeds; differences with their standard error",
+        table(
+            rows,
+            (
+                "views",
+                "species",
+                "disease",
+                "cascade",
+                "macro F1",
+                "cascade - exact",
+                "macro F1 - exact",
+                "features",
+                "heads",
+                "times as fast",
+            ),
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Whether the promise of the bars holds on real answers, temperatures fitted on the same pictures, and what it costs in coverage.
+"""Whether the promise of the bars holds on real answers, temperatures fitted on the same pictures,
+and what it costs in coverage.
 
   python tests/benchmarks/climbing.py --model exports/model.onnx --data data/organized
 
-Takes all held-out pictures (val and test) of an exported model. First they are the world: val splits of several sizes are drawn
-from them with replacement, temperatures and bars fitted, and the promise checked on all of them, which is then the truth. Then they
-are cut in two again and again, class by class; temperatures and bars are fitted on one half and judged on the other, as 03 does it.
-A model's baked temperatures do not matter: all is fitted anew from its answers. A few minutes for 1,000 pictures.
-"""
+Takes all held-out pictures (val and test) of an exported model. First they are the world: val
+splits of several sizes are drawn from them with replacement, temperatures and bars fitted, and the
+promise checked on all of them, which is then the truth. Then they are cut in two again and again,
+class by class; temperatures and bars are fitted on one half and judged on the other, as 03 does it.
+A model's baked temperatures do not matter: all is fitted anew from its answers. A few minutes for
+1,000 pictures."""
 
 from __future__ import annotations
 
@@ -25,32 +27,60 @@ from common.export import calibrate, rollup  # noqa: E402
 PRECISIONS = (0.90, 0.95, 0.97, 0.99)
 
 
-def fit(probabilities: np.ndarray, class_idx: np.ndarray, chosen: np.ndarray, tree: ClassTree) -> tuple[np.ndarray, dict]:
-    """Fit temperatures and bars on the chosen pictures; all probabilities at these temperatures, and the bars."""
+def fit(
+    probabilities: np.ndarray, class_idx: np.ndarray, chosen: np.ndarray, tree: ClassTree
+) -> tuple[np.ndarray, dict]:
+    """Fit temperatures and bars on the chosen pictures; all probabilities at these temperatures,
+    and the bars."""
     mine, one = probabilities[chosen], calibrate.Temperatures.none(tree)
-    fitted = calibrate.fit_temperatures(*calibrate.logits_of(mine, class_idx[chosen], tree), class_idx[chosen], tree)
+    fitted = calibrate.fit_temperatures(
+        *calibrate.logits_of(mine, class_idx[chosen], tree), class_idx[chosen], tree
+    )
     moved = calibrate.retemper(probabilities, tree, one, fitted)
-    return moved, rollup.fit(moved[chosen], class_idx[chosen], tree, precisions=PRECISIONS)["precisions"]
+    return moved, rollup.fit(moved[chosen], class_idx[chosen], tree, precisions=PRECISIONS)[
+        "precisions"
+    ]
 
 
 def broken(entry: dict, figures: dict) -> bool:
-    """Whether a promise does not hold: of all answers, or of those that name a leaf where the bars were fitted for them."""
+    """Whether a promise does not hold: of all answers, or of those that name a leaf where the bars
+    were fitted for them."""
     names = ("precision", "disease_precision") if entry["answers"] == "disease" else ("precision",)
     return any(figures[name] is not None and figures[name] < entry["holds"] for name in names)
 
 
 def row(label: str, name: str, seen: list[tuple[dict, dict]]) -> tuple[str, ...]:
-    """One line: how often promised, how often broken, and means of what was seen where it was promised."""
+    """One line: how often promised, how often broken, and means of what was seen where it was
+    promised."""
     kept = [(entry, figures) for entry, figures in seen if entry["promised"]]
     with_classes = [figures for entry, figures in kept if entry["answers"] == "disease"]
-    mean = {key: np.mean([f[key] for _, f in kept if f[key] is not None]) if kept else float("nan") for key in ("coverage", "precision")}
-    classes = np.mean([f["disease_coverage"] for f in with_classes]) if with_classes else float("nan")
+    mean = {
+        key: np.mean([f[key] for _, f in kept if f[key] is not None]) if kept else float("nan")
+        for key in ("coverage", "precision")
+    }
+    classes = (
+        np.mean([f["disease_coverage"] for f in with_classes]) if with_classes else float("nan")
+    )
     shares = [len(with_classes) / len(seen), (len(kept) - len(with_classes)) / len(seen)]
-    return (label, name, *(f"{share:.0%}" for share in shares), f"{sum(broken(*pair) for pair in seen) / len(seen):.1%}",
-            f"{mean['precision']:.2%}", f"{mean['coverage']:.1%}", f"{classes:.1%}")
+    return (
+        label,
+        name,
+        *(f"{share:.0%}" for share in shares),
+        f"{sum(broken(*pair) for pair in seen) / len(seen):.1%}",
+        f"{mean['precision']:.2%}",
+        f"{mean['coverage']:.1%}",
+        f"{classes:.1%}",
+    )
 
 
-def resample(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, sizes: tuple[int, ...], draws: int, seed: int = 0) -> str:
+def resample(
+    probabilities: np.ndarray,
+    class_idx: np.ndarray,
+    tree: ClassTree,
+    sizes: tuple[int, ...],
+    draws: int,
+    seed: int = 0,
+) -> str:
     """Both experiments as a table."""
     rng, rows, errors = np.random.default_rng(seed), [], []
     for n in (*sizes, 0):
@@ -66,18 +96,35 @@ def resample(probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, 
             for name, entry in entries.items():
                 seen[name].append((entry, rollup.judge(entry, moved[rest], class_idx[rest], tree)))
             if not n:
-                figures = calibrate.calibration_figures(moved[rest], class_idx[rest], tree, np.zeros(tree.num_classes))["all"]
+                figures = calibrate.calibration_figures(
+                    moved[rest], class_idx[rest], tree, np.zeros(tree.num_classes)
+                )["all"]
                 errors.append([figures[key] for key in ("error", "counted", "by_chance", "nll")])
         label = f"{n:,} drawn, all are the truth" if n else "halves, judged on the other"
         rows += [row(label, name, pairs) for name, pairs in seen.items()]
-    words = ("val", "wanted", "promised with leaves", "species only", "broken", "right", "answered", "leaf answered")
-    error = "calibration error {:.2%} (counted {:.2%}, by chance {:.2%}), NLL {:.3f}".format(*np.mean(errors, axis=0))
+    words = (
+        "val",
+        "wanted",
+        "promised with leaves",
+        "species only",
+        "broken",
+        "right",
+        "answered",
+        "leaf answered",
+    )
+    error = "calibration error {:.2%} (counted {:.2%}, by chance {:.2%}), NLL {:.3f}".format(
+        *np.mean(errors, axis=0)
+    )
     return f"{table(rows, words)}\n\nhalves, mean of {draws}: {error}"
 
 
 def main() -> None:
     """Answer all held-out pictures with a model, and resample them."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     flags.add_argument("--model", type=Path, required=True)
     flags.add_argument("--data", type=Path, required=True)
     flags.add_argument("--sizes", type=int, nargs="+", default=[300, 600, 2000])
@@ -90,8 +137,12 @@ def main() -> None:
     data, session = load_organized(args.data), open_session(args.model)
     size, parts = session.get_inputs()[0].shape[1], []
     for split in ("val", "test"):
-        for pictures, class_idx in make_loader(EvalViews(data.splits[split], size), 0, batch_size=32):
-            parts.append((session.run(["probabilities"], {"images": pictures.numpy()})[0], class_idx.numpy()))
+        for pictures, class_idx in make_loader(
+            EvalViews(data.splits[split], size), 0, batch_size=32
+        ):
+            parts.append(
+                (session.run(["probabilities"], {"images": pictures.numpy()})[0], class_idx.numpy())
+            )
     probabilities, class_idx = (np.concatenate(column) for column in zip(*parts, strict=True))
     print(resample(probabilities, class_idx, data.tree, tuple(args.sizes), args.draws))
 

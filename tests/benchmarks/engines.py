@@ -1,11 +1,12 @@
-"""One exported file in other engines: the same pictures through ONNX Runtime, OpenVINO and onnxruntime-node.
+"""One exported file in other engines: the same pictures through ONNX Runtime, OpenVINO and
+onnxruntime-node.
 
   python tests/benchmarks/engines.py --exports exports --data data/organized
   python tests/benchmarks/engines.py --exports exports --data data/organized --node DIR     a folder with node_modules/onnxruntime-node
 
-Prints per model file and engine how far the probabilities and scores are from ONNX Runtime's, how often the best leaf is the same,
-and whether a batch of 8 equals 8 of 1. Engines that are not installed are left out. Needs no torch.
-"""
+Prints per model file and engine how far the probabilities and scores are from ONNX Runtime's, how
+often the best leaf is the same, and whether a batch of 8 equals 8 of 1. Engines that are not
+installed are left out. Needs no torch."""
 
 from __future__ import annotations
 
@@ -69,7 +70,10 @@ def openvino_answers(path: Path, pictures: np.ndarray, batch: int) -> Answers | 
     except ImportError:
         return None
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    places = [next(i for i, output in enumerate(compiled.outputs) if name in output.names) for name in OUTPUTS[:2]]
+    places = [
+        next(i for i, output in enumerate(compiled.outputs) if name in output.names)
+        for name in OUTPUTS[:2]
+    ]
 
     def run(part: np.ndarray) -> Answers:
         found = compiled({0: np.ascontiguousarray(part)})
@@ -78,28 +82,48 @@ def openvino_answers(path: Path, pictures: np.ndarray, batch: int) -> Answers | 
     return in_batches(run, pictures, batch)
 
 
-def node_answers(path: Path, pictures: np.ndarray, batch: int, modules: Path | None, classes: int, scores: int) -> Answers | None:
+def node_answers(
+    path: Path, pictures: np.ndarray, batch: int, modules: Path | None, classes: int, scores: int
+) -> Answers | None:
     """Run in onnxruntime-node."""
     if modules is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in", Path(folder) / "out"
         source.write_bytes(pictures.tobytes())
-        subprocess.run(["node", "-e", NODE, str(path.resolve()), str(source), str(target), str(len(pictures)), str(pictures.shape[1]),
-                        str(batch), ",".join(OUTPUTS[:2])], check=True, cwd=modules)
+        subprocess.run(
+            [
+                "node",
+                "-e",
+                NODE,
+                str(path.resolve()),
+                str(source),
+                str(target),
+                str(len(pictures)),
+                str(pictures.shape[1]),
+                str(batch),
+                ",".join(OUTPUTS[:2]),
+            ],
+            check=True,
+            cwd=modules,
+        )
         found, probabilities, ood = np.fromfile(target, np.float32), [], []
     at = 0
     for start in range(0, len(pictures), batch):
         many = min(batch, len(pictures) - start)
         probabilities.append(found[at : at + many * classes].reshape(many, classes))
-        ood.append(found[at + many * classes : at + many * (classes + scores)].reshape(many, scores))
+        ood.append(
+            found[at + many * classes : at + many * (classes + scores)].reshape(many, scores)
+        )
         at += many * (classes + scores)
     return np.concatenate(probabilities), np.concatenate(ood)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; see the module's docstring."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flags.add_argument("--exports", type=Path, default=Path("exports"))
     flags.add_argument("--data", type=Path, default=Path("data/organized"))
     flags.add_argument("--count", type=int, default=500, help="pictures")
@@ -108,22 +132,53 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for name in Predictor(args.exports).bundle.models:
         predictor = Predictor(args.exports, name)
-        tree, pictures, path = predictor.bundle.tree, read_pictures(predictor, args.data, args.count), args.exports / name
+        tree, pictures, path = (
+            predictor.bundle.tree,
+            read_pictures(predictor, args.data, args.count),
+            args.exports / name,
+        )
 
         def own(part: np.ndarray, predictor: Predictor = predictor) -> Answers:
             found = predictor.run(part)
             return found.probabilities, found.ood
 
         want = in_batches(own, pictures, BATCH)
-        engines = {"ONNX Runtime, one by one": in_batches(own, pictures, 1), "OpenVINO": openvino_answers(path, pictures, BATCH),
-                   "onnxruntime-node": node_answers(path, pictures, BATCH, args.node, tree.num_classes, len(predictor.bundle.scores))}
+        engines = {
+            "ONNX Runtime, one by one": in_batches(own, pictures, 1),
+            "OpenVINO": openvino_answers(path, pictures, BATCH),
+            "onnxruntime-node": node_answers(
+                path, pictures, BATCH, args.node, tree.num_classes, len(predictor.bundle.scores)
+            ),
+        }
         for engine, got in engines.items():
             if got is not None:
                 score = np.abs(got[1] - want[1]) / np.maximum(np.abs(want[1]).mean(axis=0), 1e-9)
-                rows.append((name, engine, len(pictures), f"{np.abs(got[0] - want[0]).max():.1e}",
-                             f"{(got[0].argmax(1) == want[0].argmax(1)).sum()}", f"{score.max():.1e}"))
-    say(f"{platform.machine()}, onnxruntime {onnxruntime.__version__}; against ONNX Runtime in batches of {BATCH}", "",
-        table(rows, ("model", "engine", "pictures", "largest difference of a probability", "same best leaf", "of a score, relative")))
+                rows.append(
+                    (
+                        name,
+                        engine,
+                        len(pictures),
+                        f"{np.abs(got[0] - want[0]).max():.1e}",
+                        f"{(got[0].argmax(1) == want[0].argmax(1)).sum()}",
+                        f"{score.max():.1e}",
+                    )
+                )
+    say(
+        f"{platform.machine()}, onnxruntime {onnxruntime.__version__}; against ONNX Runtime in "
+        f"batches of {BATCH}",
+        "",
+        table(
+            rows,
+            (
+                "model",
+                "engine",
+                "pictures",
+                "largest difference of a probability",
+                "same best leaf",
+                "of a score, relative",
+            ),
+        ),
+    )
     return 0
 
 

@@ -1,6 +1,7 @@
-"""The demo's exported models on demo pictures drawn with another seed: nothing was trained, fitted or chosen on them.
+"""The demo's exported models on demo pictures drawn with another seed: nothing was trained, fitted
+or chosen on them.
 
-  python tests/benchmarks/fresh_demo.py --exports exports --pictures /some/empty/folder
+python tests/benchmarks/fresh_demo.py --exports exports --pictures /some/empty/folder
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from common.serve.predictor import Predictor  # noqa: E402
 from common.train.metrics import auroc, judge, summarise  # noqa: E402
 
 
-def run(predictor: Predictor, files: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answer all files that can be read: probabilities (N, leaves), scores of strangers (N, scores), leaves (N,)."""
+def run(
+    predictor: Predictor, files: list[tuple[Path, int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Answer all files that can be read: probabilities (N, leaves), scores of strangers (N,
+    scores), leaves (N,)."""
     pictures, classes = [], []
     for path, class_idx in files:
         try:
@@ -31,15 +35,22 @@ def run(predictor: Predictor, files: list[tuple[Path, int]]) -> tuple[np.ndarray
         except ImageError:  # the defects planted in the demo
             continue
     outputs = [predictor.run(np.stack(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
-    return (np.concatenate([o.probabilities for o in outputs]),
-            np.concatenate([o.ood for o in outputs]), np.array(classes))
+    return (
+        np.concatenate([o.probabilities for o in outputs]),
+        np.concatenate([o.ood for o in outputs]),
+        np.array(classes),
+    )
 
 
 def main() -> None:
     """Print a table, a row per exported model."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flags.add_argument("--exports", type=Path, default=Path("exports"))
-    flags.add_argument("--pictures", type=Path, required=True, help="folder to draw into; kept for the next time")
+    flags.add_argument(
+        "--pictures", type=Path, required=True, help="folder to draw into; kept for the next time"
+    )
     flags.add_argument("--seed", type=int, default=7, help="of the drawing; the demo itself has 0")
     args = flags.parse_args()
     made, truth, rows = make_demo(args.pictures, seed=args.seed), demo_truth(), []
@@ -47,15 +58,48 @@ def main() -> None:
         predictor = Predictor(args.exports, name)
         tree, bars = predictor.bundle.tree, predictor.card.rejection
         index = {tree.pair(i): i for i in range(tree.num_classes)}
-        plants = [(path, index[tuple(map(slug, truth[folder.name]))]) for folder in sorted(Path(made["plants"]).iterdir())
-                  for path in sorted(folder.iterdir())]
+        plants = [
+            (path, index[tuple(map(slug, truth[folder.name]))])
+            for folder in sorted(Path(made["plants"]).iterdir())
+            for path in sorted(folder.iterdir())
+        ]
         probabilities, known, class_idx = run(predictor, plants)
-        strange = run(predictor, [(path, 0) for path in sorted(Path(made["not_plants"]).iterdir())])[1]
-        m = summarise(judge(probabilities, class_idx, tree), tree, np.bincount(class_idx, minlength=tree.num_classes))
-        rows.append((name, m["n"], *(f"{m[k]:.4f}" for k in ("species_top1", "disease_top1", "cascade_top1", "macro_f1")),
-                     *(f"{bars.ood.exceeded(ood).mean():.4f}" for ood in (strange, known)),
-                     f"{auroc(bars.ood.value(known), bars.ood.value(strange)):.4f}"))
-    print(table(rows, ("model", "leaves", "species", "disease", "both", "macro F1", "strangers refused", "plants lost", "AUROC")))
+        strange = run(
+            predictor, [(path, 0) for path in sorted(Path(made["not_plants"]).iterdir())]
+        )[1]
+        m = summarise(
+            judge(probabilities, class_idx, tree),
+            tree,
+            np.bincount(class_idx, minlength=tree.num_classes),
+        )
+        rows.append(
+            (
+                name,
+                m["n"],
+                *(
+                    f"{m[k]:.4f}"
+                    for k in ("species_top1", "disease_top1", "cascade_top1", "macro_f1")
+                ),
+                *(f"{bars.ood.exceeded(ood).mean():.4f}" for ood in (strange, known)),
+                f"{auroc(bars.ood.value(known), bars.ood.value(strange)):.4f}",
+            )
+        )
+    print(
+        table(
+            rows,
+            (
+                "model",
+                "leaves",
+                "species",
+                "disease",
+                "both",
+                "macro F1",
+                "strangers refused",
+                "plants lost",
+                "AUROC",
+            ),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What leaking is worth: the test accuracy of one small model on splits that keep groups whole and on splits that do not.
+"""What leaking is worth: the test accuracy of one small model on splits that keep groups whole and
+on splits that do not.
 
-  python tests/benchmarks/leak.py --data data/organized --weights FILE [--backbone-args ... --pixel-mean ... --pixel-std ...]
+  python tests/benchmarks/leak.py --data data/organized --weights FILE [--backbone-args ...
+  --pixel-mean ... --pixel-std ...]
 
-The model is a linear layer on frozen features of the backbone. Each of the seeds draws both splits anew with the shares of stage 1:
-one puts whole groups (the manifest's) into splits, one puts each picture by itself. On the latter, test pictures that have a picture of
-their group in train are told apart from the others: what a model seems to know and what it knows.
-"""
+The model is a linear layer on frozen features of the backbone. Each of the seeds draws both splits
+anew with the shares of stage 1: one puts whole groups (the manifest's) into splits, one puts each
+picture by itself. On the latter, test pictures that have a picture of their group in train are told
+apart from the others: what a model seems to know and what it knows."""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from common.train.recipe_flags import arguments, channels  # noqa: E402
 
 
 def probe(features: torch.Tensor, class_idx: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
-    """Fit a linear layer on the train pictures by L-BFGS; returns the answers for all, int64 (K,)."""
+    """Fit a linear layer on the train pictures by L-BFGS; returns the answers for all, int64
+    (K,)."""
     mean, std = features[train].mean(0), features[train].std(0) + 1e-6
     x = (features - mean) / std
     layer = torch.nn.Linear(x.shape[1], int(class_idx.max()) + 1)
@@ -37,7 +40,10 @@ def probe(features: torch.Tensor, class_idx: torch.Tensor, train: torch.Tensor) 
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(layer(x[train]), class_idx[train]) + 1e-3 * layer.weight.square().sum()
+        loss = (
+            torch.nn.functional.cross_entropy(layer(x[train]), class_idx[train])
+            + 1e-3 * layer.weight.square().sum()
+        )
         loss.backward()
         return loss
 
@@ -48,28 +54,44 @@ def probe(features: torch.Tensor, class_idx: torch.Tensor, train: torch.Tensor) 
 
 def main() -> None:
     """Print one row per kind of split."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flags.add_argument("--data", type=Path, default=Path("data/organized"))
     flags.add_argument("--seeds", type=int, default=10)
-    flags.add_argument("--store", type=Path, default=Path("features"), help="folder for the features")
+    flags.add_argument(
+        "--store", type=Path, default=Path("features"), help="folder for the features"
+    )
     lookalikes.add_flags(flags)
     args = flags.parse_args()
     with (args.data / "manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["sha256"])
     sha = np.array([list(bytes.fromhex(row["sha256"])) for row in rows], np.uint8)
-    class_idx = np.unique([f"{row['species']}/{row['disease']}" for row in rows], return_inverse=True)[1]
+    class_idx = np.unique(
+        [f"{row['species']}/{row['disease']}" for row in rows], return_inverse=True
+    )[1]
     first: dict[str, int] = {}
     group = np.array([first.setdefault(row["group"], k) for k, row in enumerate(rows)])
-    backbone = embed.Backbone(args.backbone, args.weights, arguments=arguments(args.backbone_args),
-                              mean=channels("pixel_mean", args.pixel_mean), std=channels("pixel_std", args.pixel_std))
+    backbone = embed.Backbone(
+        args.backbone,
+        args.weights,
+        arguments=arguments(args.backbone_args),
+        mean=channels("pixel_mean", args.pixel_mean),
+        std=channels("pixel_std", args.pixel_std),
+    )
     embedder = embed.load_embedder(backbone, choose_compute(precision=args.precision), 1)
-    stored = embed.features(lambda k: (args.data / rows[k]["path"]).read_bytes(), sha, embedder, args.store)
+    stored = embed.features(
+        lambda k: (args.data / rows[k]["path"]).read_bytes(), sha, embedder, args.store
+    )
     features, target = torch.from_numpy(np.array(stored, np.float32)), torch.from_numpy(class_idx)
     right: dict[str, list[float]] = {"groups kept whole": [], "each picture by itself": []}
     kin_right, rest_right, leaks = [], [], []
     for seed in range(args.seeds):
         draw = np.random.default_rng(seed).random(len(rows))
-        for name, of in (("groups kept whole", group), ("each picture by itself", np.arange(len(rows)))):
+        for name, of in (
+            ("groups kept whole", group),
+            ("each picture by itself", np.arange(len(rows))),
+        ):
             split = split_groups(class_idx, of, draw, 0.15, 0.15)
             answers = probe(features, target, torch.from_numpy(split == TRAIN)).numpy()
             test = split == TEST
@@ -79,12 +101,23 @@ def main() -> None:
                 leaks.append(kin.sum() / test.sum())
                 kin_right += (answers == class_idx)[kin].tolist()
                 rest_right += (answers == class_idx)[test & ~kin].tolist()
-    print(table([(name, f"{np.mean(values):.4f}", f"{np.std(values, ddof=1):.4f}") for name, values in right.items()],
-                ("split", "test accuracy, class", f"spread over {args.seeds} draws")))
+    print(
+        table(
+            [
+                (name, f"{np.mean(values):.4f}", f"{np.std(values, ddof=1):.4f}")
+                for name, values in right.items()
+            ],
+            ("split", "test accuracy, class", f"spread over {args.seeds} draws"),
+        )
+    )
     difference = np.subtract(right["each picture by itself"], right["groups kept whole"])
-    print(f"difference {difference.mean():+.4f} +- {difference.std(ddof=1) / len(difference) ** 0.5:.4f} (standard error)\n"
-          f"alone, {np.mean(leaks):.2%} of test pictures have kin in train: {np.mean(kin_right):.3f} of these are right, "
-          f"{np.mean(rest_right):.3f} of the others")
+    print(
+        f"difference {difference.mean():+.4f} +- "
+        f"{difference.std(ddof=1) / len(difference) ** 0.5:.4f} (standard error)\n"
+        f"alone, {np.mean(leaks):.2%} of test pictures have kin in train: "
+        f"{np.mean(kin_right):.3f} of these are right, "
+        f"{np.mean(rest_right):.3f} of the others"
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""The server under load on loopback, against the raw `session.run` limit and other servers doing the same work, all in turn.
+"""The server under load on loopback, against the raw `session.run` limit and other servers doing
+the same work, all in turn.
 
   python tests/benchmarks/swin_exports.py exports_swin          # once: Swin-Tiny INT8, random weights
   python tests/benchmarks/load.py --exports exports_swin        # FastAPI and LitServe take part where they are installed
 
-The limit is what as many threads as there are cores reach with `session.run` alone on a prepared picture (at concurrency 1: one thread).
-Every round measures each contestant for some seconds, so that the machine's moods hit all alike; ratios are taken within a round and
-their median is shown. Processor time per answer, which other work on the machine hardly changes, stands beside (of Linux). The client
-is a process of its own, of raw sockets: it shares the machine, and costs little.
-"""
+The limit is what as many threads as there are cores reach with `session.run` alone on a prepared
+picture (at concurrency 1: one thread). Every round measures each contestant for some seconds, so
+that the machine's moods hit all alike; ratios are taken within a round and their median is shown.
+Processor time per answer, which other work on the machine hardly changes, stands beside (of Linux).
+The client is a process of its own, of raw sockets: it shares the machine, and costs little."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def a_photo(side: int) -> bytes:
 
 
 def raw(exports: Path, commands: Any = sys.stdin) -> None:
-    """For each line {"threads", "seconds"} run the session alone, and print the milliseconds of each run."""
+    """For each line {"threads", "seconds"} run the session alone, and print the milliseconds of
+    each run."""
     predictor = Predictor(exports)
     size = predictor.bundle.size
     picture = np.asarray(Image.open(io.BytesIO(a_photo(size))).convert("RGB"))[None]
@@ -68,17 +70,32 @@ def raw(exports: Path, commands: Any = sys.stdin) -> None:
                 predictor.session.run(None, {"images": picture})
                 times.append(1000 * (time.perf_counter() - start))
 
-        begin, used, threads = time.perf_counter(), time.process_time(), [threading.Thread(target=work) for _ in range(asked["threads"])]
+        begin, used, threads = (
+            time.perf_counter(),
+            time.process_time(),
+            [threading.Thread(target=work) for _ in range(asked["threads"])],
+        )
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        print(json.dumps({"ms": times, "seconds": time.perf_counter() - begin, "statuses": {}, "answers": len(times),
-                          "processor": time.process_time() - used}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "ms": times,
+                    "seconds": time.perf_counter() - begin,
+                    "statuses": {},
+                    "answers": len(times),
+                    "processor": time.process_time() - used,
+                }
+            ),
+            flush=True,
+        )
 
 
 def client(commands: Any = sys.stdin) -> None:
-    """For each line {"port", "concurrency", "seconds", "side", "form"} ask a server, and print milliseconds and statuses."""
+    """For each line {"port", "concurrency", "seconds", "side", "form"} ask a server, and print
+    milliseconds and statuses."""
     print("ready", flush=True)
     for line in commands:
         asked = json.loads(line)
@@ -89,18 +106,24 @@ async def _ask(asked: dict[str, Any]) -> dict[str, Any]:
     body = a_photo(asked["side"])
     kind = "image/jpeg"
     if asked["form"]:
-        body = (b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
-                + body + b"\r\n--b--\r\n")
+        body = (
+            b'--b\r\nContent-Disposition: form-data; name="photo"; '
+            b'filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n' + body + b"\r\n--b--\r\n"
+        )
         kind = "multipart/form-data; boundary=b"
-    request = (f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-               ).encode() + body
+    request = (
+        f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: "
+        f"{len(body)}\r\n\r\n"
+    ).encode() + body
     times: list[float] = []
     statuses: dict[str, int] = {}
     end = time.perf_counter() + asked["seconds"]
 
     async def one() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", asked["port"])
-        first = True  # all clients begin at once: their first answers tell of a queue that fills, not of one that stands
+        # all clients begin at once: their first answers tell of a queue that fills, not of one that
+        # stands
+        first = True
         while (start := time.perf_counter()) < end:
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -114,11 +137,17 @@ async def _ask(asked: dict[str, Any]) -> dict[str, Any]:
 
     begin = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(asked["concurrency"])))
-    return {"ms": times, "seconds": time.perf_counter() - begin, "statuses": statuses, "answers": statuses.get("200", 0)}
+    return {
+        "ms": times,
+        "seconds": time.perf_counter() - begin,
+        "statuses": statuses,
+        "answers": statuses.get("200", 0),
+    }
 
 
 def fastapi_server(exports: Path, port: int) -> None:
-    """A plain FastAPI handler as its manual shows it: a function with an upload, which runs in FastAPI's pool of threads."""
+    """A plain FastAPI handler as its manual shows it: a function with an upload, which runs in
+    FastAPI's pool of threads."""
     import uvicorn
     from fastapi import FastAPI, UploadFile
 
@@ -132,7 +161,11 @@ def fastapi_server(exports: Path, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
 
 
-class Api(importlib.import_module("litserve").LitAPI if "litserve" in sys.argv and "--as" in sys.argv else object):
+class Api(
+    importlib.import_module("litserve").LitAPI
+    if "litserve" in sys.argv and "--as" in sys.argv
+    else object
+):
     """What LitServe runs in its workers, which import this file anew."""
 
     exports = ""
@@ -167,7 +200,12 @@ class Part:
     """A process that answers a line for a line."""
 
     def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen([sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.process.stdout and self.process.stdout.readline().strip() == "ready"
 
     def __call__(self, **asked: Any) -> dict[str, Any]:
@@ -187,11 +225,21 @@ def free_port() -> int:
 
 def start_server(command: list[str], port: int, photo: bytes) -> subprocess.Popen:
     """Start a server and wait until it answers a photo."""
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, start_new_session=True)
-    form = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n' + photo + b"\r\n--b--\r\n"
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
+        + photo
+        + b"\r\n--b--\r\n"
+    )
     for _ in range(300):
         try:
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", form, {"content-type": "multipart/form-data; boundary=b"})
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/predict",
+                form,
+                {"content-type": "multipart/form-data; boundary=b"},
+            )
             urllib.request.urlopen(request, timeout=60).read()
             return process
         except OSError:
@@ -227,20 +275,33 @@ def measure(args: argparse.Namespace, servers: dict[str, tuple[int, subprocess.P
     limit, asker = Part("--as", "raw", "--exports", str(args.exports)), Part("--as", "client")
     try:
         for concurrency in args.concurrency:
-            found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("session.run", *servers)}
+            found: dict[str, list[dict[str, Any]]] = {
+                name: [] for name in ("session.run", *servers)
+            }
             for round_ in range(args.rounds + 1):
                 names = list(found)
-                for name in names[round_ % len(names):] + names[:round_ % len(names)]:
+                for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
                     if name in servers:
                         port, process = servers[name]
                         used = processor_seconds(process.pid)
-                        result = asker(port=port, concurrency=concurrency, seconds=args.seconds, side=args.side, form=True)
+                        result = asker(
+                            port=port,
+                            concurrency=concurrency,
+                            seconds=args.seconds,
+                            side=args.side,
+                            form=True,
+                        )
                         result["processor"] = processor_seconds(process.pid) - used
                     else:
                         result = limit(threads=min(CORES, concurrency), seconds=args.seconds)
                     if round_:  # the first warms up
                         found[name].append(result)
-            say("", f"concurrency {concurrency}, {args.rounds} rounds of {args.seconds:g} s", "", report(found))
+            say(
+                "",
+                f"concurrency {concurrency}, {args.rounds} rounds of {args.seconds:g} s",
+                "",
+                report(found),
+            )
     finally:
         for part in (limit, asker):
             part.process.kill()
@@ -248,47 +309,108 @@ def measure(args: argparse.Namespace, servers: dict[str, tuple[int, subprocess.P
 
 def report(found: dict[str, list[dict[str, Any]]]) -> str:
     """Lay out the medians over the rounds, with ratios to the limit within each round."""
+
     def of(result: dict[str, Any]) -> np.ndarray:
         rate = result["answers"] / result["seconds"]
-        return np.array([rate, *(np.quantile(result["ms"], q) if result["ms"] else np.nan for q in (0.5, 0.95)),
-                         1000 * result["processor"] / max(1, result["answers"])])
+        return np.array(
+            [
+                rate,
+                *(np.quantile(result["ms"], q) if result["ms"] else np.nan for q in (0.5, 0.95)),
+                1000 * result["processor"] / max(1, result["answers"]),
+            ]
+        )
 
     rows, base = [], np.array([of(result) for result in found["session.run"]])
     for name, results in found.items():
         own = np.array([of(result) for result in results])
         ratio = np.median(own / base, axis=0)
         rate, p50, p95, processor = np.median(own, axis=0)
-        other = sum(count for result in results for status, count in result["statuses"].items() if status != "200")
-        rows.append((name, f"{rate:.1f}", f"{ratio[0]:.3f}", f"{p50:.1f}", f"{p95:.1f}", f"{ratio[1]:.3f}", f"{ratio[2]:.3f}",
-                     f"{np.median(own[:, 2] / own[:, 1]):.3f}", f"{processor:.1f}", f"{ratio[3]:.3f}", other))
-    return table(rows, ("contestant", "answers/s", "x limit", "p50 ms", "p95 ms", "p50 x limit's", "p95 x limit's", "p95/p50",
-                        "processor ms", "x limit's", "not 200"))
+        other = sum(
+            count
+            for result in results
+            for status, count in result["statuses"].items()
+            if status != "200"
+        )
+        rows.append(
+            (
+                name,
+                f"{rate:.1f}",
+                f"{ratio[0]:.3f}",
+                f"{p50:.1f}",
+                f"{p95:.1f}",
+                f"{ratio[1]:.3f}",
+                f"{ratio[2]:.3f}",
+                f"{np.median(own[:, 2] / own[:, 1]):.3f}",
+                f"{processor:.1f}",
+                f"{ratio[3]:.3f}",
+                other,
+            )
+        )
+    return table(
+        rows,
+        (
+            "contestant",
+            "answers/s",
+            "x limit",
+            "p50 ms",
+            "p95 ms",
+            "p50 x limit's",
+            "p95 x limit's",
+            "p95/p50",
+            "processor ms",
+            "x limit's",
+            "not 200",
+        ),
+    )
 
 
 def main() -> None:
     """See the module's docstring."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flags.add_argument("--exports", type=Path, default=Path("exports"))
     flags.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     flags.add_argument("--rounds", type=int, default=5)
     flags.add_argument("--seconds", type=float, default=10)
-    flags.add_argument("--side", type=int, default=224, help="pixels per side of the photo that is sent")
-    flags.add_argument("--only", nargs="+", default=["foliar", "fastapi", "litserve"], help="servers that take part")
-    flags.add_argument("--as", dest="part", choices=["raw", "client", "fastapi", "litserve"], help=argparse.SUPPRESS)
+    flags.add_argument(
+        "--side", type=int, default=224, help="pixels per side of the photo that is sent"
+    )
+    flags.add_argument(
+        "--only",
+        nargs="+",
+        default=["foliar", "fastapi", "litserve"],
+        help="servers that take part",
+    )
+    flags.add_argument(
+        "--as",
+        dest="part",
+        choices=["raw", "client", "fastapi", "litserve"],
+        help=argparse.SUPPRESS,
+    )
     flags.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     args = flags.parse_args()
     if args.part == "client":
         return client()
     if args.part:
         return {"raw": raw, "fastapi": fastapi_server, "litserve": litserve_server}[args.part](
-            args.exports, *([args.port] if args.port else []))
+            args.exports, *([args.port] if args.port else [])
+        )
     servers, processes = {}, []
     try:
         for name in args.only:
             port = free_port()
             command = [__file__, "--as", name, "--exports", str(args.exports), "--port", str(port)]
             if name == "foliar":
-                command = [str(ROOT / "04_serve.py"), "--exports", str(args.exports), "--port", str(port), "--provider", "cpu"]
+                command = [
+                    str(ROOT / "04_serve.py"),
+                    "--exports",
+                    str(args.exports),
+                    "--port",
+                    str(port),
+                    "--provider",
+                    "cpu",
+                ]
             else:
                 try:
                     importlib.import_module(name)

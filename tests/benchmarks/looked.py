@@ -1,4 +1,5 @@
-"""A training process that can be stopped at any instruction, looked at, let go on, and killed where it stands (for kills.py)."""
+"""A training process that can be stopped at any instruction, looked at, let go on, and killed where
+it stands (for kills.py)."""
 
 from __future__ import annotations
 
@@ -20,14 +21,23 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 FEATURES, FROZEN, UNFROZEN, PIECES, SAVING, ELSEWHERE = (
-    "making features", "training, frozen", "training, unfrozen", "mid-accumulation", "saving", "elsewhere")
+    "making features",
+    "training, frozen",
+    "training, unfrozen",
+    "mid-accumulation",
+    "saving",
+    "elsewhere",
+)
 STARTING = "starting"
 
 
 def child(note: str, stack: str, script: str, argv: list[str]) -> None:
-    """Run a numbered script that notes its step and piece, and that writes its stack and stops when SIGTSTP comes."""
+    """Run a numbered script that notes its step and piece, and that writes its stack and stops when
+    SIGTSTP comes."""
     # in C, at any instruction; then what SIGTSTP does by itself: the whole process stops
-    faulthandler.register(signal.SIGTSTP, file=open(stack, "ab", buffering=0), all_threads=True, chain=True)
+    faulthandler.register(
+        signal.SIGTSTP, file=open(stack, "ab", buffering=0), all_threads=True, chain=True
+    )
     sys.path.insert(0, str(ROOT))
     from common.train import loop
     from common.train.augment import Mix
@@ -57,7 +67,8 @@ def child(note: str, stack: str, script: str, argv: list[str]) -> None:
 
 
 class Moment(NamedTuple):
-    """Where a stopped process stands: seconds since its start, kind of place, the place in words, what is half written."""
+    """Where a stopped process stands: seconds since its start, kind of place, the place in words,
+    what is half written."""
 
     after: float
     kind: str
@@ -85,16 +96,27 @@ class Looked:
 
     def __init__(self, script: str, flags: list[str], folder: Path) -> None:
         self.folder, self.loop = folder, _pieces_loop()
-        self.note, self.stack, self.told = (folder / f"{name}.txt" for name in ("note", "stack", "told"))
+        self.note, self.stack, self.told = (
+            folder / f"{name}.txt" for name in ("note", "stack", "told")
+        )
         folder.mkdir(parents=True, exist_ok=True)
         self.note.write_text("")
         self.stack.write_text("")
         arguments = [str(self.note), str(self.stack), script, flags]
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from looked import child; child(*{arguments!r})"
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from looked "
+            f"import child; child(*{arguments!r})"
+        )
         self.start = time.monotonic()
         with self.told.open("wb") as told:  # a pipe that nobody reads would stop it, too
             # a process group of its own: one without a parent outside of it would not stop
-            self.process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, preexec_fn=os.setpgrp, stdout=told, stderr=told)
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=ROOT,
+                preexec_fn=os.setpgrp,
+                stdout=told,
+                stderr=told,
+            )
 
     def stop(self) -> bool:
         """Stop it where it stands; False where it has ended.
@@ -109,7 +131,9 @@ class Looked:
             return True
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if self.process.returncode:
-            raise RuntimeError(f"ended with {self.process.returncode}: {self.told.read_text()[-3000:]}")
+            raise RuntimeError(
+                f"ended with {self.process.returncode}: {self.told.read_text()[-3000:]}"
+            )
         return False
 
     def go_on(self) -> None:
@@ -124,27 +148,57 @@ class Looked:
 
     def look(self) -> Moment:
         """Say where it stands, the innermost of the project's functions first."""
-        frames = [(Path(file), int(line), name)
-                  for file, line, name in re.findall(r'File "([^"]+)", line (\d+) in (\S+)', self.stack.read_text())]
-        own = [(file.name, line, name) for file, line, name in frames if file.parent in (ROOT / "common", ROOT)]
-        inside, note = {(file, name) for file, _, name in own}, json.loads(self.note.read_text() or "{}")
+        frames = [
+            (Path(file), int(line), name)
+            for file, line, name in re.findall(
+                r'File "([^"]+)", line (\d+) in (\S+)', self.stack.read_text()
+            )
+        ]
+        own = [
+            (file.name, line, name)
+            for file, line, name in frames
+            if file.parent in (ROOT / "common", ROOT)
+        ]
+        inside, note = (
+            {(file, name) for file, _, name in own},
+            json.loads(self.note.read_text() or "{}"),
+        )
         half = next(iter(self.folder.rglob("*.pt.tmp")), None)
-        place, kind = f"{note['phase']}, epoch {note['epoch']}, step {note['step']}" if note else "before the first step", ELSEWHERE
+        place, kind = (
+            f"{note['phase']}, epoch {note['epoch']}, step {note['step']}"
+            if note
+            else "before the first step",
+            ELSEWHERE,
+        )
         if ("checkpoint.py", "save") in inside:
             kind = SAVING if half else ELSEWHERE
         elif ("cached.py", "_fill") in inside:
             kind, place = FEATURES, f"after {place}" if note else place
         elif ("loop.py", "take_step") in inside:
             kind = FROZEN if note["phase"][:2] in ("A1", "B1", "B2") else UNFROZEN
-            if kind == UNFROZEN and note["piece"] > 1 and any(
-                    (file, name) == ("engine.py", "training_step") and line in self.loop for file, line, name in own):
+            if (
+                kind == UNFROZEN
+                and note["piece"] > 1
+                and any(
+                    (file, name) == ("engine.py", "training_step") and line in self.loop
+                    for file, line, name in own
+                )
+            ):
                 kind, place = PIECES, f"{place}, piece {note['piece']}"
         words = f"{place}; {own[0][0]}:{own[0][1]} {own[0][2]}" if own else STARTING
-        return Moment(time.monotonic() - self.start, kind, words, f"{half.name}, {half.stat().st_size / 1e6:.2f} MB" if half else "")
+        return Moment(
+            time.monotonic() - self.start,
+            kind,
+            words,
+            f"{half.name}, {half.stat().st_size / 1e6:.2f} MB" if half else "",
+        )
 
 
-def watch(looked: Looked, rng: np.random.Generator, pause: float, wanted: Callable[[Moment], bool]) -> Moment | None:
-    """Look after random pauses, `pause` seconds in the mean, until a moment is wanted, and leave the process standing there.
+def watch(
+    looked: Looked, rng: np.random.Generator, pause: float, wanted: Callable[[Moment], bool]
+) -> Moment | None:
+    """Look after random pauses, `pause` seconds in the mean, until a moment is wanted, and leave
+    the process standing there.
 
     Returns:
         the moment, or None where the process ends before.

@@ -1,11 +1,12 @@
-"""What --precision and kept memory are worth on this CPU: pictures a second through forward, backward and AdamW.
+"""What --precision and kept memory are worth on this CPU: pictures a second through forward,
+backward and AdamW.
 
-  python tests/benchmarks/precision.py --backbones mobilenetv2_100 efficientnet_b0 --image-size 128 --batch 32
-  python tests/benchmarks/precision.py --backbones swin_tiny_patch4_window7_224 --image-size 224 --batch 8
+  python tests/benchmarks/precision.py --backbones mobilenetv2_100 efficientnet_b0 --image-size 128
+  --batch 32 python tests/benchmarks/precision.py --backbones swin_tiny_patch4_window7_224
+  --image-size 224 --batch 8
 
-Each way runs in a process of its own, the ways in turn, as kept memory cannot be given back within one. Medians over the steps of a
-process, then over the rounds; ratios within a round.
-"""
+Each way runs in a process of its own, the ways in turn, as kept memory cannot be given back within
+one. Medians over the steps of a process, then over the rounds; ratios within a round."""
 
 from __future__ import annotations
 
@@ -36,8 +37,14 @@ def train(backbone: str, size: int, batch: int, precision: str, kept: bool, step
     if kept:
         keep_memory()
     net = timm.create_model(backbone, num_classes=100).to(memory_format=torch.channels_last).train()
-    optimizer, compute = torch.optim.AdamW(net.parameters(), fused=True), choose_compute("cpu", precision)
-    images, target = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last), torch.randint(100, (batch,))
+    optimizer, compute = (
+        torch.optim.AdamW(net.parameters(), fused=True),
+        choose_compute("cpu", precision),
+    )
+    images, target = (
+        torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last),
+        torch.randint(100, (batch,)),
+    )
     times = []
     for _ in range(steps + 2):
         start = time.perf_counter()
@@ -52,8 +59,14 @@ def train(backbone: str, size: int, batch: int, precision: str, kept: bool, step
 
 def main() -> None:
     """Print a row per backbone."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    flags.add_argument("--backbones", nargs="+", default=["mobilenetv2_100", "efficientnet_b0", "resnet10t"])
+    flags = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument(
+        "--backbones", nargs="+", default=["mobilenetv2_100", "efficientnet_b0", "resnet10t"]
+    )
     flags.add_argument("--image-size", type=int, default=128)
     flags.add_argument("--batch", type=int, default=32)
     flags.add_argument("--rounds", type=int, default=3)
@@ -68,13 +81,45 @@ def main() -> None:
         found = np.zeros((args.rounds, len(WAYS)))
         for round_ in range(args.rounds):
             for k, (precision, kept) in enumerate(WAYS):
-                one = {"backbone": backbone, "size": args.image_size, "batch": args.batch, "precision": precision, "kept": kept,
-                       "steps": args.steps}
-                done = subprocess.run([sys.executable, __file__, "--one", json.dumps(one)], check=True, capture_output=True, text=True)
+                one = {
+                    "backbone": backbone,
+                    "size": args.image_size,
+                    "batch": args.batch,
+                    "precision": precision,
+                    "kept": kept,
+                    "steps": args.steps,
+                }
+                done = subprocess.run(
+                    [sys.executable, __file__, "--one", json.dumps(one)],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
                 found[round_, k] = json.loads(done.stdout.splitlines()[-1])
-        rows.append([backbone, *(f"{value:.1f}" for value in np.median(found, 0)), f"{np.median(found[:, 1] / found[:, 3]):.2f}",
-                     f"{np.median(found[:, 1] / found[:, 0]):.2f}", f"{np.median(found[:, 3] / found[:, 2]):.2f}"])
-    say(table(rows, ("backbone", "fp32", "fp32, kept", "bf16", "bf16, kept", "fp32 / bf16, kept", "kept / not, fp32", "kept / not, bf16")))
+        rows.append(
+            [
+                backbone,
+                *(f"{value:.1f}" for value in np.median(found, 0)),
+                f"{np.median(found[:, 1] / found[:, 3]):.2f}",
+                f"{np.median(found[:, 1] / found[:, 0]):.2f}",
+                f"{np.median(found[:, 3] / found[:, 2]):.2f}",
+            ]
+        )
+    say(
+        table(
+            rows,
+            (
+                "backbone",
+                "fp32",
+                "fp32, kept",
+                "bf16",
+                "bf16, kept",
+                "fp32 / bf16, kept",
+                "kept / not, fp32",
+                "kept / not, bf16",
+            ),
+        )
+    )
 
 
 if __name__ == "__main__":

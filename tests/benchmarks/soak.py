@@ -1,12 +1,13 @@
-"""The server at more than it can do for minutes, with bad uploads and clients that leave; then a stop under load.
+"""The server at more than it can do for minutes, with bad uploads and clients that leave; then a
+stop under load.
 
   python tests/benchmarks/soak.py --exports exports --minutes 10
 
-Capacity is measured first; then requests begin at 1.5 times that rate, whatever becomes of those before (an open loop). One in twenty is
-a damaged picture, one in twenty leaves before its answer. What must hold is judged at the end: nothing but answers, 4xx and 503; memory
-within 25 MB of what it was after the first tenth; accepted requests answered in bounded time; after SIGTERM every accepted request
-answered and exit code 0. The exit code says whether all did.
-"""
+Capacity is measured first; then requests begin at 1.5 times that rate, whatever becomes of those
+before (an open loop). One in twenty is a damaged picture, one in twenty leaves before its answer.
+What must hold is judged at the end: nothing but answers, 4xx and 503; memory within 25 MB of what
+it was after the first tenth; accepted requests answered in bounded time; after SIGTERM every
+accepted request answered and exit code 0. The exit code says whether all did."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ BAD, LEAVING = 0.05, 0.05  # shares
 
 def request(body: bytes) -> bytes:
     """A POST /predict with a connection of its own."""
-    return f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    return (
+        f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
+        f"{len(body)}\r\n\r\n".encode()
+        + body
+    )
 
 
 class Load:
@@ -48,7 +53,11 @@ class Load:
     def __init__(self, port: int, folder: Path | None) -> None:
         self.port, self.draw = port, random.Random(0)
         self.good = [request(a_photo(side)) for side in (224, 512, 1600)]
-        bad = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()] if folder else []
+        bad = (
+            [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
+            if folder
+            else []
+        )
         self.bad = [request(data) for data in [*bad, *mutations.mutated(mutations.whole(), 300)]]
         self.counts: collections.Counter[str] = collections.Counter()
         self.times: list[tuple[float, float]] = []
@@ -100,13 +109,19 @@ class Load:
         return (self.counts["200"] - before) / seconds
 
     async def open(self, rate: float, seconds: float) -> None:
-        """Begin `rate` requests per second for some seconds, or until the server says that it stops."""
+        """Begin `rate` requests per second for some seconds, or until the server says that it
+        stops."""
         begin = due = time.perf_counter()
         while due < begin + seconds and not self.draining.is_set():
             due += self.draw.expovariate(rate)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             kind = self.draw.random()
-            task = asyncio.create_task(self.one(self.draw.choice(self.bad if kind < BAD else self.good), BAD <= kind < BAD + LEAVING))
+            task = asyncio.create_task(
+                self.one(
+                    self.draw.choice(self.bad if kind < BAD else self.good),
+                    BAD <= kind < BAD + LEAVING,
+                )
+            )
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
@@ -125,12 +140,17 @@ def memory_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def soak(args: argparse.Namespace, server: subprocess.Popen, port: int) -> list[tuple[str, str, bool]]:
+async def soak(
+    args: argparse.Namespace, server: subprocess.Popen, port: int
+) -> list[tuple[str, str, bool]]:
     """Run it; returns (what, figure, whether it holds)."""
     load = Load(port, args.bad_files)
     await load.closed(5, 4 * CORES)
     rate = await load.closed(15, 4 * CORES)
-    say(f"capacity {rate:.1f} answers/s; now {args.factor:g} times that for {args.minutes:g} minutes")
+    say(
+        f"capacity {rate:.1f} answers/s; now {args.factor:g} times that for {args.minutes:g} "
+        f"minutes"
+    )
     load.counts.clear()
     load.times.clear()
     begin, memory = time.perf_counter(), []
@@ -140,10 +160,15 @@ async def soak(args: argparse.Namespace, server: subprocess.Popen, port: int) ->
         memory.append((time.perf_counter() - begin, memory_mb(server.pid)))
     await asyncio.gather(*load.tasks)
     counts, late = dict(load.counts), np.array([seconds for _, seconds in load.times])
-    # medians of tenths: a single moment also holds the bodies under way, some of them over the limit of 20 MB
+    # medians of tenths: a single moment also holds the bodies under way, some of them over the
+    # limit of 20 MB
     tenths = [float(np.median(part)) for part in np.array_split([mb for _, mb in memory], 10)]
     grown = max(tenths[1:]) - tenths[0]
-    odd = {key: n for key, n in counts.items() if key not in ("200", "left") and not (key.isdigit() and (key[0] == "4" or key == "503"))}
+    odd = {
+        key: n
+        for key, n in counts.items()
+        if key not in ("200", "left") and not (key.isdigit() and (key[0] == "4" or key == "503"))
+    }
     bound = (args.queue + 2 * CORES) / rate * 1.5 + 1
     say(f"at the end {time.perf_counter() - begin:.0f} s: {counts}")
     load.counts.clear()
@@ -159,39 +184,81 @@ async def soak(args: argparse.Namespace, server: subprocess.Popen, port: int) ->
     errors = server.stderr.read() if server.stderr else ""
     return [
         ("requests", f"{sum(counts.values()):,}", True),
-        ("answered, 503, other 4xx, left", f"{counts.get('200', 0)}, {counts.get('503', 0)}, "
-         f"{sum(n for key, n in counts.items() if key[0] == '4')}, {counts.get('left', 0)}", counts.get("503", 0) > 0),
+        (
+            "answered, 503, other 4xx, left",
+            f"{counts.get('200', 0)}, {counts.get('503', 0)}, "
+            f"{sum(n for key, n in counts.items() if key[0] == '4')}, {counts.get('left', 0)}",
+            counts.get("503", 0) > 0,
+        ),
         ("anything else", str(odd or "none"), not odd),
-        ("latency of answers, p50, p95, largest (s)", f"{np.quantile(late, 0.5):.2f}, {np.quantile(late, 0.95):.2f}, {late.max():.2f}; "
-         f"bound {bound:.1f}", bool(late.max() <= bound)),
-        (f"memory, median of the first tenth, of the last, largest growth (MB, at most {MORE_MB})",
-         f"{tenths[0]:.0f}, {tenths[-1]:.0f}, {grown:+.1f}", grown <= MORE_MB),
+        (
+            "latency of answers, p50, p95, largest (s)",
+            f"{np.quantile(late, 0.5):.2f}, {np.quantile(late, 0.95):.2f}, {late.max():.2f}; "
+            f"bound {bound:.1f}",
+            bool(late.max() <= bound),
+        ),
+        (
+            f"memory, median of the first tenth, of the last, largest growth (MB, at most "
+            f"{MORE_MB})",
+            f"{tenths[0]:.0f}, {tenths[-1]:.0f}, {grown:+.1f}",
+            grown <= MORE_MB,
+        ),
         ("the most memory at any moment (MB)", f"{max(mb for _, mb in memory):.0f}", True),
-        ("SIGTERM under load: answered, 503, lost", f"{load.counts['200']}, {load.counts['503']}, {lost}",
-         lost == 0 and load.counts["200"] > 0),
-        ("stopped after (s), exit code", f"{stopped:.1f}, {server.returncode}", server.returncode == 0),
+        (
+            "SIGTERM under load: answered, 503, lost",
+            f"{load.counts['200']}, {load.counts['503']}, {lost}",
+            lost == 0 and load.counts["200"] > 0,
+        ),
+        (
+            "stopped after (s), exit code",
+            f"{stopped:.1f}, {server.returncode}",
+            server.returncode == 0,
+        ),
         ("on stderr", errors.strip()[-300:] or "nothing", not errors.strip()),
     ]
 
 
 def main() -> int:
     """See the module's docstring."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flags.add_argument("--exports", type=Path, default=Path("exports"))
     flags.add_argument("--minutes", type=float, default=10)
     flags.add_argument("--factor", type=float, default=1.5, help="of the measured capacity")
     flags.add_argument("--queue", type=int, default=64, help="requests that may wait in the server")
-    flags.add_argument("--bad-files", type=Path, help="folder of files to send beside the drawn bad ones")
+    flags.add_argument(
+        "--bad-files", type=Path, help="folder of files to send beside the drawn bad ones"
+    )
     args = flags.parse_args()
     port = free_port()
-    server = subprocess.Popen([sys.executable, str(ROOT / "04_serve.py"), "--exports", str(args.exports), "--port", str(port), "--queue",
-                               str(args.queue)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "04_serve.py"),
+            "--exports",
+            str(args.exports),
+            "--port",
+            str(port),
+            "--queue",
+            str(args.queue),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         wait_for(server)
         rows = asyncio.run(soak(args, server, port))
     finally:
         stop(server)
-    say(table([(what, figure, "yes" if holds else "NO") for what, figure, holds in rows], ("what", "figure", "holds")))
+    say(
+        table(
+            [(what, figure, "yes" if holds else "NO") for what, figure, holds in rows],
+            ("what", "figure", "holds"),
+        )
+    )
     return 0 if all(holds for _, _, holds in rows) else 1
 
 

@@ -1,13 +1,15 @@
-"""What the hierarchy costs: a training step of the hierarchical model against the bare backbone with a head of 1,000 classes.
+"""What the hierarchy costs: a training step of the hierarchical model against the bare backbone
+with a head of 1,000 classes.
 
   python tests/benchmarks/step.py                                        Swin-Tiny, 224 px, batch 32, two threads
   python tests/benchmarks/step.py --batch 8 32 64 --threads 1            several batches
   python tests/benchmarks/step.py --device cuda --batch 256 --rounds 50  on a GPU, with images/s and peak memory
 
-Both take uint8 pictures through normalisation, backbone, loss, backward, clipping and fused AdamW with the same groups and rates, in the
-same precision. They take turns, in the order ABBA, so that neither the machine's moods nor a drift favours one. The hierarchical model
-has 320 species and 11,499 diseases and trains all of it (phase B3). `--parts` says where the time goes; on a GPU it waits for each part.
-"""
+Both take uint8 pictures through normalisation, backbone, loss, backward, clipping and fused AdamW
+with the same groups and rates, in the same precision. They take turns, in the order ABBA, so that
+neither the machine's moods nor a drift favours one. The hierarchical model has 320 species and
+11,499 diseases and trains all of it (phase B3). `--parts` says where the time goes; on a GPU it
+waits for each part."""
 
 from __future__ import annotations
 
@@ -39,10 +41,15 @@ CONTESTANTS = ("hierarchical", "bare backbone")
 
 def tree_of(species: int, classes: int) -> ClassTree:
     """A tree of so many species and leaves, long-tailed."""
-    sizes = np.maximum(1, np.random.default_rng(0).pareto(1.5, species) * classes / species).astype(int)
+    sizes = np.maximum(1, np.random.default_rng(0).pareto(1.5, species) * classes / species).astype(
+        int
+    )
     sizes = np.maximum(1, sizes * classes // sizes.sum())
     sizes[0] += classes - sizes.sum()
-    return ClassTree(tuple(f"s{i}" for i in range(species)), tuple(tuple(f"d{j}" for j in range(n)) for n in sizes))
+    return ClassTree(
+        tuple(f"s{i}" for i in range(species)),
+        tuple(tuple(f"d{j}" for j in range(n)) for n in sizes),
+    )
 
 
 class Watch:
@@ -54,7 +61,12 @@ class Watch:
 
     def __init__(self, compute: Compute, clock: Callable[[], float], waits: bool) -> None:
         self.laps: list[float] = []
-        self._compute, self._clock, self._waits, self._scaler = compute, clock, waits, compute.scaler()
+        self._compute, self._clock, self._waits, self._scaler = (
+            compute,
+            clock,
+            waits,
+            compute.scaler(),
+        )
 
     def note(self) -> None:
         """Note the time; on a GPU when it is done with all it was given."""
@@ -86,29 +98,62 @@ class Watch:
             self.note()
 
 
-def contestants(args: argparse.Namespace, batch: int, compute: Compute, watches: list[Watch]) -> list[Callable[[], object]]:
+def contestants(
+    args: argparse.Namespace, batch: int, compute: Compute, watches: list[Watch]
+) -> list[Callable[[], object]]:
     """Make a training step of each, in the order of `CONTESTANTS`."""
-    recipe = replace(recipes.get("hierarchical"), backbone=args.backbone, image_size=args.size, batch_size=batch)
+    recipe = replace(
+        recipes.get("hierarchical"), backbone=args.backbone, image_size=args.size, batch_size=batch
+    )
     (phase,) = recipes.joint_phases(recipe)
     tree, device = tree_of(320, 11_499), compute.device
-    images = torch.randint(0, 256, (batch, args.size, args.size, 3), dtype=torch.uint8, device=device)
-    class_idx, target = torch.randint(tree.num_classes, (batch,), device=device), torch.randint(1000, (batch,), device=device)
+    images = torch.randint(
+        0, 256, (batch, args.size, args.size, 3), dtype=torch.uint8, device=device
+    )
+    class_idx, target = (
+        torch.randint(tree.num_classes, (batch,), device=device),
+        torch.randint(1000, (batch,), device=device),
+    )
     mix = Mix(torch.arange(batch, device=device))
-    model = SwinHierarchical(args.backbone, tree, image_size=args.size).to(device, memory_format=torch.channels_last)
+    model = SwinHierarchical(args.backbone, tree, image_size=args.size).to(
+        device, memory_format=torch.channels_last
+    )
     set_trainable(model, phase)
     optimizer = make_optimizer(model, phase, recipe)
 
-    bare = SwinHierarchical(args.backbone, tree_of(2, 2), image_size=args.size)  # for its normalisation; its heads stay unused
-    bare.backbone = timm.create_model(args.backbone, num_classes=1000, **({"img_size": args.size} if "swin" in args.backbone else {}))
+    bare = SwinHierarchical(
+        args.backbone, tree_of(2, 2), image_size=args.size
+    )  # for its normalisation; its heads stay unused
+    bare.backbone = timm.create_model(
+        args.backbone,
+        num_classes=1000,
+        **({"img_size": args.size} if "swin" in args.backbone else {}),
+    )
     bare = bare.to(device, memory_format=torch.channels_last).train()
     parameters = list(bare.backbone.parameters())
-    groups = [{"params": [p for p in parameters if (p.ndim > 1) == decays], "weight_decay": recipe.weight_decay if decays else 0.0}
-              for decays in (True, False)]
+    groups = [
+        {
+            "params": [p for p in parameters if (p.ndim > 1) == decays],
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
+        for decays in (True, False)
+    ]
     plain, scaler = torch.optim.AdamW(groups, lr=1e-5, fused=True), watches[1]
 
     def hierarchical() -> None:
-        training_step(model, optimizer, watches[0], images, class_idx, mix, phase=phase, recipe=recipe, compute=compute, rate=1e-5,
-                      device_batch=batch)
+        training_step(
+            model,
+            optimizer,
+            watches[0],
+            images,
+            class_idx,
+            mix,
+            phase=phase,
+            recipe=recipe,
+            compute=compute,
+            rate=1e-5,
+            device_batch=batch,
+        )
 
     def flat() -> None:
         plain.zero_grad(set_to_none=True)
@@ -127,7 +172,10 @@ def race(args: argparse.Namespace, batch: int, compute: Compute) -> np.ndarray:
     """Time both: seconds float (2, rounds, parts), one part unless all are asked for."""
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
     watches = [Watch(compute, clock, args.parts) for _ in CONTESTANTS]
-    steps, seconds = contestants(args, batch, compute, watches), np.zeros((2, args.rounds, len(PARTS) if args.parts else 1))
+    steps, seconds = (
+        contestants(args, batch, compute, watches),
+        np.zeros((2, args.rounds, len(PARTS) if args.parts else 1)),
+    )
     for turn in range(-2, args.rounds):  # the first two warm up
         for k in (0, 1) if turn % 4 in (0, 3) else (1, 0):
             watches[k].laps.clear()
@@ -141,41 +189,78 @@ def race(args: argparse.Namespace, batch: int, compute: Compute) -> np.ndarray:
 
 def error_of_median(values: np.ndarray) -> float:
     """Standard error of the median, by 1,000 bootstrap draws."""
-    return float(np.median(np.random.default_rng(0).choice(values, (1000, len(values))), axis=1).std())
+    return float(
+        np.median(np.random.default_rng(0).choice(values, (1000, len(values))), axis=1).std()
+    )
 
 
 def main() -> None:
     """Print the times and their ratio."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     flags.add_argument("--backbone", default="swin_tiny_patch4_window7_224")
     flags.add_argument("--size", type=int, default=224)
     flags.add_argument("--batch", type=int, nargs="+", default=[32])
-    flags.add_argument("--rounds", type=int, default=12, help="pairs of steps; a multiple of 2 keeps the order balanced")
+    flags.add_argument(
+        "--rounds",
+        type=int,
+        default=12,
+        help="pairs of steps; a multiple of 2 keeps the order balanced",
+    )
     flags.add_argument("--threads", type=int, default=2)
     flags.add_argument("--device", default="auto")
     flags.add_argument("--precision", default="auto")
-    flags.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for a machine with other work")
-    flags.add_argument("--parts", action="store_true", help="forward, backward, clipping and optimizer apart")
+    flags.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: processor time, for a machine with other work",
+    )
+    flags.add_argument(
+        "--parts", action="store_true", help="forward, backward, clipping and optimizer apart"
+    )
     args = flags.parse_args()
     torch.set_num_threads(args.threads)
     compute = choose_compute(args.device, args.precision)
     on_gpu = compute.device.type == "cuda"
-    print(f"{args.backbone}, {args.size} px, {compute}, torch {torch.__version__}, {args.threads} threads, {args.clock} time, "
-          f"{args.rounds} pairs")
+    print(
+        f"{args.backbone}, {args.size} px, {compute}, torch {torch.__version__}, {args.threads} "
+        f"threads, {args.clock} time, "
+        f"{args.rounds} pairs"
+    )
     for batch in args.batch:
         seconds = race(args, batch, compute)
         whole = seconds.sum(axis=2)
-        rows = [(name, f"{1e3 * value:.1f}", f"{batch / value:.1f}")
-                for name, value in zip(CONTESTANTS, np.median(whole, axis=1), strict=True)]
+        rows = [
+            (name, f"{1e3 * value:.1f}", f"{batch / value:.1f}")
+            for name, value in zip(CONTESTANTS, np.median(whole, axis=1), strict=True)
+        ]
         print(f"\nbatch {batch}\n" + table(rows, ("step", "ms", "images/s")))
         ratios = whole[0] / whole[1]
-        print(f"hierarchical / bare: {np.median(ratios):.4f} +- {error_of_median(ratios):.4f} (median over pairs; 1.03 is wanted at most)")
+        print(
+            f"hierarchical / bare: {np.median(ratios):.4f} +- {error_of_median(ratios):.4f} "
+            f"(median over pairs; 1.03 is wanted at most)"
+        )
         if args.parts:
             more = seconds[0] - seconds[1]
-            rows = [(name, f"{1e3 * np.median(seconds[1, :, i]):.1f}", f"{1e3 * np.median(more[:, i]):.1f}",
-                     f"{1e3 * error_of_median(more[:, i]):.1f}", f"{100 * np.median(more[:, i] / whole[1]):.2f}")
-                    for i, name in enumerate(PARTS)]
-            print(table(rows, ("part", "bare, ms", "the hierarchy's more, ms", "+-", "% of a bare step")))
+            rows = [
+                (
+                    name,
+                    f"{1e3 * np.median(seconds[1, :, i]):.1f}",
+                    f"{1e3 * np.median(more[:, i]):.1f}",
+                    f"{1e3 * error_of_median(more[:, i]):.1f}",
+                    f"{100 * np.median(more[:, i] / whole[1]):.2f}",
+                )
+                for i, name in enumerate(PARTS)
+            ]
+            print(
+                table(
+                    rows, ("part", "bare, ms", "the hierarchy's more, ms", "+-", "% of a bare step")
+                )
+            )
         if on_gpu:
             print(f"peak memory, both models: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
 

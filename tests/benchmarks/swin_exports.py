@@ -1,9 +1,10 @@
-"""An exports folder around Swin-Tiny INT8 with random weights, for measurements of the server's speed.
+"""An exports folder around Swin-Tiny INT8 with random weights, for measurements of the server's
+speed.
 
   python tests/benchmarks/swin_exports.py exports_swin
 
-It has no bar against strangers and no roll-up, so every photo is answered; what it answers means nothing.
-"""
+It has no bar against strangers and no roll-up, so every photo is answered; what it answers means
+nothing."""
 
 from __future__ import annotations
 
@@ -34,30 +35,75 @@ SIZE = 224
 def make(folder: Path) -> Path:
     """Write the folder: model.int8.onnx (static, all layers), model.onnx and bundle.json."""
     torch.manual_seed(0)
-    tree = ClassTree(tuple(f"species_{i:02d}" for i in range(40)), tuple(("blight", "healthy", "rust") for _ in range(40)))
+    tree = ClassTree(
+        tuple(f"species_{i:02d}" for i in range(40)),
+        tuple(("blight", "healthy", "rust") for _ in range(40)),
+    )
     graph_model = SwinHierarchical("swin_tiny_patch4_window7_224", tree).eval()
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (32, 8, 8, 3)).repeat(SIZE // 8, axis=1).repeat(SIZE // 8, axis=2).astype(np.uint8)
+    pictures = (
+        rng.integers(0, 256, (32, 8, 8, 3))
+        .repeat(SIZE // 8, axis=1)
+        .repeat(SIZE // 8, axis=2)
+        .astype(np.uint8)
+    )
     batches = [(pictures[i : i + 8], rng.integers(0, tree.num_classes, 8)) for i in range(0, 32, 8)]
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(serving_graph(graph_model, iter(batches)), str(folder / "model.onnx"), SIZE)
     fused = quantize.load_fused(folder / "model.onnx")
     layers = quantize.layers(fused, ("MatMul",))
     seen = observe(fused, qdq.observed_tensors(fused, layers), [pictures[:8]])
-    onnx.save(qdq.static(fused, layers, {name: choose_range(entry) for name, entry in seen.items()}, seen), folder / "model.int8.onnx")
-    cards = {path.name: {"sha256": file_sha256(path), "size_mb": round(path.stat().st_size / 1e6, 1), "precision": precision,
-                         "temperature": {"species": 1.0, "disease": [1.0] * tree.num_species}, "rejection": None, "rollup": None,
-                         "metrics": {}}
-             for path, precision in ((folder / "model.onnx", "fp32"), (folder / "model.int8.onnx", "int8"))}
-    write_bundle(folder, {
-        "format": FORMAT, "name": "foliar", "version": "random", "created": "2026-01-01T00:00:00+00:00", "recipe": "none",
-        "backbone": "swin_tiny_patch4_window7_224", "tree": tree.to_json(), "scores": list(SCORES), "default_model": "model.int8.onnx",
-        "preprocessing": {"size": SIZE, "resize": "pillow-bilinear-antialias", "layout": "NHWC", "dtype": "uint8", "color": "RGB",
-                          "long_side": 512}, "models": cards, "metrics": {}})
+    onnx.save(
+        qdq.static(
+            fused, layers, {name: choose_range(entry) for name, entry in seen.items()}, seen
+        ),
+        folder / "model.int8.onnx",
+    )
+    cards = {
+        path.name: {
+            "sha256": file_sha256(path),
+            "size_mb": round(path.stat().st_size / 1e6, 1),
+            "precision": precision,
+            "temperature": {"species": 1.0, "disease": [1.0] * tree.num_species},
+            "rejection": None,
+            "rollup": None,
+            "metrics": {},
+        }
+        for path, precision in (
+            (folder / "model.onnx", "fp32"),
+            (folder / "model.int8.onnx", "int8"),
+        )
+    }
+    write_bundle(
+        folder,
+        {
+            "format": FORMAT,
+            "name": "foliar",
+            "version": "random",
+            "created": "2026-01-01T00:00:00+00:00",
+            "recipe": "none",
+            "backbone": "swin_tiny_patch4_window7_224",
+            "tree": tree.to_json(),
+            "scores": list(SCORES),
+            "default_model": "model.int8.onnx",
+            "preprocessing": {
+                "size": SIZE,
+                "resize": "pillow-bilinear-antialias",
+                "layout": "NHWC",
+                "dtype": "uint8",
+                "color": "RGB",
+                "long_side": 512,
+            },
+            "models": cards,
+            "metrics": {},
+        },
+    )
     return folder
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     print(make(parser.parse_args().folder))

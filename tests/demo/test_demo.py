@@ -20,13 +20,24 @@ from common.demo.scenes import GROUNDS, Style, compose, draw_style
 from common.demo.things import THINGS, draw_thing
 
 SCALE = 0.01  # three pictures per class
-KINDS = {"truncated", "zero_bytes", "text_pointers", "html_pages", "thumbnails", "duplicates", "near_duplicates",
-         "label_conflicts"}
+KINDS = {
+    "truncated",
+    "zero_bytes",
+    "text_pointers",
+    "html_pages",
+    "thumbnails",
+    "duplicates",
+    "near_duplicates",
+    "label_conflicts",
+}
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +46,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return folder, pictures.make_demo(folder, seed=3, workers=1, scale=SCALE)
 
 
-def test_same_seed_same_bytes_for_any_number_of_workers(made: tuple[Path, dict], tmp_path: Path) -> None:
+def test_same_seed_same_bytes_for_any_number_of_workers(
+    made: tuple[Path, dict], tmp_path: Path
+) -> None:
     pictures.make_demo(tmp_path / "again", seed=3, workers=2, scale=SCALE)
     assert digests(tmp_path / "again") == digests(made[0])
 
 
 def test_another_seed_or_picture_differs() -> None:
     assert pictures.draw_picture(3, 0, 0) == pictures.draw_picture(3, 0, 0)
-    assert len({pictures.draw_picture(s, c, k) for s in (3, 4) for c in (0, 9) for k in (0, 1)}) == 8
+    assert (
+        len({pictures.draw_picture(s, c, k) for s in (3, 4) for c in (0, 9) for k in (0, 1)}) == 8
+    )
 
 
 def test_counts_and_marker(made: tuple[Path, dict]) -> None:
@@ -55,8 +70,9 @@ def test_counts_and_marker(made: tuple[Path, dict]) -> None:
     assert [p.name for p in folder.parent.iterdir()] == ["demo"]  # no half-made folder beside it
 
 
-def test_complete_folder_is_left_alone_and_foreign_folder_refused(made: tuple[Path, dict], tmp_path: Path,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_folder_is_left_alone_and_foreign_folder_refused(
+    made: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, result = made
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.txt").write_text("mine")
@@ -66,7 +82,9 @@ def test_complete_folder_is_left_alone_and_foreign_folder_refused(made: tuple[Pa
     assert pictures.make_demo(folder, seed=3, workers=1, scale=SCALE) == result
 
 
-def test_killed_run_leaves_nothing_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_leaves_nothing_half_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(job: tuple) -> None:
         raise KeyboardInterrupt
 
@@ -80,7 +98,9 @@ def test_truth_and_long_tail() -> None:
     truth, sizes = pictures.demo_truth(), pictures.class_sizes()
     assert list(truth) == list(sizes) and len(set(truth.values())) == len(truth)
     assert 2500 <= sum(sizes.values()) <= 2800
-    assert sum(n < 50 for n in sizes.values()) >= 4 and sum(50 <= n < 80 for n in sizes.values()) >= 5
+    assert (
+        sum(n < 50 for n in sizes.values()) >= 4 and sum(50 <= n < 80 for n in sizes.values()) >= 5
+    )
     assert min(sizes.values()) >= 30 and max(sizes.values()) == 160
     per_species = Counter(species for species, _ in truth.values())
     assert set(per_species) == set(SPECIES) and set(per_species.values()) <= {3, 4, 5}
@@ -103,16 +123,25 @@ def test_planted_files_are_what_they_claim(made: tuple[Path, dict]) -> None:
     assert all((folder / name).stat().st_size == 0 for name in planted["zero_bytes"])
     assert Image.open(folder / planted["thumbnails"][0]).size == (12, 9)
     for a, b in planted["duplicates"]:
-        assert Path(a).parent == Path(b).parent and (folder / a).read_bytes() == (folder / b).read_bytes()
+        assert (
+            Path(a).parent == Path(b).parent
+            and (folder / a).read_bytes() == (folder / b).read_bytes()
+        )
     for a, b in planted["label_conflicts"]:
         assert (folder / a).read_bytes() == (folder / b).read_bytes()
         truth = pictures.demo_truth()
         one, other = truth[Path(a).parent.name], truth[Path(b).parent.name]
         assert one[0] == other[0] and one[1] != other[1]
     for a, b in planted["near_duplicates"]:
-        pair = [ImageOps.exif_transpose(Image.open(folder / p)).convert("L").resize((32, 32)) for p in (a, b)]
+        pair = [
+            ImageOps.exif_transpose(Image.open(folder / p)).convert("L").resize((32, 32))
+            for p in (a, b)
+        ]
         one, two = (np.asarray(p, np.float32) for p in pair)
-        assert Path(a).parent == Path(b).parent and (folder / a).read_bytes() != (folder / b).read_bytes()
+        assert (
+            Path(a).parent == Path(b).parent
+            and (folder / a).read_bytes() != (folder / b).read_bytes()
+        )
         assert np.abs(one - two).mean() < 4
     pairs = ("duplicates", "near_duplicates", "label_conflicts")
     singles = {name for kind in KINDS.difference(pairs) for name in planted[kind]}
@@ -134,7 +163,9 @@ def test_grounds_and_cameras_say_nothing_about_the_class() -> None:
     counts = np.array([[sum(s.ground == kind for s in row) for kind in kinds] for row in styles])
     chi2 = ((counts - 100 / len(kinds)) ** 2 / (100 / len(kinds))).sum()
     freedom = counts.size - len(counts)
-    assert abs(chi2 - freedom) < 4 * np.sqrt(2 * freedom)  # as uneven as chance makes it, no more and no less
+    assert abs(chi2 - freedom) < 4 * np.sqrt(
+        2 * freedom
+    )  # as uneven as chance makes it, no more and no less
     for name in ("brightness", "warmth", "blur", "grain", "quality", "vignette", "width"):
         values = np.array([[getattr(s, name) for s in row] for row in styles], float)
         spread = (values.mean(1) - values.mean()) / (values.std() / 10)
@@ -172,7 +203,11 @@ def test_pictures_are_upright_once_exif_is_followed() -> None:
     seen = set()
     for k in range(200):
         style = pictures.draw_style_of(1, 0, k)
-        if style.orientation in seen or max(style.width, style.height) > 400 or style.width == style.height:
+        if (
+            style.orientation in seen
+            or max(style.width, style.height) > 400
+            or style.width == style.height
+        ):
             continue
         seen.add(style.orientation)
         image = Image.open(io.BytesIO(pictures.draw_picture(1, 0, k)))
@@ -186,4 +221,9 @@ def test_every_thing_can_be_drawn_at_any_size() -> None:
         for height, width in ((200, 300), (320, 240)):
             image = draw_thing(number, np.random.default_rng([number, height]), height, width)
             assert image.shape == (height, width, 3) and image.dtype == np.float32
-            assert image.min() >= 0 and image.max() <= 255 and np.isfinite(image).all() and image.std() > 0.5
+            assert (
+                image.min() >= 0
+                and image.max() <= 255
+                and np.isfinite(image).all()
+                and image.std() > 0.5
+            )

@@ -33,8 +33,14 @@ def test_bounds_at_the_ends_and_of_millions():
 @pytest.mark.parametrize(("misses", "pictures"), [(0, 299), (1, 473), (5, 1049), (10, 1693)])
 def test_how_many_pictures_99_percent_takes(misses, pictures):
     assert pictures_needed(0.99, misses) == pictures
-    assert at_least(pictures - misses, pictures) >= 0.99 > at_least(pictures - 1 - misses, pictures - 1)
-    assert claims(pictures - misses, pictures, 0.99) and not claims(np.int64(pictures - 1 - misses), np.int64(pictures - 1), 0.99)
+    assert (
+        at_least(pictures - misses, pictures)
+        >= 0.99
+        > at_least(pictures - 1 - misses, pictures - 1)
+    )
+    assert claims(pictures - misses, pictures, 0.99) and not claims(
+        np.int64(pictures - 1 - misses), np.int64(pictures - 1), 0.99
+    )
 
 
 @pytest.mark.parametrize("draw", ["exponential", "standard_normal", "gumbel"])
@@ -43,7 +49,9 @@ def test_tail_quantile_loses_what_it_says_and_jumps_less_than_an_order_statistic
     fresh = np.sort(getattr(rng, draw)(size=200_000))
     samples = [getattr(rng, draw)(size=400) for _ in range(200)]
     lost = 1 - np.searchsorted(fresh, [tail_quantile(s, 0.007) for s in samples]) / len(fresh)
-    counted = 1 - np.searchsorted(fresh, [np.sort(s)[-3] for s in samples]) / len(fresh)  # 3 of 400 is 0.75 %
+    counted = 1 - np.searchsorted(fresh, [np.sort(s)[-3] for s in samples]) / len(
+        fresh
+    )  # 3 of 400 is 0.75 %
     assert 0.002 < lost.mean() < 0.0095 and lost.std() < counted.std()
 
 

@@ -1,4 +1,5 @@
-"""FP16, metadata, the check in a fresh process, and the Triton repository, read by a real parser of its format."""
+"""FP16, metadata, the check in a fresh process, and the Triton repository, read by a real parser of
+its format."""
 
 from __future__ import annotations
 
@@ -21,8 +22,15 @@ from common.export.formats import FormatError
 from common.export.measure import check_batches, session_run
 from common.serve.predictor import open_session
 
-FACTS = dict(name="foliar", version="abc123", weights_hash="f" * 64, precision="fp32", size=tiny_nets.SIZE, scores=tiny_nets.SCORES,
-             created="2026-01-01T00:00:00+00:00")
+FACTS = dict(
+    name="foliar",
+    version="abc123",
+    weights_hash="f" * 64,
+    precision="fp32",
+    size=tiny_nets.SIZE,
+    scores=tiny_nets.SCORES,
+    created="2026-01-01T00:00:00+00:00",
+)
 BUNDLE = {"name": "foliar", "tree": tiny_nets.TREE.to_json(), "scores": list(tiny_nets.SCORES)}
 
 
@@ -38,17 +46,29 @@ def model(tmp_path) -> Path:
 
 @pytest.mark.parametrize("make", [tiny_nets.conv_net, tiny_nets.token_net])
 def test_fp16_is_half_as_large_and_answers_alike(make, tmp_path):
-    path, small, pictures = tiny_nets.write(tmp_path, "model.onnx", make), tmp_path / "model.fp16.onnx", tiny_nets.pictures(24, seed=9)
+    path, small, pictures = (
+        tiny_nets.write(tmp_path, "model.onnx", make),
+        tmp_path / "model.fp16.onnx",
+        tiny_nets.pictures(24, seed=9),
+    )
     fp16.write_fp16(path, small, [pictures[:4]])
     made = onnx.load(small)
     kinds = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
     layers = quantize.layers(quantize.load_fused(path))
-    assert sum(kind == TensorProto.FLOAT16 and "weight" in name for name, kind in kinds.items()) == len(layers)
-    assert all(kind == TensorProto.FLOAT for name, kind in kinds.items() if any(part in name for part in quantize.KEPT_FLOAT))
+    assert sum(
+        kind == TensorProto.FLOAT16 and "weight" in name for name, kind in kinds.items()
+    ) == len(layers)
+    assert all(
+        kind == TensorProto.FLOAT
+        for name, kind in kinds.items()
+        if any(part in name for part in quantize.KEPT_FLOAT)
+    )
     assert [i.type.tensor_type.elem_type for i in made.graph.input] == [TensorProto.UINT8]
     assert [o.type.tensor_type.elem_type for o in made.graph.output] == [TensorProto.FLOAT] * 3
     want, got = session_run(path)(pictures), session_run(small)(pictures)
-    assert 0 < np.abs(got[0] - want[0]).max() < 0.02 and (got[0].argmax(1) == want[0].argmax(1)).all()
+    assert (
+        0 < np.abs(got[0] - want[0]).max() < 0.02 and (got[0].argmax(1) == want[0].argmax(1)).all()
+    )
     np.testing.assert_allclose(got[1], want[1], atol=0.05)
     assert check_batches(session_run(small), pictures[:8]) <= 1e-5
     types = fp16._types(made)
@@ -62,30 +82,51 @@ def overflowing() -> onnx.ModelProto:
     model = tiny_nets.token_net()
     for tensor in model.graph.initializer:
         if tensor.name in ("embed.weight", "embed.bias"):
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(5e4), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    numpy_helper.to_array(tensor) * np.float32(5e4), tensor.name
+                )
+            )
         elif tensor.name == "model.disease_heads.weight":
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / np.float32(5e4), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    numpy_helper.to_array(tensor) / np.float32(5e4), tensor.name
+                )
+            )
     return model
 
 
 def test_what_would_overflow_stays_float32(tmp_path, monkeypatch):
-    """Judged by ONNX's own evaluator, which has a float16 of its own: onnxruntime on a CPU computes in float32 between its casts."""
-    path, pictures = tiny_nets.write(tmp_path, "model.onnx", overflowing), tiny_nets.pictures(8, seed=9)
+    """Judged by ONNX's own evaluator, which has a float16 of its own: onnxruntime on a CPU computes
+    in float32 between its casts."""
+    path, pictures = (
+        tiny_nets.write(tmp_path, "model.onnx", overflowing),
+        tiny_nets.pictures(8, seed=9),
+    )
     want, made = session_run(path)(pictures), fp16.to_fp16(onnx.load(path), [pictures])
-    np.testing.assert_allclose(ReferenceEvaluator(made).run(None, {"images": pictures})[0], want[0], atol=0.02)
+    np.testing.assert_allclose(
+        ReferenceEvaluator(made).run(None, {"images": pictures})[0], want[0], atol=0.02
+    )
     kinds = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
     assert kinds["embed.weight"] == TensorProto.FLOAT and "embed.weight_fp16" not in kinds
     assert kinds["up.weight_fp16"] == TensorProto.FLOAT16
     monkeypatch.setattr(fp16, "_large", lambda seen: set())
     with np.errstate(all="ignore"):
-        broken = ReferenceEvaluator(fp16.to_fp16(onnx.load(path), [pictures])).run(None, {"images": pictures})[0]
-    assert not np.allclose(broken, want[0], atol=0.02), "without the island it overflows, so the test tests something"
+        broken = ReferenceEvaluator(fp16.to_fp16(onnx.load(path), [pictures])).run(
+            None, {"images": pictures}
+        )[0]
+    assert not np.allclose(broken, want[0], atol=0.02), (
+        "without the island it overflows, so the test tests something"
+    )
 
 
 def test_a_model_without_layers_is_told():
-    graph = helper.make_graph([helper.make_node("Cast", ["images"], ["out"], to=TensorProto.FLOAT)], "none",
-                              [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 2])],
-                              [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 2])])
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["images"], ["out"], to=TensorProto.FLOAT)],
+        "none",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 2])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 2])],
+    )
     with pytest.raises(ValueError, match="no layer with weights"):
         fp16.to_fp16(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), [])
 
@@ -97,13 +138,28 @@ def test_a_model_without_layers_is_told():
 
 def test_metadata_travels_in_the_file(model):
     found = formats.read_metadata(model)
-    assert json.loads(found["classes"]) == ["apple/healthy", "apple/rust", "apple/scab", "basil/healthy", "corn/blight", "corn/healthy"]
-    assert json.loads(found["species"]) == ["apple", "basil", "corn"] and json.loads(found["scores"]) == ["gen", "mahalanobis"]
-    assert (found["name"], found["version"], found["weights_sha256"]) == ("foliar", "abc123", "f" * 64)
+    assert json.loads(found["classes"]) == [
+        "apple/healthy",
+        "apple/rust",
+        "apple/scab",
+        "basil/healthy",
+        "corn/blight",
+        "corn/healthy",
+    ]
+    assert json.loads(found["species"]) == ["apple", "basil", "corn"] and json.loads(
+        found["scores"]
+    ) == ["gen", "mahalanobis"]
+    assert (found["name"], found["version"], found["weights_sha256"]) == (
+        "foliar",
+        "abc123",
+        "f" * 64,
+    )
     assert found["class_tree"] == tiny_nets.TREE.fingerprint() and found["precision"] == "fp32"
     formats.stamp(model, formats.metadata(tiny_nets.TREE, **{**FACTS, "precision": "int8, static"}))
     again = formats.read_metadata(model)
-    assert again["precision"] == "int8, static" and set(again) == set(found), "replaced, not added to"
+    assert again["precision"] == "int8, static" and set(again) == set(found), (
+        "replaced, not added to"
+    )
     assert [p.name for p in model.parent.iterdir()] == ["model.onnx"]
 
 
@@ -117,7 +173,10 @@ def test_a_fresh_process_needs_no_more_than_onnxruntime(model):
 
 
 def test_importing_the_fresh_check_imports_nothing_heavy():
-    code = "import sys, common.export.standalone; print(sorted({'torch', 'onnx', 'cv2', 'PIL', 'timm'} & set(sys.modules)))"
+    code = (
+        "import sys, common.export.standalone; print(sorted({'torch', 'onnx', 'cv2', 'PIL', "
+        "'timm'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -128,7 +187,9 @@ def batchwise() -> onnx.ModelProto:
     graph = model.graph
     at = next(i for i, node in enumerate(graph.node) if node.op_type == "Div")
     graph.node[at].input[1] = "length"
-    graph.node.insert(at, helper.make_node("ReduceL2", [graph.node[at].input[0]], ["length"], keepdims=0))
+    graph.node.insert(
+        at, helper.make_node("ReduceL2", [graph.node[at].input[0]], ["length"], keepdims=0)
+    )
     return model
 
 
@@ -147,11 +208,22 @@ def renamed() -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize(("make", "words"), [(batchwise, "another batch changes a probability by"), (unnormalised, "probabilities sum to"),
-                                             (renamed, "strangeness")])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (batchwise, "another batch changes a probability by"),
+        (unnormalised, "probabilities sum to"),
+        (renamed, "strangeness"),
+    ],
+)
 def test_broken_contracts_are_named(make, words, tmp_path):
     with pytest.raises(FormatError, match=f"broken.onnx breaks the contract: .*{words}"):
-        formats.check_fresh(tiny_nets.write(tmp_path, "broken.onnx", make), tiny_nets.pictures(5), tiny_nets.TREE, tiny_nets.SCORES)
+        formats.check_fresh(
+            tiny_nets.write(tmp_path, "broken.onnx", make),
+            tiny_nets.pictures(5),
+            tiny_nets.TREE,
+            tiny_nets.SCORES,
+        )
 
 
 def test_other_classes_and_no_model_are_named(model, tmp_path):
@@ -159,7 +231,9 @@ def test_other_classes_and_no_model_are_named(model, tmp_path):
         formats.check_fresh(model, tiny_nets.pictures(3), tiny_nets.TREE, ("gen",))
     (tmp_path / "cut.onnx").write_bytes(model.read_bytes()[:2000])
     with pytest.raises(FormatError, match="cut.onnx does not run in a fresh process: .+"):
-        formats.check_fresh(tmp_path / "cut.onnx", tiny_nets.pictures(3), tiny_nets.TREE, tiny_nets.SCORES)
+        formats.check_fresh(
+            tmp_path / "cut.onnx", tiny_nets.pictures(3), tiny_nets.TREE, tiny_nets.SCORES
+        )
 
 
 # endregion
@@ -168,8 +242,11 @@ def test_other_classes_and_no_model_are_named(model, tmp_path):
 
 
 def model_config() -> type:
-    """The part of Triton's ModelConfig message that is used here; its text form goes by names, and refuses unknown ones."""
-    file = descriptor_pb2.FileDescriptorProto(name="part_of_model_config.proto", package="inference", syntax="proto3")
+    """The part of Triton's ModelConfig message that is used here; its text form goes by names, and
+    refuses unknown ones."""
+    file = descriptor_pb2.FileDescriptorProto(
+        name="part_of_model_config.proto", package="inference", syntax="proto3"
+    )
     kinds = {"s": 9, "i": 5, "l": 3, "u": 4}
 
     def enum(name: str, *values: str) -> None:
@@ -185,20 +262,39 @@ def model_config() -> type:
             if kind in kinds:
                 made.field.add(name=field, number=number, label=label, type=kinds[kind])
             else:
-                made.field.add(name=field, number=number, label=label, type=14 if kind in ("DataType", "Kind") else 11,
-                               type_name=f".inference.{kind}")
+                made.field.add(
+                    name=field,
+                    number=number,
+                    label=label,
+                    type=14 if kind in ("DataType", "Kind") else 11,
+                    type_name=f".inference.{kind}",
+                )
         return made
 
     enum("DataType", "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_FP16", "TYPE_FP32")
     enum("Kind", "KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL")
     message("ModelInput", {"name": "s", "data_type": "DataType", "dims": "*l"})
-    message("ModelOutput", {"name": "s", "data_type": "DataType", "dims": "*l", "label_filename": "s"})
-    message("ModelDynamicBatching", {"preferred_batch_size": "*i", "max_queue_delay_microseconds": "u"})
+    message(
+        "ModelOutput", {"name": "s", "data_type": "DataType", "dims": "*l", "label_filename": "s"}
+    )
+    message(
+        "ModelDynamicBatching", {"preferred_batch_size": "*i", "max_queue_delay_microseconds": "u"}
+    )
     message("ModelInstanceGroup", {"count": "i", "kind": "Kind"})
     message("ModelParameter", {"string_value": "s"})
-    config = message("ModelConfig", {
-        "name": "s", "platform": "s", "max_batch_size": "i", "input": "*ModelInput", "output": "*ModelOutput",
-        "dynamic_batching": "ModelDynamicBatching", "instance_group": "*ModelInstanceGroup", "parameters": "*ModelConfig.ParametersEntry"})
+    config = message(
+        "ModelConfig",
+        {
+            "name": "s",
+            "platform": "s",
+            "max_batch_size": "i",
+            "input": "*ModelInput",
+            "output": "*ModelOutput",
+            "dynamic_batching": "ModelDynamicBatching",
+            "instance_group": "*ModelInstanceGroup",
+            "parameters": "*ModelConfig.ParametersEntry",
+        },
+    )
     entry = config.nested_type.add(name="ParametersEntry")
     entry.options.map_entry = True
     entry.field.add(name="key", number=1, label=1, type=9)
@@ -210,26 +306,51 @@ def model_config() -> type:
 
 def test_the_triton_repository(model, tmp_path):
     made = formats.write_triton(tmp_path / "repository", model, BUNDLE)
-    assert {p.relative_to(tmp_path / "repository").as_posix() for p in (tmp_path / "repository").rglob("*") if p.is_file()} == {
-        "foliar/1/model.onnx", "foliar/config.pbtxt", "foliar/labels.txt", "foliar/bundle.json"}
-    assert (made / "1" / "model.onnx").read_bytes() == model.read_bytes() and json.loads((made / "bundle.json").read_text()) == BUNDLE
-    assert (made / "labels.txt").read_text().splitlines() == [tiny_nets.TREE.class_name(i) for i in range(6)]
+    assert {
+        p.relative_to(tmp_path / "repository").as_posix()
+        for p in (tmp_path / "repository").rglob("*")
+        if p.is_file()
+    } == {"foliar/1/model.onnx", "foliar/config.pbtxt", "foliar/labels.txt", "foliar/bundle.json"}
+    assert (made / "1" / "model.onnx").read_bytes() == model.read_bytes() and json.loads(
+        (made / "bundle.json").read_text()
+    ) == BUNDLE
+    assert (made / "labels.txt").read_text().splitlines() == [
+        tiny_nets.TREE.class_name(i) for i in range(6)
+    ]
     config = text_format.Parse((made / "config.pbtxt").read_text(), model_config()())
-    assert (config.name, config.platform, config.max_batch_size) == ("foliar", "onnxruntime_onnx", 32)
-    kind = {value.number: value.name for value in type(config).DESCRIPTOR.file.enum_types_by_name["DataType"].values}
+    assert (config.name, config.platform, config.max_batch_size) == (
+        "foliar",
+        "onnxruntime_onnx",
+        32,
+    )
+    kind = {
+        value.number: value.name
+        for value in type(config).DESCRIPTOR.file.enum_types_by_name["DataType"].values
+    }
     (image,) = config.input
-    assert (image.name, kind[image.data_type], list(image.dims)) == ("images", "TYPE_UINT8", [32, 32, 3])
+    assert (image.name, kind[image.data_type], list(image.dims)) == (
+        "images",
+        "TYPE_UINT8",
+        [32, 32, 3],
+    )
     session = {output.name: output.shape for output in open_session(model).get_outputs()}
     assert [o.name for o in config.output] == ["probabilities", "ood", "heatmap"]
     for output in config.output:
-        assert kind[output.data_type] == "TYPE_FP32" and list(output.dims) == session[output.name][1:], "without the batch"
+        assert (
+            kind[output.data_type] == "TYPE_FP32" and list(output.dims) == session[output.name][1:]
+        ), "without the batch"
         assert output.label_filename == ("labels.txt" if output.name == "probabilities" else "")
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 8, 16, 32]
-    assert config.dynamic_batching.max_queue_delay_microseconds == 2000 and config.instance_group[0].count == 1
+    assert (
+        config.dynamic_batching.max_queue_delay_microseconds == 2000
+        and config.instance_group[0].count == 1
+    )
     assert config.parameters["class_tree"].string_value == tiny_nets.TREE.fingerprint()
     assert config.parameters["version"].string_value == "abc123"
     with pytest.raises(text_format.ParseError):
-        text_format.Parse((made / "config.pbtxt").read_text().replace("dims", "shape"), model_config()())
+        text_format.Parse(
+            (made / "config.pbtxt").read_text().replace("dims", "shape"), model_config()()
+        )
 
 
 def test_the_triton_repository_is_replaced_but_nothing_else(model, tmp_path):
@@ -238,7 +359,9 @@ def test_the_triton_repository_is_replaced_but_nothing_else(model, tmp_path):
     formats.write_triton(folder, model, BUNDLE)
     (folder / "foliar" / "1" / "old").write_text("old")
     formats.write_triton(folder, model, BUNDLE, max_batch=1)
-    assert {p.name for p in folder.iterdir()} == {"foliar", "other"} and not (folder / "foliar" / "1" / "old").exists()
+    assert {p.name for p in folder.iterdir()} == {"foliar", "other"} and not (
+        folder / "foliar" / "1" / "old"
+    ).exists()
     config = text_format.Parse((folder / "foliar" / "config.pbtxt").read_text(), model_config()())
     assert config.max_batch_size == 1 and not config.HasField("dynamic_batching")
     with pytest.raises(FormatError, match="other is there and is no Triton model"):
@@ -259,7 +382,9 @@ def test_a_fixed_batch_is_no_triton_model(tmp_path):
 def test_names_with_quotes_survive(model, tmp_path):
     facts = formats.metadata(tiny_nets.TREE, **{**FACTS, "version": 'a "b" \\ c\nd'})
     formats.stamp(model, facts)
-    config = text_format.Parse(formats.triton_config(model, "foliar", tiny_nets.TREE), model_config()())
+    config = text_format.Parse(
+        formats.triton_config(model, "foliar", tiny_nets.TREE), model_config()()
+    )
     assert config.parameters["version"].string_value == 'a "b" \\ c\nd'
 
 

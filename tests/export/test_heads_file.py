@@ -10,16 +10,23 @@ import pytest
 from common.classes import ClassTree
 from common.export.browser.heads_file import Head, HeadsError, pack, stored, unpack
 
-TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "häßlich")))
+TREE = ClassTree(
+    ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "häßlich"))
+)
 STAMP = b"\x01\x02\x03\x04"
 
 
 @pytest.fixture
 def heads() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {"ws": rng.normal(size=(3, 17)).astype(np.float32), "bs": rng.normal(size=3).astype(np.float32),
-            "w": (rng.normal(size=(6, 17)) * np.array([[0.01], [1], [50], [1], [1], [1]])).astype(np.float32),
-            "b": rng.normal(size=6).astype(np.float32)}
+    return {
+        "ws": rng.normal(size=(3, 17)).astype(np.float32),
+        "bs": rng.normal(size=3).astype(np.float32),
+        "w": (rng.normal(size=(6, 17)) * np.array([[0.01], [1], [50], [1], [1], [1]])).astype(
+            np.float32
+        ),
+        "b": rng.normal(size=6).astype(np.float32),
+    }
 
 
 def packed(h: dict[str, np.ndarray], temperatures=(2.0, 1.0, 0.5)) -> tuple[bytes, list[int]]:
@@ -30,11 +37,18 @@ def test_each_record_holds_its_species(heads):
     data, offsets = packed(heads)
     assert offsets[0] == 0 and offsets[-1] == len(data) and all(o % 4 == 0 for o in offsets)
     for s, names in enumerate(TREE.diseases):
-        head, classes = unpack(data[offsets[s] : offsets[s + 1]], STAMP), slice(TREE.offsets[s], TREE.offsets[s + 1])
+        head, classes = (
+            unpack(data[offsets[s] : offsets[s + 1]], STAMP),
+            slice(TREE.offsets[s], TREE.offsets[s + 1]),
+        )
         assert head.names == names and head.temperature == (2.0, 1.0, 0.5)[s]
-        assert np.array_equal(head.bias, heads["b"][classes]) and head.species_bias == heads["bs"][s]
+        assert (
+            np.array_equal(head.bias, heads["b"][classes]) and head.species_bias == heads["bs"][s]
+        )
         # a rounded weight is off by half a step of its own row, whatever the other rows hold
-        for mine, true in zip([head.species_row, *head.rows], [heads["ws"][s], *heads["w"][classes]], strict=True):
+        for mine, true in zip(
+            [head.species_row, *head.rows], [heads["ws"][s], *heads["w"][classes]], strict=True
+        ):
             assert np.abs(mine - true).max() <= np.abs(true).max() / 127 * 0.501
 
 
@@ -44,8 +58,11 @@ def test_the_layout_is_the_documented_one(heads):
     assert struct.unpack_from("<4sHHf", record, 4) == (STAMP, 2, 17, 0.5)
     at = 16 + 8 * rows
     small = np.frombuffer(record, np.int8, rows * width, at).reshape(rows, width)
-    assert np.array_equal(small[1:], stored(heads["w"][4:])[0]) and np.abs(small).max(axis=1).tolist() == [127] * 3
-    assert record[at + rows * width:].rstrip(b"\0").decode() == "blight\nhäßlich"
+    assert (
+        np.array_equal(small[1:], stored(heads["w"][4:])[0])
+        and np.abs(small).max(axis=1).tolist() == [127] * 3
+    )
+    assert record[at + rows * width :].rstrip(b"\0").decode() == "blight\nhäßlich"
 
 
 def test_probabilities_are_the_softmax_under_the_temperature(heads):
@@ -60,7 +77,14 @@ def test_probabilities_are_the_softmax_under_the_temperature(heads):
 
 
 def test_extreme_logits_stay_finite():
-    head = Head(("a", "b"), 0.05, np.zeros(2), 0.0, np.array([[9e3, 0], [0, 9e3]], np.float32), np.zeros(2, np.float32))
+    head = Head(
+        ("a", "b"),
+        0.05,
+        np.zeros(2),
+        0.0,
+        np.array([[9e3, 0], [0, 9e3]], np.float32),
+        np.zeros(2, np.float32),
+    )
     assert np.allclose(head.probabilities(np.array([[1, -1]], np.float32)), [[1, 0]])
 
 
@@ -69,8 +93,14 @@ def test_a_model_without_a_species_head_has_rows_of_zeros(heads):
     assert not unpack(data[: offsets[1]], STAMP).species_row.any()
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda r: r[:10], "cut short"), (lambda r: r[:-4], "damaged"), (lambda r: r[:40] + bytes([r[40] ^ 1]) + r[41:], "damaged")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r[:10], "cut short"),
+        (lambda r: r[:-4], "damaged"),
+        (lambda r: r[:40] + bytes([r[40] ^ 1]) + r[41:], "damaged"),
+    ],
+)
 def test_a_damaged_record_is_refused(heads, change, words):
     data, offsets = packed(heads)
     with pytest.raises(HeadsError, match=words):

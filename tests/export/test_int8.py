@@ -1,4 +1,5 @@
-"""The search for an INT8 model: what is tried, what goes back to float, and that nothing unproven is written."""
+"""The search for an INT8 model: what is tried, what goes back to float, and that nothing unproven
+is written."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from onnx import numpy_helper
 
 from common.export import int8, measure, quantize
 from common.export.gate import GateResult, Side, Speed, judge_gate
-from common.export.measure import LimitError, check_batches, check_limits, measure_ms, measure_speed, run_over, session_run
+from common.export.measure import (
+    LimitError,
+    check_batches,
+    check_limits,
+    measure_ms,
+    measure_speed,
+    run_over,
+    session_run,
+)
 
 COUNTS = np.full(6, 50)
 
@@ -33,33 +42,55 @@ class Judge:
 
     def side(self, run: measure.Run) -> Side:
         probabilities, ood = run(self.pictures)[:2]
-        return Side(probabilities, self.base.class_idx if hasattr(self, "base") else probabilities.argmax(1), ood[:, 0], ood[:20, 0] + 1)
+        return Side(
+            probabilities,
+            self.base.class_idx if hasattr(self, "base") else probabilities.argmax(1),
+            ood[:, 0],
+            ood[:20, 0] + 1,
+        )
 
     def __call__(self, way: str, run: measure.Run, speed: Speed, difference: float) -> GateResult:
         self.calls.append(way)
         assert speed.weights_only == (way == "weights")
         if way in self.refuse:
             speed = Speed(3.0, 2.9, 3.1, speed.size_ratio, speed.weights_only)
-        return judge_gate(way, self.base, self.side(run), tiny_nets.TREE, COUNTS, speed=speed, batch_difference=difference)
+        return judge_gate(
+            way,
+            self.base,
+            self.side(run),
+            tiny_nets.TREE,
+            COUNTS,
+            speed=speed,
+            batch_difference=difference,
+        )
 
 
 def search(folder: Path, make, refuse: tuple[str, ...] = (), **arguments):
     fp32 = tiny_nets.write(folder, "model.onnx", make, **arguments)
     judge = Judge(fp32, refuse)
-    tried = int8.make_int8(fp32, folder / "model.int8.onnx", lambda: iter([tiny_nets.pictures(16, 1), tiny_nets.pictures(16, 2)]),
-                           tiny_nets.pictures(8, 3), judge)
+    tried = int8.make_int8(
+        fp32,
+        folder / "model.int8.onnx",
+        lambda: iter([tiny_nets.pictures(16, 1), tiny_nets.pictures(16, 2)]),
+        tiny_nets.pictures(8, 3),
+        judge,
+    )
     return tried, judge
 
 
 def harmed(place: int):
-    """A network one of whose layers cannot be quantized: a thousandth of its input carries all that matters to it.
+    """A network one of whose layers cannot be quantized: a thousandth of its input carries all that
+    matters to it.
 
     A channel of great values without weight makes the range of the layer's input useless.
     """
+
     def make() -> onnx.ModelProto:
         model = tiny_nets.token_net(seed=3)
         graph = model.graph
-        products = [node for node in graph.node if node.op_type == "MatMul" and "basis" not in node.input[1]]
+        products = [
+            node for node in graph.node if node.op_type == "MatMul" and "basis" not in node.input[1]
+        ]
         weight = next(t for t in graph.initializer if t.name == products[place].input[1])
         values = numpy_helper.to_array(weight).copy()
         values[0] = 0  # what the great values are multiplied by
@@ -67,24 +98,38 @@ def harmed(place: int):
         great = np.zeros(len(values), np.float32)
         great[0] = 3000.0
         graph.initializer.append(numpy_helper.from_array(great, "great"))
-        added = onnx.helper.make_node("Add", [products[place].input[0], "great"], ["with_great"], name="great_add")
+        added = onnx.helper.make_node(
+            "Add", [products[place].input[0], "great"], ["with_great"], name="great_add"
+        )
         at = list(graph.node).index(products[place])
         products[place].input[0] = "with_great"
         graph.node.insert(at, added)
         return model
+
     return make
 
 
 def test_convolutions_are_never_dynamic_and_products_begin_with_it(tmp_path):
-    for make, want in ((tiny_nets.conv_net, ["static", "weights"]), (tiny_nets.token_net, ["dynamic", "static", "weights"])):
+    for make, want in (
+        (tiny_nets.conv_net, ["static", "weights"]),
+        (tiny_nets.token_net, ["dynamic", "static", "weights"]),
+    ):
         assert int8.ways(quantize.load_fused(tiny_nets.write(tmp_path, "model.onnx", make))) == want
 
 
 def test_a_model_that_passes_is_written_once(tmp_path):
     tried, judge = search(tmp_path, tiny_nets.token_net)
     kept = int8.kept(tried)
-    assert [attempt.way for attempt in tried] == ["dynamic", "static"], "weights alone are for when nothing else passes"
-    assert kept and kept.layers == kept.of == 3 and not kept.kept_float and kept.builds == 1 and kept.ratio == 0.5
+    assert [attempt.way for attempt in tried] == ["dynamic", "static"], (
+        "weights alone are for when nothing else passes"
+    )
+    assert (
+        kept
+        and kept.layers == kept.of == 3
+        and not kept.kept_float
+        and kept.builds == 1
+        and kept.ratio == 0.5
+    )
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "model.int8.onnx"}
     written, fp32 = session_run(tmp_path / "model.int8.onnx"), session_run(tmp_path / "model.onnx")
     agreement = (written(judge.pictures)[0].argmax(1) == fp32(judge.pictures)[0].argmax(1)).mean()
@@ -95,7 +140,9 @@ def test_a_model_that_passes_is_written_once(tmp_path):
 def test_dynamic_is_refused_where_answers_depend_on_the_batch(tmp_path):
     tried, _ = search(tmp_path, tiny_nets.token_net)
     dynamic = tried[0]
-    assert "a batch against one by one" in dynamic.refused and dynamic.builds == 1, "more float layers would not mend it"
+    assert "a batch against one by one" in dynamic.refused and dynamic.builds == 1, (
+        "more float layers would not mend it"
+    )
     static = {check.name: check for check in tried[1].gate.checks}
     assert static["batch"].passed and static["batch"].figure <= 1e-5
 
@@ -115,26 +162,41 @@ def test_the_harmful_layer_goes_back_to_float(place, tmp_path):
 
 def test_too_slow_is_not_searched_on_and_weights_alone_come_last(tmp_path):
     tried, judge = search(tmp_path, tiny_nets.conv_net, refuse=("static",))
-    assert judge.calls == ["static", "weights"] and "time for one picture / FP32 3.00, <= 0.95 is needed" in tried[0].refused
+    assert (
+        judge.calls == ["static", "weights"]
+        and "time for one picture / FP32 3.00, <= 0.95 is needed" in tried[0].refused
+    )
     assert int8.kept(tried) is tried[1] and tried[1].way == "weights" and tried[1].gate.passed
     size = (tmp_path / "model.int8.onnx").stat().st_size / (tmp_path / "model.onnx").stat().st_size
-    assert {check.name: check.figure for check in tried[1].gate.checks}["size"] == pytest.approx(size)
+    assert {check.name: check.figure for check in tried[1].gate.checks}["size"] == pytest.approx(
+        size
+    )
 
 
 def test_where_every_way_is_refused_nothing_is_written(tmp_path, monkeypatch):
     fp32 = tiny_nets.write(tmp_path, "model.onnx", tiny_nets.conv_net)
     real = Judge(fp32)
-    real.base = Side(np.roll(real.base.probabilities, 1, axis=1), (real.base.class_idx + 1) % 6)  # whatever is answered is wrong
+    real.base = Side(
+        np.roll(real.base.probabilities, 1, axis=1), (real.base.class_idx + 1) % 6
+    )  # whatever is answered is wrong
 
     def tries(**changes) -> list[int8.Attempt]:
-        tried = int8.make_int8(fp32, tmp_path / "model.int8.onnx", lambda: iter([tiny_nets.pictures(8, 1)]), tiny_nets.pictures(8, 3), real,
-                               **changes)
+        tried = int8.make_int8(
+            fp32,
+            tmp_path / "model.int8.onnx",
+            lambda: iter([tiny_nets.pictures(8, 1)]),
+            tiny_nets.pictures(8, 3),
+            real,
+            **changes,
+        )
         assert int8.kept(tried) is None and [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
         return tried
 
     tried = tries()
     assert all("same top-1 as FP32" in attempt.refused for attempt in tried)
-    assert "would have to stay float" in tried[0].refused and len(real.calls) <= 2 * (int8.ROUNDS + 1)
+    assert "would have to stay float" in tried[0].refused and len(real.calls) <= 2 * (
+        int8.ROUNDS + 1
+    )
     assert len(tries(quick=real)) == 2
 
     def broken(*_: object, **__: object) -> None:
@@ -159,11 +221,24 @@ def test_the_search_is_deterministic(tmp_path):
 
 def test_measuring_takes_turns():
     calls = []
-    run_a, run_b = (lambda p, n=n: calls.append((n, p.shape)) or [np.zeros((len(p), 2)), np.zeros((len(p), 1))] for n in "ab")
+    run_a, run_b = (
+        lambda p, n=n: calls.append((n, p.shape)) or [np.zeros((len(p), 2)), np.zeros((len(p), 1))]
+        for n in "ab"
+    )
     ms = measure_ms({"a": run_a, "b": run_b}, np.zeros((4, 4, 3), np.uint8), rounds=5)
-    assert set(ms) == {"a", "b"} and [n for n, _ in calls] == ["a", "b"] * 8 and {s for _, s in calls} == {(1, 4, 4, 3)}
-    probabilities, ood, class_idx = run_over(run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))])
-    assert probabilities.shape == (5, 2) and ood.shape == (5, 1) and class_idx.tolist() == [0, 1, 2, 0, 1]
+    assert (
+        set(ms) == {"a", "b"}
+        and [n for n, _ in calls] == ["a", "b"] * 8
+        and {s for _, s in calls} == {(1, 4, 4, 3)}
+    )
+    probabilities, ood, class_idx = run_over(
+        run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))]
+    )
+    assert (
+        probabilities.shape == (5, 2)
+        and ood.shape == (5, 1)
+        and class_idx.tolist() == [0, 1, 2, 0, 1]
+    )
 
 
 def test_speed_is_a_ratio_of_medians(monkeypatch):
@@ -181,20 +256,32 @@ def test_speed_is_a_ratio_of_medians(monkeypatch):
         return run
 
     ratio, low, high = measure_speed(runs(10, 7), runs(4, 5), np.zeros((4, 4, 3), np.uint8))
-    assert ratio == pytest.approx(0.4) and low <= 0.4 <= high, "every fifth call takes fifty times as long, and the median does not mind"
+    assert ratio == pytest.approx(0.4) and low <= 0.4 <= high, (
+        "every fifth call takes fifty times as long, and the median does not mind"
+    )
 
 
 def test_a_batch_that_changes_answers_is_found():
-    assert check_batches(lambda p: [p.reshape(len(p), -1)[:, :2] / 255.0], tiny_nets.pictures(4)) == 0
-    assert check_batches(lambda p: [p.reshape(len(p), -1)[:, :2] / p.mean()], tiny_nets.pictures(4)) > 1e-5
+    assert (
+        check_batches(lambda p: [p.reshape(len(p), -1)[:, :2] / 255.0], tiny_nets.pictures(4)) == 0
+    )
+    assert (
+        check_batches(lambda p: [p.reshape(len(p), -1)[:, :2] / p.mean()], tiny_nets.pictures(4))
+        > 1e-5
+    )
 
 
 def test_limits_end_in_a_sentence():
     check_limits("model.onnx", 25.0, 9.0)
     check_limits("model.onnx", 25.0, 9.0, 25.0, 9.0)
-    with pytest.raises(LimitError, match=r"model.onnx has 25.0 MB, more than --max-size-mb 24. .*smaller --backbone"):
+    with pytest.raises(
+        LimitError,
+        match=r"model.onnx has 25.0 MB, more than --max-size-mb 24. .*smaller --backbone",
+    ):
         check_limits("model.onnx", 25.0, 9.0, max_size_mb=24)
-    with pytest.raises(LimitError, match=r"9.0 ms .* more than --max-latency-ms 8.5. .*quiet machine"):
+    with pytest.raises(
+        LimitError, match=r"9.0 ms .* more than --max-latency-ms 8.5. .*quiet machine"
+    ):
         check_limits("model.onnx", 25.0, 9.0, 500, 8.5)
 
 

@@ -1,4 +1,5 @@
-"""The light model's files: what stands in them, that they answer as the student does, and that few heads are fetched."""
+"""The light model's files: what stands in them, that they answer as the student does, and that few
+heads are fetched."""
 
 from __future__ import annotations
 
@@ -22,23 +23,39 @@ from common.export.measure import run_over
 from common.serve.predictor import BundleError
 from common.train.model import SwinHierarchical
 
-TREE = ClassTree(("apple", "corn", "tomato"), (("healthy", "scab"), ("common_rust",), ("early_blight", "healthy", "late_blight")))
+TREE = ClassTree(
+    ("apple", "corn", "tomato"),
+    (("healthy", "scab"), ("common_rust",), ("early_blight", "healthy", "late_blight")),
+)
 SIZE = 64  # two by two places in the heatmap
 
 
 def student(**more: object) -> SwinHierarchical:
-    """A student whose random features tell these pictures apart under heads fitted by least squares."""
+    """A student whose random features tell these pictures apart under heads fitted by least
+    squares."""
     torch.manual_seed(0)
     model = SwinHierarchical("test_resnet", TREE, image_size=SIZE, **more).eval()
-    pictures, class_idx = (torch.from_numpy(np.concatenate(column)) for column in zip(*batches("train", SIZE), strict=True))
+    pictures, class_idx = (
+        torch.from_numpy(np.concatenate(column))
+        for column in zip(*batches("train", SIZE), strict=True)
+    )
     with torch.inference_mode():
         hidden = model.neck(model.features(pictures))
     mean, spread = hidden.mean(0), hidden.std(0) + 1e-3
     scaled = (hidden - mean) / spread
-    for head, target in ((model.species_head, model.class_species[class_idx]), (model.disease_heads, class_idx)):
+    for head, target in (
+        (model.species_head, model.class_species[class_idx]),
+        (model.disease_heads, class_idx),
+    ):
         if head is not None:
             wanted = 6 * torch.nn.functional.one_hot(target, len(head.weight)).float()
-            weight = torch.linalg.solve(scaled.T @ scaled + 5 * torch.eye(scaled.shape[1]), scaled.T @ (wanted - wanted.mean(0))).T / spread
+            weight = (
+                torch.linalg.solve(
+                    scaled.T @ scaled + 5 * torch.eye(scaled.shape[1]),
+                    scaled.T @ (wanted - wanted.mean(0)),
+                ).T
+                / spread
+            )
             head.weight.data, head.bias.data = weight.contiguous(), wanted.mean(0) - weight @ mean
     return model
 
@@ -46,22 +63,48 @@ def student(**more: object) -> SwinHierarchical:
 def batches(split: str, size: int):
     """Ten pictures of each leaf; beyond train, every fourth is half of another leaf."""
     first = {"train": 0, "val": 20, "test": 40}[split]
-    pairs = [(class_idx, number) for number in range(first, first + 10) for class_idx in range(TREE.num_classes)]
+    pairs = [
+        (class_idx, number)
+        for number in range(first, first + 10)
+        for class_idx in range(TREE.num_classes)
+    ]
     for start in range(0, len(pairs), 16):
         part = [(start + i, *pair) for i, pair in enumerate(pairs[start : start + 16])]
-        pictures = [tiny_data.draw(*TREE.pair(class_idx), number, size) for _, class_idx, number in part]
-        others = [tiny_data.draw(*TREE.pair((class_idx + 2) % 6), number, size) for _, class_idx, number in part]
-        yield (np.stack([a // 2 + b // 2 if split != "train" and place % 4 == 0 else a
-                         for a, b, (place, _, _) in zip(pictures, others, part, strict=True)]), np.array([class_idx for _, class_idx, _ in part]))
+        pictures = [
+            tiny_data.draw(*TREE.pair(class_idx), number, size) for _, class_idx, number in part
+        ]
+        others = [
+            tiny_data.draw(*TREE.pair((class_idx + 2) % 6), number, size)
+            for _, class_idx, number in part
+        ]
+        yield (
+            np.stack(
+                [
+                    a // 2 + b // 2 if split != "train" and place % 4 == 0 else a
+                    for a, b, (place, _, _) in zip(pictures, others, part, strict=True)
+                ]
+            ),
+            np.array([class_idx for _, class_idx, _ in part]),
+        )
 
 
 def make(folder: Path, model: SwinHierarchical) -> SimpleNamespace:
     preprocessing = {"layout": "NHWC", "long_side": 64}
-    written = write_browser(model, folder, batches, {"name": "foliar", "version": "abc", "preprocessing": preprocessing})
-    outputs = {split: run_over(written.light.outputs, batches(split, SIZE)) for split in ("val", "test")}
+    written = write_browser(
+        model, folder, batches, {"name": "foliar", "version": "abc", "preprocessing": preprocessing}
+    )
+    outputs = {
+        split: run_over(written.light.outputs, batches(split, SIZE)) for split in ("val", "test")
+    }
     assert outputs["test"][1].shape == (60, len(SCORES)) and np.isfinite(outputs["test"][1]).all()
-    report = finish_browser(written, *outputs.values(), {split: found[2] for split, found in outputs.items()},
-                            {"rejection": {"score": "gen"}, "rollup": {"disease": 0.5}}, batches("test", SIZE), np.full(6, 30))
+    report = finish_browser(
+        written,
+        *outputs.values(),
+        {split: found[2] for split, found in outputs.items()},
+        {"rejection": {"score": "gen"}, "rollup": {"disease": 0.5}},
+        batches("test", SIZE),
+        np.full(6, 30),
+    )
     return SimpleNamespace(folder=folder, model=model, report=report)
 
 
@@ -76,7 +119,11 @@ def pictures() -> np.ndarray:
 
 
 def test_the_files_are_there_and_nothing_else(made):
-    assert sorted(p.name for p in made.folder.iterdir()) == ["heads.bin", "light.json", "light.onnx"]
+    assert sorted(p.name for p in made.folder.iterdir()) == [
+        "heads.bin",
+        "light.json",
+        "light.onnx",
+    ]
     json.dumps(made.report, allow_nan=False)
 
 
@@ -89,7 +136,9 @@ def test_it_answers_as_the_student(made, pictures):
         wanted = made.model.probabilities(hidden, logits, temperature["species"], per_class).numpy()
     found = light.outputs(pictures)[0]
     assert np.allclose(found.sum(1), 1, atol=1e-5) and temperature["species"] != 1
-    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.95 and np.abs(found - wanted).max() < 0.1  # int8 weights
+    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.95 and np.abs(
+        found - wanted
+    ).max() < 0.1  # int8 weights
     assert len(set(found.argmax(1))) > 2  # or the comparison says nothing
 
 
@@ -130,11 +179,18 @@ def test_a_logit_is_the_mean_of_its_heatmap(made, pictures):
     assert made.report["heatmap"] == "exact"
     temperature = light.settings["temperature"]["species"]
     for row in range(4):
-        logits = [float((raw.map[row] @ light.head(s).species_row).mean() + light.head(s).species_bias) for s in range(3)]
+        logits = [
+            float((raw.map[row] @ light.head(s).species_row).mean() + light.head(s).species_bias)
+            for s in range(3)
+        ]
         wanted = np.log(raw.species[row].astype(np.float64)) * temperature  # but for a constant
         assert np.allclose(np.diff(logits), np.diff(wanted), atol=2e-3)
         answer = light.answer(pictures[row])
-        assert answer.heatmap.shape == raw.map.shape[1:3] and answer.heatmap.min() == 0 and answer.heatmap.max() == pytest.approx(1)
+        assert (
+            answer.heatmap.shape == raw.map.shape[1:3]
+            and answer.heatmap.min() == 0
+            and answer.heatmap.max() == pytest.approx(1)
+        )
 
 
 def test_one_picture_or_many(made, pictures):
@@ -148,9 +204,16 @@ def test_one_picture_or_many(made, pictures):
 def test_large_weights_are_int8_and_names_are_short(made):
     graph = onnx.load(made.folder / "light.onnx").graph
     kinds = {t.name: (t.data_type, int(np.prod(t.dims))) for t in graph.initializer}
-    floats = [name for name, (kind, count) in kinds.items() if kind == onnx.TensorProto.FLOAT and count > 1024]
+    floats = [
+        name
+        for name, (kind, count) in kinds.items()
+        if kind == onnx.TensorProto.FLOAT and count > 1024
+    ]
     assert floats == []
-    assert {kind for kind, count in kinds.values() if count > 1024} == {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16}
+    assert {kind for kind, count in kinds.values() if count > 1024} == {
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.FLOAT16,
+    }
     assert not any(node.metadata_props for node in graph.node if hasattr(node, "metadata_props"))
     parameters = sum(p.numel() for p in made.model.backbone.parameters())
     assert (made.folder / "light.onnx").stat().st_size < 1.35 * parameters + 60_000
@@ -158,16 +221,24 @@ def test_large_weights_are_int8_and_names_are_short(made):
 
 def test_its_rule_is_in_the_settings_and_used(made, pictures):
     light = LightModel(made.folder)
-    assert light.settings["rejection"] == {"score": "gen"} and light.settings["rollup"] == {"disease": 0.5}
+    assert light.settings["rejection"] == {"score": "gen"} and light.settings["rollup"] == {
+        "disease": 0.5
+    }
     judged = made.report["deferral"]["test"]
     sent = [light.answer(p).asks for p in pictures]
-    assert judged["server"] == 1.0 and np.mean(sent) == pytest.approx(judged["sent"], abs=0.02) and judged["sent"] > 0
+    assert (
+        judged["server"] == 1.0
+        and np.mean(sent) == pytest.approx(judged["sent"], abs=0.02)
+        and judged["sent"] > 0
+    )
     assert any("photos sent" in line for line in report_lines(made.report))
 
 
 def test_bytes_before_the_first_answer_are_model_settings_and_heads(made):
     files, first = made.report["files"], made.report["first_answer"]
-    assert first["gzip"] == pytest.approx(files["light.onnx"]["gzip"] + files["light.json"]["gzip"] + first["head_bytes"], abs=2)
+    assert first["gzip"] == pytest.approx(
+        files["light.onnx"]["gzip"] + files["light.json"]["gzip"] + first["head_bytes"], abs=2
+    )
     assert 1 <= first["heads_fetched"] <= 3 and first["head_bytes"] <= files["heads.bin"]["raw"]
 
 
@@ -203,7 +274,12 @@ def test_a_neck_makes_the_heatmap_inexact_and_says_so(pictures):
 def test_maps_of_any_layout_become_places():
     model = student()
     assert places_of(model, torch.zeros(2, 7, 3, 4)).shape == (2, 3, 4, 7)
-    assert places_of(model, torch.zeros(2, 10, 7)).shape == (2, 3, 3, 7)  # a class token before 9 places
+    assert places_of(model, torch.zeros(2, 10, 7)).shape == (
+        2,
+        3,
+        3,
+        7,
+    )  # a class token before 9 places
     model.backbone.output_fmt = "NHWC"
     assert places_of(model, torch.zeros(2, 3, 4, 7)).shape == (2, 3, 4, 7)
 
@@ -212,25 +288,46 @@ def test_maps_of_any_layout_become_places():
 def test_a_flat_model_goes_to_the_browser_too(pictures):
     model = student(classes="flat")
     _, features, layers = look(model, torch.from_numpy(pictures))
-    near = [FeatureSpace(values, torch.arange(60) % 6, model.class_species, rank=4) for values in (features, layers)]
+    near = [
+        FeatureSpace(values, torch.arange(60) % 6, model.class_species, rank=4)
+        for values in (features, layers)
+    ]
     species, feature, _, places = LightGraph(model, *near, 1.0, True)(torch.from_numpy(pictures))
     weights = (model.disease_heads.weight.numpy(), model.disease_heads.bias.numpy())
     packed, offsets = heads_file.pack(TREE, None, weights, np.ones(3), b"abcd")
-    heads = [heads_file.unpack(packed[a:b], b"abcd") for a, b in zip(offsets, offsets[1:], strict=False)]
-    found = np.concatenate([species.numpy()[:, s : s + 1] * head.probabilities(feature.numpy()) for s, head in enumerate(heads)], axis=1)
+    heads = [
+        heads_file.unpack(packed[a:b], b"abcd") for a, b in zip(offsets, offsets[1:], strict=False)
+    ]
+    found = np.concatenate(
+        [
+            species.numpy()[:, s : s + 1] * head.probabilities(feature.numpy())
+            for s, head in enumerate(heads)
+        ],
+        axis=1,
+    )
     wanted = model.probabilities(feature, model.species_logits(feature)).numpy()
     assert np.abs(found - wanted).max() < 0.05 and places.shape[-1] == feature.shape[1]
 
 
 def test_without_the_convolution_behind_the_pooling_the_heatmap_is_exact():
-    images = torch.randint(0, 256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     torch.manual_seed(0)
-    with_it, without = (SwinHierarchical("mobilenetv3_small_050", TREE, image_size=64, backbone_args=more).eval()
-                        for more in ({}, {"conv_head": False}))
+    with_it, without = (
+        SwinHierarchical("mobilenetv3_small_050", TREE, image_size=64, backbone_args=more).eval()
+        for more in ({}, {"conv_head": False})
+    )
     assert not has_exact_map(with_it, images) and has_exact_map(without, images)
     assert (with_it.num_features, without.num_features) == (1024, 288)
-    assert without.settings["backbone_args"] == {"conv_head": False}  # the checkpoint rebuilds it so
-    state = {key: value for key, value in with_it.backbone.state_dict().items() if not key.startswith("conv_head")}
+    assert without.settings["backbone_args"] == {
+        "conv_head": False
+    }  # the checkpoint rebuilds it so
+    state = {
+        key: value
+        for key, value in with_it.backbone.state_dict().items()
+        if not key.startswith("conv_head")
+    }
     without.backbone.load_state_dict(state)  # published weights fit
 
 

@@ -1,4 +1,5 @@
-"""INT8 layers against numpy, what must stay float, and what the runtime makes of the pairs by itself."""
+"""INT8 layers against numpy, what must stay float, and what the runtime makes of the pairs by
+itself."""
 
 from __future__ import annotations
 
@@ -20,16 +21,22 @@ def ready(make, tmp_path: Path, **arguments):
     """A fused network with its layers, and what was seen of its tensors."""
     model = quantize.load_fused(tiny_nets.write(tmp_path, "fp32.onnx", make, **arguments))
     names = quantize.layers(model)
-    seen = observe(model, qdq.observed_tensors(model, names), [tiny_nets.pictures(8, seed) for seed in (1, 2)])
+    seen = observe(
+        model, qdq.observed_tensors(model, names), [tiny_nets.pictures(8, seed) for seed in (1, 2)]
+    )
     return model, names, seen, {tensor: choose_range(entry) for tensor, entry in seen.items()}
 
 
-def answers(model: onnx.ModelProto, pictures: np.ndarray, optimized: bool = True) -> list[np.ndarray]:
+def answers(
+    model: onnx.ModelProto, pictures: np.ndarray, optimized: bool = True
+) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return session.run(None, {"images": pictures})
 
 
@@ -38,22 +45,35 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _weight(model: onnx.ModelProto, node: onnx.NodeProto) -> np.ndarray:
-    return numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1]))
+    return numpy_helper.to_array(
+        next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    )
 
 
 # region layers
 
 
-@pytest.mark.parametrize(("make", "main", "count"), [(tiny_nets.conv_net, "Conv", 5), (tiny_nets.token_net, "MatMul", 3)])
+@pytest.mark.parametrize(
+    ("make", "main", "count"), [(tiny_nets.conv_net, "Conv", 5), (tiny_nets.token_net, "MatMul", 3)]
+)
 def test_layers_are_all_but_heads_and_scores(make, main, count, tmp_path):
     model = quantize.load_fused(tiny_nets.write(tmp_path, "fp32.onnx", make))
     chosen = quantize.layers(model)
     by_name = {node.name: node for node in model.graph.node}
     assert len(by_name) == len(model.graph.node), "names are unique"
-    assert [by_name[name].op_type for name in chosen] == [main] * count and quantize.main_kind(model) == main
-    assert not any(part in by_name[name].input[1] for name in chosen for part in quantize.KEPT_FLOAT)
+    assert [by_name[name].op_type for name in chosen] == [main] * count and quantize.main_kind(
+        model
+    ) == main
+    assert not any(
+        part in by_name[name].input[1] for name in chosen for part in quantize.KEPT_FLOAT
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["fp32.onnx"]
-    large = [name for name in chosen if np.prod(_weight(model, by_name[name]).shape) >= 1024 and not quantize.grouped(by_name[name])]
+    large = [
+        name
+        for name in chosen
+        if np.prod(_weight(model, by_name[name]).shape) >= 1024
+        and not quantize.grouped(by_name[name])
+    ]
     assert quantize.storable(model) == large and len(large) >= 2
 
 
@@ -62,7 +82,11 @@ def test_layers_are_all_but_heads_and_scores(make, main, count, tmp_path):
 def test_answers_stay_close_and_heads_stay_float(make, way, tmp_path):
     model, names, seen, ranges = ready(make, tmp_path)
     before = model.SerializeToString()
-    kept = {tensor.name for tensor in model.graph.initializer if any(part in tensor.name for part in quantize.KEPT_FLOAT)}
+    kept = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if any(part in tensor.name for part in quantize.KEPT_FLOAT)
+    }
     pictures = tiny_nets.pictures(24, seed=9)
     if way == "static":
         made = qdq.static(model, names, ranges, seen)
@@ -75,12 +99,21 @@ def test_answers_stay_close_and_heads_stay_float(make, way, tmp_path):
     found = types_of(made)
     assert kept and all(found[name] == TensorProto.FLOAT for name in kept)
     ends = {"static": "_int8", "dynamic": "_int8", "weights": "_int8"}[way]
-    int8s = [name for name, kind in found.items() if kind == TensorProto.INT8 and name.endswith(ends)]
+    int8s = [
+        name for name, kind in found.items() if kind == TensorProto.INT8 and name.endswith(ends)
+    ]
     grouped = sum(quantize.grouped(node) for node in model.graph.node)
-    expected = {"static": len(names), "dynamic": 0 if make is tiny_nets.conv_net else 3, "weights": len(names) - grouped}[way]
+    expected = {
+        "static": len(names),
+        "dynamic": 0 if make is tiny_nets.conv_net else 3,
+        "weights": len(names) - grouped,
+    }[way]
     assert len(int8s) == expected
     want, got = answers(model, pictures), answers(made, pictures)
-    assert np.abs(got[0] - want[0]).max() < 0.12 and (got[0].argmax(1) == want[0].argmax(1)).mean() >= 0.9
+    assert (
+        np.abs(got[0] - want[0]).max() < 0.12
+        and (got[0].argmax(1) == want[0].argmax(1)).mean() >= 0.9
+    )
     assert [output.shape for output in got] == [output.shape for output in want]
     if expected:
         assert np.abs(got[0] - want[0]).max() > 0, "something was rounded"
@@ -91,7 +124,9 @@ def test_int8_by_hand():
     small, scale = quantize.int8(values, 0)
     np.testing.assert_allclose(scale, [[0.01], [0.02]], rtol=1e-6)
     assert small.tolist() == [[127, 0, 1], [-127, 50, 0]] and small.dtype == np.int8
-    assert quantize.int8(np.zeros((2, 3), np.float32), 1)[0].tolist() == [[0] * 3] * 2, "a dead channel is no division by zero"
+    assert quantize.int8(np.zeros((2, 3), np.float32), 1)[0].tolist() == [[0] * 3] * 2, (
+        "a dead channel is no division by zero"
+    )
 
 
 # endregion
@@ -102,15 +137,28 @@ def test_int8_by_hand():
 def one_product() -> onnx.ModelProto:
     """images (N, 2, 2, 3) -> floats -> (N, 4, 3) @ (3, 5) + bias."""
     rng = np.random.default_rng(0)
-    tensors = {"shape": np.array([0, 4, 3]), "scale": np.float32(1 / 64), "shift": np.float32(1.3),
-               "linear.weight": rng.normal(0, 1, (3, 5)).astype(np.float32), "linear.bias": rng.normal(0, 1, 5).astype(np.float32)}
-    nodes = [helper.make_node("Cast", ["images"], ["a"], to=TensorProto.FLOAT), helper.make_node("Mul", ["a", "scale"], ["b"]),
-             helper.make_node("Sub", ["b", "shift"], ["c"]), helper.make_node("Reshape", ["c", "shape"], ["d"]),
-             helper.make_node("MatMul", ["d", "linear.weight"], ["e"], name="linear"),
-             helper.make_node("Add", ["e", "linear.bias"], ["out"])]
-    graph = helper.make_graph(nodes, "one", [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 2, 2, 3])],
-                              [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 4, 5])],
-                              [numpy_helper.from_array(v, k) for k, v in tensors.items()])
+    tensors = {
+        "shape": np.array([0, 4, 3]),
+        "scale": np.float32(1 / 64),
+        "shift": np.float32(1.3),
+        "linear.weight": rng.normal(0, 1, (3, 5)).astype(np.float32),
+        "linear.bias": rng.normal(0, 1, 5).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["images"], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["a", "scale"], ["b"]),
+        helper.make_node("Sub", ["b", "shift"], ["c"]),
+        helper.make_node("Reshape", ["c", "shape"], ["d"]),
+        helper.make_node("MatMul", ["d", "linear.weight"], ["e"], name="linear"),
+        helper.make_node("Add", ["e", "linear.bias"], ["out"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "one",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 2, 2, 3])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 4, 5])],
+        [numpy_helper.from_array(v, k) for k, v in tensors.items()],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
@@ -144,20 +192,28 @@ def test_a_dynamic_product_is_what_numpy_computes():
     read = (np.clip(np.round(inner / step) + zero, 0, 255) - zero) * step
     small, scale = quantize.int8(weight, 1)
     (got,) = answers(quantize.dynamic(model, ["linear"]), pictures)
-    np.testing.assert_allclose(got, read @ (small * scale) + bias, atol=2e-2)  # a value halfway may round either way
+    np.testing.assert_allclose(
+        got, read @ (small * scale) + bias, atol=2e-2
+    )  # a value halfway may round either way
     (whole,) = answers(model, pictures)
     assert np.abs(got - whole).max() < 0.1
 
 
 def test_rounding_no_longer_shifts_the_mean(tmp_path):
-    """Over the calibration pictures the mean of each output moves less with the correction than without."""
+    """Over the calibration pictures the mean of each output moves less with the correction than
+    without."""
     model, names, seen, ranges = ready(tiny_nets.conv_net, tmp_path)
     pictures = [tiny_nets.pictures(8, seed) for seed in (1, 2)]
-    none = {name: Seen(entry.low, entry.high, entry.sample, np.zeros_like(entry.mean)) for name, entry in seen.items()}
+    none = {
+        name: Seen(entry.low, entry.high, entry.sample, np.zeros_like(entry.mean))
+        for name, entry in seen.items()
+    }
     tensor, shift = next(node.output[0] for node in model.graph.node if node.name == names[2]), {}
     for way, known in (("corrected", seen), ("plain", none)):
         made = qdq.static(model, names[2:3], ranges, known)
-        shift[way] = np.abs(observe(made, [tensor], pictures)[tensor].mean - seen[tensor].mean).mean()
+        shift[way] = np.abs(
+            observe(made, [tensor], pictures)[tensor].mean - seen[tensor].mean
+        ).mean()
     assert shift["corrected"] < 0.6 * shift["plain"]
 
 
@@ -166,25 +222,43 @@ def test_rounding_weights_alone_no_longer_shifts_the_mean(make, tmp_path):
     model, names, _, _ = ready(make, tmp_path)
     pictures = [tiny_nets.pictures(8, seed) for seed in (1, 2)]
     users = {tensor: node for node in model.graph.node for tensor in node.input}
-    outputs = [users[node.output[0]].output[0] if node.op_type == "MatMul" else node.output[0]  # behind the bias
-               for node in model.graph.node if node.name in names]
+    outputs = [
+        users[node.output[0]].output[0]
+        if node.op_type == "MatMul"
+        else node.output[0]  # behind the bias
+        for node in model.graph.node
+        if node.name in names
+    ]
     want, shift = observe(model, outputs, pictures), {}
     seen = observe(model, qdq.observed_tensors(model, names), pictures)
     for way, known in (("corrected", seen), ("plain", None)):
         copied = onnx.ModelProto()
         copied.CopyFrom(model)
-        made = observe(quantize.weights(copied, smallest=1, depthwise=True, seen=known), outputs, pictures)
-        shift[way] = sum(np.abs(made[tensor].mean - want[tensor].mean).mean() / np.abs(want[tensor].mean).mean() for tensor in outputs)
+        made = observe(
+            quantize.weights(copied, smallest=1, depthwise=True, seen=known), outputs, pictures
+        )
+        shift[way] = sum(
+            np.abs(made[tensor].mean - want[tensor].mean).mean() / np.abs(want[tensor].mean).mean()
+            for tensor in outputs
+        )
     assert shift["corrected"] < 0.5 * shift["plain"]
 
 
 def test_the_bias_of_a_depthwise_layer_is_corrected_by_its_own_channel(tmp_path):
     model, names, seen, ranges = ready(tiny_nets.conv_net, tmp_path)
     node = next(node for node in model.graph.node if node.name == names[1])
-    weight, old = (numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name)) for name in node.input[1:])
-    made = {t.name: numpy_helper.to_array(t) for t in qdq.static(model, names, ranges, seen).graph.initializer}
+    weight, old = (
+        numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
+        for name in node.input[1:]
+    )
+    made = {
+        t.name: numpy_helper.to_array(t)
+        for t in qdq.static(model, names, ranges, seen).graph.initializer
+    }
     rounded = made[names[1] + "_int8"] * made[names[1] + "_scales"].reshape(-1, 1, 1, 1)
-    want = [old[c] - (rounded[c] - weight[c]).sum() * seen[node.input[0]].mean[c] for c in range(32)]
+    want = [
+        old[c] - (rounded[c] - weight[c]).sum() * seen[node.input[0]].mean[c] for c in range(32)
+    ]
     got = made[names[1] + "_bias_int32"] * made[names[1] + "_bias_scales"].astype(np.float64)
     np.testing.assert_allclose(got, want, atol=made[names[1] + "_bias_scales"].max())
     assert np.abs(got - old).max() > 10 * made[names[1] + "_bias_scales"].max()
@@ -197,11 +271,13 @@ def test_the_bias_of_a_depthwise_layer_is_corrected_by_its_own_channel(tmp_path)
 
 @pytest.mark.parametrize("left_out", [(), (1,), (0,), (2,), (1, 3), (0, 1), (4,)])
 def test_the_runtime_quantizes_nothing_by_itself(left_out, tmp_path):
-    """A float convolution between two quantized ones: onnxruntime would give it one scale for all channels, and these differ
-    by a factor of a thousand. What it computes after its own optimizations must be what the graph says.
-    """
+    """A float convolution between two quantized ones: onnxruntime would give it one scale for all
+    channels, and these differ by a factor of a thousand. What it computes after its own
+    optimizations must be what the graph says."""
     model, names, seen, ranges = ready(tiny_nets.conv_net, tmp_path, spread=1000.0)
-    made = qdq.static(model, [name for i, name in enumerate(names) if i not in left_out], ranges, seen)
+    made = qdq.static(
+        model, [name for i, name in enumerate(names) if i not in left_out], ranges, seen
+    )
     pictures = tiny_nets.pictures(12, seed=5)
     as_written, as_run = answers(made, pictures, optimized=False), answers(made, pictures)
     assert np.abs(as_written[0] - as_run[0]).max() < 0.03
@@ -215,7 +291,9 @@ def test_all_convolutions_run_as_int8(tmp_path):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(target)
-    onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     kinds = [node.op_type for node in onnx.load(target).graph.node]
     assert kinds.count("QLinearConv") == 5 and "Conv" not in kinds and "Clip" not in kinds
 
@@ -224,7 +302,11 @@ def test_clips_stay_where_the_range_ends_beyond_them(tmp_path):
     model, names, seen, ranges = ready(tiny_nets.conv_net, tmp_path)
     clips = [node for node in model.graph.node if node.op_type == "Clip"]
     wide = ranges | {clips[0].output[0]: Range(7 / 255, 0), clips[1].output[0]: Range(7 / 255, 20)}
-    left = [node.output[0] for node in qdq.static(model, names, wide, seen).graph.node if node.op_type == "Clip"]
+    left = [
+        node.output[0]
+        for node in qdq.static(model, names, wide, seen).graph.node
+        if node.op_type == "Clip"
+    ]
     assert left == [clips[0].output[0], clips[1].output[0]]
 
 
@@ -242,7 +324,11 @@ def test_weights_alone_are_folded_and_a_quarter_as_large(tmp_path):
             tensor.CopyFrom(numpy_helper.from_array(read.astype(np.float32), tensor.name))
     onnx.save(own, tmp_path / "rounded.onnx")
     pictures = tiny_nets.pictures(4)
-    for got, want in zip(session_run(tmp_path / "weights.onnx")(pictures), session_run(tmp_path / "rounded.onnx")(pictures), strict=True):
+    for got, want in zip(
+        session_run(tmp_path / "weights.onnx")(pictures),
+        session_run(tmp_path / "rounded.onnx")(pictures),
+        strict=True,
+    ):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
@@ -256,7 +342,9 @@ def test_ranges_hold_zero_and_cut_off_rare_values():
     many = np.append(rng.normal(0, 1, 300_000), 15.0).astype(np.float32)
     seen = Seen(float(many.min()), float(many.max()), many, np.zeros(1))
     wide, chosen = choose_range(seen, least_error=False), choose_range(seen)
-    assert wide.top == pytest.approx(15, abs=0.1) and 4 <= chosen.top < 13, "one of 300,000 values is worth little"
+    assert wide.top == pytest.approx(15, abs=0.1) and 4 <= chosen.top < 13, (
+        "one of 300,000 values is worth little"
+    )
 
     def error(range_: Range) -> float:
         stored = np.clip(np.round(many / range_.scale) + range_.zero, 0, 255)
@@ -273,11 +361,17 @@ def test_ranges_hold_zero_and_cut_off_rare_values():
 def test_what_is_seen_does_not_depend_on_the_batches(tmp_path):
     model = quantize.load_fused(tiny_nets.write(tmp_path, "fp32.onnx", tiny_nets.conv_net))
     names, pictures = qdq.observed_tensors(model, quantize.layers(model)), tiny_nets.pictures(12)
-    whole, parts = observe(model, names, [pictures]), observe(model, names, [pictures[:5], pictures[5:]])
+    whole, parts = (
+        observe(model, names, [pictures]),
+        observe(model, names, [pictures[:5], pictures[5:]]),
+    )
     for name in names:
         assert (whole[name].low, whole[name].high) == (parts[name].low, parts[name].high)
         np.testing.assert_allclose(whole[name].mean, parts[name].mean, rtol=1e-5, atol=1e-6)
-        assert whole[name].mean.shape == (next(d for d in [len(parts[name].mean)]),) and len(whole[name].sample) >= 1000
+        assert (
+            whole[name].mean.shape == (next(d for d in [len(parts[name].mean)]),)
+            and len(whole[name].sample) >= 1000
+        )
     with pytest.raises(ValueError, match="no pictures"):
         observe(model, names, [])
 
@@ -301,17 +395,32 @@ def test_calibration_pictures_are_balanced():
 def test_whole_numbers_are_stored_as_int8_and_nothing_changes():
     """A mask of 0 and -100 shrinks to a quarter; weights, and constants beyond int8, stay."""
     rng = np.random.default_rng(0)
-    constants = {"mask": np.where(rng.random((16, 16, 3)) < 0.5, 0, -100).astype(np.float32), "far": np.full((16, 16, 3), 200, np.float32),
-                 "weights": rng.normal(size=(16, 16, 3)).astype(np.float32)}
-    nodes = [helper.make_node("Cast", ["images"], ["a"], to=TensorProto.FLOAT), helper.make_node("Add", ["a", "mask"], ["b"]),
-             helper.make_node("Add", ["b", "far"], ["c"]), helper.make_node("Mul", ["c", "weights"], ["d"])]
-    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 16, 16, 3])],
-                              [helper.make_tensor_value_info("d", TensorProto.FLOAT, ["N", 16, 16, 3])],
-                              [numpy_helper.from_array(values, name) for name, values in constants.items()])
+    constants = {
+        "mask": np.where(rng.random((16, 16, 3)) < 0.5, 0, -100).astype(np.float32),
+        "far": np.full((16, 16, 3), 200, np.float32),
+        "weights": rng.normal(size=(16, 16, 3)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["images"], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["a", "mask"], ["b"]),
+        helper.make_node("Add", ["b", "far"], ["c"]),
+        helper.make_node("Mul", ["c", "weights"], ["d"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 16, 16, 3])],
+        [helper.make_tensor_value_info("d", TensorProto.FLOAT, ["N", 16, 16, 3])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     pictures = rng.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     before = answers(model, pictures)[0]
     made = quantize.shrink_masks(model, smallest=100)
     onnx.checker.check_model(made)
-    assert types_of(made) == {"mask_int8": TensorProto.INT8, "far": TensorProto.FLOAT, "weights": TensorProto.FLOAT}
+    assert types_of(made) == {
+        "mask_int8": TensorProto.INT8,
+        "far": TensorProto.FLOAT,
+        "weights": TensorProto.FLOAT,
+    }
     assert np.array_equal(answers(made, pictures)[0], before)

@@ -1,4 +1,5 @@
-"""Bars that keep their promise: by simulation, with the rule of `decide`, and in words where val is too small."""
+"""Bars that keep their promise: by simulation, with the rule of `decide`, and in words where val is
+too small."""
 
 from __future__ import annotations
 
@@ -16,10 +17,21 @@ from common.export.bounds import at_least, pictures_needed
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x", "y", "z"), ("c",)))
 
 
-def world(n: int, seed: int, diseases: float = 3.0, species: float = 4.0, boast: float = 1.0, tree: ClassTree = TREE):
-    """Joint probabilities and truths drawn from them; `boast` sharpens what the model says beyond what is true."""
+def world(
+    n: int,
+    seed: int,
+    diseases: float = 3.0,
+    species: float = 4.0,
+    boast: float = 1.0,
+    tree: ClassTree = TREE,
+):
+    """Joint probabilities and truths drawn from them; `boast` sharpens what the model says beyond
+    what is true."""
     rng = np.random.default_rng(seed)
-    a, b = rng.normal(0, species, (n, tree.num_species)), rng.normal(0, diseases, (n, tree.num_classes))
+    a, b = (
+        rng.normal(0, species, (n, tree.num_species)),
+        rng.normal(0, diseases, (n, tree.num_classes)),
+    )
 
     def joint(k: float) -> np.ndarray:
         top = np.exp(k * (a - a.max(1, keepdims=True)))
@@ -33,31 +45,45 @@ def world(n: int, seed: int, diseases: float = 3.0, species: float = 4.0, boast:
 
 @pytest.mark.parametrize(("n", "boast"), [(300, 1.0), (300, 1.6), (1000, 1.6)])
 def test_repeated_val_splits_break_their_promise_no_more_often_than_said(n, boast):
-    """The truth is that of 20,000 pictures; boasting probabilities must cost coverage, not the promise."""
+    """The truth is that of 20,000 pictures; boasting probabilities must cost coverage, not the
+    promise."""
     probabilities, class_idx = world(20_000, 99, boast=boast)
     rng, broken, promised = np.random.default_rng(1), 0, 0
 
     @cache
     def true(disease_threshold: float, species_bar: float) -> dict:
-        return rollup.judge({"disease": disease_threshold, "species": species_bar}, probabilities, class_idx, TREE)
+        return rollup.judge(
+            {"disease": disease_threshold, "species": species_bar}, probabilities, class_idx, TREE
+        )
 
     for _ in range(60):
         chosen = rng.integers(0, len(class_idx), n)
-        fitted = rollup.fit(probabilities[chosen], class_idx[chosen], TREE, precisions=(0.9,), default=0.9)["precisions"]["0.90"]
+        fitted = rollup.fit(
+            probabilities[chosen], class_idx[chosen], TREE, precisions=(0.9,), default=0.9
+        )["precisions"]["0.90"]
         if fitted["promised"]:
             promised += 1
             seen = true(fitted["disease"], fitted["species"])
-            broken += seen["precision"] < 0.9 or (fitted["answers"] == "disease" and seen["disease_precision"] < 0.9)
-    assert promised >= 50 and broken <= 11, (promised, broken)  # 11 or more of 60 have a chance of 3 % at 10 %
+            broken += seen["precision"] < 0.9 or (
+                fitted["answers"] == "disease" and seen["disease_precision"] < 0.9
+            )
+    assert promised >= 50 and broken <= 11, (
+        promised,
+        broken,
+    )  # 11 or more of 60 have a chance of 3 % at 10 %
 
 
 def test_without_the_binomial_tail_the_promise_would_be_broken():
-    """The lowest bar that reaches the precision on val itself, which was the rule before, fails about every other time."""
+    """The lowest bar that reaches the precision on val itself, which was the rule before, fails
+    about every other time."""
     probabilities, class_idx = world(10_000, 7)
     rng, broken = np.random.default_rng(2), 0
     for _ in range(40):
         chosen = rng.integers(0, len(class_idx), 300)
-        confidence, right = probabilities[chosen].max(1), probabilities[chosen].argmax(1) == class_idx[chosen]
+        confidence, right = (
+            probabilities[chosen].max(1),
+            probabilities[chosen].argmax(1) == class_idx[chosen],
+        )
         order = np.argsort(-confidence)
         share = np.cumsum(right[order]) / np.arange(1, 301)
         bar = confidence[order][np.flatnonzero(share >= 0.9)[-1]]
@@ -76,15 +102,20 @@ def test_every_kept_bar_is_shown_and_the_next_one_is_not():
 
         def shown(bar: float, precision: float) -> bool:
             figures = rollup.judge({"disease": bar, "species": bar}, probabilities, class_idx, TREE)
-            return all(at_least(figures[f"{a}given"] - figures[f"{a}wrong"], figures[f"{a}given"], 0.92) >= precision
-                       for a in ("", "disease_"))
+            return all(
+                at_least(figures[f"{a}given"] - figures[f"{a}wrong"], figures[f"{a}given"], 0.92)
+                >= precision
+                for a in ("", "disease_")
+            )
 
         assert shown(entry["disease"], float(name))
         assert k + 1 == len(rollup.CANDIDATES) or not shown(rollup.CANDIDATES[k + 1], float(name))
     bars = [entry["disease"] for entry in fitted["precisions"].values()]
     assert bars == sorted(bars) and bars[0] < bars[-1]
     read = rollups_from_json(json.loads(json.dumps(fitted)))
-    assert next(iter(read)) == "0.95" and read["0.99"].class_idx == bars[-1], "as bundle.json is read"
+    assert next(iter(read)) == "0.95" and read["0.99"].class_idx == bars[-1], (
+        "as bundle.json is read"
+    )
 
 
 def test_too_few_pictures_are_said_to_be_too_few():
@@ -96,19 +127,40 @@ def test_too_few_pictures_are_said_to_be_too_few():
     assert entry["answers"] == "disease" and entry["disease"] <= 0.97, "leaves are still named"
     assert rollup.fit(right, np.arange(30) % 7, TREE)["precisions"]["0.90"]["promised"]
     fitted = rollup.fit(right[:0], np.zeros(0, int), TREE)
-    assert {name: (e["disease"], e["species"], e["holds"], e["promised"]) for name, e in fitted["precisions"].items()} == {
-        "0.90": (0.9, 0.9, 0.0, False), "0.95": (0.95, 0.95, 0.0, False), "0.99": (0.99, 0.99, 0.0, False)}
+    assert {
+        name: (e["disease"], e["species"], e["holds"], e["promised"])
+        for name, e in fitted["precisions"].items()
+    } == {
+        "0.90": (0.9, 0.9, 0.0, False),
+        "0.95": (0.95, 0.95, 0.0, False),
+        "0.99": (0.99, 0.99, 0.0, False),
+    }
 
 
 def test_where_diseases_cannot_be_told_apart_species_are_still_named():
     tree = ClassTree(("a", "b"), (("x", "y", "z"), ("x", "y")))
     probabilities, class_idx = world(600, 5, diseases=0.3, species=9.0, tree=tree)
     entry = rollup.fit(probabilities, class_idx, tree, precisions=(0.95,))["precisions"]["0.95"]
-    assert entry["promised"] and entry["answers"] == "species" and entry["disease"] == rollup.NEVER and entry["species"] < 0.95
+    assert (
+        entry["promised"]
+        and entry["answers"] == "species"
+        and entry["disease"] == rollup.NEVER
+        and entry["species"] < 0.95
+    )
     probabilities, class_idx = world(5000, 6, diseases=0.3, species=9.0, tree=tree)
     fresh = rollup.judge(entry, probabilities, class_idx, tree)
-    assert fresh["precision"] >= 0.95 and fresh["coverage"] > 0.8 and fresh["disease_given"] == 0 and fresh["disease_precision"] is None
-    text = "\n".join(rollup.report_lines(rollup.fit(probabilities, class_idx, tree), {name: fresh for name in ("0.90", "0.95", "0.99")}))
+    assert (
+        fresh["precision"] >= 0.95
+        and fresh["coverage"] > 0.8
+        and fresh["disease_given"] == 0
+        and fresh["disease_precision"] is None
+    )
+    text = "\n".join(
+        rollup.report_lines(
+            rollup.fit(probabilities, class_idx, tree),
+            {name: fresh for name in ("0.90", "0.95", "0.99")},
+        )
+    )
     assert "At 0.95 no disease is named" in text and "never" in text
 
 
@@ -119,7 +171,11 @@ def test_a_tree_of_one_level_climbs_nowhere():
     class_idx = (rng.random(2000) < p).astype(int)
     entry = rollup.fit(np.stack([1 - p, p], 1), class_idx, tree)["precisions"]["0.95"]
     figures = rollup.judge(entry, np.stack([1 - p, p], 1), class_idx, tree)
-    assert entry["promised"] and figures["species_given"] == 0 and figures["disease_given"] == figures["given"] > 500
+    assert (
+        entry["promised"]
+        and figures["species_given"] == 0
+        and figures["disease_given"] == figures["given"] > 500
+    )
 
 
 def test_strangers_and_unknown_diseases_do_not_count_as_class_answers():
@@ -130,27 +186,59 @@ def test_strangers_and_unknown_diseases_do_not_count_as_class_answers():
     rejection = rejection_from_json(bar | {"disease": bar | {"score": "d"}}, ("s", "d"))
     worst = class_idx.copy()
     worst[:100] = (class_idx[:100] + 1) % 7  # wrong where no answer is given
-    got = rollup.fit(probabilities, worst, TREE, ood=ood, rejection=rejection, precisions=(0.9,))["precisions"]["0.90"]
-    alone = rollup.fit(probabilities[100:], class_idx[100:], TREE, ood=ood[100:], rejection=rejection, precisions=(0.9,))["precisions"]["0.90"]
-    assert (got["disease"], got["species"], got["promised"]) == (alone["disease"], alone["species"], True)
+    got = rollup.fit(probabilities, worst, TREE, ood=ood, rejection=rejection, precisions=(0.9,))[
+        "precisions"
+    ]["0.90"]
+    alone = rollup.fit(
+        probabilities[100:],
+        class_idx[100:],
+        TREE,
+        ood=ood[100:],
+        rejection=rejection,
+        precisions=(0.9,),
+    )["precisions"]["0.90"]
+    assert (got["disease"], got["species"], got["promised"]) == (
+        alone["disease"],
+        alone["species"],
+        True,
+    )
     assert got["val"]["refused"] == 100 and got["val"]["given"] == alone["val"]["given"]
     single = TREE.class_species[probabilities[100:200].argmax(1)] == 2
     assert got["val"]["species_given"] >= (~single).sum() * 0.5
 
 
 def test_judged_figures_by_hand_and_words():
-    probabilities = np.array([[0.9, 0.05, 0, 0.05, 0, 0, 0], [0.5, 0.4, 0.1, 0, 0, 0, 0], [0.3, 0, 0, 0.3, 0, 0, 0.4],
-                              [0, 0, 0, 0, 0, 0, 1.0]])
+    probabilities = np.array(
+        [
+            [0.9, 0.05, 0, 0.05, 0, 0, 0],
+            [0.5, 0.4, 0.1, 0, 0, 0, 0],
+            [0.3, 0, 0, 0.3, 0, 0, 0.4],
+            [0, 0, 0, 0, 0, 0, 1.0],
+        ]
+    )
     entry = {"disease": 0.8, "species": 0.7}
     got = rollup.judge(entry, probabilities, np.array([0, 1, 6, 0]), TREE)
-    assert (got["n"], got["given"], got["wrong"], got["disease_given"], got["disease_wrong"]) == (4, 3, 1, 2, 1)
+    assert (got["n"], got["given"], got["wrong"], got["disease_given"], got["disease_wrong"]) == (
+        4,
+        3,
+        1,
+        2,
+        1,
+    )
     assert (got["species_given"], got["species_wrong"], got["coverage"]) == (1, 0, 0.75)
-    assert got["precision"] == pytest.approx(2 / 3) and got["precision_low"] == pytest.approx(at_least(2, 3))
-    nothing = rollup.judge({"disease": 2.0, "species": 2.0}, probabilities, np.array([0, 1, 6, 0]), TREE)
+    assert got["precision"] == pytest.approx(2 / 3) and got["precision_low"] == pytest.approx(
+        at_least(2, 3)
+    )
+    nothing = rollup.judge(
+        {"disease": 2.0, "species": 2.0}, probabilities, np.array([0, 1, 6, 0]), TREE
+    )
     assert nothing["precision"] is None and nothing["coverage"] == 0
     fitted = rollup.fit(probabilities, np.array([0, 1, 6, 6]), TREE)
     text = "\n".join(rollup.report_lines(fitted, {name: nothing for name in fitted["precisions"]}))
-    assert "0.95 (default)" in text and "At 0.99 the 4 val pictures do not carry the promise: it takes 252" in text
+    assert (
+        "0.95 (default)" in text
+        and "At 0.99 the 4 val pictures do not carry the promise: it takes 252" in text
+    )
     figures = {"class": 0.5, "species": 0.75, "macro_f1": 0.25}
     assert rollup.decision_lines({"joint": figures, "flat": figures})[0].count("0.7500") == 2
     assert rollup.name_of(0.9) == "0.90" and rollup.name_of(0.975) == "0.975"

@@ -22,10 +22,21 @@ from common.serve import predictor
 from common.train import checkpoint
 from common.train.dataset import EvalViews, load_organized
 
-KEYS = {"data": {"species", "classes", "train", "val", "test"},
-        "test": {"species_top1", "disease_top1", "disease_top3", "cascade_top1", "macro_f1", "tail_f1", "n"},
-        "ood": {"auroc", "rejected_at_1pct_plants_lost", "precision"},
-        "seconds": {"train_species", "train_disease", "export"}, "decisions": {"joint", "routed", "flat"}}
+KEYS = {
+    "data": {"species", "classes", "train", "val", "test"},
+    "test": {
+        "species_top1",
+        "disease_top1",
+        "disease_top3",
+        "cascade_top1",
+        "macro_f1",
+        "tail_f1",
+        "n",
+    },
+    "ood": {"auroc", "rejected_at_1pct_plants_lost", "precision"},
+    "seconds": {"train_species", "train_disease", "export"},
+    "decisions": {"joint", "routed", "flat"},
+}
 
 
 def report_of(exports: Path) -> dict:
@@ -44,11 +55,25 @@ def test_the_report_has_its_keys(exported):
         assert keys <= set(report[part]), part
     for card in report["models"].values():
         assert {"size_mb", "ms_p50", "top1_agreement", "species_top1", "cascade_top1"} <= set(card)
-        assert card["ms_p50"] > 0 and 0 <= card["top1_agreement"] <= 1 and 0 <= card["species_top1"] <= 1
+        assert (
+            card["ms_p50"] > 0
+            and 0 <= card["top1_agreement"] <= 1
+            and 0 <= card["species_top1"] <= 1
+        )
     assert "model.onnx" in report["models"] and report["test"]["n"] == report["data"]["test"] == 10
-    assert (report["data"]["species"], report["data"]["classes"], report["data"]["train"]) == (3, 7, 50)
-    assert all(0 <= report["test"][k] <= 1 for k in KEYS["test"] - {"n"}) and all(0 <= report["ood"][k] <= 1 for k in KEYS["ood"])
-    assert report["seconds"]["train_species"] > 0 and report["seconds"]["train_disease"] > 0 and report["seconds"]["export"] > 0
+    assert (report["data"]["species"], report["data"]["classes"], report["data"]["train"]) == (
+        3,
+        7,
+        50,
+    )
+    assert all(0 <= report["test"][k] <= 1 for k in KEYS["test"] - {"n"}) and all(
+        0 <= report["ood"][k] <= 1 for k in KEYS["ood"]
+    )
+    assert (
+        report["seconds"]["train_species"] > 0
+        and report["seconds"]["train_disease"] > 0
+        and report["seconds"]["export"] > 0
+    )
     text = (exported.exports / "report.md").read_text()
     assert "test_resnet" in text and f"{report['test']['cascade_top1']:.4f}" in text
 
@@ -59,14 +84,26 @@ def test_the_contract_of_the_models(exported, pictures):
         onnx.checker.check_model(str(path))
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (image,) = session.get_inputs()
-        assert (image.name, image.type, image.shape[1:]) == ("images", "tensor(uint8)", [32, 32, 3]) and not isinstance(image.shape[0], int)
-        assert [(o.name, o.type) for o in session.get_outputs()] == [(n, "tensor(float)") for n in ("probabilities", "ood", "heatmap")]
+        assert (image.name, image.type, image.shape[1:]) == (
+            "images",
+            "tensor(uint8)",
+            [32, 32, 3],
+        ) and not isinstance(image.shape[0], int)
+        assert [(o.name, o.type) for o in session.get_outputs()] == [
+            (n, "tensor(float)") for n in ("probabilities", "ood", "heatmap")
+        ]
         together = session.run(None, {"images": pictures})
         one_by_one = [session.run(None, {"images": pictures[i : i + 1]}) for i in range(8)]
         for output, parts in zip(together, zip(*one_by_one, strict=True), strict=True):
-            np.testing.assert_allclose(output, np.concatenate(parts), rtol=1e-4, atol=1e-4, err_msg=path.name)
+            np.testing.assert_allclose(
+                output, np.concatenate(parts), rtol=1e-4, atol=1e-4, err_msg=path.name
+            )
         probabilities, ood, heatmap = together
-        assert probabilities.shape == (8, tree.num_classes) and ood.shape == (8, len(SCORES)) and heatmap.ndim == 3
+        assert (
+            probabilities.shape == (8, tree.num_classes)
+            and ood.shape == (8, len(SCORES))
+            and heatmap.ndim == 3
+        )
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
         assert heatmap.min() >= 0 and heatmap.max() <= 1 and np.isfinite(ood).all()
 
@@ -78,11 +115,17 @@ def test_fp32_is_the_calibrated_checkpoint(exported, pictures):
     t = read.models["model.onnx"].temperature
     with torch.inference_mode():
         features, species = model(torch.from_numpy(pictures))
-        want = model.probabilities(features, species, t["species"], torch.tensor(t["disease"])[model.class_species]).numpy()
+        want = model.probabilities(
+            features, species, t["species"], torch.tensor(t["disease"])[model.class_species]
+        ).numpy()
     got = session_run(exported.exports / "model.onnx")(pictures)[0]
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert report_of(exported.exports)["models"]["model.onnx"]["top1_agreement"] == 1.0
-    assert read.version == checkpoint.weights_hash(payload)[:12] and read.tree == model.tree and read.scores == SCORES
+    assert (
+        read.version == checkpoint.weights_hash(payload)[:12]
+        and read.tree == model.tree
+        and read.scores == SCORES
+    )
     assert read.size == 32 and read.backbone == "test_resnet" and read.recipe == "demo"
 
 
@@ -92,11 +135,19 @@ def test_reported_figures_are_those_of_the_models(exported):
     views = EvalViews(data.splits["test"], 32)
     for name in report["models"]:
         session = session_run(exported.exports / name)
-        probabilities = np.concatenate([session(views[i][0].numpy()[None])[0] for i in range(len(views))])
+        probabilities = np.concatenate(
+            [session(views[i][0].numpy()[None])[0] for i in range(len(views))]
+        )
         class_idx = data.splits["test"].class_idx
-        assert report["models"][name]["cascade_top1"] == pytest.approx((probabilities.argmax(1) == class_idx).mean())
-        by_species = np.stack([probabilities[:, data.tree.class_species == s].sum(1) for s in range(3)], 1)
-        assert report["models"][name]["species_top1"] == pytest.approx((by_species.argmax(1) == data.tree.class_species[class_idx]).mean())
+        assert report["models"][name]["cascade_top1"] == pytest.approx(
+            (probabilities.argmax(1) == class_idx).mean()
+        )
+        by_species = np.stack(
+            [probabilities[:, data.tree.class_species == s].sum(1) for s in range(3)], 1
+        )
+        assert report["models"][name]["species_top1"] == pytest.approx(
+            (by_species.argmax(1) == data.tree.class_species[class_idx]).mean()
+        )
 
 
 PICTURES = {"reliability.png", "coverage.png", "scores.png"}
@@ -107,23 +158,46 @@ def test_int8_agrees_or_is_refused_with_a_reason(exported):
     tried = report["int8_tried"]
     assert tried and all(row["refused"] or row["gate"]["passed"] for row in tried)
     assert ("model.int8.onnx" in report["models"]) == any(not row["refused"] for row in tried)
-    assert (bool(report["gate"]) and all(gate["passed"] for gate in report["gate"])) == ("model.int8.onnx" in report["models"])
-    assert {p.name for p in exported.exports.iterdir()} == {"bundle.json", "report.json", "report.md", *PICTURES, *report["models"]}
+    assert (bool(report["gate"]) and all(gate["passed"] for gate in report["gate"])) == (
+        "model.int8.onnx" in report["models"]
+    )
+    assert {p.name for p in exported.exports.iterdir()} == {
+        "bundle.json",
+        "report.json",
+        "report.md",
+        *PICTURES,
+        *report["models"],
+    }
 
 
 def test_measuring():
     calls = []
-    run_a, run_b = (lambda p, n=n: calls.append((n, p.shape)) or [np.zeros((len(p), 2)), np.zeros((len(p), 1))] for n in "ab")
+    run_a, run_b = (
+        lambda p, n=n: calls.append((n, p.shape)) or [np.zeros((len(p), 2)), np.zeros((len(p), 1))]
+        for n in "ab"
+    )
     ms = measure_ms({"a": run_a, "b": run_b}, np.zeros((4, 4, 3), np.uint8), rounds=5)
-    assert set(ms) == {"a", "b"} and [n for n, _ in calls] == ["a", "b"] * 8 and {s for _, s in calls} == {(1, 4, 4, 3)}
-    probabilities, ood, class_idx = run_over(run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))])
-    assert probabilities.shape == (5, 2) and ood.shape == (5, 1) and class_idx.tolist() == [0, 1, 2, 0, 1]
+    assert (
+        set(ms) == {"a", "b"}
+        and [n for n, _ in calls] == ["a", "b"] * 8
+        and {s for _, s in calls} == {(1, 4, 4, 3)}
+    )
+    probabilities, ood, class_idx = run_over(
+        run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))]
+    )
+    assert (
+        probabilities.shape == (5, 2)
+        and ood.shape == (5, 1)
+        and class_idx.tolist() == [0, 1, 2, 0, 1]
+    )
 
 
 def test_run_again_it_is_up_to_date(exported, capsys):
     before = {p: p.stat().st_mtime_ns for p in exported.exports.iterdir()}
     assert run("03_export", *exported.flags) == 0
-    assert "up to date" in capsys.readouterr().out and before == {p: p.stat().st_mtime_ns for p in exported.exports.iterdir()}
+    assert "up to date" in capsys.readouterr().out and before == {
+        p: p.stat().st_mtime_ns for p in exported.exports.iterdir()
+    }
 
 
 # region mistakes
@@ -135,12 +209,24 @@ def test_checkpoints_that_do_not_fit_are_refused(exported, tmp_path, refused):
     cut = tmp_path / "cut.pt"
     cut.write_bytes(best.read_bytes()[:-1000])
     refused("cut.pt", run, "03_export", *flags, "--checkpoint", cut)
-    refused("there is no checkpoint", run, "03_export", *flags, "--checkpoint", tmp_path / "none.pt")
+    refused(
+        "there is no checkpoint", run, "03_export", *flags, "--checkpoint", tmp_path / "none.pt"
+    )
     refused("02a_train_species.py", run, "03_export", *flags, "--checkpoints", tmp_path)
     other = shutil.copytree(exported.data, tmp_path / "other")
     for name in ("manifest.csv", "species_index.json"):
         (other / name).write_text((other / name).read_text().replace("late_blight", "rust"))
-    refused("another data set", run, "03_export", "--data", other, "--output", tmp_path / "exports", "--checkpoint", best)
+    refused(
+        "another data set",
+        run,
+        "03_export",
+        "--data",
+        other,
+        "--output",
+        tmp_path / "exports",
+        "--checkpoint",
+        best,
+    )
     refused("--precision-wanted", run, "03_export", *flags, "--precision-wanted", 2)
     assert not (tmp_path / "exports").exists() and not (tmp_path / "exports.partial").exists()
 
@@ -155,7 +241,8 @@ def test_a_folder_that_is_not_ours_is_never_deleted(exported, tmp_path, refused)
 
 
 def test_heads_without_a_joint_phase_are_exported(trained, tmp_path):
-    """With --joint-epochs 0 the trained heads are in disease_heads/: exporting the species run would serve random diseases."""
+    """With --joint-epochs 0 the trained heads are in disease_heads/: exporting the species run
+    would serve random diseases."""
     script = __import__("importlib").import_module("03_export")
     for name in ("species_only", "disease_heads"):
         shutil.copytree(trained.checkpoints / name, tmp_path / name)
@@ -167,7 +254,18 @@ def test_no_test_pictures_are_told(exported, tmp_path, refused):
     other = shutil.copytree(exported.data, tmp_path / "other")
     lines = (other / "manifest.csv").read_text().splitlines(keepends=True)
     (other / "manifest.csv").write_text("".join(line for line in lines if ",test," not in line))
-    refused("test", run, "03_export", "--data", other, *exported.flags[2:4], "--output", tmp_path / "exports", "--workers", 0)
+    refused(
+        "test",
+        run,
+        "03_export",
+        "--data",
+        other,
+        *exported.flags[2:4],
+        "--output",
+        tmp_path / "exports",
+        "--workers",
+        0,
+    )
     assert not (tmp_path / "exports").exists()
 
 
@@ -176,7 +274,9 @@ def test_no_test_pictures_are_told(exported, tmp_path, refused):
 
 def test_a_flat_set_without_strangers_is_exported_from_its_species_run(tmp_path):
     raw = tiny_data.make_raw(tmp_path / "raw", each=6)
-    assert run("01_reorganize", raw, "--output", tmp_path / "flat", "--levels", 1, "--workers", 1) == 0
+    assert (
+        run("01_reorganize", raw, "--output", tmp_path / "flat", "--levels", 1, "--workers", 1) == 0
+    )
     few = ["--species-finetune-epochs", 1, "--species-final-epochs", 0]
     where = ["--data", tmp_path / "flat", "--checkpoints", tmp_path / "c"]
     assert run("02a_train_species", *where, *tiny_data.SPECIES, *few) == 0
@@ -191,22 +291,55 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
     things = tiny_data.make_strangers(tmp_path / "things", count=24)
     (tmp_path / "weeds").mkdir()
     for number in range(6):
-        Image.fromarray(tiny_data.draw("corn", "scab", 100 + number)[::-1, ::-1] // 2).save(tmp_path / "weeds" / f"{number}.png")
-    assert run("03_export", *exported.flags[:4], "--output", tmp_path / "e", "--workers", 0, "--ood", f"toys={things}", "--unknown-plants",
-               tmp_path / "weeds", "--browser", best, "--triton", tmp_path / "triton", "--max-size-mb", 50) == 0
+        Image.fromarray(tiny_data.draw("corn", "scab", 100 + number)[::-1, ::-1] // 2).save(
+            tmp_path / "weeds" / f"{number}.png"
+        )
+    assert (
+        run(
+            "03_export",
+            *exported.flags[:4],
+            "--output",
+            tmp_path / "e",
+            "--workers",
+            0,
+            "--ood",
+            f"toys={things}",
+            "--unknown-plants",
+            tmp_path / "weeds",
+            "--browser",
+            best,
+            "--triton",
+            tmp_path / "triton",
+            "--max-size-mb",
+            50,
+        )
+        == 0
+    )
     report = report_of(tmp_path / "e")
     assert {"not_plants", "toys", "weeds"} == set(report["ood"]["kinds"])
     assert predictor.read_bundle(tmp_path / "e").scores == (*SCORES, LEARNED)
     light = LightModel(tmp_path / "e" / "browser")
-    assert light.scores[-1] == LEARNED and LEARNED not in light.settings["rejection"]["disease"]["weights"]
+    assert (
+        light.scores[-1] == LEARNED
+        and LEARNED not in light.settings["rejection"]["disease"]["weights"]
+    )
     assert report["browser"]["bars"]["ood"]["kinds"]["toys"]["auroc"] > 0.8
     split = load_organized(exported.data).splits["test"]
     views = EvalViews(split, 32)
     answers = [light.answer(views[i][0].numpy()) for i in range(len(split))]
-    right = np.mean([answer.class_idx == class_idx for answer, class_idx in zip(answers, split.class_idx, strict=True)])
+    right = np.mean(
+        [
+            answer.class_idx == class_idx
+            for answer, class_idx in zip(answers, split.class_idx, strict=True)
+        ]
+    )
     assert report["browser"]["deferral"]["test"]["browser"] == pytest.approx(right)
-    assert (tmp_path / "e" / "deferral.png").is_file() and "The light model, for the browser" in (tmp_path / "e" / "report.md").read_text()
-    assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file() and (tmp_path / "triton" / "foliar" / "config.pbtxt").is_file()
+    assert (tmp_path / "e" / "deferral.png").is_file() and "The light model, for the browser" in (
+        tmp_path / "e" / "report.md"
+    ).read_text()
+    assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file() and (
+        tmp_path / "triton" / "foliar" / "config.pbtxt"
+    ).is_file()
 
 
 def test_a_model_beyond_the_limits_is_an_error(exported, tmp_path, refused):

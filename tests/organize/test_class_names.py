@@ -1,4 +1,5 @@
-"""The reading of class names: one invented example per rule, then whole lists, near-identical leaves, flat labels."""
+"""The reading of class names: one invented example per rule, then whole lists, near-identical
+leaves, flat labels."""
 
 from __future__ import annotations
 
@@ -85,7 +86,11 @@ def read_one(name: str, *others: str) -> tuple[str | None, str | None]:
         ("Plum mosaic disease", "plum", "mosaic disease"),
         ("Plum scab fungus", "plum", "scab"),
         ("Tea spider mite damage", "tea", "spider mite"),
-        ("Plum cercospora leaf spot brown leaf spot", "plum", "brown leaf spot"),  # one of two names
+        (
+            "Plum cercospora leaf spot brown leaf spot",
+            "plum",
+            "brown leaf spot",
+        ),  # one of two names
         ("Mandarin huanglongbing citrus greening", "mandarin", "huanglongbing"),
         ("Pear_cedar_apple_rust", "pear", "cedar apple rust"),  # a plant in the disease's name
         ("lime citrus canker", "lime", "citrus canker"),
@@ -96,23 +101,42 @@ def test_name(name: str, species: str, disease: str) -> None:
     assert read_one(name) == (species, disease)
 
 
-@pytest.mark.parametrize("name", ["healthy", "Early Blight", "leaf_spot_3", "Cercospora fictiva", "rust/leaf", "zqx"])
+@pytest.mark.parametrize(
+    "name", ["healthy", "Early Blight", "leaf_spot_3", "Cercospora fictiva", "rust/leaf", "zqx"]
+)
 def test_name_without_plant_is_asked_about(name: str) -> None:
     parsed = parse_class_names([name, "Plum rust", "Okra wilt"])[0]
     assert parsed.species is None and parsed.confidence < 0.5 and "plant" in parsed.reason
 
 
-@pytest.mark.parametrize("name", ["", "   ", "///", "___", "123", "()", "🍅", "\u200b", "train/images"])
+@pytest.mark.parametrize(
+    "name", ["", "   ", "///", "___", "123", "()", "🍅", "\u200b", "train/images"]
+)
 def test_name_without_words(name: str) -> None:
     parsed = parse_class_names([name])[0]
-    assert (parsed.raw, parsed.species, parsed.disease, parsed.confidence) == (name, None, None, 0.0)
+    assert (parsed.raw, parsed.species, parsed.disease, parsed.confidence) == (
+        name,
+        None,
+        None,
+        0.0,
+    )
 
 
 def test_odd_names_do_no_harm() -> None:
-    odd = ["番茄_早疫病", "\udcff\udcfe rust", "leaf " * 50_000, "((((plum rust", "a" * 100_000, "%s {0} \\n"]
+    odd = [
+        "番茄_早疫病",
+        "\udcff\udcfe rust",
+        "leaf " * 50_000,
+        "((((plum rust",
+        "a" * 100_000,
+        "%s {0} \\n",
+    ]
     for parsed in parse_class_names(odd):
         assert 0 <= parsed.confidence <= 1 and parsed.reason
-    assert read_one("((((plum rust") == ("plum", "rust") and read_one("plum\x00rust") == ("plum", "rust")
+    assert read_one("((((plum rust") == ("plum", "rust") and read_one("plum\x00rust") == (
+        "plum",
+        "rust",
+    )
     with pytest.raises(TypeError, match="must be text"):
         parse_class_names(["plum rust", None])  # type: ignore[list-item]
 
@@ -137,7 +161,10 @@ def test_unknown_plants_are_learned_from_the_list() -> None:
 
 
 def test_strong_separator_before_a_disease_with_a_plants_name() -> None:
-    assert read_one("Quandong___peach_leaf_curl", "Quandong___rust") == ("quandong", "peach leaf curl")
+    assert read_one("Quandong___peach_leaf_curl", "Quandong___rust") == (
+        "quandong",
+        "peach leaf curl",
+    )
 
 
 def test_recurring_names_raise_confidence() -> None:
@@ -165,14 +192,18 @@ def test_list_of_one_plant_offers_it_but_asks() -> None:
 def test_order_and_repeats_change_nothing() -> None:
     names = ["quandong_rust", "Plum rust", "quandong_scab", "Plum rust", "healthy"]
     forward, backward = parse_class_names(names), parse_class_names(names[::-1])
-    assert [p.raw for p in forward] == names and forward == backward[::-1] and forward[1] == forward[3]
+    assert (
+        [p.raw for p in forward] == names and forward == backward[::-1] and forward[1] == forward[3]
+    )
     assert parse_class_names([]) == []
 
 
 def test_a_large_list() -> None:
     middles = ("nd", "lt", "rv", "sk", "mp", "gl", "xt", "dr")
     plants = [f"{a}{b}{c}o" for a in "bdfklmnprt" for b in "aiou" for c in middles]
-    tails = ["rust", "late_blight", "leaf spot", "Mosaic_virus", "healthy"] + [f"vorn{c}elia rot" for c in "bcdfghjkl"]
+    tails = ["rust", "late_blight", "leaf spot", "Mosaic_virus", "healthy"] + [
+        f"vorn{c}elia rot" for c in "bcdfghjkl"
+    ]
     names = [f"{plant}___{tail}" for plant in plants for tail in tails * 3][:11_499]
     parsed = parse_class_names(names)
     right = [p.species == p.raw.split("___")[0] for p in parsed]
@@ -197,7 +228,9 @@ def test_practice_lists() -> None:
     for groups in (list(lists.values()), [together]):
         right = known = bold = ambiguous = 0
         for rows in groups:
-            for row, parsed in zip(rows, parse_class_names([row["raw_name"] for row in rows]), strict=True):
+            for row, parsed in zip(
+                rows, parse_class_names([row["raw_name"] for row in rows]), strict=True
+            ):
                 if row["species"] == "ambiguous":
                     ambiguous += 1
                     bold += parsed.confidence >= 0.9
@@ -218,9 +251,23 @@ def test_flat_labels() -> None:
 
 
 def test_slugs_hold_on_every_file_system() -> None:
-    words = ["Tomato Late Blight", "CON", "ÉÈÊ rust", "番茄", "番茄 早疫病", "a" * 300, "a" * 299 + "b", "...", "nul", "straße", "İs rot"]
+    words = [
+        "Tomato Late Blight",
+        "CON",
+        "ÉÈÊ rust",
+        "番茄",
+        "番茄 早疫病",
+        "a" * 300,
+        "a" * 299 + "b",
+        "...",
+        "nul",
+        "straße",
+        "İs rot",
+    ]
     slugs = [slug(w) for w in words]
-    assert len({s.casefold() for s in slugs}) == len(words) and all(s == s.lower() and s.isascii() and len(s) <= 100 for s in slugs)
+    assert len({s.casefold() for s in slugs}) == len(words) and all(
+        s == s.lower() and s.isascii() and len(s) <= 100 for s in slugs
+    )
     assert slug("Late  Blight") == slug("late_blight") == "late_blight"
 
 
@@ -248,6 +295,11 @@ def test_near_identical_proposes_and_leaves_the_rest() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, common.organize.names.parse; print([m for m in ('torch', 'PIL', 'cv2') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys, common.organize.names.parse; print([m for m in ('torch', 'PIL', 'cv2') if "
+        "m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.organize.deduplicate import Kept, Refused, choose, class_numbers, drop_duplicates, require_sizes
+from common.organize.deduplicate import (
+    Kept,
+    Refused,
+    choose,
+    class_numbers,
+    drop_duplicates,
+    require_sizes,
+)
 from common.organize.intake import FACTS, REASONS
 from common.organize.sources import Files, Source
 
@@ -20,10 +27,20 @@ def files_of(labels: list[str], given: list[int] | None = None, strangers: int =
     zeros = np.zeros(n, np.int32)
     sources = [Source("s", Path("s")), Source("x", Path("x"), strangers=True)]
     numbers = [known.index(label) if label else -1 for label in labels] + [-1] * strangers
-    return Files(sources, ["a"], known, zeros, np.array(numbers, np.int32),
-                 np.array([0] * len(labels) + [1] * strangers, np.int32), np.array(given or [-1] * n, np.int8), zeros - 1,
-                 np.frombuffer(b"".join(names), np.uint8), np.cumsum([len(x) for x in names]),
-                 zeros.astype(np.int64), zeros.astype(np.int64))
+    return Files(
+        sources,
+        ["a"],
+        known,
+        zeros,
+        np.array(numbers, np.int32),
+        np.array([0] * len(labels) + [1] * strangers, np.int32),
+        np.array(given or [-1] * n, np.int8),
+        zeros - 1,
+        np.frombuffer(b"".join(names), np.uint8),
+        np.cumsum([len(x) for x in names]),
+        zeros.astype(np.int64),
+        zeros.astype(np.int64),
+    )
 
 
 def facts_of(pixels: list[int], shas: list[int]) -> np.ndarray:
@@ -62,13 +79,17 @@ def test_a_plant_among_the_strangers_is_a_conflict():
 
 @pytest.mark.parametrize(("keep_split", "stays"), [(False, 0), (True, 2)])
 def test_with_a_given_split_the_held_out_copy_stays(keep_split, stays):
-    assert dropped(["a"] * 3, [1, 1, 1], [1, 2, 3], given=[0, 1, 2], keep_split=keep_split)[0] == [stays]
+    assert dropped(["a"] * 3, [1, 1, 1], [1, 2, 3], given=[0, 1, 2], keep_split=keep_split)[0] == [
+        stays
+    ]
 
 
 def test_many_conflicts_stay_quick():
     n = 40_000
     labels = ["a", "b"] * (n // 2)
-    stay, reasons, _ = dropped(labels, list(np.repeat(np.arange(n // 2), 2)), list(np.arange(n) % 251))
+    stay, reasons, _ = dropped(
+        labels, list(np.repeat(np.arange(n // 2), 2)), list(np.arange(n) % 251)
+    )
     assert not stay and set(reasons) == {"label_conflict"}
 
 
@@ -81,16 +102,37 @@ def test_choose_accounts_for_every_file(refused):
 
     def run(small_classes):
         out = Refused(facts["reason"].copy(), {}, np.full(len(files), -1))
-        return choose(files, facts, out, index, class_idx, small_classes=small_classes, keep_split=False, no_label="nowhere"), out
+        return choose(
+            files,
+            facts,
+            out,
+            index,
+            class_idx,
+            small_classes=small_classes,
+            keep_split=False,
+            no_label="nowhere",
+        ), out
 
     (kept, strangers), out = run("drop")
-    assert isinstance(kept, Kept) and kept.classes == [("a", "x"), ("b", "x")] and kept.file.tolist() == [1, 2, 3, 4, 5, 6]
+    assert (
+        isinstance(kept, Kept)
+        and kept.classes == [("a", "x"), ("b", "x")]
+        and kept.file.tolist() == [1, 2, 3, 4, 5, 6]
+    )
     assert strangers.tolist() == [11]
-    assert [REASONS[r] for r in out.reason] == ["label_conflict"] + [""] * 6 + ["small_class"] * 2 + ["no_class"] * 2 + [""]
-    assert out.details[10] == "nowhere" and "names.csv" in out.details[9] and out.details[0] == "told so"
+    assert [REASONS[r] for r in out.reason] == ["label_conflict"] + [""] * 6 + [
+        "small_class"
+    ] * 2 + ["no_class"] * 2 + [""]
+    assert (
+        out.details[10] == "nowhere"
+        and "names.csv" in out.details[9]
+        and out.details[0] == "told so"
+    )
     assert run("train")[0][0].classes == [("a", "x"), ("b", "x"), ("c", "x")]
     refused(("1 of 3 classes", "c/x (2)", "--small-classes train"), run, "fail")
 
 
 def test_one_class_is_nothing_to_tell_apart(refused):
-    refused("only one class (a/x)", require_sizes, np.array([9, 0]), [("a", "x"), ("b", "x")], "train")
+    refused(
+        "only one class (a/x)", require_sizes, np.array([9, 0]), [("a", "x"), ("b", "x")], "train"
+    )

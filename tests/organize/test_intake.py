@@ -35,13 +35,26 @@ def test_a_small_jpeg_becomes_a_hard_link_or_a_copy(tmp_path):
     picture().save(tmp_path / "a.jpg", quality=90)
     facts, detail, target = read(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
-    assert (facts["reason"], detail) == (0, "") and target.samefile(tmp_path / "a.jpg") and int(facts["stored"]) == len(data)
-    assert facts["sha256"].tobytes() == hashlib.sha256(data).digest() and (facts["width"], facts["height"]) == (64, 64)
+    assert (
+        (facts["reason"], detail) == (0, "")
+        and target.samefile(tmp_path / "a.jpg")
+        and int(facts["stored"]) == len(data)
+    )
+    assert facts["sha256"].tobytes() == hashlib.sha256(data).digest() and (
+        facts["width"],
+        facts["height"],
+    ) == (64, 64)
     assert int(facts["phash"]) == perceptual_hash(images.read_rgb(data))
     again, _, _ = read(tmp_path / "a.jpg")  # the target is there already, and is the source
-    assert again == facts and (tmp_path / "a.jpg").read_bytes() == data and sorted(os.listdir(tmp_path)) == ["a.jpg", "stored.jpg"]
+    assert (
+        again == facts
+        and (tmp_path / "a.jpg").read_bytes() == data
+        and sorted(os.listdir(tmp_path)) == ["a.jpg", "stored.jpg"]
+    )
     copied, _, target = read(tmp_path / "a.jpg", link=False)
-    assert copied == facts and not target.samefile(tmp_path / "a.jpg") and target.read_bytes() == data
+    assert (
+        copied == facts and not target.samefile(tmp_path / "a.jpg") and target.read_bytes() == data
+    )
 
 
 def test_what_replaces_a_link_never_writes_into_the_source(tmp_path):
@@ -50,7 +63,9 @@ def test_what_replaces_a_link_never_writes_into_the_source(tmp_path):
     read(tmp_path / "a.jpg")
     picture(1).save(tmp_path / "b.png")
     read(tmp_path / "b.png")  # the same target, now encoded
-    assert (tmp_path / "a.jpg").read_bytes() == before and (tmp_path / "stored.jpg").read_bytes() != before
+    assert (tmp_path / "a.jpg").read_bytes() == before and (
+        tmp_path / "stored.jpg"
+    ).read_bytes() != before
 
 
 @pytest.mark.parametrize("change", ["png", "large", "progressive", "turned", "grey"])
@@ -69,7 +84,11 @@ def test_all_else_is_encoded(tmp_path, change):
     image.save(tmp_path / name, **options)
     facts, _, target = read(tmp_path / name, long_side=64 if change == "large" else 512)
     with Image.open(target) as stored:
-        assert stored.size == (int(facts["width"]), int(facts["height"])) == {"large": (64, 64), "turned": (80, 96)}.get(change, (96, 96))
+        assert (
+            stored.size
+            == (int(facts["width"]), int(facts["height"]))
+            == {"large": (64, 64), "turned": (80, 96)}.get(change, (96, 96))
+        )
         assert stored.mode == "RGB" and stored.getexif().get(0x0112, 1) == 1
     assert target.stat().st_size == facts["stored"] and not target.samefile(tmp_path / name)
 
@@ -79,12 +98,20 @@ def test_pixels_tell_pictures_apart_and_equal_ones_together(tmp_path):
     picture(0).save(tmp_path / "b.bmp")
     picture(1).save(tmp_path / "c.png")
     a, b, c = (read(tmp_path / name)[0] for name in ("a.png", "b.bmp", "c.png"))
-    assert (a["pixels"] == b["pixels"]).all() and (a["sha256"] != b["sha256"]).any() and (a["pixels"] != c["pixels"]).any()
+    assert (
+        (a["pixels"] == b["pixels"]).all()
+        and (a["sha256"] != b["sha256"]).any()
+        and (a["pixels"] != c["pixels"]).any()
+    )
 
 
 def test_refusals_have_a_reason_and_store_nothing(tmp_path):
-    cases = {"notes.txt": (b"hello", "not_a_picture"), "noending": (b"hello", "not_a_picture"), "a.jpg": (b"", "empty"),
-             "b.jpg": (b"version https://git-lfs.github.com/spec/v1", "text")}
+    cases = {
+        "notes.txt": (b"hello", "not_a_picture"),
+        "noending": (b"hello", "not_a_picture"),
+        "a.jpg": (b"", "empty"),
+        "b.jpg": (b"version https://git-lfs.github.com/spec/v1", "text"),
+    }
     for name, (data, reason) in cases.items():
         (tmp_path / name).write_bytes(data)
         facts, detail, target = read(tmp_path / name)
@@ -124,16 +151,25 @@ def organize(source: Path, store: Path, workers: int = 1):
 
 def test_every_file_has_its_facts_and_pipes_do_not_hang(source, tmp_path):
     done = []
-    thread = threading.Thread(target=lambda: done.append(organize(source, tmp_path / "store")), daemon=True)
+    thread = threading.Thread(
+        target=lambda: done.append(organize(source, tmp_path / "store")), daemon=True
+    )
     thread.start()
     thread.join(60)
     assert done, "still waiting for the pipe"
     files, facts, details = done[0]
     told = {files.name(i): REASONS[facts["reason"][i]] for i in range(len(files))}
-    assert told == {**{f"{k}.png": "" for k in range(5)}, "text.jpg": "text", "pipe.jpg": "unreadable", "broken.jpg": "unreadable"}
+    assert told == {
+        **{f"{k}.png": "" for k in range(5)},
+        "text.jpg": "text",
+        "pipe.jpg": "unreadable",
+        "broken.jpg": "unreadable",
+    }
     assert {files.name(i) for i in details} == {"text.jpg", "pipe.jpg", "broken.jpg"}
     for i in range(len(files)):
-        assert (tmp_path / "store" / target_of(facts["key"][i])).exists() == (facts["reason"][i] == 0)
+        assert (tmp_path / "store" / target_of(facts["key"][i])).exists() == (
+            facts["reason"][i] == 0
+        )
 
 
 def test_what_the_journal_holds_is_not_read_again(source, tmp_path, monkeypatch, capsys):
@@ -142,11 +178,17 @@ def test_what_the_journal_holds_is_not_read_again(source, tmp_path, monkeypatch,
     asked = []
     honest = intake.read_files
     monkeypatch.setattr(intake, "ProcessPoolExecutor", _InThisProcess)
-    monkeypatch.setattr(intake, "read_files", lambda paths, *rest: asked.extend(paths) or honest(paths, *rest))
+    monkeypatch.setattr(
+        intake, "read_files", lambda paths, *rest: asked.extend(paths) or honest(paths, *rest)
+    )
     files, again, told = organize(source, tmp_path / "store")
-    assert [Path(p).name for p in asked] == ["new.png"] and "going on: 6 of 9" in capsys.readouterr().out
+    assert [Path(p).name for p in asked] == [
+        "new.png"
+    ] and "going on: 6 of 9" in capsys.readouterr().out
     same = [i for i in range(len(files)) if files.name(i) != "new.png"]
-    assert (again[same] == facts).all() and [told[i] for i in sorted(told)] == [details[i] for i in sorted(details)]
+    assert (again[same] == facts).all() and [told[i] for i in sorted(told)] == [
+        details[i] for i in sorted(details)
+    ]
 
 
 @pytest.mark.parametrize("cut", [1, FACTS.itemsize - 1, FACTS.itemsize + 5])
@@ -154,18 +196,24 @@ def test_a_record_cut_short_by_a_kill_is_read_again(source, tmp_path, cut):
     _, facts, details = organize(source, tmp_path / "store")
     path = tmp_path / "store" / "journal.bin"
     os.truncate(path, path.stat().st_size - cut)
-    (tmp_path / "store" / "details.jsonl").write_text('["0011", "half a li')  # the last record is the one with a detail
+    (tmp_path / "store" / "details.jsonl").write_text(
+        '["0011", "half a li'
+    )  # the last record is the one with a detail
     _, again, told = organize(source, tmp_path / "store")
     assert (again == facts).all() and told == details
     assert (path.stat().st_size - len(HEADER)) % FACTS.itemsize == 0
     _, third, told = organize(source, tmp_path / "store")
-    assert (third == facts).all() and told == details, "the line after the half one must not be lost"
+    assert (third == facts).all() and told == details, (
+        "the line after the half one must not be lost"
+    )
 
 
 def test_a_journal_of_another_version_starts_anew(tmp_path):
     store = tmp_path / "store"
     store.mkdir()
-    (store / "journal.bin").write_bytes(b"something else entirely, and long enough to be read as records " * 20)
+    (store / "journal.bin").write_bytes(
+        b"something else entirely, and long enough to be read as records " * 20
+    )
     journal = Journal(store)
     assert len(journal.load()[0]) == 0
     journal.close()
@@ -201,14 +249,23 @@ def _deadly(paths, *rest):
 _HONEST = intake.read_files
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the replaced function reaches a worker by fork only")
-def test_a_file_that_kills_its_reader_is_refused_and_the_rest_goes_on(source, tmp_path, monkeypatch):
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="the replaced function reaches a worker by fork only"
+)
+def test_a_file_that_kills_its_reader_is_refused_and_the_rest_goes_on(
+    source, tmp_path, monkeypatch
+):
     monkeypatch.setattr(intake, "read_files", _deadly)
     monkeypatch.setattr(intake, "CHUNK", 2)
     files, facts, details = organize(source, tmp_path / "store", workers=2)
     told = {files.name(i): REASONS[facts["reason"][i]] for i in range(len(files))}
-    assert told == {**{f"{k}.png": "" for k in (0, 1, 3, 4)}, "2.png": "unreadable", "text.jpg": "text", "pipe.jpg": "unreadable",
-                    "broken.jpg": "unreadable"}
+    assert told == {
+        **{f"{k}.png": "" for k in (0, 1, 3, 4)},
+        "2.png": "unreadable",
+        "text.jpg": "text",
+        "pipe.jpg": "unreadable",
+        "broken.jpg": "unreadable",
+    }
     assert any("ended the process" in detail for detail in details.values())
 
 

@@ -1,4 +1,5 @@
-"""Whole lists of class names as public data sets have them, in our own words, and lists of plants that no table knows."""
+"""Whole lists of class names as public data sets have them, in our own words, and lists of plants
+that no table knows."""
 
 from __future__ import annotations
 
@@ -71,24 +72,42 @@ def test_names_of_public_kinds(block: str) -> None:
 
 PLANTS = """hairy vetch; black chokeberry; elephant ear; lemon thyme; red osier; quercus robur; tilia cordata; feijoa; camu camu; zorb;
 field bindweed; giant hogweed; wood sorrel; prickly pear; ulluco; japanese knotweed; rosa canina; sea holly"""
-DISEASES = ["healthy", "leaf spot", "rust", "powdery mildew", "koleroga", "erysiphe alphitoides", "crown gall", "little leaf", "diseased"]
+DISEASES = [
+    "healthy",
+    "leaf spot",
+    "rust",
+    "powdery mildew",
+    "koleroga",
+    "erysiphe alphitoides",
+    "crown gall",
+    "little leaf",
+    "diseased",
+]
 
 
 def lists_of(form: str) -> list[tuple[str, str, str]]:
-    """(raw name, plant, disease): five diseases for each plant. {P} is the plant with capitals, {p} joined like the form."""
+    """(raw name, plant, disease): five diseases for each plant. {P} is the plant with capitals, {p}
+    joined like the form."""
     joint = next((mark for mark in "_-" if f"}}{mark}{{" in form), " ")
     rows = []
     for i, plant in enumerate(" ".join(words.split()) for words in PLANTS.split(";")):
         for disease in (DISEASES[(i + k) % len(DISEASES)] for k in range(5)):
-            raw = form.format(P=plant.title().replace(" ", "_" if "__" in form else " "), p=plant.replace(" ", joint),
-                              D=disease.title(), d=disease.replace(" ", joint))
+            raw = form.format(
+                P=plant.title().replace(" ", "_" if "__" in form else " "),
+                p=plant.replace(" ", joint),
+                D=disease.title(),
+                d=disease.replace(" ", joint),
+            )
             rows.append((raw, plant, disease))
     return rows
 
 
-@pytest.mark.parametrize("form", ["{P}___{D}", "{p}_{d}", "{P} {d}", "{P} - {D}", "{P}/{d}", "{P} ({d})", "{p}-{d}"])
+@pytest.mark.parametrize(
+    "form", ["{P}___{D}", "{p}_{d}", "{P} {d}", "{P} - {D}", "{P}/{d}", "{P} ({d})", "{p}-{d}"]
+)
 def test_lists_of_unknown_plants(form: str) -> None:
-    """The list itself carries plants in no table beside known and unknown diseases; what it leaves unsure is asked."""
+    """The list itself carries plants in no table beside known and unknown diseases; what it leaves
+    unsure is asked."""
     rows = lists_of(form)
     parsed = parse_class_names([raw for raw, _, _ in rows])
     right = [(p.species, p.disease) == row[1:] for p, row in zip(parsed, rows, strict=True)]
@@ -99,16 +118,30 @@ def test_lists_of_unknown_plants(form: str) -> None:
 
 
 def test_state_first_and_unknown_plants() -> None:
-    names = [f"{state} {plant}" for plant in ("Hairy Vetch", "Zorb", "Sea Holly") for state in ("Healthy", "Diseased")]
+    names = [
+        f"{state} {plant}"
+        for plant in ("Hairy Vetch", "Zorb", "Sea Holly")
+        for state in ("Healthy", "Diseased")
+    ]
     assert [(p.species, p.disease) for p in parse_class_names(names)] == [
-        (plant, state) for plant in ("hairy vetch", "zorb", "sea holly") for state in ("healthy", "diseased")]
+        (plant, state)
+        for plant in ("hairy vetch", "zorb", "sea holly")
+        for state in ("healthy", "diseased")
+    ]
 
 
 def test_a_list_of_plants_only() -> None:
     names = ["Maize", "Sugar beet", "Charlock", "Cleavers", "Fat Hen", "Scentless Mayweed", "Mango"]
     parsed = parse_class_names(names)
-    assert {p.disease for p in parsed} == {"healthy"} and all(p.confidence < ASK_BELOW for p in parsed)
-    assert [p.species for p in parsed][2:6] == ["charlock", "cleavers", "fat hen", "scentless mayweed"]
+    assert {p.disease for p in parsed} == {"healthy"} and all(
+        p.confidence < ASK_BELOW for p in parsed
+    )
+    assert [p.species for p in parsed][2:6] == [
+        "charlock",
+        "cleavers",
+        "fat hen",
+        "scentless mayweed",
+    ]
     other = parse_class_names(["Charlock", "Maize rust", "Apple scab", "Mango wilt"])[0]
     assert other.species is None  # among diseases it may be a pest or a code
 
@@ -116,7 +149,9 @@ def test_a_list_of_plants_only() -> None:
 def test_a_known_plant_inside_an_unknown_one_is_not_taken_boldly() -> None:
     alone = parse_class_names(["lemon thyme rust", "apple scab"])[0]
     assert alone.confidence < ASK_BELOW
-    several = parse_class_names(["lemon thyme rust", "lemon thyme healthy", "lemon thyme leaf spot", "lemon canker"])
+    several = parse_class_names(
+        ["lemon thyme rust", "lemon thyme healthy", "lemon thyme leaf spot", "lemon canker"]
+    )
     assert [p.species for p in several] == ["lemon thyme"] * 3 + ["lemon"]
     modifier = parse_class_names(["tomato zorbic rot", "tomato zorbic blight", "tomato rust"])
     assert [p.species for p in modifier] == ["tomato"] * 3

@@ -9,7 +9,15 @@ import pytest
 
 from common.organize.names.review import NAMES, REVIEW, Names, read_names
 
-RAW = ["Apple___Black_rot", "apple black rots", "Apple_Black_rot", "Pear___Scab", "Quandong thing", "spots", "Plum__leaf"]
+RAW = [
+    "Apple___Black_rot",
+    "apple black rots",
+    "Apple_Black_rot",
+    "Pear___Scab",
+    "Quandong thing",
+    "spots",
+    "Plum__leaf",
+]
 
 
 def answers(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -24,29 +32,57 @@ def rows(names: Names) -> dict[str, tuple[str, ...]]:
 
 def test_every_name_is_on_record_and_doubts_are_listed() -> None:
     names = read_names([*RAW, RAW[0]], 2, None)
-    assert [row[0] for row in names.table] == RAW and all(len(row) == len(NAMES) for row in names.table)
-    assert {row[4] for row in names.table} == {"parser"} and names.classes["Pear___Scab"] == ("pear", "scab")
+    assert [row[0] for row in names.table] == RAW and all(
+        len(row) == len(NAMES) for row in names.table
+    )
+    assert {row[4] for row in names.table} == {"parser"} and names.classes["Pear___Scab"] == (
+        "pear",
+        "scab",
+    )
     review = rows(names)
-    assert len(review) == len(names.review) and all(len(row) == len(REVIEW) for row in names.review)  # one row per name
+    assert len(review) == len(names.review) and all(
+        len(row) == len(REVIEW) for row in names.review
+    )  # one row per name
     assert "Pear___Scab" not in review  # nothing is unsure about it
-    assert review["spots"][1:3] == ("", "") and review["spots"][4] == "left out" and "spots" not in names.classes
+    assert (
+        review["spots"][1:3] == ("", "")
+        and review["spots"][4] == "left out"
+        and "spots" not in names.classes
+    )
     assert review["Plum__leaf"][4] == "unsure" and "no disease named" in review["Plum__leaf"][5]
     assert names.classes["apple black rots"] == ("apple", "black_rots")  # proposed, not merged
     row = review["apple black rots"]
     assert row[1:3] == ("apple", "black_rots") and row[4] == "kept apart"
-    assert "apple/black_rots would join apple/black_rot" in row[5] and "plural" in row[5] and "write apple,black_rot" in row[5]
-    assert review["Apple_Black_rot"][4] == "put together" and "Apple___Black_rot" in review["Apple_Black_rot"][5]
+    assert (
+        "apple/black_rots would join apple/black_rot" in row[5]
+        and "plural" in row[5]
+        and "write apple,black_rot" in row[5]
+    )
+    assert (
+        review["Apple_Black_rot"][4] == "put together"
+        and "Apple___Black_rot" in review["Apple_Black_rot"][5]
+    )
 
 
 def test_answers_win_are_kept_and_not_asked_again(tmp_path: Path) -> None:
-    given = answers(tmp_path, "name,species,disease\napple black rots,Apple,Black Rot\nspots,Plum,Leaf Spot\nQuandong thing,,\n"
-                              "Plum__leaf,plum,healthy\nApple_Black_rot,apple,black rot\nApple___Black_rot,apple,black rot\n")
+    given = answers(
+        tmp_path,
+        "name,species,disease\napple black rots,Apple,Black Rot\nspots,Plum,Leaf Spot\nQuandong "
+        "thing,,\n"
+        "Plum__leaf,plum,healthy\nApple_Black_rot,apple,black rot\nApple___Black_rot,apple,black "
+        "rot\n",
+    )
     names = read_names(RAW, 2, given)
     assert names.review == []
-    assert names.classes["apple black rots"] == ("apple", "black_rot") and names.classes["spots"] == ("plum", "leaf_spot")
+    assert names.classes["apple black rots"] == ("apple", "black_rot") and names.classes[
+        "spots"
+    ] == ("plum", "leaf_spot")
     assert "Quandong thing" not in names.classes
     table = {row[0]: row for row in names.table}
-    assert table["Quandong thing"][1:5] == ("", "", "1.00", "person") and "line 4" in table["Quandong thing"][5]
+    assert (
+        table["Quandong thing"][1:5] == ("", "", "1.00", "person")
+        and "line 4" in table["Quandong thing"][5]
+    )
     assert table["Pear___Scab"][4] == "parser"
 
 
@@ -55,7 +91,9 @@ def test_our_own_tables_work_as_answers_and_change_nothing(tmp_path: Path, colum
     first = read_names(RAW, 2, None)
     path = tmp_path / "again.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:  # as a spreadsheet saves it
-        csv.writer(file).writerows([REVIEW if columns == "review" else NAMES, *getattr(first, columns)])
+        csv.writer(file).writerows(
+            [REVIEW if columns == "review" else NAMES, *getattr(first, columns)]
+        )
     again = read_names(RAW, 2, path)
     assert again.classes == first.classes and again.review == []
 
@@ -64,14 +102,20 @@ def test_an_edited_row_of_review_joins(tmp_path: Path) -> None:
     first = read_names(RAW, 2, None)
     path = tmp_path / "review.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
-        edited = [(r[0], "apple", "black_rot", *r[3:]) if r[0] == "apple black rots" else r for r in first.review]
+        edited = [
+            (r[0], "apple", "black_rot", *r[3:]) if r[0] == "apple black rots" else r
+            for r in first.review
+        ]
         csv.writer(file).writerows([REVIEW, *edited])
     assert read_names(RAW, 2, path).classes["apple black rots"] == ("apple", "black_rot")
 
 
 def test_labels_taken_as_they_stand(tmp_path: Path) -> None:
     names = read_names(["Red Fox", "red_fox", "Red Foxes", "Lynx"], 1, None)
-    assert names.classes["Lynx"] == ("lynx", "lynx") and names.classes["Red Foxes"] == ("red_foxes", "red_foxes")
+    assert names.classes["Lynx"] == ("lynx", "lynx") and names.classes["Red Foxes"] == (
+        "red_foxes",
+        "red_foxes",
+    )
     review = rows(names)
     assert review["Red Fox"][4] == "put together" and "Lynx" not in review
     assert "red_foxes/red_foxes would join red_fox/red_fox" in review["Red Foxes"][5]
@@ -94,22 +138,32 @@ def test_readings_that_share_only_their_folder_name_are_told() -> None:
         ("name;plant\na;b\n", "species, disease is missing"),
         ("name,species,disease\nspots,plum,rust\nspots,pear,rust\n", "line 2"),
         ("name,species,disease\nspots,plum,rust\nspots,,\n", "left out in line 3"),
-        ("name,species,disease\n\nspots,,rust\n", "line 3: 'spots' has the disease 'rust' but no species"),
-        ("name,species,disease\nspots,plum,\n", "line 2: 'spots' has the species 'plum' but no disease"),
+        (
+            "name,species,disease\n\nspots,,rust\n",
+            "line 3: 'spots' has the disease 'rust' but no species",
+        ),
+        (
+            "name,species,disease\nspots,plum,\n",
+            "line 2: 'spots' has the species 'plum' but no disease",
+        ),
         ("name,species,disease\nPepper, bell,bell pepper,rust\n", "line 2: 4 values for 3 columns"),
         ("name,species,disease\n,plum,rust\n", "line 2: there is no name"),
         ('name,species,disease\n"spots,plum,rust\n', "is no CSV"),
         ("name,species,disease\nspots,plum,ro\0t\n", "line 2, is no UTF-8"),
     ],
 )
-def test_answers_that_cannot_be_used_say_where(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+def test_answers_that_cannot_be_used_say_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         read_names(RAW, 2, answers(tmp_path, text))
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_answers_in_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str) -> None:
+def test_answers_in_another_encoding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
     with pytest.raises(SystemExit):
         read_names(RAW, 2, answers(tmp_path, "name,species,disease\nspots,plum,tizón\n", encoding))
     assert "UTF-8" in capsys.readouterr().err
@@ -122,11 +176,15 @@ def test_missing_file_and_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert str(path) in capsys.readouterr().err
 
 
-def test_answers_for_names_that_do_not_exist_warn_with_the_closest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_for_names_that_do_not_exist_warn_with_the_closest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = answers(tmp_path, "name,species,disease\nPear___Scabb,pear,rust\nzzzz,plum,rust\n")
     assert read_names(RAW, 2, given).classes == read_names(RAW, 2, None).classes
     said = capsys.readouterr().err
-    assert "line 2: 'Pear___Scabb' (did you mean 'Pear___Scab'?)" in said and "line 3: 'zzzz'" in said
+    assert (
+        "line 2: 'Pear___Scabb' (did you mean 'Pear___Scab'?)" in said and "line 3: 'zzzz'" in said
+    )
 
 
 def test_names_with_accents_and_odd_bytes_find_their_answers(tmp_path: Path) -> None:

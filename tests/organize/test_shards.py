@@ -1,4 +1,5 @@
-"""Tar shards: standard readers agree with the arithmetic, and a kill, a full disk or another plan leaves no wrong shard."""
+"""Tar shards: standard readers agree with the arithmetic, and a kill, a full disk or another plan
+leaves no wrong shard."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def make(count: int = 60, seed: int = 0) -> tuple[Layout, list[bytes]]:
     sizes = [1, 511, 512, 513, 1024, LIMIT + 1, *rng.integers(1, 3000, count - 6).tolist()]
     ids = rng.integers(0, 2**64, count, np.uint64)
     ids[0] = 0xAB
-    return layout(ids, np.arange(count) * 3 // count, np.array(sizes), LIMIT), [rng.bytes(n) for n in sizes]
+    return layout(ids, np.arange(count) * 3 // count, np.array(sizes), LIMIT), [
+        rng.bytes(n) for n in sizes
+    ]
 
 
 def members(path: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
@@ -38,8 +41,10 @@ def members(path: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
 def samples(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
     """Group members by what stands before the first dot, as WebDataset does."""
     found = [(m.name, data) for path in sorted(folder.glob("*.tar")) for m, data in members(path)]
-    return [(key, {name.split(".", 1)[1]: data for name, data in group})
-            for key, group in itertools.groupby(found, key=lambda item: item[0].split(".", 1)[0])]
+    return [
+        (key, {name.split(".", 1)[1]: data for name, data in group})
+        for key, group in itertools.groupby(found, key=lambda item: item[0].split(".", 1)[0])
+    ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,13 +65,25 @@ def test_the_standard_reader_finds_everything_where_the_layout_says(tmp_path):
         assert size <= LIMIT or len(found) == 2, "only a picture that is larger has a larger shard"
         for (jpg, stored), (cls, class_idx) in zip(found[::2], found[1::2], strict=True):
             i = int(np.flatnonzero(plan.ids == int(jpg.name[:16], 16))[0])
-            assert (jpg.name, cls.name) == (f"{int(plan.ids[i]):016x}.jpg", f"{int(plan.ids[i]):016x}.cls")
-            assert (plan.shard[i], plan.offset[i], plan.size[i]) == (number, jpg.offset_data, jpg.size)
+            assert (jpg.name, cls.name) == (
+                f"{int(plan.ids[i]):016x}.jpg",
+                f"{int(plan.ids[i]):016x}.cls",
+            )
+            assert (plan.shard[i], plan.offset[i], plan.size[i]) == (
+                number,
+                jpg.offset_data,
+                jpg.size,
+            )
             assert stored == data[i] and class_idx == b"%d" % plan.class_idx[i]
-            assert all((m.mtime, m.uid, m.gid, m.mode, m.uname, m.isfile()) == (0, 0, 0, 0o644, "", True) for m in (jpg, cls))
+            assert all(
+                (m.mtime, m.uid, m.gid, m.mode, m.uname, m.isfile()) == (0, 0, 0, 0o644, "", True)
+                for m in (jpg, cls)
+            )
             seen.append(i)
     assert seen == plan.order.tolist() and sorted(seen) == list(range(len(data)))
-    assert sorted(contents(tmp_path)) == [shard_name(n) for n in range(len(plan.shard_bytes))], "nothing is left aside"
+    assert sorted(contents(tmp_path)) == [shard_name(n) for n in range(len(plan.shard_bytes))], (
+        "nothing is left aside"
+    )
 
 
 def test_shards_are_as_full_as_they_may_be(tmp_path):
@@ -86,7 +103,10 @@ def test_members_group_into_samples(tmp_path):
     found = samples(tmp_path)
     assert [key for key, _ in found] == [f"{n:016x}" for n in sorted(plan.ids.tolist())]
     by_id = {f"{int(plan.ids[i]):016x}": i for i in range(len(data))}
-    assert all(parts == {"jpg": data[by_id[key]], "cls": b"%d" % plan.class_idx[by_id[key]]} for key, parts in found)
+    assert all(
+        parts == {"jpg": data[by_id[key]], "cls": b"%d" % plan.class_idx[by_id[key]]}
+        for key, parts in found
+    )
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program here")
@@ -95,10 +115,15 @@ def test_the_tar_program_reads_them_without_a_word(tmp_path):
     write_shards(tmp_path / "shards", plan, data)
     (tmp_path / "out").mkdir()
     for path in sorted((tmp_path / "shards").iterdir()):
-        done = subprocess.run(["tar", "xf", str(path), "-C", str(tmp_path / "out")], capture_output=True, text=True)
+        done = subprocess.run(
+            ["tar", "xf", str(path), "-C", str(tmp_path / "out")], capture_output=True, text=True
+        )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert contents(tmp_path / "out") == {f"{int(plan.ids[i]):016x}.{end}": part for i in range(len(data))
-                                          for end, part in (("jpg", data[i]), ("cls", b"%d" % plan.class_idx[i]))}
+    assert contents(tmp_path / "out") == {
+        f"{int(plan.ids[i]):016x}.{end}": part
+        for i in range(len(data))
+        for end, part in (("jpg", data[i]), ("cls", b"%d" % plan.class_idx[i]))
+    }
 
 
 def test_the_order_of_the_pictures_changes_nothing(tmp_path):
@@ -113,9 +138,15 @@ def test_the_order_of_the_pictures_changes_nothing(tmp_path):
 
 
 def test_one_who_reads_on_meets_the_classes_mixed():
-    """Leaves in long runs, as a manifest has them: in the shards a neighbour is of the same leaf as often as by chance."""
+    """Leaves in long runs, as a manifest has them: in the shards a neighbour is of the same leaf as
+    often as by chance."""
     class_idx = np.repeat(np.arange(10), 200)
-    plan = layout(np.random.default_rng(0).integers(0, 2**64, 2000, np.uint64), class_idx, np.full(2000, 300), LIMIT)
+    plan = layout(
+        np.random.default_rng(0).integers(0, 2**64, 2000, np.uint64),
+        class_idx,
+        np.full(2000, 300),
+        LIMIT,
+    )
     row = class_idx[plan.order]
     assert 0.06 < (row[1:] == row[:-1]).mean() < 0.14
 
@@ -125,14 +156,27 @@ def test_sources_are_paths_or_bytes(tmp_path):
     for i, part in enumerate(data):
         (tmp_path / f"{i}.jpg").write_bytes(part)
     paths = [tmp_path / f"{i}.jpg" for i in range(len(data))]
-    for name, sources in (("bytes", data), ("paths", paths), ("texts", [str(p) for p in paths]), ("call", lambda i: paths[i])):
+    for name, sources in (
+        ("bytes", data),
+        ("paths", paths),
+        ("texts", [str(p) for p in paths]),
+        ("call", lambda i: paths[i]),
+    ):
         write_shards(tmp_path / name, plan, sources)
-    assert contents(tmp_path / "bytes") == contents(tmp_path / "paths") == contents(tmp_path / "texts") == contents(tmp_path / "call")
+    assert (
+        contents(tmp_path / "bytes")
+        == contents(tmp_path / "paths")
+        == contents(tmp_path / "texts")
+        == contents(tmp_path / "call")
+    )
 
 
 def test_no_pictures_are_no_shards(tmp_path):
     empty = np.zeros(0, np.int64)
-    assert write_shards(tmp_path / "none", layout(empty, empty, empty), []) == 0 and contents(tmp_path / "none") == {}
+    assert (
+        write_shards(tmp_path / "none", layout(empty, empty, empty), []) == 0
+        and contents(tmp_path / "none") == {}
+    )
 
 
 def test_memory_holds_a_picture_and_not_a_shard(tmp_path):
@@ -167,11 +211,15 @@ def test_a_killed_run_goes_on(tmp_path, at):
         write_shards(folder, plan, dying)
     done = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
     dead = int(plan.shard[plan.order[at]])
-    assert sorted(done) == [shard_name(n) for n in range(dead)], "those before it, complete; nothing of the one it died in"
+    assert sorted(done) == [shard_name(n) for n in range(dead)], (
+        "those before it, complete; nothing of the one it died in"
+    )
     (folder / (shard_name(dead) + ".tmp")).write_bytes(b"half")  # what kill -9 leaves
     assert write_shards(folder, plan, data) == len(plan.shard_bytes) - dead
     assert contents(folder) == contents(whole)
-    assert done.items() <= {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}.items(), "what was complete was not touched"
+    assert done.items() <= {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}.items(), (
+        "what was complete was not touched"
+    )
     assert write_shards(folder, plan, lambda i: pytest.fail("nothing is to be read")) == 0
 
 
@@ -182,7 +230,10 @@ def test_a_shard_of_another_plan_is_no_complete_shard(tmp_path):
     class_idx, ids = plan.class_idx.copy(), plan.ids.copy()
     class_idx[plan.order[-1]] += 1
     ids[plan.order[0]] += 1
-    for other in (layout(plan.ids, class_idx, plan.size, LIMIT), layout(ids, plan.class_idx, plan.size, LIMIT)):
+    for other in (
+        layout(plan.ids, class_idx, plan.size, LIMIT),
+        layout(ids, plan.class_idx, plan.size, LIMIT),
+    ):
         np.testing.assert_array_equal(other.shard_bytes, plan.shard_bytes)
         write_shards(tmp_path / "got", other, data)
         assert write_shards(tmp_path / "got", plan, data) == 1
@@ -215,7 +266,13 @@ def test_a_picture_that_changed_meanwhile_is_told(tmp_path, refused):
     path = tmp_path / "late.jpg"
     path.write_bytes(data[0] + b"more")
     last = int(plan.order[-1])
-    refused(("late.jpg", "again"), write_shards, tmp_path / "out", plan, lambda i: path if i == last else data[i])
+    refused(
+        ("late.jpg", "again"),
+        write_shards,
+        tmp_path / "out",
+        plan,
+        lambda i: path if i == last else data[i],
+    )
     assert shard_name(int(plan.shard[last])) not in contents(tmp_path / "out")
 
 

@@ -1,4 +1,5 @@
-"""Listing: every file once, in a fixed order, with its class name and the split its folder gives."""
+"""Listing: every file once, in a fixed order, with its class name and the split its folder
+gives."""
 
 from __future__ import annotations
 
@@ -24,12 +25,23 @@ def listed(root: Path, *more: Path):
 
 
 def test_class_names_are_the_last_two_folders_without_splits_and_wrappers(tmp_path):
-    files, at = listed(make(tmp_path, "train/Apple___scab/1.jpg", "valid/Apple___scab/2.jpg", "Test/tomato/leaf mold/images/3.jpg",
-                            "deep/er/tomato/leaf mold/4.jpg", "5.jpg"))
+    files, at = listed(
+        make(
+            tmp_path,
+            "train/Apple___scab/1.jpg",
+            "valid/Apple___scab/2.jpg",
+            "Test/tomato/leaf mold/images/3.jpg",
+            "deep/er/tomato/leaf mold/4.jpg",
+            "5.jpg",
+        )
+    )
     assert {name: (files.label_of(i), int(files.given[i])) for name, i in at.items()} == {
-        "train/Apple___scab/1.jpg": ("Apple___scab", 0), "valid/Apple___scab/2.jpg": ("Apple___scab", 1),
-        "Test/tomato/leaf mold/images/3.jpg": ("tomato/leaf mold", 2), "deep/er/tomato/leaf mold/4.jpg": ("tomato/leaf mold", -1),
-        "5.jpg": ("", -1)}
+        "train/Apple___scab/1.jpg": ("Apple___scab", 0),
+        "valid/Apple___scab/2.jpg": ("Apple___scab", 1),
+        "Test/tomato/leaf mold/images/3.jpg": ("tomato/leaf mold", 2),
+        "deep/er/tomato/leaf mold/4.jpg": ("tomato/leaf mold", -1),
+        "5.jpg": ("", -1),
+    }
 
 
 def test_the_order_is_fixed_and_sizes_are_known(tmp_path):
@@ -39,7 +51,9 @@ def test_the_order_is_fixed_and_sizes_are_known(tmp_path):
 
 
 def test_system_files_do_not_count_and_hidden_folders_are_not_entered(tmp_path):
-    _, at = listed(make(tmp_path, "a/.DS_Store", "a/Thumbs.db", "a/._1.jpg", ".git/x.jpg", "a/1.jpg"))
+    _, at = listed(
+        make(tmp_path, "a/.DS_Store", "a/Thumbs.db", "a/._1.jpg", ".git/x.jpg", "a/1.jpg")
+    )
     assert list(at) == ["a/1.jpg"]
 
 
@@ -59,7 +73,11 @@ def test_broken_links_and_pipes_are_listed_as_no_regular_files(tmp_path):
     (tmp_path / "a" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
     os.mkfifo(tmp_path / "a" / "3.jpg")
     files, at = listed(tmp_path)
-    assert {name: int(files.size[i]) for name, i in at.items()} == {"a/1.jpg": 7, "a/2.jpg": -1, "a/3.jpg": -1}
+    assert {name: int(files.size[i]) for name, i in at.items()} == {
+        "a/1.jpg": 7,
+        "a/2.jpg": -1,
+        "a/3.jpg": -1,
+    }
 
 
 def test_names_that_are_no_utf8_survive(tmp_path):
@@ -75,7 +93,9 @@ def test_keys_name_a_files_state(tmp_path):
     files, _ = listed(tmp_path)
     keys = files.keys(512, True)
     assert keys.shape == (2, 2) and len(np.unique(keys, axis=0)) == 2
-    assert (files.keys(512, True) == keys).all() and (files.keys(256, True) != keys).any(axis=1).all()
+    assert (files.keys(512, True) == keys).all() and (files.keys(256, True) != keys).any(
+        axis=1
+    ).all()
     os.utime(tmp_path / "a" / "1.jpg", ns=(1, 1))
     assert (listed(tmp_path)[0].keys(512, True) != keys).any(axis=1).tolist() == [True, False]
 
@@ -83,15 +103,29 @@ def test_keys_name_a_files_state(tmp_path):
 def test_sources_have_names(tmp_path, refused):
     for name in ("x/plants", "y/plants", "z=1"):
         make(tmp_path / name, "a/1.jpg")
-    texts = [f"field={tmp_path}/x/plants", f"{tmp_path}/y/plants", f"{tmp_path}/x/plants", str(tmp_path / "z=1")]
-    assert [s.name for s in parse_sources(texts, tmp_path / "x")] == ["field", "plants", "plants_2", "z=1", "not_plants"]
+    texts = [
+        f"field={tmp_path}/x/plants",
+        f"{tmp_path}/y/plants",
+        f"{tmp_path}/x/plants",
+        str(tmp_path / "z=1"),
+    ]
+    assert [s.name for s in parse_sources(texts, tmp_path / "x")] == [
+        "field",
+        "plants",
+        "plants_2",
+        "z=1",
+        "not_plants",
+    ]
     refused("two sources are called a", parse_sources, [f"a={tmp_path}", f"a={tmp_path}"], None)
     refused("there is no folder", parse_sources, [str(tmp_path / "nowhere")], None)
     refused("is a file", parse_sources, [str(tmp_path / "x/plants/a/1.jpg")], None)
     refused("there is no folder", parse_sources, [str(tmp_path)], tmp_path / "nowhere")
 
 
-@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root opens every folder")
+@pytest.mark.skipif(
+    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0,
+    reason="root opens every folder",
+)
 def test_a_folder_that_cannot_be_opened_stops(tmp_path, refused):
     make(tmp_path, "a/1.jpg", "b/2.jpg")
     (tmp_path / "a").chmod(0)

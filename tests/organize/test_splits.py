@@ -1,4 +1,5 @@
-"""Splits: groups whole, shares per leaf, places that follow from content and hardly move when pictures are added."""
+"""Splits: groups whole, shares per leaf, places that follow from content and hardly move when
+pictures are added."""
 
 from __future__ import annotations
 
@@ -11,11 +12,14 @@ from common.organize.splits import TEST, TRAIN, VAL, draws, keep_given, split_gr
 
 
 def shas(names) -> np.ndarray:
-    return np.array([list(hashlib.sha256(str(name).encode()).digest()) for name in names], np.uint8).reshape(-1, 32)
+    return np.array(
+        [list(hashlib.sha256(str(name).encode()).digest()) for name in names], np.uint8
+    ).reshape(-1, 32)
 
 
 def split(class_idx, groups=None, names=None, val=0.15, test=0.15) -> np.ndarray:
-    """Split pictures given in any order, as 01 does: in the order of their content, groups named by their first picture."""
+    """Split pictures given in any order, as 01 does: in the order of their content, groups named by
+    their first picture."""
     class_idx = np.asarray(class_idx)
     sha = shas(range(len(class_idx)) if names is None else names)
     order = np.lexsort(sha.T[::-1])
@@ -23,7 +27,13 @@ def split(class_idx, groups=None, names=None, val=0.15, test=0.15) -> np.ndarray
     first = {}
     for position, i in enumerate(order.tolist()):
         first.setdefault(int(groups[i]), position)
-    result = split_groups(class_idx[order], np.array([first[int(groups[i])] for i in order]), draws(sha[order]), val, test)
+    result = split_groups(
+        class_idx[order],
+        np.array([first[int(groups[i])] for i in order]),
+        draws(sha[order]),
+        val,
+        test,
+    )
     back = np.empty(len(class_idx), np.int8)
     back[order] = result
     return back
@@ -32,22 +42,44 @@ def split(class_idx, groups=None, names=None, val=0.15, test=0.15) -> np.ndarray
 def test_draws_are_uniform_and_not_the_ids():
     u = draws(shas(range(4000)))
     assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.02
-    assert abs(np.corrcoef(u, shas(range(4000))[:, 0])[0, 1]) < 0.05, "ids order shards and name groups; splits must not follow them"
+    assert abs(np.corrcoef(u, shas(range(4000))[:, 0])[0, 1]) < 0.05, (
+        "ids order shards and name groups; splits must not follow them"
+    )
 
 
-@pytest.mark.parametrize(("pictures", "splits"), [(1, {TRAIN}), (2, {TRAIN, VAL}), (3, {TRAIN, VAL, TEST}), (5, {TRAIN, VAL, TEST}),
-                                                   (12, {TRAIN, VAL, TEST})])
+@pytest.mark.parametrize(
+    ("pictures", "splits"),
+    [
+        (1, {TRAIN}),
+        (2, {TRAIN, VAL}),
+        (3, {TRAIN, VAL, TEST}),
+        (5, {TRAIN, VAL, TEST}),
+        (12, {TRAIN, VAL, TEST}),
+    ],
+)
 def test_small_classes(pictures, splits):
     for salt in range(40):
-        assert set(split(np.zeros(pictures, int), names=[f"{salt}/{i}" for i in range(pictures)]).tolist()) == splits
+        assert (
+            set(
+                split(
+                    np.zeros(pictures, int), names=[f"{salt}/{i}" for i in range(pictures)]
+                ).tolist()
+            )
+            == splits
+        )
 
 
 @pytest.mark.parametrize("pictures", [7, 20, 33, 60, 150, 400, 3000])
 def test_shares_hold_per_class(pictures):
     for salt in range(10):
-        got = np.bincount(split(np.zeros(pictures, int), names=[f"{salt}/{i}" for i in range(pictures)]), minlength=3)
+        got = np.bincount(
+            split(np.zeros(pictures, int), names=[f"{salt}/{i}" for i in range(pictures)]),
+            minlength=3,
+        )
         slack = max(1.0, 0.03 * pictures) + 1e-9
-        assert abs(got[VAL] - 0.15 * pictures) <= slack and abs(got[TEST] - 0.15 * pictures) <= slack
+        assert (
+            abs(got[VAL] - 0.15 * pictures) <= slack and abs(got[TEST] - 0.15 * pictures) <= slack
+        )
 
 
 def test_groups_stay_whole_and_big_ones_do_not_unbalance_a_class():
@@ -80,7 +112,10 @@ def test_every_class_keeps_a_train_group_even_where_groups_span_classes():
 def test_stations_that_all_classes_share_are_balanced_over_the_classes():
     rng = np.random.default_rng(3)
     for salt in range(20):
-        station, class_idx = rng.integers(0, 30, 900), rng.choice(6, 900, p=[0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
+        station, class_idx = (
+            rng.integers(0, 30, 900),
+            rng.choice(6, 900, p=[0.5, 0.2, 0.1, 0.1, 0.05, 0.05]),
+        )
         got = split(class_idx, station, [f"{salt}/{i}" for i in range(900)])
         assert all(len(set(got[station == s].tolist())) == 1 for s in range(30))
         for one in range(6):
@@ -95,11 +130,19 @@ def test_order_and_other_classes_change_nothing():
     order = rng.permutation(749)
     assert (split(class_idx[order], names=[names[i] for i in order]) == whole[order]).all()
     for one in range(3):
-        assert (split(np.zeros((class_idx == one).sum(), int), names=[n for n, of in zip(names, class_idx, strict=True) if of == one])
-                == whole[class_idx == one]).all()
+        assert (
+            split(
+                np.zeros((class_idx == one).sum(), int),
+                names=[n for n, of in zip(names, class_idx, strict=True) if of == one],
+            )
+            == whole[class_idx == one]
+        ).all()
 
 
-@pytest.mark.parametrize(("pictures", "more", "moved"), [(2000, 200, 0.0), (2000, 1, 0.0), (200, 20, 0.02), (30, 3, 0.06), (8, 1, 0.1)])
+@pytest.mark.parametrize(
+    ("pictures", "more", "moved"),
+    [(2000, 200, 0.0), (2000, 1, 0.0), (200, 20, 0.02), (30, 3, 0.06), (8, 1, 0.1)],
+)
 def test_adding_pictures_moves_as_good_as_none(pictures, more, moved):
     shares = []
     for salt in range(20):
@@ -115,7 +158,9 @@ def test_a_given_split_is_kept_and_what_lacks_is_drawn_from_train():
     ours = split(np.zeros(100, int))
     got = keep_given(ours, given, np.arange(100))
     assert (got[80:] == TEST).all(), "their test stays"
-    assert ((got[:80] == VAL) == (ours[:80] == VAL)).all() and not (got[:80] == TEST).any(), "val comes from their train"
+    assert ((got[:80] == VAL) == (ours[:80] == VAL)).all() and not (got[:80] == TEST).any(), (
+        "val comes from their train"
+    )
     complete = given.copy()
     complete[:10] = VAL
     assert (keep_given(ours, complete, np.arange(100)) == complete).all()

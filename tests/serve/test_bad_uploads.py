@@ -1,4 +1,5 @@
-"""Thousands of damaged uploads: each gets an answer or an error in JSON with a reason, and the server goes on."""
+"""Thousands of damaged uploads: each gets an answer or an error in JSON with a reason, and the
+server goes on."""
 
 from __future__ import annotations
 
@@ -23,12 +24,17 @@ STATUSES = {200, 400, 413, 415, 422}
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     silence_libtiff()
-    made = make_app(Predictor(tiny.make(tmp_path_factory.mktemp("bad") / "exports")), Settings(runners=1, max_upload_mb=1))
+    made = make_app(
+        Predictor(tiny.make(tmp_path_factory.mktemp("bad") / "exports")),
+        Settings(runners=1, max_upload_mb=1),
+    )
     yield made
     made.state.engine.stop()
 
 
-async def post(app: Any, body: bytes, kind: str = "", query: bytes = b"", path: str = "/predict") -> tuple[int, bytes]:
+async def post(
+    app: Any, body: bytes, kind: str = "", query: bytes = b"", path: str = "/predict"
+) -> tuple[int, bytes]:
     """Call the application as a server does, without the cost of sockets."""
     incoming = [{"type": "http.request", "body": body, "more_body": False}]
     left, sent = asyncio.Event(), []
@@ -42,9 +48,26 @@ async def post(app: Any, body: bytes, kind: str = "", query: bytes = b"", path: 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    headers = [(b"content-length", str(len(body)).encode())] + [(b"content-type", kind.encode("latin-1"))] * bool(kind)
-    await app({"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": query, "headers": headers,
-               "http_version": "1.1", "scheme": "http", "root_path": "", "server": ("x", 80), "client": ("x", 1)}, receive, send)
+    headers = [(b"content-length", str(len(body)).encode())] + [
+        (b"content-type", kind.encode("latin-1"))
+    ] * bool(kind)
+    await app(
+        {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query,
+            "headers": headers,
+            "http_version": "1.1",
+            "scheme": "http",
+            "root_path": "",
+            "server": ("x", 80),
+            "client": ("x", 1),
+        },
+        receive,
+        send,
+    )
     left.set()
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
@@ -69,7 +92,14 @@ def test_two_thousand_damaged_pictures(app, capfd):
 
     counts = asyncio.run(all_of_them())
     assert sum(counts.values()) == 2000 and len(counts) >= 6, counts
-    assert min(counts["unreadable"], counts["format"], sum(counts[d] for d in ("answered", "rolled_up", "rejected"))) > 50, counts
+    assert (
+        min(
+            counts["unreadable"],
+            counts["format"],
+            sum(counts[d] for d in ("answered", "rolled_up", "rejected")),
+        )
+        > 50
+    ), counts
     assert app.state.engine.taken == app.state.engine.held == 0
     assert capfd.readouterr().err == ""  # no traceback, no word of a library
 
@@ -77,13 +107,25 @@ def test_two_thousand_damaged_pictures(app, capfd):
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_forms_and_options(app):
     draw, whole = random.Random(1), mutations.whole()
-    queries = (b"", b"", b"top_k=2", b"species=corn&prior=apple:2", b"precision=0.9", b"%ff=%00", b"species=%F0%9F%8C%BF",
-               b"a=" + b"9" * 500, b"prior=%7B%22apple%22%3A1e400%7D", b"top_k=1&top_k=0")
+    queries = (
+        b"",
+        b"",
+        b"top_k=2",
+        b"species=corn&prior=apple:2",
+        b"precision=0.9",
+        b"%ff=%00",
+        b"species=%F0%9F%8C%BF",
+        b"a=" + b"9" * 500,
+        b"prior=%7B%22apple%22%3A1e400%7D",
+        b"top_k=1&top_k=0",
+    )
 
     async def all_of_them() -> collections.Counter:
         counts = collections.Counter()
         for turn, data in enumerate(mutations.mutated(whole, 300, seed=1)):
-            body, kind = mutations.form(whole[turn % len(whole)] if turn % 2 else data, draw, damage=turn % 3 > 0)
+            body, kind = mutations.form(
+                whole[turn % len(whole)] if turn % 2 else data, draw, damage=turn % 3 > 0
+            )
             counts[check(*await post(app, body, kind, draw.choice(queries)))] += 1
         return counts
 
@@ -93,7 +135,12 @@ def test_damaged_forms_and_options(app):
 
 
 def test_damaged_tensors(app):
-    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, tiny.SIZE, tiny.SIZE, 3], "data": [7] * (tiny.SIZE**2 * 3)}
+    tensor = {
+        "name": "images",
+        "datatype": "UINT8",
+        "shape": [1, tiny.SIZE, tiny.SIZE, 3],
+        "data": [7] * (tiny.SIZE**2 * 3),
+    }
     good, draw = json.dumps({"inputs": [tensor]}).encode(), random.Random(2)
 
     async def all_of_them() -> collections.Counter:
@@ -102,8 +149,14 @@ def test_damaged_tensors(app):
             data = bytearray(good)
             for _ in range(draw.choice((0, 1, 3))):
                 data[draw.randrange(120)] = draw.choice(b'0129-.eE"[]{},:x\xff')
-            status, body = await post(app, bytes(data), "application/json", path="/v2/models/foliar/infer")
-            assert status in STATUSES and ("outputs" in json.loads(body) if status == 200 else len(json.loads(body)["error"]) > 15)
+            status, body = await post(
+                app, bytes(data), "application/json", path="/v2/models/foliar/infer"
+            )
+            assert status in STATUSES and (
+                "outputs" in json.loads(body)
+                if status == 200
+                else len(json.loads(body)["error"]) > 15
+            )
             counts[status] += 1
         return counts
 

@@ -1,4 +1,5 @@
-"""Several photos of one plant, declared species, priors: the arithmetic, and what the answer says of it."""
+"""Several photos of one plant, declared species, priors: the arithmetic, and what the answer says
+of it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ def predictor(tmp_path_factory):
 
 
 def ask(predictor, *colors, size=(200, 160), **options):
-    return answer(predictor, [look(predictor, tiny.picture(color, size)) for color in colors], Options(**options))
+    return answer(
+        predictor,
+        [look(predictor, tiny.picture(color, size)) for color in colors],
+        Options(**options),
+    )
 
 
 def random_rows(count, seed=0):
@@ -31,14 +36,20 @@ def random_rows(count, seed=0):
 def test_the_same_photo_twice_is_one_photo_and_one_alone_is_untouched():
     row = random_rows(1)
     np.testing.assert_array_equal(fuse_probabilities(row, np.array([0.3])), row[0])
-    np.testing.assert_allclose(fuse_probabilities(np.repeat(row, 3, axis=0), np.array([0.2, 1, 0.7])), np.maximum(row[0], FLOOR), atol=1e-9)
+    np.testing.assert_allclose(
+        fuse_probabilities(np.repeat(row, 3, axis=0), np.array([0.2, 1, 0.7])),
+        np.maximum(row[0], FLOOR),
+        atol=1e-9,
+    )
 
 
 def test_the_fused_row_is_the_weighted_geometric_mean():
     rows, weights = random_rows(4), np.array([1.0, 0.5, 0.0, 0.25])
     wanted = np.prod(rows[[0, 1, 3]] ** (weights[[0, 1, 3], None] / 1.75), axis=0)
     np.testing.assert_allclose(fuse_probabilities(rows, weights), wanted / wanted.sum(), rtol=1e-6)
-    np.testing.assert_allclose(fuse_probabilities(rows, np.zeros(4)), fuse_probabilities(rows, np.ones(4)))
+    np.testing.assert_allclose(
+        fuse_probabilities(rows, np.zeros(4)), fuse_probabilities(rows, np.ones(4))
+    )
 
 
 def test_a_zero_is_no_veto_by_rounding_but_nearly_one():
@@ -49,21 +60,31 @@ def test_a_zero_is_no_veto_by_rounding_but_nearly_one():
 def test_scores_lie_between_those_of_the_photos_that_count():
     ood = np.array([[1.0, np.nan], [3.0, 5.0], [9.0, 9.0]])
     np.testing.assert_allclose(fuse_scores(ood[1:], np.array([0.5, 1.5]), [3, 9]), [7.5, 8.0])
-    np.testing.assert_allclose(fuse_scores(ood, np.array([0.0, 1.0, 0.0]), [1, 3, 9]), [3, 5])  # not spoiled by the NaN of another
+    np.testing.assert_allclose(
+        fuse_scores(ood, np.array([0.0, 1.0, 0.0]), [1, 3, 9]), [3, 5]
+    )  # not spoiled by the NaN of another
     np.testing.assert_allclose(fuse_scores(ood[1:], np.zeros(2), [9, None]), [3, 5])
 
 
 def test_weights_fall_with_poor_light_focus_and_strangeness():
     limits = {"brightness": 0.2, "sharpness": 0.1}
     good = {"brightness": 0.5, "sharpness": 0.3, "short_side": 300.0}
-    assert photo_weight(good, limits, 0.5, False) == 1.0 and photo_weight(good, {}, None, False) == 1.0
+    assert (
+        photo_weight(good, limits, 0.5, False) == 1.0 and photo_weight(good, {}, None, False) == 1.0
+    )
     assert photo_weight(good, limits, 0.5, True) == 0.0
     dark, blurred = dict(good, brightness=0.1), dict(good, sharpness=0.02)
     assert photo_weight(dark, limits, 0.5, False) == pytest.approx(0.25)
     assert photo_weight(blurred, limits, 0.5, False) == pytest.approx(0.1)
-    assert photo_weight(dict(good, sharpness=float("nan")), limits, 0.5, False) == pytest.approx(0.1)
+    assert photo_weight(dict(good, sharpness=float("nan")), limits, 0.5, False) == pytest.approx(
+        0.1
+    )
     falling = [photo_weight(good, limits, q, False) for q in (0.9, 0.95, 0.99, 1.0)]
-    assert falling == sorted(falling, reverse=True) and falling[0] == 1.0 and falling[-1] == pytest.approx(0.1)
+    assert (
+        falling == sorted(falling, reverse=True)
+        and falling[0] == 1.0
+        and falling[-1] == pytest.approx(0.1)
+    )
 
 
 def test_a_prior_multiplies_and_a_declared_species_conditions():
@@ -74,23 +95,45 @@ def test_a_prior_multiplies_and_a_declared_species_conditions():
     given = condition(row, "corn", TREE)
     np.testing.assert_allclose(given[4:], row[4:] / row[4:].sum(), atol=1e-9)
     assert given[:4].sum() == 0
-    blind = condition(np.array([0.0, 0, 0, 1, 0, 0]), "apple", TREE)  # no evidence at all: its diseases alike
+    blind = condition(
+        np.array([0.0, 0, 0, 1, 0, 0]), "apple", TREE
+    )  # no evidence at all: its diseases alike
     np.testing.assert_allclose(blind[:3], 1 / 3)
     assert best(blind, TREE)["species"] == "apple"
 
 
-@pytest.mark.parametrize(("text", "wanted"), [
-    ("apple:3,corn:0.5", {"apple": 3.0, "corn": 0.5}), (" Apple : 2 ", {"apple": 2.0}),
-    ('{"corn": 2, "basil": 0}', {"corn": 2.0, "basil": 0.0})])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("apple:3,corn:0.5", {"apple": 3.0, "corn": 0.5}),
+        (" Apple : 2 ", {"apple": 2.0}),
+        ('{"corn": 2, "basil": 0}', {"corn": 2.0, "basil": 0.0}),
+    ],
+)
 def test_priors_are_read(text, wanted):
     assert parse_prior(text, TREE) == wanted
 
 
-@pytest.mark.parametrize(("text", "word"), [
-    ("appel:3", "Did you mean apple"), ("apple", "tomato:3"), ("apple:-1", "from 0"), ("apple:nan", "from 0"), ("apple:inf", "from 0"),
-    ("apple:1e9", "from 0"), ("{", "JSON"), ('{"apple": [1]}', "from 0"), ('{"apple": true}', "from 0"), ("{}", "names no species"),
-    (",", "names no species"), ("apple:0,basil:0,corn:0", "every species"), ("{" * 5000, "JSON"), ("apple:" + "9" * 500, "from 0"),
-    ('{"a":' + "[" * 20000, "JSON")])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("appel:3", "Did you mean apple"),
+        ("apple", "tomato:3"),
+        ("apple:-1", "from 0"),
+        ("apple:nan", "from 0"),
+        ("apple:inf", "from 0"),
+        ("apple:1e9", "from 0"),
+        ("{", "JSON"),
+        ('{"apple": [1]}', "from 0"),
+        ('{"apple": true}', "from 0"),
+        ("{}", "names no species"),
+        (",", "names no species"),
+        ("apple:0,basil:0,corn:0", "every species"),
+        ("{" * 5000, "JSON"),
+        ("apple:" + "9" * 500, "from 0"),
+        ('{"a":' + "[" * 20000, "JSON"),
+    ],
+)
 def test_bad_priors_say_what_is_wrong(text, word):
     with pytest.raises(ValueError, match=word):
         parse_prior(text, TREE)
@@ -107,11 +150,18 @@ def test_options_of_a_request():
     def read(*pairs):
         return read_options(pairs, Options(), TREE, ["0.95", "0.90"])
 
-    assert read(("species", "Corn"), ("precision", "0.9"), ("prior", "apple:2"), ("heatmap", "true")) == Options(
-        heatmap=True, species="corn", precision="0.90", prior={"apple": 2.0})
-    assert read(("species", ""), ("precision", ""), ("prior", "")) == Options()  # an empty field of a form
-    for pair, word in ((("precision", "0.99"), "0.90, 0.95"), (("precision", "x"), "0.90, 0.95"), (("species", "fern"), "fern"),
-                       (("speces", "corn"), "not known")):
+    assert read(
+        ("species", "Corn"), ("precision", "0.9"), ("prior", "apple:2"), ("heatmap", "true")
+    ) == Options(heatmap=True, species="corn", precision="0.90", prior={"apple": 2.0})
+    assert (
+        read(("species", ""), ("precision", ""), ("prior", "")) == Options()
+    )  # an empty field of a form
+    for pair, word in (
+        (("precision", "0.99"), "0.90, 0.95"),
+        (("precision", "x"), "0.90, 0.95"),
+        (("species", "fern"), "fern"),
+        (("speces", "corn"), "not known"),
+    ):
         with pytest.raises(Refusal, match=word) as caught:
             read(pair)
         assert caught.value.status == 400 and caught.value.code == "bad_option"
@@ -123,7 +173,10 @@ def test_several_photos_become_one_answer_with_a_row_each(predictor):
     assert [row["weight"] for row in three["photos"]] == [1.0, 1.0, three["photos"][2]["weight"]]
     assert three["agreement"] == {"agree": True, "level": None, "message": None}
     assert len(three["heatmap"]) == tiny.CELLS and three["image"] == {"width": 200, "height": 160}
-    alone, twice = ask(predictor, tiny.color_of(2)), ask(predictor, tiny.color_of(2), tiny.color_of(2))
+    alone, twice = (
+        ask(predictor, tiny.color_of(2)),
+        ask(predictor, tiny.color_of(2), tiny.color_of(2)),
+    )
     assert twice["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
     assert twice["rejection"]["value"] == pytest.approx(alone["rejection"]["value"], abs=1e-6)
 
@@ -131,14 +184,22 @@ def test_several_photos_become_one_answer_with_a_row_each(predictor):
 def test_photos_that_disagree_are_told(predictor):
     parted = ask(predictor, tiny.color_of(0), tiny.color_of(3))
     assert parted["agreement"]["agree"] is False and parted["agreement"]["level"] == "species"
-    assert "photo 1 says apple healthy" in parted["agreement"]["message"] and "photo 2 says basil" in parted["agreement"]["message"]
+    assert (
+        "photo 1 says apple healthy" in parted["agreement"]["message"]
+        and "photo 2 says basil" in parted["agreement"]["message"]
+    )
     diseases = ask(predictor, tiny.color_of(0), tiny.color_of(2))
-    assert diseases["agreement"]["level"] == "disease" and "photo 2 says apple scab" in diseases["agreement"]["message"]
+    assert (
+        diseases["agreement"]["level"] == "disease"
+        and "photo 2 says apple scab" in diseases["agreement"]["message"]
+    )
 
 
 def test_a_stranger_among_photos_counts_nothing_and_strangers_alone_are_refused(predictor):
     mixed, alone = ask(predictor, tiny.STRANGER, tiny.color_of(0)), ask(predictor, tiny.color_of(0))
-    assert [row["weight"] for row in mixed["photos"]] == [0.0, 1.0] and mixed["photos"][0]["stranger"]
+    assert [row["weight"] for row in mixed["photos"]] == [0.0, 1.0] and mixed["photos"][0][
+        "stranger"
+    ]
     for key in ("decision", "species", "disease", "probabilities", "rejection"):
         assert mixed[key] == alone[key]
     assert mixed["agreement"]["agree"]
@@ -149,7 +210,9 @@ def test_a_stranger_among_photos_counts_nothing_and_strangers_alone_are_refused(
 
 
 def test_a_small_photo_counts_less(predictor):
-    seen = [look(predictor, tiny.picture(tiny.color_of(0), size)) for size in ((200, 160), (60, 50))]
+    seen = [
+        look(predictor, tiny.picture(tiny.color_of(0), size)) for size in ((200, 160), (60, 50))
+    ]
     rows = answer(predictor, seen, Options())["photos"]
     assert rows[0]["weight"] == 1.0 and rows[1]["weight"] == pytest.approx(50 / 80)
 
@@ -160,11 +223,21 @@ def test_a_declared_species_decides_the_species_and_says_so(predictor):
     assert free["conditioned"] is None and free["species"] == "apple"
     assert held["probabilities"]["species"] == 1.0 and held["path"][0]["name"] == "corn"
     told = held["conditioned"]
-    assert (told["species"], told["agrees"], told["best_before"]["species"]) == ("corn", False, "apple")
-    assert told["probability_before"] < 0.1 and "corn" in told["message"] and "apple" in told["message"]
+    assert (told["species"], told["agrees"], told["best_before"]["species"]) == (
+        "corn",
+        False,
+        "apple",
+    )
+    assert (
+        told["probability_before"] < 0.1
+        and "corn" in told["message"]
+        and "apple" in told["message"]
+    )
     right = ask(predictor, tiny.between(1, 2), species="apple")["conditioned"]
     assert right["agrees"] and right["message"] is None
-    assert ask(predictor, tiny.STRANGER, species="corn")["decision"] == "rejected"  # a name does not make a plant
+    assert (
+        ask(predictor, tiny.STRANGER, species="corn")["decision"] == "rejected"
+    )  # a name does not make a plant
 
 
 def test_a_prior_shows_its_effect(predictor):
@@ -172,7 +245,11 @@ def test_a_prior_shows_its_effect(predictor):
     plain = ask(predictor, torn)
     other = "basil" if plain["alternatives"][0]["species"] != "basil" else "apple"
     moved = ask(predictor, torn, prior={other: 1e6})["prior"]
-    assert moved["before"]["species"] != other and moved["after"]["species"] == other and moved["changed"]
+    assert (
+        moved["before"]["species"] != other
+        and moved["after"]["species"] == other
+        and moved["changed"]
+    )
     same = ask(predictor, tiny.color_of(0), prior={"apple": 2.0})["prior"]
     assert not same["changed"] and same["weights"] == {"apple": 2.0}
 
@@ -185,7 +262,22 @@ def test_precision_chooses_the_bars(predictor):
     seen = [look(predictor, tiny.picture(torn))]
     class_idx = answer(predictor, seen, Options())["alternatives"][0]["probability"]
     assert 0.4 < class_idx < 0.6  # below both bars of a leaf: 0.6 and 0.7
-    between = answer(predictor, [seen[0].__class__(**{**vars(seen[0]), "probabilities": np.array([0.65, 0.3, 0.05, 0, 0, 0])})], Options())
-    lower = answer(predictor, [seen[0].__class__(**{**vars(seen[0]), "probabilities": np.array([0.65, 0.3, 0.05, 0, 0, 0])})],
-                   Options(precision="0.90"))
+    between = answer(
+        predictor,
+        [
+            seen[0].__class__(
+                **{**vars(seen[0]), "probabilities": np.array([0.65, 0.3, 0.05, 0, 0, 0])}
+            )
+        ],
+        Options(),
+    )
+    lower = answer(
+        predictor,
+        [
+            seen[0].__class__(
+                **{**vars(seen[0]), "probabilities": np.array([0.65, 0.3, 0.05, 0, 0, 0])}
+            )
+        ],
+        Options(precision="0.90"),
+    )
     assert (between["level"], lower["level"]) == ("species", "disease")

@@ -30,7 +30,9 @@ def exports(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(exports):
-    with TestClient(make_app(Predictor(exports), Settings(runners=2, max_upload_mb=0.5, top_k=3))) as made:
+    with TestClient(
+        make_app(Predictor(exports), Settings(runners=2, max_upload_mb=0.5, top_k=3))
+    ) as made:
         yield made
 
 
@@ -44,13 +46,20 @@ def code_of(response, status):
 
 def test_a_photo_is_answered_as_a_raw_body_and_as_a_form(client):
     photo = tiny.picture(tiny.color_of(2), (120, 90), "JPEG")
-    for answer in (client.post("/predict", content=photo), client.post("/predict", files={"photo": ("a.jpg", photo)}),
-                   client.post("/predict", content=photo, headers={"content-type": "text/plain"}),
-                   client.post("/predict", data={"note": "x"}, files={"any": ("b", photo, "application/x")})):
+    for answer in (
+        client.post("/predict", content=photo),
+        client.post("/predict", files={"photo": ("a.jpg", photo)}),
+        client.post("/predict", content=photo, headers={"content-type": "text/plain"}),
+        client.post("/predict", data={"note": "x"}, files={"any": ("b", photo, "application/x")}),
+    ):
         assert answer.status_code == 200, answer.text
         plain = answer.json()
         assert (plain["decision"], plain["species"], plain["disease"], plain["healthy"]) == (
-            "answered", "apple", "scab", False)
+            "answered",
+            "apple",
+            "scab",
+            False,
+        )
         assert plain["image"] == {"width": 120, "height": 90}
         assert plain["model"] == {"file": "model.int8.onnx", "version": "abc1234"}
         assert len(plain["alternatives"]) == 3 and "heatmap" not in plain
@@ -63,7 +72,11 @@ def test_strangers_and_the_undecided(client):
     assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "not_a_plant"
     assert refused["rejection"]["quantile"] == 1.0 and refused["species"] is None
     rolled = client.post("/predict", content=tiny.picture(tiny.between(1, 2))).json()
-    assert (rolled["decision"], rolled["species"], rolled["disease"]) == ("rolled_up", "apple", None)
+    assert (rolled["decision"], rolled["species"], rolled["disease"]) == (
+        "rolled_up",
+        "apple",
+        None,
+    )
 
 
 def test_options(client):
@@ -72,7 +85,15 @@ def test_options(client):
     assert len(answer["alternatives"]) == 2
     assert len(answer["heatmap"]) == tiny.CELLS and len(answer["heatmap"][0]) == tiny.CELLS
     assert len(client.post("/predict?top_k=500", content=photo).json()["alternatives"]) == 6
-    for wrong in ("top_k=0", "top_k=-1", "top_k=x", "top_k=²", "mode=best", "heatmap=maybe", "topk=3"):
+    for wrong in (
+        "top_k=0",
+        "top_k=-1",
+        "top_k=x",
+        "top_k=²",
+        "mode=best",
+        "heatmap=maybe",
+        "topk=3",
+    ):
         assert code_of(client.post(f"/predict?{wrong}", content=photo), 400) == "bad_option"
 
 
@@ -94,12 +115,25 @@ def test_what_is_no_photo_gets_a_reason(client):
     assert code_of(client.post("/predict"), 400) == "empty"
     assert code_of(client.post("/predict", content=b"hello"), 415) == "text"
     assert code_of(client.post("/predict", content=os.urandom(64)), 415) in ("format", "text")
-    assert code_of(client.post("/predict", content=photo[:len(photo) // 2]), 422) in ("truncated", "unreadable")
-    assert code_of(client.post("/predict", content=tiny.picture((1, 2, 3), (8, 8))), 422) == "too_small"
+    assert code_of(client.post("/predict", content=photo[: len(photo) // 2]), 422) in (
+        "truncated",
+        "unreadable",
+    )
+    assert (
+        code_of(client.post("/predict", content=tiny.picture((1, 2, 3), (8, 8))), 422)
+        == "too_small"
+    )
     assert code_of(client.post("/predict", content=b"x" * 600_000), 413) == "too_large"
     assert code_of(client.post("/predict", files={"f": ("a.jpg", b"")}), 400) == "empty"
-    assert code_of(client.post("/predict", content=b"--x\r\n", headers={"content-type": "multipart/form-data"}), 400) \
+    assert (
+        code_of(
+            client.post(
+                "/predict", content=b"--x\r\n", headers={"content-type": "multipart/form-data"}
+            ),
+            400,
+        )
         == "bad_form"
+    )
     form = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--\r\n'
     headers = {"content-type": "multipart/form-data; boundary=b"}
     assert code_of(client.post("/predict", content=form, headers=headers), 400) == "no_file"
@@ -124,7 +158,11 @@ def test_a_body_too_large_is_dropped_as_it_comes():
     tracemalloc.start()
     try:
         with pytest.raises(Refusal) as caught:
-            asyncio.run(read_photos(Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000))
+            asyncio.run(
+                read_photos(
+                    Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000
+                )
+            )
         assert caught.value.status == 413
         assert tracemalloc.get_traced_memory()[1] < 12_000_000
     finally:
@@ -137,15 +175,23 @@ def test_a_picture_of_too_many_pixels_is_refused_from_its_header(client):
     chunks = ((b"IHDR", head), (b"IDAT", b""))
     bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks)
+        for name, data in chunks
+    )
     assert code_of(client.post("/predict", content=bomb), 413) == "too_large"
 
 
 def test_other_addresses(client):
-    assert client.get("/healthz").json() == {"status": "ok", "model": "model.int8.onnx", "version": "abc1234"}
+    assert client.get("/healthz").json() == {
+        "status": "ok",
+        "model": "model.int8.onnx",
+        "version": "abc1234",
+    }
     told = client.get("/model").json()
     assert told["classes"][0] == {"species": "apple", "diseases": ["healthy", "rust", "scab"]}
-    assert told["rejection"] == {"score": "mahalanobis", "threshold": 0.05} and told["num_classes"] == 6
+    assert (
+        told["rejection"] == {"score": "mahalanobis", "threshold": 0.05}
+        and told["num_classes"] == 6
+    )
     assert code_of(client.get("/nothing"), 404) == "not_found"
     wrong = client.get("/predict")
     assert code_of(wrong, 405) == "method_not_allowed" and wrong.headers["allow"] == "POST"
@@ -154,16 +200,31 @@ def test_other_addresses(client):
 
 
 def test_the_page_and_its_headers(client):
-    for path, kind in {"/": "text/html", "/app.js": "text/javascript", "/style.css": "text/css",
-                       "/leaf.svg": "image/svg+xml"}.items():
+    for path, kind in {
+        "/": "text/html",
+        "/app.js": "text/javascript",
+        "/style.css": "text/css",
+        "/leaf.svg": "image/svg+xml",
+    }.items():
         answer = client.get(path)
         assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
-        assert client.get(path, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+        assert (
+            client.get(path, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+        )
     html = client.get("/").text
-    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", html)  # the CSP would block it
-    for answer in (client.get("/"), client.get("/nothing"), client.post("/predict"), client.get("/healthz")):
+    assert not re.search(
+        r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", html
+    )  # the CSP would block it
+    for answer in (
+        client.get("/"),
+        client.get("/nothing"),
+        client.post("/predict"),
+        client.get("/healthz"),
+    ):
         assert "default-src 'none'" in answer.headers["content-security-policy"]
-        assert not {"'unsafe-inline'", "'unsafe-eval'"} & set(answer.headers["content-security-policy"].replace(";", " ").split())
+        assert not {"'unsafe-inline'", "'unsafe-eval'"} & set(
+            answer.headers["content-security-policy"].replace(";", " ").split()
+        )
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
 
@@ -181,21 +242,29 @@ def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, mo
     monkeypatch.setattr(service, "answer", slow)
     photo, statuses = tiny.picture(tiny.color_of(0)), []
     with TestClient(app) as client:
-        threads = [threading.Thread(target=lambda: statuses.append(client.post("/predict", content=photo).status_code))
-                   for _ in range(2)]
+        threads = [
+            threading.Thread(
+                target=lambda: statuses.append(client.post("/predict", content=photo).status_code)
+            )
+            for _ in range(2)
+        ]
         for thread in threads:
             thread.start()
         assert started.acquire(timeout=10)
         while app.state.engine.taken < 2:
             threading.Event().wait(0.01)
-        assert client.get("/healthz").status_code == 200  # the event loop is free while the runner works
+        assert (
+            client.get("/healthz").status_code == 200
+        )  # the event loop is free while the runner works
         refused = client.post("/predict", content=photo)
         assert code_of(refused, 503) == "busy" and refused.headers["retry-after"] == "1"
         free.set()
         for thread in threads:
             thread.join(10)
         assert statuses == [200, 200]
-        assert client.post("/predict", content=photo).status_code == 200  # the places are free again
+        assert (
+            client.post("/predict", content=photo).status_code == 200
+        )  # the places are free again
     assert app.state.engine.taken == 0
 
 
@@ -210,14 +279,28 @@ def test_a_photo_that_never_arrives_frees_its_place(exports):
         async def send(message):
             sent.append(message)
 
-        await app({"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": [],
-                   "http_version": "1.1", "scheme": "http", "root_path": ""}, receive, send)
+        await app(
+            {
+                "type": "http",
+                "method": "POST",
+                "path": "/predict",
+                "query_string": b"",
+                "headers": [],
+                "http_version": "1.1",
+                "scheme": "http",
+                "root_path": "",
+            },
+            receive,
+            send,
+        )
 
     asyncio.run(one_request())
     assert sent[0]["status"] == 408 and app.state.engine.taken == 0
 
 
-def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(exports, monkeypatch, capsys):
+def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(
+    exports, monkeypatch, capsys
+):
     def broken(*_, **__):
         raise RuntimeError("secret detail")
 
@@ -243,50 +326,110 @@ def test_refusal_carries_what_it_says():
 
 
 def test_several_photos_in_a_form_with_options_in_fields(client):
-    scab, healthy = (tiny.picture(tiny.color_of(class_idx), (200, 160), "JPEG") for class_idx in (2, 0))
+    scab, healthy = (
+        tiny.picture(tiny.color_of(class_idx), (200, 160), "JPEG") for class_idx in (2, 0)
+    )
     files = [("photo", ("a.jpg", scab)), ("photo", ("b.jpg", scab)), ("other", ("c.jpg", healthy))]
-    told = client.post("/predict", files=files, data={"species": "Apple", "prior": '{"corn": 2}', "precision": "0.9"}).json()
-    assert len(told["photos"]) == 3 and told["precision"] == "0.90" and told["prior"]["weights"] == {"corn": 2.0}
+    told = client.post(
+        "/predict",
+        files=files,
+        data={"species": "Apple", "prior": '{"corn": 2}', "precision": "0.9"},
+    ).json()
+    assert (
+        len(told["photos"]) == 3
+        and told["precision"] == "0.90"
+        and told["prior"]["weights"] == {"corn": 2.0}
+    )
     assert told["conditioned"]["species"] == "apple" and told["agreement"]["level"] == "disease"
-    assert code_of(client.post("/predict", files=files, data={"species": "fern"}), 400) == "bad_option"
+    assert (
+        code_of(client.post("/predict", files=files, data={"species": "fern"}), 400) == "bad_option"
+    )
     assert code_of(client.post("/predict", files=files * 2), 400) == "too_many"
     assert code_of(client.post("/predict", files=[*files, ("d", ("d", b""))]), 400) == "empty"
     broken = client.post("/predict", files=[files[0], ("x", ("x", b"no picture"))])
-    assert code_of(broken, 415) == "text" and broken.json()["error"]["message"].startswith("Photo 2 ")
+    assert code_of(broken, 415) == "text" and broken.json()["error"]["message"].startswith(
+        "Photo 2 "
+    )
 
 
 def test_pixels_are_bounded_by_the_header(exports):
     with TestClient(make_app(Predictor(exports), Settings(max_megapixels=0.05))) as client:
-        assert code_of(client.post("/predict", content=tiny.picture(tiny.color_of(0), (300, 300))), 413) == "too_large"
-        assert client.post("/predict", content=tiny.picture(tiny.color_of(0), (200, 200))).status_code == 200
+        assert (
+            code_of(
+                client.post("/predict", content=tiny.picture(tiny.color_of(0), (300, 300))), 413
+            )
+            == "too_large"
+        )
+        assert (
+            client.post("/predict", content=tiny.picture(tiny.color_of(0), (200, 200))).status_code
+            == 200
+        )
 
 
 def test_the_api_key_covers_answers_and_counts_but_not_health(exports):
     photo = tiny.picture(tiny.color_of(0))
     with TestClient(make_app(Predictor(exports), Settings(api_key="sésame"))) as client:
-        for call in (lambda **k: client.post("/predict", content=photo, **k), lambda **k: client.get("/metrics", **k),
-                     lambda **k: client.post("/v2/models/foliar/infer", content=b"{}", **k)):
-            for headers in ({}, {"x-api-key": "sesame"}, {"authorization": "Basic sésame".encode()}, {"authorization": "Bearer"},
-                            {"authorization": b"Bearer \xff\xfe"}):
+        for call in (
+            lambda **k: client.post("/predict", content=photo, **k),
+            lambda **k: client.get("/metrics", **k),
+            lambda **k: client.post("/v2/models/foliar/infer", content=b"{}", **k),
+        ):
+            for headers in (
+                {},
+                {"x-api-key": "sesame"},
+                {"authorization": "Basic sésame".encode()},
+                {"authorization": "Bearer"},
+                {"authorization": b"Bearer \xff\xfe"},
+            ):
                 refused = call(headers=headers)
-                assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
-            assert call(headers={"authorization": "Bearer sésame".encode()}).status_code in (200, 400)
+                assert (
+                    refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+                )
+            assert call(headers={"authorization": "Bearer sésame".encode()}).status_code in (
+                200,
+                400,
+            )
             assert call(headers={"x-api-key": "sésame".encode()}).status_code in (200, 400)
-        for path in ("/", "/model", "/healthz", "/readyz", "/v2/health/live", "/v2/models/foliar", "/openapi.json"):
+        for path in (
+            "/",
+            "/model",
+            "/healthz",
+            "/readyz",
+            "/v2/health/live",
+            "/v2/models/foliar",
+            "/openapi.json",
+        ):
             assert client.get(path).status_code == 200
 
 
 def test_other_pages_may_ask_only_where_they_are_named(exports):
     photo, there = tiny.picture(tiny.color_of(0)), {"origin": "https://farm.example"}
-    ask = {**there, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    ask = {
+        **there,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "x-api-key",
+    }
     with TestClient(make_app(Predictor(exports), Settings())) as client:
-        assert "access-control-allow-origin" not in client.post("/predict", content=photo, headers=there).headers
+        assert (
+            "access-control-allow-origin"
+            not in client.post("/predict", content=photo, headers=there).headers
+        )
         assert client.options("/predict", headers=ask).status_code == 405
-    with TestClient(make_app(Predictor(exports), Settings(cors_origins=("https://farm.example",), api_key="k"))) as client:
-        assert client.options("/predict", headers=ask).headers["access-control-allow-origin"] == "https://farm.example"
+    with TestClient(
+        make_app(Predictor(exports), Settings(cors_origins=("https://farm.example",), api_key="k"))
+    ) as client:
+        assert (
+            client.options("/predict", headers=ask).headers["access-control-allow-origin"]
+            == "https://farm.example"
+        )
         answer = client.post("/predict", content=photo, headers={**there, "x-api-key": "k"})
-        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://farm.example"
-        other = client.post("/predict", content=photo, headers={"origin": "https://evil.example", "x-api-key": "k"})
+        assert (
+            answer.status_code == 200
+            and answer.headers["access-control-allow-origin"] == "https://farm.example"
+        )
+        other = client.post(
+            "/predict", content=photo, headers={"origin": "https://evil.example", "x-api-key": "k"}
+        )
         assert "access-control-allow-origin" not in other.headers
 
 
@@ -297,17 +440,33 @@ def test_metrics_after_some_requests(exports):
         client.post("/predict", content=b"hello")
         answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    for line in ('foliar_requests_total{outcome="answered",reason="none"} 1', 'foliar_requests_total{outcome="refused",reason="text"} 1',
-                 'foliar_requests_total{outcome="rejected",reason="not_a_plant"} 1', 'foliar_http_responses_total{status="200"} 2',
-                 "foliar_photos_total 2", "foliar_queue_seconds_count 3", 'foliar_score_quantile_bucket{le="+Inf"} 2',
-                 "foliar_in_flight 0", "foliar_refused_busy_total 0"):
+    for line in (
+        'foliar_requests_total{outcome="answered",reason="none"} 1',
+        'foliar_requests_total{outcome="refused",reason="text"} 1',
+        'foliar_requests_total{outcome="rejected",reason="not_a_plant"} 1',
+        'foliar_http_responses_total{status="200"} 2',
+        "foliar_photos_total 2",
+        "foliar_queue_seconds_count 3",
+        'foliar_score_quantile_bucket{le="+Inf"} 2',
+        "foliar_in_flight 0",
+        "foliar_refused_busy_total 0",
+    ):
         assert line in answer.text.splitlines(), line
 
 
 def test_the_description_names_every_address_and_its_options(client):
     told = client.get("/openapi.json").json()
-    routes = {route.path for route in client.app.routes if not route.path.endswith((".js", ".css", ".svg", "/versions/{version}"))}
-    assert told["openapi"].startswith("3.1") and {"/predict", "/model", "/metrics", "/v2/models/{name}/infer"} <= set(told["paths"])
+    routes = {
+        route.path
+        for route in client.app.routes
+        if not route.path.endswith((".js", ".css", ".svg", "/versions/{version}"))
+    }
+    assert told["openapi"].startswith("3.1") and {
+        "/predict",
+        "/model",
+        "/metrics",
+        "/v2/models/{name}/infer",
+    } <= set(told["paths"])
     assert set(told["paths"]) <= routes
     names = {row["name"] for row in told["paths"]["/predict"]["post"]["parameters"]}
     assert names == {"species", "precision", "prior", "top_k", "mode", "heatmap", "short_side"}
@@ -316,7 +475,9 @@ def test_the_description_names_every_address_and_its_options(client):
     assert set(answer) == set(schema["properties"]) and set(schema["required"]) <= set(answer)
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html") and "POST /predict" in page.text
-    assert not re.search(r"<script|<style|\sstyle=|\son\w+=|https?://", page.text)  # the CSP would block it
+    assert not re.search(
+        r"<script|<style|\sstyle=|\son\w+=|https?://", page.text
+    )  # the CSP would block it
 
 
 def test_answers_say_nothing_of_what_a_camera_wrote(client):

@@ -1,4 +1,5 @@
-"""The web page in a headless Chromium, against a real server: what a person sees for each kind of answer, by browser and by server."""
+"""The web page in a headless Chromium, against a real server: what a person sees for each kind of
+answer, by browser and by server."""
 
 from __future__ import annotations
 
@@ -12,19 +13,29 @@ from page_site import serve
 
 from common.serve.http import web_files
 
-PHOTOS = {"scab.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG"), "healthy.png": tiny.picture(tiny.color_of(0)),
-          "between.png": tiny.picture(tiny.between(1, 2)), "stranger.png": tiny.picture(tiny.STRANGER),
-          "corn.png": tiny.picture(tiny.color_of(4)), "small.png": tiny.picture(tiny.color_of(2), (40, 24)), "text.txt": b"no picture",
-          "broken.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG")[:100],
-          "scan.tif": tiny.picture(tiny.color_of(2), (90, 70), "TIFF"),
-          "huge.bmp": tiny.picture(tiny.color_of(2), (700, 500), "BMP")}  # over the server's limit: only its small copy is sent
+PHOTOS = {
+    "scab.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG"),
+    "healthy.png": tiny.picture(tiny.color_of(0)),
+    "between.png": tiny.picture(tiny.between(1, 2)),
+    "stranger.png": tiny.picture(tiny.STRANGER),
+    "corn.png": tiny.picture(tiny.color_of(4)),
+    "small.png": tiny.picture(tiny.color_of(2), (40, 24)),
+    "text.txt": b"no picture",
+    "broken.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG")[:100],
+    "scan.tif": tiny.picture(tiny.color_of(2), (90, 70), "TIFF"),
+    "huge.bmp": tiny.picture(tiny.color_of(2), (700, 500), "BMP"),
+}  # over the server's limit: only its small copy is sent
 NO_RUNTIME = any(not (web_files.RUNTIME / name).is_file() for name in web_files.PINNED)
-needs_runtime = pytest.mark.skipif(NO_RUNTIME, reason="onnxruntime-web was not fetched: `bash run_all.sh` does that, where there is npm")
+needs_runtime = pytest.mark.skipif(
+    NO_RUNTIME,
+    reason="onnxruntime-web was not fetched: `bash run_all.sh` does that, where there is npm",
+)
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> SimpleNamespace:
-    """`.plain`: exports without a light model; `.light`: with one; `.photos`: the folder of `PHOTOS`."""
+    """`.plain`: exports without a light model; `.light`: with one; `.photos`: the folder of
+    `PHOTOS`."""
     root = tmp_path_factory.mktemp("page")
     plain, light = tiny.make(root / "plain"), tiny.make(root / "light")
     tiny_light.add(light)
@@ -48,7 +59,8 @@ def light(places):
 
 @pytest.fixture
 def tab(browser):
-    """Open pages, wait until they are ready to answer, and close them at the end; a complaint of theirs fails the test."""
+    """Open pages, wait until they are ready to answer, and close them at the end; a complaint of
+    theirs fails the test."""
     pages = []
 
     def open_(site, wanted="browser", **emulate):
@@ -60,16 +72,24 @@ def tab(browser):
     yield open_
     for page in pages:
         page.js("localStorage.clear()")
-        complaints = [text for text in page.complaints() if "ERR_CONNECTION_REFUSED" not in text and "status of 4" not in text]
+        complaints = [
+            text
+            for text in page.complaints()
+            if "ERR_CONNECTION_REFUSED" not in text and "status of 4" not in text
+        ]
         page.close()
         assert complaints == []
 
 
 def settle(page, timeout=20):
     """Wait for the last answer, and return what a reader finds."""
-    page.wait("(({dataset: {state}, ariaBusy}) => state && state !== 'waiting' && ariaBusy === 'false')(document.getElementById('result'))",
-              timeout)
-    return SimpleNamespace(**page.js("""(() => {
+    page.wait(
+        "(({dataset: {state}, ariaBusy}) => state && state !== 'waiting' && ariaBusy === "
+        "'false')(document.getElementById('result'))",
+        timeout,
+    )
+    return SimpleNamespace(
+        **page.js("""(() => {
         const $ = (id) => document.getElementById(id);
         if (!$('heat-switch').hidden) $('heat-switch').click();
         const [heat, photo] = [$('heat').getBoundingClientRect(), $('preview').getBoundingClientRect()];
@@ -78,7 +98,8 @@ def settle(page, timeout=20):
           heat: $('heat').hidden ? null : [$('heat').width, $('heat').height],
           covers: Math.abs(heat.width - photo.width) < 1 && Math.abs(heat.height - photo.height) < 1,
           framed: !$('frame').hidden, privacy: $('privacy').innerText, wide: document.documentElement.scrollWidth, window: innerWidth };
-    })()"""))
+    })()""")
+    )
 
 
 def give(page, places, *names):
@@ -95,31 +116,66 @@ def test_without_a_light_model_the_server_answers_and_the_page_says_so(plain, pl
     page = tab(plain, "server")
     seen = {name: give(page, places, name) for name in PHOTOS}
     assert {name: (one.state, one.by) for name, one in seen.items()} == {
-        "scab.jpg": ("answered", "server"), "healthy.png": ("answered", "server"), "between.png": ("rolled_up", "server"),
-        "stranger.png": ("rejected", "server"), "text.txt": ("error", ""), "small.png": ("error", ""), "broken.jpg": ("error", ""),
-        "corn.png": ("answered", "server"), "scan.tif": ("answered", "server"), "huge.bmp": ("answered", "server")}
-    assert all(word in seen["scab.jpg"].text for word in ("Disease found", "Apple", "Scab", "Answered by the server"))
+        "scab.jpg": ("answered", "server"),
+        "healthy.png": ("answered", "server"),
+        "between.png": ("rolled_up", "server"),
+        "stranger.png": ("rejected", "server"),
+        "text.txt": ("error", ""),
+        "small.png": ("error", ""),
+        "broken.jpg": ("error", ""),
+        "corn.png": ("answered", "server"),
+        "scan.tif": ("answered", "server"),
+        "huge.bmp": ("answered", "server"),
+    }
+    assert all(
+        word in seen["scab.jpg"].text
+        for word in ("Disease found", "Apple", "Scab", "Answered by the server")
+    )
     assert seen["scab.jpg"].spoken.startswith("Apple, scab")
     assert len(seen["scab.jpg"].bars) >= 2 and min(seen["scab.jpg"].bars[:2]) > 90
-    assert "Looks healthy" in seen["healthy.png"].text and "Disease found" not in seen["healthy.png"].text
+    assert (
+        "Looks healthy" in seen["healthy.png"].text
+        and "Disease found" not in seen["healthy.png"].text
+    )
     assert "Plant only" in seen["between.png"].text and "Rust" in seen["between.png"].text
-    assert len(seen["between.png"].bars) == 1 + 3  # the plant, and what it may have of this plant's own leaves only
-    assert "Not a plant I know" in seen["stranger.png"].text and "What to do next" in seen["stranger.png"].text
+    assert (
+        len(seen["between.png"].bars) == 1 + 3
+    )  # the plant, and what it may have of this plant's own leaves only
+    assert (
+        "Not a plant I know" in seen["stranger.png"].text
+        and "What to do next" in seen["stranger.png"].text
+    )
     assert "not a picture" in seen["text.txt"].text and "not a picture" in seen["text.txt"].spoken
     assert "40 × 24" in seen["small.png"].text and "damaged" in seen["broken.jpg"].text
-    assert seen["scab.jpg"].heat == [tiny.CELLS, tiny.CELLS] and seen["scab.jpg"].covers and seen["text.txt"].heat is None
-    assert "no model for the browser" in seen["scab.jpg"].privacy and "32 × 32 pixels" in seen["scab.jpg"].privacy
-    assert "700 × 500 pixels" in page.js("document.querySelector('#result details').textContent")  # of the photo, not of its copy
+    assert (
+        seen["scab.jpg"].heat == [tiny.CELLS, tiny.CELLS]
+        and seen["scab.jpg"].covers
+        and seen["text.txt"].heat is None
+    )
+    assert (
+        "no model for the browser" in seen["scab.jpg"].privacy
+        and "32 × 32 pixels" in seen["scab.jpg"].privacy
+    )
+    assert "700 × 500 pixels" in page.js(
+        "document.querySelector('#result details').textContent"
+    )  # of the photo, not of its copy
     assert "3 plants" in page.wait("document.getElementById('known').textContent")
     sent = {query: size for _, path, query, size in plain.posts() if path == "/predict"}
-    assert sent["heatmap=1&short_side=200"] < 1000 and sent["heatmap=1&short_side=500"] < 1000  # small copies
+    assert (
+        sent["heatmap=1&short_side=200"] < 1000 and sent["heatmap=1&short_side=500"] < 1000
+    )  # small copies
     assert sent["heatmap=1"] == len(PHOTOS["scan.tif"])  # Chromium cannot read it: the photo itself
 
 
 def test_drop_and_paste_are_taken_too(plain, tab):
     page = tab(plain, "server")
-    for kind, event in (("healthy", "new DragEvent('drop', { dataTransfer: given, bubbles: true, cancelable: true })"),
-                        ("scab", "new ClipboardEvent('paste', { clipboardData: given, bubbles: true })")):
+    for kind, event in (
+        (
+            "healthy",
+            "new DragEvent('drop', { dataTransfer: given, bubbles: true, cancelable: true })",
+        ),
+        ("scab", "new ClipboardEvent('paste', { clipboardData: given, bubbles: true })"),
+    ):
         red, green, blue = tiny.color_of({"healthy": 0, "scab": 2}[kind])
         page.js(f"""(async () => {{
             const pen = new OffscreenCanvas(90, 60).getContext('2d');
@@ -149,11 +205,22 @@ def test_the_keyboard_reaches_everything(plain, places, tab):
     reached = []
     for _ in range(12):
         for kind in ("keyDown", "keyUp"):
-            page.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+            page.call(
+                "Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9
+            )
         reached.append(page.js("document.activeElement.id || document.activeElement.tagName"))
-    assert [name for name in dict.fromkeys(reached) if name != "BODY"] == ["pick", "heat-switch", "private", "SUMMARY", "known-summary"]
-    nameless = "[...document.querySelectorAll('button, input:not([hidden]), img')].filter((e) => e.offsetParent && !e.labels?.length" \
-               " && !e.textContent && !e.hasAttribute('alt')).length"
+    assert [name for name in dict.fromkeys(reached) if name != "BODY"] == [
+        "pick",
+        "heat-switch",
+        "private",
+        "SUMMARY",
+        "known-summary",
+    ]
+    nameless = (
+        "[...document.querySelectorAll('button, input:not([hidden]), img')].filter((e) => "
+        "e.offsetParent && !e.labels?.length"
+        " && !e.textContent && !e.hasAttribute('alt')).length"
+    )
     assert page.js(nameless) == 0
 
 
@@ -166,20 +233,36 @@ def test_the_keyboard_reaches_everything(plain, places, tab):
 def test_a_photo_is_answered_in_the_browser_and_nothing_is_sent(light, places, tab):
     page, before = tab(light), len(light.posts())
     seen = give(page, places, "scab.jpg")
-    assert (seen.state, seen.by) == ("answered", "browser") and "Answered in your browser" in seen.text
-    assert seen.spoken.startswith("Apple, scab") and seen.heat == [tiny_light.CELLS] * 2 and seen.covers
+    assert (seen.state, seen.by) == (
+        "answered",
+        "browser",
+    ) and "Answered in your browser" in seen.text
+    assert (
+        seen.spoken.startswith("Apple, scab")
+        and seen.heat == [tiny_light.CELLS] * 2
+        and seen.covers
+    )
     refused = give(page, places, "stranger.png")
-    assert (refused.state, refused.by) == ("rejected", "browser") and "Not a plant I know" in refused.text
+    assert (refused.state, refused.by) == (
+        "rejected",
+        "browser",
+    ) and "Not a plant I know" in refused.text
     assert len(light.posts()) == before
 
 
 @needs_runtime
-def test_an_unsure_answer_goes_to_the_server_by_itself_and_any_other_by_a_button(light, places, tab):
+def test_an_unsure_answer_goes_to_the_server_by_itself_and_any_other_by_a_button(
+    light, places, tab
+):
     page, before = tab(light), len(light.posts())
     seen = give(page, places, "between.png")
     assert (seen.state, seen.by) == ("rolled_up", "server")
     [[method, path, query, size]] = light.posts()[before:]
-    assert (method, path, query) == ("POST", "/predict", "heatmap=1&short_side=60") and 0 < size < 1000
+    assert (method, path, query) == (
+        "POST",
+        "/predict",
+        "heatmap=1&short_side=60",
+    ) and 0 < size < 1000
     give(page, places, "healthy.png")
     page.js("document.querySelector('#result .more button').click()")
     page.wait("document.getElementById('result').dataset.by === 'server'")
@@ -190,16 +273,29 @@ def test_an_unsure_answer_goes_to_the_server_by_itself_and_any_other_by_a_button
 def test_never_send_sends_nothing_and_is_remembered(light, places, tab):
     page = tab(light)
     page.js("document.getElementById('private').click()")
-    page.wait("navigator.serviceWorker.controller && !document.getElementById('known').hidden")  # all that the page asks for by itself
+    page.wait(
+        "navigator.serviceWorker.controller && !document.getElementById('known').hidden"
+    )  # all that the page asks for by itself
     before = len(light.asked)
-    seen = {name: give(page, places, *([name] if name else ["between.png", "healthy.png"]))
-            for name in ("between.png", "scab.jpg", "scan.tif", "broken.jpg", "huge.bmp", "")}
-    # not a photo, and no request that tells what was seen; the browser looks for a newer sw.js when it likes
+    seen = {
+        name: give(page, places, *([name] if name else ["between.png", "healthy.png"]))
+        for name in ("between.png", "scab.jpg", "scan.tif", "broken.jpg", "huge.bmp", "")
+    }
+    # not a photo, and no request that tells what was seen; the browser looks for a newer sw.js when
+    # it likes
     assert [row for row in light.asked[before:] if row[1] != "/sw.js"] == []
     assert {name: (one.state, one.by) for name, one in seen.items()} == {
-        "between.png": ("rolled_up", "browser"), "scab.jpg": ("answered", "browser"), "scan.tif": ("error", ""),
-        "broken.jpg": ("error", ""), "huge.bmp": ("answered", "browser"), "": ("rolled_up", "browser")}
-    assert "stays on this device" in seen["scab.jpg"].privacy and "Ask the server" not in seen["scab.jpg"].text
+        "between.png": ("rolled_up", "browser"),
+        "scab.jpg": ("answered", "browser"),
+        "scan.tif": ("error", ""),
+        "broken.jpg": ("error", ""),
+        "huge.bmp": ("answered", "browser"),
+        "": ("rolled_up", "browser"),
+    }
+    assert (
+        "stays on this device" in seen["scab.jpg"].privacy
+        and "Ask the server" not in seen["scab.jpg"].text
+    )
     assert "cannot read" in seen["scan.tif"].text and "answer to the first one" in seen[""].text
     page.call("Page.reload")
     page.wait("document.documentElement.dataset.ready === 'browser'")
@@ -208,8 +304,11 @@ def test_never_send_sends_nothing_and_is_remembered(light, places, tab):
 
 def test_never_send_calls_off_what_is_under_way(plain, places, tab):
     page = tab(plain, "server")
-    page.js("globalThis.fetch = (url, { signal }) => new Promise((_, no) => { if (signal.aborted) no(signal.reason);"
-            " signal.addEventListener('abort', () => no(signal.reason)); })")  # a server that never answers
+    page.js(
+        "globalThis.fetch = (url, { signal }) => new Promise((_, no) => { if (signal.aborted) "
+        "no(signal.reason);"
+        " signal.addEventListener('abort', () => no(signal.reason)); })"
+    )  # a server that never answers
     page.js("document.getElementById('result').dataset.state = 'waiting'")
     page.choose("#file", [places.photos / "scab.jpg"])
     page.wait("document.body.classList.contains('busy')")
@@ -221,7 +320,11 @@ def test_never_send_without_a_light_model_says_why_there_is_no_answer(plain, pla
     page, before = tab(plain, "server"), len(plain.posts())
     page.js("document.getElementById('private').click()")
     seen = give(page, places, "scab.jpg")
-    assert seen.state == "error" and "not sent" in seen.text and "no model for the browser" in seen.text
+    assert (
+        seen.state == "error"
+        and "not sent" in seen.text
+        and "no model for the browser" in seen.text
+    )
     assert len(plain.posts()) == before
 
 
@@ -231,24 +334,44 @@ def test_several_photos_go_to_the_server_together(light, places, tab):
     seen = give(page, places, "scab.jpg", "healthy.png", "scan.tif")
     assert seen.by == "server"
     [[_, _, query, size]] = light.posts()[before:]
-    assert query == "heatmap=1&short_side=60" and len(PHOTOS["scan.tif"]) < size < len(PHOTOS["scan.tif"]) + 2000
+    assert (
+        query == "heatmap=1&short_side=60"
+        and len(PHOTOS["scan.tif"]) < size < len(PHOTOS["scan.tif"]) + 2000
+    )
 
 
 @needs_runtime
 def test_without_the_server_the_browser_answers_with_a_note_and_the_page_opens_again(places, tab):
     with serve(places.light) as site:
         page = tab(site)
-        page.wait("navigator.serviceWorker.controller && caches.keys().then((names) => names.length)")
+        page.wait(
+            "navigator.serviceWorker.controller && caches.keys().then((names) => names.length)"
+        )
         site.stop()
         seen = give(page, places, "between.png")
-        assert (seen.state, seen.by) == ("rolled_up", "browser") and "cannot be reached" in seen.text and "own answer" in seen.text
+        assert (
+            (seen.state, seen.by) == ("rolled_up", "browser")
+            and "cannot be reached" in seen.text
+            and "own answer" in seen.text
+        )
         page.call("Page.reload")
-        page.wait("document.documentElement.dataset.ready === 'browser' && !document.getElementById('known').hidden")
+        page.wait(
+            "document.documentElement.dataset.ready === 'browser' && "
+            "!document.getElementById('known').hidden"
+        )
         again = give(page, places, "scab.jpg")
         assert (again.state, again.by) == ("answered", "browser")
-        names = page.js("caches.keys().then(async ([name]) => (await (await caches.open(name)).keys()).map((kept) => "
-                        "new URL(kept.url).pathname))")
-        assert "/" in names and "/predict" not in names and "/sw.js" not in names and any(re.search("light.onnx$", name) for name in names)
+        names = page.js(
+            "caches.keys().then(async ([name]) => (await (await "
+            "caches.open(name)).keys()).map((kept) => "
+            "new URL(kept.url).pathname))"
+        )
+        assert (
+            "/" in names
+            and "/predict" not in names
+            and "/sw.js" not in names
+            and any(re.search("light.onnx$", name) for name in names)
+        )
 
 
 @needs_runtime
@@ -260,20 +383,30 @@ def test_of_many_heads_only_those_that_answers_need_are_fetched_and_kept(tmp_pat
         page.wait("navigator.serviceWorker.controller !== null")
         for name in ("scab.jpg", "healthy.png"):  # both apple
             assert give(page, places, name).state == "answered"
-        sizes = [size for row, size in zip(site.asked, site.sent, strict=True) if row[1].endswith("heads.bin")]
+        sizes = [
+            size
+            for row, size in zip(site.asked, site.sent, strict=True)
+            if row[1].endswith("heads.bin")
+        ]
         assert len(sizes) == 1 and 1_000_000 < sizes[0] < 1_001_000
         site.stop()
         page.call("Page.reload")
         page.wait("document.documentElement.dataset.ready === 'browser'")
         assert give(page, places, "scab.jpg").state == "answered"
         other = give(page, places, "corn.png")
-        assert (other.state, other.by) == ("rolled_up", "browser") and "Corn" in other.text and "connect once more" in other.text
+        assert (
+            (other.state, other.by) == ("rolled_up", "browser")
+            and "Corn" in other.text
+            and "connect once more" in other.text
+        )
 
 
 @needs_runtime
 def test_a_browser_that_blurs_pixels_sends_the_photo_itself(light, places, tab, browser):
     page = browser.page("about:blank")
-    page.call("Page.addScriptToEvaluateOnNewDocument", source="""
+    page.call(
+        "Page.addScriptToEvaluateOnNewDocument",
+        source="""
         const Real = Worker;
         Worker = function (url, options) {
           const text = `const own = OffscreenCanvasRenderingContext2D.prototype.getImageData;
@@ -281,13 +414,18 @@ def test_a_browser_that_blurs_pixels_sends_the_photo_itself(light, places, tab, 
               const d = own.apply(this, a); d.data[5] ^= 1; return d; };
             onmessage = (first) => import('${location.origin}${url}').then(() => onmessage(first));`;
           return new Real(URL.createObjectURL(new Blob([text], { type: 'text/javascript' })), options);
-        };""")
+        };""",
+    )
     page.call("Page.setBypassCSP", enabled=True)
     page.open(light.url)
     assert page.wait("document.documentElement.dataset.ready") == "server"
     before = len(light.posts())
     seen = give(page, places, "scab.jpg")
-    assert seen.by == "server" and "pixels" in seen.privacy and light.posts()[before:][0][3] == len(PHOTOS["scab.jpg"])
+    assert (
+        seen.by == "server"
+        and "pixels" in seen.privacy
+        and light.posts()[before:][0][3] == len(PHOTOS["scab.jpg"])
+    )
     page.close()
 
 

@@ -1,4 +1,5 @@
-"""The page in a headless Firefox, where there is one: it answers by itself, sees the server's pixels, and knows when it may not."""
+"""The page in a headless Firefox, where there is one: it answers by itself, sees the server's
+pixels, and knows when it may not."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from test_page_numbers import LONG_SIDE, RUN, SIZE, cases
 
 from common.images import read_rgb, resize_to_model
 
-pytestmark = [pytest.mark.skipif(FIREFOX is None, reason="no Firefox is installed to look at the page with"), needs_runtime]
+pytestmark = [
+    pytest.mark.skipif(FIREFOX is None, reason="no Firefox is installed to look at the page with"),
+    needs_runtime,
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +50,38 @@ def give(firefox, path, photo):
     path.write_bytes(photo)
     firefox.js("document.getElementById('result').dataset.state = 'waiting'")
     firefox.choose("#file", path)
-    return firefox.wait("(({dataset: {state, by}, ariaBusy}) => state !== 'waiting' && ariaBusy === 'false' && [state, by])"
-                        "(document.getElementById('result'))")
+    return firefox.wait(
+        "(({dataset: {state, by}, ariaBusy}) => state !== 'waiting' && ariaBusy === 'false' && "
+        "[state, by])"
+        "(document.getElementById('result'))"
+    )
 
 
 def test_it_answers_asks_and_refuses_from_the_server_s_pixels(opened, light, tmp_path):
     firefox, ready = opened()
     assert ready == "browser"
     before = len(light.posts())
-    assert give(firefox, tmp_path / "a.png", tiny.picture(tiny.color_of(2), (300, 200))) == ["answered", "browser"]
-    assert give(firefox, tmp_path / "b.png", tiny.picture(tiny.STRANGER, (300, 200))) == ["rejected", "browser"]
+    assert give(firefox, tmp_path / "a.png", tiny.picture(tiny.color_of(2), (300, 200))) == [
+        "answered",
+        "browser",
+    ]
+    assert give(firefox, tmp_path / "b.png", tiny.picture(tiny.STRANGER, (300, 200))) == [
+        "rejected",
+        "browser",
+    ]
     assert len(light.posts()) == before
-    assert give(firefox, tmp_path / "c.png", tiny.picture(tiny.between(1, 2), (300, 200))) == ["rolled_up", "server"]
+    assert give(firefox, tmp_path / "c.png", tiny.picture(tiny.between(1, 2), (300, 200))) == [
+        "rolled_up",
+        "server",
+    ]
     for name, photo in cases().items():
-        found = firefox.js(f"{{ await {RUN}; return globalThis.run('{base64.b64encode(photo).decode()}', {LONG_SIDE}, {SIZE}); }}")
-        rgb = np.frombuffer(base64.b64decode(found["rgb"]), np.uint8).reshape(found["height"], found["width"], 3)
+        found = firefox.js(
+            f"{{ await {RUN}; return globalThis.run('{base64.b64encode(photo).decode()}', "
+            f"{LONG_SIDE}, {SIZE}); }}"
+        )
+        rgb = np.frombuffer(base64.b64decode(found["rgb"]), np.uint8).reshape(
+            found["height"], found["width"], 3
+        )
         wanted = read_rgb(photo, long_side=LONG_SIDE)
         # what shines through is rounded otherwise here
         assert np.abs(rgb.astype(int) - wanted).max() <= ("rgba" in name), name
@@ -69,9 +90,13 @@ def test_it_answers_asks_and_refuses_from_the_server_s_pixels(opened, light, tmp
             assert np.array_equal(small, resize_to_model(wanted, SIZE)), name
 
 
-def test_where_pixels_are_blurred_against_fingerprinting_the_photo_itself_is_sent(opened, light, tmp_path):
+def test_where_pixels_are_blurred_against_fingerprinting_the_photo_itself_is_sent(
+    opened, light, tmp_path
+):
     firefox, ready = opened(privacy__resistFingerprinting=True)
-    assert ready == "server" and "pixels" in firefox.js("document.getElementById('privacy').innerText")
+    assert ready == "server" and "pixels" in firefox.js(
+        "document.getElementById('privacy').innerText"
+    )
     photo, before = tiny.picture(tiny.color_of(2), (300, 200), "JPEG"), len(light.posts())
     assert give(firefox, tmp_path / "a.jpg", photo) == ["answered", "server"]
     assert light.posts()[before:] == [["POST", "/predict", "heatmap=1", len(photo)]]

@@ -1,4 +1,5 @@
-"""What the browser computes against Python, to the pixel and to 1e-4: decoding, shrinking, the light model, the decision. And its files."""
+"""What the browser computes against Python, to the pixel and to 1e-4: decoding, shrinking, the
+light model, the decision. And its files."""
 
 from __future__ import annotations
 
@@ -44,8 +45,12 @@ RUN = """(async () => {
 def leafy(width: int, height: int, channels: int = 3) -> np.ndarray:
     """A picture with waves and noise, uint8 (height, width, channels)."""
     y, x = np.mgrid[:height, :width]
-    waves = np.stack([127 + 80 * np.sin(x / 9 + k) * np.cos(y / (7 + k)) for k in range(channels)], axis=-1)
-    return np.clip(waves + np.random.default_rng(width * height).normal(0, 25, waves.shape), 0, 255).astype(np.uint8)
+    waves = np.stack(
+        [127 + 80 * np.sin(x / 9 + k) * np.cos(y / (7 + k)) for k in range(channels)], axis=-1
+    )
+    return np.clip(
+        waves + np.random.default_rng(width * height).normal(0, 25, waves.shape), 0, 255
+    ).astype(np.uint8)
 
 
 def encode(pixels: np.ndarray, kind: str, **save: object) -> bytes:
@@ -61,19 +66,34 @@ def turned(orientation: int, width: int, height: int) -> bytes:
 
 
 def cases() -> dict[str, bytes]:
-    """Photos whose pixels must be equal: every way through the shrink, formats, transparency, rotation."""
+    """Photos whose pixels must be equal: every way through the shrink, formats, transparency,
+    rotation."""
     found = {}
-    for width, height in ((64, 48), (41, 60), (100, 75), (128, 128), (130, 97), (60, 200), (187, 150)):
+    for width, height in (
+        (64, 48),
+        (41, 60),
+        (100, 75),
+        (128, 128),
+        (130, 97),
+        (60, 200),
+        (187, 150),
+    ):
         found[f"jpeg {width}x{height}"] = encode(leafy(width, height), "JPEG", quality=85)
     for width, height in ((64, 64), (192, 192), (250, 187), (187, 250), (700, 500), (1000, 333)):
         found[f"png {width}x{height}"] = encode(leafy(width, height), "PNG")
         found[f"webp {width}x{height}"] = encode(leafy(width, height), "WEBP", quality=80)
     found |= {f"orientation {n}": turned(n, 64, 41) for n in range(1, 9)}
     found |= {f"orientation {n}, large": turned(n, 150, 101) for n in (3, 6, 8)}
-    found |= {f"jpeg {way}": encode(leafy(120, 90), "JPEG", subsampling=way) for way in ("4:2:2", "4:4:4")}
-    found |= {"progressive": encode(leafy(120, 90), "JPEG", progressive=True), "grey": encode(leafy(60, 50)[..., 0], "JPEG"),
-              "rgba": encode(leafy(60, 50, 4), "PNG"), "rgba, large": encode(leafy(160, 120, 4), "PNG"),
-              "rgba webp": encode(leafy(60, 50, 4), "WEBP", lossless=True)}
+    found |= {
+        f"jpeg {way}": encode(leafy(120, 90), "JPEG", subsampling=way) for way in ("4:2:2", "4:4:4")
+    }
+    found |= {
+        "progressive": encode(leafy(120, 90), "JPEG", progressive=True),
+        "grey": encode(leafy(60, 50)[..., 0], "JPEG"),
+        "rgba": encode(leafy(60, 50, 4), "PNG"),
+        "rgba, large": encode(leafy(160, 120, 4), "PNG"),
+        "rgba webp": encode(leafy(60, 50, 4), "WEBP", lossless=True),
+    }
     buffer = io.BytesIO()
     Image.fromarray(leafy(60, 50)).quantize(64).save(buffer, "GIF")
     return found | {"gif": buffer.getvalue()}
@@ -83,8 +103,18 @@ def cases() -> dict[str, bytes]:
 def exports(tmp_path_factory):
     made = tiny.make(tmp_path_factory.mktemp("numbers") / "exports")
     card = tiny.card(made / "model.onnx")
-    torn = {"score": "gen", "weights": {"gen": 1.0}, "threshold": 0.47, "quantiles": list(np.linspace(0, 0.5, 101))}
-    far = {"score": "mahalanobis", "weights": {"mahalanobis": 2.0}, "threshold": 0.4, "quantiles": list(np.linspace(0, 0.3, 101))}
+    torn = {
+        "score": "gen",
+        "weights": {"gen": 1.0},
+        "threshold": 0.47,
+        "quantiles": list(np.linspace(0, 0.5, 101)),
+    }
+    far = {
+        "score": "mahalanobis",
+        "weights": {"mahalanobis": 2.0},
+        "threshold": 0.4,
+        "quantiles": list(np.linspace(0, 0.3, 101)),
+    }
     tiny_light.add(made, rejection={**card["rejection"], "plant": far, "disease": torn})
     return made
 
@@ -100,9 +130,14 @@ def page(browser, exports):
 
 
 def seen_by(page, photo: bytes, size: int = SIZE) -> SimpleNamespace:
-    """What pixels.js makes of a photo: `.rgb` shrunk, `.small` at model size, `.png` to be sent, `.quality`."""
-    found = SimpleNamespace(**page.js(f"run('{base64.b64encode(photo).decode()}', {LONG_SIDE}, {size})"))
-    found.rgb = np.frombuffer(base64.b64decode(found.rgb), np.uint8).reshape(found.height, found.width, 3)
+    """What pixels.js makes of a photo: `.rgb` shrunk, `.small` at model size, `.png` to be sent,
+    `.quality`."""
+    found = SimpleNamespace(
+        **page.js(f"run('{base64.b64encode(photo).decode()}', {LONG_SIDE}, {size})")
+    )
+    found.rgb = np.frombuffer(base64.b64decode(found.rgb), np.uint8).reshape(
+        found.height, found.width, 3
+    )
     found.small = np.frombuffer(base64.b64decode(found.small), np.uint8).reshape(size, size, 3)
     found.png = base64.b64decode(found.png)
     return found
@@ -113,17 +148,25 @@ def test_the_browser_sees_the_server_s_pixels(page):
         found, wanted = seen_by(page, photo), read_rgb(photo, long_side=LONG_SIDE)
         assert np.array_equal(found.rgb, wanted), f"{name}: shrunk"
         assert np.array_equal(found.small, resize_to_model(wanted, SIZE)), f"{name}: at model size"
-        assert np.array_equal(read_rgb(found.png, long_side=LONG_SIDE), found.small), f"{name}: what is sent"
+        assert np.array_equal(read_rgb(found.png, long_side=LONG_SIDE), found.small), (
+            f"{name}: what is sent"
+        )
         for measure, value in photo_quality(found.small[None]).items():
             assert found.quality[measure] == pytest.approx(value[0], abs=1e-5), f"{name}: {measure}"
     assert b"Exif" not in found.png and b"eXIf" not in found.png
 
 
 def test_a_jpeg_that_libjpeg_shrinks_is_near(page):
-    """Pillow lets libjpeg decode at 1/2 to 1/8, which no browser can: means over boxes stand for it."""
+    """Pillow lets libjpeg decode at 1/2 to 1/8, which no browser can: means over boxes stand for
+    it."""
     y, x = np.mgrid[:600, :800]
-    smooth = np.stack([127 + 90 * np.sin(x / (40 + 9 * k)) * np.cos(y / (31 + 5 * k)) for k in range(3)], axis=-1).astype(np.uint8)
-    for photo in (encode(smooth, "JPEG", quality=90), encode(smooth, "JPEG", quality=90, subsampling=0)):
+    smooth = np.stack(
+        [127 + 90 * np.sin(x / (40 + 9 * k)) * np.cos(y / (31 + 5 * k)) for k in range(3)], axis=-1
+    ).astype(np.uint8)
+    for photo in (
+        encode(smooth, "JPEG", quality=90),
+        encode(smooth, "JPEG", quality=90, subsampling=0),
+    ):
         found, wanted = seen_by(page, photo), read_rgb(photo, long_side=LONG_SIDE)
         assert np.abs(found.rgb.astype(int) - wanted).mean() < 0.5
         assert np.abs(found.small.astype(int) - resize_to_model(wanted, SIZE)).max() <= 3
@@ -140,9 +183,13 @@ def test_the_browser_answers_as_python_does(page, exports):
       await state.loading;
     })()""")
     offsets, outcomes = tiny.TREE.offsets, set()
-    colors = [tiny.color_of(class_idx) for class_idx in range(6)] + [tiny.between(a, b) for a in range(6) for b in range(a)]
+    colors = [tiny.color_of(class_idx) for class_idx in range(6)] + [
+        tiny.between(a, b) for a in range(6) for b in range(a)
+    ]
     colors += [tiny.STRANGER, (-12, -12, -12)]
-    colors += [tuple(int(v) for v in color) for color in np.random.default_rng(0).integers(0, 256, (15, 3))]
+    colors += [
+        tuple(int(v) for v in color) for color in np.random.default_rng(0).integers(0, 256, (15, 3))
+    ]
     for i, color in enumerate(colors):
         height = 36 if i % 3 == 0 else 70
         shade = np.linspace(-12, 12, 90)[None, :, None] + np.linspace(-7, 7, height)[:, None, None]
@@ -153,14 +200,20 @@ def test_the_browser_answers_as_python_does(page, exports):
         numbers = found["numbers"]
         sums = np.add.reduceat(wanted.probabilities, offsets[:-1])
         assert numbers["species"] == pytest.approx(sums, abs=1e-4)
-        assert [s for s, _ in numbers["own"]] == list(wanted.fetched) and numbers["ood"] == pytest.approx(wanted.ood, abs=1e-4)
+        assert [s for s, _ in numbers["own"]] == list(wanted.fetched) and numbers[
+            "ood"
+        ] == pytest.approx(wanted.ood, abs=1e-4)
         for s, own in numbers["own"]:
             assert own == pytest.approx(wanted.probabilities[offsets[s] : offsets[s + 1]], abs=1e-4)
         assert offsets[numbers["leaf"][0]] + numbers["leaf"][1] == wanted.class_idx
         assert found["ask"] == pytest.approx(wanted.ask, abs=1e-4) and found["asks"] == wanted.asks
         assert np.abs(np.array(found["heatmap"]) - wanted.heatmap).max() < 1e-3
-        measured = {name: float(values[0]) for name, values in photo_quality(rgb[None]).items()} | {"short_side": height}
-        told = decide(wanted.probabilities, wanted.ood, light.tree, rejection, rollup, photo=measured).to_dict()
+        measured = {name: float(values[0]) for name, values in photo_quality(rgb[None]).items()} | {
+            "short_side": height
+        }
+        told = decide(
+            wanted.probabilities, wanted.ood, light.tree, rejection, rollup, photo=measured
+        ).to_dict()
         for key in ("decision", "level", "species", "disease", "healthy"):
             assert found[key] == told[key], key
         assert found["probabilities"] == pytest.approx(told["probabilities"], abs=1e-4)
@@ -169,10 +222,19 @@ def test_the_browser_answers_as_python_does(page, exports):
                 assert found["rejection"][key] == pytest.approx(value, abs=1e-4), key
             elif key != "photo":
                 assert found["rejection"][key] == value, key
-        assert [one["measure"] for one in found["rejection"]["photo"]] == [one["measure"] for one in told["rejection"]["photo"]]
+        assert [one["measure"] for one in found["rejection"]["photo"]] == [
+            one["measure"] for one in told["rejection"]["photo"]
+        ]
         outcomes.add((found["decision"], found["rejection"]["reason"]))
     assert {decision for decision, _ in outcomes} == {"answered", "rolled_up", "rejected"}
-    assert {reason for _, reason in outcomes} >= {None, "not_a_plant", "unknown_species", "unknown_disease", "small", "dark"}
+    assert {reason for _, reason in outcomes} >= {
+        None,
+        "not_a_plant",
+        "unknown_species",
+        "unknown_disease",
+        "small",
+        "dark",
+    }
 
 
 def test_the_server_answers_the_small_copy_as_it_would_the_photo(page, exports):
@@ -180,7 +242,10 @@ def test_the_server_answers_the_small_copy_as_it_would_the_photo(page, exports):
     copy = seen_by(page, photo, predictor.bundle.size).png
     assert np.array_equal(predictor.prepare(copy), predictor.prepare(photo))
     sent = ((photo, None), (copy, 50))
-    whole, part = (answer(predictor, [look(predictor, data, short_side=side)], Options()) for data, side in sent)
+    whole, part = (
+        answer(predictor, [look(predictor, data, short_side=side)], Options())
+        for data, side in sent
+    )
     for told in (whole, part):
         del told["timings_ms"], told["image"], told["photos"]
     assert whole == part
@@ -200,36 +265,73 @@ def runtime(tmp_path, monkeypatch):
         (folder / name).write_bytes(name.encode() * 50)
         (folder / f"{name}.br").write_bytes(b"small")
     monkeypatch.setattr(web_files, "RUNTIME", folder)
-    monkeypatch.setattr(web_files, "PINNED", {name: file_sha256(folder / name) for name in web_files.PINNED})
+    monkeypatch.setattr(
+        web_files, "PINNED", {name: file_sha256(folder / name) for name in web_files.PINNED}
+    )
     return folder
 
 
 def test_files_are_kept_for_ever_and_sent_packed_or_in_part(exports, runtime):
     client = TestClient(make_app(Predictor(exports), Settings()))
     light = client.get("/page.json").json()["light"]
-    for url in (light["onnx"], light["settings"], light["heads"]["url"], light["script"], light["wasm"]):
+    for url in (
+        light["onnx"],
+        light["settings"],
+        light["heads"]["url"],
+        light["script"],
+        light["wasm"],
+    ):
         answer = client.get(url, headers={"accept-encoding": "identity"})
-        assert answer.status_code == 200 and "immutable" in answer.headers["cache-control"] and "content-encoding" not in answer.headers
+        assert (
+            answer.status_code == 200
+            and "immutable" in answer.headers["cache-control"]
+            and "content-encoding" not in answer.headers
+        )
         assert client.get(url, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
     assert client.get(light["wasm"]).headers["content-type"] == "application/wasm"
     assert client.get(light["script"]).headers["content-type"].startswith("text/javascript")
-    with client.stream("GET", light["wasm"], headers={"accept-encoding": "gzip, deflate, br"}) as answer:
-        assert answer.headers["content-encoding"] == "br" and b"".join(answer.iter_raw()) == b"small"
+    with client.stream(
+        "GET", light["wasm"], headers={"accept-encoding": "gzip, deflate, br"}
+    ) as answer:
+        assert (
+            answer.headers["content-encoding"] == "br" and b"".join(answer.iter_raw()) == b"small"
+        )
     packed = client.get(light["settings"], headers={"accept-encoding": "gzip"})  # made on the fly
     assert packed.headers["content-encoding"] == "gzip" and packed.json()["format"] == 1
     heads = (exports / "browser" / "heads.bin").read_bytes()
-    part = client.get(light["heads"]["url"], headers={"range": "bytes=4-19", "accept-encoding": "gzip"})
-    assert (part.status_code, part.content, part.headers["content-range"]) == (206, heads[4:20], f"bytes 4-19/{len(heads)}")
-    assert client.get(light["heads"]["url"], headers={"range": f"bytes=8-{10**9}"}).content == heads[8:]
-    assert client.get(light["heads"]["url"], headers={"range": f"bytes={len(heads)}-"}).status_code == 416
+    part = client.get(
+        light["heads"]["url"], headers={"range": "bytes=4-19", "accept-encoding": "gzip"}
+    )
+    assert (part.status_code, part.content, part.headers["content-range"]) == (
+        206,
+        heads[4:20],
+        f"bytes 4-19/{len(heads)}",
+    )
+    assert (
+        client.get(light["heads"]["url"], headers={"range": f"bytes=8-{10**9}"}).content
+        == heads[8:]
+    )
+    assert (
+        client.get(light["heads"]["url"], headers={"range": f"bytes={len(heads)}-"}).status_code
+        == 416
+    )
     for odd in ("bytes=9-4", "bytes=-5", "bytes=0-1,4-5", "lines=1-2"):
         assert client.get(light["heads"]["url"], headers={"range": odd}).status_code in (200, 416)
-    for wrong in ("/files/0000000000000000/light.onnx", "/files/x/../../bundle.json", light["onnx"].replace("light.onnx", "bundle.json")):
+    for wrong in (
+        "/files/0000000000000000/light.onnx",
+        "/files/x/../../bundle.json",
+        light["onnx"].replace("light.onnx", "bundle.json"),
+    ):
         assert client.get(wrong).status_code == 404
 
 
 def test_what_is_missing_is_told(exports, runtime, tmp_path, monkeypatch):
-    assert set(web_files.light_files(exports)) == {"light.json", "light.onnx", "heads.bin", *web_files.PINNED}
+    assert set(web_files.light_files(exports)) == {
+        "light.json",
+        "light.onnx",
+        "heads.bin",
+        *web_files.PINNED,
+    }
     (runtime / web_files.WASM).write_bytes(b"else")
     assert f"{web_files.WASM} is not the file that is meant" in web_files.tell_light(exports)
     (runtime / web_files.SCRIPT).unlink()

@@ -1,4 +1,5 @@
-"""04_serve --predict: which photos, what is written, runs that are killed, several models and views, submissions, the benchmark."""
+"""04_serve --predict: which photos, what is written, runs that are killed, several models and
+views, submissions, the benchmark."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ def other(tmp_path_factory):
         swap = [1, 0, 2, 3, 4, 5]
         for tensor in made.graph.initializer:
             if tensor.name in ("weights", "norms"):
-                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor)[..., swap]), tensor.name))
+                tensor.CopyFrom(
+                    numpy_helper.from_array(
+                        np.ascontiguousarray(numpy_helper.to_array(tensor)[..., swap]), tensor.name
+                    )
+                )
         onnx.save(made, folder / name)
     write_bundle(folder, tiny.describe(folder))
     return folder
@@ -50,13 +55,16 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two photos of each class in folders named after it, one stranger, and a file that is no picture."""
+    """Two photos of each class in folders named after it, one stranger, and a file that is no
+    picture."""
     folder = tmp_path / "photos"
     for class_idx in range(6):
         place = folder / Path(*tiny.TREE.pair(class_idx))
         place.mkdir(parents=True)
         for i in range(2):
-            (place / f"p{class_idx}{i}.png").write_bytes(tiny.picture(tiny.color_of(class_idx), (80 + i, 60)))
+            (place / f"p{class_idx}{i}.png").write_bytes(
+                tiny.picture(tiny.color_of(class_idx), (80 + i, 60))
+            )
     (folder / "not_plants").mkdir()
     (folder / "not_plants" / "sky.png").write_bytes(tiny.picture(tiny.STRANGER))
     (folder / "apple" / "broken.jpg").write_bytes(b"no picture")
@@ -79,9 +87,20 @@ def test_folders_files_and_patterns_are_found_each_once(photos, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (photos / "notes.txt").write_text("left out")
     (tmp_path / "[1].png").write_bytes(b"x")  # a file that looks like a pattern is that file
-    names = [path.name for path in photo_list.find_photos(["[1].png", "photos/apple/scab", "photos/**/*", "photos/apple/scab/p20.png"])]
-    assert names[:3] == ["[1].png", "p20.png", "p21.png"] and len(names) == len(set(names)) == 15 and "notes.txt" not in names
-    assert photo_list.find_photos(["photos/notes.txt"]) == [Path("photos/notes.txt")]  # what is named is tried
+    names = [
+        path.name
+        for path in photo_list.find_photos(
+            ["[1].png", "photos/apple/scab", "photos/**/*", "photos/apple/scab/p20.png"]
+        )
+    ]
+    assert (
+        names[:3] == ["[1].png", "p20.png", "p21.png"]
+        and len(names) == len(set(names)) == 15
+        and "notes.txt" not in names
+    )
+    assert photo_list.find_photos(["photos/notes.txt"]) == [
+        Path("photos/notes.txt")
+    ]  # what is named is tried
     refused("none.jpg", photo_list.find_photos, ["none.jpg"])
     refused("fits the pattern", photo_list.find_photos, ["photos/*.gif"])
     (tmp_path / "empty").mkdir()
@@ -89,21 +108,46 @@ def test_folders_files_and_patterns_are_found_each_once(photos, tmp_path, monkey
 
 
 def test_folders_say_what_photos_show():
-    paths = [Path(text) for text in ("apple/scab/a.png", "x/Apple___Scab/a.png", "corn/a.png", "photos/a.png", "a.png",
-                                     "not_plants/test/a.png", "apple/blight/a.png", "corn blight/a.png")]
+    paths = [
+        Path(text)
+        for text in (
+            "apple/scab/a.png",
+            "x/Apple___Scab/a.png",
+            "corn/a.png",
+            "photos/a.png",
+            "a.png",
+            "not_plants/test/a.png",
+            "apple/blight/a.png",
+            "corn blight/a.png",
+        )
+    ]
     found = photo_list.labels_from_folders(paths, tiny.TREE).tolist()
     assert found == [2, 2, -1, -1, -1, photo_list.STRANGER, -1, 4]
-    assert photo_list.labels_from_folders([Path("rose/a.png"), Path("daisy/daisy/a.png")], FLAT).tolist() == [1, 0]
+    assert photo_list.labels_from_folders(
+        [Path("rose/a.png"), Path("daisy/daisy/a.png")], FLAT
+    ).tolist() == [1, 0]
 
 
 def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
     table = tmp_path / "labels.csv"
-    paths = [tmp_path / "one" / "a.png", tmp_path / "two" / "a.png", tmp_path / "b.png", tmp_path / "c.png", tmp_path / "d.png"]
-    table.write_text("file,species,disease,more\none/a.png,apple,scab,1\ntwo/a.png,corn,healthy,1\nb.png,Apple,Rust,\nc.png,,,\nd.png,oak,x,\n")
+    paths = [
+        tmp_path / "one" / "a.png",
+        tmp_path / "two" / "a.png",
+        tmp_path / "b.png",
+        tmp_path / "c.png",
+        tmp_path / "d.png",
+    ]
+    table.write_text(
+        "file,species,disease,more\none/a.png,apple,scab,1\ntwo/a.png,corn,healthy,1\nb.png,Apple,Rust,\nc.png,,,\nd.png,oak,x,\n"
+    )
     assert photo_list.labels_from_csv(table, paths, tiny.TREE).tolist() == [2, 5, 1, -1, -1]
     assert "oak/x" in capfd.readouterr().err
     table.write_text("image,label\na.png,apple/scab\nb.png,not_a_plant\n")
-    assert photo_list.labels_from_csv(table, paths[:3], tiny.TREE).tolist() == [2, 2, photo_list.STRANGER]
+    assert photo_list.labels_from_csv(table, paths[:3], tiny.TREE).tolist() == [
+        2,
+        2,
+        photo_list.STRANGER,
+    ]
     table.write_text("file,label\nz.png,apple/scab\n")
     refused("names none of the photos", photo_list.labels_from_csv, table, paths, tiny.TREE)
     table.write_text("file,class\n")
@@ -118,26 +162,70 @@ def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
 def test_a_row_per_file_and_what_the_answers_are_worth(exports, photos, tmp_path, capsys):
     output = tmp_path / "new" / "out.csv"
     (photos / "apple" / "scab" / "torn.png").write_bytes(tiny.picture(tiny.between(1, 2)))
-    assert run("--exports", exports, "--predict", photos, photos / "apple" / "scab" / "p20.png", "--output", output, "--threads", 3) == 1
+    assert (
+        run(
+            "--exports",
+            exports,
+            "--predict",
+            photos,
+            photos / "apple" / "scab" / "p20.png",
+            "--output",
+            output,
+            "--threads",
+            3,
+        )
+        == 1
+    )
     rows = {Path(row["file"]).name: row for row in rows_of(output)}
     assert list(rows) == [path.name for path in sorted(photos.rglob("*.*"))]
-    assert (rows["p00.png"]["species"], rows["p00.png"]["disease"], rows["p00.png"]["error"]) == ("apple", "healthy", "")
+    assert (rows["p00.png"]["species"], rows["p00.png"]["disease"], rows["p00.png"]["error"]) == (
+        "apple",
+        "healthy",
+        "",
+    )
     assert float(rows["p00.png"]["joint_probability"]) > 0.9
-    assert (rows["torn.png"]["decision"], rows["torn.png"]["species"], rows["torn.png"]["disease"]) == ("rolled_up", "apple", "")
-    assert (rows["sky.png"]["decision"], rows["sky.png"]["reason"]) == ("rejected", "not_a_plant") and rows["sky.png"]["best_guess"]
-    assert (rows["broken.jpg"]["decision"], rows["broken.jpg"]["reason"]) == ("error", "text") and rows["broken.jpg"]["error"]
+    assert (
+        rows["torn.png"]["decision"],
+        rows["torn.png"]["species"],
+        rows["torn.png"]["disease"],
+    ) == ("rolled_up", "apple", "")
+    assert (rows["sky.png"]["decision"], rows["sky.png"]["reason"]) == (
+        "rejected",
+        "not_a_plant",
+    ) and rows["sky.png"]["best_guess"]
+    assert (rows["broken.jpg"]["decision"], rows["broken.jpg"]["reason"]) == (
+        "error",
+        "text",
+    ) and rows["broken.jpg"]["error"]
     assert [path.name for path in output.parent.iterdir()] == ["out.csv"]
     told = capsys.readouterr()
     assert "12 answered, 1 rolled up, 1 rejected, 1 error" in told.out
-    assert "labelled 13 photos of 6 classes: species right 1.0000" in told.out and "no plant 1 photos: refused 1.0000" in told.out
+    assert (
+        "labelled 13 photos of 6 classes: species right 1.0000" in told.out
+        and "no plant 1 photos: refused 1.0000" in told.out
+    )
     assert "1 photos could not be read" in told.err and "broken.jpg: a text file" in told.err
-    assert run("--exports", exports, "--predict", photos / "apple" / "scab", "--output", output) == 0
+    assert (
+        run("--exports", exports, "--predict", photos / "apple" / "scab", "--output", output) == 0
+    )
 
 
 def test_labels_from_a_csv_outvote_folders(exports, photos, tmp_path, capsys):
     table = tmp_path / "labels.csv"
     table.write_text("file,label\np20.png,apple/scab\np21.png,apple/rust\n")
-    assert run("--exports", exports, "--predict", photos / "apple" / "scab", "--labels", table, "--output", tmp_path / "o.csv") == 0
+    assert (
+        run(
+            "--exports",
+            exports,
+            "--predict",
+            photos / "apple" / "scab",
+            "--labels",
+            table,
+            "--output",
+            tmp_path / "o.csv",
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert "species right 1.0000, species and disease both right 0.5000, refused 0.0000" in told
     assert "given    2 answers, 0 of them of the species alone: 0.5000 right" in told
@@ -151,7 +239,9 @@ def test_flags_that_cannot_be(exports, photos, tmp_path, refused):
     refused("needs --submission", run, *start, "--sample-submission", tmp_path / "s.csv")
     refused(".csv or .zip", run, *start, "--submission", tmp_path / "s.txt")
     refused("named twice", run, *start, "--model", "model.onnx", "--model", exports / "model.onnx")
-    refused("--labels", run, *start, "--labels", tmp_path / "none.csv", "--output", tmp_path / "o.csv")
+    refused(
+        "--labels", run, *start, "--labels", tmp_path / "none.csv", "--output", tmp_path / "o.csv"
+    )
 
 
 # endregion
@@ -159,13 +249,17 @@ def test_flags_that_cannot_be(exports, photos, tmp_path, refused):
 # region runs that are stopped
 
 
-def test_a_run_that_breaks_off_leaves_the_old_file_and_goes_on(exports, photos, tmp_path, monkeypatch, capsys):
+def test_a_run_that_breaks_off_leaves_the_old_file_and_goes_on(
+    exports, photos, tmp_path, monkeypatch, capsys
+):
     fresh, output = tmp_path / "fresh.csv", tmp_path / "out.csv"
     flags = ["--exports", exports, "--predict", photos, "--threads", 2, "--submission"]
     run(*flags, tmp_path / "fresh.zip", "--output", fresh)
     output.write_text("old")
     plain, count = predictions.csv_row, iter(range(100))
-    monkeypatch.setattr(predictions, "csv_row", lambda *found: plain(*found) if next(count) < 7 else 1 / 0)
+    monkeypatch.setattr(
+        predictions, "csv_row", lambda *found: plain(*found) if next(count) < 7 else 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         run(*flags, tmp_path / "out.zip", "--output", output)
     assert output.read_text() == "old" and not (tmp_path / "out.zip").exists()
@@ -176,17 +270,27 @@ def test_a_run_that_breaks_off_leaves_the_old_file_and_goes_on(exports, photos, 
     looked = []
     real = predictions.answer
     monkeypatch.setattr(predictions, "csv_row", plain)
-    monkeypatch.setattr(predictions, "answer", lambda *given: looked.append(given[2]) or real(*given))
+    monkeypatch.setattr(
+        predictions, "answer", lambda *given: looked.append(given[2]) or real(*given)
+    )
     capsys.readouterr()
     assert run(*flags, tmp_path / "out.zip", "--output", output) == 1
     assert f"after {done - 1} of 14" in capsys.readouterr().out and len(looked) == 14 - (done - 1)
     assert output.read_bytes() == fresh.read_bytes()
-    with zipfile.ZipFile(tmp_path / "out.zip") as mine, zipfile.ZipFile(tmp_path / "fresh.zip") as its:
+    with (
+        zipfile.ZipFile(tmp_path / "out.zip") as mine,
+        zipfile.ZipFile(tmp_path / "fresh.zip") as its,
+    ):
         assert mine.read("out.csv") == its.read("fresh.csv")
-    assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out.csv", "out.zip"] and not list(tmp_path.glob(".*"))
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == [
+        "out.csv",
+        "out.zip",
+    ] and not list(tmp_path.glob(".*"))
 
 
-def test_a_part_file_of_something_else_is_not_used(exports, other, photos, tmp_path, monkeypatch, refused):
+def test_a_part_file_of_something_else_is_not_used(
+    exports, other, photos, tmp_path, monkeypatch, refused
+):
     flags = ["--predict", photos / "apple", "--output", tmp_path / "out.csv"]
     monkeypatch.setattr(predictions, "_write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -194,8 +298,12 @@ def test_a_part_file_of_something_else_is_not_used(exports, other, photos, tmp_p
     refused(("other models", "out.csv.part"), run, "--exports", other, *flags)
     refused("other flags", run, "--exports", exports, *flags, "--tta")
     refused("other flags", run, "--exports", exports, *flags, "--mode", "routed")
-    job = predictions.Job(tuple(photo_list.find_photos([photos / "apple"])), tmp_path / "o", np.zeros(7))
-    with predictions.Part(tmp_path / "out.csv.part", predictions.tie(ensembles.Panel([Predictor(exports)]), job)):
+    job = predictions.Job(
+        tuple(photo_list.find_photos([photos / "apple"])), tmp_path / "o", np.zeros(7)
+    )
+    with predictions.Part(
+        tmp_path / "out.csv.part", predictions.tie(ensembles.Panel([Predictor(exports)]), job)
+    ):
         refused("another run is writing", run, "--exports", exports, *flags)
     (photos / "apple" / "scab" / "p20.png").write_bytes(tiny.picture(tiny.color_of(0), (90, 90)))
     refused("other photos", run, "--exports", exports, *flags)
@@ -204,21 +312,43 @@ def test_a_part_file_of_something_else_is_not_used(exports, other, photos, tmp_p
 def test_killed_for_real_it_ends_in_the_same_bytes(exports, photos, tmp_path):
     for i in range(25):
         (photos / "apple" / "rust" / f"n{i}.png").write_bytes(tiny.picture(tiny.color_of(i % 6)))
-    command = [sys.executable, str(ROOT / "04_serve.py"), "--exports", str(exports), "--predict", str(photos), "--threads", "1", "--output"]
+    command = [
+        sys.executable,
+        str(ROOT / "04_serve.py"),
+        "--exports",
+        str(exports),
+        "--predict",
+        str(photos),
+        "--threads",
+        "1",
+        "--output",
+    ]
     part = tmp_path / "out.csv.part"
-    slow = ("import time; from common.serve.batch import part_file, predictions; real = predictions.answer\n"
-            "predictions.answer = lambda *given: time.sleep(0.1) or real(*given)\n"
-            "import importlib, sys; importlib.import_module('04_serve').main(sys.argv[1:])")
-    process = subprocess.Popen([sys.executable, "-c", slow, *command[2:], str(tmp_path / "out.csv")], cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    slow = (
+        "import time; from common.serve.batch import part_file, predictions; real = "
+        "predictions.answer\n"
+        "predictions.answer = lambda *given: time.sleep(0.1) or real(*given)\n"
+        "import importlib, sys; importlib.import_module('04_serve').main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *command[2:], str(tmp_path / "out.csv")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     end = time.monotonic() + 60
     while time.monotonic() < end and not (part.exists() and part.read_bytes().count(b"\n") > 2):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert part.read_bytes().count(b"\n") > 2 and not (tmp_path / "out.csv").exists()
-    assert run(*command[2:], tmp_path / "out.csv") == 1 and run(*command[2:], tmp_path / "fresh.csv") == 1
-    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "fresh.csv").read_bytes() and not part.exists()
+    assert (
+        run(*command[2:], tmp_path / "out.csv") == 1
+        and run(*command[2:], tmp_path / "fresh.csv") == 1
+    )
+    assert (tmp_path / "out.csv").read_bytes() == (
+        tmp_path / "fresh.csv"
+    ).read_bytes() and not part.exists()
 
 
 # endregion
@@ -226,18 +356,48 @@ def test_killed_for_real_it_ends_in_the_same_bytes(exports, photos, tmp_path):
 # region several models and views
 
 
-def test_models_answer_together_and_the_table_says_what_each_adds(exports, other, photos, tmp_path, capsys):
+def test_models_answer_together_and_the_table_says_what_each_adds(
+    exports, other, photos, tmp_path, capsys
+):
     flags = ["--predict", photos, "--output", tmp_path / "o.csv"]
     run("--exports", exports, *flags, "--model", "model.onnx", "--model", other)
     told = capsys.readouterr().out
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines() if line.startswith("|")]
-    assert lines[0][:2] == ["model", "MB"] and [line[0] for line in lines[2:]] == ["model.onnx", "model.int8.onnx", "together"]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in told.splitlines()
+        if line.startswith("|")
+    ]
+    assert lines[0][:2] == ["model", "MB"] and [line[0] for line in lines[2:]] == [
+        "model.onnx",
+        "model.int8.onnx",
+        "together",
+    ]
     right, wrong, both = lines[2], lines[3], lines[4]
-    assert (right[4], wrong[4]) == ("1.0000", "0.6667") and right[5] == wrong[4] and wrong[5] == right[4]
-    assert float(right[6]) == pytest.approx(100 * (float(both[4]) - 0.6667), abs=0.01) and float(right[6]) > float(wrong[6])
+    assert (
+        (right[4], wrong[4]) == ("1.0000", "0.6667")
+        and right[5] == wrong[4]
+        and wrong[5] == right[4]
+    )
+    assert float(right[6]) == pytest.approx(100 * (float(both[4]) - 0.6667), abs=0.01) and float(
+        right[6]
+    ) > float(wrong[6])
     assert float(right[7]) == pytest.approx(float(right[6]) / float(right[2]), rel=0.2)
-    flat = [Path(path).rename(tmp_path / Path(path).name) for path in sorted((photos / "corn").rglob("*.png"))]
-    run("--exports", exports, "--predict", *flat, "--output", tmp_path / "o.csv", "--model", "model.onnx", "--model", "model.int8.onnx")
+    flat = [
+        Path(path).rename(tmp_path / Path(path).name)
+        for path in sorted((photos / "corn").rglob("*.png"))
+    ]
+    run(
+        "--exports",
+        exports,
+        "--predict",
+        *flat,
+        "--output",
+        tmp_path / "o.csv",
+        "--model",
+        "model.onnx",
+        "--model",
+        "model.int8.onnx",
+    )
     assert "answers as all do" in capsys.readouterr().out
 
 
@@ -246,10 +406,17 @@ def test_the_average_is_one_of_probabilities(exports, other, photos):
     photo = photos / "apple" / "healthy" / "p00.png"
     alone = [ensembles.Panel([predictor]).look(photo) for predictor in panel.predictors]
     seen = panel.look(photo)
-    assert seen.probabilities == pytest.approx((alone[0].probabilities + alone[1].probabilities) / 2) and seen.probabilities.sum() == 1
+    assert (
+        seen.probabilities == pytest.approx((alone[0].probabilities + alone[1].probabilities) / 2)
+        and seen.probabilities.sum() == 1
+    )
     assert (seen.ood == alone[0].ood).all(), "the first model's bars judge the first model's scores"
     systems = panel.systems(seen)
-    assert systems.shape == (5, 6) and (systems[1] == seen.each[0]).all() and (systems[3] == systems[2]).all()
+    assert (
+        systems.shape == (5, 6)
+        and (systems[1] == seen.each[0]).all()
+        and (systems[3] == systems[2]).all()
+    )
 
 
 def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
@@ -258,20 +425,34 @@ def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
     pixels[:60] = pixels[-60:] = tiny.color_of(1)  # outside of the middle, but for ten rows
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    plain, panel = ensembles.Panel([Predictor(exports)]), ensembles.Panel([Predictor(exports)], tta=True)
-    photo, = panel.read(buffer.getvalue())
+    plain, panel = (
+        ensembles.Panel([Predictor(exports)]),
+        ensembles.Panel([Predictor(exports)], tta=True),
+    )
+    (photo,) = panel.read(buffer.getvalue())
     views = panel.views(photo)
-    assert (photo.width, photo.height) == (900, 500) and (views[0] == plain.views(*plain.read(buffer.getvalue()))[0]).all()
-    assert views.shape == (3, tiny.SIZE, tiny.SIZE, 3) and (views[1] == views[0][:, ::-1]).all() and (views[0] != views[1]).any()
+    assert (photo.width, photo.height) == (900, 500) and (
+        views[0] == plain.views(*plain.read(buffer.getvalue()))[0]
+    ).all()
+    assert (
+        views.shape == (3, tiny.SIZE, tiny.SIZE, 3)
+        and (views[1] == views[0][:, ::-1]).all()
+        and (views[0] != views[1]).any()
+    )
     assert (views[2][4, :12] == tiny.color_of(0)).all() and (views[0][1] == tiny.color_of(1)).all()
     seen = panel.look(buffer.getvalue())
     each = panel.predictors[0].run(views)
     wanted = np.exp(np.log(np.maximum(each.probabilities.astype(float), 1e-12)).mean(0))
-    assert seen.probabilities == pytest.approx(wanted / wanted.sum()) and (seen.ood == each.ood[0]).all()
+    assert (
+        seen.probabilities == pytest.approx(wanted / wanted.sum())
+        and (seen.ood == each.ood[0]).all()
+    )
 
 
 def test_models_of_other_classes_do_not_answer_together(exports, tmp_path):
-    tree = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("healthy", "smut")))
+    tree = ClassTree(
+        ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("healthy", "smut"))
+    )
     wrong = tiny.make(tmp_path / "wrong", tree)
     with pytest.raises(BundleError, match="corn/blight"):
         ensembles.Panel([Predictor(exports), Predictor(wrong)])
@@ -284,27 +465,66 @@ def test_models_of_other_classes_do_not_answer_together(exports, tmp_path):
 
 def test_a_submission_has_every_class_and_is_zipped(exports, photos, tmp_path, capsys):
     target = tmp_path / "deep" / "s.zip"
-    assert run("--exports", exports, "--predict", photos, "--output", tmp_path / "o.csv", "--submission", target) == 1
+    assert (
+        run(
+            "--exports",
+            exports,
+            "--predict",
+            photos,
+            "--output",
+            tmp_path / "o.csv",
+            "--submission",
+            target,
+        )
+        == 1
+    )
     with zipfile.ZipFile(target) as archive:
         assert archive.namelist() == ["s.csv"]
         text = archive.read("s.csv").decode("utf-8")
     titles, *rows = csv.reader(io.StringIO(text))
     assert titles == ["id", *(tiny.TREE.class_name(i) for i in range(6))]
-    assert [row[0] for row in rows] == [Path(row["file"]).name for row in rows_of(tmp_path / "o.csv")]
+    assert [row[0] for row in rows] == [
+        Path(row["file"]).name for row in rows_of(tmp_path / "o.csv")
+    ]
     values = {row[0]: np.array(row[1:], float) for row in rows}
-    assert all(abs(row.sum() - 1) < 1e-6 for row in values.values()) and values["p41.png"].argmax() == 4
+    assert (
+        all(abs(row.sum() - 1) < 1e-6 for row in values.values())
+        and values["p41.png"].argmax() == 4
+    )
     assert np.allclose(values["broken.jpg"], 1 / 6) and "1 rows" in capsys.readouterr().err
 
 
 def test_a_sample_decides_ids_titles_and_order(exports, photos, tmp_path, refused):
-    flags = ["--exports", exports, "--predict", photos / "corn", photos / "basil", "--output", tmp_path / "o.csv", "--submission"]
+    flags = [
+        "--exports",
+        exports,
+        "--predict",
+        photos / "corn",
+        photos / "basil",
+        "--output",
+        tmp_path / "o.csv",
+        "--submission",
+    ]
     names = ["p50", "p30", "p41", "p31", "p40", "p51"]
-    classes = ["Corn healthy", "Apple scab", "apple/rust", "apple healthy", "basil healthy", "corn_blight"]
+    classes = [
+        "Corn healthy",
+        "Apple scab",
+        "apple/rust",
+        "apple healthy",
+        "basil healthy",
+        "corn_blight",
+    ]
     sample = tmp_path / "sample.csv"
 
     def give(ids, titles):
-        sample.write_text("\n".join(",".join([name, *["0"] * 6]) for name in [",".join(["image_id", *titles]), *ids]).replace(
-            ",".join(["image_id", *titles]) + ",0,0,0,0,0,0", ",".join(["image_id", *titles])) + "\n")
+        sample.write_text(
+            "\n".join(
+                ",".join([name, *["0"] * 6]) for name in [",".join(["image_id", *titles]), *ids]
+            ).replace(
+                ",".join(["image_id", *titles]) + ",0,0,0,0,0,0", ",".join(["image_id", *titles])
+            )
+            + "\n"
+        )
         return [*flags, tmp_path / "s.csv", "--sample-submission", sample]
 
     assert run(*give(names, classes)) == 0
@@ -321,13 +541,34 @@ def test_a_sample_decides_ids_titles_and_order(exports, photos, tmp_path, refuse
 
 def test_photos_of_one_name_have_no_ids(exports, photos, tmp_path, refused):
     (photos / "corn" / "p00.png").write_bytes(b"x")
-    refused("one id, 'p00.png'", run, "--exports", exports, "--predict", photos, "--output", tmp_path / "o.csv", "--submission",
-            tmp_path / "s.csv")
+    refused(
+        "one id, 'p00.png'",
+        run,
+        "--exports",
+        exports,
+        "--predict",
+        photos,
+        "--output",
+        tmp_path / "o.csv",
+        "--submission",
+        tmp_path / "s.csv",
+    )
     assert not list(tmp_path.glob("*.csv*"))
 
 
-@pytest.mark.parametrize("old, new", [("id,", "name,"), ("b.png", "x.png"), ("0.25", "0.26"), ("0.25", "nan"), ("0.75", "0.75,0"),
-                                      ("b.png,0.5,0.5\n", ""), ("b.png,0.5,0.5\n", "b.png,0.5,0.5\nb.png,0.5,0.5\n"), ("0.25", "-0.25")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("id,", "name,"),
+        ("b.png", "x.png"),
+        ("0.25", "0.26"),
+        ("0.25", "nan"),
+        ("0.75", "0.75,0"),
+        ("b.png,0.5,0.5\n", ""),
+        ("b.png,0.5,0.5\n", "b.png,0.5,0.5\nb.png,0.5,0.5\n"),
+        ("0.25", "-0.25"),
+    ],
+)
 def test_a_wrong_submission_is_told(tmp_path, old, new):
     plan = submission.plan_submission(tmp_path / "s.csv", [Path("a.png"), Path("b.png")], FLAT)
     assert plan.titles == ("id", "daisy", "rose")
@@ -343,14 +584,35 @@ def test_a_wrong_submission_is_told(tmp_path, old, new):
 
 def test_the_benchmark_times_each_step(exports, photos, tmp_path, monkeypatch, capfd, refused):
     monkeypatch.setattr(latency, "SECONDS", 0.02)
-    assert run("--exports", exports, "--predict", photos, "--benchmark", "--threads", 2, "--output", tmp_path / "o.csv") == 0
+    assert (
+        run(
+            "--exports",
+            exports,
+            "--predict",
+            photos,
+            "--benchmark",
+            "--threads",
+            2,
+            "--output",
+            tmp_path / "o.csv",
+        )
+        == 0
+    )
     told = capfd.readouterr().out
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in told.splitlines()
+        if line.startswith("|")
+    ]
     assert rows[0] == ["threads", "decode", "model", "all", "photos/s", "session.run/s", "share"]
     assert [row[0] for row in rows[2:]] == ["1", "2"]
     for row in rows[2:]:
         decode, model, together = (float(cell.split(" / ")[0]) for cell in row[1:4])
-        assert 0 < decode <= together and model <= together and all(float(cell) > 0 for cell in row[4:])
+        assert (
+            0 < decode <= together
+            and model <= together
+            and all(float(cell) > 0 for cell in row[4:])
+        )
     assert "machine" in told and "photos   13, " in told and not (tmp_path / "o.csv").exists()
     only = tmp_path / "bad"
     only.mkdir()

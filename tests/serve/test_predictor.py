@@ -35,18 +35,38 @@ def test_what_is_written_is_read_again(folder):
     assert bundle.tree == tiny.TREE and bundle.size == tiny.SIZE and bundle.long_side == 64
     assert bundle.scores == ("msp", "mahalanobis") and bundle.default_model == "model.int8.onnx"
     card = bundle.models["model.onnx"]
-    assert card.sha256 == file_sha256(folder / "model.onnx") and card.temperature == {"species": 1.0, "disease": [1.0, 1.0, 1.0]}
-    assert (card.rejection.ood.weights, card.rejection.threshold, card.rejection.photo["short_side"]) == ((0.0, 1.0), 0.05, 40)
-    assert (card.rollup.disease, card.rollup.precision, card.rollups["0.90"].class_idx) == (0.7, 0.95, 0.6)
-    assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "model.int8.onnx", "model.onnx"]
+    assert card.sha256 == file_sha256(folder / "model.onnx") and card.temperature == {
+        "species": 1.0,
+        "disease": [1.0, 1.0, 1.0],
+    }
+    assert (
+        card.rejection.ood.weights,
+        card.rejection.threshold,
+        card.rejection.photo["short_side"],
+    ) == ((0.0, 1.0), 0.05, 40)
+    assert (card.rollup.disease, card.rollup.precision, card.rollups["0.90"].class_idx) == (
+        0.7,
+        0.95,
+        0.6,
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "bundle.json",
+        "model.int8.onnx",
+        "model.onnx",
+    ]
 
 
 def test_a_refused_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
     before = (folder / "bundle.json").read_bytes()
     plain = tiny.describe(folder)
     wrong_hash = {name: {**card, "sha256": "0" * 64} for name, card in plain["models"].items()}
-    for changed in ({**plain, "metrics": {"a": float("nan")}}, {**plain, "models": wrong_hash}, {**plain, "format": 1},
-                    {**plain, "default_model": "other.onnx"}, {key: plain[key] for key in plain if key != "tree"}):
+    for changed in (
+        {**plain, "metrics": {"a": float("nan")}},
+        {**plain, "models": wrong_hash},
+        {**plain, "format": 1},
+        {**plain, "default_model": "other.onnx"},
+        {key: plain[key] for key in plain if key != "tree"},
+    ):
         with pytest.raises(BundleError):
             write_bundle(folder, changed)
 
@@ -60,21 +80,39 @@ def test_a_refused_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
     assert len(list(folder.iterdir())) == 3
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda d: d.update(format=7), "format 7"),
-    (lambda d: d.pop("scores"), "lacks the key 'scores'"),
-    (lambda d: d["models"]["model.onnx"].pop("rollup"), "lacks the key 'rollup'"),
-    (lambda d: d["models"]["model.onnx"]["rejection"].update(weights={"knn": 1}), "rejects by 'knn'"),
-    (lambda d: d["models"]["model.onnx"]["rollup"].update(default="0.5"), "precision '0.5' is not among 0.90, 0.95"),
-    (lambda d: d["models"]["model.onnx"]["temperature"].update(disease=[1.0, 1.0]), "one per species"),
-    (lambda d: d["models"]["model.onnx"]["temperature"].update(disease=1.0), "not as it should be|not iterable"),
-    (lambda d: d["preprocessing"].update(resize="opencv-linear"), "opencv-linear"),
-    (lambda d: d["preprocessing"].update(size="big"), "no picture size"),
-    (lambda d: d["tree"].update(species=[]), "at least one species"),
-    (lambda d: d.update(models=[]), "not as it should be"),
-    (lambda d: d["models"].update({"../x.onnx": d["models"]["model.onnx"]}), "plain name"),
-    (lambda d: d["models"]["model.int8.onnx"].update(sha256="ab" * 32), "not the file that was exported"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(format=7), "format 7"),
+        (lambda d: d.pop("scores"), "lacks the key 'scores'"),
+        (lambda d: d["models"]["model.onnx"].pop("rollup"), "lacks the key 'rollup'"),
+        (
+            lambda d: d["models"]["model.onnx"]["rejection"].update(weights={"knn": 1}),
+            "rejects by 'knn'",
+        ),
+        (
+            lambda d: d["models"]["model.onnx"]["rollup"].update(default="0.5"),
+            "precision '0.5' is not among 0.90, 0.95",
+        ),
+        (
+            lambda d: d["models"]["model.onnx"]["temperature"].update(disease=[1.0, 1.0]),
+            "one per species",
+        ),
+        (
+            lambda d: d["models"]["model.onnx"]["temperature"].update(disease=1.0),
+            "not as it should be|not iterable",
+        ),
+        (lambda d: d["preprocessing"].update(resize="opencv-linear"), "opencv-linear"),
+        (lambda d: d["preprocessing"].update(size="big"), "no picture size"),
+        (lambda d: d["tree"].update(species=[]), "at least one species"),
+        (lambda d: d.update(models=[]), "not as it should be"),
+        (lambda d: d["models"].update({"../x.onnx": d["models"]["model.onnx"]}), "plain name"),
+        (
+            lambda d: d["models"]["model.int8.onnx"].update(sha256="ab" * 32),
+            "not the file that was exported",
+        ),
+    ],
+)
 def test_a_wrong_bundle_is_told_in_a_sentence(folder, change, words):
     edit(folder, change)
     with pytest.raises(BundleError, match=words) as caught:
@@ -110,20 +148,36 @@ def test_predictor_runs_batches_as_single_pictures(folder):
     means = batch.reshape(5, -1, 3).mean(1) / 255
     distances = ((means[:, None] - tiny.COLORS[None]) ** 2).sum(-1)
     expected = np.exp(-tiny.SHARPNESS * distances)
-    np.testing.assert_allclose(outputs.probabilities, expected / expected.sum(1, keepdims=True), atol=1e-4)
+    np.testing.assert_allclose(
+        outputs.probabilities, expected / expected.sum(1, keepdims=True), atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("batch", [
-    np.zeros((1, 32, 32, 3), np.float32), np.zeros((32, 32, 3), np.uint8), np.zeros((1, 3, 32, 32), np.uint8),
-    np.zeros((1, 31, 32, 3), np.uint8), np.zeros((0, 32, 32, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        np.zeros((1, 32, 32, 3), np.float32),
+        np.zeros((32, 32, 3), np.uint8),
+        np.zeros((1, 3, 32, 32), np.uint8),
+        np.zeros((1, 31, 32, 3), np.uint8),
+        np.zeros((0, 32, 32, 3), np.uint8),
+    ],
+)
 def test_predictor_refuses_other_batches(folder, batch):
     with pytest.raises(ValueError, match="takes pictures as uint8"):
         Predictor(folder).run(batch)
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"image_type": TensorProto.INT32}, "tensor\\(int32\\)"), ({"batch": 1}, "N free"), ({"size": 16}, "16, 16, 3"),
-    ({"rename": {"ood": "scores"}}, "`ood` is missing"), ({"classes": 5}, r"\(1, 5\)")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_type": TensorProto.INT32}, "tensor\\(int32\\)"),
+        ({"batch": 1}, "N free"),
+        ({"size": 16}, "16, 16, 3"),
+        ({"rename": {"ood": "scores"}}, "`ood` is missing"),
+        ({"classes": 5}, r"\(1, 5\)"),
+    ],
+)
 def test_a_model_that_breaks_the_contract_is_refused(folder, options, words):
     onnx.save(tiny.model(**options), folder / "model.onnx")
     write_bundle(folder, tiny.describe(folder))
@@ -132,7 +186,9 @@ def test_a_model_that_breaks_the_contract_is_refused(folder, options, words):
 
 
 def test_unknown_damaged_and_swapped_models_are_told(folder):
-    with pytest.raises(BundleError, match="no model 'best.onnx'. It has: model.int8.onnx, model.onnx"):
+    with pytest.raises(
+        BundleError, match="no model 'best.onnx'. It has: model.int8.onnx, model.onnx"
+    ):
         Predictor(folder, "best.onnx")
     (folder / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(BundleError, match="not the file that was exported"):
@@ -155,7 +211,9 @@ def test_prepare_is_the_pipeline_of_training(folder, tmp_path):
     predictor = Predictor(folder)
     data = encode_jpeg(np.random.default_rng(0).integers(0, 256, (240, 400, 3), dtype=np.uint8))
     expected = resize_to_model(read_rgb(data, long_side=64), tiny.SIZE)
-    assert (expected != resize_to_model(read_rgb(data), tiny.SIZE)).any()  # the step over the long side counts
+    assert (
+        expected != resize_to_model(read_rgb(data), tiny.SIZE)
+    ).any()  # the step over the long side counts
     path = tmp_path / "leaf.jpg"
     path.write_bytes(data)
     for source in (data, path, str(path)):

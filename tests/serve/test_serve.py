@@ -1,4 +1,5 @@
-"""04_serve: its mistakes, and a real server as a subprocess. Batch predictions are in test_predict.py."""
+"""04_serve: its mistakes, and a real server as a subprocess. Batch predictions are in
+test_predict.py."""
 
 from __future__ import annotations
 
@@ -44,16 +45,39 @@ def fails(argv, capsys, *words):
 def test_mistakes_end_in_a_sentence_and_exit_code_2(exports, tmp_path, capsys):
     photo = tmp_path / "a.png"
     photo.write_bytes(tiny.picture(tiny.color_of(0)))
-    fails(["--exports", tmp_path / "none", "--predict", photo], capsys, "no exports folder", "03_export.py")
+    fails(
+        ["--exports", tmp_path / "none", "--predict", photo],
+        capsys,
+        "no exports folder",
+        "03_export.py",
+    )
     fails(["--exports", tmp_path, "--predict", photo], capsys, "bundle.json")
-    fails(["--exports", exports, "--model", "x.onnx", "--predict", photo], capsys, "model.int8.onnx, model.onnx")
+    fails(
+        ["--exports", exports, "--model", "x.onnx", "--predict", photo],
+        capsys,
+        "model.int8.onnx, model.onnx",
+    )
     fails(["--exports", exports, "--port", "99999"], capsys, "65535")
     fails(["--exports", exports, "--host", "no.such.host.invalid"], capsys, "no address")
     fails(["--exports", exports, "--treads", "2"], capsys, "--treads")
     fails(["--exports", exports, "--mode", "best"], capsys, "joint")
-    fails(["--exports", exports, "--model", "model.onnx", "--model", "model.int8.onnx"], capsys, "one model", "--predict")
-    fails(["--exports", exports, "--port", "0", "--provider", "coreml"], capsys, "'coreml'", "It has: cpu")
-    fails(["--exports", exports, "--port", "0", "--workers", "2", "--model", "x.onnx"], capsys, "model.int8.onnx, model.onnx")
+    fails(
+        ["--exports", exports, "--model", "model.onnx", "--model", "model.int8.onnx"],
+        capsys,
+        "one model",
+        "--predict",
+    )
+    fails(
+        ["--exports", exports, "--port", "0", "--provider", "coreml"],
+        capsys,
+        "'coreml'",
+        "It has: cpu",
+    )
+    fails(
+        ["--exports", exports, "--port", "0", "--workers", "2", "--model", "x.onnx"],
+        capsys,
+        "model.int8.onnx, model.onnx",
+    )
     broken = tiny.make(tmp_path / "broken")
     onnx.save(tiny.model(classes=5), broken / "model.int8.onnx")
     fails(["--exports", broken, "--predict", photo], capsys, "not the file that was exported")
@@ -62,17 +86,34 @@ def test_mistakes_end_in_a_sentence_and_exit_code_2(exports, tmp_path, capsys):
 
 
 def test_it_answers_without_torch(exports, tmp_path):
-    code = ("import importlib, sys; s = importlib.import_module('04_serve');"
-            "assert s.main(sys.argv[1:]) == 0;"
-            "from starlette.testclient import TestClient; from common.serve.predictor import Predictor; import tiny_bundle as t;"
-            "c = TestClient(s.make_app(Predictor(sys.argv[2]), s.Settings()));"
-            "assert c.post('/predict', content=t.picture(t.color_of(0))).json()['species'] == 'apple';"
-            "bad = {'torch', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad; print('clean')")
+    code = (
+        "import importlib, sys; s = importlib.import_module('04_serve');"
+        "assert s.main(sys.argv[1:]) == 0;"
+        "from starlette.testclient import TestClient; from common.serve.predictor import "
+        "Predictor; import tiny_bundle as t;"
+        "c = TestClient(s.make_app(Predictor(sys.argv[2]), s.Settings()));"
+        "assert c.post('/predict', content=t.picture(t.color_of(0))).json()['species'] == 'apple';"
+        "bad = {'torch', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad; "
+        "print('clean')"
+    )
     (tmp_path / "a.png").write_bytes(tiny.picture(tiny.color_of(0)))
-    arguments = ["--exports", exports, "--predict", tmp_path / "a.png", "--output", tmp_path / "o.csv"]
+    arguments = [
+        "--exports",
+        exports,
+        "--predict",
+        tmp_path / "a.png",
+        "--output",
+        tmp_path / "o.csv",
+    ]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True,
-                          text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0 and done.stdout.endswith("clean\n"), done.stderr
 
 
@@ -87,22 +128,34 @@ def read_until(process, word):
 
 def test_a_real_server_answers_keeps_its_port_and_stops_on_sigterm(exports):
     command = [sys.executable, str(ROOT / "04_serve.py"), "--exports", str(exports), "--port"]
-    server = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    server = subprocess.Popen(
+        [*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
     try:
         url = re.search(r"http://127\.0\.0\.1:(\d+)", read_until(server, "page"))
         port = url.group(1)
-        request = urllib.request.Request(f"{url.group(0)}/predict", data=tiny.picture(tiny.color_of(3)))
+        request = urllib.request.Request(
+            f"{url.group(0)}/predict", data=tiny.picture(tiny.color_of(3))
+        )
         with urllib.request.urlopen(request, timeout=20) as answer:
             assert json.load(answer)["species"] == "basil"
             assert "server" not in answer.headers
         request = urllib.request.Request(f"{url.group(0)}/predict", data=bytes(21_000_000))
-        with pytest.raises(urllib.error.HTTPError) as caught:  # the sender of too much gets to read why
+        with pytest.raises(
+            urllib.error.HTTPError
+        ) as caught:  # the sender of too much gets to read why
             urllib.request.urlopen(request, timeout=20)
         assert caught.value.code == 413 and json.load(caught.value)["error"]["code"] == "too_large"
-        with socket.create_connection(("127.0.0.1", int(port)), 5) as half:  # leaves in the middle of its photo
+        with socket.create_connection(
+            ("127.0.0.1", int(port)), 5
+        ) as half:  # leaves in the middle of its photo
             half.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
-        second = subprocess.run([*command, port], capture_output=True, text=True, timeout=60, cwd=ROOT)
-        assert second.returncode == 2 and f"port {port}" in second.stderr and "--port" in second.stderr
+        second = subprocess.run(
+            [*command, port], capture_output=True, text=True, timeout=60, cwd=ROOT
+        )
+        assert (
+            second.returncode == 2 and f"port {port}" in second.stderr and "--port" in second.stderr
+        )
         with urllib.request.urlopen(f"{url.group(0)}/healthz", timeout=20) as answer:
             assert answer.status == 200
         server.send_signal(signal.SIGTERM)
@@ -116,8 +169,18 @@ def test_a_real_server_answers_keeps_its_port_and_stops_on_sigterm(exports):
 @contextlib.contextmanager
 def serving(exports, *flags):
     """A server process that is ready; gives the process and its port."""
-    command = [sys.executable, str(ROOT / "04_serve.py"), "--exports", str(exports), "--port", "0", *flags]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [
+        sys.executable,
+        str(ROOT / "04_serve.py"),
+        "--exports",
+        str(exports),
+        "--port",
+        "0",
+        *flags,
+    ]
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
     try:
         yield server, int(re.search(r":(\d+)/", read_until(server, "page")).group(1))
     finally:
@@ -138,6 +201,7 @@ def test_sigterm_under_load_loses_no_accepted_request(exports):
     photo, seen, errors = tiny.picture(tiny.color_of(0), (1500, 1200), "JPEG"), [], []
     head %= len(photo)
     with serving(exports, "--queue", "4", "--threads", "1") as (server, port):
+
         def client():
             while True:
                 try:
@@ -192,7 +256,9 @@ def test_several_processes_share_a_port_and_one_that_dies_is_started_anew(export
             pass
         server.send_signal(signal.SIGTERM)
         _, err = server.communicate(timeout=30)
-        assert server.returncode == 0 and "ended with signal SIGKILL" in err and "Traceback" not in err, err
+        assert (
+            server.returncode == 0 and "ended with signal SIGKILL" in err and "Traceback" not in err
+        ), err
         for pid in first:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
@@ -202,6 +268,24 @@ def test_workers_that_cannot_start_end_with_a_message(exports, tmp_path):
     broken = tiny.make(tmp_path / "broken")
     onnx.save(tiny.model(classes=5), broken / "model.int8.onnx")
     write_bundle(broken, tiny.describe(broken))
-    done = subprocess.run([sys.executable, str(ROOT / "04_serve.py"), "--exports", str(broken), "--port", "0", "--workers", "2"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=60)
-    assert done.returncode in (1, 2) and "probabilities of shape (1, 5)" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "04_serve.py"),
+            "--exports",
+            str(broken),
+            "--port",
+            "0",
+            "--workers",
+            "2",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (
+        done.returncode in (1, 2)
+        and "probabilities of shape (1, 5)" in done.stderr
+        and "Traceback" not in done.stderr
+    )

@@ -1,4 +1,5 @@
-"""The server on real sockets: slow, silent, vanishing and deaf clients, a full queue, and a stop that answers what it took."""
+"""The server on real sockets: slow, silent, vanishing and deaf clients, a full queue, and a stop
+that answers what it took."""
 
 from __future__ import annotations
 
@@ -36,7 +37,13 @@ def running(predictor, **settings):
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
-        yield SimpleNamespace(port=listener.getsockname()[1], server=server, thread=thread, engine=app.state.engine, app=app)
+        yield SimpleNamespace(
+            port=listener.getsockname()[1],
+            server=server,
+            thread=thread,
+            engine=app.state.engine,
+            app=app,
+        )
     finally:
         server.drain()
         thread.join(10)
@@ -65,11 +72,15 @@ def connect(port):
 
 
 def request(body=PHOTO, extra="", length=None, path="/predict"):
-    return (f"POST {path} HTTP/1.1\r\nHost: x\r\n{extra}Content-Length: {len(body) if length is None else length}\r\n\r\n").encode() + body
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\n{extra}Content-Length: "
+        f"{len(body) if length is None else length}\r\n\r\n"
+    ).encode() + body
 
 
 def read(connection):
-    """The next response of a connection: status and JSON; (0, None) where it was closed without one."""
+    """The next response of a connection: status and JSON; (0, None) where it was closed without
+    one."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while b"\r\n\r\n" not in data:
@@ -139,20 +150,30 @@ def test_slow_and_silent_connections_are_ended_while_others_are_answered(predict
         until(lambda: len(live.server.server_state.connections) == 0)
 
 
-@pytest.mark.parametrize("noise", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50), b"hello\r\n\r\n",
-                                   b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-                                   b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 70_000 + b"\r\n\r\n",
-                                   b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
 def test_what_is_no_http_gets_an_error_in_json(predictor, noise):
     with running(predictor) as live:
         with connect(live.port) as connection:
             connection.sendall(noise)
             status, told = read(connection)
-            assert status in (0, 400, 431) and (status == 0 or told["error"]["code"] in ("bad_http", "too_large"))  # 0: reset while sending
+            assert status in (0, 400, 431) and (
+                status == 0 or told["error"]["code"] in ("bad_http", "too_large")
+            )  # 0: reset while sending
         assert ask(live.port)[0] == 200
 
 
-def test_a_full_queue_answers_before_the_body_comes_and_drops_the_rest(predictor, gate, monkeypatch):
+def test_a_full_queue_answers_before_the_body_comes_and_drops_the_rest(
+    predictor, gate, monkeypatch
+):
     monkeypatch.setattr(sockets, "DISCARD_SECONDS", 0.3)
     with running(predictor, runners=1, waiting=1) as live:
         waiting = [connect(live.port) for _ in range(2)]
@@ -175,7 +196,9 @@ def test_a_refusal_reaches_clients_that_send_their_whole_body_first_and_close(pr
         for connection in waiting:
             connection.sendall(request())
         until(lambda: live.engine.taken == 2)
-        for _ in range(10):  # closed over what was not read yet, the connection would be reset and the answer lost
+        for _ in range(
+            10
+        ):  # closed over what was not read yet, the connection would be reset and the answer lost
             status, told = ask(live.port, body, extra="Connection: close\r\n")
             assert (status, told["error"]["code"]) == (503, "busy")
         gate.free.set()
@@ -285,7 +308,9 @@ def test_a_second_signal_stops_at_once(predictor):
     assert app.state.engine.draining and not server.should_exit
     server.handle_exit(2, None)
     assert server.should_exit and server.force_exit
-    worker = sockets.Server(uvicorn.Config(app), make_app(predictor, Settings()).state.engine, worker=True)
+    worker = sockets.Server(
+        uvicorn.Config(app), make_app(predictor, Settings()).state.engine, worker=True
+    )
     worker.handle_exit(2, None)  # Ctrl-C reaches it too, but the first process decides
     assert not worker.engine.draining
 

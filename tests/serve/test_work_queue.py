@@ -25,7 +25,12 @@ class Device:
     """Stands for a GPU: gives back each picture's first value, and waits until it may begin."""
 
     def __init__(self):
-        self.free, self.sizes, self.begun, self.fail = threading.Event(), [], threading.Semaphore(0), False
+        self.free, self.sizes, self.begun, self.fail = (
+            threading.Event(),
+            [],
+            threading.Semaphore(0),
+            False,
+        )
 
     def run(self, batch):
         self.sizes.append(len(batch))
@@ -55,8 +60,13 @@ def test_pictures_that_wait_are_run_together_and_each_gets_its_own_numbers():
     for thread in threads:
         thread.join(10)
     assert device.sizes == [1, 4, 4]  # the last 3 are filled up to 4
-    assert {value: float(outputs.probabilities[0, 0]) for value, outputs in found.items()} == {value: float(value) for value in range(8)}
-    assert all(outputs.ood.shape == (1, 1) and outputs.heatmap.shape == (1, 1, 1) for outputs in found.values())
+    assert {value: float(outputs.probabilities[0, 0]) for value, outputs in found.items()} == {
+        value: float(value) for value in range(8)
+    }
+    assert all(
+        outputs.ood.shape == (1, 1) and outputs.heatmap.shape == (1, 1, 1)
+        for outputs in found.values()
+    )
 
 
 def test_a_failing_run_reaches_everyone_in_it_and_the_next_goes_on():
@@ -78,7 +88,8 @@ def test_warming_up_runs_each_size_once():
 
 
 def test_batches_give_the_models_own_numbers(exports):
-    """Each thread gets, to the bit, the row of the batch that its own picture was in; only rounding depends on the company."""
+    """Each thread gets, to the bit, the row of the batch that its own picture was in; only rounding
+    depends on the company."""
     predictor, ran = Predictor(exports), []
 
     def run(batch):
@@ -86,7 +97,9 @@ def test_batches_give_the_models_own_numbers(exports):
         return ran[-1][1]
 
     batcher, found = Batcher(run, 8), [None] * 6
-    pictures = np.random.default_rng(0).integers(0, 256, (6, 1, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
+    pictures = np.random.default_rng(0).integers(
+        0, 256, (6, 1, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8
+    )
 
     def bring(i):
         found[i] = batcher.run(pictures[i])
@@ -101,7 +114,8 @@ def test_batches_give_the_models_own_numbers(exports):
         outputs, i = rows[picture[0].tobytes()]
         for name in ("probabilities", "ood", "heatmap"):
             assert (getattr(got, name)[0] == getattr(outputs, name)[i]).all(), name
-        # the tiny model's distances are differences of large sums, which magnifies the rounding of a batch
+        # the tiny model's distances are differences of large sums, which magnifies the rounding of
+        # a batch
         assert np.abs(got.probabilities - predictor.run(picture).probabilities).max() < 1e-4
 
 
@@ -124,7 +138,11 @@ def test_places_are_bounded_in_number_and_bytes():
 
 
 def test_the_cpu_is_what_auto_comes_to_where_nothing_else_is(exports, monkeypatch):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["AzureExecutionProvider", "CPUExecutionProvider"],
+    )
     predictor, name = providers.open_predictor(exports, None, "auto")
     assert name == "cpu" and predictor.card.file == "model.int8.onnx"
     with pytest.raises(BundleError, match="'cuda' is not in this ONNX Runtime. It has: cpu"):
@@ -132,11 +150,19 @@ def test_the_cpu_is_what_auto_comes_to_where_nothing_else_is(exports, monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_does_not_load_is_told_of_and_replaced_unless_it_was_named(exports, monkeypatch, capsys):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+def test_a_provider_that_does_not_load_is_told_of_and_replaced_unless_it_was_named(
+    exports, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
     # the real session falls back to the CPU by itself, without an error: that must not pass unseen
     predictor, name = providers.open_predictor(exports, None, "auto")
-    assert name == "cpu" and predictor.run(np.zeros((1, tiny.SIZE, tiny.SIZE, 3), np.uint8)).probabilities.shape == (1, 6)
+    assert name == "cpu" and predictor.run(
+        np.zeros((1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    ).probabilities.shape == (1, 6)
     assert "'cuda' is installed but does not work here" in capsys.readouterr().err
     with pytest.raises(BundleError, match="'cuda' does not work here"):
         providers.open_predictor(exports, None, "cuda")
@@ -147,14 +173,17 @@ def test_a_gpu_gets_the_fp16_file_and_else_the_fp32_one(tmp_path, exports):
     bundle = tiny.describe(folder)
     bundle["models"]["model.int8.onnx"]["precision"] = "int8, static"
     tiny.write_bundle(folder, bundle)
-    assert providers._files("cuda", folder) == ["model.onnx"] and providers._files("openvino", folder) == ["model.int8.onnx", "model.onnx"]
+    assert providers._files("cuda", folder) == ["model.onnx"] and providers._files(
+        "openvino", folder
+    ) == ["model.int8.onnx", "model.onnx"]
     bundle["models"]["model.int8.onnx"]["precision"] = "fp16"
     tiny.write_bundle(folder, bundle)
     assert providers._files("migraphx", folder) == ["model.int8.onnx", "model.onnx"]
 
 
 def test_a_provider_that_answers_otherwise_is_not_used(tmp_path, monkeypatch, capsys):
-    """A provider that reads the INT8 file in a way of its own gets the FP32 one; one that reads both wrongly is left alone."""
+    """A provider that reads the INT8 file in a way of its own gets the FP32 one; one that reads
+    both wrongly is left alone."""
     folder = tiny.make(tmp_path / "exports")
     bundle = tiny.describe(folder)
     bundle["models"]["model.int8.onnx"]["precision"] = "int8, static"
@@ -166,15 +195,27 @@ def test_a_provider_that_answers_otherwise_is_not_used(tmp_path, monkeypatch, ca
         def __init__(self, folder, model=None, threads=1, providers=None):
             super().__init__(folder, model, threads)
             self.elsewhere = providers is not None
-            self.session = type("Session", (), {"run": self.session.run, "get_providers": lambda _: (providers or ["CPU"])})()
+            self.session = type(
+                "Session",
+                (),
+                {"run": self.session.run, "get_providers": lambda _: providers or ["CPU"]},
+            )()
 
         def run(self, batch):
             found = super().run(batch)
             off = getattr(self, "elsewhere", False) and self.card.file in wrong
-            return Outputs(np.roll(found.probabilities, 1, axis=1), found.ood, found.heatmap) if off else found
+            return (
+                Outputs(np.roll(found.probabilities, 1, axis=1), found.ood, found.heatmap)
+                if off
+                else found
+            )
 
     monkeypatch.setattr(providers, "Predictor", Elsewhere)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["OpenVINOExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["OpenVINOExecutionProvider", "CPUExecutionProvider"],
+    )
     predictor, name = providers.open_predictor(folder, None, "auto")
     assert name == "openvino" and predictor.card.file == "model.onnx"
     assert "model.int8.onnx: it answers otherwise than the CPU does" in capsys.readouterr().err
@@ -188,7 +229,9 @@ def samples(text):
     found = {}
     for line in text.splitlines():
         if not line.startswith("#"):
-            name, value = re.fullmatch(r'([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{(?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*\})?) (\S+)', line).groups()
+            name, value = re.fullmatch(
+                r'([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{(?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*\})?) (\S+)', line
+            ).groups()
             assert name not in found
             found[name] = float(value)
     return found
@@ -199,8 +242,12 @@ def test_histograms_are_cumulative_and_counters_escape_their_labels():
     for value in (0.05, 0.1, 0.2, 7.0):
         histogram.add(value, "a")
     assert samples("\n".join(histogram.lines())) == {
-        'h_bucket{stage="a",le="0.1"}': 2, 'h_bucket{stage="a",le="0.5"}': 3, 'h_bucket{stage="a",le="+Inf"}': 4,
-        'h_sum{stage="a"}': pytest.approx(7.35), 'h_count{stage="a"}': 4}
+        'h_bucket{stage="a",le="0.1"}': 2,
+        'h_bucket{stage="a",le="0.5"}': 3,
+        'h_bucket{stage="a",le="+Inf"}': 4,
+        'h_sum{stage="a"}': pytest.approx(7.35),
+        'h_count{stage="a"}': 4,
+    }
     counter = Counter("c", "", ("what",))
     counter.add('a"b\\\n')
     counter.add('a"b\\\n', amount=2)
@@ -209,11 +256,26 @@ def test_histograms_are_cumulative_and_counters_escape_their_labels():
 
 def test_an_answer_is_counted():
     telemetry = Telemetry({"model": "m"})
-    telemetry.answered({"decision": "rejected", "rejection": {"reason": "dark"}, "timings_ms": {"decode": 2, "model": 40},
-                        "photos": [{"quantile": 0.97, "best_guess": {"probability": 0.4}}, {"quantile": None, "best_guess": {
-                            "probability": 1.0}}]}, 0.06)
+    telemetry.answered(
+        {
+            "decision": "rejected",
+            "rejection": {"reason": "dark"},
+            "timings_ms": {"decode": 2, "model": 40},
+            "photos": [
+                {"quantile": 0.97, "best_guess": {"probability": 0.4}},
+                {"quantile": None, "best_guess": {"probability": 1.0}},
+            ],
+        },
+        0.06,
+    )
     found = samples(telemetry.text({"foliar_in_flight": 3}))
-    assert found['foliar_requests_total{outcome="rejected",reason="dark"}'] == 1 and found["foliar_in_flight"] == 3
+    assert (
+        found['foliar_requests_total{outcome="rejected",reason="dark"}'] == 1
+        and found["foliar_in_flight"] == 3
+    )
     assert found["foliar_photos_total"] == 2 and found["foliar_score_quantile_count"] == 1
-    assert found['foliar_score_quantile_bucket{le="0.95"}'] == 0 and found['foliar_score_quantile_bucket{le="1.0"}'] == 1
+    assert (
+        found['foliar_score_quantile_bucket{le="0.95"}'] == 0
+        and found['foliar_score_quantile_bucket{le="1.0"}'] == 1
+    )
     assert found['foliar_compute_seconds_sum{stage="model"}'] == pytest.approx(0.04)

@@ -21,7 +21,11 @@ RECIPE = replace(recipes.get("hierarchical"), image_size=32, randaugment_ops=0)
 
 def photo(width: int = 48, height: int = 48, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return cv2.resize(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        rng.integers(0, 256, (6, 6, 3)).astype(np.uint8),
+        (width, height),
+        interpolation=cv2.INTER_CUBIC,
+    )
 
 
 def jpeg(rgb: np.ndarray, quality: int = 95) -> bytes:
@@ -31,8 +35,16 @@ def jpeg(rgb: np.ndarray, quality: int = 95) -> bytes:
 # region geometry
 
 
-def slow_warp(picture: np.ndarray, box: tuple[float, ...], size: int, mirror: bool, degrees: float, border: str) -> np.ndarray:
-    """Turn about the middle of the view, mirror it, scale to the box, read bilinearly, all in float64."""
+def slow_warp(
+    picture: np.ndarray,
+    box: tuple[float, ...],
+    size: int,
+    mirror: bool,
+    degrees: float,
+    border: str,
+) -> np.ndarray:
+    """Turn about the middle of the view, mirror it, scale to the box, read bilinearly, all in
+    float64."""
     x0, y0, w, h = box
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     v, u = np.mgrid[:size, :size] - (size - 1) / 2
@@ -44,7 +56,9 @@ def slow_warp(picture: np.ndarray, box: tuple[float, ...], size: int, mirror: bo
     i, j = np.floor(x).astype(int), np.floor(y).astype(int)
     p, q = (x - i)[..., None], (y - j)[..., None]
     i, j = i + far, j + far
-    return (1 - q) * ((1 - p) * padded[j, i] + p * padded[j, i + 1]) + q * ((1 - p) * padded[j + 1, i] + p * padded[j + 1, i + 1])
+    return (1 - q) * ((1 - p) * padded[j, i] + p * padded[j, i + 1]) + q * (
+        (1 - p) * padded[j + 1, i] + p * padded[j + 1, i + 1]
+    )
 
 
 def test_the_whole_picture_without_a_turn_is_the_picture_and_mirrored_its_mirror_image():
@@ -55,23 +69,47 @@ def test_the_whole_picture_without_a_turn_is_the_picture_and_mirrored_its_mirror
 
 def test_a_quarter_turn_is_clockwise():
     picture = photo(32, 32)
-    assert np.abs(warp(picture, (0, 0, 32, 32), 32, False, 90.0).astype(int) - np.rot90(picture, -1)).max() <= 1
+    assert (
+        np.abs(
+            warp(picture, (0, 0, 32, 32), 32, False, 90.0).astype(int) - np.rot90(picture, -1)
+        ).max()
+        <= 1
+    )
 
 
-@pytest.mark.parametrize(("mirror", "degrees"), [(False, 30.0), (True, -45.0), (False, 12.5), (True, 0.01)])
+@pytest.mark.parametrize(
+    ("mirror", "degrees"), [(False, 30.0), (True, -45.0), (False, 12.5), (True, 0.01)]
+)
 def test_a_turned_view_equals_the_slow_reference(mirror, degrees):
     picture, box = photo(50, 40), (7.3, 4.1, 33.0, 29.5)
-    got, want = warp(picture, box, 24, mirror, degrees), slow_warp(picture, box, 24, mirror, degrees, "reflect")
-    assert np.abs(got - want).max() <= 6 and np.abs(got - want).mean() < 1.0  # OpenCV counts in 1/32 px
+    got, want = (
+        warp(picture, box, 24, mirror, degrees),
+        slow_warp(picture, box, 24, mirror, degrees, "reflect"),
+    )
+    assert (
+        np.abs(got - want).max() <= 6 and np.abs(got - want).mean() < 1.0
+    )  # OpenCV counts in 1/32 px
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize("box", [(7.3, 4.1, 33.0, 29.5), (0.0, 0.0, 50.0, 40.0), (49.2, 0.0, 0.3, 40.0), (10.6, 20.4, 12.0, 9.0)])
+@pytest.mark.parametrize(
+    "box",
+    [
+        (7.3, 4.1, 33.0, 29.5),
+        (0.0, 0.0, 50.0, 40.0),
+        (49.2, 0.0, 0.3, 40.0),
+        (10.6, 20.4, 12.0, 9.0),
+    ],
+)
 def test_an_upright_view_equals_the_slow_reference_on_whole_pixels(box, mirror):
     picture = photo(50, 40)
-    left, top, right, bottom = (round(v) for v in (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    left, top, right, bottom = (
+        round(v) for v in (box[0], box[1], box[0] + box[2], box[1] + box[3])
+    )
     right = max(right, left + 1)
-    want = slow_warp(picture[top:bottom, left:right], (0, 0, right - left, bottom - top), 24, mirror, 0.0, "edge")
+    want = slow_warp(
+        picture[top:bottom, left:right], (0, 0, right - left, bottom - top), 24, mirror, 0.0, "edge"
+    )
     assert np.abs(warp(picture, box, 24, mirror, 0.0) - want).max() <= 1.01
 
 
@@ -84,7 +122,9 @@ def test_crops_keep_to_area_ratio_and_picture():
         ratios.append(w / h)
     assert 0.6 <= min(areas) < 0.62 and 0.9 < max(areas) <= 1.0
     assert 0.75 <= min(ratios) < 0.78 and 1.3 < max(ratios) <= 1.3301
-    assert augment._draw_crop(1000, 10, LEVELS["full"], rng) == (0.0, 0.0, 1000.0, 10.0), "no crop of that shape fits"
+    assert augment._draw_crop(1000, 10, LEVELS["full"], rng) == (0.0, 0.0, 1000.0, 10.0), (
+        "no crop of that shape fits"
+    )
 
 
 # endregion
@@ -93,7 +133,16 @@ def test_crops_keep_to_area_ratio_and_picture():
 
 
 def test_scales_by_px_of_the_crop_per_px_of_the_view():
-    for side, scale in ((0.5, 1), (1.59, 1), (1.61, 2), (3.19, 2), (3.21, 4), (6.39, 4), (6.41, 8), (40.0, 8)):
+    for side, scale in (
+        (0.5, 1),
+        (1.59, 1),
+        (1.61, 2),
+        (3.19, 2),
+        (3.21, 4),
+        (6.39, 4),
+        (6.41, 8),
+        (40.0, 8),
+    ):
         assert decode_scale(side**2) == scale
 
 
@@ -101,23 +150,35 @@ def texture(side: int) -> np.ndarray:
     """Detail at every fineness, falling off as in photos."""
     rng, total, cells = np.random.default_rng(0), np.zeros((side, side, 3)), 8
     while cells <= side:
-        total += cells**-0.5 * cv2.resize(rng.standard_normal((cells, cells, 3)), (side, side), interpolation=cv2.INTER_CUBIC)
+        total += cells**-0.5 * cv2.resize(
+            rng.standard_normal((cells, cells, 3)), (side, side), interpolation=cv2.INTER_CUBIC
+        )
         cells *= 2
     return np.clip(128 + 45 * total / total.std(), 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.3, 1.55, 1.65, 2.0, 2.5, 3.1, 3.3, 4.5, 6.3, 6.5, 9.0])
 def test_the_scale_that_is_chosen_is_about_the_best(ratio):
-    """Against evaluation's antialiased resize of the same crop: no other scale is nearer by more than 2 dB, at any shrinkage."""
+    """Against evaluation's antialiased resize of the same crop: no other scale is nearer by more
+    than 2 dB, at any shrinkage."""
     data = jpeg(texture(512), 92)
     full = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     size = int(480 / ratio)
     side = ratio * size
-    want = np.array(Image.fromarray(full).resize((size, size), Image.Resampling.BILINEAR, box=(13.3, 21.7, 13.3 + side, 21.7 + side)))
+    want = np.array(
+        Image.fromarray(full).resize(
+            (size, size), Image.Resampling.BILINEAR, box=(13.3, 21.7, 13.3 + side, 21.7 + side)
+        )
+    )
     decibels = {}
     for scale, how in augment.DECODE.items():
-        view = warp(cv2.imdecode(np.frombuffer(data, np.uint8), how), (13.3 / scale, 21.7 / scale, side / scale, side / scale), size,
-                    False, 1e-9)
+        view = warp(
+            cv2.imdecode(np.frombuffer(data, np.uint8), how),
+            (13.3 / scale, 21.7 / scale, side / scale, side / scale),
+            size,
+            False,
+            1e-9,
+        )
         decibels[scale] = 10 * math.log10(255**2 / ((view.astype(float) - want) ** 2).mean())
     assert decibels[decode_scale(ratio**2)] > max(decibels.values()) - 2.0, decibels
     assert decibels[decode_scale(ratio**2)] > 26
@@ -132,9 +193,20 @@ def test_a_smaller_decode_shows_the_same_place(monkeypatch, width, height):
     for size in (24, 48, 96):
         for seed in range(4):
             box = augment._draw_crop(width, height, STILL, np.random.default_rng(seed))
-            view = train_view(data, width, height, replace(RECIPE, image_size=size, tier2_share=0.0), np.random.default_rng(seed))
-            want = np.array(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR,
-                                                            box=(box[0], box[1], box[0] + box[2], box[1] + box[3])))
+            view = train_view(
+                data,
+                width,
+                height,
+                replace(RECIPE, image_size=size, tier2_share=0.0),
+                np.random.default_rng(seed),
+            )
+            want = np.array(
+                Image.fromarray(picture).resize(
+                    (size, size),
+                    Image.Resampling.BILINEAR,
+                    box=(box[0], box[1], box[0] + box[2], box[1] + box[3]),
+                )
+            )
             assert np.abs(view.astype(int) - want).mean() < 2.5
 
 
@@ -143,8 +215,11 @@ def test_a_smaller_decode_shows_the_same_place(monkeypatch, width, height):
 # region colour
 
 
-def step_by_step(rgb: np.ndarray, b: float, c: float, s: float, turn: float, c2: float, b2: float) -> np.ndarray:
-    """Brightness, contrast about the mean grey of what is there by then, saturation, hue, exposure, each in float64."""
+def step_by_step(
+    rgb: np.ndarray, b: float, c: float, s: float, turn: float, c2: float, b2: float
+) -> np.ndarray:
+    """Brightness, contrast about the mean grey of what is there by then, saturation, hue, exposure,
+    each in float64."""
     x = rgb.astype(np.float64) * b
     x = (x - (x @ LUMA).mean()) * c + (x @ LUMA).mean()
     grey = (x @ LUMA)[..., None]
@@ -152,7 +227,10 @@ def step_by_step(rgb: np.ndarray, b: float, c: float, s: float, turn: float, c2:
     to_yiq = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     yiq = x @ to_yiq.T
     cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
-    yiq = np.stack([yiq[..., 0], cos * yiq[..., 1] + sin * yiq[..., 2], cos * yiq[..., 2] - sin * yiq[..., 1]], -1)
+    yiq = np.stack(
+        [yiq[..., 0], cos * yiq[..., 1] + sin * yiq[..., 2], cos * yiq[..., 2] - sin * yiq[..., 1]],
+        -1,
+    )
     return (yiq @ np.linalg.inv(to_yiq).T) * c2 + 255 * b2
 
 
@@ -170,19 +248,35 @@ def place(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low)
 
 
-@pytest.mark.parametrize(("b", "c", "s", "turn", "c2", "b2"), [(1.25, 0.75, 1.2, 0.06, 1.1, -0.15), (0.7, 1.3, 0.7, -0.1, 0.8, 0.2)])
+@pytest.mark.parametrize(
+    ("b", "c", "s", "turn", "c2", "b2"),
+    [(1.25, 0.75, 1.2, 0.06, 1.1, -0.15), (0.7, 1.3, 0.7, -0.1, 0.8, 0.2)],
+)
 def test_drawn_colours_equal_one_operation_after_the_other(b, c, s, turn, c2, b2):
     bgr = photo()
-    dice = Dice(0.0, *(place(v, 0.7, 1.3) for v in (b, c, s)), place(turn, -0.1, 0.1), 0.0, place(c2, 0.8, 1.2), place(b2, -0.2, 0.2), 0.99)
+    dice = Dice(
+        0.0,
+        *(place(v, 0.7, 1.3) for v in (b, c, s)),
+        place(turn, -0.1, 0.1),
+        0.0,
+        place(c2, 0.8, 1.2),
+        place(b2, -0.2, 0.2),
+        0.99,
+    )
     matrix = augment._draw_colours(bgr, LEVELS["full"], dice)
     want = step_by_step(bgr[..., ::-1], b, c, s, turn, c2, b2)
-    np.testing.assert_allclose(bgr.astype(np.float64) @ matrix[:, :3].T + matrix[:, 3], want, atol=0.05)
+    np.testing.assert_allclose(
+        bgr.astype(np.float64) @ matrix[:, :3].T + matrix[:, 3], want, atol=0.05
+    )
     assert np.abs(cv2.transform(bgr, matrix) - np.clip(want, 0, 255)).max() <= 1.0
 
 
 def test_no_draw_leaves_the_colours_and_grey_is_the_luma():
     bgr = photo()
-    np.testing.assert_array_equal(cv2.transform(bgr, augment._draw_colours(bgr, LEVELS["full"], Dice(0.99, 0.99, 0.99))), bgr[..., ::-1])
+    np.testing.assert_array_equal(
+        cv2.transform(bgr, augment._draw_colours(bgr, LEVELS["full"], Dice(0.99, 0.99, 0.99))),
+        bgr[..., ::-1],
+    )
     grey = cv2.transform(bgr, augment._draw_colours(bgr, LEVELS["full"], Dice(0.99, 0.99, 0.0)))
     assert np.abs(grey - (bgr[..., ::-1] @ LUMA)[..., None]).max() <= 1
 
@@ -208,12 +302,17 @@ def test_drawn_colours_fill_their_ranges(monkeypatch):
         augment._draw_colours(grey, level, rng)
     gain, offset, chroma, turn = np.array(seen).T
     lively = chroma[chroma > 0]
-    assert 0.25 == pytest.approx(np.mean(chroma == 0), abs=0.03) and 0.8 == pytest.approx(np.mean(turn != 0), abs=0.03)
+    assert 0.25 == pytest.approx(np.mean(chroma == 0), abs=0.03) and 0.8 == pytest.approx(
+        np.mean(turn != 0), abs=0.03
+    )
     assert 0.7 <= lively.min() < 0.705 and 1.295 < lively.max() <= 1.3
     assert -0.1 <= turn.min() < -0.098 and 0.098 < turn.max() <= 0.1
     assert 0.7 * 0.7 * 0.8 <= gain.min() < 0.5 and 1.6 < gain.max() <= 1.3 * 1.3 * 1.2
     only_exposure = (turn == 0) & (gain != 1)
-    assert np.mean(only_exposure) == pytest.approx(0.1, abs=0.02) and 48 < np.abs(offset[only_exposure]).max() <= 51
+    assert (
+        np.mean(only_exposure) == pytest.approx(0.1, abs=0.02)
+        and 48 < np.abs(offset[only_exposure]).max() <= 51
+    )
 
 
 # endregion
@@ -221,20 +320,32 @@ def test_drawn_colours_fill_their_ranges(monkeypatch):
 # region whole views
 
 
-@pytest.mark.parametrize(("width", "height"), [(33, 31), (64, 64), (200, 67), (129, 301), (512, 384), (3, 700)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(33, 31), (64, 64), (200, 67), (129, 301), (512, 384), (3, 700)]
+)
 @pytest.mark.parametrize("size", [32, 45])
 def test_views_of_odd_sizes(width, height, size):
     recipe = replace(recipes.get("hierarchical"), image_size=size)
     for seed in range(5):
-        view = train_view(jpeg(photo(width, height)), width, height, recipe, np.random.default_rng(seed))
+        view = train_view(
+            jpeg(photo(width, height)), width, height, recipe, np.random.default_rng(seed)
+        )
         assert view.shape == (size, size, 3) and view.dtype == np.uint8 and view.std() > 0
 
 
 def views(order: list[int]) -> dict[int, bytes]:
     """Views of one picture by position, every fault among them."""
     corruptions._banks.cache_clear()
-    data, recipe = jpeg(photo(80, 60)), replace(recipes.get("hierarchical"), image_size=32, augment="ultra_strong", tier2_share=0.9)
-    return {i: train_view(data, 80, 60, recipe, np.random.default_rng([7, 0, i])).tobytes() for i in order}
+    data, recipe = (
+        jpeg(photo(80, 60)),
+        replace(
+            recipes.get("hierarchical"), image_size=32, augment="ultra_strong", tier2_share=0.9
+        ),
+    )
+    return {
+        i: train_view(data, 80, 60, recipe, np.random.default_rng([7, 0, i])).tobytes()
+        for i in order
+    }
 
 
 def test_a_view_is_a_function_of_its_generator_alone():
@@ -253,25 +364,50 @@ def test_grey_jpegs_become_rgb():
 
 def test_plain_is_what_evaluation_sees():
     data = jpeg(photo(300, 200))
-    view = train_view(data, 300, 200, replace(RECIPE, augment="plain", tier2_share=0.3), np.random.default_rng(0))
+    view = train_view(
+        data, 300, 200, replace(RECIPE, augment="plain", tier2_share=0.3), np.random.default_rng(0)
+    )
     np.testing.assert_array_equal(view, images.resize_to_model(images.read_rgb(data), 32))
 
 
 def test_levels_grow_stronger():
     """Mean change against the plain view."""
     data, recipe = jpeg(photo(300, 200)), replace(RECIPE, tier2_share=0.3)
-    plain = train_view(data, 300, 200, replace(recipe, augment="plain"), np.random.default_rng(0)).astype(int)
-    change = {name: np.mean([np.abs(train_view(data, 300, 200, replace(recipe, augment=name), np.random.default_rng(i)) - plain).mean()
-                             for i in range(150)]) for name in ("light", "medium", "full", "strong", "ultra_strong")}
+    plain = train_view(
+        data, 300, 200, replace(recipe, augment="plain"), np.random.default_rng(0)
+    ).astype(int)
+    change = {
+        name: np.mean(
+            [
+                np.abs(
+                    train_view(
+                        data, 300, 200, replace(recipe, augment=name), np.random.default_rng(i)
+                    )
+                    - plain
+                ).mean()
+                for i in range(150)
+            ]
+        )
+        for name in ("light", "medium", "full", "strong", "ultra_strong")
+    }
     assert list(change) == sorted(change, key=change.__getitem__), change
     assert list(LEVELS) == ["full", "gentle", "plain", "light", "medium", "strong", "ultra_strong"]
 
 
 def test_only_ultra_strong_hides_parts():
-    assert {name for name, level in LEVELS.items() if level.dropout_p or level.grid_p} == {"ultra_strong"}
-    level, data = replace(STILL, dropout_p=LEVELS["ultra_strong"].dropout_p, grid_p=LEVELS["ultra_strong"].grid_p), np.full(
-        (64, 64, 3), 255, np.uint8)
-    hidden = [(corruptions.camera_faults(data, level, 0.0, np.random.default_rng(i)) == 128).any() for i in range(400)]
+    assert {name for name, level in LEVELS.items() if level.dropout_p or level.grid_p} == {
+        "ultra_strong"
+    }
+    level, data = (
+        replace(
+            STILL, dropout_p=LEVELS["ultra_strong"].dropout_p, grid_p=LEVELS["ultra_strong"].grid_p
+        ),
+        np.full((64, 64, 3), 255, np.uint8),
+    )
+    hidden = [
+        (corruptions.camera_faults(data, level, 0.0, np.random.default_rng(i)) == 128).any()
+        for i in range(400)
+    ]
     assert np.mean(hidden) == pytest.approx(1 - 0.5 * 0.7, abs=0.06)
 
 
@@ -288,7 +424,11 @@ def test_bytes_that_are_no_picture_raise(level):
 def test_pillow_reads_the_same_pixels_as_the_decoder():
     """The trainer decodes with OpenCV, evaluation with Pillow: both must see one picture."""
     import io
+
     data = jpeg(photo(64, 48))
     mine = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     theirs = np.array(Image.open(io.BytesIO(data)))
-    assert np.abs(mine.astype(int) - theirs).max() <= 6 and np.abs(mine.astype(int) - theirs).mean() < 0.5
+    assert (
+        np.abs(mine.astype(int) - theirs).max() <= 6
+        and np.abs(mine.astype(int) - theirs).mean() < 0.5
+    )

@@ -1,4 +1,5 @@
-"""Cached features: those of the exact views, whatever the workers and kills; stale ones are never used."""
+"""Cached features: those of the exact views, whatever the workers and kills; stale ones are never
+used."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def data(organized):
 @pytest.fixture(scope="module")
 def model(data):
     torch.manual_seed(0)
-    return SwinHierarchical("test_resnet", data.tree, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3).eval()
+    return SwinHierarchical(
+        "test_resnet", data.tree, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3
+    ).eval()
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +53,17 @@ def forwards(model, monkeypatch):
 
 
 def make(model, data, folder: Path, **kwargs) -> CachedViews:
-    flags = {"recipe": RECIPE, "compute": CPU, "folder": folder, "views": VIEWS, "seed": SEED, "workers": 0, "device_batch": 4,
-             "manifest_hash": data.manifest_hash, **kwargs}
+    flags = {
+        "recipe": RECIPE,
+        "compute": CPU,
+        "folder": folder,
+        "views": VIEWS,
+        "seed": SEED,
+        "workers": 0,
+        "device_batch": 4,
+        "manifest_hash": data.manifest_hash,
+        **kwargs,
+    }
     return cache_views(model, data.splits["train"], **flags)
 
 
@@ -72,14 +84,23 @@ def same(one: CachedViews, other: CachedViews) -> bool:
 
 def test_rows_are_the_features_of_the_exact_views(model, data, whole):
     split = data.splits["train"]
-    assert whole.features.shape == (VIEWS, len(split), model.num_features) and whole.features.dtype == np.float16
+    assert (
+        whole.features.shape == (VIEWS, len(split), model.num_features)
+        and whole.features.dtype == np.float16
+    )
     views = TrainViews(split, RECIPE, SEED)
     with torch.inference_mode():
         for k in range(VIEWS):
-            exact = model.features(torch.stack([views[k, i, i][0] for i in range(len(split))])).numpy()
-            np.testing.assert_allclose(whole.features[k].astype(np.float32), exact, rtol=2e-3, atol=1e-3)
+            exact = model.features(
+                torch.stack([views[k, i, i][0] for i in range(len(split))])
+            ).numpy()
+            np.testing.assert_allclose(
+                whole.features[k].astype(np.float32), exact, rtol=2e-3, atol=1e-3
+            )
     np.testing.assert_array_equal(whole.rows["class_idx"], np.tile(split.class_idx, (VIEWS, 1)))
-    assert np.abs(whole.features[0].astype(float) - whole.features[1]).max() > 0.01, "two views of a picture differ"
+    assert np.abs(whole.features[0].astype(float) - whole.features[1]).max() > 0.01, (
+        "two views of a picture differ"
+    )
 
 
 def test_items_are_rows_by_epoch_and_picture(whole):
@@ -96,7 +117,11 @@ def test_sampler_and_loader_work_unchanged(whole, workers):
     batches = list(make_loader(whole, workers, sampler=sampler))
     assert len(batches) == len(sampler)
     for (features, class_idx), items in zip(batches, sampler, strict=True):
-        assert features.shape == (8, whole.num_features) and features.dtype == torch.float32 and class_idx.dtype == torch.int64
+        assert (
+            features.shape == (8, whole.num_features)
+            and features.dtype == torch.float32
+            and class_idx.dtype == torch.int64
+        )
         for row, target, (epoch, _, i) in zip(features, class_idx, items, strict=True):
             np.testing.assert_array_equal(row, whole.features[epoch % VIEWS, i].astype(np.float32))
             assert target == whole.rows["class_idx"][0, i]
@@ -110,16 +135,22 @@ def test_a_worker_gets_the_path_and_not_the_features(whole):
 
 
 def test_evaluation_views(model, data, tmp_path):
-    made = cache_eval(model, data.splits["val"], CPU, tmp_path, 0, 4, manifest_hash=data.manifest_hash)
+    made = cache_eval(
+        model, data.splits["val"], CPU, tmp_path, 0, 4, manifest_hash=data.manifest_hash
+    )
     parts = list(made.batches(3))
     pictures = EvalViews(data.splits["val"], 32)
     with torch.inference_mode():
         exact = model.features(torch.stack([pictures[i][0] for i in range(len(pictures))]))
     torch.testing.assert_close(torch.cat([f for f, _ in parts]), exact, rtol=2e-3, atol=1e-3)
-    np.testing.assert_array_equal(torch.cat([class_idx for _, class_idx in parts]), data.splits["val"].class_idx)
+    np.testing.assert_array_equal(
+        torch.cat([class_idx for _, class_idx in parts]), data.splits["val"].class_idx
+    )
 
 
-def test_a_picture_that_cannot_be_read_brings_the_class_of_its_stand_in(model, data, tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_read_brings_the_class_of_its_stand_in(
+    model, data, tmp_path, monkeypatch
+):
     split = data.splits["train"]
     i = int(np.flatnonzero(np.diff(split.class_idx))[0])  # the next picture is of another class
     real = type(split).read
@@ -134,7 +165,9 @@ def test_the_backbone_stands_still_while_it_is_cached(model, data, whole, tmp_pa
     made = make(model, data, tmp_path)
     assert model.backbone.training, "left in the mode it was in"
     model.eval()
-    assert same(made, whole) and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert same(made, whole) and all(
+        torch.equal(value, before[key]) for key, value in model.state_dict().items()
+    )
 
 
 # endregion
@@ -152,7 +185,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("after", [1, 4, 13])
-def test_killed_it_goes_on_from_the_last_whole_block(model, data, whole, tmp_path, monkeypatch, after):
+def test_killed_it_goes_on_from_the_last_whole_block(
+    model, data, whole, tmp_path, monkeypatch, after
+):
     real, calls = model.features, []
 
     def features(pixels):
@@ -189,7 +224,8 @@ def test_processes_share_the_work(model, data, whole, tmp_path, forwards, monkey
     first = sum(forwards)
     assert 0 < first < VIEWS * whole.count
     made = make(model, data, tmp_path, world=World(1, 2))
-    # one after the other here: the second finds the first one's blocks done and takes every other one of the rest
+    # one after the other here: the second finds the first one's blocks done and takes every other
+    # one of the rest
     assert first < sum(forwards) < VIEWS * whole.count
     make(model, data, tmp_path)
     assert sum(forwards) == VIEWS * whole.count and same(made, whole), "no block twice"
@@ -204,16 +240,26 @@ def test_more_views_are_added_and_fewer_are_a_part(model, data, whole, tmp_path,
     make(model, data, tmp_path, views=1)
     assert same(make(model, data, tmp_path), whole) and sum(forwards) == VIEWS * whole.count
     forwards.clear()
-    np.testing.assert_array_equal(make(model, data, tmp_path, views=1).features[0], whole.features[0])
+    np.testing.assert_array_equal(
+        make(model, data, tmp_path, views=1).features[0], whole.features[0]
+    )
     assert same(make(model, data, tmp_path), whole) and not forwards
 
 
-CHANGES = {"seed": {"seed": 4}, "manifest": {"manifest_hash": "other"}, "precision": {"compute": Compute(CPU.device, torch.bfloat16)},
-           "level": {"recipe": replace(RECIPE, augment="full")}, "tier2": {"recipe": replace(RECIPE, tier2_share=0.9)}, "weights": {}}
+CHANGES = {
+    "seed": {"seed": 4},
+    "manifest": {"manifest_hash": "other"},
+    "precision": {"compute": Compute(CPU.device, torch.bfloat16)},
+    "level": {"recipe": replace(RECIPE, augment="full")},
+    "tier2": {"recipe": replace(RECIPE, tier2_share=0.9)},
+    "weights": {},
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_was_made_of_anything_else_is_made_anew(model, data, tmp_path, forwards, change, capsys):
+def test_what_was_made_of_anything_else_is_made_anew(
+    model, data, tmp_path, forwards, change, capsys
+):
     make(model, data, tmp_path)
     forwards.clear()
     parameter = next(model.backbone.parameters())
@@ -227,27 +273,41 @@ def test_what_was_made_of_anything_else_is_made_anew(model, data, tmp_path, forw
 def test_settings_without_an_effect_on_features_leave_them(model, data, tmp_path, forwards):
     make(model, data, tmp_path)
     forwards.clear()
-    make(model, data, tmp_path, device_batch=5, recipe=replace(RECIPE, batch_size=4, weight_decay=0.0, disease_heads_lr=1.0))
+    make(
+        model,
+        data,
+        tmp_path,
+        device_batch=5,
+        recipe=replace(RECIPE, batch_size=4, weight_decay=0.0, disease_heads_lr=1.0),
+    )
     assert not forwards
 
 
 def test_an_edited_augmentation_is_noticed(model, data, tmp_path, forwards, monkeypatch):
     make(model, data, tmp_path)
     real = TrainViews.__getitem__
-    monkeypatch.setattr(TrainViews, "__getitem__", lambda self, item: (255 - real(self, item)[0], real(self, item)[1]))
+    monkeypatch.setattr(
+        TrainViews,
+        "__getitem__",
+        lambda self, item: (255 - real(self, item)[0], real(self, item)[1]),
+    )
     forwards.clear()
     make(model, data, tmp_path)
     assert sum(forwards)
 
 
-def test_rows_that_are_being_replaced_do_not_count_as_done(model, data, whole, tmp_path, monkeypatch):
+def test_rows_that_are_being_replaced_do_not_count_as_done(
+    model, data, whole, tmp_path, monkeypatch
+):
     make(model, data, tmp_path)
     real = model.features
     monkeypatch.setattr(model, "features", lambda pixels: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         make(model, data, tmp_path, seed=99)
     monkeypatch.setattr(model, "features", real)
-    assert same(make(model, data, tmp_path), whole), "back to the first seed, whose rows are half gone"
+    assert same(make(model, data, tmp_path), whole), (
+        "back to the first seed, whose rows are half gone"
+    )
 
 
 def test_every_setting_that_a_view_reads_is_among_those_compared(data):
@@ -268,12 +328,18 @@ def test_every_setting_that_a_view_reads_is_among_those_compared(data):
 
 
 def test_a_disk_too_small_is_told_beforehand(model, data, tmp_path, monkeypatch, refused, forwards):
-    monkeypatch.setattr(cached_features.shutil, "disk_usage", lambda folder: namedtuple("usage", "total used free")(10, 10, 1000))
+    monkeypatch.setattr(
+        cached_features.shutil,
+        "disk_usage",
+        lambda folder: namedtuple("usage", "total used free")(10, 10, 1000),
+    )
     refused(("GB more in", "--cached-views"), make, model, data, tmp_path)
     assert not forwards
 
 
-def test_a_disk_that_fills_up_ends_in_a_sentence_and_loses_no_block(model, data, whole, tmp_path, monkeypatch, refused):
+def test_a_disk_that_fills_up_ends_in_a_sentence_and_loses_no_block(
+    model, data, whole, tmp_path, monkeypatch, refused
+):
     real, flushed = cached_features._flush, []
 
     def flush(file):
@@ -301,8 +367,14 @@ def test_out_of_memory_takes_smaller_pieces(model, data, whole, tmp_path, monkey
 
     monkeypatch.setattr(model, "features", features)
     made = make(model, data, tmp_path)
-    assert sizes[:4] == [4, 2, 1, 1] and set(sizes[4:]) == {1} and "1 pictures at once" in capsys.readouterr().out
-    np.testing.assert_allclose(made.features.astype(float), whole.features.astype(float), rtol=2e-3, atol=1e-3)
+    assert (
+        sizes[:4] == [4, 2, 1, 1]
+        and set(sizes[4:]) == {1}
+        and "1 pictures at once" in capsys.readouterr().out
+    )
+    np.testing.assert_allclose(
+        made.features.astype(float), whole.features.astype(float), rtol=2e-3, atol=1e-3
+    )
 
 
 def test_a_feature_that_is_no_number_stops(model, data, tmp_path, monkeypatch, refused):

@@ -1,4 +1,5 @@
-"""Checkpoints: whole or not at all, readable without code, and refused in a sentence where they do not fit."""
+"""Checkpoints: whole or not at all, readable without code, and refused in a sentence where they do
+not fit."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def model():
 @pytest.fixture
 def saved(model, tmp_path) -> Path:
     path = tmp_path / "run" / "last.pt"
-    checkpoint.save(path, {**checkpoint.describe_model(model), "provenance": checkpoint.provenance()})
+    checkpoint.save(
+        path, {**checkpoint.describe_model(model), "provenance": checkpoint.provenance()}
+    )
     return path
 
 
@@ -36,7 +39,9 @@ def test_there_and_back(model, saved):
     with torch.inference_mode():
         assert torch.equal(model(images)[1], again(images)[1])
     assert not again.training and again.tree == TREE and list(saved.parent.iterdir()) == [saved]
-    assert checkpoint.weights_hash(payload) == checkpoint.weights_hash(checkpoint.describe_model(again))
+    assert checkpoint.weights_hash(payload) == checkpoint.weights_hash(
+        checkpoint.describe_model(again)
+    )
 
 
 def test_keys_carry_no_wrapper(model):
@@ -44,7 +49,10 @@ def test_keys_carry_no_wrapper(model):
         def __init__(self, inner, name):
             super().__init__()
             setattr(self, name, inner)
-            self.settings, self.tree = inner.settings, inner.tree if hasattr(inner, "tree") else TREE
+            self.settings, self.tree = (
+                inner.settings,
+                inner.tree if hasattr(inner, "tree") else TREE,
+            )
 
     for wrapped in (Wrapper(model, "module"), Wrapper(model, "_orig_mod")):
         assert set(checkpoint.describe_model(wrapped)["model"]) == set(model.state_dict())
@@ -79,8 +87,18 @@ def test_a_full_disk(model, tmp_path):
 def test_damaged_files_are_refused(saved, tmp_path, refused):
     data = saved.read_bytes()
     bad = tmp_path / "bad.pt"
-    for part in (b"", b"x", b"plain text, no checkpoint\n" * 5, data[:100], data[: len(data) // 2], data[:-1], data[:-30], data[50:],
-                 b"\x80\x02}q\x00.", b"PK\x03\x04" + b"\0" * 60):
+    for part in (
+        b"",
+        b"x",
+        b"plain text, no checkpoint\n" * 5,
+        data[:100],
+        data[: len(data) // 2],
+        data[:-1],
+        data[:-30],
+        data[50:],
+        b"\x80\x02}q\x00.",
+        b"PK\x03\x04" + b"\0" * 60,
+    ):
         bad.write_bytes(part)
         refused("bad.pt", checkpoint.load, bad)
     refused("there is no checkpoint", checkpoint.load, tmp_path / "none.pt")
@@ -109,8 +127,22 @@ def test_other_files_are_refused(saved, tmp_path, refused):
 def test_another_tree_is_refused(saved, refused):
     payload = checkpoint.load(saved)
     checkpoint.require_tree(payload, TREE, saved, Path("data"))
-    refused(("b/z", "--data"), checkpoint.require_tree, payload, ClassTree(("a", "b"), (("x", "y"), ("z",))), saved, Path("data"))
-    refused("another order", checkpoint.require_tree, payload, ClassTree(("b", "a"), (("x",), ("x", "y"))), saved, Path("data"))
+    refused(
+        ("b/z", "--data"),
+        checkpoint.require_tree,
+        payload,
+        ClassTree(("a", "b"), (("x", "y"), ("z",))),
+        saved,
+        Path("data"),
+    )
+    refused(
+        "another order",
+        checkpoint.require_tree,
+        payload,
+        ClassTree(("b", "a"), (("x",), ("x", "y"))),
+        saved,
+        Path("data"),
+    )
 
 
 def test_weights_of_another_shape_are_refused(saved, refused):
@@ -145,7 +177,10 @@ def test_backbone_weights(model, saved, tmp_path, refused):
 
 
 def test_best(tmp_path):
-    assert checkpoint.find_best(tmp_path) is None and checkpoint.find_best(tmp_path / "nowhere") is None
+    assert (
+        checkpoint.find_best(tmp_path) is None
+        and checkpoint.find_best(tmp_path / "nowhere") is None
+    )
     for name in ("epoch=02-best.pt", "epoch=10-best.pt", "epoch=10.pt", "epoch=10-best.pt.tmp"):
         (tmp_path / name).touch()
     assert checkpoint.find_best(tmp_path).name == "epoch=10-best.pt"

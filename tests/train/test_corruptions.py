@@ -1,4 +1,5 @@
-"""Camera faults and holes: every one against a slow plain reference in float64, and how often they are drawn."""
+"""Camera faults and holes: every one against a slow plain reference in float64, and how often they
+are drawn."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ NONE = Level(jpeg_p=0, shadow_p=0)
 
 def photo(width: int = 48, height: int = 48, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return cv2.resize(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        rng.integers(0, 256, (6, 6, 3)).astype(np.uint8),
+        (width, height),
+        interpolation=cv2.INTER_CUBIC,
+    )
 
 
 class Dice:
@@ -63,18 +68,25 @@ def test_blur_equals_the_slow_reference(place, kernel):
 def test_noise_is_normal_and_its_own_in_every_value(std):
     grey = np.full((160, 160, 3), 128, np.uint8)
     noise = gaussian_noise(grey, std, np.random.default_rng(0)).astype(float) - 128
-    assert noise.mean() == pytest.approx(0, abs=0.1) and noise.std() == pytest.approx(math.hypot(std, 12**-0.5), rel=0.02)
+    assert noise.mean() == pytest.approx(0, abs=0.1) and noise.std() == pytest.approx(
+        math.hypot(std, 12**-0.5), rel=0.02
+    )
     shares = [np.mean(np.abs(noise) > k * std + 0.5) for k in (1, 2, 3)]
     for k, share in enumerate(shares, 1):
         edge = (math.floor(k * std + 0.5) + 0.5) / std  # noise is whole numbers
-        assert share == pytest.approx(math.erfc(edge / math.sqrt(2)), abs=0.015)  # the bank has 32 steps per std
+        assert share == pytest.approx(
+            math.erfc(edge / math.sqrt(2)), abs=0.015
+        )  # the bank has 32 steps per std
     flat = noise.reshape(-1)
     for lag in (1, 3, 480):
         assert abs(np.corrcoef(flat[:-lag], flat[lag:])[0, 1]) < 0.02
 
 
 def test_noise_saturates():
-    assert gaussian_noise(np.full((64, 64, 3), 255, np.uint8), 7.0, np.random.default_rng(0)).min() > 200
+    assert (
+        gaussian_noise(np.full((64, 64, 3), 255, np.uint8), 7.0, np.random.default_rng(0)).min()
+        > 200
+    )
     assert gaussian_noise(np.zeros((64, 64, 3), np.uint8), 7.0, np.random.default_rng(0)).max() < 55
 
 
@@ -86,7 +98,9 @@ def test_noise_for_pictures_larger_than_the_bank():
 @pytest.mark.parametrize("mean", [0.0, 0.3, 3.0, 20.0, 40.0])
 def test_poisson_quantiles(mean):
     counts = poisson_quantiles(mean)
-    assert counts.mean() == pytest.approx(mean, rel=0.01, abs=0.01) and counts.var() == pytest.approx(mean, rel=0.04, abs=0.01)
+    assert counts.mean() == pytest.approx(
+        mean, rel=0.01, abs=0.01
+    ) and counts.var() == pytest.approx(mean, rel=0.04, abs=0.01)
     for k in range(60):
         chance = math.exp(-mean) * mean**k / math.factorial(k)
         assert np.mean(counts == k) == pytest.approx(chance, abs=1.01 / 256)
@@ -107,14 +121,18 @@ def test_iso_noise_equals_the_slow_reference(shift, intensity):
         for x in range(40):
             h, lightness, s = colorsys.rgb_to_hls(*(rgb[y, x] / 255))
             lightness += shot[y, x] / 255 * (1 - lightness)
-            want = 255 * np.array(colorsys.hls_to_rgb((h + shift * intensity * turn[y, x]) % 1, lightness, s))
+            want = 255 * np.array(
+                colorsys.hls_to_rgb((h + shift * intensity * turn[y, x]) % 1, lightness, s)
+            )
             assert np.abs(got[y, x] - want).max() < 1.0, (y, x)
 
 
 def test_iso_noise_follows_the_pictures_contrast():
     flat = np.full((64, 64, 3), (120, 120, 120), np.uint8)
     np.testing.assert_array_equal(iso_noise(flat, 0.05, 0.3, np.random.default_rng(0)), flat)
-    change = iso_noise(photo(64, 64), 0.05, 0.3, np.random.default_rng(0)).astype(int) - photo(64, 64)
+    change = iso_noise(photo(64, 64), 0.05, 0.3, np.random.default_rng(0)).astype(int) - photo(
+        64, 64
+    )
     assert 1 < np.abs(change).mean() < 30
 
 
@@ -126,7 +144,10 @@ def test_iso_noise_follows_the_pictures_contrast():
 @pytest.mark.parametrize("quality", [60, 80, 95])
 def test_recompression_equals_pillows(quality):
     rgb = photo(64, 48)
-    rgb[:16, :32], rgb[:16, 32:] = (250, 10, 10), (10, 10, 250)  # swapped channels would show in the size of the fault
+    rgb[:16, :32], rgb[:16, 32:] = (
+        (250, 10, 10),
+        (10, 10, 250),
+    )  # swapped channels would show in the size of the fault
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     want = np.array(Image.open(buffer)).astype(int)
@@ -141,7 +162,9 @@ def test_a_shadow_halves_the_light_within_its_corners():
     y, x = np.mgrid[:80, :80].astype(float)
     inside = np.full((80, 80), np.inf)  # px to the nearest side, negative outside
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        inside = np.minimum(inside, ((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / math.hypot(x1 - x0, y1 - y0))
+        inside = np.minimum(
+            inside, ((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / math.hypot(x1 - x0, y1 - y0)
+        )
     got = shadow(rgb, [corners[[2, 0, 3, 1]]]).astype(float)
     assert np.abs(got[inside > 4] - rgb[inside > 4] / 2).max() <= 0.5
     np.testing.assert_array_equal(got[inside < -5], rgb[inside < -5])
@@ -167,17 +190,23 @@ def test_coarse_dropout_equals_the_slow_reference():
         for x in range(40):
             if (4 <= y < 12 and 20 <= x < 26) or (30 <= y < 40 and 0 <= x < 10):
                 want[y, x] = 128
-    np.testing.assert_array_equal(coarse_dropout(rgb, [(0.1, 0.5, 0.2, 0.15), (0.75, 0.0, 0.25, 0.25)]), want)
+    np.testing.assert_array_equal(
+        coarse_dropout(rgb, [(0.1, 0.5, 0.2, 0.15), (0.75, 0.0, 0.25, 0.25)]), want
+    )
     assert not np.array_equal(rgb, want), "the picture itself is left as it was"
 
 
-@pytest.mark.parametrize(("unit", "down", "right"), [(0.5, 0.0, 0.0), (0.43, 0.3, 0.7), (1.0, 0.99, 0.5)])
+@pytest.mark.parametrize(
+    ("unit", "down", "right"), [(0.5, 0.0, 0.0), (0.43, 0.3, 0.7), (1.0, 0.99, 0.5)]
+)
 def test_grid_mask_equals_the_slow_reference(unit, down, right):
     rgb, step = photo(60, 60), round(60 * unit)
     want = rgb.copy()
     for y in range(60):
         for x in range(60):
-            if (y + int(step * down)) % step < round(0.4 * step) and (x + int(step * right)) % step < round(0.4 * step):
+            if (y + int(step * down)) % step < round(0.4 * step) and (
+                x + int(step * right)
+            ) % step < round(0.4 * step):
                 want[y, x] = 128
     got = grid_mask(rgb, unit, 0.4, down, right)
     np.testing.assert_array_equal(got, want)
@@ -191,11 +220,18 @@ def test_holes_keep_to_their_ranges_and_to_the_picture():
     for seed in range(300):
         hidden = camera_faults(white, level, 0.0, np.random.default_rng(seed))[..., 0] == 128
         rows, columns = np.flatnonzero(hidden.any(1)), np.flatnonzero(hidden.any(0))
-        assert 10 <= len(rows) <= 30 and 10 <= len(columns) <= 30 and hidden.sum() == len(rows) * len(columns)
+        assert (
+            10 <= len(rows) <= 30
+            and 10 <= len(columns) <= 30
+            and hidden.sum() == len(rows) * len(columns)
+        )
         areas.append((rows[0], columns[0]))
     assert np.min(areas) < 5 and np.max(areas) > 165
     level = replace(NONE, dropout_p=1.0, dropout_holes=(2, 8))
-    shares = [(camera_faults(white, level, 0.0, np.random.default_rng(i)) == 128).mean() for i in range(200)]
+    shares = [
+        (camera_faults(white, level, 0.0, np.random.default_rng(i)) == 128).mean()
+        for i in range(200)
+    ]
     assert 2 * 0.05**2 * 0.5 < min(shares) and 0.07 < max(shares) < 8 * 0.15**2
 
 
@@ -207,15 +243,26 @@ def test_holes_keep_to_their_ranges_and_to_the_picture():
 def test_shares_of_the_faults():
     """`share` of the pictures get one of three faults; with every chance at 0 none changes."""
     rgb = photo(32, 32)
-    changed = [not np.array_equal(camera_faults(rgb, NONE, 0.3, np.random.default_rng(i)), rgb) for i in range(600)]
+    changed = [
+        not np.array_equal(camera_faults(rgb, NONE, 0.3, np.random.default_rng(i)), rgb)
+        for i in range(600)
+    ]
     assert 0.25 < np.mean(changed) < 0.35
-    assert all(np.array_equal(camera_faults(rgb, NONE, 0.0, np.random.default_rng(i)), rgb) for i in range(50))
+    assert all(
+        np.array_equal(camera_faults(rgb, NONE, 0.0, np.random.default_rng(i)), rgb)
+        for i in range(50)
+    )
 
 
-@pytest.mark.parametrize(("field", "share"), [("jpeg_p", 0.2), ("shadow_p", 0.15), ("dropout_p", 0.5), ("grid_p", 0.3)])
+@pytest.mark.parametrize(
+    ("field", "share"), [("jpeg_p", 0.2), ("shadow_p", 0.15), ("dropout_p", 0.5), ("grid_p", 0.3)]
+)
 def test_shares_of_each_fault(field, share):
     rgb, level = photo(32, 32), replace(NONE, **{field: share})
-    changed = [not np.array_equal(camera_faults(rgb, level, 0.0, np.random.default_rng(i)), rgb) for i in range(400)]
+    changed = [
+        not np.array_equal(camera_faults(rgb, level, 0.0, np.random.default_rng(i)), rgb)
+        for i in range(400)
+    ]
     assert np.mean(changed) == pytest.approx(share, abs=0.06)
 
 
@@ -226,6 +273,7 @@ def test_drawn_parameters_fill_their_ranges(monkeypatch):
         def noted(rgb, *args):
             seen.setdefault(name, []).append(args)
             return rgb
+
         return noted
 
     for name in ("gaussian_noise", "iso_noise", "recompress", "shadow", "grid_mask"):
@@ -233,16 +281,20 @@ def test_drawn_parameters_fill_their_ranges(monkeypatch):
     rng = np.random.default_rng(0)
     for _ in range(3000):
         camera_faults(photo(8, 8), replace(NONE, jpeg_p=0.5, shadow_p=0.5, grid_p=0.5), 1.0, rng)
-    for values, low, high in [([std**2 for std, _ in seen["gaussian_noise"]], 10, 50),
-                              ([shift for shift, _, _ in seen["iso_noise"]], 0.01, 0.05),
-                              ([intensity for _, intensity, _ in seen["iso_noise"]], 0.1, 0.3),
-                              ([quality for quality, in seen["recompress"]], 60, 95),
-                              ([unit for unit, *_ in seen["grid_mask"]], 0.43, 1.0)]:
+    for values, low, high in [
+        ([std**2 for std, _ in seen["gaussian_noise"]], 10, 50),
+        ([shift for shift, _, _ in seen["iso_noise"]], 0.01, 0.05),
+        ([intensity for _, intensity, _ in seen["iso_noise"]], 0.1, 0.3),
+        ([quality for (quality,) in seen["recompress"]], 60, 95),
+        ([unit for unit, *_ in seen["grid_mask"]], 0.43, 1.0),
+    ]:
         slack = 0.01 * (high - low)
-        assert low - 1e-6 <= min(values) <= low + slack and high - slack <= max(values) <= high + 1e-6
-    assert {len(polygons) for polygons, in seen["shadow"]} == {1, 2}
-    assert {corners.shape for polygons, in seen["shadow"] for corners in polygons} == {(4, 2)}
-    corners = np.concatenate([np.concatenate(polygons) for polygons, in seen["shadow"]])
+        assert (
+            low - 1e-6 <= min(values) <= low + slack and high - slack <= max(values) <= high + 1e-6
+        )
+    assert {len(polygons) for (polygons,) in seen["shadow"]} == {1, 2}
+    assert {corners.shape for (polygons,) in seen["shadow"] for corners in polygons} == {(4, 2)}
+    corners = np.concatenate([np.concatenate(polygons) for (polygons,) in seen["shadow"]])
     assert 0 <= corners.min() < 0.1 and 7.9 < corners.max() < 8
 
 

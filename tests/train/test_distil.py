@@ -1,4 +1,5 @@
-"""Distillation: the loss against a plain reference, and which answers of the teacher count in a phase."""
+"""Distillation: the loss against a plain reference, and which answers of the teacher count in a
+phase."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from common.train.engine import choose_compute, training_step
 from common.train.model import SwinHierarchical
 from common.train.optim import make_optimizer, set_trainable
 
-TREE = ClassTree(("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy")))
+TREE = ClassTree(
+    ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy"))
+)
 RECIPE = recipes.get("demo")
 JOINT, SPECIES = recipes.joint_phases(RECIPE)[0], recipes.species_phases(RECIPE)[0]
 CPU = choose_compute("cpu", "fp32")
@@ -32,10 +35,14 @@ def model(seed: int, size: int = 32) -> SwinHierarchical:
 
 @pytest.fixture
 def pixels() -> torch.Tensor:
-    return torch.randint(0, 256, (5, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (5, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
 
 
-def soft(net: SwinHierarchical, pixels: torch.Tensor, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def soft(
+    net: SwinHierarchical, pixels: torch.Tensor, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Species and joint leaves, softened, as a textbook would compute them."""
     with torch.inference_mode():
         hidden, logits = net(pixels)
@@ -49,14 +56,19 @@ def soft(net: SwinHierarchical, pixels: torch.Tensor, temperature: float) -> tup
     return species, joint
 
 
-@pytest.mark.parametrize(("phase", "parts"), [(JOINT, (0, 1)), (SPECIES, (0,)), (replace(JOINT, species_weight=0.0), (1,))])
+@pytest.mark.parametrize(
+    ("phase", "parts"),
+    [(JOINT, (0, 1)), (SPECIES, (0,)), (replace(JOINT, species_weight=0.0), (1,))],
+)
 def test_the_loss_is_that_of_a_textbook(pixels, phase, parts):
     teacher, student = Teacher(model(0), 0.7, 2.0), model(1)
     loss = torch.rand(5, generator=torch.Generator().manual_seed(1))
     found = teacher.blend(loss, student, student.features(pixels), pixels, phase, CPU)
     pairs = list(zip(soft(teacher.model, pixels, 2.0), soft(student, pixels, 2.0), strict=True))
     distance = sum((pairs[i][0] * np.log(pairs[i][0] / pairs[i][1])).sum(1) for i in parts)
-    assert found.detach().numpy() == pytest.approx(0.3 * loss.numpy() + 0.7 * 4.0 * distance, rel=1e-4)
+    assert found.detach().numpy() == pytest.approx(
+        0.3 * loss.numpy() + 0.7 * 4.0 * distance, rel=1e-4
+    )
 
 
 def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn_from_it(pixels):
@@ -68,11 +80,15 @@ def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn_from_it(pixe
 def test_the_teacher_sees_the_students_crop_at_its_own_size(pixels, monkeypatch):
     teacher, seen = Teacher(model(0, size=48), 0.5, 1.0), []
     plain = teacher.model.features
-    monkeypatch.setattr(teacher.model, "features", lambda images: seen.append(images) or plain(images))
+    monkeypatch.setattr(
+        teacher.model, "features", lambda images: seen.append(images) or plain(images)
+    )
     student = model(1)
     teacher.blend(torch.ones(5), student, student.features(pixels), pixels, JOINT, CPU)
     assert seen[0].shape == (5, 48, 48, 3)
-    assert torch.allclose(seen[0].mean(dim=(1, 2)), pixels.float().mean(dim=(1, 2)), atol=2.0)  # the same picture
+    assert torch.allclose(
+        seen[0].mean(dim=(1, 2)), pixels.float().mean(dim=(1, 2)), atol=2.0
+    )  # the same picture
     assert not any(p.requires_grad for p in teacher.model.parameters())
 
 
@@ -86,8 +102,20 @@ def test_cached_features_are_learned_from_labels_alone():
 
     def step(teacher: Teacher | None) -> float:
         state = {name: value.clone() for name, value in student.state_dict().items()}
-        loss = training_step(student, optimizer, CPU.scaler(), features, torch.arange(6), mix, phase=phase, recipe=RECIPE, compute=CPU,
-                             rate=0.0, device_batch=6, teacher=teacher)
+        loss = training_step(
+            student,
+            optimizer,
+            CPU.scaler(),
+            features,
+            torch.arange(6),
+            mix,
+            phase=phase,
+            recipe=RECIPE,
+            compute=CPU,
+            rate=0.0,
+            device_batch=6,
+            teacher=teacher,
+        )
         student.load_state_dict(state)
         return float(loss)
 

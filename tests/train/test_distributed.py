@@ -21,13 +21,21 @@ from common.train.recipes import get
 def test_shares_are_whole_and_nearly_equal(count):
     shares = [World(rank, 3).share(count) for rank in range(3)]
     rows = [row for share in shares for row in range(count)[share]]
-    assert rows == list(range(count)) and max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
+    assert (
+        rows == list(range(count))
+        and max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
+    )
 
 
 def test_alone_nothing_changes():
     parameter = torch.nn.Parameter(torch.ones(2))
     ALONE.sum_gradients([parameter])
-    assert parameter.grad is None and ALONE.leads and ALONE.gather(3) == [3] and ALONE.any(True, torch.device("cpu"))
+    assert (
+        parameter.grad is None
+        and ALONE.leads
+        and ALONE.gather(3) == [3]
+        and ALONE.any(True, torch.device("cpu"))
+    )
     assert ALONE.share(7) == slice(0, 7)
 
 
@@ -38,38 +46,92 @@ def test_partners_are_those_of_the_step():
     assert all(sorted(p.tolist()) == list(range(16)) for p in mixed if p is not None)
 
 
-FLAGS = ["--recipe", "demo", "--weights", "none", "--backbone", "test_vit", "--image-size", "32", "--batch-size", "8",
-         "--mix-share", "0.5", "--drop-path", "0.3", "--species-warmup-epochs", "1", "--species-finetune-epochs", "3",
-         "--species-final-epochs", "1", "--species-finetune-lr", "1e-3", "--ema-decay", "0.9", "--workers", "0", "--precision", "fp32",
-         "--device", "cpu"]
+FLAGS = [
+    "--recipe",
+    "demo",
+    "--weights",
+    "none",
+    "--backbone",
+    "test_vit",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "8",
+    "--mix-share",
+    "0.5",
+    "--drop-path",
+    "0.3",
+    "--species-warmup-epochs",
+    "1",
+    "--species-finetune-epochs",
+    "3",
+    "--species-final-epochs",
+    "1",
+    "--species-finetune-lr",
+    "1e-3",
+    "--ema-decay",
+    "0.9",
+    "--workers",
+    "0",
+    "--precision",
+    "fp32",
+    "--device",
+    "cpu",
+]
 
 
 def test_two_processes_end_where_one_ends(organized, tmp_path):
-    """30 steps with MixUp, CutMix, stochastic depth and an average of the weights; each process sees half of each batch."""
+    """30 steps with MixUp, CutMix, stochastic depth and an average of the weights; each process
+    sees half of each batch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = ["--data", str(organized), "--checkpoints"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "--master_addr=127.0.0.1"]
-    done = subprocess.run([*torchrun, "02a_train_species.py", *where, str(tmp_path / "two"), *FLAGS], cwd=ROOT, capture_output=True,
-                          text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        f"--master_port={port}",
+        "--master_addr=127.0.0.1",
+    ]
+    done = subprocess.run(
+        [*torchrun, "02a_train_species.py", *where, str(tmp_path / "two"), *FLAGS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("next: python 02b") == 1 and "2 processes x 1 x 4" in done.stdout, "one process speaks"
+    assert done.stdout.count("next: python 02b") == 1 and "2 processes x 1 x 4" in done.stdout, (
+        "one process speaks"
+    )
     assert run("02a_train_species", *where, tmp_path / "one", *FLAGS, "--device-batch", 4) == 0
-    one, two = (checkpoint.load(tmp_path / name / "species_only" / "last.pt") for name in ("one", "two"))
+    one, two = (
+        checkpoint.load(tmp_path / name / "species_only" / "last.pt") for name in ("one", "two")
+    )
     assert one["epochs_done"] == two["epochs_done"] == 5
     for state in ("model", "ema"):
-        difference = max(float((one[state][k].double() - two[state][k].double()).abs().max()) for k in one[state])
+        difference = max(
+            float((one[state][k].double() - two[state][k].double()).abs().max()) for k in one[state]
+        )
         assert difference < 1e-5, f"{state}: {difference}"
-    assert one["metrics"]["species_nll"] == pytest.approx(two["metrics"]["species_nll"], abs=1e-5), "each judged half of val"
+    assert one["metrics"]["species_nll"] == pytest.approx(
+        two["metrics"]["species_nll"], abs=1e-5
+    ), "each judged half of val"
 
 
 def test_a_batch_smaller_than_the_processes_is_told(monkeypatch, refused):
     import argparse
 
     from common.train import machine
+
     args = argparse.Namespace(device="cpu", precision="fp32", device_batch=0, seed=0, workers=0)
     monkeypatch.setattr(machine, "join", lambda device: World(0, 16))
-    refused("16 processes", machine.resolve_machine, args, get("hierarchical").__class__(**{**vars(get("hierarchical")), "batch_size": 8}))
-
-
+    refused(
+        "16 processes",
+        machine.resolve_machine,
+        args,
+        get("hierarchical").__class__(**{**vars(get("hierarchical")), "batch_size": 8}),
+    )

@@ -1,4 +1,5 @@
-"""The training step: accumulation, clipping, what is frozen, rates, and the stops over numbers that are none."""
+"""The training step: accumulation, clipping, what is frozen, rates, and the stops over numbers that
+are none."""
 
 from __future__ import annotations
 
@@ -33,15 +34,41 @@ def build(name: str = "test_vit", seed: int = 0) -> SwinHierarchical:
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=generator), torch.randint(6, (8,), generator=generator)
+    return torch.randint(
+        0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=generator
+    ), torch.randint(6, (8,), generator=generator)
 
 
-def step(model, phase: Phase, *, recipe=RECIPE, rate=None, device_batch=8, mix=NONE, seed=0, optimizer=None, compute=CPU) -> float:
+def step(
+    model,
+    phase: Phase,
+    *,
+    recipe=RECIPE,
+    rate=None,
+    device_batch=8,
+    mix=NONE,
+    seed=0,
+    optimizer=None,
+    compute=CPU,
+) -> float:
     set_trainable(model, phase)
     optimizer = optimizer or make_optimizer(model, phase, recipe)
     images, class_idx = batch(seed)
-    return float(engine.training_step(model, optimizer, compute.scaler(), images, class_idx, mix, phase=phase, recipe=recipe,
-                                      compute=compute, rate=phase.lr if rate is None else rate, device_batch=device_batch))
+    return float(
+        engine.training_step(
+            model,
+            optimizer,
+            compute.scaler(),
+            images,
+            class_idx,
+            mix,
+            phase=phase,
+            recipe=recipe,
+            compute=compute,
+            rate=phase.lr if rate is None else rate,
+            device_batch=device_batch,
+        )
+    )
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -58,7 +85,9 @@ UP = Mix(torch.tensor([3, 2, 1, 0, 7, 6, 5, 4]), 0.4)
 def test_accumulation_adds_up_to_the_whole_batch(mix, pieces):
     whole, parts = build(), build()
     loss = step(whole, B3, recipe=LOOSE, mix=mix)
-    assert step(parts, B3, recipe=LOOSE, mix=mix, device_batch=pieces) == pytest.approx(loss, rel=1e-5)
+    assert step(parts, B3, recipe=LOOSE, mix=mix, device_batch=pieces) == pytest.approx(
+        loss, rel=1e-5
+    )
     want, got = gradients(whole), gradients(parts)
     assert set(want) == set(got) and len(want) > 20
     for name in want:
@@ -72,7 +101,9 @@ def test_the_mixed_loss_is_that_of_both_partners():
         features = model.features(CUT.apply(images, slice(0, 8)))
         own = engine.hierarchical_loss(model, features, class_idx, B3, RECIPE)
         other = engine.hierarchical_loss(model, features, class_idx[CUT.partner], B3, RECIPE)
-    assert step(build(), B3, mix=CUT, rate=0.0) == pytest.approx(float((0.7 * own + 0.3 * other).mean()), rel=1e-5)
+    assert step(build(), B3, mix=CUT, rate=0.0) == pytest.approx(
+        float((0.7 * own + 0.3 * other).mean()), rel=1e-5
+    )
 
 
 def test_the_joint_loss_is_species_plus_a_share_of_disease():
@@ -84,31 +115,47 @@ def test_the_joint_loss_is_species_plus_a_share_of_disease():
         disease = engine.hierarchical_loss(model, features, class_idx, B1, RECIPE)
         joint = engine.hierarchical_loss(model, features, class_idx, B3, RECIPE)
     torch.testing.assert_close(joint, species + 0.7 * disease)
-    assert (disease[class_idx == 3] == 0).all() and (disease[class_idx != 3] > 0).all(), "a species with one disease costs nothing"
+    assert (disease[class_idx == 3] == 0).all() and (disease[class_idx != 3] > 0).all(), (
+        "a species with one disease costs nothing"
+    )
 
 
 def test_gradients_are_clipped():
     model = build()
     step(model, B3, recipe=replace(RECIPE, clip_norm=1e-3))
-    assert math.sqrt(sum(float(g.square().sum()) for g in gradients(model).values())) == pytest.approx(1e-3, rel=1e-3)
+    assert math.sqrt(
+        sum(float(g.square().sum()) for g in gradients(model).values())
+    ) == pytest.approx(1e-3, rel=1e-3)
     free = build()
     step(free, B3, recipe=LOOSE)
     assert math.sqrt(sum(float(g.square().sum()) for g in gradients(free).values())) > 1e-2
 
 
-@pytest.mark.parametrize(("phase", "moves"), [
-    (A1, ("species_head",)), (A2, ("backbone", "species_head")), (A3, ("backbone", "species_head")),
-                                              (B1, ("disease_heads",)), (B2, ("disease_heads",)),
-                                              (B3, ("backbone", "species_head", "disease_heads"))], ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize(
+    ("phase", "moves"),
+    [
+        (A1, ("species_head",)),
+        (A2, ("backbone", "species_head")),
+        (A3, ("backbone", "species_head")),
+        (B1, ("disease_heads",)),
+        (B2, ("disease_heads",)),
+        (B3, ("backbone", "species_head", "disease_heads")),
+    ],
+    ids=lambda v: getattr(v, "name", ""),
+)
 def test_what_a_phase_moves_and_what_it_leaves(phase, moves):
     model = build("test_resnet")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for seed in range(2):
         step(model, phase, seed=seed)
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(before[name], value)
+    }
     assert {name.split(".")[0] for name in changed} == set(moves)
     statistics = {name for name in before if "running_" in name}
-    assert statistics and (statistics <= changed if "backbone" in moves else not statistics & changed), "batch norm statistics"
+    assert statistics and (
+        statistics <= changed if "backbone" in moves else not statistics & changed
+    ), "batch norm statistics"
     if "backbone" in moves:
         weights = {name for name, p in model.named_parameters() if name.startswith("backbone")}
         assert weights <= changed
@@ -136,8 +183,12 @@ def test_weight_decay_is_on_matrices_only():
 
 
 def test_rates():
-    assert [rate_at(A2, s, 100) for s in (0, 50, 100)] == pytest.approx([1e-4, (1e-4 + 1e-6) / 2, 1e-6])
-    assert rate_at(A2, 99, 100) == pytest.approx(1e-6, rel=0.03) and rate_at(A2, 500, 100) == pytest.approx(1e-6)
+    assert [rate_at(A2, s, 100) for s in (0, 50, 100)] == pytest.approx(
+        [1e-4, (1e-4 + 1e-6) / 2, 1e-6]
+    )
+    assert rate_at(A2, 99, 100) == pytest.approx(1e-6, rel=0.03) and rate_at(
+        A2, 500, 100
+    ) == pytest.approx(1e-6)
     rates = [rate_at(A2, s, 100) for s in range(101)]
     assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
     assert {rate_at(A1, s, 10) for s in range(11)} == {1e-3}
@@ -150,7 +201,9 @@ def test_a_steps_randomness_is_a_function_of_its_place():
     again = engine.seed_step(1, 2, 3).random(4), torch.rand(4)
     assert np.array_equal(first[0], again[0]) and torch.equal(first[1], again[1])
     for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
-        assert not np.array_equal(engine.seed_step(*other).random(4), first[0]) and not torch.equal(torch.rand(4), first[1])
+        assert not np.array_equal(engine.seed_step(*other).random(4), first[0]) and not torch.equal(
+            torch.rand(4), first[1]
+        )
 
 
 def test_a_few_steps_lower_the_loss():

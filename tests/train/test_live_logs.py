@@ -15,9 +15,18 @@ from common.train.live_logs import MemoryLog, memory_now, open_live_log
 
 def test_memory_counts_children_and_gpu(monkeypatch):
     before = memory_now()
-    assert 5 < before["ram_mb"] <= before["ram_peak_mb"] and (before["gpu_allocated_mb"] is None or before["gpu_allocated_mb"] >= 0)
-    child = subprocess.Popen([sys.executable, "-c", "held = bytearray(b'x') * (120 << 20); print(1, flush=True); input()"],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert 5 < before["ram_mb"] <= before["ram_peak_mb"] and (
+        before["gpu_allocated_mb"] is None or before["gpu_allocated_mb"] >= 0
+    )
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "held = bytearray(b'x') * (120 << 20); print(1, flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
         child.stdout.readline()
         held = memory_now()["workers_mb"]
@@ -26,8 +35,13 @@ def test_memory_counts_children_and_gpu(monkeypatch):
     if held is None:
         pytest.skip("this system does not list child processes")
     assert held - before["workers_mb"] > 100
-    figures = {"is_available": True, "is_initialized": True, "memory_allocated": 3 << 20, "memory_reserved": 5 << 20,
-               "max_memory_allocated": 4 << 20}
+    figures = {
+        "is_available": True,
+        "is_initialized": True,
+        "memory_allocated": 3 << 20,
+        "memory_reserved": 5 << 20,
+        "max_memory_allocated": 4 << 20,
+    }
     cuda = SimpleNamespace(**{name: lambda value=value: value for name, value in figures.items()})
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     now = memory_now()
@@ -84,13 +98,17 @@ class Writer:
 
 @pytest.fixture
 def tensorboard(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer)
+    )
     Writer.made = []
     return Writer.made
 
 
 def test_without_tensorboard_there_is_silence(tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as Python marks a module that cannot be imported
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", None
+    )  # as Python marks a module that cannot be imported
     log = open_live_log(tmp_path)
     log.write({"train_loss": 1.0}, 1)
     log.close()
@@ -99,10 +117,30 @@ def test_without_tensorboard_there_is_silence(tmp_path, monkeypatch, capfd):
 
 def test_rows_become_scalars(tmp_path, tensorboard):
     log = open_live_log(tmp_path)
-    log.write({"epoch": 2, "phase": "A1", "train_loss": 0.5, "species_nll": 0.4, "tail_f1": None, "macro_f1": float("nan"), "lr": 1e-3,
-               "species_top1": 0.9, "wait_share": 0.1, "gpu_peak_mb": 7, "best": True}, 2)
-    assert tensorboard[0].seen == {("loss/train_loss", 2): 0.5, ("loss/species_nll", 2): 0.4, ("rate/lr", 2): 1e-3,
-                                   ("accuracy/species_top1", 2): 0.9, ("machine/wait_share", 2): 0.1, ("machine/gpu_peak_mb", 2): 7}
+    log.write(
+        {
+            "epoch": 2,
+            "phase": "A1",
+            "train_loss": 0.5,
+            "species_nll": 0.4,
+            "tail_f1": None,
+            "macro_f1": float("nan"),
+            "lr": 1e-3,
+            "species_top1": 0.9,
+            "wait_share": 0.1,
+            "gpu_peak_mb": 7,
+            "best": True,
+        },
+        2,
+    )
+    assert tensorboard[0].seen == {
+        ("loss/train_loss", 2): 0.5,
+        ("loss/species_nll", 2): 0.4,
+        ("rate/lr", 2): 1e-3,
+        ("accuracy/species_top1", 2): 0.9,
+        ("machine/wait_share", 2): 0.1,
+        ("machine/gpu_peak_mb", 2): 7,
+    }
     log.close()
     log.close()
     log.write({"train_loss": 1.0}, 3)
@@ -110,7 +148,10 @@ def test_rows_become_scalars(tmp_path, tensorboard):
 
 
 def test_a_run_anew_forgets_the_events_and_one_that_goes_on_hides_the_lost(tmp_path, tensorboard):
-    old, mine = tmp_path / "tensorboard" / "events.out.tfevents.1.host", tmp_path / "tensorboard" / "notes.txt"
+    old, mine = (
+        tmp_path / "tensorboard" / "events.out.tfevents.1.host",
+        tmp_path / "tensorboard" / "notes.txt",
+    )
     old.parent.mkdir()
     old.write_text("")
     mine.write_text("")

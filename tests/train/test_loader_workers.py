@@ -1,4 +1,5 @@
-"""The weights of a run are the same bits with any number of loader workers, however the system starts processes."""
+"""The weights of a run are the same bits with any number of loader workers, however the system
+starts processes."""
 
 from __future__ import annotations
 
@@ -21,15 +22,22 @@ from common.train.engine import Compute, step_draws, training_step
 from common.train.model import SwinHierarchical
 from common.train.optim import make_optimizer, set_trainable
 
-METHODS = [name for name in ("fork", "forkserver", "spawn") if name in multiprocessing.get_all_start_methods()]
+METHODS = [
+    name
+    for name in ("fork", "forkserver", "spawn")
+    if name in multiprocessing.get_all_start_methods()
+]
 
 
 @contextlib.contextmanager
 def started_by(method: str) -> Iterator[None]:
-    """Make `method` the system's way to start processes: fork on most of Linux, forkserver there from Python 3.14, spawn elsewhere."""
+    """Make `method` the system's way to start processes: fork on most of Linux, forkserver there
+    from Python 3.14, spawn elsewhere."""
     before = multiprocessing.get_start_method(allow_none=True)
     if method == "forkserver":
-        multiprocessing.set_forkserver_preload(["torch", "common.train.dataset"])  # or each worker would take seconds to import torch
+        multiprocessing.set_forkserver_preload(
+            ["torch", "common.train.dataset"]
+        )  # or each worker would take seconds to import torch
     multiprocessing.set_start_method(method, force=True)
     try:
         yield
@@ -45,13 +53,22 @@ RECIPE = replace(recipes.get("foliar"), image_size=32, batch_size=8, mix_share=1
 
 
 def short_run(data, workers: int) -> dict[str, object]:
-    """All batches of two epochs, and the weights after a step on each: species and disease, MixUp or CutMix, dropout."""
+    """All batches of two epochs, and the weights after a step on each: species and disease, MixUp
+    or CutMix, dropout."""
     split, batches = data.splits["train"], []
     torch.manual_seed(0)
-    model = SwinHierarchical("test_resnet", data.tree, image_size=32, neck={"dropout": 0.3, "width": 32, "dropout_after": 0.1})
+    model = SwinHierarchical(
+        "test_resnet",
+        data.tree,
+        image_size=32,
+        neck={"dropout": 0.3, "width": 32, "dropout_after": 0.1},
+    )
     model.use_counts(np.bincount(split.class_idx, minlength=data.tree.num_classes))
     set_trainable(model, PHASE)
-    optimizer, compute = make_optimizer(model, PHASE, RECIPE), Compute(torch.device("cpu"), torch.float32)
+    optimizer, compute = (
+        make_optimizer(model, PHASE, RECIPE),
+        Compute(torch.device("cpu"), torch.float32),
+    )
     sampler = EpochSampler(len(split), 8, 0)
     loader = make_loader(TrainViews(split, RECIPE, 0), workers, sampler=sampler)
     for epoch in range(2):
@@ -59,8 +76,20 @@ def short_run(data, workers: int) -> dict[str, object]:
         for step, (images, class_idx) in enumerate(loader):
             seed, rng = step_draws(0, epoch, step)
             mix = draw_mix(8, 32, RECIPE, rng, torch.device("cpu"))
-            loss = training_step(model, optimizer, compute.scaler(), images, class_idx, mix, phase=PHASE, recipe=RECIPE, compute=compute,
-                                 rate=1e-3, device_batch=4, seed=seed)
+            loss = training_step(
+                model,
+                optimizer,
+                compute.scaler(),
+                images,
+                class_idx,
+                mix,
+                phase=PHASE,
+                recipe=RECIPE,
+                compute=compute,
+                rate=1e-3,
+                device_batch=4,
+                seed=seed,
+            )
             batches.append([images, class_idx, loss])
     assert len(batches) == 2 * len(sampler) > 8
     return {"batches": batches, "model": model.state_dict()}
@@ -77,8 +106,15 @@ def alone(data):
     return short_run(data, workers=0)
 
 
-@pytest.mark.parametrize(("method", "workers"), [(method, workers) for method in METHODS for workers in (1, 2)
-                                                 if (method, workers) != ("spawn", 1)])  # that one stands below; each costs seconds
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [
+        (method, workers)
+        for method in METHODS
+        for workers in (1, 2)
+        if (method, workers) != ("spawn", 1)
+    ],
+)  # that one stands below; each costs seconds
 def test_batches_and_weights_are_those_without_workers(data, alone, method, workers):
     with started_by(method):
         same(short_run(data, workers), alone)
@@ -86,7 +122,10 @@ def test_batches_and_weights_are_those_without_workers(data, alone, method, work
 
 def test_a_short_run_shows_what_differs(data, alone):
     """Another picture in one place of one batch ends in other weights: the comparison can fail."""
-    data.splits["train"].class_idx[0], before = data.splits["train"].class_idx[0] ^ 1, data.splits["train"].class_idx[0]
+    data.splits["train"].class_idx[0], before = (
+        data.splits["train"].class_idx[0] ^ 1,
+        data.splits["train"].class_idx[0],
+    )
     try:
         with pytest.raises(AssertionError):
             same(short_run(data, 0), alone)
@@ -98,21 +137,60 @@ def test_a_short_run_shows_what_differs(data, alone):
 
 # region the script
 
-ONE_EPOCH = [*tiny_data.SPECIES, "--mix-share", "0.5", "--ema-decay", "0.9", "--device-batch", "4", "--species-warmup-epochs", "0",
-             "--species-finetune-epochs", "1", "--species-final-epochs", "0"]
+ONE_EPOCH = [
+    *tiny_data.SPECIES,
+    "--mix-share",
+    "0.5",
+    "--ema-decay",
+    "0.9",
+    "--device-batch",
+    "4",
+    "--species-warmup-epochs",
+    "0",
+    "--species-finetune-epochs",
+    "1",
+    "--species-final-epochs",
+    "0",
+]
 
 
 @pytest.fixture(scope="module")
 def trained_alone(organized, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    assert run("02a_train_species", "--data", organized, "--checkpoints", folder, *ONE_EPOCH, "--workers", 0) == 0
+    assert (
+        run(
+            "02a_train_species",
+            "--data",
+            organized,
+            "--checkpoints",
+            folder,
+            *ONE_EPOCH,
+            "--workers",
+            0,
+        )
+        == 0
+    )
     return folder / "species_only"
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_02a_ends_with_the_weights_of_a_run_without_workers(organized, trained_alone, tmp_path, method):
+def test_02a_ends_with_the_weights_of_a_run_without_workers(
+    organized, trained_alone, tmp_path, method
+):
     with started_by(method):
-        assert run("02a_train_species", "--data", organized, "--checkpoints", tmp_path, *ONE_EPOCH, "--workers", 1) == 0
+        assert (
+            run(
+                "02a_train_species",
+                "--data",
+                organized,
+                "--checkpoints",
+                tmp_path,
+                *ONE_EPOCH,
+                "--workers",
+                1,
+            )
+            == 0
+        )
     same_run(trained_alone, tmp_path / "species_only")
 
 

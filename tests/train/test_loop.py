@@ -1,4 +1,5 @@
-"""The loop: signals, memory that runs out, numbers that are none, averages, phases that end early, teachers."""
+"""The loop: signals, memory that runs out, numbers that are none, averages, phases that end early,
+teachers."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ SPECIES = [*tiny_data.SPECIES, "--species-finetune-epochs", "1"]
 
 
 def train(organized, folder, *more: object) -> SimpleNamespace:
-    assert run("02a_train_species", "--data", organized, "--checkpoints", folder, *SPECIES, *more) == 0
+    assert (
+        run("02a_train_species", "--data", organized, "--checkpoints", folder, *SPECIES, *more) == 0
+    )
     return SimpleNamespace(**checkpoint.load(folder / "species_only" / "last.pt"))
 
 
@@ -34,8 +37,12 @@ def plain(organized, tmp_path_factory):
     return train(organized, tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 3), (signal.SIGINT, 6), (signal.SIGTERM, 8)])
-def test_a_signal_saves_and_the_same_command_goes_on(organized, tmp_path, monkeypatch, plain, capfd, number, at):
+@pytest.mark.parametrize(
+    ("number", "at"), [(signal.SIGTERM, 3), (signal.SIGINT, 6), (signal.SIGTERM, 8)]
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    organized, tmp_path, monkeypatch, plain, capfd, number, at
+):
     honest, taken = loop.take_step, []
 
     def counting(*args):
@@ -47,7 +54,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(organized, tmp_path, monkey
     monkeypatch.setattr(loop, "take_step", counting)
     with pytest.raises(SystemExit) as caught:
         train(organized, tmp_path)
-    assert caught.value.code == 143 and len(taken) == at, "the step is finished, and no other is taken"
+    assert caught.value.code == 143 and len(taken) == at, (
+        "the step is finished, and no other is taken"
+    )
     assert "and saved" in capfd.readouterr().out
     monkeypatch.setattr(loop, "take_step", honest)
     again = train(organized, tmp_path)
@@ -65,8 +74,15 @@ def test_the_handlers_are_given_back_and_a_second_ctrl_c_stops_at_once():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(organized, tmp_path, monkeypatch, capfd):
-    flags = ["--backbone", "test_vit", "--species-final-epochs", "0"]  # no batch norm: pieces make no difference
+def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(
+    organized, tmp_path, monkeypatch, capfd
+):
+    flags = [
+        "--backbone",
+        "test_vit",
+        "--species-final-epochs",
+        "0",
+    ]  # no batch norm: pieces make no difference
     whole = train(organized, tmp_path / "whole", *flags)
     honest, sizes = engine.hierarchical_loss, []
 
@@ -79,14 +95,22 @@ def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(organiz
     monkeypatch.setattr(engine, "hierarchical_loss", hungry)
     parts = train(organized, tmp_path / "parts", *flags)
     assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
-    assert weights_differ(parts.model, whole.model) < 1e-4  # 2e-5 seen: sums in another order, which AdamW divides by their size
+    assert (
+        weights_differ(parts.model, whole.model) < 1e-4
+    )  # 2e-5 seen: sums in another order, which AdamW divides by their size
     told = capfd.readouterr().err
-    assert "going on with 4 pictures at once and 2 pieces per step" in told and "--device-batch 2 starts so" in told
+    assert (
+        "going on with 4 pictures at once and 2 pieces per step" in told
+        and "--device-batch 2 starts so" in told
+    )
 
 
 def test_memory_for_not_even_one_picture_is_told(organized, tmp_path, monkeypatch, refused):
     def full(*args):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 "
+            "bytes"
+        )
 
     monkeypatch.setattr(engine, "hierarchical_loss", full)
     refused("a single picture", train, organized, tmp_path)
@@ -113,9 +137,14 @@ def test_a_step_that_is_no_number_stops_or_is_left_out(organized, tmp_path, monk
     refused(("the loss is nan", "--precision fp32"), train, organized, tmp_path / "stops")
     calls.clear()
     left = train(organized, tmp_path / "skips", "--skip-nan")
-    rows = [json.loads(line) for line in (tmp_path / "skips" / "species_only" / "log.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "skips" / "species_only" / "log.jsonl").read_text().splitlines()
+    ]
     assert [row["skipped_steps"] for row in rows] == [1] + [0] * (len(rows) - 1)
-    assert all(torch.isfinite(v).all() for v in left.model.values()) and all(row["train_loss"] < 10 for row in rows)
+    assert all(torch.isfinite(v).all() for v in left.model.values()) and all(
+        row["train_loss"] < 10 for row in rows
+    )
 
 
 def test_the_average_follows_the_weights_and_is_what_is_judged(organized, tmp_path, plain):
@@ -123,7 +152,9 @@ def test_the_average_follows_the_weights_and_is_what_is_judged(organized, tmp_pa
     assert plain.ema is None and averaged.ema is not None
     assert 0 < weights_differ(averaged.ema, averaged.model) < 1
     best = checkpoint.load(checkpoint.find_best(tmp_path / "species_only"))
-    assert weights_differ(checkpoint.build_model(best).state_dict(), best["ema"]) == 0, "what 02b and 03 take is the average"
+    assert weights_differ(checkpoint.build_model(best).state_dict(), best["ema"]) == 0, (
+        "what 02b and 03 take is the average"
+    )
 
 
 def test_the_average_is_the_formula():
@@ -146,7 +177,12 @@ def test_the_average_is_the_formula():
 def test_a_killed_run_with_an_average_goes_on_bit_for_bit(organized, tmp_path, monkeypatch):
     flags = ["--ema-decay", "0.9", "--cached-views", "2"]
     whole = train(organized, tmp_path / "whole", *flags)
-    for at in (2, 6, 9, 15):  # within the first phase, at its end, within the second, within the last
+    for at in (
+        2,
+        6,
+        9,
+        15,
+    ):  # within the first phase, at its end, within the second, within the last
         honest, taken = loop.take_step, []
 
         def counting(*args, honest=honest, taken=taken, at=at):
@@ -160,18 +196,33 @@ def test_a_killed_run_with_an_average_goes_on_bit_for_bit(organized, tmp_path, m
             train(organized, tmp_path / f"cut{at}", *flags)
         monkeypatch.setattr(loop, "take_step", honest)
         again = train(organized, tmp_path / f"cut{at}", *flags)
-        assert weights_differ(again.model, whole.model) == 0 and weights_differ(again.ema, whole.ema) == 0
+        assert (
+            weights_differ(again.model, whole.model) == 0
+            and weights_differ(again.ema, whole.ema) == 0
+        )
 
 
 def test_a_phase_that_no_longer_improves_ends_early(organized, tmp_path, monkeypatch):
     flags = ["--species-warmup-epochs", "6", "--patience", "2", "--species-warmup-lr", "0"]
     train(organized, tmp_path, *flags)
-    rows = [json.loads(line) for line in (tmp_path / "species_only" / "log.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "species_only" / "log.jsonl").read_text().splitlines()
+    ]
     warm = [row for row in rows if row["phase"].startswith("A1")]
-    assert len(warm) == 3 and warm[-1]["stopped_early"], "the first epoch, and two that were no better"
-    assert [row["epoch"] for row in rows][:4] == [1, 2, 3, 7], "the next phase begins where it was planned"
-    assert run("02a_train_species", "--data", organized, "--checkpoints", tmp_path, *SPECIES, *flags) == 0
-    assert len((tmp_path / "species_only" / "log.jsonl").read_text().splitlines()) == len(rows), "and is not taken up again"
+    assert len(warm) == 3 and warm[-1]["stopped_early"], (
+        "the first epoch, and two that were no better"
+    )
+    assert [row["epoch"] for row in rows][:4] == [1, 2, 3, 7], (
+        "the next phase begins where it was planned"
+    )
+    assert (
+        run("02a_train_species", "--data", organized, "--checkpoints", tmp_path, *SPECIES, *flags)
+        == 0
+    )
+    assert len((tmp_path / "species_only" / "log.jsonl").read_text().splitlines()) == len(rows), (
+        "and is not taken up again"
+    )
 
 
 def test_a_teacher_is_learned_from(organized, tmp_path, plain, trained, refused):
@@ -180,13 +231,42 @@ def test_a_teacher_is_learned_from(organized, tmp_path, plain, trained, refused)
     assert weights_differ(taught.model, plain.model) > 0
     small = train(organized, tmp_path / "small", "--teacher", teacher, "--image-size", "24")
     assert small.settings["image_size"] == 24, "each model at its own size"
-    refused("--teacher-share", train, organized, tmp_path / "no", "--teacher", teacher, "--teacher-share", "2")
-    refused("other settings", train, organized, tmp_path / "taught", "--teacher", teacher, "--teacher-share", "0.5")
+    refused(
+        "--teacher-share",
+        train,
+        organized,
+        tmp_path / "no",
+        "--teacher",
+        teacher,
+        "--teacher-share",
+        "2",
+    )
+    refused(
+        "other settings",
+        train,
+        organized,
+        tmp_path / "taught",
+        "--teacher",
+        teacher,
+        "--teacher-share",
+        "0.5",
+    )
 
 
 def test_a_checkpoint_is_judged_without_training(trained, capsys):
     best = checkpoint.find_best(trained.checkpoints / "hierarchical_full")
-    flags = ["--data", trained.data, "--evaluate", best, "--split", "test", "--workers", 0, "--precision", "fp32"]
+    flags = [
+        "--data",
+        trained.data,
+        "--evaluate",
+        best,
+        "--split",
+        "test",
+        "--workers",
+        0,
+        "--precision",
+        "fp32",
+    ]
     assert run("02b_train_disease", *flags) == 0
     folder = best.with_name(f"{best.stem} on test")
     try:

@@ -25,25 +25,38 @@ def test_mix_shares_and_pixels():
         if mix.box is None:
             seen.add("mixup")
             assert out.dtype == torch.float32
-            torch.testing.assert_close(out.float(), mix.share * images.float() + (1 - mix.share) * other.float(), atol=1e-3, rtol=0)
+            torch.testing.assert_close(
+                out.float(),
+                mix.share * images.float() + (1 - mix.share) * other.float(),
+                atol=1e-3,
+                rtol=0,
+            )
         else:
             seen.add("cutmix")
             assert out.dtype == torch.uint8
             top, bottom, left, right = mix.box
             pasted = np.zeros((20, 20), bool)
             pasted[top:bottom, left:right] = True
-            assert 1 - mix.share == pytest.approx(pasted.mean(), abs=1e-9), "the share is that of the area that was pasted"
+            assert 1 - mix.share == pytest.approx(pasted.mean(), abs=1e-9), (
+                "the share is that of the area that was pasted"
+            )
             assert torch.equal(out[:, torch.from_numpy(pasted)], other[:, torch.from_numpy(pasted)])
-            assert torch.equal(out[:, torch.from_numpy(~pasted)], images[:, torch.from_numpy(~pasted)])
+            assert torch.equal(
+                out[:, torch.from_numpy(~pasted)], images[:, torch.from_numpy(~pasted)]
+            )
     assert seen == {"mixup", "cutmix"}
 
 
 def test_how_often_batches_are_mixed():
     device = torch.device("cpu")
-    mixed = [draw_mix(4, 32, RECIPE, np.random.default_rng(i), device).share < 1 for i in range(600)]
+    mixed = [
+        draw_mix(4, 32, RECIPE, np.random.default_rng(i), device).share < 1 for i in range(600)
+    ]
     assert 0.43 < np.mean(mixed) < 0.57
     never = replace(RECIPE, mix_share=0.0)
-    assert all(draw_mix(4, 32, never, np.random.default_rng(i), device).share == 1 for i in range(20))
+    assert all(
+        draw_mix(4, 32, never, np.random.default_rng(i), device).share == 1 for i in range(20)
+    )
     only = replace(RECIPE, mix_share=1.0, mixup_alpha=0.0)
     assert all(draw_mix(4, 32, only, np.random.default_rng(i), device).box for i in range(20))
     none = replace(RECIPE, mix_share=1.0, mixup_alpha=0.0, cutmix_alpha=0.0)

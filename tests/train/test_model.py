@@ -1,4 +1,5 @@
-"""Packed disease heads against a ModuleDict of nn.Linear, probabilities, and backbones of every layout."""
+"""Packed disease heads against a ModuleDict of nn.Linear, probabilities, and backbones of every
+layout."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ def ragged_tree(species: int = 320, classes: int = 11499) -> ClassTree:
         i, step = rng.integers(2, species), int(np.sign(classes - sizes.sum()))
         if 3 <= sizes[i] + step <= 300:
             sizes[i] += step
-    return ClassTree(tuple(f"s{i}" for i in range(species)), tuple(tuple(f"d{j}" for j in range(n)) for n in sizes))
+    return ClassTree(
+        tuple(f"s{i}" for i in range(species)),
+        tuple(tuple(f"d{j}" for j in range(n)) for n in sizes),
+    )
 
 
 def as_modules(heads: DiseaseHeads, tree: ClassTree) -> nn.ModuleDict:
@@ -55,7 +59,8 @@ def dense(heads: DiseaseHeads, features: torch.Tensor, species: torch.Tensor) ->
 
 @pytest.fixture(scope="module")
 def large():
-    """320 species, 11,499 leaves, a batch of 256: heads, modules, features, species, diseases and the loop's results."""
+    """320 species, 11,499 leaves, a batch of 256: heads, modules, features, species, diseases and
+    the loop's results."""
     tree = ragged_tree()
     sizes = np.diff(tree.offsets)
     assert (tree.num_species, tree.num_classes, sizes.min(), sizes.max()) == (320, 11499, 3, 300)
@@ -70,11 +75,23 @@ def large():
     loss = torch.zeros(())
     for s in species.unique().tolist():
         rows = species == s
-        loss = loss + focal_loss(modules[tree.species[s]](x[rows]), disease[rows], smoothing=0.1).sum()
+        loss = (
+            loss + focal_loss(modules[tree.species[s]](x[rows]), disease[rows], smoothing=0.1).sum()
+        )
     loss = loss / 256
     loss.backward()
-    weight = torch.cat([m.weight.grad if m.weight.grad is not None else torch.zeros_like(m.weight) for m in modules.values()])
-    bias = torch.cat([m.bias.grad if m.bias.grad is not None else torch.zeros_like(m.bias) for m in modules.values()])
+    weight = torch.cat(
+        [
+            m.weight.grad if m.weight.grad is not None else torch.zeros_like(m.weight)
+            for m in modules.values()
+        ]
+    )
+    bias = torch.cat(
+        [
+            m.bias.grad if m.bias.grad is not None else torch.zeros_like(m.bias)
+            for m in modules.values()
+        ]
+    )
     return heads, features, species, disease, (loss.detach(), x.grad, weight, bias)
 
 
@@ -83,16 +100,30 @@ def test_packed_heads_equal_a_module_dict(large, path):
     heads, features, species, disease, (loss, grad, weight, bias) = large
     heads.zero_grad()
     x = features.clone().requires_grad_()
-    mine = focal_loss(path(heads, x, species), disease, smoothing=0.1, classes=heads.sizes[species]).sum() / 256
+    mine = (
+        focal_loss(
+            path(heads, x, species), disease, smoothing=0.1, classes=heads.sizes[species]
+        ).sum()
+        / 256
+    )
     mine.backward()
-    assert float(weight.abs().max()) > 1e-4, "the gradients must be large enough to be told from nothing"
-    for got, want in ((mine, loss), (x.grad, grad), (heads.weight.grad, weight), (heads.bias.grad, bias)):
+    assert float(weight.abs().max()) > 1e-4, (
+        "the gradients must be large enough to be told from nothing"
+    )
+    for got, want in (
+        (mine, loss),
+        (x.grad, grad),
+        (heads.weight.grad, weight),
+        (heads.bias.grad, bias),
+    ):
         off = float((got - want).detach().abs().max())
         assert off < 1e-5 and off < 1e-4 * float(want.abs().max())
     absent = torch.ones(320, dtype=torch.bool)
     absent[species] = False
     rows = absent.repeat_interleave(heads.sizes)
-    assert absent.any() and (heads.weight.grad[rows] == 0).all() and (heads.bias.grad[rows] == 0).all()
+    assert (
+        absent.any() and (heads.weight.grad[rows] == 0).all() and (heads.bias.grad[rows] == 0).all()
+    )
 
 
 def test_the_sorted_path_gives_the_same_logits_and_padding(large):
@@ -113,7 +144,10 @@ def test_heads_may_be_used_twice_in_one_graph():
         heads.zero_grad()
         x.grad = None
         for _ in range(2):  # accumulated
-            total = 0.3 * path(heads, x, one).clamp_min(-50).square().sum() + 0.7 * path(heads, x, two).clamp_min(-50).square().sum()
+            total = (
+                0.3 * path(heads, x, one).clamp_min(-50).square().sum()
+                + 0.7 * path(heads, x, two).clamp_min(-50).square().sum()
+            )
             total.backward()
         return [heads.weight.grad.clone(), heads.bias.grad.clone(), x.grad.clone()]
 
@@ -127,7 +161,9 @@ def test_gradient_is_right_by_finite_differences():
     from common.train.heads import _Memory, _SortedHeads
 
     def call(x, weight, bias):
-        return _SortedHeads.apply(x, weight, bias, species, heads.offsets, heads.widest, _Memory()).clamp_min(-100)
+        return _SortedHeads.apply(
+            x, weight, bias, species, heads.offsets, heads.widest, _Memory()
+        ).clamp_min(-100)
 
     assert torch.autograd.gradcheck(call, (x.requires_grad_(), heads.weight, heads.bias))
 
@@ -145,12 +181,16 @@ def test_memory_of_a_gradient_is_taken_again_but_never_from_under_one_in_use():
     wanted = [weight_gradient(copy.deepcopy(heads), x, species).clone() for species in (one, two)]
     place = weight_gradient(heads, x, one).data_ptr()
     heads.weight.grad.fill_(torch.nan)  # what clipping by an infinite norm leaves behind
-    assert weight_gradient(heads, x, two).data_ptr() == place and torch.equal(heads.weight.grad, wanted[1])
+    assert weight_gradient(heads, x, two).data_ptr() == place and torch.equal(
+        heads.weight.grad, wanted[1]
+    )
     held = heads.weight.grad
     assert weight_gradient(heads, x, one).data_ptr() != place
     assert torch.equal(held, wanted[1]) and torch.equal(heads.weight.grad, wanted[0])
     again = pickle.loads(pickle.dumps(heads))
-    assert torch.equal(weight_gradient(again, x, two), wanted[1]) and torch.equal(heads.weight.grad, wanted[0])
+    assert torch.equal(weight_gradient(again, x, two), wanted[1]) and torch.equal(
+        heads.weight.grad, wanted[0]
+    )
 
 
 def test_features_that_need_no_gradient_change_nothing_for_the_heads(large):
@@ -161,18 +201,27 @@ def test_features_that_need_no_gradient_change_nothing_for_the_heads(large):
 
 @pytest.mark.parametrize("skipping", [False, True])
 def test_adamw_treats_heads_without_a_sample_as_it_treats_gradients_of_zero(skipping):
-    """The loop's default, gradients of None, lets them stand still instead: no decay, no momentum."""
+    """The loop's default, gradients of None, lets them stand still instead: no decay, no
+    momentum."""
     torch.manual_seed(1)
     heads, x = DiseaseHeads(8, SMALL), torch.randn(6, 6, 8)
     modules = as_modules(heads, SMALL)
-    mine, loop = (torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1, fused=True) for m in (heads, modules))
+    mine, loop = (
+        torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1, fused=True)
+        for m in (heads, modules)
+    )
     for parameter in modules.parameters():  # what was never there counts as None
         parameter.grad = torch.zeros_like(parameter)
     for step in range(6):
-        species = torch.randint(3, (6,)) if step < 3 else torch.tensor([0, 2, 2, 0, 0, 2])  # 1 was there, and is not any more
+        species = (
+            torch.randint(3, (6,)) if step < 3 else torch.tensor([0, 2, 2, 0, 0, 2])
+        )  # 1 was there, and is not any more
         weight_gradient(heads, x[step], species)
         modules.zero_grad(set_to_none=skipping)
-        sum(modules[SMALL.species[s]](row).square().sum() for row, s in zip(x[step], species.tolist(), strict=True)).backward()
+        sum(
+            modules[SMALL.species[s]](row).square().sum()
+            for row, s in zip(x[step], species.tolist(), strict=True)
+        ).backward()
         before = heads.weight[3].detach().clone()
         mine.step()
         loop.step()
@@ -195,10 +244,18 @@ def test_segments_and_rows_sum_to_one():
     torch.testing.assert_close(joint.sum(1), torch.ones(9))
     species = (model.species_logits(features) / 0.7).softmax(1)
     torch.testing.assert_close(joint[:, :3].sum(1), species[:, 0])
-    torch.testing.assert_close(joint[:, 4:], species[:, 2:] * (logits[:, 4:] / 1.9).softmax(1), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        joint[:, 4:], species[:, 2:] * (logits[:, 4:] / 1.9).softmax(1), rtol=1e-5, atol=1e-7
+    )
 
 
-SWIN = {"embed_dim": 16, "depths": (1, 1, 1), "num_heads": (1, 2, 2), "window_size": 4, "patch_size": 2}
+SWIN = {
+    "embed_dim": 16,
+    "depths": (1, 1, 1),
+    "num_heads": (1, 2, 2),
+    "window_size": 4,
+    "patch_size": 2,
+}
 
 
 def serving(model: SwinHierarchical, species_t: float, disease_t: float) -> ServingGraph:
@@ -206,37 +263,73 @@ def serving(model: SwinHierarchical, species_t: float, disease_t: float) -> Serv
     generator = torch.Generator().manual_seed(5)
     size, class_idx = model.settings["image_size"], torch.arange(24) % 6
     with torch.inference_mode():
-        _, *values = look(model, torch.randint(0, 256, (24, size, size, 3), dtype=torch.uint8, generator=generator))
-    return ServingGraph(model, *(FeatureSpace(v, class_idx, model.class_species) for v in values), species_t, disease_t).eval()
+        _, *values = look(
+            model,
+            torch.randint(0, 256, (24, size, size, 3), dtype=torch.uint8, generator=generator),
+        )
+    return ServingGraph(
+        model,
+        *(FeatureSpace(v, class_idx, model.class_species) for v in values),
+        species_t,
+        disease_t,
+    ).eval()
 
 
-@pytest.mark.parametrize(("name", "arguments", "cells"), [
-    ("test_resnet", {}, 1), ("swin_tiny_patch4_window7_224", SWIN, 4), ("test_vit", {}, 2), ("test_efficientnet", {}, 1)])
+@pytest.mark.parametrize(
+    ("name", "arguments", "cells"),
+    [
+        ("test_resnet", {}, 1),
+        ("swin_tiny_patch4_window7_224", SWIN, 4),
+        ("test_vit", {}, 2),
+        ("test_efficientnet", {}, 1),
+    ],
+)
 def test_backbones_of_every_layout(name, arguments, cells):
-    """Feature, map and heatmap for convolutions (NCHW), a Swin (NHWC), tokens, and layers behind the pooling."""
+    """Feature, map and heatmap for convolutions (NCHW), a Swin (NHWC), tokens, and layers behind
+    the pooling."""
     torch.manual_seed(0)
-    model = SwinHierarchical(name, SMALL, image_size=32, backbone_args=arguments, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)).eval()
+    model = SwinHierarchical(
+        name,
+        SMALL,
+        image_size=32,
+        backbone_args=arguments,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.2),
+    ).eval()
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
         features, species = model(images)
-        assert features.shape == (4, model.num_features) and features.dtype == torch.float32 and species.shape == (4, 3)
-        pixels = (images.permute(0, 3, 1, 2) / 255.0 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / 0.2
+        assert (
+            features.shape == (4, model.num_features)
+            and features.dtype == torch.float32
+            and species.shape == (4, 3)
+        )
+        pixels = (
+            images.permute(0, 3, 1, 2) / 255.0 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+        ) / 0.2
         torch.testing.assert_close(features, model.backbone(pixels), rtol=1e-3, atol=1e-4)
         feature_map, seen, layers = look(model, images)
-        torch.testing.assert_close(feature_map, model.feature_map(images), rtol=1e-3, atol=1e-4)  # what is exported is what was trained
+        torch.testing.assert_close(
+            feature_map, model.feature_map(images), rtol=1e-3, atol=1e-4
+        )  # what is exported is what was trained
         torch.testing.assert_close(seen.float(), features, rtol=1e-3, atol=1e-4)
         assert layers.shape[1] > model.num_features and torch.isfinite(layers).all()
         probabilities, ood, heatmap = serving(model, 1.5, 0.8)(images)
         want = model.probabilities(features, species, 1.5, 0.8)
     torch.testing.assert_close(probabilities, want, rtol=1e-3, atol=1e-4)
-    assert probabilities.shape == (4, 6) and ood.shape == (4, len(SCORES)) and heatmap.shape[1] == heatmap.shape[2] >= cells
+    assert (
+        probabilities.shape == (4, 6)
+        and ood.shape == (4, len(SCORES))
+        and heatmap.shape[1] == heatmap.shape[2] >= cells
+    )
     assert heatmap.min() >= 0 and heatmap.max() <= 1 and torch.isfinite(ood).all()
     if heatmap.shape[1] > 1:
         assert (heatmap.amax((1, 2)) == 1).all() and (heatmap.amin((1, 2)) == 0).all()
 
 
 def test_the_heatmap_is_the_class_activation():
-    """Where the head is linear on the pooled map, activations average to the logit of the leaf but for its bias."""
+    """Where the head is linear on the pooled map, activations average to the logit of the leaf but
+    for its bias."""
     torch.manual_seed(2)
     model = SwinHierarchical("test_resnet", SMALL, image_size=64).eval()
     images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
@@ -245,7 +338,10 @@ def test_the_heatmap_is_the_class_activation():
         features, species = model(images)
         class_idx = model.probabilities(features, species).argmax(1)
         heatmap = serving(model, 1.0, 1.0)(images)[2]
-        weight = model.species_head.weight[model.class_species[class_idx]] + model.disease_heads.weight[class_idx]
+        weight = (
+            model.species_head.weight[model.class_species[class_idx]]
+            + model.disease_heads.weight[class_idx]
+        )
         want = torch.einsum("nchw,nc->nhw", maps, weight)
     torch.testing.assert_close(want.mean((1, 2)), (features * weight).sum(1), rtol=1e-4, atol=1e-5)
     low, high = want.amin((1, 2), keepdim=True), want.amax((1, 2), keepdim=True)
@@ -259,14 +355,19 @@ def test_distances_equal_a_plain_reference():
     space = FeatureSpace(features, class_idx, class_species, shrinkage=0.1)
     unit = (features / features.norm(dim=1, keepdim=True)).double().numpy()
     means = {i: unit[class_idx.numpy() == i].mean(0) for i in range(5)}
-    species = {s: unit[np.isin(class_idx.numpy(), np.flatnonzero(class_species.numpy() == s))].mean(0) for s in range(3)}
+    species = {
+        s: unit[np.isin(class_idx.numpy(), np.flatnonzero(class_species.numpy() == s))].mean(0)
+        for s in range(3)
+    }
     spread = unit - np.array([means[i] for i in class_idx.tolist()])
     covariance = spread.T @ spread / 60
     covariance = 0.9 * covariance + 0.1 * np.trace(covariance) / 5 * np.eye(5)
     inverse = np.linalg.inv(covariance)
     strange = torch.randn(7, 5, generator=generator)
     got = space(strange).numpy()
-    for row, x in zip(got, (strange / strange.norm(dim=1, keepdim=True)).double().numpy(), strict=True):
+    for row, x in zip(
+        got, (strange / strange.norm(dim=1, keepdim=True)).double().numpy(), strict=True
+    ):
         want = [min(np.sqrt((x - m) @ inverse @ (x - m)) for m in species.values())]
         np.testing.assert_allclose(row, want, rtol=2e-3)
 
@@ -287,11 +388,20 @@ def test_a_flat_model_is_one_softmax_over_all_classes():
     hidden = torch.randn(20, model.num_features) * 5
     logits = hidden @ model.disease_heads.weight.T + model.disease_heads.bias
     species = model.species_logits(hidden)
-    torch.testing.assert_close(model.probabilities(hidden, species), logits.softmax(1), rtol=1e-5, atol=1e-7)
-    sums = logits.softmax(1) @ torch.nn.functional.one_hot(torch.from_numpy(SMALL.class_species.copy())).float()
+    torch.testing.assert_close(
+        model.probabilities(hidden, species), logits.softmax(1), rtol=1e-5, atol=1e-7
+    )
+    sums = (
+        logits.softmax(1)
+        @ torch.nn.functional.one_hot(torch.from_numpy(SMALL.class_species.copy())).float()
+    )
     torch.testing.assert_close(species.softmax(1), sums, rtol=1e-5, atol=1e-7)
-    assert model.species_head is None and not any("species_head" in name for name in model.state_dict())
-    torch.testing.assert_close(model.probabilities(hidden, species, 2.0, 0.5).sum(1), torch.ones(20))
+    assert model.species_head is None and not any(
+        "species_head" in name for name in model.state_dict()
+    )
+    torch.testing.assert_close(
+        model.probabilities(hidden, species, 2.0, 0.5).sum(1), torch.ones(20)
+    )
 
 
 def test_a_flat_model_with_one_class_per_species_is_a_plain_classifier():
@@ -308,14 +418,21 @@ def test_head_parameters():
     def parts(of: SwinHierarchical, part: str) -> set[str]:
         return {names[id(p)].split(".")[0] for p in of.head_parameters(part)}
 
-    assert parts(model, "species") == {"species_head", "neck"} and parts(model, "disease") == {"disease_heads"}
+    assert parts(model, "species") == {"species_head", "neck"} and parts(model, "disease") == {
+        "disease_heads"
+    }
     assert parts(model, "all") == {"species_head", "disease_heads", "neck"}
-    assert parts(flat, "species") == parts(flat, "all") == {"disease_heads", "neck"} and parts(flat, "disease") == {"disease_heads"}
+    assert parts(flat, "species") == parts(flat, "all") == {"disease_heads", "neck"} and parts(
+        flat, "disease"
+    ) == {"disease_heads"}
 
 
 def test_the_neck_drops_out_in_training_only():
     model = small(neck={"dropout": 0.3, "width": 512, "dropout_after": 0.15})
-    assert model.disease_heads.weight.shape == (6, 512) and model.species_head.weight.shape == (3, 512)
+    assert model.disease_heads.weight.shape == (6, 512) and model.species_head.weight.shape == (
+        3,
+        512,
+    )
     x = torch.ones(400, model.num_features)
     torch.testing.assert_close(model.neck(x), model.neck.linear(x).relu())
     with torch.no_grad():
@@ -327,7 +444,8 @@ def test_the_neck_drops_out_in_training_only():
 
 
 def test_weights_and_random_numbers_of_the_plain_model_are_as_they_were():
-    """Heads are drawn before the neck, so that a seed gives the weights that it gave before there were necks."""
+    """Heads are drawn before the neck, so that a seed gives the weights that it gave before there
+    were necks."""
     torch.manual_seed(3)
     plain = SwinHierarchical("test_resnet", SMALL, image_size=32)
     torch.manual_seed(3)
@@ -335,12 +453,24 @@ def test_weights_and_random_numbers_of_the_plain_model_are_as_they_were():
     linear = nn.Linear(plain.num_features, 3)
     nn.init.trunc_normal_(linear.weight, std=0.02)
     disease = nn.init.trunc_normal_(torch.empty(6, plain.num_features), std=0.02)
-    assert all(torch.equal(a, b) for a, b in zip(plain.backbone.parameters(), backbone.parameters(), strict=True))
-    assert torch.equal(plain.species_head.weight, linear.weight) and torch.equal(plain.disease_heads.weight, disease)
-    assert {name.split(".")[0] for name in plain.state_dict()} == {"backbone", "species_head", "disease_heads"}
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.backbone.parameters(), backbone.parameters(), strict=True)
+    )
+    assert torch.equal(plain.species_head.weight, linear.weight) and torch.equal(
+        plain.disease_heads.weight, disease
+    )
+    assert {name.split(".")[0] for name in plain.state_dict()} == {
+        "backbone",
+        "species_head",
+        "disease_heads",
+    }
 
 
-@pytest.mark.parametrize("more", [{}, {"classes": "flat"}, {"classes": "flat", "neck": {"width": 16, "dropout_after": 0.1}}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"classes": "flat"}, {"classes": "flat", "neck": {"width": 16, "dropout_after": 0.1}}],
+)
 def test_a_checkpoint_rebuilds_it(more, tmp_path):
     model = small(**more)
     model.use_counts(np.arange(6))
@@ -357,9 +487,13 @@ def test_a_checkpoint_rebuilds_it(more, tmp_path):
     assert again.flat == model.flat and again.settings == model.settings
 
 
-@pytest.mark.parametrize("more", [{"classes": "flat"}, {"neck": {"width": 16}}, {"classes": "flat", "neck": {"width": 16}}])
+@pytest.mark.parametrize(
+    "more",
+    [{"classes": "flat"}, {"neck": {"width": 16}}, {"classes": "flat", "neck": {"width": 16}}],
+)
 def test_what_is_served_of_flat_models_and_necks(more):
-    """Probabilities as trained; and the map of a leaf averages to the slope of its logits by the pooled feature."""
+    """Probabilities as trained; and the map of a leaf averages to the slope of its logits by the
+    pooled feature."""
     model = small(**more)
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -371,9 +505,14 @@ def test_what_is_served_of_flat_models_and_necks(more):
     hidden = model.neck(pooled)
     score = model.disease_heads.all_logits(hidden).gather(1, class_idx[:, None]).sum()
     if not model.flat:
-        score = score + model.species_logits(hidden).gather(1, model.class_species[class_idx][:, None]).sum()
+        score = (
+            score
+            + model.species_logits(hidden).gather(1, model.class_species[class_idx][:, None]).sum()
+        )
     (slope,) = torch.autograd.grad(score, pooled)
-    torch.testing.assert_close(model.class_gradient(pooled.detach(), class_idx), slope, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        model.class_gradient(pooled.detach(), class_idx), slope, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_kind_of_classes_that_is_none_is_refused():

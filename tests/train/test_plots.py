@@ -17,7 +17,9 @@ def drawn(monkeypatch):
     pyplot = plots._pyplot()
     kept, save = [], pyplot.Figure.savefig
     monkeypatch.setattr(pyplot, "close", kept.append)
-    monkeypatch.setattr(pyplot.Figure, "savefig", lambda figure, path, dpi: save(figure, path, dpi=dpi / 4))  # a quarter is quicker
+    monkeypatch.setattr(
+        pyplot.Figure, "savefig", lambda figure, path, dpi: save(figure, path, dpi=dpi / 4)
+    )  # a quarter is quicker
     yield kept
     monkeypatch.undo()
     pyplot.close("all")
@@ -28,9 +30,24 @@ def history(*phases: tuple[str, int]) -> list[dict]:
     for name, epochs in phases:
         for _ in range(epochs):
             e = len(rows) + 1
-            rows.append({"epoch": e, "phase": name, "train_loss": 1 / e, "species_nll": 1 / e, "disease_nll": 1 / e, "lr": 1e-3 / e,
-                         "species_top1": 1 - 1 / e, "disease_top1": 0.5, "cascade_top1": 0.4, "macro_f1": 0.3,
-                         "tail_f1": None if e == 1 else 0.2, "images_per_second": 100.0, "wait_share": 0.2, "score": -abs(e - 2)})
+            rows.append(
+                {
+                    "epoch": e,
+                    "phase": name,
+                    "train_loss": 1 / e,
+                    "species_nll": 1 / e,
+                    "disease_nll": 1 / e,
+                    "lr": 1e-3 / e,
+                    "species_top1": 1 - 1 / e,
+                    "disease_top1": 0.5,
+                    "cascade_top1": 0.4,
+                    "macro_f1": 0.3,
+                    "tail_f1": None if e == 1 else 0.2,
+                    "images_per_second": 100.0,
+                    "wait_share": 0.2,
+                    "score": -abs(e - 2),
+                }
+            )
     return rows
 
 
@@ -42,7 +59,14 @@ def pixels(path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("L"))
 
 
-@pytest.mark.parametrize("phases", [(("A1", 1),), (("A1", 1), ("A2", 1), ("A3", 1)), (("1: head", 5), ("2: top", 25), ("3: all", 30))])
+@pytest.mark.parametrize(
+    "phases",
+    [
+        (("A1", 1),),
+        (("A1", 1), ("A2", 1), ("A3", 1)),
+        (("1: head", 5), ("2: top", 25), ("3: all", 30)),
+    ],
+)
 def test_curves_mark_phases_and_the_best_epoch(phases, tmp_path, drawn):
     rows = history(*phases)
     plots.curves(rows, tmp_path / "curves.png")
@@ -50,7 +74,11 @@ def test_curves_mark_phases_and_the_best_epoch(phases, tmp_path, drawn):
     boundaries = np.cumsum([n for _, n in phases])[:-1] + 0.5
     best = min(len(rows), 2)
     for axis in drawn[0].axes[:5]:
-        upright = [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+        upright = [
+            line.get_xdata()[0]
+            for line in axis.lines
+            if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2
+        ]
         assert sorted(upright) == sorted([*boundaries, best])
         assert axis.get_xlim() == (0.5, len(rows) + 0.5)
         ticks = [t for t in axis.get_xticks() if 1 <= t <= len(rows)]
@@ -59,11 +87,19 @@ def test_curves_mark_phases_and_the_best_epoch(phases, tmp_path, drawn):
 
 
 def test_curves_leave_out_what_was_not_measured(tmp_path, drawn):
-    rows = [{k: v for k, v in row.items() if k not in ("species_nll", "tail_f1", "wait_share", "score")} for row in history(("A", 3))]
+    rows = [
+        {k: v for k, v in row.items() if k not in ("species_nll", "tail_f1", "wait_share", "score")}
+        for row in history(("A", 3))
+    ]
     for row in rows:
         row["disease_nll"] = 0.0  # a tree without diseases
     plots.curves(rows, tmp_path / "curves.png")
-    named = [line.get_label() for axis in drawn[0].axes[:4] for line in axis.lines if not line.get_label().startswith("_")]
+    named = [
+        line.get_label()
+        for axis in drawn[0].axes[:4]
+        for line in axis.lines
+        if not line.get_label().startswith("_")
+    ]
     assert named == ["train", "species", "all classes", "heads"]
 
 
@@ -87,16 +123,27 @@ def test_a_small_matrix_names_all_and_shows_its_shares(tmp_path, drawn):
 def test_a_large_matrix_names_the_most_confused_alone(species, classes, tmp_path, drawn):
     tree = tree_of(species, classes)
     judged, _ = outcomes(tree, 30_000, accuracy=0.99)
-    mixed = np.flatnonzero(judged.class_idx == judged.joint)[:4000]  # two species far apart, taken for each other
+    mixed = np.flatnonzero(judged.class_idx == judged.joint)[
+        :4000
+    ]  # two species far apart, taken for each other
     a, b = int(tree.offsets[7]), int(tree.offsets[species - 9])
     judged.class_idx[mixed[:2000]], judged.class_idx[mixed[2000:]] = a, b
-    judged.species[mixed] = np.where(np.arange(4000) % 2, tree.class_species[a], tree.class_species[b])
+    judged.species[mixed] = np.where(
+        np.arange(4000) % 2, tree.class_species[a], tree.class_species[b]
+    )
     plots.confusion(judged, tree, tmp_path / "c.png")
     whole, zoom = drawn[0].axes[:2]
     shown = labels(zoom)
-    assert len(shown) == 24 and abs(shown.index("plant_7") - shown.index(f"plant_{species - 9}")) == 1
-    assert max(shown.index("plant_7"), shown.index(f"plant_{species - 9}")) < 8, "the most confused come first"
-    assert whole.images[0].get_array().shape[0] <= 400 and max(pixels(tmp_path / "c.png").shape) < 2500 / 4
+    assert (
+        len(shown) == 24 and abs(shown.index("plant_7") - shown.index(f"plant_{species - 9}")) == 1
+    )
+    assert max(shown.index("plant_7"), shown.index(f"plant_{species - 9}")) < 8, (
+        "the most confused come first"
+    )
+    assert (
+        whole.images[0].get_array().shape[0] <= 400
+        and max(pixels(tmp_path / "c.png").shape) < 2500 / 4
+    )
     np.testing.assert_allclose(zoom.images[0].get_array().sum(1), 1)
 
 
@@ -105,15 +152,37 @@ def test_within_the_worst_species(tmp_path, drawn):
     rng = np.random.default_rng(0)
     class_idx = rng.integers(0, 150, 6000)
     species, joint = tree.class_species[class_idx], class_idx.copy()
-    for s, share in ((4, 0.5), (1, 0.4), (5, 0.3), (2, 0.2), (0, 0.1)):  # wrong diseases within the species
+    for s, share in (
+        (4, 0.5),
+        (1, 0.4),
+        (5, 0.3),
+        (2, 0.2),
+        (0, 0.1),
+    ):  # wrong diseases within the species
         wrong = (species == s) & (rng.random(6000) < share)
         joint[wrong] = tree.offsets[s] + (class_idx[wrong] - tree.offsets[s] + 1) % 25
     joint[:500] = (class_idx[:500] + 75) % 150  # other species
     zeros = np.zeros(6000)
-    judged = Judged(class_idx, joint, joint, joint, tree.class_species[joint], class_idx, class_idx, zeros, zeros, zeros)
+    judged = Judged(
+        class_idx,
+        joint,
+        joint,
+        joint,
+        tree.class_species[joint],
+        class_idx,
+        class_idx,
+        zeros,
+        zeros,
+        zeros,
+    )
     assert plots.within_species(judged, tree, tmp_path / "w.png", "test")
     axes = drawn[0].axes
-    assert [axis.get_title().split(":")[0] for axis in axes] == ["plant_4", "plant_1", "plant_5", "plant_2"]
+    assert [axis.get_title().split(":")[0] for axis in axes] == [
+        "plant_4",
+        "plant_1",
+        "plant_5",
+        "plant_2",
+    ]
     for axis, s in zip(axes, (4, 1, 5, 2), strict=True):
         names, shares = labels(axis), axis.images[0].get_array()
         assert len(names) == 17 and names[-1] == "(9 others)" and shares.shape == (17, 18)
@@ -121,14 +190,37 @@ def test_within_the_worst_species(tmp_path, drawn):
         mine = class_idx == tree.offsets[s] + int(names[0].split("_")[1])
         assert shares[0, 0] == pytest.approx((joint[mine] == class_idx[mine]).mean())
         assert shares[0, -1] == pytest.approx((tree.class_species[joint[mine]] != s).mean())
-    right = Judged(class_idx, class_idx, class_idx, class_idx, species, class_idx, class_idx, zeros, zeros, zeros)
-    assert not plots.within_species(right, tree, tmp_path / "w.png") and not (tmp_path / "w.png").exists()
+    right = Judged(
+        class_idx,
+        class_idx,
+        class_idx,
+        class_idx,
+        species,
+        class_idx,
+        class_idx,
+        zeros,
+        zeros,
+        zeros,
+    )
+    assert (
+        not plots.within_species(right, tree, tmp_path / "w.png")
+        and not (tmp_path / "w.png").exists()
+    )
 
 
 def test_block_order_puts_the_confused_together():
     rng = np.random.default_rng(2)
-    groups = rng.permutation(60).reshape(12, 5)  # classes of a group are taken for each other, the first groups most often
-    pairs = [(a, b) for g, group in enumerate(groups) for a in group for b in group if a != b for _ in range(40 - 3 * g)]
+    groups = rng.permutation(60).reshape(
+        12, 5
+    )  # classes of a group are taken for each other, the first groups most often
+    pairs = [
+        (a, b)
+        for g, group in enumerate(groups)
+        for a in group
+        for b in group
+        if a != b
+        for _ in range(40 - 3 * g)
+    ]
     noise = rng.integers(0, 60, (200, 2)).tolist()
     truth, answer = np.array([*pairs, *noise]).T
     order = plots.block_order(truth, answer, 70)
@@ -142,6 +234,14 @@ def test_block_order_puts_the_confused_together():
 
 
 def test_block_order_keeps_chains_short():
-    each = np.arange(1, 10)  # 0 is taken for 1 once, 1 for 2 twice ...: without a limit all would be one chain
-    order = plots.block_order(np.repeat(each - 1, each), np.repeat(each, each), 10, longest=4).tolist()
-    assert [sorted(order[:4]), sorted(order[4:8]), sorted(order[8:])] == [[6, 7, 8, 9], [2, 3, 4, 5], [0, 1]]
+    each = np.arange(
+        1, 10
+    )  # 0 is taken for 1 once, 1 for 2 twice ...: without a limit all would be one chain
+    order = plots.block_order(
+        np.repeat(each - 1, each), np.repeat(each, each), 10, longest=4
+    ).tolist()
+    assert [sorted(order[:4]), sorted(order[4:8]), sorted(order[8:])] == [
+        [6, 7, 8, 9],
+        [2, 3, 4, 5],
+        [0, 1],
+    ]

@@ -1,4 +1,5 @@
-"""02a and 02b: what they leave, and that a run killed at any moment ends with the same weights, bit for bit."""
+"""02a and 02b: what they leave, and that a run killed at any moment ends with the same weights, bit
+for bit."""
 
 from __future__ import annotations
 
@@ -21,32 +22,73 @@ from common.train import checkpoint
 
 
 def species(data: Path, checkpoints: Path, *flags: object) -> int:
-    return run("02a_train_species", "--data", data, "--checkpoints", checkpoints, *tiny_data.SPECIES, *flags)
+    return run(
+        "02a_train_species",
+        "--data",
+        data,
+        "--checkpoints",
+        checkpoints,
+        *tiny_data.SPECIES,
+        *flags,
+    )
 
 
 def disease(data: Path, checkpoints: Path, *flags: object) -> int:
-    return run("02b_train_disease", "--data", data, "--checkpoints", checkpoints, *tiny_data.DISEASE, *flags)
+    return run(
+        "02b_train_disease",
+        "--data",
+        data,
+        "--checkpoints",
+        checkpoints,
+        *tiny_data.DISEASE,
+        *flags,
+    )
 
 
 # region what a run leaves
 
 
 def test_files_of_the_runs(trained):
-    a, b, c = (trained.checkpoints / n for n in ("species_only", "disease_heads", "hierarchical_full"))
+    a, b, c = (
+        trained.checkpoints / n for n in ("species_only", "disease_heads", "hierarchical_full")
+    )
     names = {p.name for p in a.iterdir()}
-    assert {"last.pt", "log.jsonl", "config.json", "curves.png", "confusion.png", "report.md"} <= names
+    assert {
+        "last.pt",
+        "log.jsonl",
+        "config.json",
+        "curves.png",
+        "confusion.png",
+        "report.md",
+    } <= names
     assert len([n for n in names if n.endswith("-best.pt")]) == 1
-    assert sorted(n[:8] for n in names if "val_loss" in n) == ["epoch=01", "epoch=03", "epoch=04"], "one after each phase"
-    assert {"disease_heads_epoch=02.pt", "disease_heads_final.pt", "last.pt", "report.md"} <= {p.name for p in b.iterdir()}
+    assert sorted(n[:8] for n in names if "val_loss" in n) == [
+        "epoch=01",
+        "epoch=03",
+        "epoch=04",
+    ], "one after each phase"
+    assert {"disease_heads_epoch=02.pt", "disease_heads_final.pt", "last.pt", "report.md"} <= {
+        p.name for p in b.iterdir()
+    }
     names = {p.name for p in c.iterdir()}
-    assert {"epoch=01.pt", "last.pt", "report.md"} <= names and len([n for n in names if n.endswith("-best.pt")]) == 1
+    assert {"epoch=01.pt", "last.pt", "report.md"} <= names and len(
+        [n for n in names if n.endswith("-best.pt")]
+    ) == 1
     assert not list(trained.checkpoints.rglob("*.tmp"))
     rows = [json.loads(line) for line in (a / "log.jsonl").read_text().splitlines()]
-    assert [r["epoch"] for r in rows] == [1, 2, 3, 4] and [r["phase"][:2] for r in rows] == ["A1", "A2", "A2", "A3"]
+    assert [r["epoch"] for r in rows] == [1, 2, 3, 4] and [r["phase"][:2] for r in rows] == [
+        "A1",
+        "A2",
+        "A2",
+        "A3",
+    ]
     best = max(rows, key=lambda r: r["score"])
     assert (a / f"epoch={best['epoch']:02d}-best.pt").is_file()
     config = json.loads((a / "config.json").read_text())
-    assert config["batch_size"] == {"value": 8, "from": "flag"} and config["clip_norm"]["from"] == "recipe demo"
+    assert (
+        config["batch_size"] == {"value": 8, "from": "flag"}
+        and config["clip_norm"]["from"] == "recipe demo"
+    )
     assert config["device"]["from"] == "machine"
 
 
@@ -55,21 +97,41 @@ def test_every_checkpoint_is_plain_and_complete(trained):
     assert len(found) >= 10
     for path in found:
         payload = torch.load(path, weights_only=True)
-        assert {"format", "settings", "tree", "model", "recipe", "epochs_done", "metrics", "provenance", "manifest_hash", "rng", "ema",
-                "identity"} <= set(payload), path.name
+        assert {
+            "format",
+            "settings",
+            "tree",
+            "model",
+            "recipe",
+            "epochs_done",
+            "metrics",
+            "provenance",
+            "manifest_hash",
+            "rng",
+            "ema",
+            "identity",
+        } <= set(payload), path.name
         assert not [k for k in payload["model"] if k.startswith(("module.", "_orig_mod."))]
-        assert path.name == "last.pt" or {"species_top1", "macro_f1", "tail_f1_per_class"} <= set(payload["metrics"])
+        assert path.name == "last.pt" or {"species_top1", "macro_f1", "tail_f1_per_class"} <= set(
+            payload["metrics"]
+        )
         if path.name == "last.pt":
             assert {"optimizer", "scaler", "step", "history"} <= set(payload)
 
 
 def test_heads_alone_move_in_the_first_part_of_stage_b(trained):
     best = checkpoint.load(checkpoint.find_best(trained.checkpoints / "species_only"))["model"]
-    final = checkpoint.load(trained.checkpoints / "disease_heads" / "disease_heads_final.pt")["model"]
-    joint = checkpoint.load(checkpoint.find_best(trained.checkpoints / "hierarchical_full"))["model"]
+    final = checkpoint.load(trained.checkpoints / "disease_heads" / "disease_heads_final.pt")[
+        "model"
+    ]
+    joint = checkpoint.load(checkpoint.find_best(trained.checkpoints / "hierarchical_full"))[
+        "model"
+    ]
     moved = {key for key in best if not torch.equal(best[key], final[key])}
     assert moved == {"disease_heads.weight", "disease_heads.bias"}
-    assert any(key.startswith("backbone") for key in joint if not torch.equal(joint[key], final[key]))
+    assert any(
+        key.startswith("backbone") for key in joint if not torch.equal(joint[key], final[key])
+    )
 
 
 def test_run_again_it_is_trained_already(trained, capsys):
@@ -98,14 +160,21 @@ def whole(organized, tmp_path_factory) -> Path:
 
 def start(data: Path, checkpoints: Path, *flags: object, driver: str = "") -> subprocess.Popen:
     """Start 02a as a process; `driver` is code that runs before it."""
-    argv = [str(v) for v in ("--data", data, "--checkpoints", checkpoints, *tiny_data.SPECIES, *flags)]
-    code = (f"import importlib, os, sys; sys.path.insert(0, {str(ROOT)!r})\n{driver}\n"
-            f"importlib.import_module('02a_train_species').main({argv!r})")
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    argv = [
+        str(v) for v in ("--data", data, "--checkpoints", checkpoints, *tiny_data.SPECIES, *flags)
+    ]
+    code = (
+        f"import importlib, os, sys; sys.path.insert(0, {str(ROOT)!r})\n{driver}\n"
+        f"importlib.import_module('02a_train_species').main({argv!r})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
 
 def test_killed_within_an_epoch_it_ends_the_same(organized, whole, tmp_path):
-    """kill -9 as soon as a state within an epoch of A2 is there, wherever the process is by then."""
+    """kill -9 as soon as a state within an epoch of A2 is there, wherever the process is by
+    then."""
     process = start(organized, tmp_path, *FEW, "--save-minutes", "0.000001")
     last, limit = tmp_path / "species_only" / "last.pt", time.monotonic() + 60
     while time.monotonic() < limit and process.poll() is None:
@@ -123,11 +192,13 @@ def test_killed_within_an_epoch_it_ends_the_same(organized, whole, tmp_path):
 
 def test_killed_between_best_and_last_it_ends_the_same(organized, whole, tmp_path):
     """The best of epoch 2 is on disk, `last.pt` still that of epoch 1."""
-    driver = ("import signal; from common.train.run import Run; real = Run.save_last\n"
-              "def save_last(self):\n"
-              "    if self.epochs_done == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-              "    real(self)\n"
-              "Run.save_last = save_last")
+    driver = (
+        "import signal; from common.train.run import Run; real = Run.save_last\n"
+        "def save_last(self):\n"
+        "    if self.epochs_done == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(self)\n"
+        "Run.save_last = save_last"
+    )
     process = start(organized, tmp_path, *FEW, driver=driver)
     assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
     assert torch.load(tmp_path / "species_only" / "last.pt", weights_only=True)["epochs_done"] == 1
@@ -160,7 +231,11 @@ def test_stage_b_stopped_while_writing_ends_the_same(trained, tmp_path, monkeypa
     assert disease(trained.data, tmp_path) == 0
     for name in ("disease_heads", "hierarchical_full"):
         for path in sorted((trained.checkpoints / name).glob("*.pt")):
-            same(torch.load(path, weights_only=True), torch.load(tmp_path / name / path.name, weights_only=True), path.name)
+            same(
+                torch.load(path, weights_only=True),
+                torch.load(tmp_path / name / path.name, weights_only=True),
+                path.name,
+            )
 
 
 # endregion
@@ -170,24 +245,50 @@ def test_stage_b_stopped_while_writing_ends_the_same(trained, tmp_path, monkeypa
 
 def test_other_settings_are_refused(trained, refused):
     before = {p: p.stat().st_mtime_ns for p in trained.checkpoints.rglob("*")}
-    refused(("other settings", "clip_norm", "--fresh"), species, trained.data, trained.checkpoints, "--clip-norm", 2)
+    refused(
+        ("other settings", "clip_norm", "--fresh"),
+        species,
+        trained.data,
+        trained.checkpoints,
+        "--clip-norm",
+        2,
+    )
     refused("seed", species, trained.data, trained.checkpoints, "--seed", 1)
     refused("joint_lr", disease, trained.data, trained.checkpoints, "--joint-lr", 0.01)
     assert before == {p: p.stat().st_mtime_ns for p in trained.checkpoints.rglob("*")}
 
 
 def test_machine_flags_are_no_other_settings(trained, capsys):
-    assert species(trained.data, trained.checkpoints, "--device-batch", 3, "--workers", 1, "--save-minutes", 1) == 0
+    assert (
+        species(
+            trained.data,
+            trained.checkpoints,
+            "--device-batch",
+            3,
+            "--workers",
+            1,
+            "--save-minutes",
+            1,
+        )
+        == 0
+    )
     assert "trained already" in capsys.readouterr().out
 
 
 def test_mistakes_of_02a_are_told_before_anything_is_written(organized, tmp_path, refused):
     out = tmp_path / "new"
-    for words, flags in ((("recipe", "hierarchical"), ["--recipe", "demmo"]), ("no file", ["--weights", "none.pth"]),
-                         ("resnet999", ["--backbone", "resnet999"]), ("name=value", ["--backbone-args", "depth"]),
-                         ("--backbone", ["--backbone", "test_vit", "--image-size", "33"]), ("negative", ["--device-batch", -1]),
-                         ("--device", ["--device", "gpu"]), ("fp16", ["--precision", "fp16"]), ("--workers", ["--workers", -1]),
-                         ("not an organized data set", ["--data", tmp_path / "nothing"])):
+    for words, flags in (
+        (("recipe", "hierarchical"), ["--recipe", "demmo"]),
+        ("no file", ["--weights", "none.pth"]),
+        ("resnet999", ["--backbone", "resnet999"]),
+        ("name=value", ["--backbone-args", "depth"]),
+        ("--backbone", ["--backbone", "test_vit", "--image-size", "33"]),
+        ("negative", ["--device-batch", -1]),
+        ("--device", ["--device", "gpu"]),
+        ("fp16", ["--precision", "fp16"]),
+        ("--workers", ["--workers", -1]),
+        ("not an organized data set", ["--data", tmp_path / "nothing"]),
+    ):
         refused(words, species, organized, out, *flags)
         assert not out.exists(), flags
     with pytest.raises(SystemExit) as caught:
@@ -196,19 +297,41 @@ def test_mistakes_of_02a_are_told_before_anything_is_written(organized, tmp_path
 
 
 def test_a_misspelt_augmentation_level_is_told(organized, tmp_path, refused):
-    refused(("gentel", "gentle", "full"), species, organized, tmp_path / "new", "--augment", "gentel")
+    refused(
+        ("gentel", "gentle", "full"), species, organized, tmp_path / "new", "--augment", "gentel"
+    )
     assert not (tmp_path / "new").exists()
 
 
 def test_a_run_of_no_epochs_is_told(organized, tmp_path, refused):
-    none = ["--species-warmup-epochs", 0, "--species-finetune-epochs", 0, "--species-final-epochs", 0]
+    none = [
+        "--species-warmup-epochs",
+        0,
+        "--species-finetune-epochs",
+        0,
+        "--species-final-epochs",
+        0,
+    ]
     refused("epochs", species, organized, tmp_path / "new", *none)
 
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(organized, tmp_path, refused):
-    """A rate that explodes: the sentence comes, and no state with NaN is on disk, however often states are saved."""
-    wild = ["--species-warmup-epochs", 0, "--species-finetune-lr", "1e30", "--species-finetune-lr-end", "1e30",
-            "--save-minutes", "0.000001", "--clip-norm", "1e30", "--weight-decay", "0"]
+    """A rate that explodes: the sentence comes, and no state with NaN is on disk, however often
+    states are saved."""
+    wild = [
+        "--species-warmup-epochs",
+        0,
+        "--species-finetune-lr",
+        "1e30",
+        "--species-finetune-lr-end",
+        "1e30",
+        "--save-minutes",
+        "0.000001",
+        "--clip-norm",
+        "1e30",
+        "--weight-decay",
+        "0",
+    ]
     refused("the loss is", species, organized, tmp_path, *wild)
     for path in tmp_path.rglob("*.pt"):
         for key, value in torch.load(path, weights_only=True)["model"].items():
@@ -234,10 +357,15 @@ def test_mistakes_of_02b(organized, trained, tmp_path, refused):
 
 def test_a_flat_set_has_no_stage_b(tmp_path, capsys):
     raw = tiny_data.make_raw(tmp_path / "raw", each=6)
-    assert run("01_reorganize", raw, "--output", tmp_path / "flat", "--levels", 1, "--workers", 1) == 0
+    assert (
+        run("01_reorganize", raw, "--output", tmp_path / "flat", "--levels", 1, "--workers", 1) == 0
+    )
     assert species(tmp_path / "flat", tmp_path, *FEW, "--species-finetune-epochs", 1) == 0
     assert disease(tmp_path / "flat", tmp_path) == 0
-    assert "no disease to train" in capsys.readouterr().out and not (tmp_path / "disease_heads").exists()
+    assert (
+        "no disease to train" in capsys.readouterr().out
+        and not (tmp_path / "disease_heads").exists()
+    )
 
 
 # endregion

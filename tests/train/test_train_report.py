@@ -20,9 +20,14 @@ TREE = tree_of(5, 14)
 # region intervals
 
 
-def slow_bootstrap(judged: Judged, tree, sizes: np.ndarray, resamples: int, seed: int) -> tuple[dict, np.ndarray]:
+def slow_bootstrap(
+    judged: Judged, tree, sizes: np.ndarray, resamples: int, seed: int
+) -> tuple[dict, np.ndarray]:
     """The same draws, picture by picture."""
-    by_class = {c: np.flatnonzero(judged.class_idx == c).tolist() for c in np.unique(judged.class_idx).tolist()}
+    by_class = {
+        c: np.flatnonzero(judged.class_idx == c).tolist()
+        for c in np.unique(judged.class_idx).tolist()
+    }
     order = [i for members in by_class.values() for i in members]
     f1s, rows = [], []
     for k in range(resamples):
@@ -44,10 +49,21 @@ def slow_bootstrap(judged: Judged, tree, sizes: np.ndarray, resamples: int, seed
             if len(tree.diseases[tree.class_species[judged.class_idx[i]]]) > 1:
                 told.append(judged.rank[donor] == 0)
         truth, said, hits = map(np.array, (truth, said, hits))
-        f1 = [2 * hits[truth == c].sum() / ((truth == c).sum() + (said == c).sum()) for c in by_class]
+        f1 = [
+            2 * hits[truth == c].sum() / ((truth == c).sum() + (said == c).sum()) for c in by_class
+        ]
         f1s.append(f1)
-        rows.append({"macro_f1": np.mean(f1), "tail_f1": np.mean([v for v, c in zip(f1, by_class, strict=True) if sizes[c] <= 80]),
-                     "cascade_top1": hits.mean(), "species_top1": species / len(order), "disease_top1": np.mean(told)})
+        rows.append(
+            {
+                "macro_f1": np.mean(f1),
+                "tail_f1": np.mean(
+                    [v for v, c in zip(f1, by_class, strict=True) if sizes[c] <= 80]
+                ),
+                "cascade_top1": hits.mean(),
+                "species_top1": species / len(order),
+                "disease_top1": np.mean(told),
+            }
+        )
     reported = summarise(judged, tree, sizes)
     whole = {}
     for key in rows[0]:
@@ -67,7 +83,9 @@ def test_bootstrap_equals_the_slow_one():
 
 def test_bootstrap_is_a_function_of_the_seed_and_holds_the_figures():
     judged, sizes = outcomes(TREE, 400)
-    first, again, other = (bootstrap(judged, TREE, sizes, resamples=100, seed=s)[0] for s in (0, 0, 1))
+    first, again, other = (
+        bootstrap(judged, TREE, sizes, resamples=100, seed=s)[0] for s in (0, 0, 1)
+    )
     assert first == again != other
     reported = summarise(judged, TREE, sizes)
     for key, (low, high) in first.items():
@@ -79,11 +97,16 @@ def test_classes_without_pictures_and_trees_without_a_tail():
     judged, _ = outcomes(TREE, 60)
     judged.class_idx[judged.class_idx == 6] = 0
     whole, per_class = bootstrap(judged, TREE, np.full(14, 500), resamples=20)
-    assert np.isnan(per_class[6]).all() and np.isfinite(per_class[0]).all() and np.isnan(whole["tail_f1"]).all()
+    assert (
+        np.isnan(per_class[6]).all()
+        and np.isfinite(per_class[0]).all()
+        and np.isnan(whole["tail_f1"]).all()
+    )
 
 
 def test_classes_of_one_to_three_pictures_have_an_honest_interval():
-    """Of 40 repeated judgements nearly all intervals hold the mean; each class drawn from alone they hold 60 %."""
+    """Of 40 repeated judgements nearly all intervals hold the mean; each class drawn from alone
+    they hold 60 %."""
     rng = np.random.default_rng(1)
     tree, zeros = tree_of(15, 60), np.zeros(200)
     class_idx = np.repeat(np.arange(60), rng.integers(1, 4, 60))
@@ -91,8 +114,20 @@ def test_classes_of_one_to_three_pictures_have_an_honest_interval():
     trials = []
     for trial in range(40):
         right = rng.random(len(class_idx)) < chance
-        joint = np.where(right, class_idx, class_idx // 4 * 4 + (class_idx + rng.integers(1, 4, len(class_idx))) % 4)
-        judged = Judged(class_idx, joint, joint, joint, tree.class_species[joint], 1 - right, *[zeros[:len(class_idx)]] * 4)
+        joint = np.where(
+            right,
+            class_idx,
+            class_idx // 4 * 4 + (class_idx + rng.integers(1, 4, len(class_idx))) % 4,
+        )
+        judged = Judged(
+            class_idx,
+            joint,
+            joint,
+            joint,
+            tree.class_species[joint],
+            1 - right,
+            *[zeros[: len(class_idx)]] * 4,
+        )
         ends = bootstrap(judged, tree, np.full(60, 9), resamples=80, seed=trial)[0]["tail_f1"]
         trials.append((f1_per_class(class_idx, joint, 60).mean(), *ends))
     value, low, high = np.array(trials).T
@@ -109,8 +144,11 @@ def test_a_class_with_all_right_is_not_certain():
 
 
 def test_wilson_by_known_values():
-    np.testing.assert_allclose(wilson(np.array([0, 5, 10, 0]), np.array([10, 10, 10, 0])),
-                               [[0, 0.2775], [0.2366, 0.7634], [0.7225, 1], [np.nan, np.nan]], atol=2e-4)
+    np.testing.assert_allclose(
+        wilson(np.array([0, 5, 10, 0]), np.array([10, 10, 10, 0])),
+        [[0, 0.2775], [0.2366, 0.7634], [0.7225, 1], [np.nan, np.nan]],
+        atol=2e-4,
+    )
 
 
 # endregion
@@ -127,30 +165,90 @@ def no_drawing(monkeypatch):
 
 def report(folder, tree, n, **more):
     judged, sizes = outcomes(tree, n)
-    metrics = evaluate_report(folder, judged, tree, sizes, sizes // 2, title="Stage B", checkpoint="epoch=10-best.pt",
-                              **{"resamples": 30, **more})
+    metrics = evaluate_report(
+        folder,
+        judged,
+        tree,
+        sizes,
+        sizes // 2,
+        title="Stage B",
+        checkpoint="epoch=10-best.pt",
+        **{"resamples": 30, **more},
+    )
     return judged, sizes, metrics, (folder / "report.md").read_text()
 
 
-HISTORY = [{"epoch": e, "phase": "A1 warm-up" if e < 3 else "A2", "train_loss": 1 / e, "species_nll": 1.0, "disease_nll": 1.0, "lr": 1e-3,
-            "species_top1": 0.5, "disease_top1": 0.5, "cascade_top1": 0.4, "macro_f1": 0.3, "tail_f1": None, "images_per_second": 9.0,
-            "wait_share": 0.1, "score": e} for e in (1, 2, 3, 4)]
+HISTORY = [
+    {
+        "epoch": e,
+        "phase": "A1 warm-up" if e < 3 else "A2",
+        "train_loss": 1 / e,
+        "species_nll": 1.0,
+        "disease_nll": 1.0,
+        "lr": 1e-3,
+        "species_top1": 0.5,
+        "disease_top1": 0.5,
+        "cascade_top1": 0.4,
+        "macro_f1": 0.3,
+        "tail_f1": None,
+        "images_per_second": 9.0,
+        "wait_share": 0.1,
+        "score": e,
+    }
+    for e in (1, 2, 3, 4)
+]
 
 
 def test_report_of_a_run(tmp_path, capsys):
-    judged, sizes, metrics, text = report(tmp_path / "run", TREE, 400, history=HISTORY, memory="| stage |", split="test")
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"report.md", "report.json", "classes.csv", "curves.png", "confusion.png",
-                                                               "confusion_within.png"}
+    judged, sizes, metrics, text = report(
+        tmp_path / "run", TREE, 400, history=HISTORY, memory="| stage |", split="test"
+    )
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "report.md",
+        "report.json",
+        "classes.csv",
+        "curves.png",
+        "confusion.png",
+        "confusion_within.png",
+    }
     assert metrics == summarise(judged, TREE, sizes)
     heads = [line for line in text.splitlines() if line.startswith("#")]
-    assert heads == ["# Stage B", "## The tail", "## All figures", "## Where the errors come from", "### Ways to decide",
-                     "### Species with most errors", "### Most frequent confusions", "## Pictures", "## Memory", "## Classes, rarest first"]
-    assert all(f"![{name}]" in text for name in ("curves.png", "confusion.png", "confusion_within.png")) and "the test split" in text
+    assert heads == [
+        "# Stage B",
+        "## The tail",
+        "## All figures",
+        "## Where the errors come from",
+        "### Ways to decide",
+        "### Species with most errors",
+        "### Most frequent confusions",
+        "## Pictures",
+        "## Memory",
+        "## Classes, rarest first",
+    ]
+    assert (
+        all(
+            f"![{name}]" in text for name in ("curves.png", "confusion.png", "confusion_within.png")
+        )
+        and "the test split" in text
+    )
     told = capsys.readouterr().out
-    assert "epoch=10-best.pt on test" in told and f"{metrics['tail_f1']:.3f}" in told and "another species" in told
-    data = json.loads((tmp_path / "run" / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert data["budget"]["wrong"] == int((judged.joint != judged.class_idx).sum()) and set(data["decisions"]) == {"joint", "routed", "flat"}
-    assert data["intervals"]["macro_f1"][0] <= data["metrics"]["macro_f1"] <= data["intervals"]["macro_f1"][1]
+    assert (
+        "epoch=10-best.pt on test" in told
+        and f"{metrics['tail_f1']:.3f}" in told
+        and "another species" in told
+    )
+    data = json.loads(
+        (tmp_path / "run" / "report.json").read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
+    assert data["budget"]["wrong"] == int((judged.joint != judged.class_idx).sum()) and set(
+        data["decisions"]
+    ) == {"joint", "routed", "flat"}
+    assert (
+        data["intervals"]["macro_f1"][0]
+        <= data["metrics"]["macro_f1"]
+        <= data["intervals"]["macro_f1"][1]
+    )
 
 
 def test_classes_csv_holds_every_class_rarest_first(tmp_path, no_drawing):
@@ -164,11 +262,17 @@ def test_classes_csv_holds_every_class_rarest_first(tmp_path, no_drawing):
         mine, named = judged.class_idx == c, judged.joint == c
         assert (int(row["judged"]), int(row["train"])) == (mine.sum(), sizes[c] // 2)
         assert float(row["recall"]) == pytest.approx((mine & named).sum() / mine.sum(), abs=1e-4)
-        assert float(row["precision"]) == pytest.approx((mine & named).sum() / named.sum(), abs=1e-4)
+        assert float(row["precision"]) == pytest.approx(
+            (mine & named).sum() / named.sum(), abs=1e-4
+        )
         wrong = judged.joint[mine & ~named]
         if len(wrong):
             counts = np.bincount(wrong, minlength=14)
-            assert int(row["taken"]) == counts.max() == counts[[TREE.class_name(i) for i in range(14)].index(row["taken_for"])]
+            assert (
+                int(row["taken"])
+                == counts.max()
+                == counts[[TREE.class_name(i) for i in range(14)].index(row["taken_for"])]
+            )
         assert f"| {row['class']}" in text
 
 
@@ -181,14 +285,20 @@ def test_a_large_report_stays_readable_and_quick(tmp_path, no_drawing):
     rarest, worst = text.split("## The 50 rarest classes")[1].split("## The 50 worst classes")
     assert rarest.count("\n| plant_") == worst.count("\n| plant_") == 50
     f1 = f1_per_class(judged.class_idx, judged.joint, 11_499)
-    most = max(np.bincount(judged.class_idx)[f1 == 0])  # of the classes at F1 0 that with most judged pictures comes first
+    most = max(
+        np.bincount(judged.class_idx)[f1 == 0]
+    )  # of the classes at F1 0 that with most judged pictures comes first
     assert int(worst.split("\n| plant_")[1].split("|")[3]) == most
 
 
 def test_a_flat_tree_speaks_of_classes_alone(tmp_path, capsys, no_drawing):
     *_, text = report(tmp_path, tree_of(6, 6), 200)
     told = capsys.readouterr().out
-    assert "disease" not in text.replace("Stage B", "") and "disease" not in told and "routed" not in text
+    assert (
+        "disease" not in text.replace("Stage B", "")
+        and "disease" not in told
+        and "routed" not in text
+    )
     assert "plant_0/" not in text and "| plant_0" in text
 
 
@@ -197,8 +307,12 @@ def test_a_model_that_is_always_right(tmp_path):
     judged, sizes = outcomes(TREE, 300, accuracy=2.0)
     judged.routed = judged.flat = judged.joint
     judged.species = TREE.class_species[judged.joint]
-    evaluate_report(tmp_path, judged, TREE, sizes, sizes, title="Stage B", checkpoint="x.pt", resamples=5)
-    assert not (tmp_path / "confusion_within.png").exists(), "that of the report before would be a lie"
+    evaluate_report(
+        tmp_path, judged, TREE, sizes, sizes, title="Stage B", checkpoint="x.pt", resamples=5
+    )
+    assert not (tmp_path / "confusion_within.png").exists(), (
+        "that of the report before would be a lie"
+    )
     text = (tmp_path / "report.md").read_text()
     assert "Most frequent confusions" not in text and "confusion_within" not in text
 
@@ -206,7 +320,9 @@ def test_a_model_that_is_always_right(tmp_path):
 def test_an_empty_split_is_refused(tmp_path):
     judged, sizes = outcomes(TREE, 0)
     with pytest.raises(ValueError, match="no picture in the test split"):
-        evaluate_report(tmp_path / "new", judged, TREE, sizes, sizes, title="", checkpoint="", split="test")
+        evaluate_report(
+            tmp_path / "new", judged, TREE, sizes, sizes, title="", checkpoint="", split="test"
+        )
     assert not (tmp_path / "new").exists()
 
 

@@ -1,6 +1,8 @@
-"""heads.bin: the heads of all species as int8, one record per species, so that a page fetches by byte range the one it needs.
+"""heads.bin: the heads of all species as int8, one record per species, so that a page fetches by
+byte range the one it needs.
 
-A record, little-endian, for a species of D diseases and F features; it begins on a multiple of 4 bytes:
+A record, little-endian, for a species of D diseases and F features; it begins on a multiple of 4
+bytes:
 
 | bytes       | what                                                                                       |
 |-------------|--------------------------------------------------------------------------------------------|
@@ -13,9 +15,8 @@ A record, little-endian, for a species of D diseases and F features; it begins o
 | F (D + 1)   | int8 rows                                                                                  |
 | the rest    | the diseases' names as UTF-8, one a line, filled up with zeros to a multiple of 4 bytes    |
 
-logit = scale x (row . feature) + bias. The species' own row is there for the heatmap, which is the map's product with the sum of
-both rows; the probability of the species comes from the model.
-"""
+logit = scale x (row . feature) + bias. The species' own row is there for the heatmap, which is the
+map's product with the sum of both rows; the probability of the species comes from the model."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class HeadsError(ValueError):
 
 @dataclass(frozen=True)
 class Head:
-    """One species' head: names of D diseases, the temperature, float32 species_row (F,), rows (D, F) and bias (D,)."""
+    """One species' head: names of D diseases, the temperature, float32 species_row (F,), rows (D,
+    F) and bias (D,)."""
 
     names: tuple[str, ...]
     temperature: float
@@ -48,7 +50,8 @@ class Head:
     bias: np.ndarray
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """P(disease given this species): features float32 (N, F) -> float32 (N, D), rows sum to 1."""
+        """P(disease given this species): features float32 (N, F) -> float32 (N, D), rows sum to
+        1."""
         if len(self.names) == 1:
             return np.ones((len(features), 1), np.float32)
         logits = (features @ self.rows.T + self.bias) / np.float32(self.temperature)
@@ -57,44 +60,70 @@ class Head:
 
 
 def stored(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round rows to int8 with a scale each: float (N, F) -> int8 (N, F), float32 (N, 1); rows are about their product."""
-    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-8).astype(np.float32) / np.float32(127)
+    """Round rows to int8 with a scale each: float (N, F) -> int8 (N, F), float32 (N, 1); rows are
+    about their product."""
+    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-8).astype(
+        np.float32
+    ) / np.float32(127)
     return np.clip(np.round(rows / scale), -127, 127).astype(np.int8), scale
 
 
-def pack(tree: ClassTree, species: tuple[np.ndarray, np.ndarray] | None, diseases: tuple[np.ndarray, np.ndarray],
-         temperatures: np.ndarray, stamp: bytes) -> tuple[bytes, list[int]]:
+def pack(
+    tree: ClassTree,
+    species: tuple[np.ndarray, np.ndarray] | None,
+    diseases: tuple[np.ndarray, np.ndarray],
+    temperatures: np.ndarray,
+    stamp: bytes,
+) -> tuple[bytes, list[int]]:
     """Pack the heads of all species.
 
     Args:
         tree: the classes, in index order.
-        species: weight float (S, F) and bias (S,) of the species head; None for a model that has none.
+        species: weight float (S, F) and bias (S,) of the species head; None for a model that has
+            none.
         diseases: weight float (L, F) and bias (L,) of the packed disease heads.
         temperatures: float (S,), of each species' diseases, above 0.
         stamp: 4 bytes that tell which model these heads belong to.
 
     Returns:
-        the file's bytes, and S + 1 offsets: the record of species s is bytes offsets[s] up to offsets[s + 1].
+        the file's bytes, and S + 1 offsets: the record of species s is bytes offsets[s] up to
+        offsets[s + 1].
 
     Raises:
-        ValueError: where shapes do not fit the tree, or a species has more diseases or features than a record can say.
+        ValueError: where shapes do not fit the tree, or a species has more diseases or features
+            than a record can say.
     """
     weight, bias = (np.asarray(values, np.float32) for values in diseases)
     width = weight.shape[1]
     top = [np.zeros((tree.num_species, width), np.float32), np.zeros(tree.num_species, np.float32)]
     if species is not None:
         top = [np.asarray(values, np.float32) for values in species]
-    if weight.shape[0] != tree.num_classes or bias.shape != (tree.num_classes,) or top[0].shape != (tree.num_species, width) or len(
-            temperatures) != tree.num_species or len(stamp) != 4:
-        raise ValueError(f"heads of {weight.shape} and {top[0].shape} do not fit {tree.num_species} species of {tree.num_classes} leaves")
+    if (
+        weight.shape[0] != tree.num_classes
+        or bias.shape != (tree.num_classes,)
+        or top[0].shape != (tree.num_species, width)
+        or len(temperatures) != tree.num_species
+        or len(stamp) != 4
+    ):
+        raise ValueError(
+            f"heads of {weight.shape} and {top[0].shape} do not fit {tree.num_species} species of "
+            f"{tree.num_classes} leaves"
+        )
     if max(width, int(np.diff(tree.offsets).max())) > 0xFFFF:
         raise ValueError("a record holds at most 65,535 diseases and features")
     parts, offsets = [], [0]
     for s, names in enumerate(tree.diseases):
         classes = slice(tree.offsets[s], tree.offsets[s + 1])
         small, scale = stored(np.concatenate([top[0][s : s + 1], weight[classes]]))
-        body = b"".join([_START.pack(0, stamp, len(names), width, float(temperatures[s]))[4:], scale.astype("<f4").tobytes(),
-                         np.append(top[1][s], bias[classes]).astype("<f4").tobytes(), small.tobytes(), "\n".join(names).encode()])
+        body = b"".join(
+            [
+                _START.pack(0, stamp, len(names), width, float(temperatures[s]))[4:],
+                scale.astype("<f4").tobytes(),
+                np.append(top[1][s], bias[classes]).astype("<f4").tobytes(),
+                small.tobytes(),
+                "\n".join(names).encode(),
+            ]
+        )
         body += b"\0" * (-len(body) % 4)
         parts.append(struct.pack("<I", zlib.crc32(body)) + body)
         offsets.append(offsets[-1] + len(parts[-1]))
@@ -113,10 +142,12 @@ def unpack(record: bytes, stamp: bytes) -> Head:
     if zlib.crc32(record[4:]) != checksum:
         raise HeadsError("a record is damaged: its checksum is wrong")
     if found != stamp:
-        raise HeadsError(f"the heads belong to another model: {found.hex()} instead of {stamp.hex()}")
+        raise HeadsError(
+            f"the heads belong to another model: {found.hex()} instead of {stamp.hex()}"
+        )
     rows, at = count + 1, _START.size
     scale, bias = np.frombuffer(record, "<f4", 2 * rows, at).reshape(2, rows)
     small = np.frombuffer(record, np.int8, rows * width, at + 8 * rows).reshape(rows, width)
-    names = tuple(record[at + 8 * rows + rows * width:].rstrip(b"\0").decode().split("\n"))
+    names = tuple(record[at + 8 * rows + rows * width :].rstrip(b"\0").decode().split("\n"))
     values = small.astype(np.float32) * scale[:, None]
     return Head(names, temperature, values[0], float(bias[0]), values[1:], bias[1:])

@@ -19,56 +19,88 @@ from common.export.ranges import observe
 from common.train.model import SwinHierarchical
 
 SCORES = ("gen", "mahalanobis", "layers")
-RANK, LAYERS_RANK = 32, 12  # directions that the spaces keep: two bytes each per feature on the wire
+RANK, LAYERS_RANK = (
+    32,
+    12,
+)  # directions that the spaces keep: two bytes each per feature on the wire
 
 
 class LightGraph(nn.Module):
     """What light.onnx computes; the disease heads stay outside."""
 
-    def __init__(self, model: SwinHierarchical, near: FeatureSpace, near_layers: FeatureSpace, temperature: float, exact: bool,
-                 learned: Learned | None = None) -> None:
-        """Put the parts together; `exact` as `has_exact_map` says, `learned` where there are pictures of no plant."""
+    def __init__(
+        self,
+        model: SwinHierarchical,
+        near: FeatureSpace,
+        near_layers: FeatureSpace,
+        temperature: float,
+        exact: bool,
+        learned: Learned | None = None,
+    ) -> None:
+        """Put the parts together; `exact` as `has_exact_map` says, `learned` where there are
+        pictures of no plant."""
         super().__init__()
-        self.model, self.near, self.near_layers, self.temperature, self.exact = model, near, near_layers, float(temperature), exact
+        self.model, self.near, self.near_layers, self.temperature, self.exact = (
+            model,
+            near,
+            near_layers,
+            float(temperature),
+            exact,
+        )
         self.learned, self.scores = learned, SCORES + ((LEARNED,) if learned else ())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pixels uint8 (N, size, size, 3) -> species, feature, ood, map as common/export/browser/light_model.py has them."""
+        """Pixels uint8 (N, size, size, 3) -> species, feature, ood, map as
+        common/export/browser/light_model.py has them."""
         feature_map, features, layers = look(self.model, images)
         hidden = self.model.neck(features)
         species = (self.model.species_scores(hidden) / self.temperature).softmax(dim=1)
         ood = [gen_score(species)[:, None], self.near(features), self.near_layers(layers)]
         ood += [self.learned(layers)] if self.learned else []
         places = places_of(self.model, feature_map)
-        return species, hidden, torch.cat(ood, dim=1), places if self.exact else places.square().mean(dim=-1, keepdim=True)
+        return (
+            species,
+            hidden,
+            torch.cat(ood, dim=1),
+            places if self.exact else places.square().mean(dim=-1, keepdim=True),
+        )
 
 
 def places_of(model: SwinHierarchical, feature_map: Tensor) -> Tensor:
     """A backbone's last map in any of timm's layouts -> (N, h, w, C)."""
     if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
         side = int(feature_map.shape[1] ** 0.5)
-        return feature_map[:, -side * side:].unflatten(1, (side, side))
-    return feature_map if getattr(model.backbone, "output_fmt", "NCHW") == "NHWC" else feature_map.permute(0, 2, 3, 1)
+        return feature_map[:, -side * side :].unflatten(1, (side, side))
+    return (
+        feature_map
+        if getattr(model.backbone, "output_fmt", "NCHW") == "NHWC"
+        else feature_map.permute(0, 2, 3, 1)
+    )
 
 
 @torch.inference_mode()
 def has_exact_map(model: SwinHierarchical, images: Tensor) -> bool:
-    """Whether the heads are linear on the mean of the last map, so that a leaf's logit is the mean of its heatmap plus a bias.
+    """Whether the heads are linear on the mean of the last map, so that a leaf's logit is the mean
+    of its heatmap plus a bias.
 
     Args:
         images: uint8 (N, size, size, 3), to try it on.
     """
     feature_map, features, _ = look(model, images)
     mean = places_of(model, feature_map).mean(dim=(1, 2))
-    return isinstance(model.neck, nn.Identity) and mean.shape == features.shape and bool(
-        (mean - features).abs().max() <= 1e-4 * features.abs().max().clamp_min(1e-6))
+    return (
+        isinstance(model.neck, nn.Identity)
+        and mean.shape == features.shape
+        and bool((mean - features).abs().max() <= 1e-4 * features.abs().max().clamp_min(1e-6))
+    )
 
 
 def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.ndarray]) -> None:
-    """Write light.onnx: weights as int8 per output channel, unfolded to float when the file is loaded.
+    """Write light.onnx: weights as int8 per output channel, unfolded to float when the file is
+    loaded.
 
-    The species head and depthwise convolutions too: only weights are rounded, not what they are multiplied with; and biases take
-    back by how much that shifts the mean of each output.
+    The species head and depthwise convolutions too: only weights are rounded, not what they are
+    multiplied with; and biases take back by how much that shifts the mean of each output.
 
     Args:
         graph: in evaluation mode, on the CPU.
@@ -83,8 +115,12 @@ def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.
     try:
         export_onnx(graph, str(plain), size, light_model.OUTPUTS)
         fused = quantize.load_fused(plain)
-        seen = observe(fused, [node.input[0] for node in fused.graph.node if node.op_type == "Conv"], pictures)
-        small = quantize.weights(_bare(_half(fused, ("basis", "learned"))), smallest=1, depthwise=True, seen=seen)
+        seen = observe(
+            fused, [node.input[0] for node in fused.graph.node if node.op_type == "Conv"], pictures
+        )
+        small = quantize.weights(
+            _bare(_half(fused, ("basis", "learned"))), smallest=1, depthwise=True, seen=seen
+        )
         small = _half(small, ("_scale",))  # float16 is far finer than int8
         onnx.checker.check_model(small)
         onnx.save(small, path)
@@ -95,13 +131,21 @@ def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.
 def _half(model: onnx.ModelProto, words: Sequence[str]) -> onnx.ModelProto:
     """Store weights with one of these words in their name as float16.
 
-    What is left of a feature outside of a basis, and a sum over thousands of statistics, drown in int8's rounding.
-    """
+    What is left of a feature outside of a basis, and a sum over thousands of statistics, drown in
+    int8's rounding."""
     casts = []
     for tensor in model.graph.initializer:
         if any(word in tensor.name for word in words) and tensor.data_type == TensorProto.FLOAT:
-            casts.append(helper.make_node("Cast", [tensor.name + "_half"], [tensor.name], to=TensorProto.FLOAT))
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name + "_half"))
+            casts.append(
+                helper.make_node(
+                    "Cast", [tensor.name + "_half"], [tensor.name], to=TensorProto.FLOAT
+                )
+            )
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    numpy_helper.to_array(tensor).astype(np.float16), tensor.name + "_half"
+                )
+            )
     nodes = [*casts, *(copy.deepcopy(node) for node in model.graph.node)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -109,7 +153,8 @@ def _half(model: onnx.ModelProto, words: Sequence[str]) -> onnx.ModelProto:
 
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Leave out where each node came from, and name weights by number: such words would be a fifth of the file."""
+    """Leave out where each node came from, and name weights by number: such words would be a fifth
+    of the file."""
     graph = model.graph
     names = {tensor.name: f"w{i}" for i, tensor in enumerate(graph.initializer)}
     for tensor in graph.initializer:

@@ -1,4 +1,5 @@
-"""exports/browser/: the light model as a page runs it, and `LightModel`, which answers in Python exactly as the page does.
+"""exports/browser/: the light model as a page runs it, and `LightModel`, which answers in Python
+exactly as the page does.
 
 light.onnx takes `images` uint8 (N, size, size, 3) RGB and gives
   species  float32 (N, S)        P(species), calibrated
@@ -7,9 +8,9 @@ light.onnx takes `images` uint8 (N, size, size, 3) RGB and gives
   map      float32 (N, h, w, F)  the last feature map, or (N, h, w, 1) where the heatmap can only say how active each place is
 heads.bin holds the disease heads (common/export/browser/heads_file.py), light.json all the rest.
 
-An answer: P(leaf) = P(species) x P(disease given species), by the heads of the best species first. A species whose probability is
-not above the best leaf found so far cannot hold a better one, so that only the heads above it are fetched: nearly always one.
-"""
+An answer: P(leaf) = P(species) x P(disease given species), by the heads of the best species first.
+A species whose probability is not above the best leaf found so far cannot hold a better one, so
+that only the heads above it are fetched: nearly always one."""
 
 from __future__ import annotations
 
@@ -49,10 +50,10 @@ class Raw:
 class LightAnswer:
     """One picture's numbers, as the page has them.
 
-    leaf: packed index of the best leaf; probabilities: float64 (leaves,), exact for species whose head was fetched and evenly
-    spread within the others, so that sums per species and the best leaf are right; ood: float32 (scores,); heatmap: float32 (h, w),
-    0..1; fetched: species whose heads were needed; ask: P(the server is right and this is not); asks: whether to send the photo.
-    """
+    leaf: packed index of the best leaf; probabilities: float64 (leaves,), exact for species whose
+    head was fetched and evenly spread within the others, so that sums per species and the best leaf
+    are right; ood: float32 (scores,); heatmap: float32 (h, w), 0..1; fetched: species whose heads
+    were needed; ask: P(the server is right and this is not); asks: whether to send the photo."""
 
     class_idx: int
     probabilities: np.ndarray
@@ -66,16 +67,22 @@ class LightAnswer:
 class LightModel:
     """The files of exports/browser/, ready to answer; numpy and ONNX Runtime alone.
 
-    folder holds light.onnx and light.json; fetch reads a byte range of heads.bin (None: the file beside them). Raises BundleError
-    where a file is missing, is not the one that was exported or breaks the contract; heads_file.HeadsError as heads are fetched.
-    """
+    folder holds light.onnx and light.json; fetch reads a byte range of heads.bin (None: the file
+    beside them). Raises BundleError where a file is missing, is not the one that was exported or
+    breaks the contract; heads_file.HeadsError as heads are fetched."""
 
     def __init__(self, folder: Path | str, threads: int = 1, fetch: Fetch | None = None) -> None:
         self.folder = Path(folder)
         self.settings = read_settings(self.folder)
         if (found := file_sha256(self.folder / MODEL)) != self.settings["model"]["sha256"]:
-            raise BundleError(f"{self.folder / MODEL} is not the file that was exported: its SHA-256 begins with {found[:12]}. {_MEND}")
-        self.size, self.scores = int(self.settings["preprocessing"]["size"]), tuple(self.settings["scores"])
+            raise BundleError(
+                f"{self.folder / MODEL} is not the file that was exported: its SHA-256 begins "
+                f"with {found[:12]}. {_MEND}"
+            )
+        self.size, self.scores = (
+            int(self.settings["preprocessing"]["size"]),
+            tuple(self.settings["scores"]),
+        )
         self.stamp, self.offsets = bytes.fromhex(found[:8]), list(self.settings["heads"]["offsets"])
         self.fetch, self.fetched_bytes = fetch or self._read, 0
         rule = self.settings.get("deferral")
@@ -89,35 +96,55 @@ class LightModel:
             return file.read(stop - start)
 
     def head(self, species: int) -> Head:
-        """Return a species' head; it is fetched once. Raises HeadsError where its record is not as it should be."""
+        """Return a species' head; it is fetched once. Raises HeadsError where its record is not as
+        it should be."""
         if species not in self._heads:
             record = self.fetch(self.offsets[species], self.offsets[species + 1])
             self.fetched_bytes += len(record)
             head = heads_file.unpack(record, self.stamp)
             if len(head.names) != self.settings["diseases"][species]:
-                raise heads_file.HeadsError(f"the record of {self.settings['species'][species]} has {len(head.names)} diseases")
+                raise heads_file.HeadsError(
+                    f"the record of {self.settings['species'][species]} has {len(head.names)} "
+                    f"diseases"
+                )
             self._heads[species] = head
         return self._heads[species]
 
     @cached_property
     def tree(self) -> ClassTree:
         """The class tree, for which the names of all heads are fetched."""
-        return ClassTree(tuple(self.settings["species"]), tuple(self.head(s).names for s in range(len(self.settings["species"]))))
+        return ClassTree(
+            tuple(self.settings["species"]),
+            tuple(self.head(s).names for s in range(len(self.settings["species"]))),
+        )
 
     def run(self, pictures: np.ndarray) -> Raw:
         """Run the model on uint8 (N, size, size, 3) RGB."""
         return Raw(*self.session.run(list(OUTPUTS), {"images": np.ascontiguousarray(pictures)}))
 
     def outputs(self, pictures: np.ndarray) -> list[np.ndarray]:
-        """Pictures as for `run` -> joint probabilities float32 (N, leaves) and scores float32 (N, K), by all heads, as the large models."""
+        """Pictures as for `run` -> joint probabilities float32 (N, leaves) and scores float32 (N,
+        K), by all heads, as the large models."""
         raw = self.run(pictures)
-        return [np.concatenate([raw.species[:, s : s + 1] * self.head(s).probabilities(raw.feature)
-                                for s in range(raw.species.shape[1])], axis=1), raw.ood]
+        return [
+            np.concatenate(
+                [
+                    raw.species[:, s : s + 1] * self.head(s).probabilities(raw.feature)
+                    for s in range(raw.species.shape[1])
+                ],
+                axis=1,
+            ),
+            raw.ood,
+        ]
 
     def answer(self, picture: np.ndarray) -> LightAnswer:
-        """Answer one picture uint8 (size, size, 3) as the page does: with as few heads as the best leaf needs."""
+        """Answer one picture uint8 (size, size, 3) as the page does: with as few heads as the best
+        leaf needs."""
         raw, counts = self.run(picture[None]), np.asarray(self.settings["diseases"])
-        starts, species = np.concatenate([[0], np.cumsum(counts)]), raw.species[0].astype(np.float64)
+        starts, species = (
+            np.concatenate([[0], np.cumsum(counts)]),
+            raw.species[0].astype(np.float64),
+        )
         probabilities = np.repeat(species / counts, counts)
         best, class_idx, fetched = -1.0, 0, []
         for s in np.argsort(-species, kind="stable"):
@@ -130,13 +157,24 @@ class LightModel:
                 best, class_idx = float(own.max()), int(starts[s] + own.argmax())
         ask = None
         if self.rule is not None and "gen" in self.scores:
-            seen = deferral.signals(probabilities[None], raw.ood[:, self.scores.index("gen")], self._shape)
+            seen = deferral.signals(
+                probabilities[None], raw.ood[:, self.scores.index("gen")], self._shape
+            )
             ask = float(self.rule.score(*seen)[0])
         asks = ask is not None and self.rule.threshold is not None and ask >= self.rule.threshold
-        return LightAnswer(class_idx, probabilities, raw.ood[0], self.heatmap(raw.map[0], class_idx, starts), tuple(fetched), ask, asks)
+        return LightAnswer(
+            class_idx,
+            probabilities,
+            raw.ood[0],
+            self.heatmap(raw.map[0], class_idx, starts),
+            tuple(fetched),
+            ask,
+            asks,
+        )
 
     def heatmap(self, feature_map: np.ndarray, class_idx: int, starts: np.ndarray) -> np.ndarray:
-        """Class activation of a leaf: feature map (h, w, F or 1), its packed index, first leaf of each species -> (h, w), 0..1."""
+        """Class activation of a leaf: feature map (h, w, F or 1), its packed index, first leaf of
+        each species -> (h, w), 0..1."""
         heat = feature_map[..., 0]
         if self.settings["heatmap"] == "exact":
             s = int(np.searchsorted(starts, class_idx, side="right") - 1)
@@ -148,48 +186,92 @@ class LightModel:
     @cached_property
     def _shape(self) -> ClassTree:
         """A tree of the right shape without the names of diseases, which the rule needs none of."""
-        return ClassTree(tuple(self.settings["species"]), tuple(tuple(map(str, range(n))) for n in self.settings["diseases"]))
+        return ClassTree(
+            tuple(self.settings["species"]),
+            tuple(tuple(map(str, range(n))) for n in self.settings["diseases"]),
+        )
 
 
 def read_settings(folder: Path) -> Mapping[str, Any]:
-    """Read and check light.json. Raises BundleError where a file is missing, or is of another format or damaged."""
+    """Read and check light.json. Raises BundleError where a file is missing, or is of another
+    format or damaged."""
     for name in (SETTINGS, MODEL):
         if not (folder / name).is_file():
             raise BundleError(f"{folder} holds no {name}. {_MEND}")
     try:
         data = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
-            raise BundleError(f"{folder / SETTINGS} has format {data['format']!r}; this program reads format {FORMAT}. {_MEND}")
+            raise BundleError(
+                f"{folder / SETTINGS} has format {data['format']!r}; this program reads format "
+                f"{FORMAT}. {_MEND}"
+            )
         species, offsets = data["species"], data["heads"]["offsets"]
-        if not len(species) == len(data["diseases"]) == len(offsets) - 1 or data["heatmap"] not in ("exact", "activity"):
-            raise ValueError(f"{len(species)} species, {len(data['diseases'])} counts of diseases, {len(offsets)} offsets")
-        return data | {key: data[key] for key in ("model", "preprocessing", "scores", "temperature", "rejection", "rollup", "deferral")}
+        if not len(species) == len(data["diseases"]) == len(offsets) - 1 or data["heatmap"] not in (
+            "exact",
+            "activity",
+        ):
+            raise ValueError(
+                f"{len(species)} species, {len(data['diseases'])} counts of diseases, "
+                f"{len(offsets)} offsets"
+            )
+        return data | {
+            key: data[key]
+            for key in (
+                "model",
+                "preprocessing",
+                "scores",
+                "temperature",
+                "rejection",
+                "rollup",
+                "deferral",
+            )
+        }
     except BundleError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder / SETTINGS} is not as it should be ({error}). {_MEND}") from None
+        raise BundleError(
+            f"{folder / SETTINGS} is not as it should be ({error}). {_MEND}"
+        ) from None
 
 
 def wire_bytes(data: bytes) -> dict[str, int | None]:
-    """Bytes as they are, by gzip 9, and by brotli 11 where that package is installed (None elsewhere)."""
+    """Bytes as they are, by gzip 9, and by brotli 11 where that package is installed (None
+    elsewhere)."""
     try:
         import brotli
     except ImportError:
         brotli = None
-    return {"raw": len(data), "gzip": len(gzip.compress(data, 9, mtime=0)), "brotli": len(brotli.compress(data)) if brotli else None}
+    return {
+        "raw": len(data),
+        "gzip": len(gzip.compress(data, 9, mtime=0)),
+        "brotli": len(brotli.compress(data)) if brotli else None,
+    }
 
 
-def first_answer(files: Mapping[str, Mapping[str, int | None]], sizes: np.ndarray, fetched: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """Count the bytes before the first answer: model, settings and the heads that answers need (ranges travel uncompressed).
+def first_answer(
+    files: Mapping[str, Mapping[str, int | None]],
+    sizes: np.ndarray,
+    fetched: Sequence[tuple[int, ...]],
+) -> dict[str, Any]:
+    """Count the bytes before the first answer: model, settings and the heads that answers need
+    (ranges travel uncompressed).
 
     Args:
         files: `wire_bytes` of light.onnx and light.json.
         sizes: int (S,), bytes of each species' record.
-        fetched: for each of some answers, the species whose heads it needed; none: one of mean size is counted.
+        fetched: for each of some answers, the species whose heads it needed; none: one of mean size
+            is counted.
     """
-    heads = float(np.mean([sizes[list(one)].sum() for one in fetched])) if fetched else float(sizes.mean())
-    found: dict[str, Any] = {"heads_fetched": float(np.mean([len(one) for one in fetched])) if fetched else 1.0,
-                             "head_bytes": round(heads), "head_bytes_most": int(sizes.max())}
+    heads = (
+        float(np.mean([sizes[list(one)].sum() for one in fetched]))
+        if fetched
+        else float(sizes.mean())
+    )
+    found: dict[str, Any] = {
+        "heads_fetched": float(np.mean([len(one) for one in fetched])) if fetched else 1.0,
+        "head_bytes": round(heads),
+        "head_bytes_most": int(sizes.max()),
+    }
     for way in ("raw", "gzip", "brotli"):
         parts = [files[name][way] for name in (MODEL, SETTINGS)]
         found[way] = None if None in parts else round(sum(parts) + heads)

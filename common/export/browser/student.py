@@ -1,4 +1,5 @@
-"""The light model's part of an export: the student's checkpoint, run over everything, fitted like the others."""
+"""The light model's part of an export: the student's checkpoint, run over everything, fitted like
+the others."""
 
 from __future__ import annotations
 
@@ -13,9 +14,16 @@ from common.export.pictures import Pictures
 from common.train import checkpoint
 
 
-def export_browser(path: Path, folder: Path, pictures: Pictures, bundle: Mapping[str, Any], served: Outcome,
-                   precision: float) -> dict[str, Any]:
-    """Write exports/browser/ from a student's checkpoint and judge it alone and with the served model.
+def export_browser(
+    path: Path,
+    folder: Path,
+    pictures: Pictures,
+    bundle: Mapping[str, Any],
+    served: Outcome,
+    precision: float,
+) -> dict[str, Any]:
+    """Write exports/browser/ from a student's checkpoint and judge it alone and with the served
+    model.
 
     Args:
         path: the student's checkpoint.
@@ -38,10 +46,20 @@ def export_browser(path: Path, folder: Path, pictures: Pictures, bundle: Mapping
     settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
     batches = {"train": own.with_poor, "val": own.batches}
     shown = (batch for _, kind in own.strangers("plant", "val") for batch in kind)
-    written = light_export.write_browser(model, folder, lambda split, _: batches[split](split), settings, shown)
+    written = light_export.write_browser(
+        model, folder, lambda split, _: batches[split](split), settings, shown
+    )
     names = written.light.scores
     found = outcome_of(written.light.outputs, own, written.learned)
     bars, _ = fit_bars(found, names, data.tree, photo_limits(own), precision)
     server = {split: joint_class(served.splits[split][0], data.tree) for split in ("val", "test")}
-    report = light_export.finish_browser(written, found.splits["val"], found.splits["test"], server, bars, own.batches("test"), data.class_sizes)
+    report = light_export.finish_browser(
+        written,
+        found.splits["val"],
+        found.splits["test"],
+        server,
+        bars,
+        own.batches("test"),
+        data.class_sizes,
+    )
     return report | {"bars": judge_bars(found, bars, names, data.tree, data.class_sizes)}

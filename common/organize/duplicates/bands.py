@@ -1,10 +1,11 @@
-"""The exact join under Hamming distance and turns: which of two sets of 64-bit hashes lie within a radius.
+"""The exact join under Hamming distance and turns: which of two sets of 64-bit hashes lie within a
+radius.
 
-The bits are dealt into bands. Of a pair within the radius one band differs in no more than a bit or two (pigeonhole), so
-only hashes in neighbouring buckets of a band are compared, whole buckets at a time. A band holds a coefficient together with
-its mirror image, so a turned picture has a turned key, and each hash needs to be looked up under the smallest of its 8 keys
-only. Multi-index hashing: Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012.
-"""
+The bits are dealt into bands. Of a pair within the radius one band differs in no more than a bit or
+two (pigeonhole), so only hashes in neighbouring buckets of a band are compared, whole buckets at a
+time. A band holds a coefficient together with its mirror image, so a turned picture has a turned
+key, and each hash needs to be looked up under the smallest of its 8 keys only. Multi-index hashing:
+Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _TASKS = 64  # shares of a band's buckets, dealt to the workers as they get free
 
 @dataclass(frozen=True)
 class _Band:
-    """Bits shift .. shift + width - 1 of a regrouped hash; a pair counts as found here where at most `slack` of them differ."""
+    """Bits shift .. shift + width - 1 of a regrouped hash; a pair counts as found here where at
+    most `slack` of them differ."""
 
     shift: int
     width: int
@@ -37,20 +39,29 @@ class _Band:
         return np.uint64(((1 << self.width) - 1) << self.shift)
 
     def keys(self, hashes: np.ndarray) -> np.ndarray:
-        return (hashes >> np.uint64(self.shift) & np.uint64((1 << self.width) - 1)).astype(np.uint16)  # sorted by radix
+        return (hashes >> np.uint64(self.shift) & np.uint64((1 << self.width) - 1)).astype(
+            np.uint16
+        )  # sorted by radix
 
     @property
     def probes(self) -> int:
         return sum(math.comb(self.width, n) for n in range(self.slack + 1))
 
 
-def join(stored: np.ndarray, queries: np.ndarray | None, radius: int, together: Sequence[Sequence[int]], workers: int = 1,
-         progress: Callable[..., Iterable] | None = None) -> np.ndarray:
-    """Find all pairs within the radius under some turn; without queries, those among the stored hashes.
+def join(
+    stored: np.ndarray,
+    queries: np.ndarray | None,
+    radius: int,
+    together: Sequence[Sequence[int]],
+    workers: int = 1,
+    progress: Callable[..., Iterable] | None = None,
+) -> np.ndarray:
+    """Find all pairs within the radius under some turn; without queries, those among the stored
+    hashes.
 
     Args:
-        stored: uint64 (N, 8), hashes in all their turns (which are isometries and form a group), N < 2**31; without queries no
-            two rows may hold the same.
+        stored: uint64 (N, 8), hashes in all their turns (which are isometries and form a group), N
+            < 2**31; without queries no two rows may hold the same.
         queries: uint64 (Q, 8).
         radius: bits.
         together: the 64 bits in units, each of which the turns map onto itself.
@@ -58,7 +69,8 @@ def join(stored: np.ndarray, queries: np.ndarray | None, radius: int, together: 
         progress: `console.progress` or a function like it, wrapped round the blocks of work.
 
     Returns:
-        int64 (M,), ascending, each pair once: stored << 32 | query, or smaller << 32 | larger without queries.
+        int64 (M,), ascending, each pair once: stored << 32 | query, or smaller << 32 | larger
+        without queries.
 
     Raises:
         OverflowError: where there are more than `MOST_PAIRS`.
@@ -66,9 +78,22 @@ def join(stored: np.ndarray, queries: np.ndarray | None, radius: int, together: 
     if not len(stored) or queries is not None and not len(queries):
         return np.zeros(0, np.int64)
     bands, order = _plan(len(stored), len(stored if queries is None else queries), radius, together)
-    arguments = (_regroup(stored, order), None if queries is None else _regroup(queries, order), bands, radius)
-    tasks = [(number, share) for number, band in enumerate(bands) for share in range(_TASKS if band.width else 1)]
-    show = functools.partial(progress, total=len(tasks), desc="near-duplicates", unit="block") if progress else iter
+    arguments = (
+        _regroup(stored, order),
+        None if queries is None else _regroup(queries, order),
+        bands,
+        radius,
+    )
+    tasks = [
+        (number, share)
+        for number, band in enumerate(bands)
+        for share in range(_TASKS if band.width else 1)
+    ]
+    show = (
+        functools.partial(progress, total=len(tasks), desc="near-duplicates", unit="block")
+        if progress
+        else iter
+    )
     if workers < 2 or len(tasks) == 1:
         found = _gather(show(map(_Joiner(*arguments), tasks)), radius)
     else:
@@ -84,38 +109,64 @@ def _gather(pieces: Iterable[np.ndarray], radius: int) -> np.ndarray:
     for piece in pieces:
         count += len(piece)
         if count > MOST_PAIRS:
-            raise OverflowError(f"more than {MOST_PAIRS:,} pairs of different pictures lie within {radius} bits, too many to be "
-                                "duplicates. Choose a smaller radius, or leave out series in which all pictures look alike")
+            raise OverflowError(
+                f"more than {MOST_PAIRS:,} pairs of different pictures lie within {radius} bits, "
+                f"too many to be "
+                "duplicates. Choose a smaller radius, or leave out series in which all pictures "
+                "look alike"
+            )
         kept.append(piece)
     return np.concatenate(kept)
 
 
-def _plan(stored: int, queries: int, radius: int, together: Sequence[Sequence[int]]) -> tuple[list[_Band], np.ndarray]:
-    """Choose the cheapest bands; with few hashes one band of no bits, which is to compare all with all.
+def _plan(
+    stored: int, queries: int, radius: int, together: Sequence[Sequence[int]]
+) -> tuple[list[_Band], np.ndarray]:
+    """Choose the cheapest bands; with few hashes one band of no bits, which is to compare all with
+    all.
 
     Returns:
         the bands, and int (64,): which bit of a hash comes at each place of the regrouped hash.
     """
-    # Four bands at least: keys of 16 bits sort fast, and their buckets still hold enough to fill a block
-    best: tuple[float, list[_Band], np.ndarray] = (stored * queries * 8.0, [_Band(0, 0, 0)], np.arange(64))
+    # Four bands at least: keys of 16 bits sort fast, and their buckets still hold enough to fill a
+    # block
+    best: tuple[float, list[_Band], np.ndarray] = (
+        stored * queries * 8.0,
+        [_Band(0, 0, 0)],
+        np.arange(64),
+    )
     for number in range(4, radius + 2 if radius > 3 else 5):
         places: list[list[int]] = [[] for _ in range(number)]
         for unit in together:
             min(places, key=len).extend(unit)
         places.sort(key=len, reverse=True)
         shifts = np.cumsum([0, *map(len, places)])
-        # slacks s with sum(s + 1) = radius + 1: were all bands further off, the whole would be off by more than the radius
-        bands = [_Band(int(shifts[i]), len(places[i]), (radius + 1) // number + (i < (radius + 1) % number) - 1)
-                 for i in range(number) if i < radius + 1]
+        # slacks s with sum(s + 1) = radius + 1: were all bands further off, the whole would be off
+        # by more than the radius
+        bands = [
+            _Band(
+                int(shifts[i]),
+                len(places[i]),
+                (radius + 1) // number + (i < (radius + 1) % number) - 1,
+            )
+            for i in range(number)
+            if i < radius + 1
+        ]
         compared = sum(stored * queries * 8 * band.probes / 2**band.width for band in bands)
-        overhead = sum(2**band.width / 8 * (20_000 + 300 * band.probes) + 100 * queries for band in bands)  # in comparisons
-        # Bits of real hashes hang together, which fills some buckets: about twice the comparisons of random ones
-        best = min(best, (2 * compared + overhead, bands, np.concatenate(places)), key=lambda plan: plan[0])
+        overhead = sum(
+            2**band.width / 8 * (20_000 + 300 * band.probes) + 100 * queries for band in bands
+        )  # in comparisons
+        # Bits of real hashes hang together, which fills some buckets: about twice the comparisons
+        # of random ones
+        best = min(
+            best, (2 * compared + overhead, bands, np.concatenate(places)), key=lambda plan: plan[0]
+        )
     return best[1:]
 
 
 def _regroup(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Reorder bits: place p of the result holds bit order[p]; a table of 256 entries per byte does eight bits at once."""
+    """Reorder bits: place p of the result holds bit order[p]; a table of 256 entries per byte does
+    eight bits at once."""
     target = np.empty(64, np.uint64)
     target[order] = np.arange(64, dtype=np.uint64)
     values, result = np.arange(256, dtype=np.uint64), np.zeros_like(hashes)
@@ -130,7 +181,9 @@ def _regroup(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
 class _Joiner:
     """Works off shares of bands; keeps the sorted hashes of the band at hand."""
 
-    def __init__(self, left: np.ndarray, right: np.ndarray | None, bands: list[_Band], radius: int) -> None:
+    def __init__(
+        self, left: np.ndarray, right: np.ndarray | None, bands: list[_Band], radius: int
+    ) -> None:
         self.left, self.right, self.alone = left, left if right is None else right, right is None
         self.bands, self.radius, self.number = bands, radius, -1
         self.differences, self.counts = np.empty(_CELLS, np.uint64), np.empty(_CELLS, np.uint8)
@@ -140,17 +193,26 @@ class _Joiner:
         if task[0] != self.number:
             self.number = task[0]
             self._sort(self.bands[self.number])
-        return np.unique(_gather((hits for block in self._blocks(task[1]) for hits in self._compare(*block)), self.radius))
+        return np.unique(
+            _gather(
+                (hits for block in self._blocks(task[1]) for hits in self._compare(*block)),
+                self.radius,
+            )
+        )
 
     def _sort(self, band: _Band) -> None:
-        """Sort the right side under all 8 keys and the left side under the smallest of its 8 keys."""
+        """Sort the right side under all 8 keys and the left side under the smallest of its 8
+        keys."""
         edges = np.arange(2**band.width + 1)
         keys = band.keys(self.right)
         self.smallest = np.zeros(2**band.width, np.uint16)  # of the 8 keys, for each key in use
         self.smallest[keys] = keys.min(axis=1, keepdims=True)
         keys = keys.ravel()
         order = np.argsort(keys, kind="stable")
-        self.right_hashes, self.right_ids = self.right.ravel()[order], (order // self.right.shape[1]).astype(np.int32)
+        self.right_hashes, self.right_ids = (
+            self.right.ravel()[order],
+            (order // self.right.shape[1]).astype(np.int32),
+        )
         self.right_starts = np.searchsorted(keys[order], edges)
         keys = band.keys(self.left)
         chosen = np.arange(len(keys)), keys.argmin(axis=1)
@@ -158,38 +220,58 @@ class _Joiner:
         self.left_hashes, self.left_ids = self.left[chosen][order], order.astype(np.int32)
         self.left_starts = np.searchsorted(keys[chosen][order], edges)
         self.filled = np.flatnonzero(np.diff(self.left_starts))
-        self.flips = np.array([sum(1 << bit for bit in bits) for n in range(band.slack + 1)
-                               for bits in itertools.combinations(range(band.width), n)])
+        self.flips = np.array(
+            [
+                sum(1 << bit for bit in bits)
+                for n in range(band.slack + 1)
+                for bits in itertools.combinations(range(band.width), n)
+            ]
+        )
 
-    def _blocks(self, share: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    def _blocks(
+        self, share: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """The pictures of each bucket of this share, with those of the buckets around it."""
         for key in self.filled[share::_TASKS].tolist():
             around = key ^ self.flips
             if self.alone:
-                around = around[self.smallest[around] >= key]  # the other buckets met this one before
+                around = around[
+                    self.smallest[around] >= key
+                ]  # the other buckets met this one before
             starts, ends = self.right_starts[around], self.right_starts[around + 1]
             filled = ends > starts
-            slices = [slice(a, b) for a, b in zip(starts[filled].tolist(), ends[filled].tolist(), strict=True)]
+            slices = [
+                slice(a, b)
+                for a, b in zip(starts[filled].tolist(), ends[filled].tolist(), strict=True)
+            ]
             if slices:
                 mine = slice(self.left_starts[key], self.left_starts[key + 1])
-                yield (self.left_hashes[mine], self.left_ids[mine], np.concatenate([self.right_hashes[s] for s in slices]),
-                       np.concatenate([self.right_ids[s] for s in slices]))
+                yield (
+                    self.left_hashes[mine],
+                    self.left_ids[mine],
+                    np.concatenate([self.right_hashes[s] for s in slices]),
+                    np.concatenate([self.right_ids[s] for s in slices]),
+                )
 
-    def _compare(self, left: np.ndarray, left_ids: np.ndarray, right: np.ndarray, right_ids: np.ndarray) -> Iterator[np.ndarray]:
+    def _compare(
+        self, left: np.ndarray, left_ids: np.ndarray, right: np.ndarray, right_ids: np.ndarray
+    ) -> Iterator[np.ndarray]:
         """Compare all with all and give the packed pairs within the radius, in pieces."""
         wide = min(len(right), _CELLS)
         high = max(1, _CELLS // wide)
         for column in range(0, len(right), wide):
-            columns = right[column:column + wide]
+            columns = right[column : column + wide]
             for row in range(0, len(left), high):
-                rows = left[row:row + high, None]
+                rows = left[row : row + high, None]
                 cells = len(rows) * len(columns)
                 differences, counts = self.differences[:cells], self.counts[:cells]
                 np.bitwise_xor(rows, columns, out=differences.reshape(len(rows), -1))
                 hits = np.flatnonzero(np.bitwise_count(differences, out=counts) <= self.radius)
                 if not len(hits):
                     continue
-                for band in self.bands[:self.number]:  # what an earlier band has found is not kept twice
+                for band in self.bands[
+                    : self.number
+                ]:  # what an earlier band has found is not kept twice
                     hits = hits[np.bitwise_count(differences[hits] & band.mask) > band.slack]
                 a = left_ids[row + hits // len(columns)].astype(np.int64)
                 b = right_ids[column + hits % len(columns)].astype(np.int64)
@@ -208,4 +290,3 @@ def _start(*args: Any) -> None:
 
 def _work(task: tuple[int, int]) -> np.ndarray:
     return _joiner(task)
-

@@ -1,4 +1,5 @@
-"""Features for finding near-duplicates that a hash misses: pooled, of a pretrained backbone, on disk, safe from a kill."""
+"""Features for finding near-duplicates that a hash misses: pooled, of a pretrained backbone, on
+disk, safe from a kill."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ from common.train.engine import Compute
 from common.train.model import SwinHierarchical
 
 BLOCK = 1024  # pictures that are recorded as done together
-# Least cosine of near-duplicates, by the number of averaged views. Measured with MobileNetV2 (ImageNet) on 4,007 leaf photos of
-# 68 classes (8 views: 3,216): no pair at or above it joins two classes, and by eye most show one leaf twice. Another network
-# may want another value.
+# Least cosine of near-duplicates, by the number of averaged views. Measured with MobileNetV2
+# (ImageNet) on 4,007 leaf photos of 68 classes (8 views: 3,216): no pair at or above it joins two
+# classes, and by eye most show one leaf twice. Another network may want another value.
 THRESHOLDS = {1: 0.93, 2: 0.94, 8: 0.96}
 AHEAD = 3  # batches decoded before the network asks for them
 
@@ -41,7 +42,8 @@ class Backbone:
 
     Attributes:
         name: timm model name.
-        weights: `imagenet` (timm's pretrained ones, downloaded or cached) or a file: timm state dict or Foliar checkpoint.
+        weights: `imagenet` (timm's pretrained ones, downloaded or cached) or a file: timm state
+            dict or Foliar checkpoint.
         image_size: side of the input, px.
         arguments: further arguments of timm.create_model.
         mean, std: of the input per channel, 0..1; None takes those of timm's pretrained weights.
@@ -61,25 +63,36 @@ class Embedder:
     Attributes:
         size: side of the pictures it takes, px.
         dim: length of a feature.
-        views: how many orientations of a picture are averaged: 1, 2 (with its mirror image) or 8 (all turns and flips, so
-            that a turned copy has the same feature).
+        views: how many orientations of a picture are averaged: 1, 2 (with its mirror image) or 8
+            (all turns and flips, so that a turned copy has the same feature).
         compute: device and precision.
-        identity: 64 hex digits that change with anything that changes a feature: network, weights, pixels, views, precision.
+        identity: 64 hex digits that change with anything that changes a feature: network, weights,
+            pixels, views, precision.
     """
 
     def __init__(self, model: SwinHierarchical, compute: Compute, views: int) -> None:
         if views not in THRESHOLDS:
             raise ValueError(f"views is {views}; 1, 2 or 8")
-        made_of = {**model.settings, "weights": checkpoint.weights_hash({"model": model.backbone.state_dict()}), "views": views,
-                   "device": compute.device.type, "dtype": str(compute.dtype)}
-        self.identity = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
+        made_of = {
+            **model.settings,
+            "weights": checkpoint.weights_hash({"model": model.backbone.state_dict()}),
+            "views": views,
+            "device": compute.device.type,
+            "dtype": str(compute.dtype),
+        }
+        self.identity = hashlib.sha256(
+            json.dumps(made_of, sort_keys=True, default=str).encode()
+        ).hexdigest()
         self.size, self.dim, self.views = model.settings["image_size"], model.num_features, views
         self.compute = compute
-        self._model = model.eval().requires_grad_(False).to(compute.device, memory_format=torch.channels_last)
+        self._model = (
+            model.eval().requires_grad_(False).to(compute.device, memory_format=torch.channels_last)
+        )
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Embed a batch: uint8 (N, size, size, 3) RGB -> float16 (N, dim) of length 1 (0 where a feature is all zero)."""
+        """Embed a batch: uint8 (N, size, size, 3) RGB -> float16 (N, dim) of length 1 (0 where a
+        feature is all zero)."""
         batch = torch.from_numpy(pixels).to(self.compute.device, non_blocking=True)
         total = torch.zeros(len(batch), self.dim, device=self.compute.device)
         for view in _orientations(batch, self.views):
@@ -102,7 +115,8 @@ def _orientations(batch: Tensor, views: int) -> Iterator[Tensor]:
 
 
 def load_embedder(backbone: Backbone, compute: Compute, views: int = 2) -> Embedder:
-    """Build the network with pretrained weights; random ones would find likeness where there is none.
+    """Build the network with pretrained weights; random ones would find likeness where there is
+    none.
 
     Args:
         backbone: the network; its `weights` must be pretrained ones.
@@ -110,19 +124,30 @@ def load_embedder(backbone: Backbone, compute: Compute, views: int = 2) -> Embed
         views: see `Embedder`; each costs a forward pass per picture.
 
     Raises:
-        SystemExit: for an unknown network, one that cannot be built at that size, or weights that cannot be had.
+        SystemExit: for an unknown network, one that cannot be built at that size, or weights that
+            cannot be had.
     """
     if backbone.weights in ("none", "random", ""):
-        fail("--embed compares features of a trained network; with random weights they mean nothing. Give --weights imagenet or "
-             "--weights FILE, or leave --embed out.")
+        fail(
+            "--embed compares features of a trained network; with random weights they mean "
+            "nothing. Give --weights imagenet or "
+            "--weights FILE, or leave --embed out."
+        )
     from_hub = backbone.weights in ("imagenet", "auto")
     try:
-        model = _build(backbone, pretrained=False)  # an unknown name is a mistake, not a missing download
+        model = _build(
+            backbone, pretrained=False
+        )  # an unknown name is a mistake, not a missing download
         with torch.inference_mode():
-            model.eval().features(torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8))
+            model.eval().features(
+                torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8)
+            )
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        fail(f"--backbone {backbone.name} cannot be built at {backbone.image_size} px: {_first_line(error)}. Names: "
-             'python -c "import timm; print(timm.list_models())"')
+        fail(
+            f"--backbone {backbone.name} cannot be built at {backbone.image_size} px: "
+            f"{_first_line(error)}. Names: "
+            'python -c "import timm; print(timm.list_models())"'
+        )
     if not from_hub:
         say(checkpoint.load_backbone(model, Path(backbone.weights)))
         return Embedder(model, compute, views)
@@ -130,15 +155,26 @@ def load_embedder(backbone: Backbone, compute: Compute, views: int = 2) -> Embed
     try:
         return Embedder(_build(backbone, pretrained=True), compute, views)
     except Exception as error:  # hub clients raise anything from OSError to their own classes
-        fail(f"--embed needs pretrained weights, and timm's of {backbone.name} cannot be had ({type(error).__name__}: "
-             f"{_first_line(error)}). Connect to the internet once, or give a file with --weights FILE; without --embed the "
-             "perceptual hash still finds copies that were re-encoded, resized, flipped or turned.")
+        fail(
+            f"--embed needs pretrained weights, and timm's of {backbone.name} cannot be had "
+            f"({type(error).__name__}: "
+            f"{_first_line(error)}). Connect to the internet once, or give a file with --weights "
+            f"FILE; without --embed the "
+            "perceptual hash still finds copies that were re-encoded, resized, flipped or turned."
+        )
 
 
 def _build(backbone: Backbone, pretrained: bool) -> SwinHierarchical:
     tree = ClassTree.from_pairs({("any", "any")})  # the heads are not used
-    return SwinHierarchical(backbone.name, tree, image_size=backbone.image_size, backbone_args=backbone.arguments,
-                            mean=backbone.mean, std=backbone.std, pretrained=pretrained)
+    return SwinHierarchical(
+        backbone.name,
+        tree,
+        image_size=backbone.image_size,
+        backbone_args=backbone.arguments,
+        mean=backbone.mean,
+        std=backbone.std,
+        pretrained=pretrained,
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -150,13 +186,22 @@ def _first_line(error: Exception) -> str:
 # region features of all pictures
 
 
-def features(read: Callable[[int], bytes], keys: np.ndarray, embedder: Embedder, store: Path, *, batch: int | None = None,
-             workers: int = 2) -> np.ndarray:
-    """Embed all pictures, in blocks that survive a kill; what an earlier run finished is not done again.
+def features(
+    read: Callable[[int], bytes],
+    keys: np.ndarray,
+    embedder: Embedder,
+    store: Path,
+    *,
+    batch: int | None = None,
+    workers: int = 2,
+) -> np.ndarray:
+    """Embed all pictures, in blocks that survive a kill; what an earlier run finished is not done
+    again.
 
-    `store/features.f16` holds the rows; `store/features.done` one SHA-256 per block, over the embedder's identity and the
-    block's keys, so that a block made from other pictures or another network is made anew. A block is written before it is
-    recorded, and its batches never depend on where a run began: the result of a killed run is that of one never stopped.
+    `store/features.f16` holds the rows; `store/features.done` one SHA-256 per block, over the
+    embedder's identity and the block's keys, so that a block made from other pictures or another
+    network is made anew. A block is written before it is recorded, and its batches never depend on
+    where a run began: the result of a killed run is that of one never stopped.
 
     Args:
         read: picture number -> its file's bytes; called from several threads.
@@ -179,19 +224,40 @@ def features(read: Callable[[int], bytes], keys: np.ndarray, embedder: Embedder,
     store.mkdir(parents=True, exist_ok=True)
     rows_file, done_file = store / "features.f16", store / "features.done"
     starts = range(0, count, BLOCK)
-    wanted = [hashlib.sha256(embedder.identity.encode() + np.ascontiguousarray(keys[s : s + BLOCK]).tobytes()).digest() for s in starts]
+    wanted = [
+        hashlib.sha256(
+            embedder.identity.encode() + np.ascontiguousarray(keys[s : s + BLOCK]).tobytes()
+        ).digest()
+        for s in starts
+    ]
     done = _still_good(rows_file, done_file, wanted, count, width)
     todo = [s for s, good in zip(starts, done, strict=True) if not good]
     if len(todo) < len(starts):
-        say(f"features: {count - sum(min(BLOCK, count - s) for s in todo):,} of {count:,} pictures are done already")
+        say(
+            f"features: {count - sum(min(BLOCK, count - s) for s in todo):,} of {count:,} "
+            f"pictures are done already"
+        )
     batch = batch or (16 if embedder.compute.device.type == "cpu" else 256)
-    spans = [(a, min(a + batch, s + BLOCK, count)) for s in todo for a in range(s, min(s + BLOCK, count), batch)]
-    with rows_file.open("r+b") as rows, done_file.open("r+b") as record, progress((), total=count, desc="features", unit="picture") as bar:
+    spans = [
+        (a, min(a + batch, s + BLOCK, count))
+        for s in todo
+        for a in range(s, min(s + BLOCK, count), batch)
+    ]
+    with (
+        rows_file.open("r+b") as rows,
+        done_file.open("r+b") as record,
+        progress((), total=count, desc="features", unit="picture") as bar,
+    ):
         bar.update(count - sum(b - a for a, b in spans))
-        for (a, b), pixels in zip(spans, _decoded(read, spans, embedder.size, workers), strict=True):
+        for (a, b), pixels in zip(
+            spans, _decoded(read, spans, embedder.size, workers), strict=True
+        ):
             made = embedder(pixels)
             if not np.isfinite(made).all():
-                fail(f"a feature of pictures {a} to {b - 1} is not a number: the network overflows. Run again with --precision fp32.")
+                fail(
+                    f"a feature of pictures {a} to {b - 1} is not a number: the network "
+                    f"overflows. Run again with --precision fp32."
+                )
             rows.seek(a * width)
             rows.write(made.tobytes())
             bar.update(b - a)
@@ -203,14 +269,25 @@ def features(read: Callable[[int], bytes], keys: np.ndarray, embedder: Embedder,
     return np.memmap(rows_file, np.float16, "r", shape=(count, embedder.dim))
 
 
-def _still_good(rows_file: Path, done_file: Path, wanted: list[bytes], count: int, width: int) -> list[bool]:
-    """Say which blocks are done, strike out all others in the record, and give both files their size."""
+def _still_good(
+    rows_file: Path, done_file: Path, wanted: list[bytes], count: int, width: int
+) -> list[bool]:
+    """Say which blocks are done, strike out all others in the record, and give both files their
+    size."""
     have = done_file.read_bytes() if done_file.is_file() else b""
     size = rows_file.stat().st_size if rows_file.is_file() else 0
-    done = [have[32 * i : 32 * i + 32] == digest and size >= min((i + 1) * BLOCK, count) * width for i, digest in enumerate(wanted)]
-    # a block about to be overwritten must not keep the record of what it held: a third run might want just that
+    done = [
+        have[32 * i : 32 * i + 32] == digest and size >= min((i + 1) * BLOCK, count) * width
+        for i, digest in enumerate(wanted)
+    ]
+    # a block about to be overwritten must not keep the record of what it held: a third run might
+    # want just that
     with open(done_file, "r+b" if done_file.is_file() else "wb") as file:
-        file.write(b"".join(digest if good else bytes(32) for digest, good in zip(wanted, done, strict=True)))
+        file.write(
+            b"".join(
+                digest if good else bytes(32) for digest, good in zip(wanted, done, strict=True)
+            )
+        )
         file.truncate(32 * len(wanted))
         _flush(file)
     with open(rows_file, "r+b" if rows_file.is_file() else "wb") as file:
@@ -227,14 +304,19 @@ class _Unreadable(Exception):
     """A stored picture that is gone or damaged."""
 
 
-def _decoded(read: Callable[[int], bytes], spans: list[tuple[int, int]], size: int, workers: int) -> Iterator[np.ndarray]:
-    """Yield the pixels of each span, uint8 (n, size, size, 3), decoded in threads a few spans ahead (Pillow frees the lock)."""
+def _decoded(
+    read: Callable[[int], bytes], spans: list[tuple[int, int]], size: int, workers: int
+) -> Iterator[np.ndarray]:
+    """Yield the pixels of each span, uint8 (n, size, size, 3), decoded in threads a few spans ahead
+    (Pillow frees the lock)."""
 
     def pixels(number: int) -> np.ndarray:
         try:
             return images.resize_to_model(images.read_rgb(read(number), min_side=1), size)
         except (images.ImageError, OSError) as error:
-            raise _Unreadable(f"stored picture {number} cannot be read any more ({error})") from error
+            raise _Unreadable(
+                f"stored picture {number} cannot be read any more ({error})"
+            ) from error
 
     def collect(batch: list[Future[np.ndarray]]) -> np.ndarray:
         try:
@@ -259,8 +341,15 @@ def _decoded(read: Callable[[int], bytes], spans: list[tuple[int, int]], size: i
 # region how good the search is
 
 
-def judge_features(read: Callable[[int], bytes], sample: Sequence[int], stored: np.ndarray, embedder: Embedder, groups: np.ndarray,
-                   threshold: float, seed: int = 0) -> list[planted.Row]:
+def judge_features(
+    read: Callable[[int], bytes],
+    sample: Sequence[int],
+    stored: np.ndarray,
+    embedder: Embedder,
+    groups: np.ndarray,
+    threshold: float,
+    seed: int = 0,
+) -> list[planted.Row]:
     """Judge the search by features (`cosine.cosine_pairs`) on copies that are made on purpose.
 
     Args:
@@ -275,10 +364,13 @@ def judge_features(read: Callable[[int], bytes], sample: Sequence[int], stored: 
     Returns:
         a row per kind of copy.
     """
+
     def match(queries: np.ndarray) -> np.ndarray:
         return cosine_matches(queries, stored, threshold, embedder.compute.device)
 
-    return planted.judge(lambda i: images.read_rgb(read(i), min_side=1), sample, embedder.embed, match, groups, seed)
+    return planted.judge(
+        lambda i: images.read_rgb(read(i), min_side=1), sample, embedder.embed, match, groups, seed
+    )
 
 
 # endregion

@@ -1,8 +1,9 @@
-"""One 64-bit perceptual hash per picture, and an exact search for all near pairs among millions of them.
+"""One 64-bit perceptual hash per picture, and an exact search for all near pairs among millions of
+them.
 
-A bit is the sign of one coefficient of the cosine transform. A mirror image flips the signs of the odd coefficients and a
-quarter turn swaps the axes, so the hashes of all 8 flips and turns of a picture follow from one stored value.
-"""
+A bit is the sign of one coefficient of the cosine transform. A mirror image flips the signs of the
+odd coefficients and a quarter turn swaps the axes, so the hashes of all 8 flips and turns of a
+picture follow from one stored value."""
 
 from __future__ import annotations
 
@@ -20,20 +21,26 @@ MOST_RADIUS = 15
 FLAT = 1.0  # grey levels (root mean square of 32 x 32 means); a flat photo's noise stays far below
 STILL = 0.01  # a coefficient this near 0 is rounding
 
-# The 64 lowest coefficients (v, u) of the transform's corner, without the mean and (5, 5): 4 on the diagonal, then 30 above
-# it, then their 30 mirror images, so that swapping the axes exchanges two fields of 30 bits. Bit i is the i-th of them.
+# The 64 lowest coefficients (v, u) of the transform's corner, without the mean and (5, 5): 4 on the
+# diagonal, then 30 above it, then their 30 mirror images, so that swapping the axes exchanges two
+# fields of 30 bits. Bit i is the i-th of them.
 _DIAGONAL = [(k, k) for k in range(1, 5)]
-_ABOVE = sorted(((v, u) for v in range(11) for u in range(v + 1, 11 - v)), key=lambda at: (sum(at), at))
+_ABOVE = sorted(
+    ((v, u) for v in range(11) for u in range(v + 1, 11 - v)), key=lambda at: (sum(at), at)
+)
 _PLACES = np.array(_DIAGONAL + _ABOVE + [(u, v) for v, u in _ABOVE])
 _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
-_ODD_ROWS, _ODD_COLUMNS = (np.bitwise_or.reduce(_WEIGHTS[_PLACES[:, axis] % 2 == 1]) for axis in (0, 1))
+_ODD_ROWS, _ODD_COLUMNS = (
+    np.bitwise_or.reduce(_WEIGHTS[_PLACES[:, axis] % 2 == 1]) for axis in (0, 1)
+)
 _LOW, _HIGH = (np.uint64(((1 << 30) - 1) << at) for at in (4, 34))
 # What must not be parted for a turned picture to have a turned key; low frequencies first
 _TOGETHER = [(4 + i, 34 + i) for i in range(30)] + [(i,) for i in range(4)]
 
 
 def perceptual_hash(rgb: np.ndarray) -> int:
-    """Hash what a picture shows: 64 signs of the low coefficients of the cosine transform of 32 x 32 grey means.
+    """Hash what a picture shows: 64 signs of the low coefficients of the cosine transform of 32 x
+    32 grey means.
 
     Args:
         rgb: uint8 (height, width, 3).
@@ -49,8 +56,9 @@ def perceptual_hash(rgb: np.ndarray) -> int:
 
 
 def _means(grey: np.ndarray) -> np.ndarray:
-    """float32 (32, 32): the means of 32 x 32 equal cells, whose borders may cut pixels. As `cv2.resize` with INTER_AREA does it,
-    but from sums over rectangles, which is five times as fast where the sides are no multiples of 32, and without rounding."""
+    """float32 (32, 32): the means of 32 x 32 equal cells, whose borders may cut pixels. As
+    `cv2.resize` with INTER_AREA does it, but from sums over rectangles, which is five times as fast
+    where the sides are no multiples of 32, and without rounding."""
     sums = cv2.integral(grey, sdepth=cv2.CV_32S if grey.size < 2**31 // 255 else cv2.CV_64F)
     for axis, length in enumerate(grey.shape):
         at = np.arange(33) * (length / 32)
@@ -70,7 +78,9 @@ def orientations(hashes: np.ndarray) -> np.ndarray:
         uint64 (N, 8), C order; the first column is the picture as it stands.
     """
     plain = np.asarray(hashes, np.uint64)
-    swapped = (plain & np.uint64(15)) | (plain & _LOW) << np.uint64(30) | (plain & _HIGH) >> np.uint64(30)
+    swapped = (
+        (plain & np.uint64(15)) | (plain & _LOW) << np.uint64(30) | (plain & _HIGH) >> np.uint64(30)
+    )
     masks = np.array([0, _ODD_COLUMNS, _ODD_ROWS, _ODD_COLUMNS ^ _ODD_ROWS], np.uint64)
     return np.concatenate([plain[:, None] ^ masks, swapped[:, None] ^ masks], axis=1)
 
@@ -79,13 +89,15 @@ def orientations(hashes: np.ndarray) -> np.ndarray:
 class Near:
     """All pairs of pictures whose hashes lie within a radius, under any flip or turn.
 
-    Pictures whose hashes are equal (under a flip or turn) share one number, so that ten thousand copies of one picture cost
-    ten thousand entries and not fifty million pairs.
+    Pictures whose hashes are equal (under a flip or turn) share one number, so that ten thousand
+    copies of one picture cost ten thousand entries and not fifty million pairs.
 
     Attributes:
-        of: int64 (N,), the number of each picture's hash, 0 .. U - 1; -1 for a blank picture, which has no neighbours.
+        of: int64 (N,), the number of each picture's hash, 0 .. U - 1; -1 for a blank picture, which
+            has no neighbours.
         first: int64 (U,), the first picture with this number.
-        pairs: int32 (P, 2), numbers of different hashes within the radius, the smaller first, in ascending order.
+        pairs: int32 (P, 2), numbers of different hashes within the radius, the smaller first, in
+            ascending order.
     """
 
     of: np.ndarray
@@ -109,10 +121,15 @@ class Near:
         return int((self.sizes * (self.sizes - 1) // 2).sum() + (left * right).sum())
 
     def edges(self) -> np.ndarray:
-        """int64 (E, 2): pairs of pictures, not all, but enough to join every picture with its neighbours (`connected`)."""
-        first = np.where(self.of >= 0, self.first[self.of] if len(self.first) else 0, np.arange(len(self.of)))
+        """int64 (E, 2): pairs of pictures, not all, but enough to join every picture with its
+        neighbours (`connected`)."""
+        first = np.where(
+            self.of >= 0, self.first[self.of] if len(self.first) else 0, np.arange(len(self.of))
+        )
         copies = np.flatnonzero(first != np.arange(len(self.of)))
-        return np.concatenate([np.stack([first[copies], copies], axis=1), self.first[self.pairs]]).astype(np.int64)
+        return np.concatenate(
+            [np.stack([first[copies], copies], axis=1), self.first[self.pairs]]
+        ).astype(np.int64)
 
     def has_neighbour_in(self, mask: np.ndarray) -> np.ndarray:
         """Tell for each picture whether another one, of those in the mask, lies within the radius.
@@ -137,22 +154,36 @@ class Near:
         if self.of[i] < 0:
             return np.zeros(0, np.int64)
         partners, partner_starts, pictures, starts = self._lists
-        numbers = [int(self.of[i]), *partners[partner_starts[self.of[i]]:partner_starts[self.of[i] + 1]].tolist()]
-        found = np.sort(np.concatenate([pictures[starts[n]:starts[n + 1]] for n in numbers]))
+        numbers = [
+            int(self.of[i]),
+            *partners[partner_starts[self.of[i]] : partner_starts[self.of[i] + 1]].tolist(),
+        ]
+        found = np.sort(np.concatenate([pictures[starts[n] : starts[n + 1]] for n in numbers]))
         return found[found != i]
 
     @functools.cached_property
     def _lists(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The partners of each number and the pictures of each number, each as one array with its starts."""
+        """The partners of each number and the pictures of each number, each as one array with its
+        starts."""
         ends = np.concatenate([self.pairs, self.pairs[:, ::-1]])
         ends = ends[np.argsort(ends[:, 0], kind="stable")]
-        pictures = np.argsort(self.of, kind="stable")[self.blank:]
-        return (ends[:, 1], np.searchsorted(ends[:, 0], np.arange(len(self.first) + 1)), pictures,
-                np.concatenate([[0], np.cumsum(self.sizes)]))
+        pictures = np.argsort(self.of, kind="stable")[self.blank :]
+        return (
+            ends[:, 1],
+            np.searchsorted(ends[:, 0], np.arange(len(self.first) + 1)),
+            pictures,
+            np.concatenate([[0], np.cumsum(self.sizes)]),
+        )
 
 
-def near_search(hashes: np.ndarray, radius: int, workers: int = 1, progress: Callable[..., Iterable] | None = None) -> Near:
-    """Find all pairs of pictures whose hashes differ in at most `radius` bits under some flip or turn. Exact.
+def near_search(
+    hashes: np.ndarray,
+    radius: int,
+    workers: int = 1,
+    progress: Callable[..., Iterable] | None = None,
+) -> Near:
+    """Find all pairs of pictures whose hashes differ in at most `radius` bits under some flip or
+    turn. Exact.
 
     Args:
         hashes: uint64 (N,), from `perceptual_hash`; blank pictures match nothing.
@@ -165,15 +196,20 @@ def near_search(hashes: np.ndarray, radius: int, workers: int = 1, progress: Cal
 
     Raises:
         ValueError: where the radius is out of range.
-        OverflowError: where more than `bands.MOST_PAIRS` pairs of different hashes lie within the radius.
+        OverflowError: where more than `bands.MOST_PAIRS` pairs of different hashes lie within the
+            radius.
     """
     _check(radius)
     hashes = np.asarray(hashes, np.uint64)
     of, known = np.full(len(hashes), -1, np.int64), np.flatnonzero(hashes != BLANK)
     # A flip or turn keeps distances, so the smallest of the 8 can stand for all
-    unique, first, of[known] = np.unique(orientations(hashes[known]).min(axis=1), return_index=True, return_inverse=True)
+    unique, first, of[known] = np.unique(
+        orientations(hashes[known]).min(axis=1), return_index=True, return_inverse=True
+    )
     found = join(orientations(unique), None, radius, _TOGETHER, workers, progress)
-    return Near(of, known[first], np.stack([found >> 32, found & 0xFFFFFFFF], axis=1).astype(np.int32))
+    return Near(
+        of, known[first], np.stack([found >> 32, found & 0xFFFFFFFF], axis=1).astype(np.int32)
+    )
 
 
 def matches(queries: np.ndarray, hashes: np.ndarray, radius: int) -> np.ndarray:
@@ -192,7 +228,11 @@ def matches(queries: np.ndarray, hashes: np.ndarray, radius: int) -> np.ndarray:
     _check(radius)
     queries, hashes = np.asarray(queries, np.uint64), np.asarray(hashes, np.uint64)
     asked, stored = np.flatnonzero(queries != BLANK), np.flatnonzero(hashes != BLANK)
-    found = join(*(orientations(values[kept]) for values, kept in ((hashes, stored), (queries, asked))), radius, _TOGETHER)
+    found = join(
+        *(orientations(values[kept]) for values, kept in ((hashes, stored), (queries, asked))),
+        radius,
+        _TOGETHER,
+    )
     pairs = np.stack([asked[found & 0xFFFFFFFF], stored[found >> 32]], axis=1)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
@@ -214,11 +254,15 @@ def connected(count: int, edges: np.ndarray) -> np.ndarray:
         edges = edges[edges[:, 0] != edges[:, 1]]
         if not len(edges):
             return label
-        np.minimum.at(label, edges.max(axis=1), edges.min(axis=1))  # each root goes under its smallest neighbour, if smaller
+        np.minimum.at(
+            label, edges.max(axis=1), edges.min(axis=1)
+        )  # each root goes under its smallest neighbour, if smaller
         while not np.array_equal(above := label[label], label):
             label = above
 
 
 def _check(radius: int) -> None:
     if not 0 <= radius <= MOST_RADIUS:
-        raise ValueError(f"the radius of a near-duplicate search is 0 to {MOST_RADIUS} bits, not {radius}")
+        raise ValueError(
+            f"the radius of a near-duplicate search is 0 to {MOST_RADIUS} bits, not {radius}"
+        )

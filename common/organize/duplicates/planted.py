@@ -38,7 +38,8 @@ class Row:
 
     @property
     def false_rate(self) -> float:
-        """Share of comparisons with pictures of other groups that were taken for duplicates, 0..1."""
+        """Share of comparisons with pictures of other groups that were taken for duplicates,
+        0..1."""
         return self.false / max(1, self.compared)
 
 
@@ -58,12 +59,18 @@ def variants(rgb: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     def cropped(share: float) -> np.ndarray:
         less_high, less_wide = round(share * height), round(share * width)
         top, left = (int(rng.integers(less + 1)) for less in (less_high, less_wide))
-        return rgb[top:top + height - less_high, left:left + width - less_wide].copy()
+        return rgb[top : top + height - less_high, left : left + width - less_wide].copy()
 
-    pressed = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 50])[1]
+    pressed = cv2.imencode(
+        ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 50]
+    )[1]
     return {
-        "re-encoded, quality 50": cv2.cvtColor(cv2.imdecode(pressed, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB),
-        "resized to 50 %": cv2.resize(rgb, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA),
+        "re-encoded, quality 50": cv2.cvtColor(
+            cv2.imdecode(pressed, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+        ),
+        "resized to 50 %": cv2.resize(
+            rgb, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA
+        ),
         "blurred": cv2.GaussianBlur(rgb, (0, 0), max(height, width) / 200),
         "brighter, x 1.3": cv2.convertScaleAbs(rgb, alpha=1.3),
         "darker, x 0.7": cv2.convertScaleAbs(rgb, alpha=0.7),
@@ -74,17 +81,23 @@ def variants(rgb: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def judge(read: Callable[[int], np.ndarray], sample: Sequence[int], describe: Callable[[list[np.ndarray]], np.ndarray],
-          match: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, seed: int = 0) -> list[Row]:
+def judge(
+    read: Callable[[int], np.ndarray],
+    sample: Sequence[int],
+    describe: Callable[[list[np.ndarray]], np.ndarray],
+    match: Callable[[np.ndarray], np.ndarray],
+    groups: np.ndarray,
+    seed: int = 0,
+) -> list[Row]:
     """Look copies of sampled pictures up and count what is found, for any duplicate search.
 
     Args:
         read: number of a stored picture -> uint8 (height, width, 3).
         sample: (S,) numbers of stored pictures.
-        describe: pictures (K of them, all copies of one original) -> (K, ...) what the search compares, such as hashes
-            or features.
-        match: (Q, ...) descriptions of all copies -> int (M, 2), query and stored picture that it takes for duplicates,
-            no pair twice.
+        describe: pictures (K of them, all copies of one original) -> (K, ...) what the search
+            compares, such as hashes or features.
+        match: (Q, ...) descriptions of all copies -> int (M, 2), query and stored picture that it
+            takes for duplicates, no pair twice.
         groups: int (N,), pictures that may rightly be found together with each other.
         seed: of the copies; those of a picture depend on the seed and its number only.
 
@@ -93,7 +106,9 @@ def judge(read: Callable[[int], np.ndarray], sample: Sequence[int], describe: Ca
     """
     groups, described, kinds = np.asarray(groups), [], []
     for i in sample:
-        copies = variants(read(int(i)), int(np.random.SeedSequence((seed, int(i))).generate_state(1)[0]))
+        copies = variants(
+            read(int(i)), int(np.random.SeedSequence((seed, int(i))).generate_state(1)[0])
+        )
         kinds = list(copies)
         described.append(np.asarray(describe(list(copies.values()))))
     if not described:
@@ -104,12 +119,23 @@ def judge(read: Callable[[int], np.ndarray], sample: Sequence[int], describe: Ca
     false = np.bincount(query[groups[stored] != groups[original[query]]], minlength=len(original))
     labels, inverse = np.unique(groups, return_inverse=True)
     strangers = len(groups) - np.bincount(inverse, minlength=len(labels))[inverse[original]]
-    found, false, strangers = (values.reshape(-1, len(kinds)).sum(axis=0).tolist() for values in (found, false, strangers))
-    return [Row(kind, len(described), *counts) for kind, *counts in zip(kinds, found, false, strangers, strict=True)]
+    found, false, strangers = (
+        values.reshape(-1, len(kinds)).sum(axis=0).tolist() for values in (found, false, strangers)
+    )
+    return [
+        Row(kind, len(described), *counts)
+        for kind, *counts in zip(kinds, found, false, strangers, strict=True)
+    ]
 
 
-def judge_hashes(read: Callable[[int], np.ndarray], sample: Sequence[int], hashes: np.ndarray, groups: np.ndarray, radius: int,
-                 seed: int = 0) -> list[Row]:
+def judge_hashes(
+    read: Callable[[int], np.ndarray],
+    sample: Sequence[int],
+    hashes: np.ndarray,
+    groups: np.ndarray,
+    radius: int,
+    seed: int = 0,
+) -> list[Row]:
     """Judge the search by perceptual hash (`phash.near_search`).
 
     Args:
@@ -120,10 +146,18 @@ def judge_hashes(read: Callable[[int], np.ndarray], sample: Sequence[int], hashe
     Returns:
         a row per kind of copy.
     """
+
     def describe(pictures: list[np.ndarray]) -> np.ndarray:
         return np.array([perceptual_hash(picture) for picture in pictures], np.uint64)
 
-    return judge(read, sample, describe, functools.partial(matches, hashes=hashes, radius=radius), groups, seed)
+    return judge(
+        read,
+        sample,
+        describe,
+        functools.partial(matches, hashes=hashes, radius=radius),
+        groups,
+        seed,
+    )
 
 
 def planted_table(rows: Sequence[Row]) -> str:
@@ -135,7 +169,23 @@ def planted_table(rows: Sequence[Row]) -> str:
     Returns:
         a Markdown table.
     """
-    total = Row("all", *(sum(getattr(row, name) for row in rows) for name in ("copies", "found", "false", "compared")))
-    return table([(row.kind, row.copies, f"{100 * row.recall:.1f} %", f"{row.false / max(1, row.copies):.2f}",
-                   f"{1e6 * row.false_rate:.2f}") for row in [*rows, total]],
-                 ("copy", "copies", "original found", "false per copy", "false per million comparisons"))
+    total = Row(
+        "all",
+        *(
+            sum(getattr(row, name) for row in rows)
+            for name in ("copies", "found", "false", "compared")
+        ),
+    )
+    return table(
+        [
+            (
+                row.kind,
+                row.copies,
+                f"{100 * row.recall:.1f} %",
+                f"{row.false / max(1, row.copies):.2f}",
+                f"{1e6 * row.false_rate:.2f}",
+            )
+            for row in [*rows, total]
+        ],
+        ("copy", "copies", "original found", "false per copy", "false per million comparisons"),
+    )

@@ -48,19 +48,25 @@ def _with_plant(reading: Reading, facts: ListFacts) -> Answer:
         reason += ", and no disease named" + (", as in others of this list" if same else "")
     elif reading.quality == "unknown":
         rest = tuple((disease or "").split())
-        often = facts.plants[reading.species or ""] >= 3 and (len(rest) == 1 or naming.is_epithet(rest[-1]))
+        often = facts.plants[reading.species or ""] >= 3 and (
+            len(rest) == 1 or naming.is_epithet(rest[-1])
+        )
         recurs = len(facts.beginnings[rest]) >= 2 or often
         confidence *= 0.94 if parted and recurs else 0.92 if recurs else 0.9 if parted else 0.82
         reason += ", then words that are in no table"
     elif reading.quality == "partly":
         first, tail = (disease or "").split()[0], (disease or "").split()[-1]
-        recurs = parted or is_known(first) or len(facts.beginnings[tuple((disease or "").split())]) >= 2
+        recurs = (
+            parted or is_known(first) or len(facts.beginnings[tuple((disease or "").split())]) >= 2
+        )
         if disease == "healthy":
             recurs = False
         confidence *= (0.95 if recurs else 0.9) if is_known(tail) else 0.9
         reason += ", a disease with a word that is in no table"
     else:
-        reason += {"healthy": ", healthy", "sick": ", sick of something"}.get(reading.quality, ", known disease")
+        reason += {"healthy": ", healthy", "sick": ", sick of something"}.get(
+            reading.quality, ", known disease"
+        )
     if reading.fixed:
         confidence -= 0.03
         reason += "; a typo was mended"

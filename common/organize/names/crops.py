@@ -1,8 +1,9 @@
-"""Curated words for reading class names: plants, healthy and sick words, disease words, abbreviations, synonyms.
+"""Curated words for reading class names: plants, healthy and sick words, disease words,
+abbreviations, synonyms.
 
-The tables seed `taxonomy.parse_class_names`; whatever they lack is learned from the list of names at hand. To teach
-the parser a plant or a disease, add it here. A plant line is "name = other ways to write it".
-"""
+The tables seed `taxonomy.parse_class_names`; whatever they lack is learned from the list of names
+at hand. To teach the parser a plant or a disease, add it here. A plant line is "name = other ways
+to write it"."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ curcas; castor = ricinus communis; sandalwood = santalum album; horse chestnut =
 brasiliensis
 """
 
-# The same plants in languages in which public data sets are labelled (Spanish, Portuguese, French, Indonesian, Hindi).
+# The same plants in languages in which public data sets are labelled (Spanish, Portuguese, French,
+# Indonesian, Hindi).
 _FOREIGN = """
 tomato = tomat, tamatar; potato = papa, patata, batata, kentang, pomme de terre, aloo; corn = maiz, milho, jagung, mais,
 makka; wheat = trigo, ble, gandum, gehun; rice = arroz, padi, riz; bean = frijol, feijao, haricot, buncis; soybean = soja,
@@ -109,7 +111,8 @@ oliveira; spinach = bayam, espinaca; eggplant = berenjena, terong; oil palm = ke
 kubis, repollo, chou; lettuce = lechuga, alface, selada, laitue
 """
 
-# Disease names that hold the name of a plant they are not named for -> the plant they imply where none else is given.
+# Disease names that hold the name of a plant they are not named for -> the plant they imply where
+# none else is given.
 BORROWED: dict[tuple[str, ...], str | None] = {
     ("cedar", "apple", "rust"): "apple", ("shepherd", "purse"): None, ("potato", "leafhopper"): None,
     ("colorado", "potato", "beetle"): "potato", ("cotton", "bollworm"): None, ("tobacco", "caterpillar"): None,
@@ -117,19 +120,27 @@ BORROWED: dict[tuple[str, ...], str | None] = {
     ("orange", "rust"): None, ("orange", "spot"): None, ("orange", "spots"): None,
 }  # fmt: skip
 
-HEALTHY = set("""healthy health normal fresh uninfected undiseased healty helthy healthly sano sana sanos sanas saludable
-saudavel sadia sadio sain saine saines sehat nodisease""".split())
-SICK = set("""
+HEALTHY = set(
+    """healthy health normal fresh uninfected undiseased healty helthy healthly sano sana sanos sanas saludable
+saudavel sadia sadio sain saine saines sehat nodisease""".split()
+)
+SICK = set(
+    """
 disease diseases diseased unhealthy infected sick affected abnormal ill defected damaged unhealth enferma enfermo enfermos
 doente malade sakit
-""".split())
-ORGANS = set("""
+""".split()
+)
+ORGANS = set(
+    """
 leaf leaves leafs leave foliage fruit fruits plant plants stem stems root roots flower flowers pod pods tuber tubers
 bark trunk branch branches twig twigs seed seeds seedling seedlings bulb shoot shoots tree trees crop crops panicle
 ear ears spike boll bolls
-""".split())
-# Words that tell of folders, pictures, splits, backgrounds or severity and never of the plant or its disease.
-NOISE = set("""
+""".split()
+)
+# Words that tell of folders, pictures, splits, backgrounds or severity and never of the plant or
+# its disease.
+NOISE = set(
+    """
 general serious mild moderate severe severity slight stage stages level levels train training test testing val valid
 validation image images img imgs photo photos picture pictures pics dataset datasets data set class classes label
 labels category raw original originals augmented aug augment unused used background backgrounds field lab laboratory
@@ -137,7 +148,8 @@ indoor outdoor color colour segmented grayscale resized cropped sample samples n
 march april june july august september october november december symptom symptoms detected identified various other
 others type types vegetable vegetables cereal cereals crops plantvillage plantdoc kaggle png jpg jpeg zip including
 sour infection infestation the an sp spp
-""".split())
+""".split()
+)
 LINKS = set("on of in at from by with without for".split())
 
 # A head word can end the name of a disease, pest or disorder; most take "disease" as an idle tail.
@@ -214,18 +226,36 @@ def _words(text: str) -> frozenset[str]:
 
 
 PATHOGENS = _words(_PATHOGENS)
-HEADS, PESTS, SIGNS, MODIFIERS = _words(_HEADS), _words(_PESTS), _words(_SIGNS), _words(_MODIFIERS) | PATHOGENS
+HEADS, PESTS, SIGNS, MODIFIERS = (
+    _words(_HEADS),
+    _words(_PESTS),
+    _words(_SIGNS),
+    _words(_MODIFIERS) | PATHOGENS,
+)
 ELSEWHERE = _words(_ELSEWHERE)
 DISEASE_WORDS = ELSEWHERE | HEADS | PESTS | SIGNS | MODIFIERS
 
 # With a word before them that no table holds, these make a plant of its own: "salak palm".
-KINDS = _words("palm gourd bean pea lily millet melon cherry plum grass fruit berry nut fern orchid pine oak maple")
-LEAFY = _words("leaf leaves leafs leave foliage plant plants trees fruits flowers crop crops seed seeds seedling seedlings shoot shoots")
-PLANT_ENDS = _words("tree fruit flower root grass weed berry vine")  # organs and the like that may end a plant's name
+KINDS = _words(
+    "palm gourd bean pea lily millet melon cherry plum grass fruit berry nut fern orchid pine oak "
+    "maple"
+)
+LEAFY = _words(
+    "leaf leaves leafs leave foliage plant plants trees fruits flowers crop crops seed seeds "
+    "seedling seedlings shoot shoots"
+)
+PLANT_ENDS = _words(
+    "tree fruit flower root grass weed berry vine"
+)  # organs and the like that may end a plant's name
 
-# Before these the word "leaf", "stem" ... belongs to the disease: "leaf spot", "stem rust", "fruit rot".
-COMPOUND = HEADS | PESTS | _words("""curl curling crinkle crumple streak streaks stripe stripes sheath tip roll miner
+# Before these the word "leaf", "stem" ... belongs to the disease: "leaf spot", "stem rust", "fruit
+# rot".
+COMPOUND = (
+    HEADS
+    | PESTS
+    | _words("""curl curling crinkle crumple streak streaks stripe stripes sheath tip roll miner
 mottle spotted hole holes margin distortion reddening drop fall necrosis end lesion lesions scar scars""")
+)
 # Idle words behind a complete disease name.
 IDLE_TAILS = _words("""disease diseases fungus fungi fungal bacteria bacterium bacterial oomycete pathogen pathogens
 damage infection infestation attack""")
@@ -248,8 +278,8 @@ ABBREVIATIONS: dict[str, tuple[str | None, str]] = {
     "prsv": (None, "ringspot virus"),
 }  # fmt: skip
 
-# Names of one disease, per line; the first is the one that reads best. Used to propose merges and to drop a synonym
-# written behind the name without brackets ("esca black measles").
+# Names of one disease, per line; the first is the one that reads best. Used to propose merges and
+# to drop a synonym written behind the name without brackets ("esca black measles").
 _SAME = """
 huanglongbing; citrus greening; greening
 esca; black measles
@@ -269,8 +299,17 @@ dieback; die back
 downy mildew; mildiou
 """
 SAME_DISEASE = [line.split("; ") for line in _SAME.strip().splitlines()]
-COLOURS = _words("common purple yellow black brown red gray grey white orange green dark blue pink silver golden large small early late")
-SPELLINGS = {"mould": "mold", "moulds": "molds", "grey": "gray", "colour": "color", "sulphur": "sulfur"}
+COLOURS = _words(
+    "common purple yellow black brown red gray grey white orange green dark blue pink silver "
+    "golden large small early late"
+)
+SPELLINGS = {
+    "mould": "mold",
+    "moulds": "molds",
+    "grey": "gray",
+    "colour": "color",
+    "sulphur": "sulfur",
+}
 
 
 def _plants(text: str, named: bool = False) -> dict[tuple[str, ...], str]:
@@ -288,4 +327,9 @@ def _plants(text: str, named: bool = False) -> dict[tuple[str, ...], str]:
 LATIN = _plants(_LATIN)
 FOREIGN = _plants(_FOREIGN)
 RARE = _plants(_RARE, named=True)
-PLANTS = {**LATIN, **FOREIGN, **RARE, **_plants(_PLANTS, named=True)}  # words of a phrase -> name of the plant
+PLANTS = {
+    **LATIN,
+    **FOREIGN,
+    **RARE,
+    **_plants(_PLANTS, named=True),
+}  # words of a phrase -> name of the plant

@@ -1,4 +1,5 @@
-"""Near-identical classes: plurals, spellings, synonyms and typos that a person should look at before training.
+"""Near-identical classes: plurals, spellings, synonyms and typos that a person should look at
+before training.
 
 Proposes, never merges. `taxonomy.near_identical` is the public entry.
 """
@@ -15,14 +16,18 @@ Pair = tuple[str, str]
 
 
 def near_identical(classes: Iterable[Pair]) -> list[tuple[Pair, Pair, str]]:
-    """(leaf, the leaf it would become, reason) for leaves that look like one; each pair once, sorted."""
+    """(leaf, the leaf it would become, reason) for leaves that look like one; each pair once,
+    sorted."""
     by_species: dict[str, set[str]] = defaultdict(set)
     for species, disease in classes:
         by_species[species].add(disease)
     found: list[tuple[Pair, Pair, str]] = []
     for a, b, reason in _alike(by_species, plants=True):
         gone, kept = _direction(a, b, len(by_species[a]), len(by_species[b]))
-        found += [((gone, disease), (kept, disease), f"plants: {reason}") for disease in sorted(by_species[gone])]
+        found += [
+            ((gone, disease), (kept, disease), f"plants: {reason}")
+            for disease in sorted(by_species[gone])
+        ]
     for species, diseases in by_species.items():
         for a, b, reason in _alike(diseases, plants=False):
             gone, kept = _direction(a, b, 0, 0)
@@ -31,13 +36,20 @@ def near_identical(classes: Iterable[Pair]) -> list[tuple[Pair, Pair, str]]:
 
 
 def _direction(a: str, b: str, size_a: int, size_b: int) -> tuple[str, str]:
-    """(name that would go, name that would stay): known words stay, then the larger, the shorter, the first."""
+    """(name that would go, name that would stay): known words stay, then the larger, the shorter,
+    the first."""
 
     def worth(name: str, size: int) -> tuple[int, int, int]:
         words = name.split()
-        unknown = 0 if tuple(words) in crops.PLANTS else sum(not spelling.is_known(w) for w in words)
+        unknown = (
+            0 if tuple(words) in crops.PLANTS else sum(not spelling.is_known(w) for w in words)
+        )
         rank = next((line.index(name) for line in crops.SAME_DISEASE if name in line), 0)
-        return (unknown + 2 * (crops.PLANTS.get(tuple(words), name) != name) + rank, -size, len(name))
+        return (
+            unknown + 2 * (crops.PLANTS.get(tuple(words), name) != name) + rank,
+            -size,
+            len(name),
+        )
 
     first, second = sorted([(worth(a, size_a), a), (worth(b, size_b), b)])
     return second[1], first[1]
@@ -50,7 +62,8 @@ def _plain(name: str) -> list[str]:
 
 
 def _alike(names: Iterable[str], plants: bool) -> list[tuple[str, str, str]]:
-    """Pairs of names that look like one, with the reason; the strongest reason where several hold."""
+    """Pairs of names that look like one, with the reason; the strongest reason where several
+    hold."""
     ordered = sorted(names)
     pairs: dict[tuple[str, str], str] = {}
 
@@ -78,7 +91,8 @@ def _alike(names: Iterable[str], plants: bool) -> list[tuple[str, str, str]]:
 
 
 def _add_typos(ordered: list[str], plants: bool, pairs: dict[tuple[str, str], str]) -> None:
-    """Adds pairs of equal length in words that differ in one word by a slip, where one of the two is in no table."""
+    """Adds pairs of equal length in words that differ in one word by a slip, where one of the two
+    is in no table."""
     slots: dict[tuple[object, ...], list[tuple[str, str]]] = defaultdict(list)
     for name in ordered:
         words = name.split()
@@ -92,5 +106,9 @@ def _add_typos(ordered: list[str], plants: bool, pairs: dict[tuple[str, str], st
             if a == b or (a, b) in pairs or (spelling.is_known(x) and spelling.is_known(y)):
                 continue
             slips = spelling.edit_distance(x, y)
-            if slips <= (2 if min(len(x), len(y)) >= 8 else 1) and (min(len(x), len(y)) >= 5 or sorted(x) == sorted(y)):
-                pairs[(a, b)] = f"'{x}' and '{y}' differ by {slips} letter{'s' if slips > 1 else ''}"
+            if slips <= (2 if min(len(x), len(y)) >= 8 else 1) and (
+                min(len(x), len(y)) >= 5 or sorted(x) == sorted(y)
+            ):
+                pairs[(a, b)] = (
+                    f"'{x}' and '{y}' differ by {slips} letter{'s' if slips > 1 else ''}"
+                )

@@ -1,8 +1,9 @@
-"""Whole lists of class names: what recurs in a list tells plants from diseases where the tables do not.
+"""Whole lists of class names: what recurs in a list tells plants from diseases where the tables do
+not.
 
-Endings that recur over many beginnings are diseases; beginnings that recur over many endings are plants.
-`taxonomy.parse_class_names` is the public entry; `answers` reads each name in the light of these facts.
-"""
+Endings that recur over many beginnings are diseases; beginnings that recur over many endings are
+plants. `taxonomy.parse_class_names` is the public entry; `answers` reads each name in the light of
+these facts."""
 
 from __future__ import annotations
 
@@ -17,8 +18,21 @@ from common.organize.names.spelling import Token
 
 Words = tuple[str, ...]
 STATES = crops.HEALTHY | crops.SICK
-_NOT_FIRST = STATES | crops.LINKS | crops.ORGANS | crops.PESTS | crops.PATHOGENS | {"and", "no", "not", "non", "un"}
-_ILL = crops.HEADS | crops.PESTS | crops.PATHOGENS | crops.ABBREVIATIONS.keys() | {"mosaic", "curl", "streak", "lesion"}
+_NOT_FIRST = (
+    STATES
+    | crops.LINKS
+    | crops.ORGANS
+    | crops.PESTS
+    | crops.PATHOGENS
+    | {"and", "no", "not", "non", "un"}
+)
+_ILL = (
+    crops.HEADS
+    | crops.PESTS
+    | crops.PATHOGENS
+    | crops.ABBREVIATIONS.keys()
+    | {"mosaic", "curl", "streak", "lesion"}
+)
 
 
 class Answer(NamedTuple):
@@ -32,7 +46,8 @@ class Answer(NamedTuple):
 
 @lru_cache(maxsize=200_000)
 def quality(words: Words) -> str:
-    """How `naming.disease_name` judges words left beside a plant: healthy, sick, known, partly, unknown, none."""
+    """How `naming.disease_name` judges words left beside a plant: healthy, sick, known, partly,
+    unknown, none."""
     return naming.disease_name(list(words))[1]
 
 
@@ -42,13 +57,15 @@ def main_words(tokens: Iterable[Token]) -> Words:
 
 
 def turned(words: Words) -> Words:
-    """Words with the healthy or sick words in front put behind: "healthy tomato leaf" -> "tomato leaf healthy"."""
+    """Words with the healthy or sick words in front put behind: "healthy tomato leaf" -> "tomato
+    leaf healthy"."""
     count = next((i for i, w in enumerate(words) if w not in STATES), 0)
     return words[count:] + words[:count]
 
 
 class ListFacts:
-    """What recurs in one list: endings per beginning, beginnings per ending, plants, names without a disease.
+    """What recurs in one list: endings per beginning, beginnings per ending, plants, names without
+    a disease.
 
     learned: phrases in no table that the list shows to be plants -> in how many kinds of names.
     """
@@ -81,18 +98,25 @@ class ListFacts:
 
     def told(self, aside: Words) -> bool:
         """Whether words in brackets are a disease: known, or written behind several names."""
-        return bool(aside) and (quality(aside) in {"healthy", "sick", "known"} or len(self.bracketed[aside]) >= 2)
+        return bool(aside) and (
+            quality(aside) in {"healthy", "sick", "known"} or len(self.bracketed[aside]) >= 2
+        )
 
     def only_plant(self) -> str | None:
-        """The one plant of the list, where at least three names give it and no name gives another."""
-        return next(iter(self.plants)) if len(self.plants) == 1 and self.plants.total() >= 3 else None
+        """The one plant of the list, where at least three names give it and no name gives
+        another."""
+        return (
+            next(iter(self.plants)) if len(self.plants) == 1 and self.plants.total() >= 3 else None
+        )
 
     def plants_only(self) -> bool:
-        """Whether the list names plants and next to no diseases, so that an unknown name is a plant too."""
+        """Whether the list names plants and next to no diseases, so that an unknown name is a plant
+        too."""
         return self.bare[False] >= 2 and self.names >= 6 and self.ill <= 0.15 * self.names
 
     def find_learned(self, words: Words) -> tuple[int, int] | None:
-        """(start, end) of the longest learned plant at the beginning of words or right behind "on", "of" or "in"."""
+        """(start, end) of the longest learned plant at the beginning of words or right behind "on",
+        "of" or "in"."""
         places = [0, *(i + 1 for i, w in enumerate(words) if w in {"on", "of", "in"})]
         for start in places:
             for end in range(min(start + 4, len(words)), start, -1):
@@ -101,7 +125,8 @@ class ListFacts:
         return None
 
     def _learn(self) -> dict[Words, int]:
-        """Phrases with endings that stand on their own as diseases; longer ones before the shorter they contain."""
+        """Phrases with endings that stand on their own as diseases; longer ones before the shorter
+        they contain."""
         learned: dict[Words, int] = {}
         for phrase in sorted((p for p, ends in self.endings.items() if len(ends) > 1), key=len):
             if not _may_be_plant(phrase):
@@ -109,19 +134,24 @@ class ListFacts:
             ends = self.endings[phrase]
             if len({_inner(end)[:1] for end in ends}) < 2:
                 continue  # always followed by the same word: that word belongs to it
-            strict = naming.is_plant(phrase[0]) or any(phrase[:k] in learned for k in range(1, len(phrase)))
+            strict = naming.is_plant(phrase[0]) or any(
+                phrase[:k] in learned for k in range(1, len(phrase))
+            )
             full = sum(self._stands_alone(end, strict) for end in ends)
             if full >= 2 and full * 2 >= len(ends):
                 learned[phrase] = len(ends)
         return learned
 
     def _stands_alone(self, end: Words, strict: bool) -> bool:
-        """Whether an ending is a disease in itself. strict: not where the word before could be part of its name."""
+        """Whether an ending is a disease in itself. strict: not where the word before could be part
+        of its name."""
         if not end or all(w in crops.ORGANS for w in end) or quality(end) in {"healthy", "sick"}:
             return True
         known = quality(end) == "known"
         if strict:
-            return known and (end[0] in crops.MODIFIERS | crops.ORGANS | crops.PESTS) and len(end) > 1
+            return (
+                known and (end[0] in crops.MODIFIERS | crops.ORGANS | crops.PESTS) and len(end) > 1
+            )
         return known or len(self.beginnings[end]) >= 3
 
 
@@ -131,7 +161,8 @@ def _inner(words: Words) -> Words:
 
 
 def _may_be_plant(phrase: Words) -> bool:
-    """Whether a phrase in no table could name a plant: it holds a word that belongs to no disease, in a fit place."""
+    """Whether a phrase in no table could name a plant: it holds a word that belongs to no disease,
+    in a fit place."""
     if phrase[0] in _NOT_FIRST or any(w in crops.PATHOGENS or w in STATES for w in phrase):
         return False
     if naming.plant_of(phrase) or naming.same_plant(phrase):
@@ -144,10 +175,12 @@ def _may_be_plant(phrase: Words) -> bool:
     if naming.is_plant(phrase[0]) and naming.is_plant(last) and last not in crops.KINDS:
         return False  # "corn maize", "citrus lemon"
     return (not is_known(last) and not naming.is_plant(last)) or (
-        (naming.is_plant(last) or last in crops.PLANT_ENDS | crops.KINDS | crops.ORGANS) and last not in heads | crops.PESTS
+        (naming.is_plant(last) or last in crops.PLANT_ENDS | crops.KINDS | crops.ORGANS)
+        and last not in heads | crops.PESTS
     )
 
 
 def is_known(word: str) -> bool:
-    """Whether a word is known as anything but a part of a plant's name (where a whole plant was named, nobody asks)."""
+    """Whether a word is known as anything but a part of a plant's name (where a whole plant was
+    named, nobody asks)."""
     return spelling.is_disease_word(word) or spelling.is_known(word, plants=False)

@@ -1,4 +1,5 @@
-"""Class names as leaves of the tree: what the parser reads, what a person answers, and what a person should look at."""
+"""Class names as leaves of the tree: what the parser reads, what a person answers, and what a
+person should look at."""
 
 from __future__ import annotations
 
@@ -13,13 +14,24 @@ from pathlib import Path
 
 from common.classes import slug
 from common.console import fail, warn
-from common.organize.names.parse import ASK_BELOW, ParsedName, near_identical, parse_class_names, parse_flat
+from common.organize.names.parse import (
+    ASK_BELOW,
+    ParsedName,
+    near_identical,
+    parse_class_names,
+    parse_flat,
+)
 
 Pair = tuple[str, str]
 REVIEW = ("name", "species", "disease", "confidence", "decision", "reason")
 NAMES = ("name", "species", "disease", "confidence", "decided_by", "reason")
 _COLUMNS = NAMES[:3]
-_DECISIONS = ("left out", "unsure", "kept apart", "put together")  # the first that holds stands in the row
+_DECISIONS = (
+    "left out",
+    "unsure",
+    "kept apart",
+    "put together",
+)  # the first that holds stands in the row
 _SHOWN = 5  # other names, or unknown answers, that one sentence lists
 
 
@@ -27,10 +39,10 @@ _SHOWN = 5  # other names, or unknown answers, that one sentence lists
 class Names:
     """What was decided about every class name.
 
-    leaves: raw name -> (species, disease) as slugs, without names left out. review: rows of REVIEW, one per name that
-    a person should look at and has not answered. table: rows of NAMES, one per name, in the order given. Both tables
-    are text; species and disease are slugs, empty where the name is left out.
-    """
+    leaves: raw name -> (species, disease) as slugs, without names left out. review: rows of REVIEW,
+    one per name that a person should look at and has not answered. table: rows of NAMES, one per
+    name, in the order given. Both tables are text; species and disease are slugs, empty where the
+    name is left out."""
 
     classes: dict[str, Pair]
     review: list[tuple[str, ...]]
@@ -52,8 +64,8 @@ def read_names(names: list[str], levels: int, overrides: Path | None) -> Names:
     Args:
         names: all raw names of the sources; repeats change nothing.
         levels: 2: species and disease; 1: a name is a class of its own and is taken as it stands.
-        overrides: a CSV of answers with the columns name, species, disease (an edited review.csv or names.csv will do);
-            an empty species leaves the name out on purpose.
+        overrides: a CSV of answers with the columns name, species, disease (an edited review.csv or
+            names.csv will do); an empty species leaves the name out on purpose.
 
     Raises:
         SystemExit: where the answers cannot be used, with a sentence that names the line.
@@ -63,7 +75,10 @@ def read_names(names: list[str], levels: int, overrides: Path | None) -> Names:
     parsed = parse_class_names(names) if levels == 2 else [parse_flat(name) for name in names]
     decided = {p.raw: answers.get(p.raw) or _read(p, levels) for p in parsed}
     classes = {name: d.class_idx for name, d in decided.items() if d.class_idx}
-    table = [(name, *(d.class_idx or ("", "")), d.confidence, d.by, d.reason) for name, d in decided.items()]
+    table = [
+        (name, *(d.class_idx or ("", "")), d.confidence, d.by, d.reason)
+        for name, d in decided.items()
+    ]
     open_names = {name: d for name, d in decided.items() if d.by != "person"}
     return Names(classes, _review(open_names, decided, classes, levels), table)
 
@@ -75,17 +90,28 @@ def _read(parsed: ParsedName, levels: int) -> _Decided:
         class_idx = (species, species if levels == 1 else slug(parsed.disease or "unspecified"))
     if parsed.confidence < ASK_BELOW <= float(confidence):
         confidence = f"{parsed.confidence:.3f}"  # 0.899 must not read 0.90
-    return _Decided(class_idx, (parsed.species or "", parsed.disease or ""), confidence, "parser", parsed.reason)
+    return _Decided(
+        class_idx, (parsed.species or "", parsed.disease or ""), confidence, "parser", parsed.reason
+    )
 
 
 def _review(
-    open_names: dict[str, _Decided], decided: dict[str, _Decided], classes: dict[str, Pair], levels: int
+    open_names: dict[str, _Decided],
+    decided: dict[str, _Decided],
+    classes: dict[str, Pair],
+    levels: int,
 ) -> list[tuple[str, ...]]:
     """One row per open question, the names left out first."""
     notes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name, d in open_names.items():
         if d.class_idx is None:
-            notes[name].append((0, f"no species can be read: {d.reason}; to keep it, write its species and disease in this row"))
+            notes[name].append(
+                (
+                    0,
+                    f"no species can be read: {d.reason}; to keep it, write its species and "
+                    f"disease in this row",
+                )
+            )
         elif float(d.confidence) < ASK_BELOW:
             notes[name].append((1, f"{d.reason}; right it, or give this row as it stands"))
     together: dict[Pair, list[str]] = defaultdict(list)
@@ -94,9 +120,16 @@ def _review(
     for gone, kept, why in _alike(together, levels):
         for name in together[gone]:
             if name in open_names:
-                notes[name].append((2, (
-                    f"{'/'.join(gone)} would join {'/'.join(kept)}: {why}; to join them, write {kept[0]},{kept[1]} in this row, "
-                    "to keep them apart give it as it stands")))
+                notes[name].append(
+                    (
+                        2,
+                        (
+                            f"{'/'.join(gone)} would join {'/'.join(kept)}: {why}; to join them, "
+                            f"write {kept[0]},{kept[1]} in this row, "
+                            "to keep them apart give it as it stands"
+                        ),
+                    )
+                )
     for raws in together.values():
         for name in raws if len(raws) > 1 else []:
             if name in open_names:
@@ -105,15 +138,33 @@ def _review(
     for name, found in notes.items():
         found.sort(key=lambda note: note[0])
         class_idx = decided[name].class_idx or ("", "")
-        rows.append((found[0][0], name, *class_idx, decided[name].confidence, _DECISIONS[found[0][0]], "; ".join(text for _, text in found)))
+        rows.append(
+            (
+                found[0][0],
+                name,
+                *class_idx,
+                decided[name].confidence,
+                _DECISIONS[found[0][0]],
+                "; ".join(text for _, text in found),
+            )
+        )
     return [row[1:] for row in sorted(rows, key=lambda row: row[0])]
 
 
 def _with(name: str, raws: Sequence[str], decided: dict[str, _Decided]) -> str:
-    """What is put together with a name; readings that differ and only share their folder name are told."""
+    """What is put together with a name; readings that differ and only share their folder name are
+    told."""
     others = [raw for raw in raws if raw != name]
-    differ = [raw for raw in others if decided[raw].by == "parser" and decided[raw].words != decided[name].words]
-    text = "one class with " + ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+    differ = [
+        raw
+        for raw in others
+        if decided[raw].by == "parser" and decided[raw].words != decided[name].words
+    ]
+    text = (
+        "one class with "
+        + ", ".join(others[:_SHOWN])
+        + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+    )
     if differ:
         mine, its = ("/".join(filter(None, decided[raw].words)) for raw in (name, differ[0]))
         text += f" (read as '{mine}' and '{its}', which make the same folder name)"
@@ -122,7 +173,9 @@ def _with(name: str, raws: Sequence[str], decided: dict[str, _Decided]) -> str:
 
 def _alike(classes: Iterable[Pair], levels: int) -> Iterator[tuple[Pair, Pair, str]]:
     """(leaf that would go, leaf it would join, why), as slugs."""
-    slugs = {tuple(part.replace("_", " ") for part in class_idx): class_idx for class_idx in classes}
+    slugs = {
+        tuple(part.replace("_", " ") for part in class_idx): class_idx for class_idx in classes
+    }
     for gone, kept, why in near_identical(slugs):
         if levels == 1:
             yield slugs[gone], slugs[kept[0], kept[0]], why.removeprefix("plants: ")
@@ -149,28 +202,53 @@ def _answers(path: Path, names: list[str], levels: int) -> dict[str, _Decided]:
             strangers.append((line, raw))
             continue
         if name in answers and answers[name].class_idx != answer.class_idx:
-            first, second = ("/".join(a.class_idx) if a.class_idx else "left out" for a in (answers[name], answer))
-            fail(f"{path}: '{name}' is answered twice: {first} in line {lines[name]}, {second} in line {line}. Keep one of the two.")
+            first, second = (
+                "/".join(a.class_idx) if a.class_idx else "left out"
+                for a in (answers[name], answer)
+            )
+            fail(
+                f"{path}: '{name}' is answered twice: {first} in line {lines[name]}, {second} in "
+                f"line {line}. Keep one of the two."
+            )
         if name not in answers:
             answers[name], lines[name] = answer, line
     if strangers:
-        shown = "; ".join(f"line {line}: '{raw}'{_closest(raw, names)}" for line, raw in strangers[:_SHOWN])
+        shown = "; ".join(
+            f"line {line}: '{raw}'{_closest(raw, names)}" for line, raw in strangers[:_SHOWN]
+        )
         more = f"; and {len(strangers) - _SHOWN} more" if len(strangers) > _SHOWN else ""
-        warn(f"{path}: {len(strangers)} answers are for names that the sources do not have: {shown}{more}.")
+        warn(
+            f"{path}: {len(strangers)} answers are for names that the sources do not have: "
+            f"{shown}{more}."
+        )
     return answers
 
 
 def _answer(path: Path, line: int, raw: str, species: str, disease: str, levels: int) -> _Decided:
     if not species and disease:
-        fail(f"{path}, line {line}: '{raw}' has the disease '{disease}' but no species. Write its species, or leave both empty to "
-             "leave the class out.")
+        fail(
+            f"{path}, line {line}: '{raw}' has the disease '{disease}' but no species. Write its "
+            f"species, or leave both empty to "
+            "leave the class out."
+        )
     if not species:
-        return _Decided(None, ("", ""), "1.00", "person", f"left out on purpose, line {line} of the answers")
+        return _Decided(
+            None, ("", ""), "1.00", "person", f"left out on purpose, line {line} of the answers"
+        )
     if levels == 1:
         disease = species
     elif not disease:
-        fail(f"{path}, line {line}: '{raw}' has the species '{species}' but no disease. Write one, such as healthy or diseased.")
-    return _Decided((slug(species), slug(disease)), (species, disease), "1.00", "person", f"line {line} of the answers")
+        fail(
+            f"{path}, line {line}: '{raw}' has the species '{species}' but no disease. Write one, "
+            f"such as healthy or diseased."
+        )
+    return _Decided(
+        (slug(species), slug(disease)),
+        (species, disease),
+        "1.00",
+        "person",
+        f"line {line} of the answers",
+    )
 
 
 def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, str, str]]]:
@@ -184,19 +262,28 @@ def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, 
         header = [title.strip().lower() for title in next(reader, [])]
         missing = [title for title in _COLUMNS if title not in header]
         if missing:
-            fail(f"{path} needs the columns {','.join(_COLUMNS)} in its first line; {', '.join(missing)} is missing (it has "
-                 f"{', '.join(header) or 'nothing'}).")
+            fail(
+                f"{path} needs the columns {','.join(_COLUMNS)} in its first line; "
+                f"{', '.join(missing)} is missing (it has "
+                f"{', '.join(header) or 'nothing'})."
+            )
         at = [header.index(title) for title in _COLUMNS]
         line = reader.line_num + 1
         for row in reader:
             if len(row) > len(header):
-                fail(f"{path}, line {line}: {len(row)} values for {len(header)} columns. Put quotation marks around names that "
-                     f"hold '{mark}'.")
+                fail(
+                    f"{path}, line {line}: {len(row)} values for {len(header)} columns. Put "
+                    f"quotation marks around names that "
+                    f"hold '{mark}'."
+                )
             name, species, disease = (row[i] if i < len(row) else "" for i in at)
             if name.strip():
                 yield line, (name, species.strip(), disease.strip())
             elif any(value.strip() for value in row):
-                fail(f"{path}, line {line}: there is no name in this row, so nobody can tell what it answers.")
+                fail(
+                    f"{path}, line {line}: there is no name in this row, so nobody can tell what "
+                    f"it answers."
+                )
             line = reader.line_num + 1
     except csv.Error as error:
         fail(f"{path}, line {line}, is no CSV: {error}. Save the table as 'CSV UTF-8' once more.")
@@ -204,13 +291,22 @@ def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, 
 
 def _text(path: Path, known: dict[str, None]) -> str:
     if not path.is_file():
-        fail(f"--names: there is no file {path}." if not path.exists() else f"--names: {path} is no file. Give a CSV.")
+        fail(
+            f"--names: there is no file {path}."
+            if not path.exists()
+            else f"--names: {path} is no file. Give a CSV."
+        )
     data = path.read_bytes()
     text = data.decode("utf-8-sig", "surrogateescape")
     for number, line in enumerate(text.split("\n"), 1):
         odd = any("\udc80" <= c <= "\udcff" for c in line)
-        if "\0" in line or (odd and not any(name in line for name in known if not name.isprintable())):
-            fail(f"{path}, line {number}, is no UTF-8 text. Save the table as 'CSV UTF-8' (spreadsheets offer it under Save as).")
+        if "\0" in line or (
+            odd and not any(name in line for name in known if not name.isprintable())
+        ):
+            fail(
+                f"{path}, line {number}, is no UTF-8 text. Save the table as 'CSV UTF-8' "
+                f"(spreadsheets offer it under Save as)."
+            )
     return text
 
 

@@ -1,4 +1,5 @@
-"""Names whose plant is in no table: separators, brackets and the list they stand in tell where the plant ends.
+"""Names whose plant is in no table: separators, brackets and the list they stand in tell where the
+plant ends.
 
 `answers.answer` asks these in turn; each gives an `Answer` or None.
 """
@@ -6,27 +7,54 @@
 from __future__ import annotations
 
 from common.organize.names import crops, naming, spelling
-from common.organize.names.listing import STATES, Answer, ListFacts, Words, is_known, main_words, quality, turned
+from common.organize.names.listing import (
+    STATES,
+    Answer,
+    ListFacts,
+    Words,
+    is_known,
+    main_words,
+    quality,
+    turned,
+)
 from common.organize.names.naming import Reading
 from common.organize.names.spelling import Token
 
 
 def parted(reading: Reading, facts: ListFacts) -> Answer | None:
-    """A plant in no table before a strong separator or a bracket with a disease: "Rose_Hip___rust", "Medlar (rust)"."""
+    """A plant in no table before a strong separator or a bracket with a disease: "Rose_Hip___rust",
+    "Medlar (rust)"."""
     tokens = reading.tokens
-    cut = next((i for i in range(1, len(tokens)) if tokens[i].brk == 2 and not tokens[i].bracketed), 0)
+    cut = next(
+        (i for i in range(1, len(tokens)) if tokens[i].brk == 2 and not tokens[i].bracketed), 0
+    )
     if not cut:
         cut = next((i for i in range(1, len(tokens)) if tokens[i].bracketed), 0)
         if not cut or any(not t.bracketed for t in tokens[cut:]):
             return None
     left, right = tokens[:cut], tokens[cut:]
     main = [t.word for t in left if not t.bracketed]
-    while main and main[-1] in crops.ORGANS - crops.PLANT_ENDS and (main[-1] in crops.LEAFY or tuple(main) not in facts.learned):
+    while (
+        main
+        and main[-1] in crops.ORGANS - crops.PLANT_ENDS
+        and (main[-1] in crops.LEAFY or tuple(main) not in facts.learned)
+    ):
         main.pop()
     known = naming.find_plants(list(left))
-    spare = [w for i, w in enumerate(t.word for t in left) if not any(a <= i < b for a, b, _ in known)]
-    spare = [w for w in spare if w in main and w not in crops.ORGANS and w not in STATES and w not in crops.LINKS]
-    if known and spare and len(known[0][2].split()) > 1 and all(w in known[0][2].split() for w in spare):
+    spare = [
+        w for i, w in enumerate(t.word for t in left) if not any(a <= i < b for a, b, _ in known)
+    ]
+    spare = [
+        w
+        for w in spare
+        if w in main and w not in crops.ORGANS and w not in STATES and w not in crops.LINKS
+    ]
+    if (
+        known
+        and spare
+        and len(known[0][2].split()) > 1
+        and all(w in known[0][2].split() for w in spare)
+    ):
         return None  # "Pepper__bell"
     if right[0].bracketed and main:
         both = _two_names(main, [t.word for t in right], reading, facts)
@@ -34,13 +62,20 @@ def parted(reading: Reading, facts: ListFacts) -> Answer | None:
             return both
         if known and right[0].word in crops.PATHOGENS:
             return None  # "cabbage club root (plasmodiophora brassicae)"
-    if not spare or not main or main[0] in STATES or any(w in crops.HEADS | crops.PESTS | crops.PATHOGENS for w in main):
+    if (
+        not spare
+        or not main
+        or main[0] in STATES
+        or any(w in crops.HEADS | crops.PESTS | crops.PATHOGENS for w in main)
+    ):
         return None
     if all(is_known(w) for w in main) and not known:
         return None
     rest = right if not right[0].bracketed else [t._replace(bracketed=False) for t in right]
     kind = quality(tuple(t.word for t in rest))
-    if right[0].bracketed and (not facts.told(tuple(t.word for t in right)) or naming.find_plants(list(rest))):
+    if right[0].bracketed and (
+        not facts.told(tuple(t.word for t in right)) or naming.find_plants(list(rest))
+    ):
         return None
     if right[0].bracketed and known and any(is_known(w) and w not in crops.COLOURS for w in spare):
         return None  # "Cassava mosaic (CMD)"
@@ -55,14 +90,22 @@ def parted(reading: Reading, facts: ListFacts) -> Answer | None:
     disease, kind = naming.disease_name(others)
     many = len(facts.endings[tuple(main)])
     wide = len(facts.beginnings[tuple(others)])
-    confidence = (0.85 if known else 0.87) + 0.04 * (many >= 2) + 0.02 * (many >= 3) + 0.02 * (wide >= 2)
+    confidence = (
+        (0.85 if known else 0.87) + 0.04 * (many >= 2) + 0.02 * (many >= 3) + 0.02 * (wide >= 2)
+    )
     confidence -= {"none": 0.2, "unknown": 0.0 if wide >= 2 else 0.06}.get(kind, 0.0)
-    reason = f"unknown plant before a strong separator; it begins {many} kind{'s' * (many != 1)} of names"
+    reason = (
+        f"unknown plant before a strong separator; it begins {many} kind{'s' * (many != 1)} "
+        f"of names"
+    )
     return Answer(" ".join(main), disease or "healthy", _round(confidence, reading), reason)
 
 
-def _two_names(main: list[str], other: list[str], reading: Reading, facts: ListFacts) -> Answer | None:
-    """A plant and its other name in brackets, with no disease in either: "Ficus religiosa (peepal tree)"."""
+def _two_names(
+    main: list[str], other: list[str], reading: Reading, facts: ListFacts
+) -> Answer | None:
+    """A plant and its other name in brackets, with no disease in either: "Ficus religiosa (peepal
+    tree)"."""
     ill = any(spelling.is_disease_word(w) and not naming.is_plant(w) for w in main + other)
     if ill or len(facts.bracketed[tuple(other)]) >= 2:
         return None
@@ -71,11 +114,17 @@ def _two_names(main: list[str], other: list[str], reading: Reading, facts: ListF
     if not any(named) and not latin:
         return None
     species = named[0] or named[1] or " ".join(main)
-    return Answer(species, "healthy", _round(0.8, reading), "a plant with its other name in brackets, and no disease named")
+    return Answer(
+        species,
+        "healthy",
+        _round(0.8, reading),
+        "a plant with its other name in brackets, and no disease named",
+    )
 
 
 def learned(reading: Reading, facts: ListFacts) -> Answer | None:
-    """A plant that the list itself shows: it begins names with several diseases. None where it does not."""
+    """A plant that the list itself shows: it begins names with several diseases. None where it does
+    not."""
     words = turned(main_words(reading.tokens))
     found = facts.find_learned(words)
     if not found:
@@ -91,7 +140,11 @@ def learned(reading: Reading, facts: ListFacts) -> Answer | None:
     many, wide = len(facts.endings[plant]), len(facts.beginnings[rest])
     confidence = 0.83 + 0.05 * (many >= 3) + 0.03 * (many >= 4) + 0.03 * (wide >= 2)
     widely = many >= 3 and wide >= 3
-    confidence -= {"none": 0.1, "partly": 0.0 if widely else 0.06, "unknown": 0.01 if widely else 0.15}.get(kind, 0.0)
+    confidence -= {
+        "none": 0.1,
+        "partly": 0.0 if widely else 0.06,
+        "unknown": 0.01 if widely else 0.15,
+    }.get(kind, 0.0)
     reason = f"unknown plant; it begins {many} kinds of names"
     if wide >= 2:
         reason += f"; the ending follows {wide} plants"
@@ -105,11 +158,15 @@ def _round(confidence: float, reading: Reading) -> float:
 
 
 def stranger_first(reading: Reading, facts: ListFacts) -> int:
-    """Words of an unknown plant before a known one ("quandong___peach_leaf_curl"); 0 where there is none."""
+    """Words of an unknown plant before a known one ("quandong___peach_leaf_curl"); 0 where there is
+    none."""
     if reading.how not in {"middle", "last", "borrowed", "abbreviation"}:
         return 0
     tokens = [t for t in reading.tokens if not t.bracketed]
-    count = next((i for i, t in enumerate(tokens) if spelling.is_known(t.word) or is_known(t.word)), len(tokens))
+    count = next(
+        (i for i, t in enumerate(tokens) if spelling.is_known(t.word) or is_known(t.word)),
+        len(tokens),
+    )
     if not 0 < count < len(tokens):
         return 0
     kind = tokens[count].word in crops.KINDS and tokens[count].brk < 2 and count + 1 < len(tokens)
@@ -120,7 +177,8 @@ def stranger_first(reading: Reading, facts: ListFacts) -> int:
 
 
 def without_plant(reading: Reading, facts: ListFacts, stranger: int) -> Answer:
-    """A name that no table and no other name explains: where its plant ends, or what the list says instead."""
+    """A name that no table and no other name explains: where its plant ends, or what the list says
+    instead."""
     tokens = [t for t in reading.tokens if not t.bracketed]
     words = tuple(t.word for t in tokens)
     unknown = [i for i, w in enumerate(words) if not is_known(w)]
@@ -133,9 +191,15 @@ def without_plant(reading: Reading, facts: ListFacts, stranger: int) -> Answer:
         if disease is None:
             disease, reason = "healthy", reason + ", and no disease named"
         return Answer(" ".join(species), disease, _round(confidence, reading), reason)
-    if unknown and facts.plants_only() and not any(w in crops.HEADS | crops.PESTS | crops.PATHOGENS for w in words):
+    if (
+        unknown
+        and facts.plants_only()
+        and not any(w in crops.HEADS | crops.PESTS | crops.PATHOGENS for w in words)
+    ):
         plant = words[:-1] if len(words) > 1 and words[-1] in crops.ORGANS else words
-        return Answer(" ".join(plant), "healthy", 0.7, "unknown name in a list of plants; no disease named")
+        return Answer(
+            " ".join(plant), "healthy", 0.7, "unknown name in a list of plants; no disease named"
+        )
     only = facts.only_plant()
     if only:
         reason = f"the name does not say the plant; every name of this list that does says {only}"
@@ -146,12 +210,15 @@ def without_plant(reading: Reading, facts: ListFacts, stranger: int) -> Answer:
 def _split(
     tokens: list[Token], unknown: list[int], facts: ListFacts, stranger: int
 ) -> tuple[Words, Words, float, str] | None:
-    """(plant words, other words, confidence, reason) of a name whose plant is in no table; None where it has none."""
+    """(plant words, other words, confidence, reason) of a name whose plant is in no table; None
+    where it has none."""
     words = tuple(t.word for t in tokens)
     if any(w in crops.PATHOGENS or spelling.GENUS.match(w) for w in words[:1]):
         return None  # "Cercospora fictiva" is one Latin name
     link = next((i for i, w in enumerate(words) if i and w in {"on", "of", "in"}), None)
-    ill = link and any(w in crops.HEADS | crops.PESTS | STATES for w in words[link:])  # "tree of zorb rust"
+    ill = link and any(
+        w in crops.HEADS | crops.PESTS | STATES for w in words[link:]
+    )  # "tree of zorb rust"
     if link and not ill and any(i > link for i in unknown) and not any(i < link for i in unknown):
         plant = tuple(w for w in words[link + 1 :] if w not in crops.ORGANS)
         return plant, words[:link], 0.75, "unknown plant behind 'on' or 'of'"
@@ -165,24 +232,49 @@ def _split(
     else:
         count = _boundary(words, first, unknown, facts)
         if count < 0:
-            return words[first - count - 1 :], words[: first - count - 1], 0.6, "known disease first, then an unknown plant"
+            return (
+                words[first - count - 1 :],
+                words[: first - count - 1],
+                0.6,
+                "known disease first, then an unknown plant",
+            )
     if not count:
         return None
     plant, others = rest[:count], words[:first] + rest[count:]
-    again = next((n for n in range(1, count // 2 + 1) if 2 * n == count and plant[:n] == plant[n:]), count)
+    again = next(
+        (n for n in range(1, count // 2 + 1) if 2 * n == count and plant[:n] == plant[n:]), count
+    )
     plant = plant[:again]  # "quandong quandong rust"
     while others[: len(plant)] == plant:
         others = others[len(plant) :]
-    many, wide = len(facts.endings[plant]), len(facts.beginnings[rest[count:]]) if count < len(rest) else 0
-    confidence = (0.8 if brk == count else 0.68) + 0.05 * (many >= 2) + 0.03 * (wide >= 2) + 0.05 * (wide >= 4)
+    many, wide = (
+        len(facts.endings[plant]),
+        len(facts.beginnings[rest[count:]]) if count < len(rest) else 0,
+    )
+    confidence = (
+        (0.8 if brk == count else 0.68)
+        + 0.05 * (many >= 2)
+        + 0.03 * (wide >= 2)
+        + 0.05 * (wide >= 4)
+    )
     if words == plant:  # nothing but unknown words: a plant, a pest or a code, nobody can tell
         return None
-    reason = "unknown plant before a strong separator" if brk == count else "unknown plant before the disease"
-    return plant, others, confidence, reason + (f"; the ending follows {wide} plants" if wide >= 2 else "")
+    reason = (
+        "unknown plant before a strong separator"
+        if brk == count
+        else "unknown plant before the disease"
+    )
+    return (
+        plant,
+        others,
+        confidence,
+        reason + (f"; the ending follows {wide} plants" if wide >= 2 else ""),
+    )
 
 
 def _boundary(words: Words, first: int, unknown: list[int], facts: ListFacts) -> int:
-    """Words of the plant in words[first:]; below 0: -(1 + place) of a plant behind a known disease; 0: none is seen.
+    """Words of the plant in words[first:]; below 0: -(1 + place) of a plant behind a known disease;
+    0: none is seen.
 
     The disease is the ending that recurs over most plants, else the longest that is known.
     """
@@ -194,7 +286,12 @@ def _boundary(words: Words, first: int, unknown: list[int], facts: ListFacts) ->
         tail = len(rest) - sum(w in crops.ORGANS for w in rest[-1:])
         return tail  # "healthy hairy vetch leaf": all of it is the plant
     lead = rest[: inside[0]]
-    if lead and quality(lead) == "known" and lead[-1] in crops.HEADS | crops.PESTS and inside == list(range(inside[0], len(rest))):
+    if (
+        lead
+        and quality(lead) == "known"
+        and lead[-1] in crops.HEADS | crops.PESTS
+        and inside == list(range(inside[0], len(rest)))
+    ):
         return -(1 + inside[0])
     if lead and any(w in crops.HEADS | crops.SIGNS | crops.PESTS | crops.LINKS for w in lead):
         return 0
@@ -207,6 +304,10 @@ def _boundary(words: Words, first: int, unknown: list[int], facts: ListFacts) ->
         scores[n] = worth - 1.2 * sum(i >= n for i in inside) / wide + 1.2 * (wide - 1) - 0.01 * n
         if n == len(rest):
             scores[n] -= 0.5
-        if n < len(rest) and (spelling.is_disease_word(rest[n - 1]) or rest[n - 1] in crops.ORGANS) and not naming.is_plant(rest[n - 1]):
+        if (
+            n < len(rest)
+            and (spelling.is_disease_word(rest[n - 1]) or rest[n - 1] in crops.ORGANS)
+            and not naming.is_plant(rest[n - 1])
+        ):
             scores[n] -= 2.5  # "impatiens downy | mildew"
     return max(scores, key=lambda n: scores[n])

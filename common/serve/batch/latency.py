@@ -1,4 +1,5 @@
-"""How fast photos are answered here: reading, the model, and both, against the model alone in the same run. No torch."""
+"""How fast photos are answered here: reading, the model, and both, against the model alone in the
+same run. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ SECONDS = 1.0  # of one round of one way
 
 
 def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> list[str]:
-    """Answer photos again and again, on one thread and on several, in turn with the models alone on pictures in memory.
+    """Answer photos again and again, on one thread and on several, in turn with the models alone on
+    pictures in memory.
 
     Args:
         panel: the models, and whether a photo is seen in several views.
@@ -32,8 +34,8 @@ def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> li
         mode: as for `decide.decide`.
 
     Returns:
-        lines to print: the machine, and a table with p50 and p95 in milliseconds of each step, photos per second, and what share
-        that is of the models alone.
+        lines to print: the machine, and a table with p50 and p95 in milliseconds of each step,
+        photos per second, and what share that is of the models alone.
 
     Raises:
         SystemExit: where none of the photos can be read.
@@ -67,19 +69,40 @@ def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> li
             rate, found = _rate(whole, usable, count)
             rates["whole"].append(rate)
             timed += found
-        steps = ([seen.decode_ms for seen, _ in timed], [seen.model_ms for seen, _ in timed], [ms for _, ms in timed])
-        share = np.median(np.divide(rates["whole"], rates["bare"]))  # by round: what else the machine does hits both ways alike
-        rows.append((count, *(f"{np.quantile(values, 0.5):.2f} / {np.quantile(values, 0.95):.2f}" for values in steps),
-                     *(f"{np.median(rates[way]):.1f}" for way in ("whole", "bare")), f"{share:.2f}"))
+        steps = (
+            [seen.decode_ms for seen, _ in timed],
+            [seen.model_ms for seen, _ in timed],
+            [ms for _, ms in timed],
+        )
+        share = np.median(
+            np.divide(rates["whole"], rates["bare"])
+        )  # by round: what else the machine does hits both ways alike
+        rows.append(
+            (
+                count,
+                *(
+                    f"{np.quantile(values, 0.5):.2f} / {np.quantile(values, 0.95):.2f}"
+                    for values in steps
+                ),
+                *(f"{np.median(rates[way]):.1f}" for way in ("whole", "bare")),
+                f"{share:.2f}",
+            )
+        )
     size = sum(predictor.card.size_mb for predictor in panel.predictors)
-    return [f"machine  {processor()}; onnxruntime {onnxruntime.__version__}, {panel.predictors[0].session.get_providers()[0]}",
-            f"models   {', '.join(panel.names)}: {size:.1f} MB" + (", each photo in three views" if panel.tta else ""),
-            f"photos   {len(usable)}, {ROUNDS} rounds of {SECONDS:g} s; p50 / p95 in ms of one photo", "",
-            table(rows, ("threads", "decode", "model", "all", "photos/s", "session.run/s", "share"))]
+    return [
+        f"machine  {processor()}; onnxruntime {onnxruntime.__version__}, "
+        f"{panel.predictors[0].session.get_providers()[0]}",
+        f"models   {', '.join(panel.names)}: {size:.1f} MB"
+        + (", each photo in three views" if panel.tta else ""),
+        f"photos   {len(usable)}, {ROUNDS} rounds of {SECONDS:g} s; p50 / p95 in ms of one photo",
+        "",
+        table(rows, ("threads", "decode", "model", "all", "photos/s", "session.run/s", "share")),
+    ]
 
 
 def _rate(job: Callable[[Any], Any], items: Sequence[Any], threads: int) -> tuple[float, list[Any]]:
-    """Run a job over items, round and round, for `SECONDS`; how many a second, and what came of them."""
+    """Run a job over items, round and round, for `SECONDS`; how many a second, and what came of
+    them."""
     end = time.perf_counter() + SECONDS
 
     def supply() -> Any:
@@ -98,7 +121,10 @@ def processor() -> str:
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
+            name = next(
+                (line.partition(":")[2].strip() for line in file if line.startswith("model name")),
+                name,
+            )
     except OSError:
         pass
     return f"{name}, {os.cpu_count()} cores"

@@ -1,4 +1,5 @@
-"""A part file: what a long run has done so far, line by line, tied to what the run was asked, so that a killed run goes on."""
+"""A part file: what a long run has done so far, line by line, tied to what the run was asked, so
+that a killed run goes on."""
 
 from __future__ import annotations
 
@@ -21,11 +22,12 @@ def hash_of(texts: Iterable[str]) -> str:
 
 
 class Part:
-    """What a run has done so far, as lines of a file that are added one by one; `done` is how many of them stand.
+    """What a run has done so far, as lines of a file that are added one by one; `done` is how many
+    of them stand.
 
-    path is the file, new or of a run that was stopped; belongs what it must be tied to. What a kill left of a line is cut off. Raises
-    SystemExit where the file belongs to something else, or another run is writing it.
-    """
+    path is the file, new or of a run that was stopped; belongs what it must be tied to. What a kill
+    left of a line is cut off. Raises SystemExit where the file belongs to something else, or
+    another run is writing it."""
 
     def __init__(self, path: Path, belongs: dict[str, str]) -> None:
         self.path, self.done, self.flushed = path, 0, time.monotonic()
@@ -47,8 +49,11 @@ class Part:
             return self.file.tell()
         found = _parse(first) or {}
         if other := [name for name, value in belongs.items() if found.get(name) != value]:
-            fail(f"{self.path} is of a run that was stopped, with other {' and '.join(other)}. To go on with that run, repeat its "
-                         "command; to begin anew, delete the file or give another --output.")
+            fail(
+                f"{self.path} is of a run that was stopped, with other {' and '.join(other)}. To "
+                f"go on with that run, repeat its "
+                "command; to begin anew, delete the file or give another --output."
+            )
         end = self.file.tell()
         for line in iter(self.file.readline, b""):
             if not line.endswith(b"\n") or _parse(line) is None:

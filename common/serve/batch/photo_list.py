@@ -1,4 +1,5 @@
-"""Which photos a person meant by files, folders and patterns, and what they show where folders or a CSV say so. No torch."""
+"""Which photos a person meant by files, folders and patterns, and what they show where folders or a
+CSV say so. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def find_photos(paths: Iterable[Path | str]) -> list[Path]:
     """List files as given, and the pictures in folders, below them and behind patterns, each once.
 
     Args:
-        paths: files, folders, or patterns such as `photos/**/*.jpg` that no shell has expanded. What exists is never a pattern.
+        paths: files, folders, or patterns such as `photos/**/*.jpg` that no shell has expanded.
+            What exists is never a pattern.
 
     Returns:
         in the order given; those of a folder or a pattern by name.
@@ -43,9 +45,14 @@ def find_photos(paths: Iterable[Path | str]) -> list[Path]:
         elif glob.has_magic(str(path)):
             inside = []
             for match in map(Path, sorted(glob.glob(str(path), recursive=True))):
-                inside += [match] if match.name.lower().endswith(SUFFIXES) and match.is_file() else []
+                inside += (
+                    [match] if match.name.lower().endswith(SUFFIXES) and match.is_file() else []
+                )
             if not inside:
-                fail(f"no picture fits the pattern {path}. Pictures end in {', '.join(SUFFIXES)}; ** stands for folders at any depth.")
+                fail(
+                    f"no picture fits the pattern {path}. Pictures end in {', '.join(SUFFIXES)}; "
+                    f"** stands for folders at any depth."
+                )
         else:
             fail(f"there is no file or folder {path} to predict.")
         found.update(dict.fromkeys(inside))
@@ -53,28 +60,39 @@ def find_photos(paths: Iterable[Path | str]) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names
-                  if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+    return sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
 
 
 def labels_from_folders(photos: Sequence[Path], tree: ClassTree) -> np.ndarray:
-    """Read what photos show from the folders they lie in: `apple/scab/`, `Apple___scab/`, `not_plants/`.
+    """Read what photos show from the folders they lie in: `apple/scab/`, `Apple___scab/`,
+    `not_plants/`.
 
     Returns:
         int64 (N,): leaf, `STRANGER` or `UNKNOWN`.
     """
     folders = list(dict.fromkeys(photo.parent for photo in photos))
-    known = {folder: class_idx for folder in folders if (class_idx := _exact(folder.parts, tree)) != UNKNOWN}
+    known = {
+        folder: class_idx
+        for folder in folders
+        if (class_idx := _exact(folder.parts, tree)) != UNKNOWN
+    }
     unread = [folder for folder in folders if folder not in known and folder.name]
     known.update(zip(unread, _parsed([folder.name for folder in unread], tree), strict=True))
     return np.array([known.get(photo.parent, UNKNOWN) for photo in photos], np.int64)
 
 
 def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.ndarray:
-    """Read what photos show from a CSV with a column `file` (or `path`) and `species` and `disease`, or one `label`.
+    """Read what photos show from a CSV with a column `file` (or `path`) and `species` and
+    `disease`, or one `label`.
 
-    A file is written as a path, relative to the CSV or to where the program runs, or as a bare file name. manifest.csv of 01 is such
-    a CSV. A label may be written as folders are; `not_a_plant` says that a photo shows none.
+    A file is written as a path, relative to the CSV or to where the program runs, or as a bare file
+    name. manifest.csv of 01 is such a CSV. A label may be written as folders are; `not_a_plant`
+    says that a photo shows none.
 
     Returns:
         int64 (N,): leaf, `STRANGER` or `UNKNOWN`.
@@ -88,9 +106,20 @@ def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.n
             names = reader.fieldnames or []
             key = next((name for name in FILE_COLUMNS if name in names), None)
             if key is None or not ("label" in names or {"species", "disease"} <= set(names)):
-                fail(f"{path} needs a column `file` and the columns `species` and `disease`, or `label`. It has: {', '.join(names)}.")
-            rows = [(row[key] or "", row.get("label") or "/".join(row.get(level) or "" for level in ("species", "disease")).strip("/"))
-                    for row in reader]
+                fail(
+                    f"{path} needs a column `file` and the columns `species` and `disease`, or "
+                    f"`label`. It has: {', '.join(names)}."
+                )
+            rows = [
+                (
+                    row[key] or "",
+                    row.get("label")
+                    or "/".join(row.get(level) or "" for level in ("species", "disease")).strip(
+                        "/"
+                    ),
+                )
+                for row in reader
+            ]
     except (OSError, csv.Error) as error:
         fail(f"--labels {path} cannot be read: {error}.")
     wanted = list(dict.fromkeys(label for _, label in rows if label))
@@ -102,12 +131,20 @@ def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.n
     for name, label in rows:
         value, bare = class_idx.get(label, UNKNOWN), os.path.basename(name)
         by_path[os.path.abspath(path.parent / name)] = by_path[os.path.abspath(name)] = value
-        by_name[bare] = value if by_name.get(bare, value) == value else None  # the name alone does not tell which is meant
+        by_name[bare] = (
+            value if by_name.get(bare, value) == value else None
+        )  # the name alone does not tell which is meant
     found = [by_path.get(os.path.abspath(photo), by_name.get(photo.name)) for photo in photos]
     if all(value is None for value in found):
-        fail(f"{path} names none of the photos, such as {photos[0]}. Its first file is {rows[0][0] if rows else 'missing'}.")
+        fail(
+            f"{path} names none of the photos, such as {photos[0]}. Its first file is "
+            f"{rows[0][0] if rows else 'missing'}."
+        )
     if lost := [label for label in wanted if class_idx[label] == UNKNOWN]:
-        warn(f"{len(lost)} labels of {path} are no class of the model and do not count, such as '{lost[0]}'.")
+        warn(
+            f"{len(lost)} labels of {path} are no class of the model and do not count, such as "
+            f"'{lost[0]}'."
+        )
     return np.array([UNKNOWN if value is None else value for value in found], np.int64)
 
 
@@ -120,14 +157,21 @@ def _exact(parts: Sequence[str], tree: ClassTree) -> int:
         if species in tree.species:
             index = tree.species.index(species)
             diseases = tree.diseases[index]
-            disease = species if disease is None else disease  # without a second level the disease bears the species' name
+            disease = (
+                species if disease is None else disease
+            )  # without a second level the disease bears the species' name
             if disease in diseases:
                 return tree.class_index(index, diseases.index(disease))
     return UNKNOWN
 
 
 def _parsed(names: list[str], tree: ClassTree) -> list[int]:
-    """Leaves of names that are written in another way, as stage 1 reads them; what it would ask about stays unknown."""
+    """Leaves of names that are written in another way, as stage 1 reads them; what it would ask
+    about stays unknown."""
     read = parse_class_names(names) if names else []
-    return [_exact((slug(name.species), slug(name.disease)), tree) if name.species and name.disease and name.confidence >= ASK_BELOW
-            else UNKNOWN for name in read]
+    return [
+        _exact((slug(name.species), slug(name.disease)), tree)
+        if name.species and name.disease and name.confidence >= ASK_BELOW
+        else UNKNOWN
+        for name in read
+    ]

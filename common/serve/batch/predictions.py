@@ -1,9 +1,9 @@
-"""Answers for whole folders: a CSV with a row per photo, from a run that may be killed and goes on where it was. No torch.
+"""Answers for whole folders: a CSV with a row per photo, from a run that may be killed and goes on
+where it was. No torch.
 
-What is done stands in a part file beside the output: a first line that says which models, flags and photos it belongs to, then a line
-per photo, in order. The output is made from it at the end, whole or not at all, so that a run that was killed ends in the very bytes
-of one that was not.
-"""
+What is done stands in a part file beside the output: a first line that says which models, flags and
+photos it belongs to, then a line per photo, in order. The output is made from it at the end, whole
+or not at all, so that a run that was killed ends in the very bytes of one that was not."""
 
 from __future__ import annotations
 
@@ -28,15 +28,30 @@ from common.serve.batch.part_file import Part, hash_of
 from common.serve.batch.photo_list import STRANGER
 from common.serve.batch.submission import Submission, write_submission
 
-COLUMNS = ("file", "decision", "level", "species", "disease", "species_probability", "disease_given_species",
-           "joint_probability", "best_guess", "best_guess_probability", "reason", "score", "quantile", "error")
+COLUMNS = (
+    "file",
+    "decision",
+    "level",
+    "species",
+    "disease",
+    "species_probability",
+    "disease_given_species",
+    "joint_probability",
+    "best_guess",
+    "best_guess_probability",
+    "reason",
+    "score",
+    "quantile",
+    "error",
+)
 DECISIONS = ("answered", "rolled_up", "rejected", "error")
 SHOWN = 5  # files that are named at the end, of those that could not be read
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to predict: photos in order; the CSV to write; labels int64 (N,) with a leaf, `STRANGER` or `UNKNOWN`; a submission or None."""
+    """What to predict: photos in order; the CSV to write; labels int64 (N,) with a leaf, `STRANGER`
+    or `UNKNOWN`; a submission or None."""
 
     photos: tuple[Path, ...]
     output: Path
@@ -47,20 +62,25 @@ class Job:
 
 
 def predict(panel: Panel, job: Job) -> int:
-    """Answer every photo into the CSV, going on where a run of the same models, flags and photos was stopped.
+    """Answer every photo into the CSV, going on where a run of the same models, flags and photos
+    was stopped.
 
     Returns:
-        how many photos could not be read; each is a row that says why, and the first are named on the terminal.
+        how many photos could not be read; each is a row that says why, and the first are named on
+        the terminal.
 
     Raises:
-        SystemExit: where a part file of another run is in the way. BundleError: where a model gives no numbers.
+        SystemExit: where a part file of another run is in the way. BundleError: where a model gives
+            no numbers.
     """
     job.output.parent.mkdir(parents=True, exist_ok=True)
     watch, path = console.Stopwatch(), job.output.with_name(job.output.name + ".part")
     with Part(path, tie(panel, job)) as part:
         if part.done:
-            console.say(f"goes on  after {part.done} of {len(job.photos)} photos, which {path} holds")
-        rest = job.photos[part.done:]
+            console.say(
+                f"goes on  after {part.done} of {len(job.photos)} photos, which {path} holds"
+            )
+        rest = job.photos[part.done :]
         records = in_order(lambda photo: answer(panel, job, photo), rest, job.threads)
         for record in console.progress(records, total=len(rest), desc="predict", unit="photo"):
             part.add(record)
@@ -68,11 +88,15 @@ def predict(panel: Panel, job: Job) -> int:
         seen = _write(part, job, panel.num_systems)
     path.unlink()
     _tell(panel, job, seen)
-    numbers = zip(DECISIONS, np.bincount(seen.decision, minlength=len(DECISIONS)).tolist(), strict=True)
+    numbers = zip(
+        DECISIONS, np.bincount(seen.decision, minlength=len(DECISIONS)).tolist(), strict=True
+    )
     counts = ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in numbers if number)
     speed = f", {len(rest) / seconds:.0f} a second" if rest else ""
-    console.say(f"photos   {len(job.photos)} in {console.duration(seconds)}{speed}: {counts}",
-                f"wrote    {job.output}" + (f" and {job.submission.path}" if job.submission else ""))
+    console.say(
+        f"photos   {len(job.photos)} in {console.duration(seconds)}{speed}: {counts}",
+        f"wrote    {job.output}" + (f" and {job.submission.path}" if job.submission else ""),
+    )
     return len(seen.failures)
 
 
@@ -80,37 +104,64 @@ def answer(panel: Panel, job: Job, photo: Path) -> dict[str, Any]:
     """A photo's line of the part file.
 
     Returns:
-        row: {column: value} of the CSV; where it could be read also leaf and species, the best of each of `Panel.systems`, and for a
-        submission p, the probabilities as float32 in base64.
+        row: {column: value} of the CSV; where it could be read also leaf and species, the best of
+        each of `Panel.systems`, and for a submission p, the probabilities as float32 in base64.
     """
     try:
         seen = panel.look(photo)
     except ImageError as error:
-        return {"row": {"file": str(photo), "decision": "error", "reason": error.reason, "error": str(error)}}
+        return {
+            "row": {
+                "file": str(photo),
+                "decision": "error",
+                "reason": error.reason,
+                "error": str(error),
+            }
+        }
     except OSError as error:
-        return {"row": {"file": str(photo), "decision": "error", "reason": "unreadable", "error": error.strerror or str(error)}}
+        return {
+            "row": {
+                "file": str(photo),
+                "decision": "error",
+                "reason": "unreadable",
+                "error": error.strerror or str(error),
+            }
+        }
     class_idx, species = best(panel.systems(seen), panel.tree)
-    record = {"row": csv_row(photo, panel.decide(seen, job.mode).to_dict()), "class_idx": class_idx.tolist(), "species": species.tolist()}
+    record = {
+        "row": csv_row(photo, panel.decide(seen, job.mode).to_dict()),
+        "class_idx": class_idx.tolist(),
+        "species": species.tolist(),
+    }
     if job.submission is not None:
         record["p"] = base64.b64encode(seen.probabilities.astype("<f4").tobytes()).decode()
     return record
 
 
 def csv_row(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """One answer as a row of the CSV; the best guess stands there even where the answer is a refusal."""
+    """One answer as a row of the CSV; the best guess stands there even where the answer is a
+    refusal."""
     guess = found["alternatives"][0]
     return {
-        "file": str(path), "decision": found["decision"], "level": found["level"], "species": found["species"],
-        "disease": found["disease"], "species_probability": found["probabilities"]["species"],
+        "file": str(path),
+        "decision": found["decision"],
+        "level": found["level"],
+        "species": found["species"],
+        "disease": found["disease"],
+        "species_probability": found["probabilities"]["species"],
         "disease_given_species": found["probabilities"]["disease_given_species"],
-        "joint_probability": found["probabilities"]["joint"], "best_guess": f"{guess['species']}/{guess['disease']}",
-        "best_guess_probability": guess["probability"], "reason": found["rejection"]["reason"],
-        "score": found["rejection"]["value"], "quantile": found["rejection"]["quantile"],
+        "joint_probability": found["probabilities"]["joint"],
+        "best_guess": f"{guess['species']}/{guess['disease']}",
+        "best_guess_probability": guess["probability"],
+        "reason": found["rejection"]["reason"],
+        "score": found["rejection"]["value"],
+        "quantile": found["rejection"]["quantile"],
     }
 
 
 def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
-    """Run a job over items on several threads, results in the items' order, never more than a few ahead."""
+    """Run a job over items on several threads, results in the items' order, never more than a few
+    ahead."""
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -126,12 +177,24 @@ def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> I
 
 
 def tie(panel: Panel, job: Job) -> dict[str, str]:
-    """What a part file belongs to: hashes of models with bars and providers, of flags, and of the paths, sizes and times of photos."""
-    models = [[one.card.sha256, one.session.get_providers()[0], one.bundle.raw["models"][one.card.file], one.bundle.raw["preprocessing"],
-               one.bundle.scores, one.bundle.tree.to_json()] for one in panel.predictors]
-    return {"models": hash_of([json.dumps(models, sort_keys=True)]),
-            "flags": hash_of([job.mode, str(panel.tta), str(job.submission is not None)]),
-            "photos": hash_of(_stamp(photo) for photo in job.photos)}
+    """What a part file belongs to: hashes of models with bars and providers, of flags, and of the
+    paths, sizes and times of photos."""
+    models = [
+        [
+            one.card.sha256,
+            one.session.get_providers()[0],
+            one.bundle.raw["models"][one.card.file],
+            one.bundle.raw["preprocessing"],
+            one.bundle.scores,
+            one.bundle.tree.to_json(),
+        ]
+        for one in panel.predictors
+    ]
+    return {
+        "models": hash_of([json.dumps(models, sort_keys=True)]),
+        "flags": hash_of([job.mode, str(panel.tta), str(job.submission is not None)]),
+        "photos": hash_of(_stamp(photo) for photo in job.photos),
+    }
 
 
 def _stamp(photo: Path) -> str:
@@ -143,9 +206,9 @@ def _stamp(photo: Path) -> str:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the part file says of N photos: decision, int8 (N,), an index of `DECISIONS`; failures, (file, reason) of those that could not
-    be read; leaf and species, int32 (N, systems), -1 where a photo could not be read.
-    """
+    """What the part file says of N photos: decision, int8 (N,), an index of `DECISIONS`; failures,
+    (file, reason) of those that could not be read; leaf and species, int32 (N, systems), -1 where a
+    photo could not be read."""
 
     decision: np.ndarray
     failures: list[tuple[str, str]]
@@ -156,17 +219,22 @@ class _Seen:
 def _write(part: Part, job: Job, systems: int) -> _Seen:
     """Make the outputs from a part file that is complete; `systems` is `Panel.num_systems`."""
     count = len(job.photos)
-    seen = _Seen(np.zeros(count, np.int8), [], *(np.full((count, systems), -1, np.int32) for _ in range(2)))
+    seen = _Seen(
+        np.zeros(count, np.int8), [], *(np.full((count, systems), -1, np.int32) for _ in range(2))
+    )
     places = np.zeros(count, np.int64)
     with whole(job.output) as temporary:
-        # file names need not be valid text: the odd byte is written as \xNN instead of ending the run
+        # file names need not be valid text: the odd byte is written as \xNN instead of ending the
+        # run
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             for i, ((at, record), photo) in enumerate(zip(part.lines(), job.photos, strict=True)):
                 places[i] = at
                 row = record["row"]
-                assert row["file"] == str(photo), f"{part.path}: {row['file']} stands where {photo} belongs"
+                assert row["file"] == str(photo), (
+                    f"{part.path}: {row['file']} stands where {photo} belongs"
+                )
                 writer.writerow(row)
                 seen.decision[i] = DECISIONS.index(row["decision"])
                 if row["decision"] == "error":
@@ -175,8 +243,13 @@ def _write(part: Part, job: Job, systems: int) -> _Seen:
                     seen.class_idx[i], seen.species[i] = record["class_idx"], record["species"]
         if job.submission is not None:  # before the CSV appears: both, or none
             job.submission.path.parent.mkdir(parents=True, exist_ok=True)
-            if lost := write_submission(job.submission, lambda photo: _probabilities(part.line(int(places[photo])))):
-                console.warn(f"{lost} rows of {job.submission.path} have all classes alike, because their photos could not be read.")
+            if lost := write_submission(
+                job.submission, lambda photo: _probabilities(part.line(int(places[photo])))
+            ):
+                console.warn(
+                    f"{lost} rows of {job.submission.path} have all classes alike, because their "
+                    f"photos could not be read."
+                )
     return seen
 
 
@@ -185,23 +258,52 @@ def _probabilities(record: dict[str, Any]) -> np.ndarray | None:
 
 
 def _tell(panel: Panel, job: Job, seen: _Seen) -> None:
-    """Print what failed, how right the answers are where that is known, and what each model adds."""
+    """Print what failed, how right the answers are where that is known, and what each model
+    adds."""
     if seen.failures:
         more = len(seen.failures) - SHOWN
-        console.warn("\n".join([f"{len(seen.failures)} photos could not be read:",
-                                *(f"   {file}: {error}" for file, error in seen.failures[:SHOWN]),
-                                *([f"   and {more} more, which {job.output} names"] if more > 0 else [])]))
+        console.warn(
+            "\n".join(
+                [
+                    f"{len(seen.failures)} photos could not be read:",
+                    *(f"   {file}: {error}" for file, error in seen.failures[:SHOWN]),
+                    *([f"   and {more} more, which {job.output} names"] if more > 0 else []),
+                ]
+            )
+        )
     read = seen.class_idx[:, 0] >= 0
     plants, strangers = read & (job.labels >= 0), read & (job.labels == STRANGER)
     if plants.any() or strangers.any():
-        console.say("", *accuracy(panel, seen.decision, seen.class_idx[:, 0], seen.species[:, 0], job.labels, plants, strangers), "")
+        console.say(
+            "",
+            *accuracy(
+                panel,
+                seen.decision,
+                seen.class_idx[:, 0],
+                seen.species[:, 0],
+                job.labels,
+                plants,
+                strangers,
+            ),
+            "",
+        )
     if len(panel.predictors) > 1 and read.any():
         photo = panel.read(job.photos[int(np.flatnonzero(read)[0])])
-        console.say(contributions(panel, photo, seen.class_idx[read], seen.species[read], job.labels[read]), "")
+        console.say(
+            contributions(panel, photo, seen.class_idx[read], seen.species[read], job.labels[read]),
+            "",
+        )
 
 
-def accuracy(panel: Panel, decision: np.ndarray, class_idx: np.ndarray, species: np.ndarray, labels: np.ndarray, plants: np.ndarray,
-             strangers: np.ndarray) -> list[str]:
+def accuracy(
+    panel: Panel,
+    decision: np.ndarray,
+    class_idx: np.ndarray,
+    species: np.ndarray,
+    labels: np.ndarray,
+    plants: np.ndarray,
+    strangers: np.ndarray,
+) -> list[str]:
     """Say how right the answers to labelled photos are.
 
     Args:
@@ -214,11 +316,18 @@ def accuracy(panel: Panel, decision: np.ndarray, class_idx: np.ndarray, species:
     if plants.any():
         plant_right = species[plants] == panel.tree.class_species[labels[plants]]
         both_right = class_idx[plants] == labels[plants]
-        lines.append(f"labelled {plants.sum()} photos of {len(np.unique(labels[plants]))} classes: species right {plant_right.mean():.4f}, "
-                     f"species and disease both right {both_right.mean():.4f}, refused {refused[plants].mean():.4f}")
+        lines.append(
+            f"labelled {plants.sum()} photos of {len(np.unique(labels[plants]))} classes: species "
+            f"right {plant_right.mean():.4f}, "
+            f"species and disease both right {both_right.mean():.4f}, refused "
+            f"{refused[plants].mean():.4f}"
+        )
         if given := int((answered | rolled)[plants].sum()):
             right = int(both_right[answered[plants]].sum() + plant_right[rolled[plants]].sum())
-            lines.append(f"given    {given} answers, {int(rolled[plants].sum())} of them of the species alone: {right / given:.4f} right")
+            lines.append(
+                f"given    {given} answers, {int(rolled[plants].sum())} of them of the species "
+                f"alone: {right / given:.4f} right"
+            )
     if strangers.any():
         lines.append(f"no plant {strangers.sum()} photos: refused {refused[strangers].mean():.4f}")
     return lines

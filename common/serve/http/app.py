@@ -1,8 +1,9 @@
-"""The HTTP application: photos in, an answer in JSON out, the raw model, and the web page. No torch.
+"""The HTTP application: photos in, an answer in JSON out, the raw model, and the web page. No
+torch.
 
-One job reads, runs and decides a photo, on one thread of a pool with a runner per core, so that the event loop only
-moves bytes. Requests are admitted before their body is read: what waits is bounded in number and in memory.
-"""
+One job reads, runs and decides a photo, on one thread of a pool with a runner per core, so that the
+event loop only moves bytes. Requests are admitted before their body is read: what waits is bounded
+in number and in memory."""
 
 from __future__ import annotations
 
@@ -28,9 +29,11 @@ from common.serve.http.web_files import page_routes
 from common.serve.predictor import Predictor
 
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; "
-                               "img-src 'self' blob: data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
-                               "frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; "
+    "worker-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; "
+    "form-action 'none'; "
+    "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
@@ -39,7 +42,8 @@ _HEADERS = {
 
 
 def make_app(predictor: Predictor, settings: Settings) -> Starlette:
-    """Build the application: POST /predict, GET /model, health, metrics, /v2, the descriptions, and the page at GET /."""
+    """Build the application: POST /predict, GET /model, health, metrics, /v2, the descriptions, and
+    the page at GET /."""
     service = Service(predictor, settings)
     described, told = openapi.document(predictor), openapi.page(predictor)
 
@@ -55,21 +59,41 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         service.engine.stop()
 
     pages = page_routes(predictor, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb)
-    routes = [Route("/predict", service.predict, methods=["POST"]), Route("/model", service.model), Route("/healthz", service.healthz),
-              Route("/readyz", service.readyz), Route("/metrics", service.metrics), Route("/openapi.json", schema), Route("/docs", docs),
-              *inference_protocol.routes(predictor, lambda: not service.engine.draining, service.infer)]
-    middleware = [Middleware(Shell, access_log=settings.access_log, count=service.telemetry.responses.add)]
+    routes = [
+        Route("/predict", service.predict, methods=["POST"]),
+        Route("/model", service.model),
+        Route("/healthz", service.healthz),
+        Route("/readyz", service.readyz),
+        Route("/metrics", service.metrics),
+        Route("/openapi.json", schema),
+        Route("/docs", docs),
+        *inference_protocol.routes(predictor, lambda: not service.engine.draining, service.infer),
+    ]
+    middleware = [
+        Middleware(Shell, access_log=settings.access_log, count=service.telemetry.responses.add)
+    ]
     if settings.cors_origins:
-        middleware.append(Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"],
-                                     allow_headers=["authorization", "content-type", "x-api-key"]))
-    app = Starlette(routes=[*routes, *pages], middleware=middleware, lifespan=lifespan,
-                    exception_handlers={Refusal: _on_refusal, HTTPException: _on_http_exception})
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-api-key"],
+            )
+        )
+    app = Starlette(
+        routes=[*routes, *pages],
+        middleware=middleware,
+        lifespan=lifespan,
+        exception_handlers={Refusal: _on_refusal, HTTPException: _on_http_exception},
+    )
     app.state.engine = service.engine
     return app
 
 
 class Shell:
-    """What surrounds every answer: security headers, a last resort for our own faults, a log line without pictures."""
+    """What surrounds every answer: security headers, a last resort for our own faults, a log line
+    without pictures."""
 
     def __init__(self, app: ASGIApp, access_log: bool, count: Callable[[str], None]) -> None:
         self.app, self.access_log, self.count = app, access_log, count
@@ -86,24 +110,43 @@ class Shell:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 present = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *((name.encode(), value.encode()) for name, value
-                                                             in _HEADERS.items() if name.encode() not in present)]
+                message["headers"] = [
+                    *message["headers"],
+                    *(
+                        (name.encode(), value.encode())
+                        for name, value in _HEADERS.items()
+                        if name.encode() not in present
+                    ),
+                ]
             await send(message)
 
         try:
-            size = len(scope["path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"])
-            large = _error(431, "too_large", f"The header of the request has {size} bytes; at most {HEADER_BYTES} are read.")
+            size = (
+                len(scope["path"])
+                + len(scope["query_string"])
+                + sum(len(name) + len(value) for name, value in scope["headers"])
+            )
+            large = _error(
+                431,
+                "too_large",
+                f"The header of the request has {size} bytes; at most {HEADER_BYTES} are read.",
+            )
             await (large if size > HEADER_BYTES else self.app)(scope, receive, send_with_headers)
         except Exception:  # a fault of ours: the person gets JSON, the terminal gets the traceback
             traceback.print_exc()
             if status:
                 raise
-            response = _error(500, "internal", "Something went wrong in the server; its terminal says what.")
+            response = _error(
+                500, "internal", "Something went wrong in the server; its terminal says what."
+            )
             await response(scope, receive, send_with_headers)
         self.count(str(status))
         if self.access_log:
-            say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {scope['method']} {scope['path']!r} {status} "
-                f"{1000 * (time.perf_counter() - start):.0f} ms")
+            say(
+                f"{time.strftime('%Y-%m-%d %H:%M:%S')} {scope['method']} {scope['path']!r} "
+                f"{status} "
+                f"{1000 * (time.perf_counter() - start):.0f} ms"
+            )
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:
@@ -116,10 +159,18 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        message = f"{request.method} does not work here; {(error.headers or {}).get('Allow', 'another method')} does."
+        message = (
+            f"{request.method} does not work here; "
+            f"{(error.headers or {}).get('Allow', 'another method')} does."
+        )
         return _error(405, "method_not_allowed", message, dict(error.headers or {}))
     if error.status_code == 404:
-        return _error(404, "not_found", "There is nothing here. There are /, /predict, /model, /healthz, /readyz, /metrics, /v2 and /docs.")
+        return _error(
+            404,
+            "not_found",
+            "There is nothing here. There are /, /predict, /model, /healthz, /readyz, /metrics, "
+            "/v2 and /docs.",
+        )
     return _error(error.status_code, "http", str(error.detail), dict(error.headers or {}))
 
 

@@ -1,8 +1,9 @@
-"""The Open Inference Protocol (version 2, REST) for the raw model, so that clients written for Triton or KServe work. No torch.
+"""The Open Inference Protocol (version 2, REST) for the raw model, so that clients written for
+Triton or KServe work. No torch.
 
-The tensors are those of the exported file: `images` uint8 (N, size, size, 3) in, `probabilities`, `ood` and `heatmap` out. They travel
-as JSON, or behind it as bytes with the binary tensor data extension. Source: github.com/kserve/open-inference-protocol.
-"""
+The tensors are those of the exported file: `images` uint8 (N, size, size, 3) in, `probabilities`,
+`ood` and `heatmap` out. They travel as JSON, or behind it as bytes with the binary tensor data
+extension. Source: github.com/kserve/open-inference-protocol."""
 
 from __future__ import annotations
 
@@ -37,12 +38,20 @@ def routes(predictor: Predictor, ready: Callable[[], bool], infer: Endpoint) -> 
         async def checked(request: Request) -> Response:
             asked, wanted = request.path_params["name"], request.path_params.get("version", version)
             if (asked, wanted) != (name, version):
-                raise Refusal(404, "not_found", f"There is no model '{asked[:60]}' of that version; there is '{name}', version {version}.")
+                raise Refusal(
+                    404,
+                    "not_found",
+                    f"There is no model '{asked[:60]}' of that version; there is '{name}', "
+                    f"version {version}.",
+                )
             return await answer(request)
+
         return checked
 
     async def server(_: Request) -> Response:
-        return JSONResponse({"name": "foliar", "version": version, "extensions": ["binary_tensor_data"]})
+        return JSONResponse(
+            {"name": "foliar", "version": version, "extensions": ["binary_tensor_data"]}
+        )
 
     async def live(_: Request) -> Response:
         return JSONResponse({"live": True})
@@ -56,25 +65,51 @@ def routes(predictor: Predictor, ready: Callable[[], bool], infer: Endpoint) -> 
     async def model(_: Request) -> Response:
         return JSONResponse(describe(predictor))
 
-    found = [Route("/v2", server), Route("/v2/health/live", live), Route("/v2/health/ready", is_ready)]
+    found = [
+        Route("/v2", server),
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", is_ready),
+    ]
     for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        found += [Route(base, of_model(model)), Route(f"{base}/ready", of_model(model_ready)),
-                  Route(f"{base}/infer", of_model(infer), methods=["POST"])]
+        found += [
+            Route(base, of_model(model)),
+            Route(f"{base}/ready", of_model(model_ready)),
+            Route(f"{base}/infer", of_model(infer), methods=["POST"]),
+        ]
     return found
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
-    """The model's metadata: name, versions, platform, and name, datatype and shape of each tensor (-1 where a side is free)."""
+    """The model's metadata: name, versions, platform, and name, datatype and shape of each tensor
+    (-1 where a side is free)."""
+
     def told(nodes: Any) -> list[dict[str, Any]]:
         kinds = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
-        return [{"name": node.name, "datatype": kinds[node.type], "shape": [side if isinstance(side, int) else -1 for side in node.shape]}
-                for node in nodes if node.name in ("images", *OUTPUTS)]
+        return [
+            {
+                "name": node.name,
+                "datatype": kinds[node.type],
+                "shape": [side if isinstance(side, int) else -1 for side in node.shape],
+            }
+            for node in nodes
+            if node.name in ("images", *OUTPUTS)
+        ]
 
-    return {"name": predictor.bundle.name, "versions": [predictor.bundle.version], "platform": "onnx_onnxv1",
-            "inputs": told(predictor.session.get_inputs()), "outputs": told(predictor.session.get_outputs())}
+    return {
+        "name": predictor.bundle.name,
+        "versions": [predictor.bundle.version],
+        "platform": "onnx_onnxv1",
+        "inputs": told(predictor.session.get_inputs()),
+        "outputs": told(predictor.session.get_outputs()),
+    }
 
 
-def run_request(predictor: Predictor, body: bytes, headers: Mapping[str, str], run: Callable[[np.ndarray], Outputs]) -> Response:
+def run_request(
+    predictor: Predictor,
+    body: bytes,
+    headers: Mapping[str, str],
+    run: Callable[[np.ndarray], Outputs],
+) -> Response:
     """Answer the body of an infer request.
 
     Args:
@@ -100,16 +135,26 @@ def run_request(predictor: Predictor, body: bytes, headers: Mapping[str, str], r
         else:
             row["data"] = values.ravel().tolist()
         rows.append(row)
-    answer: dict[str, Any] = {"model_name": predictor.bundle.name, "model_version": predictor.bundle.version, "outputs": rows}
+    answer: dict[str, Any] = {
+        "model_name": predictor.bundle.name,
+        "model_version": predictor.bundle.version,
+        "outputs": rows,
+    }
     if isinstance(asked.get("id"), str):
         answer["id"] = asked["id"][:200]
     try:
         head = json.dumps(answer, allow_nan=False).encode()
     except ValueError:
-        raise Refusal(422, "not_finite", "An output holds values that JSON cannot carry; ask for binary data.") from None
+        raise Refusal(
+            422, "not_finite", "An output holds values that JSON cannot carry; ask for binary data."
+        ) from None
     if not blobs:
         return Response(head, media_type="application/json")
-    return Response(b"".join([head, *blobs]), headers={HEADER_LENGTH: str(len(head))}, media_type="application/octet-stream")
+    return Response(
+        b"".join([head, *blobs]),
+        headers={HEADER_LENGTH: str(len(head))},
+        media_type="application/octet-stream",
+    )
 
 
 def _bad(message: str) -> Refusal:
@@ -119,8 +164,13 @@ def _bad(message: str) -> Refusal:
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
     end = len(body)
     if length is not None:
-        if not (length.isascii() and length.isdigit() and len(length) < 12 and int(length) <= len(body)):
-            raise _bad(f"{HEADER_LENGTH} should be the number of bytes of JSON at the beginning of the body.")
+        if not (
+            length.isascii() and length.isdigit() and len(length) < 12 and int(length) <= len(body)
+        ):
+            raise _bad(
+                f"{HEADER_LENGTH} should be the number of bytes of JSON at the beginning of the "
+                f"body."
+            )
         end = int(length)
     try:
         asked = json.loads(body[:end])
@@ -132,15 +182,26 @@ def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
 
 
 def _images(asked: Mapping[str, Any], tail: bytes, size: int) -> np.ndarray:
-    expected = f"`inputs` should be one tensor `images`, UINT8, shape [N, {size}, {size}, 3] with N from 1 to {MOST_PICTURES}"
+    expected = (
+        f"`inputs` should be one tensor `images`, UINT8, shape [N, {size}, {size}, 3] with "
+        f"N from 1 to {MOST_PICTURES}"
+    )
     inputs = asked.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise _bad(f"{expected}.")
     tensor, shape = inputs[0], inputs[0].get("shape")
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
-        raise _bad(f"{expected}, not {str(tensor.get('name'))[:40]!r} as {str(tensor.get('datatype'))[:20]!r}.")
-    if (not isinstance(shape, list) or len(shape) != 4 or any(type(side) is not int for side in shape) or shape[1:] != [size, size, 3]
-            or not 1 <= shape[0] <= MOST_PICTURES):
+        raise _bad(
+            f"{expected}, not {str(tensor.get('name'))[:40]!r} as "
+            f"{str(tensor.get('datatype'))[:20]!r}."
+        )
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 4
+        or any(type(side) is not int for side in shape)
+        or shape[1:] != [size, size, 3]
+        or not 1 <= shape[0] <= MOST_PICTURES
+    ):
         raise _bad(f"{expected}, not {str(shape)[:60]}.")
     count = shape[0] * size * size * 3
     parameters = tensor.get("parameters")
@@ -152,8 +213,15 @@ def _images(asked: Mapping[str, Any], tail: bytes, size: int) -> np.ndarray:
         values = np.array(tensor.get("data"))
     except (ValueError, TypeError, OverflowError):
         raise _bad("`data` should be numbers, flat or nested as the shape says.") from None
-    if values.dtype.kind not in "iu" or values.size != count or not (0 <= values.min() and values.max() <= 255):
-        raise _bad(f"`data` should be {count} whole numbers from 0 to 255, flat or nested as the shape says.")
+    if (
+        values.dtype.kind not in "iu"
+        or values.size != count
+        or not (0 <= values.min() and values.max() <= 255)
+    ):
+        raise _bad(
+            f"`data` should be {count} whole numbers from 0 to 255, flat or nested as the shape "
+            f"says."
+        )
     return values.astype(np.uint8).reshape(shape)
 
 
@@ -163,7 +231,12 @@ def _outputs(asked: Mapping[str, Any]) -> dict[str, bool]:
     outputs = asked.get("outputs")
     if outputs is None or outputs == []:
         return dict.fromkeys(OUTPUTS, binary)
-    if not isinstance(outputs, list) or not all(isinstance(entry, dict) and entry.get("name") in OUTPUTS for entry in outputs):
+    if not isinstance(outputs, list) or not all(
+        isinstance(entry, dict) and entry.get("name") in OUTPUTS for entry in outputs
+    ):
         raise _bad(f"`outputs` should be a list of objects with a name: {', '.join(OUTPUTS)}.")
     own = {entry["name"]: entry.get("parameters") for entry in outputs}
-    return {name: bool(mine.get("binary_data", binary)) if isinstance(mine, dict) else binary for name, mine in own.items()}
+    return {
+        name: bool(mine.get("binary_data", binary)) if isinstance(mine, dict) else binary
+        for name, mine in own.items()
+    }

@@ -1,4 +1,5 @@
-"""A request's way through the server: key, place, body, engine, answer, and what is counted on the way. No torch."""
+"""A request's way through the server: key, place, body, engine, answer, and what is counted on the
+way. No torch."""
 
 from __future__ import annotations
 
@@ -20,22 +21,34 @@ from common.serve.answer import Options, answer, look, ms
 from common.serve.fusion import Seen
 from common.serve.http import inference_protocol
 from common.serve.http.metrics import Telemetry
-from common.serve.http.uploads import MOST_PHOTOS, Refusal, expected_bytes, read_body, read_options, read_photos
+from common.serve.http.uploads import (
+    MOST_PHOTOS,
+    Refusal,
+    expected_bytes,
+    read_body,
+    read_options,
+    read_photos,
+)
 from common.serve.http.work_queue import Batcher, Busy, Engine, Gone
 from common.serve.predictor import Outputs, Predictor
 
-_STATUS = {"empty": 400, "text": 415, "format": 415, "too_large": 413}  # of an ImageError's reason; else 422
+_STATUS = {
+    "empty": 400,
+    "text": 415,
+    "format": 415,
+    "too_large": 413,
+}  # of an ImageError's reason; else 422
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to serve.
 
-    runners: photos computed at once; waiting: how many more requests may be under way; max_upload_mb: bytes of a request's body, in
-    millions; max_megapixels: of one photo; memory_mb: of all bodies together; upload_seconds: for a body to arrive; batch: most
-    pictures that a GPU runs together, 0 where there is none; provider: what runs the model; api_key: asked for where it is not
-    empty; cors_origins: pages of other addresses that may ask, `*` for all.
-    """
+    runners: photos computed at once; waiting: how many more requests may be under way;
+    max_upload_mb: bytes of a request's body, in millions; max_megapixels: of one photo; memory_mb:
+    of all bodies together; upload_seconds: for a body to arrive; batch: most pictures that a GPU
+    runs together, 0 where there is none; provider: what runs the model; api_key: asked for where it
+    is not empty; cors_origins: pages of other addresses that may ask, `*` for all."""
 
     top_k: int = 5
     mode: str = "joint"
@@ -53,12 +66,23 @@ class Settings:
 
 
 class Service:
-    """What the addresses share: the model, the engine, the counters, and the way of a request through them."""
+    """What the addresses share: the model, the engine, the counters, and the way of a request
+    through them."""
 
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
-        self.predictor, self.settings, self.limit = predictor, settings, int(settings.max_upload_mb * 1e6)
+        self.predictor, self.settings, self.limit = (
+            predictor,
+            settings,
+            int(settings.max_upload_mb * 1e6),
+        )
         self.engine = Engine(settings.runners, settings.waiting, int(settings.memory_mb * 1e6))
-        self.telemetry = Telemetry({"model": predictor.card.file, "version": predictor.bundle.version, "provider": settings.provider})
+        self.telemetry = Telemetry(
+            {
+                "model": predictor.card.file,
+                "version": predictor.bundle.version,
+                "provider": settings.provider,
+            }
+        )
         self.engine.waited = self.telemetry.queue.add
         self.run: Callable[[Any], Outputs] = predictor.run
         if settings.batch > 1:
@@ -71,21 +95,32 @@ class Service:
         if not self.settings.api_key:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        given = (
+            token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        )
         if not hmac.compare_digest(given.encode("latin-1"), self.settings.api_key.encode()):
-            raise Refusal(401, "no_key", "This server asks for an API key: send the header `Authorization: Bearer KEY`.",
-                          {"www-authenticate": "Bearer"})
+            raise Refusal(
+                401,
+                "no_key",
+                "This server asks for an API key: send the header `Authorization: Bearer KEY`.",
+                {"www-authenticate": "Bearer"},
+            )
 
     @contextlib.contextmanager
     def place(self, request: Request) -> Iterator[None]:
-        """Hold a place in the engine. Raises Refusal (503) where there is none, before the body is read."""
+        """Hold a place in the engine. Raises Refusal (503) where there is none, before the body is
+        read."""
         try:
             place = self.engine.place(expected_bytes(request, self.limit))
             with place:
                 yield
         except Busy as error:
             self.telemetry.busy.add()
-            message = "The server is stopping." if error.reason == "draining" else "Too many photos are waiting. Try again in a moment."
+            message = (
+                "The server is stopping."
+                if error.reason == "draining"
+                else "Too many photos are waiting. Try again in a moment."
+            )
             raise Refusal(503, error.reason, message, {"retry-after": "1"}) from None
 
     async def receive(self, reading: Awaitable[Any]) -> Any:
@@ -93,8 +128,12 @@ class Service:
         try:
             return await asyncio.wait_for(reading, self.settings.upload_seconds)
         except asyncio.TimeoutError:  # noqa: UP041 - its own class before Python 3.11
-            raise Refusal(408, "too_slow", f"The photo did not arrive within {self.settings.upload_seconds:g} s.",
-                          {"connection": "close"}) from None
+            raise Refusal(
+                408,
+                "too_slow",
+                f"The photo did not arrive within {self.settings.upload_seconds:g} s.",
+                {"connection": "close"},
+            ) from None
 
     async def predict(self, request: Request) -> Response:
         """POST /predict."""
@@ -118,23 +157,41 @@ class Service:
     async def _answer(self, request: Request) -> dict[str, Any]:
         self.check_key(request)
         tree, known = self.predictor.bundle.tree, list(self.predictor.card.rollups)
-        options = read_options(request.query_params.multi_items(), Options(self.settings.mode, self.settings.top_k), tree, known)
+        options = read_options(
+            request.query_params.multi_items(),
+            Options(self.settings.mode, self.settings.top_k),
+            tree,
+            known,
+        )
         with self.place(request):
             photos, said = await self.receive(read_photos(request, self.limit))
-            found = await self.engine.run(self._jobs(photos, read_options(said, options, tree, known)), lambda: left(request))
+            found = await self.engine.run(
+                self._jobs(photos, read_options(said, options, tree, known)), lambda: left(request)
+            )
         return next(plain for plain in found if plain is not None)
 
-    def _jobs(self, photos: Sequence[bytes], options: Options) -> list[Callable[[], dict[str, Any] | None]]:
-        """A job per photo, of which the one that ends last decides about all: nothing waits in the queue a second time."""
+    def _jobs(
+        self, photos: Sequence[bytes], options: Options
+    ) -> list[Callable[[], dict[str, Any] | None]]:
+        """A job per photo, of which the one that ends last decides about all: nothing waits in the
+        queue a second time."""
         seen: list[Seen | None] = [None] * len(photos)
         lock = threading.Lock()
 
         def job(i: int) -> dict[str, Any] | None:
             try:
-                found = look(self.predictor, photos[i], self.run, int(self.settings.max_megapixels * 1e6), options.short_side)
+                found = look(
+                    self.predictor,
+                    photos[i],
+                    self.run,
+                    int(self.settings.max_megapixels * 1e6),
+                    options.short_side,
+                )
             except ImageError as error:
                 name = "This" if len(photos) == 1 else f"Photo {i + 1}"
-                raise Refusal(_STATUS.get(error.reason, 422), error.reason, f"{name} cannot be read: {error}.") from None
+                raise Refusal(
+                    _STATUS.get(error.reason, 422), error.reason, f"{name} cannot be read: {error}."
+                ) from None
             with lock:
                 seen[i] = found
                 whole = [one for one in seen if one is not None]
@@ -148,18 +205,34 @@ class Service:
         with self.place(request):
             try:
                 body = await self.receive(read_body(request, self.limit))
-                job = functools.partial(inference_protocol.run_request, self.predictor, body, request.headers, self.predictor.run)
+                job = functools.partial(
+                    inference_protocol.run_request,
+                    self.predictor,
+                    body,
+                    request.headers,
+                    self.predictor.run,
+                )
                 return (await self.engine.run([job], lambda: left(request)))[0]
             except (ClientDisconnect, Gone):
                 return Response(status_code=400)
 
     async def healthz(self, _: Request) -> Response:
         """GET /healthz."""
-        return JSONResponse({"status": "ok", "model": self.predictor.card.file, "version": self.predictor.bundle.version})
+        return JSONResponse(
+            {
+                "status": "ok",
+                "model": self.predictor.card.file,
+                "version": self.predictor.bundle.version,
+            }
+        )
 
     async def readyz(self, _: Request) -> Response:
         """GET /readyz."""
-        return JSONResponse({"status": "draining"}, 503) if self.engine.draining else JSONResponse({"status": "ready"})
+        return (
+            JSONResponse({"status": "draining"}, 503)
+            if self.engine.draining
+            else JSONResponse({"status": "ready"})
+        )
 
     async def model(self, _: Request) -> Response:
         """GET /model."""
@@ -168,9 +241,16 @@ class Service:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
         self.check_key(request)
-        gauges = {"foliar_in_flight": self.engine.taken, "foliar_places": self.engine.places, "foliar_body_bytes": self.engine.held,
-                  "foliar_draining": self.engine.draining}
-        return PlainTextResponse(self.telemetry.text(gauges), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
+        gauges = {
+            "foliar_in_flight": self.engine.taken,
+            "foliar_places": self.engine.places,
+            "foliar_body_bytes": self.engine.held,
+            "foliar_draining": self.engine.draining,
+        }
+        return PlainTextResponse(
+            self.telemetry.text(gauges),
+            headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
 
 
 async def left(request: Request) -> None:
@@ -183,15 +263,39 @@ def describe(predictor: Predictor, settings: Settings) -> dict[str, Any]:
     """What GET /model tells."""
     bundle, card = predictor.bundle, predictor.card
     plain = bundle.raw["models"][card.file]
-    rejection = plain["rejection"] and {key: plain["rejection"][key] for key in ("score", "threshold")}
+    rejection = plain["rejection"] and {
+        key: plain["rejection"][key] for key in ("score", "threshold")
+    }
     return {
-        "name": bundle.name, "version": bundle.version, "created": bundle.created, "recipe": bundle.recipe,
-        "backbone": bundle.backbone, "file": card.file, "models": list(bundle.models), "sha256": card.sha256,
-        "precision": card.precision, "provider": settings.provider, "size_mb": card.size_mb, "temperature": plain["temperature"],
-        "preprocessing": bundle.raw["preprocessing"], "scores": list(bundle.scores), "rejection": rejection,
-        "rollup": plain["rollup"], "precisions": sorted(card.rollups), "mode": settings.mode, "top_k": settings.top_k,
-        "limits": {"max_upload_mb": settings.max_upload_mb, "max_megapixels": settings.max_megapixels, "photos": MOST_PHOTOS},
-        "metrics": plain["metrics"], "num_species": bundle.tree.num_species, "num_classes": bundle.tree.num_classes,
-        "classes": [{"species": name, "diseases": list(diseases)} for name, diseases
-                    in zip(bundle.tree.species, bundle.tree.diseases, strict=True)],
+        "name": bundle.name,
+        "version": bundle.version,
+        "created": bundle.created,
+        "recipe": bundle.recipe,
+        "backbone": bundle.backbone,
+        "file": card.file,
+        "models": list(bundle.models),
+        "sha256": card.sha256,
+        "precision": card.precision,
+        "provider": settings.provider,
+        "size_mb": card.size_mb,
+        "temperature": plain["temperature"],
+        "preprocessing": bundle.raw["preprocessing"],
+        "scores": list(bundle.scores),
+        "rejection": rejection,
+        "rollup": plain["rollup"],
+        "precisions": sorted(card.rollups),
+        "mode": settings.mode,
+        "top_k": settings.top_k,
+        "limits": {
+            "max_upload_mb": settings.max_upload_mb,
+            "max_megapixels": settings.max_megapixels,
+            "photos": MOST_PHOTOS,
+        },
+        "metrics": plain["metrics"],
+        "num_species": bundle.tree.num_species,
+        "num_classes": bundle.tree.num_classes,
+        "classes": [
+            {"species": name, "diseases": list(diseases)}
+            for name, diseases in zip(bundle.tree.species, bundle.tree.diseases, strict=True)
+        ],
     }

@@ -1,4 +1,5 @@
-"""uvicorn with what it leaves out: deadlines for slow senders and readers, errors in JSON, a stop that answers what it took. No torch."""
+"""uvicorn with what it leaves out: deadlines for slow senders and readers, errors in JSON, a stop
+that answers what it took. No torch."""
 
 from __future__ import annotations
 
@@ -20,22 +21,30 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from common.serve.http.uploads import HEADER_BYTES
 from common.serve.http.work_queue import Engine
 
-HEADER_SECONDS = 10.0  # from the first byte of a request, or the connection, to the end of its header
+HEADER_SECONDS = (
+    10.0  # from the first byte of a request, or the connection, to the end of its header
+)
 KEEP_SECONDS = 15.0  # that a connection may stay idle after an answer
-DISCARD_SECONDS = 10.0  # that the rest of a body, which was answered before it came, may take; a closing connection, too
+# that the rest of a body, which was answered before it came, may take; a closing connection, too
+DISCARD_SECONDS = 10.0
 READ_SECONDS = 20.0  # that a client may read nothing of its answer
-SEND_BYTES = 256 * 1024  # that the system may hold of an answer; larger, a slow reader could not be told from one that stopped
+SEND_BYTES = (
+    256 * 1024
+)  # that the system may hold of an answer; larger, a slow reader could not be told from one that stopped
 CONNECTIONS = 1000  # open ones at once
 DRAIN_SECONDS = 25.0  # that accepted requests may take once the server is to stop
 
 
 class Patient:
-    """A transport that, asked to close before a request was read to its end, first lets the client read its answer.
+    """A transport that, asked to close before a request was read to its end, first lets the client
+    read its answer.
 
     Closed over bytes that nobody read, a connection is reset, and the answer is lost with it.
     """
 
-    def __init__(self, transport: Any, unread: Callable[[], bool], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: Any, unread: Callable[[], bool], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._transport, self._unread, self._loop = transport, unread, loop
         self.lingers = False
 
@@ -64,7 +73,8 @@ class Patient:
 
 
 class Deadlines(H11Protocol):
-    """One connection, which ends where it keeps the server waiting: uvicorn itself waits for ever for a header or a reader."""
+    """One connection, which ends where it keeps the server waiting: uvicorn itself waits for ever
+    for a header or a reader."""
 
     _timer: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
@@ -74,7 +84,9 @@ class Deadlines(H11Protocol):
         """Start the clock of the first header; send the one too many away."""
         if (own := transport.get_extra_info("socket")) is not None:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
-        super().connection_made(Patient(transport, lambda: self._answering or self._discarding(), self.loop))  # type: ignore[arg-type]
+        super().connection_made(
+            Patient(transport, lambda: self._answering or self._discarding(), self.loop)
+        )  # type: ignore[arg-type]
         if len(self.connections) > CONNECTIONS:
             self._refuse(503, "busy", "Too many connections are open. Try again in a moment.")
         else:
@@ -136,7 +148,11 @@ class Deadlines(H11Protocol):
         self._stuck = self.loop.call_later(READ_SECONDS, check)
 
     def _discarding(self) -> bool:
-        return self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY
+        return (
+            self.cycle is not None
+            and self.cycle.response_complete
+            and self.conn.their_state is h11.SEND_BODY
+        )
 
     def _arm(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._late)
@@ -159,13 +175,17 @@ class Deadlines(H11Protocol):
         self._answering = True
         self._disarm()
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
-        self.transport.write(b"HTTP/1.1 %d -\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
-                             b"x-content-type-options: nosniff\r\n\r\n" % (status, len(body)) + body)
+        self.transport.write(
+            b"HTTP/1.1 %d -\r\ncontent-type: application/json\r\ncontent-length: "
+            b"%d\r\nconnection: close\r\n"
+            b"x-content-type-options: nosniff\r\n\r\n" % (status, len(body)) + body
+        )
         self.transport.close()
 
 
 class Server(uvicorn.Server):
-    """A server that, asked to stop, turns new requests away and ends when the accepted ones are answered."""
+    """A server that, asked to stop, turns new requests away and ends when the accepted ones are
+    answered."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, *, worker: bool) -> None:
         super().__init__(config)
@@ -175,7 +195,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second stops at once."""
         if self.worker and sig == signal.SIGINT:
-            return  # Ctrl-C reaches every process of a terminal; the first process tells the others what to do
+            # Ctrl-C reaches every process of a terminal; the first process tells the others what to
+            # do
+            return
         if self.engine.draining:
             self.should_exit = self.force_exit = True
         self.drain()
@@ -197,13 +219,21 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(app: Starlette, listener: socket.socket, *, worker: bool = False, started: Callable[[], None] | None = None) -> None:
-    """Answer requests on a listening socket until SIGTERM or Ctrl-C; accepted requests are answered first.
+def serve(
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    worker: bool = False,
+    started: Callable[[], None] | None = None,
+) -> None:
+    """Answer requests on a listening socket until SIGTERM or Ctrl-C; accepted requests are answered
+    first.
 
     Args:
         app: of `http_app.make_app`.
         listener: bound and listening; it is closed at the end.
-        worker: whether this is one of several processes; such a one leaves Ctrl-C to the first, and ends when that is gone.
+        worker: whether this is one of several processes; such a one leaves Ctrl-C to the first, and
+            ends when that is gone.
         started: called before the first request is taken.
     """
     if started is not None:
@@ -213,6 +243,17 @@ def serve(app: Starlette, listener: socket.socket, *, worker: bool = False, star
 
 def config(app: Starlette) -> uvicorn.Config:
     """uvicorn's settings: our connections, no log, no name of the server."""
-    return uvicorn.Config(app, http=Deadlines, ws="none", lifespan="on", log_level="critical", access_log=False, server_header=False,
-                          proxy_headers=False, timeout_keep_alive=int(KEEP_SECONDS), timeout_graceful_shutdown=5, backlog=512,
-                          h11_max_incomplete_event_size=HEADER_BYTES)
+    return uvicorn.Config(
+        app,
+        http=Deadlines,
+        ws="none",
+        lifespan="on",
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(KEEP_SECONDS),
+        timeout_graceful_shutdown=5,
+        backlog=512,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+    )

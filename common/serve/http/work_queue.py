@@ -1,8 +1,9 @@
-"""The engine behind the server: runner threads, a bounded number of requests, and batches where a GPU wants them. No torch.
+"""The engine behind the server: runner threads, a bounded number of requests, and batches where a
+GPU wants them. No torch.
 
-Reading, running and deciding a photo is one job on one thread, with a thread per core and a model session of one thread: two stages
-with a queue between them, or batches, bring nothing on a CPU. A GPU wants batches: there `Batcher` runs together whatever waits.
-"""
+Reading, running and deciding a photo is one job on one thread, with a thread per core and a model
+session of one thread: two stages with a queue between them, or batches, bring nothing on a CPU. A
+GPU wants batches: there `Batcher` runs together whatever waits."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Gone(Exception):
 
 
 class Engine:
-    """A pool of `runners` threads that admits at most `runners + waiting` requests, and `memory` bytes of their bodies, at once.
+    """A pool of `runners` threads that admits at most `runners + waiting` requests, and `memory`
+    bytes of their bodies, at once.
 
     Its methods are called on the event loop; jobs run on the threads, first come, first served.
     """
@@ -48,7 +50,9 @@ class Engine:
         self.places, self.memory = runners + waiting, memory
         self.taken = self.held = 0
         self.draining = False
-        self.waited: Callable[[float], None] = lambda seconds: None  # told of each job's time in the queue, on the runner
+        self.waited: Callable[[float], None] = lambda seconds: (
+            None
+        )  # told of each job's time in the queue, on the runner
 
     @contextlib.contextmanager
     def place(self, size: int) -> Iterator[None]:
@@ -65,8 +69,11 @@ class Engine:
             self.taken -= 1
             self.held -= size
 
-    async def run(self, jobs: Sequence[Callable[[], Result]], gone: Callable[[], Awaitable[Any]]) -> list[Result]:
-        """Run jobs on the next free runners; those that have not begun are dropped when one fails or the client leaves.
+    async def run(
+        self, jobs: Sequence[Callable[[], Result]], gone: Callable[[], Awaitable[Any]]
+    ) -> list[Result]:
+        """Run jobs on the next free runners; those that have not begun are dropped when one fails
+        or the client leaves.
 
         Args:
             jobs: called without arguments.
@@ -106,11 +113,11 @@ class Engine:
 
 
 class Batcher:
-    """Runs together, up to `most`, the pictures that several threads bring while the model is busy with others.
+    """Runs together, up to `most`, the pictures that several threads bring while the model is busy
+    with others.
 
-    Nobody waits for company: a picture that finds the model idle runs at once. Batches are filled up to powers of two, since some
-    providers compile a model anew for every size.
-    """
+    Nobody waits for company: a picture that finds the model idle runs at once. Batches are filled
+    up to powers of two, since some providers compile a model anew for every size."""
 
     def __init__(self, run: Callable[[np.ndarray], Outputs], most: int = 32) -> None:
         self._run, self.most = run, most
@@ -125,14 +132,15 @@ class Batcher:
             count *= 2
 
     def run(self, batch: np.ndarray) -> Outputs:
-        """Run one picture, uint8 (1, size, size, 3), with the company there is. Raises what the model raises."""
+        """Run one picture, uint8 (1, size, size, 3), with the company there is. Raises what the
+        model raises."""
         ticket = _Ticket(batch)
         with self._door:
             self._waiting.append(ticket)
         with self._device:
             while not ticket.done:  # whoever comes in first has run it along
                 with self._door:
-                    crew, self._waiting = self._waiting[:self.most], self._waiting[self.most:]
+                    crew, self._waiting = self._waiting[: self.most], self._waiting[self.most :]
                 self._serve(crew)
         if ticket.error is not None:
             raise ticket.error
@@ -142,11 +150,15 @@ class Batcher:
     def _serve(self, crew: list[_Ticket]) -> None:
         try:
             pictures = np.concatenate([ticket.batch for ticket in crew])
-            filled = np.zeros((1 << (len(pictures) - 1).bit_length(), *pictures.shape[1:]), pictures.dtype)
-            filled[:len(pictures)] = pictures
+            filled = np.zeros(
+                (1 << (len(pictures) - 1).bit_length(), *pictures.shape[1:]), pictures.dtype
+            )
+            filled[: len(pictures)] = pictures
             found = self._run(filled)
             for i, ticket in enumerate(crew):
-                ticket.outputs = Outputs(found.probabilities[i:i + 1], found.ood[i:i + 1], found.heatmap[i:i + 1])
+                ticket.outputs = Outputs(
+                    found.probabilities[i : i + 1], found.ood[i : i + 1], found.heatmap[i : i + 1]
+                )
         except Exception as error:
             for ticket in crew:
                 ticket.error = error
@@ -162,7 +174,8 @@ class _Ticket:
 
 
 def settle_process() -> None:
-    """Make a process fit to serve: OpenCV stays on the runner's thread, libtiff keeps quiet, freed pictures go back to the system.
+    """Make a process fit to serve: OpenCV stays on the runner's thread, libtiff keeps quiet, freed
+    pictures go back to the system.
 
     glibc would keep hundreds of megabytes after a few large photos.
     """
@@ -174,8 +187,12 @@ def settle_process() -> None:
 
 def silence_libtiff() -> None:
     """Keep libtiff from writing about damaged uploads to stderr; the answer says what is wrong."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # where Pillow does not bring libtiff as a library of its own
-        library = ctypes.CDLL(_imaging.__file__)  # the symbols of what it was linked with are found through it
+    with contextlib.suppress(
+        OSError, AttributeError, TypeError
+    ):  # where Pillow does not bring libtiff as a library of its own
+        library = ctypes.CDLL(
+            _imaging.__file__
+        )  # the symbols of what it was linked with are found through it
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             setter = getattr(library, name)
             setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p

@@ -1,4 +1,5 @@
-"""Several server processes on one listening socket: started, watched, and stopped together. No torch."""
+"""Several server processes on one listening socket: started, watched, and stopped together. No
+torch."""
 
 from __future__ import annotations
 
@@ -18,8 +19,15 @@ MOST_QUICK = 3  # such ends in a row after which it is no use to go on
 STOP_SECONDS = 35.0  # until workers that were asked to stop are killed
 
 
-def supervise(count: int, target: Callable[..., Any], arguments: tuple[Any, ...], *, started: Callable[[], None] | None = None) -> int:
-    """Run `target(*arguments, ready)` in `count` processes until SIGTERM or Ctrl-C, and start anew what dies.
+def supervise(
+    count: int,
+    target: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    *,
+    started: Callable[[], None] | None = None,
+) -> int:
+    """Run `target(*arguments, ready)` in `count` processes until SIGTERM or Ctrl-C, and start anew
+    what dies.
 
     Args:
         count: of processes.
@@ -30,9 +38,14 @@ def supervise(count: int, target: Callable[..., Any], arguments: tuple[Any, ...]
     Returns:
         0 after a stop that was asked for; 1 where the workers do not stay alive, which is said.
     """
-    context = multiprocessing.get_context("spawn")  # after a fork the model's threads would be missing
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # after a fork the model's threads would be missing
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     crew: dict[BaseProcess, tuple[Event, float]] = {}
     quick, told = 0, False
 
@@ -52,10 +65,17 @@ def supervise(count: int, target: Callable[..., Any], arguments: tuple[Any, ...]
                 del crew[process]
                 lived = time.monotonic() - since
                 quick = quick + 1 if lived < QUICK or not ready.is_set() else 0
-                how = f"signal {signal.Signals(-process.exitcode).name}" if process.exitcode < 0 else f"exit code {process.exitcode}"
+                how = (
+                    f"signal {signal.Signals(-process.exitcode).name}"
+                    if process.exitcode < 0
+                    else f"exit code {process.exitcode}"
+                )
                 warn(f"worker {process.pid} ended with {how} after {lived:.0f} s")
                 if quick >= MOST_QUICK or (not told and process.exitcode == 2):
-                    warn("the workers do not stay alive; the messages above say why. Try without --workers.")
+                    warn(
+                        "the workers do not stay alive; the messages above say why. Try without "
+                        "--workers."
+                    )
                     return 1
                 start()
             if not told and crew and all(ready.is_set() for ready, _ in crew.values()):
