@@ -25,7 +25,7 @@ from common.console import Stopwatch, fail, friendly, header, parser, say, warn
 from common.files import file_sha256
 from common.train import checkpoint, recipe_flags, recipes
 from common.train.dataset import load_organized
-from common.train.distributed import leave
+from common.train.distributed import shut_down
 from common.train.evaluation import evaluate_checkpoint
 from common.train.machine import (
     add_training_flags,
@@ -36,7 +36,6 @@ from common.train.machine import (
 )
 from common.train.model import SwinHierarchical
 from common.train.recipes import Recipe
-from common.train.rescale import rescale_heads
 from common.train.run import Run
 
 
@@ -157,10 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics
             )
         run.save_last()
-    if model.flat or data.tree.num_classes == data.tree.num_species:  # else 02b does it
-        rescale_heads(run, checkpoint.find_best(folder))
     run.finish(checkpoint.find_best(folder), "Stage A: species")
-    leave()
+    shut_down()
     say_time("time", clock)
     say("next: python 02b_train_disease.py")
     return 0

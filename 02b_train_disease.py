@@ -22,7 +22,7 @@ from typing import Any
 from common.console import Stopwatch, fail, friendly, header, parser, say
 from common.train import checkpoint, recipe_flags, recipes
 from common.train.dataset import Organized, load_organized
-from common.train.distributed import leave
+from common.train.distributed import shut_down
 from common.train.evaluation import evaluate_checkpoint
 from common.train.machine import (
     add_training_flags,
@@ -31,7 +31,6 @@ from common.train.machine import (
     resolve_machine,
     say_time,
 )
-from common.train.rescale import rescale_heads
 from common.train.run import Run
 
 
@@ -93,7 +92,6 @@ def train_jointly(run: Run) -> None:
         if epoch + 1 == phase.epochs // 2:
             run.save(f"epoch={epoch + 1:02d}.pt", judged, metrics)
         run.save_last()
-    rescale_heads(run, checkpoint.find_best(run.folder))
     run.finish(checkpoint.find_best(run.folder), "Stage B: end to end")
 
 
@@ -160,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 **shared,
             )
         )
-    leave()
+    shut_down()
     say_time("time", clock)
     say("next: python 03_export.py")
     return 0

@@ -12,7 +12,7 @@ from common.console import progress, say
 from common.export.calibrate import Temperatures, fit_temperatures
 from common.export.graph import FeatureSpace, ServingGraph, learn, look
 from common.export.pictures import BATCH, Pictures
-from common.train.engine import choose_compute
+from common.train.compute import choose_compute
 from common.train.model import SwinHierarchical
 
 

@@ -217,6 +217,12 @@ class Mix:
         mixed[:, top:bottom, left:right] = images[:, top:bottom, left:right][partner]
         return mixed
 
+    def of_rows(self, rows: slice) -> Mix:
+        """The mix of a process that holds its own rows of a batch and, behind them, those that
+        they are mixed with."""
+        own = torch.arange(rows.stop - rows.start, device=self.partner.device)
+        return Mix(own + len(own) if self.share < 1 else own, self.share, self.box)
+
 
 def draw_mix(
     count: int, size: int, recipe: Recipe, rng: np.random.Generator, device: torch.device

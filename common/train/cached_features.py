@@ -25,9 +25,9 @@ from common.console import fail, progress, say
 from common.files import write_text
 from common.train.augment_levels import LEVELS
 from common.train.checkpoint import weights_hash
+from common.train.compute import Compute
 from common.train.dataset import EvalViews, Split, TrainViews, make_loader
-from common.train.distributed import ALONE, World
-from common.train.engine import Compute
+from common.train.distributed import SINGLE_PROCESS, World
 from common.train.model import SwinHierarchical
 from common.train.recipes import Recipe
 
@@ -107,6 +107,21 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
             )
 
 
+class HeadsOnFeatures:
+    """A model whose backbone has done its work: `features` passes cached features on, everything
+    else is the model's own."""
+
+    def __init__(self, model: SwinHierarchical) -> None:
+        self.model = model
+
+    def features(self, cached: Tensor) -> Tensor:
+        """Float (N, features), as `CachedViews` holds them."""
+        return cached
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
 # region making
 
 
@@ -122,7 +137,7 @@ def cache_views(
     device_batch: int,
     *,
     manifest_hash: str,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> CachedViews:
     """Compute the pooled features of `views` augmented views of each picture, before the neck; what
     is there is not done again.
@@ -160,7 +175,7 @@ def cache_views(
         **_made_of(model, split, compute, manifest_hash),
         "pixels": _pixels(dataset, [(0, i, i) for i in _spread(len(split))]),
     }
-    if recipe.mix_share > 0 and world.leads:
+    if recipe.mix_share > 0 and world.is_main:
         say("MixUp and CutMix mix pixels: phases on cached features go without them")
     source = _Source(dataset, lambda k, i: (k, i, i), len(split), views)
     return _store(source, _Extractor(model, compute, device_batch), folder, made_of, workers, world)
@@ -175,7 +190,7 @@ def cache_eval(
     device_batch: int,
     *,
     manifest_hash: str,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> CachedViews:
     """Compute the pooled features of a split's evaluation views, for judging heads without the
     backbone (`batches`).
@@ -289,19 +304,19 @@ def _store(
         for k in range(source.views)
         for a in range(0, source.count, BLOCK)
     ]
-    if world.leads:
+    if world.is_main:
         _prepare(
             folder, json.loads(json.dumps(made_of, default=str))
         )  # as it comes back from the file: no tuples
-    world.wait()
+    world.barrier()
     have, size = (folder / DONE).read_bytes(), cached.path.stat().st_size
     todo = [
         n
         for n, (k, _, end) in enumerate(blocks)
         if have[n : n + 1] != b"\1" or size < (k * source.count + end) * cached.row.itemsize
     ]
-    world.wait()  # everyone has read the record before anyone adds to it
-    if world.leads:
+    world.barrier()  # everyone has read the record before anyone adds to it
+    if world.is_main:
         _announce(cached, folder, sum(blocks[n][2] - blocks[n][1] for n in todo))
     mine = todo[world.rank :: world.size]
     if mine:
@@ -311,7 +326,7 @@ def _store(
             _fill(cached, source, extract, {n: blocks[n] for n in mine}, workers)
         finally:
             extract.model.backbone.train(training)
-    world.wait()
+    world.barrier()
     return cached
 
 

@@ -20,7 +20,7 @@ from common.classes import ClassTree
 from common.console import fail, warn
 from common.files import file_sha256
 from common.train.augment import train_view
-from common.train.distributed import ALONE, World
+from common.train.distributed import SINGLE_PROCESS, World
 from common.train.manifest import read_manifest
 from common.train.recipes import Recipe
 
@@ -243,7 +243,7 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
         batch_size: int,
         seed: int,
         weights: np.ndarray | None = None,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
         partners: Callable[[int, int, int], np.ndarray | None] | None = None,
     ) -> None:
         self.count, self.batch_size, self.seed, self.weights, self.world, self.partners = (

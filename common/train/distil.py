@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,11 +10,9 @@ from torch.nn import functional as F
 
 from common.classes import ClassTree
 from common.train import checkpoint
+from common.train.compute import Compute
 from common.train.model import SwinHierarchical
-
-if TYPE_CHECKING:
-    from common.train.engine import Compute
-    from common.train.recipes import Phase
+from common.train.recipes import Phase
 
 
 class Teacher:

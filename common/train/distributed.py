@@ -35,7 +35,7 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes and prints."""
         return self.rank == 0
 
@@ -90,13 +90,13 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 def local_device() -> str:
@@ -111,7 +111,7 @@ def join(device: torch.device) -> World:
         SystemExit: where there are fewer GPUs than processes on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if device.type == "cuda":
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             fail(
@@ -128,7 +128,7 @@ def join(device: torch.device) -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
-def leave() -> None:
+def shut_down() -> None:
     """Leave the other processes at the end of a run."""
     if dist.is_initialized():
         dist.destroy_process_group()

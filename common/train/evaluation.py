@@ -9,8 +9,9 @@ import torch
 
 from common.console import fail, say
 from common.train import checkpoint
+from common.train.compute import choose_compute
 from common.train.dataset import EvalViews, default_workers, load_organized, make_loader
-from common.train.engine import choose_compute, evaluate
+from common.train.loop import evaluate
 from common.train.report import evaluate_report
 
 

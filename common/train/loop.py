@@ -1,180 +1,207 @@
-"""The loop over the batches of an epoch: what happens between a picture's arrival and the
-optimizer's step, and around it."""
+"""The training loop: what happens to a batch between the loader and the optimizer's step.
+
+One image travels `dataset.py` -> `augment.py` -> here. What surrounds the loop (signals, saves,
+resume, memory that runs out, reports) is in `run.py`; this page knows nothing of it.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.console import Stopwatch, fail, progress, say, warn
 from common.train.augment import Mix, draw_mix
-from common.train.engine import DeviceFull, require_finite, step_draws, training_step
-from common.train.optim import rate_at
+from common.train.compute import Compute
+from common.train.distil import Teacher
+from common.train.distributed import SINGLE_PROCESS, World
+from common.train.losses import hierarchical_loss
+from common.train.metrics import Judged, join, judge
+from common.train.model import SwinHierarchical
+from common.train.optim import Average, rate_at, set_rates
 from common.train.recipes import Phase, Recipe
-from common.train.signals import StopRequest
-
-if TYPE_CHECKING:
-    from common.train.run import Run
 
 
-def train_epoch(run: Run, epoch: int, phase: Phase) -> float:
-    """Train one epoch, from the step at which the run stopped if it did.
+@dataclass
+class Work:
+    """What a training step works with.
+
+    Attributes:
+        model: learns; its `features` turn a batch's inputs into float (N, F).
+        optimizer, scaler: of this phase.
+        compute: device and precision.
+        phase, recipe: what is trained, at which rate, with which loss.
+        batch_size: images of an optimizer step, over all processes.
+        device_batch: images that go through the network at once; the rest is accumulated.
+        first_epoch: epoch at which the phase begins.
+        seed: of all randomness.
+        average: moving average of the weights, or None.
+        teacher: a trained model whose answers are targets as well, or None.
+        world: the processes that share a batch.
+        skip_nan: leave out a step whose gradient is not finite.
+    """
+
+    model: SwinHierarchical
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    compute: Compute
+    phase: Phase
+    recipe: Recipe
+    batch_size: int
+    device_batch: int
+    first_epoch: int = 0
+    seed: int = 0
+    average: Average | None = None
+    teacher: Teacher | None = None
+    world: World = SINGLE_PROCESS
+    skip_nan: bool = False
+
+
+class OutOfMemory(RuntimeError):
+    """The device cannot hold `device_batch` images; nothing has changed, so the same step can be
+    taken again in smaller pieces."""
+
+
+def step_draws(seed: int, epoch: int, step: int) -> tuple[int, np.random.Generator]:
+    """Randomness of a step as a function of (seed, epoch, step): torch's seed, and a generator for
+    mixing."""
+    rng = np.random.default_rng([seed, epoch, step, 1])
+    return int(rng.integers(2**62)), rng
+
+
+def train_epoch(
+    work: Work,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    epoch: int,
+    first_step: int,
+    steps: int,
+    take_step: Callable[[Work, Tensor, Tensor, Mix, int], Tensor] | None = None,
+) -> Iterator[tuple[Tensor, float]]:
+    """Train one epoch, a step each time the caller asks for the next one.
+
+    Args:
+        batches: images uint8 (N, size, size, 3) and classes int64 (N,), from `first_step` on.
+        epoch: counted from 0 over all phases of the run.
+        first_step, steps: where to begin, and how many steps an epoch has.
+        take_step: called in place of `training_step`.
+
+    Yields:
+        loss float32 scalar on the device, not synchronised; seconds spent waiting for the batch.
+    """
+    device, loader = work.compute.device, iter(batches)
+    for step in range(first_step, steps):
+        # 1. fetch a batch; the copy to the device runs while the host goes on
+        begin = time.perf_counter()
+        images, class_idx = next(loader)
+        waited = time.perf_counter() - begin
+        images = images.to(device, non_blocking=True)
+        class_idx = class_idx.to(device, non_blocking=True)
+        # 2. set the rates, which follow the steps of the phase
+        done = (epoch - work.first_epoch) * steps + step
+        set_rates(work.optimizer, rate_at(work.phase, done, work.phase.epochs * steps))
+        # 3. draw MixUp or CutMix for the whole batch, and take this process's rows of it
+        seed, rng = step_draws(work.seed, epoch, step)
+        mix = draw_mix(work.batch_size, work.recipe.image_size, work.recipe, rng, device)
+        mix = mix.of_rows(work.world.share(work.batch_size)) if work.world.size > 1 else mix
+        # 4. forward, backward, optimizer step
+        loss = (take_step or training_step)(work, images, class_idx, mix, seed)
+        # 5. moving average of the weights
+        if work.average is not None:
+            work.average.update(work.model, done)
+        yield loss, waited
+
+
+def training_step(work: Work, images: Tensor, class_idx: Tensor, mix: Mix, seed: int = 0) -> Tensor:
+    """Take one optimizer step on one effective batch, `device_batch` images at a time.
+
+    Args:
+        images: what `model.features` takes, on the device: uint8 (N, size, size, 3).
+        class_idx: int64 (N,), on the device.
+        mix: a mixed image's loss is that of both partners, weighted, each under its own species.
+        seed: of dropout and stochastic depth; each piece has draws of its own, whichever process
+            computes it.
 
     Returns:
-        the mean loss of its batches.
+        float32 scalar on the device: mean loss of the batch; inf for a step that was left out.
 
     Raises:
-        SystemExit: after saving, where a signal asked to stop; or where the loss is no number or
-            memory runs out for good.
+        OutOfMemory: where memory ran out in any of the processes.
     """
-    steps, args, device = len(run.sampler), run.args, run.compute.device
-    run.sampler.epoch, run.sampler.first_step = epoch, run.step
-    total = torch.tensor(run.loss_sum, dtype=torch.float64, device=device)
-    clock, before, saved, waited, started = (
-        Stopwatch(),
-        run.seconds,
-        time.monotonic(),
-        0.0,
-        run.step,
-    )
-    batches = iter(run.loader)
-    with (
-        StopRequest() as stop,
-        progress(
-            range(run.step, steps), desc=f"{phase.name} {epoch + 1}/{run.total_epochs}", unit="step"
-        ) as bar,
-    ):
-        for step in bar:
-            asked = time.perf_counter()
-            images, class_idx = next(batches)
-            waited += time.perf_counter() - asked
-            images, class_idx = (
-                images.to(device, non_blocking=True),
-                class_idx.to(device, non_blocking=True),
-            )
-            loss = take_step(run, images, class_idx, epoch, step, phase)
-            # a step that was left out (--skip-nan) counts as one of mean loss, so that one bad
-            # batch does not hide the rest
-            skipped = (
-                torch.isinf(loss)
-                if args.skip_nan
-                else torch.zeros((), dtype=torch.bool, device=device)
-            )
-            total += torch.where(skipped, total / max(step, 1), loss)
-            run.skipped += skipped
-            run.step = step + 1
-            if run.average is not None:
-                run.average.update(run.model, (epoch - run.phase_start) * steps + step)
-            if step % 20 == 19 or run.step == steps:
-                require_finite(float(total), epoch, step, run.compute)
-                bar.set_postfix_str(
-                    _progress(run, float(total), waited / clock(), (run.step - started) / clock()),
-                    refresh=False,
-                )
-            stopping = run.world.any(bool(stop.asked), device)
-            if stopping or time.monotonic() - saved > 60 * args.save_minutes and run.step < steps:
-                require_finite(float(total), epoch, step, run.compute)
-                run.loss_sum, run.seconds, saved = float(total), before + clock(), time.monotonic()
-                run.save_last()
-            if stopping:
-                say(
-                    f"stopped by {stop.asked or 'a signal'} after step {run.step} of {steps} of "
-                    f"epoch {epoch + 1}, and saved. The same "
-                    "command goes on from there."
-                )
-                raise SystemExit(143)
-    run.seconds, run.wait_share = before + clock(), waited / max(clock(), 1e-9)
-    if (
-        run.wait_share > 0.1 and clock() > 10
-    ):  # the protocol wants the device busy for 90 % of the time
-        warn(
-            f"{run.wait_share:.0%} of the time went into waiting for pictures: more --workers, a "
-            f"faster disk, or smaller "
-            "stored pictures (01_reorganize.py --long-side) would help."
-        )
-    run.world.average_buffers(run.model)
-    run.loss_sum = float(total)
-    if clock() > 60:
-        run.save_last()  # a kill while val is judged costs no epoch
-    return float(total) / steps
+    model, optimizer, scaler, world = work.model, work.optimizer, work.scaler, work.world
+    optimizer.zero_grad(set_to_none=True)
+    total, mine = torch.zeros((), device=images.device), len(mix.partner)
+    first, full = world.share(work.batch_size).start, False
+    try:
+        for start in range(0, mine, work.device_batch):
+            rows = slice(start, min(start + work.device_batch, mine))
+            torch.manual_seed(seed + first + start)
+            # 1. mix, then the backbone in the fast precision; no graph while it is frozen
+            inputs = mix.apply(images, rows)
+            with work.compute.autocast(), torch.set_grad_enabled(not work.phase.frozen):
+                features = model.features(inputs)
+            # 2. heads and loss in float32; the loss is linear in the target, so mixing is a sum
+            loss = hierarchical_loss(model, features, class_idx[rows], work.phase, work.recipe)
+            if mix.share < 1:
+                partner = class_idx[mix.partner[rows]]
+                other = hierarchical_loss(model, features, partner, work.phase, work.recipe)
+                loss = mix.share * loss + (1 - mix.share) * other
+            if work.teacher is not None:
+                loss = work.teacher.blend(loss, model, features, inputs, work.phase, work.compute)
+            # 3. backward; the gradients of the pieces add up to that of the batch's mean
+            loss = loss.sum() / work.batch_size
+            scaler.scale(loss).backward()
+            total += loss.detach()
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        full = True
+    if world.any(full, images.device):
+        optimizer.zero_grad(set_to_none=True)
+        raise OutOfMemory
+    # 4. reduce over the processes, then clip the gradient that the optimizer will see
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    world.sum_gradients(parameters)
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, work.recipe.clip_norm or math.inf)
+    # 5. step; in fp16 the scaler skips one with an inf and halves its scale
+    if work.skip_nan and not torch.isfinite(norm):
+        scaler.update()
+        return torch.full_like(total, math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    return world.total(total)
 
 
-def take_step(
-    run: Run, images: Tensor, class_idx: Tensor, epoch: int, step: int, phase: Phase
-) -> Tensor:
-    """Take a step, in smaller pieces where memory runs out; the same step, as its draws depend on
-    (seed, epoch, step) alone."""
-    steps, args = len(run.sampler), run.args
-    seed, rng = step_draws(args.seed, epoch, step)
-    count = min(run.recipe.batch_size, run.sampler.count)
-    recipe = (
-        run.recipe if images.dim() == 4 else replace(run.recipe, mix_share=0.0)
-    )  # cached features cannot be mixed
-    mix = draw_mix(count, recipe.image_size, recipe, rng, images.device)
-    if (
-        run.world.size > 1
-    ):  # this process has its own rows, and behind them those they are mixed with
-        share = run.world.share(count)
-        own = share.stop - share.start
-        rows = torch.arange(own, device=images.device)
-        mix = Mix(rows + own if mix.share < 1 else rows, mix.share, mix.box)
-    while True:
-        try:
-            return training_step(
-                run.model,
-                run.optimizer,
-                run.scaler,
-                images,
-                class_idx,
-                mix,
-                phase=phase,
-                recipe=run.recipe,
-                compute=run.compute,
-                rate=rate_at(phase, (epoch - run.phase_start) * steps + step, phase.epochs * steps),
-                device_batch=args.device_batch,
-                seed=seed,
-                skip_nan=args.skip_nan,
-                teacher=run.teacher,
-                world=run.world,
-                count=count,
-            )
-        except DeviceFull:
-            if args.device_batch == 1:
-                fail(
-                    "the device's memory does not hold a single picture of this model: a smaller "
-                    "--image-size or --backbone."
-                )
-            args.device_batch = -(-args.device_batch // 2)
-            if images.device.type == "cuda":
-                torch.cuda.empty_cache()
-            warn(
-                f"out of memory: going on with {args.device_batch} pictures at once and "
-                f"{-(-count // args.device_batch)} pieces per "
-                f"step, the same {count} pictures in all (--device-batch {args.device_batch} "
-                f"starts so)"
-            )
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory: a class of its own on GPUs, a message on CPUs."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _progress(run: Run, total: float, waiting: float, rate: float) -> str:
-    parts = [
-        f"loss {total / run.step:.3f}",
-        f"{rate * run.recipe.batch_size:.0f} img/s",
-        f"waiting for data {waiting:.0%}",
-    ]
-    if run.compute.device.type == "cuda":
-        parts.append(f"GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GB")
-    return ", ".join(parts)
+@torch.inference_mode()
+def evaluate(
+    model: SwinHierarchical, batches: Iterable[tuple[Tensor, Tensor]], compute: Compute
+) -> Judged:
+    """Judge a model on a split.
 
+    Args:
+        batches: what `model.features` takes, and classes int64 (N,); every image once.
 
-def partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
-    """With which row each row of a batch is mixed; the loaders of several processes must know
-    before the step does."""
-    mix = draw_mix(
-        count, recipe.image_size, recipe, step_draws(seed, epoch, step)[1], torch.device("cpu")
-    )
-    return mix.partner.numpy() if mix.share < 1 else None
+    Returns:
+        one outcome per image, in order.
+    """
+    model.eval()
+    parts = []
+    for images, class_idx in batches:
+        images = images.to(compute.device, non_blocking=True)
+        with compute.autocast():
+            features = model.features(images)
+        hidden = model.neck(features.float())
+        probs = model.probabilities(hidden, model.species_logits(hidden))
+        # the flat answer: all packed heads as one softmax
+        flat = model.disease_heads.all_logits(hidden).argmax(dim=1)
+        parts.append(judge(probs.cpu().numpy(), class_idx.numpy(), model.tree, flat.cpu().numpy()))
+    return join(parts)

@@ -1,15 +1,52 @@
-"""Focal loss and cross-entropy, over all classes or over each species' own diseases; the log-prior
-of the classes."""
+"""The loss of a phase: species and disease terms, each focal loss or cross-entropy with label
+smoothing."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.classes import ClassTree
-from common.train.recipes import Recipe
+from common.train.model import SwinHierarchical
+from common.train.recipes import Phase, Recipe
+
+
+def hierarchical_loss(
+    model: SwinHierarchical, features: Tensor, class_idx: Tensor, phase: Phase, recipe: Recipe
+) -> Tensor:
+    """Species loss plus disease loss of each sample under its own species' head, weighted by the
+    phase.
+
+    A flat model has one loss over all its leaves. Where the phase has a prior, log-priors are added
+    to the logits (balanced softmax, Ren et al. 2020), as `model.use_counts` set them.
+
+    Args:
+        features: float (N, features), pooled.
+        leaf: int64 (N,), true leaves.
+
+    Returns:
+        float32 (N,).
+    """
+    hidden, species = model.neck(features), model.class_species[class_idx]
+    if model.flat:
+        logits = model.disease_heads.all_logits(hidden)
+        return phase.species_weight * class_loss(
+            logits + model.class_prior if phase.prior else logits, class_idx, recipe
+        )
+    loss = features.new_zeros(len(class_idx), dtype=torch.float32)
+    if phase.species_weight > 0:
+        logits = model.species_logits(hidden)
+        loss = loss + phase.species_weight * class_loss(
+            logits + model.species_prior if phase.prior else logits, species, recipe
+        )
+    if phase.disease_weight > 0 and model.disease_heads.widest > 1:
+        own = model.disease_heads.class_of[species]
+        logits = model.disease_logits(hidden, species)
+        logits = logits + model.class_prior[own] if phase.prior else logits
+        loss = loss + phase.disease_weight * class_loss(
+            logits, class_idx - own[:, 0], recipe, model.disease_heads.sizes[species]
+        )
+    return loss
 
 
 def class_loss(
@@ -62,30 +99,6 @@ def cross_entropy(
             spread = -log_probs.masked_fill(padding, 0.0).sum(dim=1) / classes
         loss = (1.0 - smoothing) * loss + smoothing * spread
     return loss
-
-
-def log_priors(tree: ClassTree, counts: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Log of the pictures per species and per leaf, to be added to the logits in training (Ren et
-    al. 2020, equation 4).
-
-    A species' pictures are divided by its number of leaves: the model then answers for leaves that
-    come equally often, and a species of many leaves comes more often than one of few. A leaf
-    without pictures counts as one with one.
-
-    Args:
-        counts: int (leaves,), pictures of the train split.
-
-    Returns:
-        float32 (species,), float32 (leaves,).
-
-    Raises:
-        ValueError: where there is not one count per leaf.
-    """
-    if np.shape(counts) != (tree.num_classes,):
-        raise ValueError(f"{tree.num_classes} leaves, but counts of shape {np.shape(counts)}.")
-    class_idx = np.maximum(np.asarray(counts, np.float64), 1.0)
-    species = np.add.reduceat(class_idx, tree.offsets[:-1]) / np.diff(tree.offsets)
-    return torch.from_numpy(np.log(species)).float(), torch.from_numpy(np.log(class_idx)).float()
 
 
 def focal_loss(

@@ -12,10 +12,10 @@ from torch import nn
 
 from common.console import Stopwatch, duration, fail, mute, say, table
 from common.train import recipe_flags
+from common.train.compute import Compute, choose_compute
 from common.train.dataset import Organized, default_workers
 from common.train.distil import Teacher, load_teacher
 from common.train.distributed import World, join, local_device
-from common.train.engine import Compute, choose_compute
 from common.train.model import create_backbone
 from common.train.recipes import Phase, Recipe
 
@@ -115,7 +115,7 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
     if compute.device.type == "cpu":
         keep_memory()
     world = join(compute.device)
-    if not world.leads:
+    if not world.is_main:
         mute()
     if args.device_batch < 0 or args.seed < 0 or (args.workers or 0) < 0:
         fail("--device-batch, --workers and --seed cannot be negative.")

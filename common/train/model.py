@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from common.classes import ClassTree
 from common.train.heads import DiseaseHeads
-from common.train.losses import log_priors
 
 
 class Neck(nn.Module):
@@ -120,7 +119,7 @@ class SwinHierarchical(nn.Module):
 
     def use_counts(self, counts: np.ndarray) -> None:
         """Take the train split's pictures per leaf, int (leaves,), for the log-prior of
-        `engine.hierarchical_loss`."""
+        `losses.hierarchical_loss`."""
         self.species_prior, self.class_prior = (
             prior.to(self.mean.device) for prior in log_priors(self.tree, counts)
         )
@@ -249,3 +248,27 @@ def create_backbone(
             setattr(backbone, part, nn.Identity())
         backbone.head_hidden_size = backbone.num_features
     return backbone
+
+
+def log_priors(tree: ClassTree, counts: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Log of the pictures per species and per leaf, to be added to the logits in training (Ren et
+    al. 2020, equation 4).
+
+    A species' pictures are divided by its number of leaves: the model then answers for leaves that
+    come equally often, and a species of many leaves comes more often than one of few. A leaf
+    without pictures counts as one with one.
+
+    Args:
+        counts: int (leaves,), pictures of the train split.
+
+    Returns:
+        float32 (species,), float32 (leaves,).
+
+    Raises:
+        ValueError: where there is not one count per leaf.
+    """
+    if np.shape(counts) != (tree.num_classes,):
+        raise ValueError(f"{tree.num_classes} leaves, but counts of shape {np.shape(counts)}.")
+    class_idx = np.maximum(np.asarray(counts, np.float64), 1.0)
+    species = np.add.reduceat(class_idx, tree.offsets[:-1]) / np.diff(tree.offsets)
+    return torch.from_numpy(np.log(species)).float(), torch.from_numpy(np.log(class_idx)).float()

@@ -3,6 +3,7 @@ cosine."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -66,17 +67,17 @@ def set_trainable(model: SwinHierarchical, phase: Phase) -> None:
     if not chosen:
         model.backbone.eval()
     else:
-        _rest(model.backbone)
+        _eval_frozen(model.backbone)
 
 
-def _rest(module: nn.Module) -> None:
+def _eval_frozen(module: nn.Module) -> None:
     """Put every part that has parameters, none of which learns, into evaluation mode."""
     for child in module.children():
         parameters = list(child.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             child.eval()
         else:
-            _rest(child)
+            _eval_frozen(child)
 
 
 # endregion
@@ -154,6 +155,42 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give each group its rate, where that of the heads is `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"] + group["shift"]
+
+
+# endregion
+
+# region average
+
+
+class Average:
+    """Exponential moving average (EMA) of a model's weights: `average = d x average + (1 - d) x weights` after each
+    step.
+
+    d grows from 0.1 to `decay` with the steps of the phase, `min(decay, (1 + t) / (10 + t))`, so
+    that the weights from before training are soon forgotten. Buffers, such as the statistics of
+    batch norms, are taken as they are. A phase ends with the average as the model, so that the next
+    one, whose frozen parts never change, starts from what was judged."""
+
+    def __init__(self, model: SwinHierarchical, decay: float) -> None:
+        """Copy the model; the average is on its device."""
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, model: SwinHierarchical, step: int) -> None:
+        """Take in the weights after step `step` of the phase, counted from 0."""
+        share = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(
+            list(self.model.parameters()), [p.detach() for p in model.parameters()], share
+        )
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    @torch.no_grad()
+    def copy_to(self, model: SwinHierarchical) -> None:
+        """Make the average the model's weights."""
+        for theirs, mine in zip(model.parameters(), self.model.parameters(), strict=True):
+            theirs.copy_(mine)
 
 
 # endregion

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.console import fail, say
+from common.console import Stopwatch, fail, progress, say, warn
 from common.files import file_sha256, write_text
 from common.train import checkpoint, loop
-from common.train.cached_features import CachedViews, cache_eval, cache_views
+from common.train.augment import draw_mix
+from common.train.cached_features import CachedViews, HeadsOnFeatures, cache_eval, cache_views
+from common.train.compute import Compute
 from common.train.dataset import (
     EpochSampler,
     EvalViews,
@@ -31,15 +35,14 @@ from common.train.dataset import (
     rare_weights,
 )
 from common.train.distil import Teacher
-from common.train.distributed import ALONE, World
-from common.train.ema import Average
-from common.train.engine import Compute, evaluate, require_finite
+from common.train.distributed import SINGLE_PROCESS, World
 from common.train.live_logs import LiveLog, MemoryLog, open_live_log
 from common.train.metrics import Judged, for_json, join, summarise, tail_f1
 from common.train.model import SwinHierarchical
-from common.train.optim import make_optimizer, rate_at, set_trainable
+from common.train.optim import Average, make_optimizer, rate_at, set_trainable
 from common.train.recipes import Phase, Recipe
 from common.train.report import evaluate_report
+from common.train.signals import StopRequest
 
 
 class Run:
@@ -62,7 +65,7 @@ class Run:
         args: argparse.Namespace,
         start_from: str,
         teacher: Teacher | None = None,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         """Prepare the folder; `start_from` names the initial weights, as part of what must not
         change on a resume."""
@@ -102,7 +105,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.resumed: dict[str, Any] | None = None
         self.trained = False  # whether this process trained anything
-        self.average: Average | None = None
+        self.work: loop.Work | None = None
         self.live, self.memory = LiveLog(), MemoryLog(folder, fresh=args.fresh)
         self.skipped = torch.zeros((), dtype=torch.int64, device=compute.device)
         mine = range(len(data.splits["val"]))[world.share(len(data.splits["val"]))]
@@ -121,10 +124,10 @@ class Run:
             SystemExit: where the folder holds a run with other settings.
         """
         last = self.folder / "last.pt"
-        if self.args.fresh and self.world.leads:
+        if self.args.fresh and self.world.is_main:
             for old in [*self.folder.glob("*.pt*"), self.folder / "report.md"]:
                 old.unlink(missing_ok=True)
-        self.world.wait()
+        self.world.barrier()
         if not last.is_file():
             return
         payload = checkpoint.load(last)
@@ -167,7 +170,7 @@ class Run:
             return
         self.trained = True
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.world.leads:
+        if self.world.is_main:
             write_text(self.folder / "config.json", json.dumps(self.config, indent=1))
             self.live = open_live_log(self.folder, self.epochs_done)
             self.memory.note("loaded")
@@ -185,10 +188,10 @@ class Run:
                     yield epoch, phase
             first += phase.epochs
             if self.average is not None:
-                self.average.give(self.model)
+                self.average.copy_to(self.model)
         self.live.close()
-        self.world.wait()  # the others read what the first wrote
-        if self.world.leads:
+        self.world.barrier()  # the others read what the first wrote
+        if self.world.is_main:
             shutil.rmtree(
                 self.folder / "features", ignore_errors=True
             )  # gigabytes that nobody needs any more
@@ -217,32 +220,55 @@ class Run:
             self.args.seed,
             weights,
             self.world,
-            partial(loop.partners, recipe, self.args.seed),
+            partial(_partners, recipe, self.args.seed),
         )
         if phase.prior:
             self.model.use_counts(
                 np.bincount(split.class_idx, minlength=self.data.tree.num_classes)
             )
-        pictures: Any = TrainViews(split, recipe, self.args.seed)
-        self.judged_on: Iterable[tuple[Tensor, Tensor]] = self.val
+        self.work = work = self._work(phase)
+        if within:
+            work.optimizer.load_state_dict(saved["optimizer"])
+            work.scaler.load_state_dict(saved["scaler"])
+            self.skipped += saved["skipped"]
+            if work.average is not None:
+                work.average.model.load_state_dict(saved["ema"])
+
+    def _work(self, phase: Phase) -> loop.Work:
+        """What the steps of a phase work with, and the loader of their batches."""
+        recipe, args = self.recipe, self.args
+        images: Any = TrainViews(self.data.splits["train"], recipe, args.seed)
+        self.val_batches: Iterable[tuple[Tensor, Tensor]] = self.val
+        model, teacher, workers = self.model, self.teacher, args.workers
         if phase.cached_views:  # the backbone stands still: its features are computed once
-            pictures, self.judged_on = self._cache(phase)
-        workers = 0 if phase.cached_views else self.args.workers
+            images, self.val_batches = self._cache(phase)
+            model, teacher, workers = HeadsOnFeatures(self.model), None, 0
+            recipe = replace(recipe, mix_share=0.0)  # pixels can be mixed, features cannot
         self.loader = make_loader(
-            pictures, workers, sampler=self.sampler, pin_memory=self.compute.device.type == "cuda"
+            images, workers, sampler=self.sampler, pin_memory=self.compute.device.type == "cuda"
         )
         set_trainable(self.model, phase)
-        self.optimizer, self.scaler = (
-            make_optimizer(self.model, phase, recipe),
-            self.compute.scaler(),
+        return loop.Work(
+            model=model,
+            optimizer=make_optimizer(self.model, phase, recipe),
+            scaler=self.compute.scaler(),
+            compute=self.compute,
+            phase=phase,
+            recipe=recipe,
+            batch_size=min(recipe.batch_size, self.sampler.count),
+            device_batch=args.device_batch,
+            first_epoch=self.phase_start,
+            seed=args.seed,
+            average=Average(self.model, recipe.ema_decay) if recipe.ema_decay else None,
+            teacher=teacher,
+            world=self.world,
+            skip_nan=args.skip_nan,
         )
-        self.average = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
-        if within:
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scaler.load_state_dict(saved["scaler"])
-            self.skipped += saved["skipped"]
-            if self.average is not None:
-                self.average.model.load_state_dict(saved["ema"])
+
+    @property
+    def average(self) -> Average | None:
+        """Moving average of the weights in the present phase."""
+        return self.work.average if self.work else None
 
     # endregion
 
@@ -268,17 +294,101 @@ class Run:
         val = cache_eval(self.model, splits["val"], self.compute, folder / "val", **common)
         return train, _Share(val, self.world)
 
+    # region the epoch
+
     def train_epoch(self, epoch: int, phase: Phase) -> float:
-        """Train one epoch, from the step at which the run stopped if it did; returns the mean loss
-        of its batches."""
-        return loop.train_epoch(self, epoch, phase)
+        """Train one epoch, from the step at which the run stopped if it did.
+
+        Returns:
+            mean loss of its batches.
+
+        Raises:
+            SystemExit: after saving, where a signal asked to stop; or where the loss is not finite,
+                or the device cannot hold a single image.
+        """
+        steps, device = len(self.sampler), self.compute.device
+        self.sampler.epoch, self.sampler.first_step = epoch, self.step
+        total = torch.tensor(self.loss_sum, dtype=torch.float64, device=device)
+        clock, before, saved, waited = Stopwatch(), self.seconds, time.monotonic(), 0.0
+        first = self.step
+        losses = loop.train_epoch(
+            self.work, self.loader, epoch, first, steps, take_step=self.take_step
+        )
+        title = f"{phase.name} {epoch + 1}/{self.total_epochs}"
+        with StopRequest() as stop, progress(losses, steps - first, title, "step") as bar:
+            for loss, seconds in bar:
+                waited += seconds
+                # a step that was left out (--skip-nan) counts as one of mean loss
+                skipped = torch.isinf(loss) & self.args.skip_nan
+                total += torch.where(skipped, total / max(self.step, 1), loss)
+                self.skipped += skipped
+                self.step += 1
+                if self.step % 20 == 0 or self.step == steps:
+                    require_finite(float(total), epoch, self.step - 1, self.compute)
+                    rate = (self.step - first) / clock() * self.recipe.batch_size
+                    bar.set_postfix_str(
+                        self._postfix(float(total), waited / clock(), rate), refresh=False
+                    )
+                stopping = self.world.any(bool(stop.asked), device)
+                due = time.monotonic() - saved > 60 * self.args.save_minutes and self.step < steps
+                if stopping or due:
+                    require_finite(float(total), epoch, self.step - 1, self.compute)
+                    self.loss_sum, self.seconds = float(total), before + clock()
+                    saved = time.monotonic()
+                    self.save_last()
+                if stopping:
+                    say(
+                        f"stopped by {stop.asked or 'a signal'} after step {self.step} of {steps} "
+                        f"of epoch {epoch + 1}, and saved. The same command goes on from there."
+                    )
+                    raise SystemExit(143)
+        self.seconds, self.wait_share = before + clock(), waited / max(clock(), 1e-9)
+        if self.wait_share > 0.1 and clock() > 10:  # the protocol wants the device 90 % busy
+            warn(
+                f"{self.wait_share:.0%} of the time was spent waiting for images: more --workers, "
+                "a faster disk or smaller stored images (01_reorganize.py --long-side) would help."
+            )
+        self.world.average_buffers(self.model)
+        self.loss_sum = float(total)
+        if clock() > 60:
+            self.save_last()  # a kill during the evaluation costs no epoch
+        return float(total) / steps
+
+    def take_step(self, work: loop.Work, *batch: Any) -> Tensor:
+        """Take a training step, in smaller pieces where memory runs out. It is the same step, as
+        its draws depend on (seed, epoch, step) alone."""
+        while True:
+            try:
+                return loop.training_step(work, *batch)
+            except loop.OutOfMemory:
+                if work.device_batch == 1:
+                    fail(
+                        "the device cannot hold a single image of this model: choose a smaller "
+                        "--image-size or --backbone."
+                    )
+                self.args.device_batch = work.device_batch = -(-work.device_batch // 2)
+                if self.compute.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                warn(
+                    f"out of memory: going on with {work.device_batch} images at once and "
+                    f"{-(-work.batch_size // work.device_batch)} pieces per step, the same "
+                    f"{work.batch_size} images in all (--device-batch {work.device_batch} starts "
+                    "so)"
+                )
+
+    def _postfix(self, total: float, waiting: float, rate: float) -> str:
+        parts = [f"loss {total / self.step:.3f}", f"{rate:.0f} img/s"]
+        parts.append(f"waiting for data {waiting:.0%}")
+        if self.compute.device.type == "cuda":
+            parts.append(f"GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GB")
+        return ", ".join(parts)
 
     def evaluate(self) -> tuple[Judged, dict[str, float]]:
         """Judge the model, or its average where there is one, on val: outcomes per picture, and
         their summary."""
-        judged = evaluate(
-            self.average.model if self.average else self.model, self.judged_on, self.compute
-        )
+        model = self.average.model if self.average else self.model
+        model = HeadsOnFeatures(model) if self.work.phase.cached_views else model
+        judged = loop.evaluate(model, self.val_batches, self.compute)
         judged = join(self.world.gather(judged))
         return judged, summarise(judged, self.data.tree, self.data.class_sizes)
 
@@ -308,7 +418,8 @@ class Run:
                     phase, (epoch + 1 - self.phase_start) * steps - 1, phase.epochs * steps
                 ),
                 "backbone_lr": max(
-                    (g["lr"] for g in self.optimizer.param_groups if not g["head"]), default=0.0
+                    (g["lr"] for g in self.work.optimizer.param_groups if not g["head"]),
+                    default=0.0,
                 ),
                 "seconds": round(self.seconds, 1),
                 "images_per_second": round(steps * self.recipe.batch_size / self.seconds, 1),
@@ -326,7 +437,7 @@ class Run:
             row["stopped_early"] = True
             self.epochs_done = self.phase_start + phase.epochs
             say(f"{phase.name} ends early: no better for {phase.patience} epochs")
-        if self.world.leads:
+        if self.world.is_main:
             write_text(
                 self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history)
             )
@@ -367,7 +478,7 @@ class Run:
 
     def save(self, name: str, judged: Judged, metrics: dict[str, float]) -> None:
         """Save the model under a name, with the F1 of each rare disease among its metrics."""
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         checkpoint.save(
             self.folder / name,
@@ -382,7 +493,7 @@ class Run:
     def save_best(self, name: str, judged: Judged, metrics: dict[str, float]) -> None:
         """Save the model as the best so far and delete the best before it."""
         self.save(name, judged, metrics)
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         for old in self.folder.glob("*-best.pt"):
             if old.name != name:
@@ -391,7 +502,7 @@ class Run:
     def save_last(self) -> None:
         """Save everything needed to go on."""
         self.world.average_buffers(self.model)
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         mid_phase = self.epochs_done < self.phase_start + self.phase.epochs
         checkpoint.save(
@@ -404,8 +515,8 @@ class Run:
                 "seconds": self.seconds,
                 "history": self.history,
                 "phase": self.phase.name,
-                "optimizer": self.optimizer.state_dict() if mid_phase else None,
-                "scaler": self.scaler.state_dict(),
+                "optimizer": self.work.optimizer.state_dict() if mid_phase else None,
+                "scaler": self.work.scaler.state_dict(),
             },
         )
 
@@ -414,7 +525,7 @@ class Run:
     def finish(self, best: Path, title: str) -> None:
         """Write curves, confusion matrix and report of the best checkpoint, judged on val, unless
         they are there."""
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         if (self.folder / "report.md").is_file() and not self.trained:
             say(
@@ -435,7 +546,7 @@ class Run:
         )
         evaluate_report(
             self.folder,
-            evaluate(model, val, self.compute),
+            loop.evaluate(model, val, self.compute),
             self.data.tree,
             self.data.class_sizes,
             train_sizes,
@@ -457,3 +568,33 @@ class _Share:
             yield self.cached.batch(
                 [(0, i, i) for i in range(start, min(start + 1024, self.rows.stop))]
             )
+
+
+def require_finite(loss: float, epoch: int, step: int, compute: Compute) -> None:
+    """Stop over a loss that is not a number, with what to try; nothing has been saved since the
+    last good checkpoint.
+
+    Raises:
+        SystemExit: where the loss is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        hint = (
+            " fp16 overflows in Swin's attention: use --precision bf16."
+            if compute.dtype == torch.float16
+            else ""
+        )
+        fail(
+            f"the loss is {loss} in epoch {epoch + 1}, around step {step}.{hint} Try a tenth of "
+            f"the learning rate, or "
+            "--precision fp32, which tells overflow from divergence. The last checkpoint is good: "
+            "the same command with another "
+            "--precision goes on from it; with another rate, add --fresh to start over."
+        )
+
+
+def _partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
+    """With which row each row of a batch is mixed; the loaders of several processes must know
+    before the step does."""
+    rng = loop.step_draws(seed, epoch, step)[1]
+    mix = draw_mix(count, recipe.image_size, recipe, rng, torch.device("cpu"))
+    return mix.partner.numpy() if mix.share < 1 else None

@@ -29,8 +29,8 @@ from common.classes import ClassTree  # noqa: E402
 from common.console import Stopwatch, duration, say, table  # noqa: E402
 from common.train import checkpoint, recipes  # noqa: E402
 from common.train.cached_features import CachedViews, cache_eval, cache_views  # noqa: E402
+from common.train.compute import Compute, choose_compute  # noqa: E402
 from common.train.dataset import Organized, load_organized  # noqa: E402
-from common.train.engine import Compute, choose_compute  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
 from common.train.recipe_flags import arguments, channels  # noqa: E402
 from common.train.shots import Answers, by_size  # noqa: E402

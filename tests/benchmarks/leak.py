@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common.console import table  # noqa: E402
 from common.organize.duplicates import embed, lookalikes  # noqa: E402
 from common.organize.splits import TEST, TRAIN, split_groups  # noqa: E402
-from common.train.engine import choose_compute  # noqa: E402
+from common.train.compute import choose_compute  # noqa: E402
 from common.train.recipe_flags import arguments, channels  # noqa: E402
 
 

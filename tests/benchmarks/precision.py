@@ -31,7 +31,7 @@ def train(backbone: str, size: int, batch: int, precision: str, kept: bool, step
     import timm
     import torch
 
-    from common.train.engine import choose_compute
+    from common.train.compute import choose_compute
     from common.train.machine import keep_memory
 
     if kept:

@@ -41,8 +41,9 @@ from tail import long_tail  # noqa: E402
 
 from common.console import Stopwatch, duration, progress, say, table  # noqa: E402
 from common.train import checkpoint, recipes  # noqa: E402
+from common.train.compute import choose_compute  # noqa: E402
 from common.train.dataset import EvalViews, Organized, Split, load_organized, make_loader  # noqa: E402
-from common.train.engine import choose_compute, evaluate  # noqa: E402
+from common.train.loop import evaluate  # noqa: E402
 from common.train.machine import keep_memory  # noqa: E402
 from common.train.metrics import Judged, judge  # noqa: E402
 from common.train.recipe_flags import arguments, channels  # noqa: E402

@@ -31,7 +31,8 @@ from common.classes import ClassTree  # noqa: E402
 from common.console import table  # noqa: E402
 from common.train import recipes  # noqa: E402
 from common.train.augment import Mix  # noqa: E402
-from common.train.engine import Compute, choose_compute, training_step  # noqa: E402
+from common.train.compute import Compute, choose_compute  # noqa: E402
+from common.train.loop import training_step  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
 from common.train.optim import make_optimizer, set_trainable  # noqa: E402
 

@@ -29,6 +29,7 @@ from cached import add_flags, judged_splits, new_model  # noqa: E402  (the bench
 from common.console import progress, say, table  # noqa: E402
 from common.train import recipes  # noqa: E402
 from common.train.cached_features import cache_views  # noqa: E402
+from common.train.compute import Compute, choose_compute  # noqa: E402
 from common.train.dataset import (  # noqa: E402
     EpochSampler,
     Organized,
@@ -39,7 +40,7 @@ from common.train.dataset import (  # noqa: E402
     make_loader,
     rare_weights,
 )
-from common.train.engine import Compute, choose_compute, seed_step  # noqa: E402
+from common.train.loop import seed_step  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
 from common.train.recipes import Recipe  # noqa: E402
 from common.train.shots import by_size  # noqa: E402

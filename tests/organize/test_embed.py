@@ -24,7 +24,7 @@ from common.organize.duplicates.embed import (
     load_embedder,
 )
 from common.train import checkpoint
-from common.train.engine import Compute
+from common.train.compute import Compute
 
 FP32 = Compute(torch.device("cpu"), torch.float32)
 BF16 = Compute(torch.device("cpu"), torch.bfloat16)

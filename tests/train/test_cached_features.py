@@ -16,9 +16,9 @@ import torch
 from common.console import friendly
 from common.train import cached_features, recipes
 from common.train.cached_features import CachedViews, cache_eval, cache_views
+from common.train.compute import Compute
 from common.train.dataset import EpochSampler, EvalViews, TrainViews, load_organized, make_loader
 from common.train.distributed import World
-from common.train.engine import Compute
 from common.train.model import SwinHierarchical
 
 RECIPE = replace(recipes.get("demo"), image_size=32, batch_size=8)

@@ -11,11 +11,9 @@ import torch
 
 from common.classes import ClassTree
 from common.train import recipes
-from common.train.augment import Mix
+from common.train.compute import choose_compute
 from common.train.distil import Teacher
-from common.train.engine import choose_compute, training_step
 from common.train.model import SwinHierarchical
-from common.train.optim import make_optimizer, set_trainable
 
 TREE = ClassTree(
     ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy"))
@@ -90,33 +88,3 @@ def test_the_teacher_sees_the_students_crop_at_its_own_size(pixels, monkeypatch)
         seen[0].mean(dim=(1, 2)), pixels.float().mean(dim=(1, 2)), atol=2.0
     )  # the same picture
     assert not any(p.requires_grad for p in teacher.model.parameters())
-
-
-def test_cached_features_are_learned_from_labels_alone():
-    """A frozen phase may learn from features, of which there are no pixels to show the teacher."""
-    phase, student = recipes.disease_phases(RECIPE)[0], model(1)
-    set_trainable(student, phase)
-    optimizer = make_optimizer(student, phase, RECIPE)
-    features = torch.rand(6, student.num_features, generator=torch.Generator().manual_seed(0))
-    mix = Mix(torch.arange(6), 1.0, None)
-
-    def step(teacher: Teacher | None) -> float:
-        state = {name: value.clone() for name, value in student.state_dict().items()}
-        loss = training_step(
-            student,
-            optimizer,
-            CPU.scaler(),
-            features,
-            torch.arange(6),
-            mix,
-            phase=phase,
-            recipe=RECIPE,
-            compute=CPU,
-            rate=0.0,
-            device_batch=6,
-            teacher=teacher,
-        )
-        student.load_state_dict(state)
-        return float(loss)
-
-    assert step(Teacher(model(0), 0.7, 2.0)) == step(None)

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, run
 
 from common.train import checkpoint
-from common.train.distributed import ALONE, World
+from common.train.distributed import SINGLE_PROCESS, World
 from common.train.loop import partners
 from common.train.recipes import get
 
@@ -29,14 +29,14 @@ def test_shares_are_whole_and_nearly_equal(count):
 
 def test_alone_nothing_changes():
     parameter = torch.nn.Parameter(torch.ones(2))
-    ALONE.sum_gradients([parameter])
+    SINGLE_PROCESS.sum_gradients([parameter])
     assert (
         parameter.grad is None
-        and ALONE.leads
-        and ALONE.gather(3) == [3]
-        and ALONE.any(True, torch.device("cpu"))
+        and SINGLE_PROCESS.is_main
+        and SINGLE_PROCESS.gather(3) == [3]
+        and SINGLE_PROCESS.any(True, torch.device("cpu"))
     )
-    assert ALONE.share(7) == slice(0, 7)
+    assert SINGLE_PROCESS.share(7) == slice(0, 7)
 
 
 def test_partners_are_those_of_the_step():

@@ -17,10 +17,11 @@ from same_runs import same, same_run
 
 from common.train import recipes
 from common.train.augment import draw_mix
+from common.train.compute import Compute
 from common.train.dataset import EpochSampler, TrainViews, load_organized, make_loader
-from common.train.engine import Compute, step_draws, training_step
+from common.train.loop import Work, step_draws, training_step
 from common.train.model import SwinHierarchical
-from common.train.optim import make_optimizer, set_trainable
+from common.train.optim import make_optimizer, set_rates, set_trainable
 
 METHODS = [
     name
@@ -76,20 +77,9 @@ def short_run(data, workers: int) -> dict[str, object]:
         for step, (images, class_idx) in enumerate(loader):
             seed, rng = step_draws(0, epoch, step)
             mix = draw_mix(8, 32, RECIPE, rng, torch.device("cpu"))
-            loss = training_step(
-                model,
-                optimizer,
-                compute.scaler(),
-                images,
-                class_idx,
-                mix,
-                phase=PHASE,
-                recipe=RECIPE,
-                compute=compute,
-                rate=1e-3,
-                device_batch=4,
-                seed=seed,
-            )
+            work = Work(model, optimizer, compute.scaler(), compute, PHASE, RECIPE, 8, 4)
+            set_rates(optimizer, 1e-3)
+            loss = training_step(work, images, class_idx, mix, seed)
             batches.append([images, class_idx, loss])
     assert len(batches) == 2 * len(sampler) > 8
     return {"batches": batches, "model": model.state_dict()}

@@ -14,8 +14,9 @@ import tiny_data
 import torch
 from conftest import run
 
-from common.train import checkpoint, engine, loop
-from common.train.ema import Average
+from common.train import checkpoint, loop
+from common.train.optim import Average
+from common.train.run import Run
 from common.train.signals import StopRequest
 
 SPECIES = [*tiny_data.SPECIES, "--species-finetune-epochs", "1"]
@@ -43,7 +44,7 @@ def plain(organized, tmp_path_factory):
 def test_a_signal_saves_and_the_same_command_goes_on(
     organized, tmp_path, monkeypatch, plain, capfd, number, at
 ):
-    honest, taken = loop.take_step, []
+    honest, taken = Run.take_step, []
 
     def counting(*args):
         taken.append(1)
@@ -51,14 +52,14 @@ def test_a_signal_saves_and_the_same_command_goes_on(
             os.kill(os.getpid(), number)
         return honest(*args)
 
-    monkeypatch.setattr(loop, "take_step", counting)
+    monkeypatch.setattr(Run, "take_step", counting)
     with pytest.raises(SystemExit) as caught:
         train(organized, tmp_path)
     assert caught.value.code == 143 and len(taken) == at, (
         "the step is finished, and no other is taken"
     )
     assert "and saved" in capfd.readouterr().out
-    monkeypatch.setattr(loop, "take_step", honest)
+    monkeypatch.setattr(Run, "take_step", honest)
     again = train(organized, tmp_path)
     assert weights_differ(again.model, plain.model) == 0, "bit for bit"
 
@@ -84,7 +85,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(
         "0",
     ]  # no batch norm: pieces make no difference
     whole = train(organized, tmp_path / "whole", *flags)
-    honest, sizes = engine.hierarchical_loss, []
+    honest, sizes = loop.hierarchical_loss, []
 
     def hungry(model, features, *rest):
         sizes.append(len(features))
@@ -92,7 +93,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return honest(model, features, *rest)
 
-    monkeypatch.setattr(engine, "hierarchical_loss", hungry)
+    monkeypatch.setattr(loop, "hierarchical_loss", hungry)
     parts = train(organized, tmp_path / "parts", *flags)
     assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
     assert (
@@ -100,7 +101,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(
     )  # 2e-5 seen: sums in another order, which AdamW divides by their size
     told = capfd.readouterr().err
     assert (
-        "going on with 4 pictures at once and 2 pieces per step" in told
+        "going on with 4 images at once and 2 pieces per step" in told
         and "--device-batch 2 starts so" in told
     )
 
@@ -112,28 +113,28 @@ def test_memory_for_not_even_one_picture_is_told(organized, tmp_path, monkeypatc
             "bytes"
         )
 
-    monkeypatch.setattr(engine, "hierarchical_loss", full)
-    refused("a single picture", train, organized, tmp_path)
+    monkeypatch.setattr(loop, "hierarchical_loss", full)
+    refused("a single image", train, organized, tmp_path)
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(organized, tmp_path, monkeypatch):
     def broken(*args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(engine, "hierarchical_loss", broken)
+    monkeypatch.setattr(loop, "hierarchical_loss", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         train(organized, tmp_path)
 
 
 def test_a_step_that_is_no_number_stops_or_is_left_out(organized, tmp_path, monkeypatch, refused):
-    honest, calls = engine.hierarchical_loss, []
+    honest, calls = loop.hierarchical_loss, []
 
     def poisoned(model, features, *rest):
         calls.append(1)
         loss = honest(model, features, *rest)
         return loss * float("nan") if len(calls) == 4 else loss
 
-    monkeypatch.setattr(engine, "hierarchical_loss", poisoned)
+    monkeypatch.setattr(loop, "hierarchical_loss", poisoned)
     refused(("the loss is nan", "--precision fp32"), train, organized, tmp_path / "stops")
     calls.clear()
     left = train(organized, tmp_path / "skips", "--skip-nan")
@@ -170,7 +171,7 @@ def test_the_average_is_the_formula():
         expected = decay * expected + (1 - decay) * model.weight.detach()
     torch.testing.assert_close(average.model.weight.detach(), expected)
     assert average.model.running_mean.tolist() == model.running_mean.tolist()
-    average.give(model)
+    average.copy_to(model)
     assert model.weight.detach().tolist() == average.model.weight.detach().tolist()
 
 
@@ -183,7 +184,7 @@ def test_a_killed_run_with_an_average_goes_on_bit_for_bit(organized, tmp_path, m
         9,
         15,
     ):  # within the first phase, at its end, within the second, within the last
-        honest, taken = loop.take_step, []
+        honest, taken = Run.take_step, []
 
         def counting(*args, honest=honest, taken=taken, at=at):
             taken.append(1)
@@ -191,10 +192,10 @@ def test_a_killed_run_with_an_average_goes_on_bit_for_bit(organized, tmp_path, m
                 os.kill(os.getpid(), signal.SIGTERM)
             return honest(*args)
 
-        monkeypatch.setattr(loop, "take_step", counting)
+        monkeypatch.setattr(Run, "take_step", counting)
         with pytest.raises(SystemExit):
             train(organized, tmp_path / f"cut{at}", *flags)
-        monkeypatch.setattr(loop, "take_step", honest)
+        monkeypatch.setattr(Run, "take_step", honest)
         again = train(organized, tmp_path / f"cut{at}", *flags)
         assert (
             weights_differ(again.model, whole.model) == 0
@@ -223,6 +224,17 @@ def test_a_phase_that_no_longer_improves_ends_early(organized, tmp_path, monkeyp
     assert len((tmp_path / "species_only" / "log.jsonl").read_text().splitlines()) == len(rows), (
         "and is not taken up again"
     )
+
+
+def test_a_phase_on_cached_features_learns_from_labels_alone(organized, tmp_path, trained):
+    """There are no pixels to show the teacher, or to mix, while features are cached."""
+    teacher = checkpoint.find_best(trained.checkpoints / "hierarchical_full")
+    flags = ["--cached-views", "2", "--species-finetune-epochs", "0", "--species-final-epochs", "0"]
+    alone = train(organized, tmp_path / "alone", *flags)
+    taught = train(organized, tmp_path / "taught", *flags, "--teacher", teacher)
+    mixed = train(organized, tmp_path / "mixed", *flags, "--mix-share", "1")
+    assert weights_differ(taught.model, alone.model) == 0
+    assert weights_differ(mixed.model, alone.model) == 0
 
 
 def test_a_teacher_is_learned_from(organized, tmp_path, plain, trained, refused):

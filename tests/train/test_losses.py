@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from common.classes import ClassTree
-from common.train import engine, recipes
+from common.train import losses, recipes
 from common.train.heads import PADDING
 from common.train.losses import class_loss, cross_entropy, focal_loss, log_priors
 from common.train.model import SwinHierarchical
@@ -218,7 +218,7 @@ def test_the_flat_loss_is_that_of_a_plain_linear_layer():
         reduction="none",
     )
     torch.testing.assert_close(
-        engine.hierarchical_loss(model, features, class_idx, phase, recipe),
+        losses.hierarchical_loss(model, features, class_idx, phase, recipe),
         want,
         rtol=1e-5,
         atol=1e-6,
@@ -239,12 +239,12 @@ def test_the_prior_is_added_to_the_logits(classes):
         if classes == "hierarchical":
             raised.species_head.bias += species
     features, target = torch.randn(12, model.num_features), torch.arange(12) % 6
-    got = engine.hierarchical_loss(model, features, target, phase, recipe)
+    got = losses.hierarchical_loss(model, features, target, phase, recipe)
     torch.testing.assert_close(
-        got, engine.hierarchical_loss(raised, features, target, replace(phase, prior=False), recipe)
+        got, losses.hierarchical_loss(raised, features, target, replace(phase, prior=False), recipe)
     )
     assert (
-        got - engine.hierarchical_loss(model, features, target, replace(phase, prior=False), recipe)
+        got - losses.hierarchical_loss(model, features, target, replace(phase, prior=False), recipe)
     ).abs().max() > 0.1
     torch.testing.assert_close(
         model.probabilities(features, model.species_logits(features)),
@@ -266,7 +266,7 @@ def test_the_prior_makes_a_rare_class_as_likely_as_a_frequent_one():
         optimizer = torch.optim.SGD(model.disease_heads.parameters(), lr=0.02)
         for _ in range(400):
             optimizer.zero_grad()
-            engine.hierarchical_loss(
+            losses.hierarchical_loss(
                 model, features, class_idx, recipes.disease_phases(recipe)[0], recipe
             ).mean().backward()
             optimizer.step()
@@ -281,7 +281,7 @@ def test_the_prior_makes_a_rare_class_as_likely_as_a_frequent_one():
 def test_the_neck_stands_between_feature_and_heads():
     model, recipe = model_of("flat", neck={"dropout": 0.0, "width": 12}), recipes.get("three_stage")
     features, class_idx = torch.randn(8, model.num_features), torch.arange(8) % 6
-    loss = engine.hierarchical_loss(
+    loss = losses.hierarchical_loss(
         model, features, class_idx, recipes.species_phases(recipe)[0], recipe
     )
     logits = model.disease_heads.all_logits(

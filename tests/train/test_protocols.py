@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from common.classes import ClassTree
-from common.train import engine, optim, recipes
+from common.train import loop, optim, recipes
 from common.train import model as model_module
 from common.train.augment import Mix
 from common.train.augment_levels import LEVELS
-from common.train.engine import Compute
+from common.train.compute import Compute
 from common.train.model import SwinHierarchical
 from common.train.protocols import TABLES, UNUSED, Ours
 from common.train.recipe_flags import model_settings
@@ -545,19 +545,9 @@ def test_a_step_of_every_column_moves_what_learns(column):
         images = torch.randint(
             0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
         )
-        loss = engine.training_step(
-            model,
-            optimizer,
-            CPU.scaler(),
-            images,
-            torch.arange(8) % 6,
-            Mix(torch.arange(8)),
-            phase=phase,
-            recipe=recipe,
-            compute=CPU,
-            rate=phase.lr,
-            device_batch=8,
-        )
+        work = loop.Work(model, optimizer, CPU.scaler(), CPU, phase, recipe, 8, 8)
+        optim.set_rates(optimizer, phase.lr)
+        loss = loop.training_step(work, images, torch.arange(8) % 6, Mix(torch.arange(8)))
         assert math.isfinite(float(loss)) and float(loss) > 0
         for name, parameter in model.named_parameters():
             # a residual branch that ends in a norm of weight 0 has no gradient at first

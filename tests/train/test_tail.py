@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from common.classes import ClassTree
 from common.train import tail
 from common.train.cached_features import CachedViews
-from common.train.engine import Compute
+from common.train.compute import Compute
 from common.train.heads import PADDING
 from common.train.model import SwinHierarchical
 from common.train.shots import Answers, by_size

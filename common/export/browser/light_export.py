@@ -28,7 +28,7 @@ from common.export.calibrate import Temperatures, fit_temperatures
 from common.export.graph import FeatureSpace, learn, look
 from common.export.measure import check_batches
 from common.files import file_sha256
-from common.train.engine import Compute, choose_compute
+from common.train.compute import Compute, choose_compute
 from common.train.metrics import for_json, judge, summarise
 from common.train.model import SwinHierarchical
 

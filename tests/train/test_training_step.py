@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from common.classes import ClassTree
-from common.train import engine, recipes
+from common.train import loop, losses, recipes, run
 from common.train.augment import Mix
-from common.train.engine import Compute
+from common.train.compute import Compute, choose_compute
 from common.train.model import SwinHierarchical
-from common.train.optim import make_optimizer, rate_at, set_trainable
+from common.train.optim import make_optimizer, rate_at, set_rates, set_trainable
 from common.train.recipes import Phase
 
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
@@ -54,21 +54,9 @@ def step(
     set_trainable(model, phase)
     optimizer = optimizer or make_optimizer(model, phase, recipe)
     images, class_idx = batch(seed)
-    return float(
-        engine.training_step(
-            model,
-            optimizer,
-            compute.scaler(),
-            images,
-            class_idx,
-            mix,
-            phase=phase,
-            recipe=recipe,
-            compute=compute,
-            rate=phase.lr if rate is None else rate,
-            device_batch=device_batch,
-        )
-    )
+    set_rates(optimizer, phase.lr if rate is None else rate)
+    work = loop.Work(model, optimizer, compute.scaler(), compute, phase, recipe, 8, device_batch)
+    return float(loop.training_step(work, images, class_idx, mix))
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -99,8 +87,8 @@ def test_the_mixed_loss_is_that_of_both_partners():
     images, class_idx = batch()
     with torch.no_grad():
         features = model.features(CUT.apply(images, slice(0, 8)))
-        own = engine.hierarchical_loss(model, features, class_idx, B3, RECIPE)
-        other = engine.hierarchical_loss(model, features, class_idx[CUT.partner], B3, RECIPE)
+        own = losses.hierarchical_loss(model, features, class_idx, B3, RECIPE)
+        other = losses.hierarchical_loss(model, features, class_idx[CUT.partner], B3, RECIPE)
     assert step(build(), B3, mix=CUT, rate=0.0) == pytest.approx(
         float((0.7 * own + 0.3 * other).mean()), rel=1e-5
     )
@@ -111,9 +99,9 @@ def test_the_joint_loss_is_species_plus_a_share_of_disease():
     images, class_idx = batch()
     with torch.no_grad():
         features = model.features(images)
-        species = engine.hierarchical_loss(model, features, class_idx, A2, RECIPE)
-        disease = engine.hierarchical_loss(model, features, class_idx, B1, RECIPE)
-        joint = engine.hierarchical_loss(model, features, class_idx, B3, RECIPE)
+        species = losses.hierarchical_loss(model, features, class_idx, A2, RECIPE)
+        disease = losses.hierarchical_loss(model, features, class_idx, B1, RECIPE)
+        joint = losses.hierarchical_loss(model, features, class_idx, B3, RECIPE)
     torch.testing.assert_close(joint, species + 0.7 * disease)
     assert (disease[class_idx == 3] == 0).all() and (disease[class_idx != 3] > 0).all(), (
         "a species with one disease costs nothing"
@@ -196,12 +184,12 @@ def test_rates():
 
 
 def test_a_steps_randomness_is_a_function_of_its_place():
-    first = engine.seed_step(1, 2, 3).random(4), torch.rand(4)
+    first = loop.seed_step(1, 2, 3).random(4), torch.rand(4)
     torch.rand(100)
-    again = engine.seed_step(1, 2, 3).random(4), torch.rand(4)
+    again = loop.seed_step(1, 2, 3).random(4), torch.rand(4)
     assert np.array_equal(first[0], again[0]) and torch.equal(first[1], again[1])
     for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
-        assert not np.array_equal(engine.seed_step(*other).random(4), first[0]) and not torch.equal(
+        assert not np.array_equal(loop.seed_step(*other).random(4), first[0]) and not torch.equal(
             torch.rand(4), first[1]
         )
 
@@ -216,7 +204,7 @@ def test_a_few_steps_lower_the_loss():
 
 def test_bf16_trains_with_float32_heads():
     model = build()
-    compute = engine.choose_compute("cpu", "bf16")
+    compute = choose_compute("cpu", "bf16")
     assert compute.dtype == torch.bfloat16 and not compute.scaler().is_enabled()
     fine, coarse = step(build(), B3, rate=0.0), step(model, B3, rate=0.0, compute=compute)
     assert coarse == pytest.approx(fine, rel=0.05) and coarse != fine
@@ -227,21 +215,21 @@ def test_evaluation_judges_every_picture_and_changes_nothing():
     model = build("test_resnet")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     images, class_idx = batch()
-    judged = engine.evaluate(model, [(images[:5], class_idx[:5]), (images[5:], class_idx[5:])], CPU)
+    judged = loop.evaluate(model, [(images[:5], class_idx[:5]), (images[5:], class_idx[5:])], CPU)
     assert judged.class_idx.tolist() == class_idx.tolist() and not model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_mistakes_are_told(refused):
-    refused("fp16", engine.choose_compute, "cpu", "fp16")
-    refused("gpu0", engine.choose_compute, "gpu0")
+    refused("fp16", choose_compute, "cpu", "fp16")
+    refused("gpu0", choose_compute, "gpu0")
     if not torch.cuda.is_available():
-        refused("GPU", engine.choose_compute, "cuda")
-    assert engine.choose_compute("cpu", "fp32").dtype == torch.float32
+        refused("GPU", choose_compute, "cuda")
+    assert choose_compute("cpu", "fp32").dtype == torch.float32
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_stops_the_run(loss, refused):
-    refused(("epoch 3", "learning rate"), engine.require_finite, loss, 2, 5, CPU)
-    refused("bf16", engine.require_finite, loss, 2, 5, Compute(torch.device("cpu"), torch.float16))
-    engine.require_finite(1.0, 0, 0, CPU)
+    refused(("epoch 3", "learning rate"), run.require_finite, loss, 2, 5, CPU)
+    refused("bf16", run.require_finite, loss, 2, 5, Compute(torch.device("cpu"), torch.float16))
+    run.require_finite(1.0, 0, 0, CPU)
