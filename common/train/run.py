@@ -220,7 +220,7 @@ class Run:
             self.args.seed,
             weights,
             self.world,
-            partial(_partners, recipe, self.args.seed),
+            partial(mix_partners, recipe, self.args.seed),
         )
         if phase.prior:
             self.model.use_counts(
@@ -592,7 +592,7 @@ def require_finite(loss: float, epoch: int, step: int, compute: Compute) -> None
         )
 
 
-def _partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
+def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
     """With which row each row of a batch is mixed; the loaders of several processes must know
     before the step does."""
     rng = loop.step_draws(seed, epoch, step)[1]

@@ -13,8 +13,8 @@ from conftest import ROOT, run
 
 from common.train import checkpoint
 from common.train.distributed import SINGLE_PROCESS, World
-from common.train.loop import partners
 from common.train.recipes import get
+from common.train.run import mix_partners
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 23])
@@ -41,7 +41,7 @@ def test_alone_nothing_changes():
 
 def test_partners_are_those_of_the_step():
     recipe = get("hierarchical")
-    mixed = [partners(recipe, 0, 2, step, 16) for step in range(20)]
+    mixed = [mix_partners(recipe, 0, 2, step, 16) for step in range(20)]
     assert 0 < sum(p is None for p in mixed) < 20, "half of the batches are mixed"
     assert all(sorted(p.tolist()) == list(range(16)) for p in mixed if p is not None)
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from common.classes import ClassTree
 from common.train import losses, recipes
 from common.train.heads import PADDING
-from common.train.losses import class_loss, cross_entropy, focal_loss, log_priors
-from common.train.model import SwinHierarchical
+from common.train.losses import class_loss, cross_entropy, focal_loss
+from common.train.model import SwinHierarchical, log_priors
 
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
 COUNTS = np.array([100, 10, 1, 30, 0, 50])
