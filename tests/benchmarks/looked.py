@@ -41,17 +41,18 @@ def child(note: str, stack: str, script: str, argv: list[str]) -> None:
     sys.path.insert(0, str(ROOT))
     from common.train import loop
     from common.train.augment import Mix
+    from common.train.run import Run
 
     notes, at = os.open(note, os.O_WRONLY), {"phase": "", "epoch": 0, "step": 0, "piece": 0}
-    take_step, training_step, apply = loop.take_step, loop.training_step, Mix.apply
+    take_step, training_step, apply = Run.take_step, loop.training_step, Mix.apply
 
     def write(**more: object) -> None:
         at.update(more)
         os.pwrite(notes, json.dumps(at).ljust(120).encode(), 0)
 
-    def noted_take(run, images, class_idx, epoch, step, phase):
-        write(phase=phase.name, epoch=epoch + 1, step=step + 1, piece=0)
-        return take_step(run, images, class_idx, epoch, step, phase)
+    def noted_take(run, work, *batch):
+        write(phase=work.phase.name, epoch=run.epochs_done + 1, step=run.step + 1, piece=0)
+        return take_step(run, work, *batch)
 
     def noted_training(*args, **kwargs):
         write(piece=0)
@@ -61,7 +62,7 @@ def child(note: str, stack: str, script: str, argv: list[str]) -> None:
         write(piece=at["piece"] + 1)
         return apply(self, images, rows)
 
-    loop.take_step, loop.training_step, Mix.apply = noted_take, noted_training, noted_apply
+    Run.take_step, loop.training_step, Mix.apply = noted_take, noted_training, noted_apply
     sys.argv = [script, *argv]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
@@ -78,11 +79,12 @@ class Moment(NamedTuple):
 
 def _pieces_loop() -> range:
     """Lines of `training_step` that go over the pieces of a batch."""
-    for node in ast.walk(ast.parse((ROOT / "common" / "engine.py").read_text(encoding="utf-8"))):
+    page = ROOT / "common" / "train" / "loop.py"
+    for node in ast.walk(ast.parse(page.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name == "training_step":
             (first, *_) = [inner for inner in ast.walk(node) if isinstance(inner, ast.For)]
             return range(first.lineno, first.end_lineno + 1)
-    raise RuntimeError("common/train/engine.py has no training_step")
+    raise RuntimeError("common/train/loop.py has no training_step")
 
 
 class Looked:
@@ -172,15 +174,15 @@ class Looked:
         )
         if ("checkpoint.py", "save") in inside:
             kind = SAVING if half else ELSEWHERE
-        elif ("cached.py", "_fill") in inside:
+        elif ("cached_features.py", "_fill") in inside:
             kind, place = FEATURES, f"after {place}" if note else place
-        elif ("loop.py", "take_step") in inside:
+        elif ("run.py", "take_step") in inside:
             kind = FROZEN if note["phase"][:2] in ("A1", "B1", "B2") else UNFROZEN
             if (
                 kind == UNFROZEN
                 and note["piece"] > 1
                 and any(
-                    (file, name) == ("engine.py", "training_step") and line in self.loop
+                    (file, name) == ("loop.py", "training_step") and line in self.loop
                     for file, line, name in own
                 )
             ):

@@ -32,9 +32,9 @@ from common.console import table  # noqa: E402
 from common.train import recipes  # noqa: E402
 from common.train.augment import Mix  # noqa: E402
 from common.train.compute import Compute, choose_compute  # noqa: E402
-from common.train.loop import training_step  # noqa: E402
+from common.train.loop import Work, training_step  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
-from common.train.optim import make_optimizer, set_trainable  # noqa: E402
+from common.train.optim import make_optimizer, set_rates, set_trainable  # noqa: E402
 
 PARTS = ("forward and loss", "backward", "clipping", "optimizer")
 CONTESTANTS = ("hierarchical", "bare backbone")
@@ -141,20 +141,11 @@ def contestants(
     ]
     plain, scaler = torch.optim.AdamW(groups, lr=1e-5, fused=True), watches[1]
 
+    work = Work(model, optimizer, watches[0], compute, phase, recipe, batch, batch)
+    set_rates(optimizer, 1e-5)
+
     def hierarchical() -> None:
-        training_step(
-            model,
-            optimizer,
-            watches[0],
-            images,
-            class_idx,
-            mix,
-            phase=phase,
-            recipe=recipe,
-            compute=compute,
-            rate=1e-5,
-            device_batch=batch,
-        )
+        training_step(work, images, class_idx, mix)
 
     def flat() -> None:
         plain.zero_grad(set_to_none=True)

@@ -219,7 +219,7 @@ def test_a_file_cut_short_is_filled_again(model, data, whole, tmp_path, forwards
 
 
 def test_processes_share_the_work(model, data, whole, tmp_path, forwards, monkeypatch):
-    monkeypatch.setattr(World, "wait", lambda self: None)
+    monkeypatch.setattr(World, "barrier", lambda self: None)
     make(model, data, tmp_path, world=World(0, 2))
     first = sum(forwards)
     assert 0 < first < VIEWS * whole.count
