@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,16 @@ from torch import Tensor
 from common.console import Stopwatch, fail, progress, say, warn
 from common.files import file_sha256, write_text
 from common.train import checkpoint, loop
-from common.train.augment import draw_mix
-from common.train.cached_features import CachedViews, HeadsOnFeatures, cache_eval, cache_views
+from common.train.cached_features import HeadsOnFeatures
 from common.train.compute import Compute
-from common.train.dataset import (
-    EpochSampler,
-    EvalViews,
-    Organized,
-    TrainViews,
-    balanced_weights,
-    boost_weights,
-    make_loader,
-    rare_weights,
-)
+from common.train.dataset import EvalViews, Organized, TrainViews, make_loader
 from common.train.distil import Teacher
 from common.train.distributed import SINGLE_PROCESS, World
 from common.train.live_logs import LiveLog, MemoryLog, open_live_log
 from common.train.metrics import Judged, for_json, join, summarise, tail_f1
 from common.train.model import SwinHierarchical
 from common.train.optim import Average, make_optimizer, rate_at, set_trainable
+from common.train.phase_data import cache_phase, phase_sampler
 from common.train.recipes import Phase, Recipe
 from common.train.report import evaluate_report
 from common.train.signals import StopRequest
@@ -69,13 +59,8 @@ class Run:
     ) -> None:
         """Prepare the folder; `start_from` names the initial weights, as part of what must not
         change on a resume."""
-        self.folder, self.phases, self.model, self.data, self.recipe = (
-            folder,
-            phases,
-            model,
-            data,
-            recipe,
-        )
+        self.folder, self.phases = folder, phases
+        self.model, self.data, self.recipe = model, data, recipe
         self.compute, self.args, self.teacher, self.world = compute, args, teacher, world
         taught = (
             {}
@@ -94,11 +79,9 @@ class Run:
             key: {"value": value, "from": "flag" if key in overridden else f"recipe {recipe_name}"}
             for key, value in asdict(recipe).items()
         }
-        self.config |= {
-            key: {"value": str(value), "from": "machine"}
-            for key, value in vars(args).items()
-            if key in ("device", "precision", "device_batch", "workers", "data", "seed", "weights")
-        }
+        for key in ("device", "precision", "device_batch", "workers", "data", "seed", "weights"):
+            if hasattr(args, key):
+                self.config[key] = {"value": str(getattr(args, key)), "from": "machine"}
         self.config["compute"] = {"value": str(compute), "from": "derived"}
         self.epochs_done = self.step = 0
         self.loss_sum = self.seconds = 0.0
@@ -146,11 +129,8 @@ class Run:
             )
         self.model.load_state_dict(payload["model"])
         self.epochs_done, self.step = payload["epochs_done"], payload["step"]
-        self.loss_sum, self.seconds, self.history = (
-            payload["loss_sum"],
-            payload["seconds"],
-            payload["history"],
-        )
+        self.loss_sum, self.seconds = payload["loss_sum"], payload["seconds"]
+        self.history = payload["history"]
         if self.epochs_done < self.total_epochs:
             self.resumed = payload
             say(
@@ -206,26 +186,10 @@ class Run:
             self.model.load_state_dict(
                 saved["ema"]
             )  # the phase that ended gave its average to this one
-        weigh = {"rare": rare_weights, "boost": boost_weights}.get(phase.sampling)
-        weights = weigh(split, self.data.class_sizes, recipe) if weigh else None
-        if phase.sampling == "balanced":  # over what the phase learns
-            weights = balanced_weights(
-                split.class_idx
-                if recipe.classes == "flat"
-                else self.data.tree.class_species[split.class_idx]
-            )
-        self.sampler = EpochSampler(
-            len(split),
-            recipe.batch_size,
-            self.args.seed,
-            weights,
-            self.world,
-            partial(mix_partners, recipe, self.args.seed),
-        )
+        self.sampler = phase_sampler(phase, self.data, recipe, self.args.seed, self.world)
         if phase.prior:
-            self.model.use_counts(
-                np.bincount(split.class_idx, minlength=self.data.tree.num_classes)
-            )
+            counts = np.bincount(split.class_idx, minlength=self.data.tree.num_classes)
+            self.model.use_counts(counts)
         self.work = work = self._work(phase)
         if within:
             work.optimizer.load_state_dict(saved["optimizer"])
@@ -241,7 +205,9 @@ class Run:
         self.val_batches: Iterable[tuple[Tensor, Tensor]] = self.val
         model, teacher, workers = self.model, self.teacher, args.workers
         if phase.cached_views:  # the backbone stands still: its features are computed once
-            images, self.val_batches = self._cache(phase)
+            images, self.val_batches = cache_phase(
+                phase, self.model, self.data, recipe, self.compute, self.folder, args, self.world
+            )
             model, teacher, workers = HeadsOnFeatures(self.model), None, 0
             recipe = replace(recipe, mix_share=0.0)  # pixels can be mixed, features cannot
         self.loader = make_loader(
@@ -271,28 +237,6 @@ class Run:
         return self.work.average if self.work else None
 
     # endregion
-
-    def _cache(self, phase: Phase) -> tuple[CachedViews, Iterable[tuple[Tensor, Tensor]]]:
-        """Features of the train views and of val under this phase's frozen backbone."""
-        args, splits, folder = self.args, self.data.splits, self.folder / "features"
-        common: dict[str, Any] = {
-            "workers": args.workers,
-            "device_batch": args.device_batch,
-            "manifest_hash": self.data.manifest_hash,
-            "world": self.world,
-        }
-        train = cache_views(
-            self.model,
-            splits["train"],
-            self.recipe,
-            self.compute,
-            folder / "train",
-            phase.cached_views,
-            args.seed,
-            **common,
-        )
-        val = cache_eval(self.model, splits["val"], self.compute, folder / "val", **common)
-        return train, _Share(val, self.world)
 
     # region the epoch
 
@@ -557,19 +501,6 @@ class Run:
         )
 
 
-class _Share:
-    """This process's share of cached features, in batches, each time it is asked."""
-
-    def __init__(self, cached: CachedViews, world: World) -> None:
-        self.cached, self.rows = cached, world.share(len(cached))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(self.rows.start, self.rows.stop, 1024):
-            yield self.cached.batch(
-                [(0, i, i) for i in range(start, min(start + 1024, self.rows.stop))]
-            )
-
-
 def require_finite(loss: float, epoch: int, step: int, compute: Compute) -> None:
     """Stop over a loss that is not a number, with what to try; nothing has been saved since the
     last good checkpoint.
@@ -590,11 +521,3 @@ def require_finite(loss: float, epoch: int, step: int, compute: Compute) -> None
             "the same command with another "
             "--precision goes on from it; with another rate, add --fresh to start over."
         )
-
-
-def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
-    """With which row each row of a batch is mixed; the loaders of several processes must know
-    before the step does."""
-    rng = loop.step_draws(seed, epoch, step)[1]
-    mix = draw_mix(count, recipe.image_size, recipe, rng, torch.device("cpu"))
-    return mix.partner.numpy() if mix.share < 1 else None

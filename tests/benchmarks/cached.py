@@ -25,6 +25,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.train.tail import Schedule, answer, retrain_heads  # noqa: E402
+
 from common.classes import ClassTree  # noqa: E402
 from common.console import Stopwatch, duration, say, table  # noqa: E402
 from common.train import checkpoint, recipes  # noqa: E402
@@ -34,7 +36,6 @@ from common.train.dataset import Organized, load_organized  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
 from common.train.recipe_flags import arguments, channels  # noqa: E402
 from common.train.shots import Answers, by_size  # noqa: E402
-from common.train.tail import Schedule, answer, retrain_heads  # noqa: E402
 
 FIGURES = ("species_acc", "disease_acc", "cascade_acc", "cascade_f1")
 

@@ -13,8 +13,8 @@ from conftest import ROOT, run
 
 from common.train import checkpoint
 from common.train.distributed import SINGLE_PROCESS, World
+from common.train.phase_data import mix_partners
 from common.train.recipes import get
-from common.train.run import mix_partners
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 23])

@@ -1,0 +1,89 @@
+"""What a phase learns from: the order of its images, and cached features while its backbone stands
+still."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.train.augment import draw_mix
+from common.train.cached_features import CachedViews, cache_eval, cache_views
+from common.train.compute import Compute
+from common.train.dataset import (
+    EpochSampler,
+    Organized,
+    balanced_weights,
+    boost_weights,
+    rare_weights,
+)
+from common.train.distributed import World
+from common.train.loop import step_draws
+from common.train.model import SwinHierarchical
+from common.train.recipes import Phase, Recipe
+
+
+def phase_sampler(
+    phase: Phase, data: Organized, recipe: Recipe, seed: int, world: World
+) -> EpochSampler:
+    """The order in which a phase sees the train split, by its way of sampling."""
+    split = data.splits["train"]
+    weigh = {"rare": rare_weights, "boost": boost_weights}.get(phase.sampling)
+    weights = weigh(split, data.class_sizes, recipe) if weigh else None
+    if phase.sampling == "balanced":  # over what the phase learns
+        flat = recipe.classes == "flat"
+        targets = split.class_idx if flat else data.tree.class_species[split.class_idx]
+        weights = balanced_weights(targets)
+    partners = partial(mix_partners, recipe, seed)
+    return EpochSampler(len(split), recipe.batch_size, seed, weights, world, partners)
+
+
+def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
+    """With which row each row of a batch is mixed, int64 (count,), or None; the loaders of several
+    processes must know before the step does."""
+    rng = step_draws(seed, epoch, step)[1]
+    mix = draw_mix(count, recipe.image_size, recipe, rng, torch.device("cpu"))
+    return mix.partner.numpy() if mix.share < 1 else None
+
+
+def cache_phase(
+    phase: Phase,
+    model: SwinHierarchical,
+    data: Organized,
+    recipe: Recipe,
+    compute: Compute,
+    folder: Path,
+    args: argparse.Namespace,
+    world: World,
+) -> tuple[CachedViews, _ShareOfFeatures]:
+    """Features of the train views, and this process's share of val's in batches, under a frozen
+    backbone; stored in `folder`/features."""
+    common: dict[str, Any] = {
+        "workers": args.workers,
+        "device_batch": args.device_batch,
+        "manifest_hash": data.manifest_hash,
+        "world": world,
+    }
+    train, val = (folder / "features" / name for name in ("train", "val"))
+    views, seed = phase.cached_views, args.seed
+    cached = cache_views(model, data.splits["train"], recipe, compute, train, views, seed, **common)
+    judged = cache_eval(model, data.splits["val"], compute, val, **common)
+    return cached, _ShareOfFeatures(judged, world)
+
+
+class _ShareOfFeatures:
+    """A process's share of cached features, in batches, each time it is iterated over."""
+
+    def __init__(self, cached: CachedViews, world: World) -> None:
+        self.cached, self.rows = cached, world.share(len(cached))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(self.rows.start, self.rows.stop, 1024):
+            stop = min(start + 1024, self.rows.stop)
+            yield self.cached.batch([(0, i, i) for i in range(start, stop)])
