@@ -39,7 +39,7 @@ SAMPLE = 16  # views whose pixels are compared, so that an edited augmentation i
 
 
 class CachedViews(Dataset[tuple[Tensor, int]]):
-    """Stored features in place of pictures: item (epoch, position, i) -> (float32 (features,), leaf
+    """Stored features in place of pictures: item (epoch, position, i) -> (float32 (features,), class
     index).
 
     It is row [epoch % views, i], so that `EpochSampler` and `make_loader` serve it as they serve
@@ -52,7 +52,7 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, path: Path, views: int, count: int, num_features: int) -> None:
         self.path, self.views, self.count, self.num_features = path, views, count, num_features
-        # the leaf stands beside its feature: another picture stands in for one that cannot be read
+        # the class stands beside its feature: another picture replaces one that cannot be read
         self.row = np.dtype([("feature", "<f2", (num_features,)), ("class_idx", "<i4")])
         self._rows: np.ndarray | None = None
 
@@ -67,7 +67,7 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
 
     @property
     def rows(self) -> np.ndarray:
-        """The file, mapped read-only: (views, count) of `feature` float16 (features,) and `leaf`
+        """The file, mapped read-only: (views, count) of `feature` float16 (features,) and `class_idx`
         int32."""
         if self._rows is None:
             self._rows = np.memmap(self.path, self.row, "r", shape=(self.views, self.count))
@@ -79,7 +79,7 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
         return self.rows["feature"]
 
     def batch(self, items: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
-        """Read items (epoch, position, i) at once: float32 (n, features), int64 (n,) leaf
+        """Read items (epoch, position, i) at once: float32 (n, features), int64 (n,) class
         indices."""
         chosen = np.array(items, np.int64)
         rows = self.rows[chosen[:, 0] % self.views, chosen[:, 2]]
@@ -97,7 +97,7 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
         return list(zip(features, class_idx.tolist(), strict=True))
 
     def batches(self, size: int = 1024, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every picture once, in order, for judging: float32 (n, features), int64 (n,) leaf
+        """Yield every picture once, in order, for judging: float32 (n, features), int64 (n,) class
         indices."""
         for start in range(0, self.count, size):
             rows = self.rows[view, start : start + size]

@@ -19,7 +19,7 @@ class Teacher:
     """A frozen model that answers beside the one that learns (Hinton et al. 2015).
 
     The loss of a picture becomes `(1 - share) x its own + share x T^2 x (KL of species + KL of
-    joint leaves)`, both models seeing the same augmented and mixed pixels; each at its own size, so
+    classes)`, both models seeing the same augmented and mixed pixels; each at its own size, so
     that a teacher of 224 px can teach a student of 96."""
 
     def __init__(self, model: SwinHierarchical, share: float, temperature: float) -> None:
@@ -46,7 +46,7 @@ class Teacher:
         compute: Compute,
     ) -> Tensor:
         """Blend the loss of each picture with its distance to the teacher's answer, of species and
-        of leaves as the phase has losses.
+        of classes, as the phase has losses.
 
         A phase without a disease loss leaves the disease heads as they are, and their answers say
         nothing yet.
@@ -75,7 +75,7 @@ class Teacher:
 
 
 def _soft(model: SwinHierarchical, features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of species (N, S) and of joint leaves (N, L), softened."""
+    """Log-probabilities of species (N, S) and of classes (N, C), softened."""
     hidden = model.neck(features)
     species = model.species_logits(hidden)
     classes = model.probabilities(hidden, species, temperature, temperature)

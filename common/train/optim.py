@@ -1,5 +1,5 @@
-"""What learns in a phase and at which rate: frozen blocks, groups of parameters, AdamW, the
-cosine."""
+"""What is trained in a phase and at which rate: frozen blocks, parameter groups, AdamW, the cosine
+schedule, the moving average."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def blocks(backbone: nn.Module) -> list[list[str]]:
     ResNet's layer1 to layer4), a block of one that has none, a convolution behind the last stage.
     Layers without a matrix (a last norm) belong to the block below them. Three tenths of these,
     rounded up, are layer3 and layer4 of a ResNet and the last three of the nine of an
-    EfficientNet-B0, as in sources/002."""
+    EfficientNet-B0, as in the three-stage protocol."""
     found: list[list[str]] = []
     shapes = {name: parameter.ndim for name, parameter in backbone.named_parameters()}
     for names in group_parameters(backbone, backbone.group_matcher(coarse=True)).values():
@@ -42,7 +42,7 @@ def _top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def learning(backbone: nn.Module, share: float) -> set[str]:
+def trainable_names(backbone: nn.Module, share: float) -> set[str]:
     """Names of the parameters in the upper `share` of the blocks, 0..1, rounded up to whole
     blocks."""
     if share >= 1:
@@ -58,7 +58,7 @@ def set_trainable(model: SwinHierarchical, phase: Phase) -> None:
     """Freeze and unfreeze by the phase; what is frozen is in evaluation mode, so that its batch
     norms stand still."""
     model.requires_grad_(False)
-    chosen = learning(model.backbone, 0.0 if phase.frozen else phase.unfreeze)
+    chosen = trainable_names(model.backbone, 0.0 if phase.frozen else phase.unfreeze)
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_(name in chosen)
     for parameter in model.head_parameters(phase.heads):
@@ -101,8 +101,8 @@ def depth_scales(backbone: nn.Module, decay: float) -> dict[str, float]:
 def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> torch.optim.AdamW:
     """Make AdamW over what the phase trains, in groups of one rate and one weight decay.
 
-    Weight decay pulls at matrices, or at everything where the recipe says so, as torch's AdamW does
-    by itself. A group's rate is `scale` times the heads' plus `shift` (see `set_rates`); `head`
+    Weight decay applies to matrices alone, or to all parameters (torch's own default) where the
+    recipe says so. A group's rate is `scale` times the heads' plus `shift` (see `set_rates`); `head`
     tells heads from the backbone."""
     heads = {id(p) for p in model.head_parameters("all")}
     shares = {

@@ -43,7 +43,7 @@ from common.files import write_rows  # noqa: E402
 from common.train import checkpoint, recipes  # noqa: E402
 from common.train.dataset import Organized, load_organized  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
-from common.train.optim import learning, rate_at  # noqa: E402
+from common.train.optim import rate_at, trainable_names  # noqa: E402
 from common.train.recipes import COLUMNS, Phase, Recipe  # noqa: E402
 
 STRESSES = (
@@ -246,7 +246,7 @@ def check(step: Step, recipe: Recipe, count: int, model: SwinHierarchical) -> st
     moved = {key for key, value in step.after.items() if not torch.equal(value, step.before[key])}
     trained = {
         f"backbone.{name}"
-        for name in learning(model.backbone, 0.0 if phase.frozen else phase.unfreeze)
+        for name in trainable_names(model.backbone, 0.0 if phase.frozen else phase.unfreeze)
     }
     weights = {name for name, _ in model.named_parameters()}
     backbone = {name for name in weights if name.startswith("backbone.")}

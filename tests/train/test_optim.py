@@ -77,7 +77,7 @@ SHARES = [
 )
 def test_a_share_of_the_blocks_learns_from_the_top(name, share, count, want):
     backbone = bare(name)
-    assert len(optim.blocks(backbone)) == count and roots(optim.learning(backbone, share)) == want
+    assert len(optim.blocks(backbone)) == count and roots(optim.trainable_names(backbone, share)) == want
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -85,7 +85,7 @@ def test_blocks_hold_every_parameter_once(name):
     backbone = bare(name)
     names = [p for p, _ in backbone.named_parameters()]
     assert sorted(p for block in optim.blocks(backbone) for p in block) == sorted(names)
-    shares = [optim.learning(backbone, s / 20) for s in range(21)]
+    shares = [optim.trainable_names(backbone, s / 20) for s in range(21)]
     assert (
         all(a <= b for a, b in zip(shares, shares[1:], strict=False))
         and shares[0] == set()
@@ -101,7 +101,7 @@ def test_what_is_frozen_stands_still_and_the_rest_moves(name):
     optim.set_trainable(model, phase)
     optimizer = optim.make_optimizer(model, phase, BASE)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    moves = {f"backbone.{n}" for n in optim.learning(model.backbone, 0.3)} | {
+    moves = {f"backbone.{n}" for n in optim.trainable_names(model.backbone, 0.3)} | {
         "species_head.weight",
         "species_head.bias",
     }
@@ -118,7 +118,7 @@ def test_what_is_frozen_stands_still_and_the_rest_moves(name):
     }
     named = {n for n, _ in model.named_parameters()}
     assert changed & named == moves
-    top = roots(optim.learning(model.backbone, 0.3))
+    top = roots(optim.trainable_names(model.backbone, 0.3))
     assert {roots([n.removeprefix("backbone.")]).pop() for n in changed - named} <= top, (
         "norms of frozen blocks keep their statistics"
     )
