@@ -300,7 +300,7 @@ def _boundary(words: Words, first: int, unknown: list[int], facts: ListFacts) ->
         ending = rest[n:]
         kind = quality(ending) if ending else "none"
         worth = {"healthy": 3.0, "sick": 3.0, "known": 2.0, "partly": 0.3}.get(kind, 0.0)
-        wide = min(4, len(facts.beginnings[ending])) if ending else 1
+        wide = max(1, min(4, len(facts.beginnings[ending]))) if ending else 1
         scores[n] = worth - 1.2 * sum(i >= n for i in inside) / wide + 1.2 * (wide - 1) - 0.01 * n
         if n == len(rest):
             scores[n] -= 0.5
