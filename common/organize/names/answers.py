@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from common.organize.names import crops, naming, unknown_plants
 from common.organize.names.listing import Answer, ListFacts, is_known, main_words
-from common.organize.names.naming import Reading
+from common.organize.names.naming import NameParts
 
 _PLANT = {"start": 0.98, "last": 0.95, "borrowed": 0.93, "abbreviation": 0.85, "middle": 0.8}
 _WHERE = {
@@ -19,7 +19,7 @@ _WHERE = {
 }
 
 
-def answer(reading: Reading, facts: ListFacts) -> Answer:
+def answer(reading: NameParts, facts: ListFacts) -> Answer:
     """One reading in the light of its list."""
     words = main_words(reading.tokens)
     if not words:
@@ -33,7 +33,7 @@ def answer(reading: Reading, facts: ListFacts) -> Answer:
     return unknown_plants.without_plant(reading, facts, stranger)
 
 
-def _with_plant(reading: Reading, facts: ListFacts) -> Answer:
+def _with_plant(reading: NameParts, facts: ListFacts) -> Answer:
     confidence, reason = _PLANT[reading.how], _WHERE[reading.how]
     if reading.how == "abbreviation" and len(reading.tokens) == 1:
         confidence = 0.7

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from common.organize.names import crops, naming, spelling
-from common.organize.names.naming import Reading
+from common.organize.names.naming import NameParts
 from common.organize.names.spelling import Token
 
 Words = tuple[str, ...]
@@ -70,7 +70,7 @@ class ListFacts:
     learned: phrases in no table that the list shows to be plants -> in how many kinds of names.
     """
 
-    def __init__(self, readings: Iterable[Reading]) -> None:
+    def __init__(self, readings: Iterable[NameParts]) -> None:
         self.endings: dict[Words, set[Words]] = defaultdict(set)
         self.beginnings: dict[Words, set[Words]] = defaultdict(set)
         self.plants: Counter[str] = Counter()

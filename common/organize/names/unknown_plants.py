@@ -17,11 +17,11 @@ from common.organize.names.listing import (
     quality,
     turned,
 )
-from common.organize.names.naming import Reading
+from common.organize.names.naming import NameParts
 from common.organize.names.spelling import Token
 
 
-def parted(reading: Reading, facts: ListFacts) -> Answer | None:
+def parted(reading: NameParts, facts: ListFacts) -> Answer | None:
     """A plant in no table before a strong separator or a bracket with a disease: "Rose_Hip___rust",
     "Medlar (rust)"."""
     tokens = reading.tokens
@@ -102,7 +102,7 @@ def parted(reading: Reading, facts: ListFacts) -> Answer | None:
 
 
 def _two_names(
-    main: list[str], other: list[str], reading: Reading, facts: ListFacts
+    main: list[str], other: list[str], reading: NameParts, facts: ListFacts
 ) -> Answer | None:
     """A plant and its other name in brackets, with no disease in either: "Ficus religiosa (peepal
     tree)"."""
@@ -122,7 +122,7 @@ def _two_names(
     )
 
 
-def learned(reading: Reading, facts: ListFacts) -> Answer | None:
+def learned(reading: NameParts, facts: ListFacts) -> Answer | None:
     """A plant that the list itself shows: it begins names with several diseases. None where it does
     not."""
     words = turned(main_words(reading.tokens))
@@ -153,11 +153,11 @@ def learned(reading: Reading, facts: ListFacts) -> Answer | None:
     return Answer(" ".join(plant), disease, _round(confidence, reading), reason)
 
 
-def _round(confidence: float, reading: Reading) -> float:
+def _round(confidence: float, reading: NameParts) -> float:
     return round(max(0.1, min(confidence, 0.97) - 0.03 * reading.fixed), 3)
 
 
-def stranger_first(reading: Reading, facts: ListFacts) -> int:
+def stranger_first(reading: NameParts, facts: ListFacts) -> int:
     """Words of an unknown plant before a known one ("quandong___peach_leaf_curl"); 0 where there is
     none."""
     if reading.how not in {"middle", "last", "borrowed", "abbreviation"}:
@@ -176,7 +176,7 @@ def stranger_first(reading: Reading, facts: ListFacts) -> int:
     return count if tokens[count].brk == 2 or len({end[:1] for end in ends}) >= 2 else 0
 
 
-def without_plant(reading: Reading, facts: ListFacts, stranger: int) -> Answer:
+def without_plant(reading: NameParts, facts: ListFacts, stranger: int) -> Answer:
     """A name that no table and no other name explains: where its plant ends, or what the list says
     instead."""
     tokens = [t for t in reading.tokens if not t.bracketed]
