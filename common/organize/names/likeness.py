@@ -1,7 +1,7 @@
 """Near-identical classes: plurals, spellings, synonyms and typos that a person should look at
 before training.
 
-Proposes, never merges. `taxonomy.near_identical` is the public entry.
+`near_identical` proposes, and never merges.
 """
 
 from __future__ import annotations

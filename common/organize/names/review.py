@@ -14,13 +14,8 @@ from pathlib import Path
 
 from common.classes import slug
 from common.console import fail, warn
-from common.organize.names.parse import (
-    ASK_BELOW,
-    ParsedName,
-    near_identical,
-    parse_class_names,
-    parse_flat,
-)
+from common.organize.names.likeness import near_identical
+from common.organize.names.parse import ASK_BELOW, ParsedName, parse_class_names, parse_flat
 
 Pair = tuple[str, str]
 REVIEW = ("name", "species", "disease", "confidence", "decision", "reason")
