@@ -123,7 +123,7 @@ def page(
     Args:
         names: "species/disease" of each class.
         sheets: file name of each class's sheet.
-        counts: int (leaves, 3), pictures in train, val and test.
+        counts: int (classes, 3), pictures in train, val and test.
         suspects: class number -> why it is suspicious.
         notes: sentences for the head of the page.
         size_words: what the picture of class sizes says, for those who do not see it.
