@@ -33,14 +33,14 @@ from common.demo import pictures
 from common.files import write_rows, write_text
 from common.images import read_rgb
 from common.organize import placing
-from common.organize.deduplicate import Refused, choose, class_numbers, require_sizes
+from common.organize.deduplicate import Rejected, choose, class_numbers, require_sizes
 from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import read_labels
 from common.organize.names.review import NAMES, REVIEW, read_names
 from common.organize.partition import hold_out, partition
-from common.organize.report import show_names, show_result, write_atlas, write_report
+from common.organize.report import show_names, show_result, write_contact_sheets, write_report
 from common.organize.sources import Files, list_files, parse_sources
 
 PLANTED = 200  # pictures whose altered copies show how many duplicates the search finds
@@ -217,7 +217,7 @@ def gather(args: argparse.Namespace) -> Files:
                 f"Choose another --output."
             )
     files = list_files(sources)
-    plants = ~files.is_stranger()
+    plants = ~files.is_not_plant()
     if not plants.any():
         fail(
             f"there are no files in {', '.join(args.sources)}. A source holds one folder per "
@@ -273,23 +273,23 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
 def already_there(args: argparse.Namespace, identity: str) -> bool:
     """Whether the output folder holds this very result; another result is an error, unless --fresh
     says otherwise."""
-    made_of = args.output / "made_of.json"
+    build_info = args.output / "build_info.json"
     if not args.output.exists():
         return False
-    if not made_of.is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
+    if not build_info.is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
         fail(f"{args.output} is there and was not made by this script. Choose another --output.")
     if args.fresh:
-        if made_of.is_file() and (others := placing.foreign(args.output)):
+        if build_info.is_file() and (others := placing.foreign(args.output)):
             fail(
                 f"{args.output} holds {len(others)} files that this script did not make "
                 f"({', '.join(others[:3])}); --fresh would delete "
                 "them. Move them away first."
             )
         return False
-    if made_of.is_file() and json.loads(made_of.read_text())["identity"] == identity:
+    if build_info.is_file() and json.loads(build_info.read_text())["identity"] == identity:
         say(f"{args.output} is up to date: same files, same settings.")
         return True
-    if made_of.is_file():
+    if build_info.is_file():
         fail(
             f"{args.output} was made from other files or settings. Add --fresh to make it anew, "
             f"or choose another --output."
@@ -331,13 +331,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with laps("reading pictures"):
         facts, details = read_all(files, store, args.long_side, not args.copy, args.workers)
     with laps("setting duplicates aside"):
-        if not ((facts["reason"] == 0) & ~files.is_stranger()).any():
+        if not ((facts["reason"] == 0) & ~files.is_not_plant()).any():
             shutil.rmtree(store)  # nothing in it that would make another run quicker
-        refused = Refused(facts["reason"].copy(), details, np.full(len(files), -1, np.int64))
-        kept, strangers = choose(
+        rejected = Rejected(facts["reason"].copy(), details, np.full(len(files), -1, np.int64))
+        kept, others = choose(
             files,
             facts,
-            refused,
+            rejected,
             index,
             class_idx,
             small_classes=args.small_classes,
@@ -393,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         placed, layouts = placing.plan_places(kept, facts, round(args.shards * 1e6))
         placing.place(placed, layouts, facts, store, partial)
         not_plants = (
-            placing.place_strangers(files, facts, strangers, args.near, store, partial)
+            placing.place_not_plants(files, facts, others, args.near, store, partial)
             if args.not_plants
             else np.zeros(2, int)
         )
@@ -403,15 +403,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             partial / "manifest.csv", placing.MANIFEST, placing.manifest_rows(placed, files, facts)
         )
         write_rows(
-            partial / "rejected.csv", placing.REJECTED, placing.rejected_rows(files, refused)
+            partial / "rejected.csv", placing.REJECTED, placing.rejected_rows(files, rejected)
         )
         write_rows(partial / "review.csv", REVIEW, names.review)
         write_rows(partial / "names.csv", NAMES, names.table)
         suspects, note = write_report(
-            partial, kept, files, facts, refused, names, certificate, planted, not_plants
+            partial, kept, files, facts, rejected, names, certificate, planted, not_plants
         )
         write_text(
-            partial / "made_of.json",
+            partial / "build_info.json",
             json.dumps(
                 {
                     "identity": identity,
@@ -422,18 +422,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if args.report:
         with laps("drawing the report"):
-            write_atlas(partial / "report", kept, facts, suspects, note, store, args.workers)
+            write_contact_sheets(
+                partial / "report", kept, facts, suspects, note, store, args.workers
+            )
     shutil.rmtree(args.output, ignore_errors=True)
     os.replace(partial, args.output)
     placing.clear(args.output)
-    show_result(args.output, kept, refused, certificate, planted)
+    show_result(args.output, kept, rejected, certificate, planted)
     say("", laps.table(), "", "next: python 02a_train_species.py")
     return 0
 
 
 def undo(output: Path) -> int:
     """Remove what this script made at `output`."""
-    if output.exists() and any(output.iterdir()) and not (output / "made_of.json").is_file():
+    if output.exists() and any(output.iterdir()) and not (output / "build_info.json").is_file():
         fail(f"{output} was not made by this script; nothing was removed.")
     left = placing.remove(output)
     say(f"removed what this script had made at {output}; the sources are as they were.")

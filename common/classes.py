@@ -47,10 +47,10 @@ def slug(words: str) -> str:
 
 @dataclass(frozen=True)
 class ClassTree:
-    """Ordered species, each with ordered diseases, and the packed index of all leaves.
+    """Ordered species, each with ordered diseases, and the packed index of all classes.
 
-    species: S names; diseases: S tuples of names, one or more each. Leaf indices run over the
-    species in order, so the leaves of species s are `offsets[s]:offsets[s + 1]`. Raises ValueError,
+    species: S names; diseases: S tuples of names, one or more each. Class indices run over the
+    species in order, so the classes of species s are `offsets[s]:offsets[s + 1]`. Raises ValueError,
     in a sentence, where the two do not match, a name is empty or no string, a name comes twice, or
     a species has no disease."""
 
@@ -128,22 +128,22 @@ class ClassTree:
 
     @property
     def num_classes(self) -> int:
-        """Number of leaves L, >= S."""
+        """Number of classes L, >= S."""
         return int(self.offsets[-1])
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """int64 (S + 1,), read-only: the leaves of species s are offsets[s]:offsets[s + 1]."""
+        """int64 (S + 1,), read-only: the classes of species s are offsets[s]:offsets[s + 1]."""
         sizes = [len(d) for d in self.diseases]
         return _frozen(np.concatenate([[0], np.cumsum(sizes)]))
 
     @cached_property
     def class_species(self) -> np.ndarray:
-        """int64 (L,), read-only: species index of each leaf."""
+        """int64 (L,), read-only: species index of each class."""
         return _frozen(np.repeat(np.arange(self.num_species), np.diff(self.offsets)))
 
     def class_index(self, species_idx: int, disease_idx: int) -> int:
-        """Packed index of a leaf. Raises IndexError where the species or its disease does not
+        """Packed index of a class. Raises IndexError where the species or its disease does not
         exist."""
         if not 0 <= species_idx < self.num_species:
             raise IndexError(f"Species index {species_idx} is outside 0..{self.num_species - 1}.")
@@ -158,7 +158,7 @@ class ClassTree:
     def pair(self, class_idx: int) -> tuple[str, str]:
         """(species, disease) names of a packed index. Raises IndexError where it does not exist."""
         if not 0 <= class_idx < self.num_classes:
-            raise IndexError(f"Leaf index {class_idx} is outside 0..{self.num_classes - 1}.")
+            raise IndexError(f"Class index {class_idx} is outside 0..{self.num_classes - 1}.")
         species_idx = int(self.class_species[class_idx])
         return self.species[species_idx], self.diseases[species_idx][
             class_idx - int(self.offsets[species_idx])

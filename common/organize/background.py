@@ -55,16 +55,16 @@ def background_check(
 
     Args:
         border: uint8 (K, 24), from `border_pixels`.
-        leaf: int (K,), class of each picture.
+        class_idx: int (K,), class of each picture.
         split: int (K,), 0 train, 1 val, 2 test; others are not looked at.
-        leaf_species: int (leaves,), species of each leaf.
+        class_species: int (classes,), species of each class.
         seed: of the samples.
         most_train: pictures learned from, for the class; and per species, for the disease.
         most_judged: pictures judged.
 
     Returns:
-        `trained`, `judged`, `leaves`, `accuracy`, `chance` (the train split's commonest class as
-        the answer), `uniform` (1 / leaves); `disease_judged` (pictures of species with two leaves
+        `trained`, `judged`, `classes`, `accuracy`, `chance` (the train split's commonest class as
+        the answer), `uniform` (1 / classes); `disease_judged` (pictures of species with two classes
         or more), `disease_accuracy`, `disease_chance`, `disease_uniform`; `species`: rows (species,
         judged, accuracy, chance) where the background tells most; `sentence`. Shares are 0..1, or
         None where nothing could be judged.
@@ -142,7 +142,7 @@ def background_check(
 
 
 def _nearest_class(train: np.ndarray, class_idx: np.ndarray, judged: np.ndarray) -> np.ndarray:
-    """Leaf that the nearest train pictures vote for, the k-th with weight 1 / k.
+    """Class that the nearest train pictures vote for, the k-th with weight 1 / k.
 
     Ranks and the square root of differences let one odd pixel count little: on 4,019 real leaves of
     68 classes this is right in half of the cases, plain RGB distance in a quarter, and 300 extra

@@ -51,7 +51,7 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
     Args:
         path: where the picture goes.
         names: name of each class.
-        counts: int (leaves, 3), pictures in train, val and test.
+        counts: int (classes, 3), pictures in train, val and test.
         dark: for a dark page.
     """
     import matplotlib  # slow to import, and not needed without --report
@@ -132,7 +132,7 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
 
 def size_words(total: np.ndarray) -> list[str]:
     """Say how many classes and pictures there are and how many classes are rare, in two lines;
-    total: int (leaves,)."""
+    total: int (classes,)."""
     rare = [
         f"{_count(int((total < at).sum()), 'class', 'classes')} below {at}" for at in THRESHOLDS
     ]
@@ -148,12 +148,12 @@ def pick(
     """Choose the pictures of each sheet, evenly over the class, in order of split and then group.
 
     Args:
-        leaf, split, group: int (K,), of each picture.
-        num_leaves: classes.
+        class_idx, split, group: int (K,), of each picture.
+        num_classes: classes.
         most: pictures per class.
 
     Returns:
-        int64 (P,) picture numbers, and int64 (num_leaves + 1,): class i shows those from starts[i]
+        int64 (P,) picture numbers, and int64 (num_classes + 1,): class i shows those from starts[i]
         to starts[i + 1].
     """
     order = np.lexsort((group, split, class_idx))
@@ -286,7 +286,7 @@ def _count(number: int, word: str, words: str = "") -> str:
     return f"{number:,} {word if number == 1 else words or word + 's'}"
 
 
-def write_atlas(
+def write_contact_sheets(
     folder: Path,
     names: Sequence[str],
     members: Callable[[int], Sequence[Member]],
@@ -307,7 +307,7 @@ def write_atlas(
         names: "species/disease" of each class.
         members: class number -> the pictures of its sheet; called in the worker processes (`pick`
             chooses them).
-        counts: int (leaves, 3), pictures in train, val and test.
+        counts: int (classes, 3), pictures in train, val and test.
         suspects: class number -> why it is suspicious, worst first.
         workers: processes; 1 works in this one.
         notes: sentences for the head of the page.

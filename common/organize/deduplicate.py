@@ -30,8 +30,8 @@ class Kept:
 
     Attributes:
         file: int64 (K,), number of the file.
-        leaf: int32 (K,), index into `leaves`.
-        leaves: (species, disease) of every leaf, sorted.
+        class_idx: int32 (K,), index into `classes`.
+        classes: (species, disease) of every class, sorted.
         group, split: int64 and int8 (K,), set once they are known; a group is the smallest picture
             number in it.
     """
@@ -46,7 +46,7 @@ class Kept:
         return len(self.file)
 
     def counts(self) -> np.ndarray:
-        """Pictures per leaf and split, int64 (leaves, 5)."""
+        """Pictures per class and split, int64 (classes, 5)."""
         flat = np.bincount(
             self.class_idx.astype(np.int64) * len(SPLITS) + self.split,
             minlength=len(self.classes) * len(SPLITS),
@@ -54,13 +54,13 @@ class Kept:
         return flat.reshape(-1, len(SPLITS))
 
     def tree(self) -> ClassTree:
-        """The class tree of the leaves that are not held out."""
+        """The class tree of the classes that are not held out."""
         inside = np.unique(self.class_idx[self.split < HOLDOUT_SPECIES])
         return ClassTree.from_pairs(self.classes[i] for i in inside)
 
 
 @dataclass
-class Refused:
+class Rejected:
     """Why files are left out: `reason` uint8 (N,), index into REASONS, 0 for those that stay;
     `details` of some of them; `twin` int64 (N,), the file that is kept in its stead, or -1."""
 
@@ -81,7 +81,7 @@ def drop_duplicates(
     facts: np.ndarray,
     class_idx: np.ndarray,
     classes: Sequence[tuple[str, str]],
-    refused: Refused,
+    rejected: Rejected,
     keep_split: bool,
 ) -> np.ndarray:
     """Keep one of each picture; of a picture under two labels keep none.
@@ -92,13 +92,13 @@ def drop_duplicates(
 
     Args:
         files, facts: N files and what they hold.
-        leaf: int (N,), index into `leaves`, or -1 for a picture of no plant.
-        refused: gets the reasons.
+        class_idx: int (N,), index into `classes`, or -1 for a picture of no plant.
+        rejected: gets the reasons.
 
     Returns:
         int64 (K,): the files that stay, in the order of their SHA-256.
     """
-    good = np.flatnonzero(refused.reason == 0)
+    good = np.flatnonzero(rejected.reason == 0)
     sha = np.ascontiguousarray(facts["sha256"]).view(">u8")  # (N, 4), in the order of the bytes
     held = files.given[good] if keep_split else np.zeros(len(good), np.int8)
     order = good[
@@ -125,7 +125,7 @@ def drop_duplicates(
                 for j in class_idx[order[start:stop]].tolist()
             }
         )
-        refused.add(
+        rejected.add(
             order[start:stop],
             "label_conflict",
             f"the same picture stands under {' and '.join(names)}",
@@ -133,24 +133,24 @@ def drop_duplicates(
     first, conflict = order[starts][run], conflicts[run]
     copy = ~conflict & (first != order)
     exact = (sha[first] == sha[order]).all(axis=1)
-    refused.twin[order[copy]] = first[copy]
-    refused.add(order[copy & exact], "duplicate")
-    refused.add(order[copy & ~exact], "same_pixels")
+    rejected.twin[order[copy]] = first[copy]
+    rejected.add(order[copy & exact], "duplicate")
+    rejected.add(order[copy & ~exact], "same_pixels")
     stay = order[~conflict & ~copy]
     return stay[np.lexsort(sha[stay].T[::-1])]
 
 
 def class_numbers(files: Files, classes: Mapping[str, Pair]) -> tuple[list[Pair], np.ndarray]:
-    """Number the leaves that names were read as.
+    """Number the classes that names were read as.
 
     Args:
-        leaves: {class name as found: (species, disease)}.
+        classes: {class name as found: (species, disease)}.
 
     Returns:
-        all leaves, sorted, and int64 (N,), the number of each file's leaf or -1.
+        all classes, sorted, and int64 (N,), the number of each file's class or -1.
     """
     index = sorted(set(classes.values()))
-    numbers = {class_idx: i for i, class_idx in enumerate(index)}
+    numbers = {pair: i for i, pair in enumerate(index)}
     by_label = np.array(
         [numbers[classes[label]] if label in classes else -1 for label in files.labels] + [-1]
     )
@@ -160,11 +160,11 @@ def class_numbers(files: Files, classes: Mapping[str, Pair]) -> tuple[list[Pair]
 def require_sizes(
     sizes: np.ndarray, classes: Sequence[Pair], small_classes: str, note: str = ""
 ) -> np.ndarray:
-    """Which leaves have fewer than three pictures, too few to be in every split.
+    """Which classes have fewer than three pictures, too few to be in every split.
 
     Args:
-        sizes: int (L,), pictures per leaf.
-        leaves: their names.
+        sizes: int (L,), pictures per class.
+        classes: their names.
         small_classes: `fail`, `train` or `drop`.
         note: added to the message.
 
@@ -172,7 +172,7 @@ def require_sizes(
         their numbers.
 
     Raises:
-        SystemExit: where there are such leaves and `small_classes` is `fail`, or where one leaf is
+        SystemExit: where there are such classes and `small_classes` is `fail`, or where one class is
             all there is.
     """
     there = np.flatnonzero(sizes)
@@ -197,7 +197,7 @@ def require_sizes(
 def choose(
     files: Files,
     facts: np.ndarray,
-    refused: Refused,
+    rejected: Rejected,
     index: Sequence[Pair],
     class_idx: np.ndarray,
     *,
@@ -209,8 +209,8 @@ def choose(
 
     Args:
         files, facts: N files and what they hold.
-        refused: holds what could not be read; gets the reasons of the others.
-        index, leaf: of `leaf_numbers`.
+        rejected: holds what could not be read; gets the reasons of the others.
+        index, class_idx: of `class_numbers`.
         small_classes, keep_split: the flags.
         no_label: why a file has no class.
 
@@ -221,19 +221,19 @@ def choose(
     Raises:
         SystemExit: where no picture is left, or a class is too small.
     """
-    strangers = files.is_stranger()
+    not_plants = files.is_not_plant()
     for i, (reason, detail) in files.notes.items():
-        refused.add(np.array([i]), reason, detail)
-    refused.add(np.flatnonzero(~strangers & (files.label < 0)), "no_class", no_label)
-    refused.add(
-        np.flatnonzero(~strangers & (files.label >= 0) & (class_idx < 0)),
+        rejected.add(np.array([i]), reason, detail)
+    rejected.add(np.flatnonzero(~not_plants & (files.label < 0)), "no_class", no_label)
+    rejected.add(
+        np.flatnonzero(~not_plants & (files.label >= 0) & (class_idx < 0)),
         "no_class",
         "no class was read from its name: names.csv",
     )
-    stay = drop_duplicates(files, facts, class_idx, index, refused, keep_split)
-    plants = stay[~strangers[stay]]
+    stay = drop_duplicates(files, facts, class_idx, index, rejected, keep_split)
+    plants = stay[~not_plants[stay]]
     if not len(plants):
-        counts = np.bincount(refused.reason[~strangers], minlength=len(REASONS)).tolist()
+        counts = np.bincount(rejected.reason[~not_plants], minlength=len(REASONS)).tolist()
         most = sorted(
             ((n, reason) for n, reason in zip(counts, REASONS, strict=True) if n and reason),
             reverse=True,
@@ -250,10 +250,10 @@ def choose(
         " What was read is kept, so that the next run is quick.",
     )
     if small_classes == "drop" and len(small):
-        refused.add(
+        rejected.add(
             plants[np.isin(class_idx[plants], small)], "small_class", "fewer than 3 usable pictures"
         )
-        plants = plants[refused.reason[plants] == 0]
+        plants = plants[rejected.reason[plants] == 0]
         require_sizes(np.bincount(class_idx[plants], minlength=len(index)), index, "drop")
     used, numbers = np.unique(class_idx[plants], return_inverse=True)
-    return Kept(plants, numbers.astype(np.int32), [index[i] for i in used]), stay[strangers[stay]]
+    return Kept(plants, numbers.astype(np.int32), [index[i] for i in used]), stay[not_plants[stay]]

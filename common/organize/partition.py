@@ -43,37 +43,31 @@ class Certificate:
 
 
 def hold_out(classes: Sequence[tuple[str, str]], species: str, diseases: str) -> np.ndarray:
-    """Choose the leaves to set aside.
+    """Choose the classes to set aside.
 
     Args:
-        leaves: L sorted (species, disease).
+        classes: L sorted (species, disease).
         species: names separated by commas, or a number: so many, chosen by a hash of their name; ""
             for none.
-        diseases: the same for leaves: `tomato/leaf_mold`, or `leaf_mold` for that of every species.
+        diseases: the same for classes: `tomato/leaf_mold`, or `leaf_mold` for that of every species.
             A number never takes `healthy` or the only disease of a species.
 
     Returns:
         int8 (L,): 0, HOLDOUT_SPECIES or HOLDOUT_DISEASES.
 
     Raises:
-        SystemExit: where a name is unknown, or fewer than two leaves would be left.
+        SystemExit: where a name is unknown, or fewer than two classes would be left.
     """
     chosen = np.zeros(len(classes), np.int8)
     all_species = sorted({s for s, _ in classes})
     wanted = set(_pick(species, all_species, "--holdout-species", all_species))
     chosen[[s in wanted for s, _ in classes]] = HOLDOUT_SPECIES
-    left = [class_idx for class_idx, out in zip(classes, chosen, strict=True) if not out]
-    several = {s for s, _ in left if sum(other == s for other, _ in left) > 1}
-    free = [
-        "/".join(class_idx)
-        for class_idx in left
-        if class_idx[0] in several and class_idx[1] != "healthy"
-    ]
-    known = ["/".join(class_idx) for class_idx in left] + sorted({d for _, d in left})
+    left = [pair for pair, out in zip(classes, chosen, strict=True) if not out]
+    species_left = [s for s, _ in left]
+    free = [f"{s}/{d}" for s, d in left if species_left.count(s) > 1 and d != "healthy"]
+    known = ["/".join(pair) for pair in left] + sorted({d for _, d in left})
     wanted = set(_pick(diseases, free, "--holdout-diseases", known))
-    named = np.array(
-        ["/".join(class_idx) in wanted or class_idx[1] in wanted for class_idx in classes]
-    )
+    named = np.array([not wanted.isdisjoint(("/".join(pair), pair[1])) for pair in classes])
     chosen[(chosen == 0) & named] = HOLDOUT_DISEASES
     if (chosen == 0).sum() < 2:
         fail(
@@ -115,7 +109,7 @@ def partition(
     """Group and split the kept pictures; sets their `group` and `split`.
 
     Args:
-        held_out: int8 (leaves,), from `hold_out`.
+        held_out: int8 (classes,), from `hold_out`.
         radius: bits in which the hashes of near-duplicates may differ; -1 compares none.
         val, test: shares.
         group_by: `stem` joins pictures made from one picture by their names, `moment` those of one

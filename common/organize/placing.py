@@ -16,7 +16,7 @@ import numpy as np
 
 from common.console import progress
 from common.files import write_text
-from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Refused
+from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Rejected
 from common.organize.duplicates.phash import connected, near_search
 from common.organize.intake import REASONS, target_of
 from common.organize.shards import Layout, layout, shard_name, write_shards
@@ -71,7 +71,7 @@ def plan_places(kept: Kept, facts: np.ndarray, shard_bytes: int) -> tuple[Placed
     if shard_bytes:
         inside = np.unique(
             kept.class_idx[kept.split < HOLDOUT_SPECIES]
-        )  # leaf numbers as in the class tree, which knows no holdout
+        )  # class numbers as in the class tree, which knows no holdout
         number = np.searchsorted(inside, kept.class_idx)
         for split in range(3):
             mine = np.flatnonzero(kept.split == split)
@@ -135,7 +135,7 @@ def link(source: str, target: str) -> None:
         os.replace(target + ".tmp", target)
 
 
-def place_strangers(
+def place_not_plants(
     files: Files, facts: np.ndarray, good: np.ndarray, radius: int, store: Path, partial: Path
 ) -> np.ndarray:
     """Place pictures of no plant, of each kind half in val, half in test, by their content;
@@ -234,18 +234,18 @@ def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[t
             )
 
 
-def rejected_rows(files: Files, refused: Refused) -> Iterator[tuple[str, ...]]:
+def rejected_rows(files: Files, rejected: Rejected) -> Iterator[tuple[str, ...]]:
     """Rows of rejected.csv: every file that is not in the manifest, and rows of labels CSVs without
     a file."""
-    strangers = files.is_stranger()
-    for i in np.flatnonzero(refused.reason).tolist():
-        label = "not_plants" if strangers[i] else files.label_of(i)
-        twin = refused.twin[i]
+    not_plants = files.is_not_plant()
+    for i in np.flatnonzero(rejected.reason).tolist():
+        label = "not_plants" if not_plants[i] else files.label_of(i)
+        twin = rejected.twin[i]
         yield (
             files.path(i),
             label,
-            REASONS[refused.reason[i]],
-            f"of {files.path(twin)}" if twin >= 0 else refused.details.get(i, ""),
+            REASONS[rejected.reason[i]],
+            f"of {files.path(twin)}" if twin >= 0 else rejected.details.get(i, ""),
         )
     yield from files.missing
 
@@ -259,7 +259,7 @@ def foreign(output: Path) -> list[str]:
         "names.csv",
         "species_index.json",
         "report.md",
-        "made_of.json",
+        "build_info.json",
     }
     with (output / "manifest.csv").open(
         newline="", encoding="utf-8", errors="surrogateescape"

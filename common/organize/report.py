@@ -13,7 +13,7 @@ from common.console import say, table, warn
 from common.files import write_text
 from common.organize import contact_sheets, suspects
 from common.organize.background import background_check
-from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Pair, Refused
+from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Pair, Rejected
 from common.organize.duplicates.planted import Row, planted_table
 from common.organize.intake import REASONS, target_of
 from common.organize.names.review import Names
@@ -30,7 +30,7 @@ def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.
     for (name, disease), n in zip(index, counts, strict=True):
         species[name].append(f"{disease} {n:,}")
     say(
-        f"{(~files.is_stranger()).sum():,} files, {len(files.labels):,} class names, "
+        f"{(~files.is_not_plant()).sum():,} files, {len(files.labels):,} class names, "
         f"{len(index):,} classes of {len(species):,} species"
     )
     for name, parts in list(species.items())[:40]:
@@ -40,7 +40,7 @@ def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.
         )
     if len(species) > 40:
         say(f"  ... and {len(species) - 40} more species")
-    given = Counter(SPLITS[g] for g in files.given[~files.is_stranger()].tolist() if g >= 0)
+    given = Counter(SPLITS[g] for g in files.given[~files.is_not_plant()].tolist() if g >= 0)
     if given:
         say(
             "the source has a split of its own: "
@@ -89,13 +89,13 @@ def _leaks(c: Certificate) -> list[tuple[str, str]]:
 def show_result(
     output: Path,
     kept: Kept,
-    refused: Refused,
+    rejected: Rejected,
     certificate: Certificate,
     planted: Mapping[str, Sequence[Row]],
 ) -> None:
     """Print what was made."""
     counts, tree = kept.counts(), kept.tree()
-    reasons = np.bincount(refused.reason, minlength=len(REASONS)).tolist()
+    reasons = np.bincount(rejected.reason, minlength=len(REASONS)).tolist()
     say(
         "",
         table(
@@ -145,7 +145,7 @@ def write_report(
     kept: Kept,
     files: Files,
     facts: np.ndarray,
-    refused: Refused,
+    rejected: Rejected,
     names: Names,
     certificate: Certificate,
     planted: Mapping[str, Sequence[Row]],
@@ -158,12 +158,12 @@ def write_report(
         not_plants: int (2,), pictures of no plant in val and test.
 
     Returns:
-        the suspicious classes, numbered as in `kept.leaves`, and a sentence on what the background
+        the suspicious classes, numbered as in `kept.classes`, and a sentence on what the background
         gives away.
     """
     chosen, counts = facts[kept.file], kept.counts()
-    class_names = ["/".join(class_idx) for class_idx in kept.classes]
-    rejected, conflicts = _refused_by_class(kept, files, refused, names)
+    class_names = ["/".join(pair) for pair in kept.classes]
+    by_reason, conflicts = _rejected_by_class(kept, files, rejected, names)
     inside = np.flatnonzero(kept.split < HOLDOUT_SPECIES)
     position = np.full(len(kept), -1)
     position[inside] = np.arange(len(inside))
@@ -178,18 +178,18 @@ def write_report(
         chosen["width"][inside],
         chosen["height"][inside],
         pairs=pairs[(pairs >= 0).all(axis=1)],
-        rejected=rejected,
+        rejected=by_reason,
         conflicts=conflicts,
         origins=[s.name for s in files.sources],
     )
-    species = np.unique([class_idx[0] for class_idx in kept.classes], return_inverse=True)[1]
+    species = np.unique([class_idx[0] for pair in kept.classes], return_inverse=True)[1]
     background = background_check(chosen["border"][inside], class_idx, split, species)
     write_text(
         folder / "report.md",
         "\n".join(
             [
-                *_counts(kept, files, refused, not_plants),
-                *_certified(kept, files, refused, certificate, planted),
+                *_counts(kept, files, rejected, not_plants),
+                *_certified(kept, files, rejected, certificate, planted),
                 "## What the background gives away",
                 "",
                 background["sentence"],
@@ -249,7 +249,7 @@ class _Sheets:
         ]
 
 
-def write_atlas(
+def write_contact_sheets(
     folder: Path,
     kept: Kept,
     facts: np.ndarray,
@@ -278,8 +278,8 @@ def write_atlas(
         starts,
     )
     number = {int(i): n for n, i in enumerate(classes)}
-    reasons = suspects.reasons_by_class(found, ["/".join(class_idx) for class_idx in kept.classes])
-    contact_sheets.write_atlas(
+    reasons = suspects.reasons_by_class(found, ["/".join(pair) for pair in kept.classes])
+    contact_sheets.write_contact_sheets(
         folder,
         names,
         sheets,
@@ -290,11 +290,11 @@ def write_atlas(
     )
 
 
-def _refused_by_class(
-    kept: Kept, files: Files, refused: Refused, names: Names
+def _rejected_by_class(
+    kept: Kept, files: Files, rejected: Rejected, names: Names
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """{reason: int (leaves,)} of files left out, and those in conflict with another class, int
-    (leaves,)."""
+    """{reason: int (classes,)} of files left out, and those in conflict with another class, int
+    (classes,)."""
     number = {class_idx: i for i, class_idx in enumerate(kept.classes)}
     by_label = np.array(
         [number.get(names.classes.get(label, ("", "")), -1) for label in files.labels] + [-1]
@@ -302,7 +302,7 @@ def _refused_by_class(
     class_idx = by_label[files.label]
     rows = {
         reason: np.bincount(
-            class_idx[(refused.reason == r) & (class_idx >= 0)], minlength=len(kept.classes)
+            class_idx[(rejected.reason == r) & (class_idx >= 0)], minlength=len(kept.classes)
         )
         for r, reason in enumerate(REASONS)
         if r
@@ -310,15 +310,15 @@ def _refused_by_class(
     return rows, rows["label_conflict"]
 
 
-def _counts(kept: Kept, files: Files, refused: Refused, not_plants: np.ndarray) -> list[str]:
+def _counts(kept: Kept, files: Files, rejected: Rejected, not_plants: np.ndarray) -> list[str]:
     counts, tree = kept.counts().sum(axis=0).tolist(), kept.tree()
-    reasons = np.bincount(refused.reason, minlength=len(REASONS)).tolist()
+    reasons = np.bincount(rejected.reason, minlength=len(REASONS)).tolist()
     lines = [
         "# Organized data",
         "",
         f"{len(kept):,} pictures in {tree.num_classes:,} classes of {tree.num_species:,} species: "
         + ", ".join(f"{n:,} {s}" for n, s in zip(counts, SPLITS, strict=True) if n)
-        + f". {(refused.reason > 0).sum():,} files were left out.",
+        + f". {(rejected.reason > 0).sum():,} files were left out.",
         "",
     ]
     if not_plants.any():
@@ -335,7 +335,7 @@ def _counts(kept: Kept, files: Files, refused: Refused, not_plants: np.ndarray) 
                 (
                     s.name,
                     f"{all_by[i]:,}",
-                    f"{kept_by[i]:,}" if not s.strangers else f"{not_plants.sum():,}",
+                    f"{kept_by[i]:,}" if not s.not_plants else f"{not_plants.sum():,}",
                 )
                 for i, s in enumerate(files.sources)
             ],
@@ -363,10 +363,14 @@ def _counts(kept: Kept, files: Files, refused: Refused, not_plants: np.ndarray) 
 
 
 def _certified(
-    kept: Kept, files: Files, refused: Refused, c: Certificate, planted: Mapping[str, Sequence[Row]]
+    kept: Kept,
+    files: Files,
+    rejected: Rejected,
+    c: Certificate,
+    planted: Mapping[str, Sequence[Row]],
 ) -> list[str]:
-    copies = np.flatnonzero(refused.twin >= 0)
-    theirs, of = files.given[copies], files.given[refused.twin[copies]]
+    copies = np.flatnonzero(rejected.twin >= 0)
+    theirs, of = files.given[copies], files.given[rejected.twin[copies]]
     crossing = int(((theirs >= 0) & (of >= 0) & (theirs != of)).sum())
     lines = [
         "## Leak certificate",
@@ -422,7 +426,7 @@ def _certified(
             "Largest groups:",
             "",
             table(
-                [("/".join(class_idx), n, path) for class_idx, n, path in big],
+                [("/".join(pair), n, path) for pair, n, path in big],
                 ("class of the first", "pictures", "first"),
             ),
             "",
@@ -438,7 +442,7 @@ def _certified(
 
 
 def _unjudged(counts: np.ndarray) -> list[int]:
-    """Leaves without a val or a test picture; `counts` int (leaves, 5)."""
+    """Classes without a val or a test picture; `counts` int (classes, 5)."""
     return np.flatnonzero(
         ((counts[:, 1] == 0) | (counts[:, 2] == 0)) & (counts[:, :3].sum(axis=1) > 0)
     ).tolist()

@@ -1,7 +1,7 @@
 """Plain tar shards, named as WebDataset names them: where each picture stands is arithmetic on
 sizes, known before one is written.
 
-A picture is two members, <id>.jpg and <id>.cls (its leaf index as text). A member is a header of
+A picture is two members, <id>.jpg and <id>.cls (its class index as text). A member is a header of
 512 bytes and its data filled up to a multiple of 512 (POSIX.1-1988, ustar). Time, owner and group
 are 0, so that the same pictures give the same bytes."""
 
@@ -33,7 +33,7 @@ class Layout:
 
     Attributes:
         ids: uint64 (N,), the first 8 bytes of the SHA-256 as a number; `<id>` is its 16 hex digits.
-        leaf: int64 (N,), packed leaf index.
+        class_idx: int64 (N,), class index.
         size: int64 (N,), bytes of the JPEG.
         shard: int32 (N,), number of its shard.
         offset: int64 (N,), where its data begins in that shard, bytes.
@@ -69,7 +69,7 @@ def layout(
 
     Args:
         ids: uint64 (N,), the first 8 bytes of the SHA-256 as a number, each once.
-        leaf: int (N,), packed leaf index; -1 for a picture of no class of the tree.
+        class_idx: int (N,), class index; -1 for a picture of no class of the tree.
         size: int (N,), bytes of each JPEG.
         shard_bytes: size of a shard at most; a picture that is larger has one of its own.
 
@@ -190,7 +190,7 @@ def _write_shard(
 
 def _is_complete(path: Path, plan: Layout, pictures: list[int], size: int) -> bool:
     """Whether the very shard of the plan stands there: right size, and after each picture its id
-    and its leaf."""
+    and its class."""
     if not path.is_file() or path.stat().st_size != size:
         return False
     with open(path, "rb", buffering=0) as file:
@@ -207,7 +207,7 @@ def _read(path: str | Path) -> bytes:
 
 
 def _after(plan: Layout, i: int) -> bytes:
-    """What follows a JPEG's data: its filling and the member with the leaf."""
+    """What follows a JPEG's data: its filling and the member with the class."""
     class_idx = b"%d" % int(plan.class_idx[i])
     return (
         bytes(_gap(int(plan.size[i])))

@@ -40,12 +40,12 @@ JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 
 @dataclass(frozen=True)
 class Source:
-    """A folder to take pictures from. `name` tells it from the others in the manifest; strangers
-    show no plant."""
+    """A folder to take pictures from. `name` identifies it in the manifest; `not_plants`:
+    its pictures show no plant."""
 
     name: str
     root: Path
-    strangers: bool = False
+    not_plants: bool = False
 
 
 @dataclass
@@ -98,14 +98,14 @@ class Files:
         return self.labels[self.label[i]] if self.label[i] >= 0 else ""
 
     def kind_of(self, i: int) -> str:
-        """Which kind of strangers file i shows: the folder of its source that holds it; "" where it
-        lies in none."""
+        """Which kind of thing file i of no plant shows: the folder of its source that holds it; ""
+        where it lies in none."""
         below = os.path.relpath(self.folders[self.folder[i]], self.sources[self.origin[i]].root)
         return "" if below == os.curdir else slug(below.split(os.sep)[0])
 
-    def is_stranger(self) -> np.ndarray:
+    def is_not_plant(self) -> np.ndarray:
         """bool (N,): files of sources that show no plant."""
-        return np.array([s.strangers for s in self.sources], bool)[self.origin]
+        return np.array([s.not_plants for s in self.sources], bool)[self.origin]
 
     def keys(self, *settings: object) -> np.ndarray:
         """Name each file's state: path, size, time and `settings`, hashed.
@@ -176,7 +176,7 @@ def list_files(sources: Sequence[Source]) -> Files:
         for number, source in enumerate(sources):
             for folder, parts, given, entries in _folders(source.root):
                 label = -1
-                if parts and not source.strangers:
+                if parts and not source.not_plants:
                     label = packer.labels.setdefault("/".join(parts[-2:]), len(packer.labels))
                 if entries:
                     packer.folders.append(folder)
@@ -233,7 +233,7 @@ def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.Di
                 stack.append((entry.path, inner, SPLIT_FOLDERS.get(low, given)))
 
 
-def parse_sources(texts: Sequence[str], strangers: Path | None) -> list[Source]:
+def parse_sources(texts: Sequence[str], not_plants: Path | None) -> list[Source]:
     """Read `PATH` and `NAME=PATH`; names default to the folder's and are made unique.
 
     Raises:
@@ -256,9 +256,9 @@ def parse_sources(texts: Sequence[str], strangers: Path | None) -> list[Source]:
                 break
             free = f"{name}_{number}"
         sources.append(Source(free, root))
-    if strangers is not None:
-        _require_folder(strangers.absolute())
-        sources.append(Source("not_plants", strangers.absolute(), strangers=True))
+    if not_plants is not None:
+        _require_folder(not_plants.absolute())
+        sources.append(Source("not_plants", not_plants.absolute(), not_plants=True))
     return sources
 
 

@@ -1,4 +1,4 @@
-"""Train, val and test: groups stay whole, shares hold per leaf, and a picture's place follows from
+"""Train, val and test: groups stay whole, shares hold per class, and a picture's place follows from
 its content."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 TRAIN, VAL, TEST = 0, 1, 2
-# a leaf's shares may stray so far before its nearest groups are moved: more would break the
+# a class's shares may stray so far before its nearest groups are moved: more would break the
 # proportions,
 SLACK = 0.03
 #               less would move pictures whenever some are added
@@ -31,16 +31,16 @@ def split_groups(
     """Put whole groups into splits, by the draw of the group's first picture: below `test` test,
     then `val`, then train.
 
-    Where a leaf's shares stray by more than `SLACK` (one picture, in small leaves), its groups
-    nearest to the border cross it. A leaf with three groups or more has one in every split, one
-    with two has no test picture, one with a single group is all train. A group that spans leaves
-    stays where its draw puts it, unless a leaf would be without a train picture. So a picture's
-    place depends on its content and in small leaves on its leaf's others, not on order or on other
-    leaves. Only where such groups hold most of a leaf (camera stations), they are balanced
-    together, over all leaves that they touch.
+    Where a class's shares stray by more than `SLACK` (one picture, in small classes), its groups
+    nearest to the border cross it. A class with three groups or more has one in every split, one
+    with two has no test picture, one with a single group is all train. A group that spans classes
+    stays where its draw puts it, unless a class would be without a train picture. So a picture's
+    place depends on its content and in small classes on its class's others, not on order or on other
+    classes. Only where such groups hold most of a class (camera stations), they are balanced
+    together, over all classes that they touch.
 
     Args:
-        leaf: int (K,), 0..L-1.
+        class_idx: int (K,), 0..L-1.
         group: int (K,), the smallest picture number of its group, where pictures are in the order
             of their content.
         draw: float (K,), from `draws`.
@@ -54,20 +54,20 @@ def split_groups(
     place = np.where(u < test, TEST, np.where(u < test + val, VAL, TRAIN)).astype(np.int8)
     pairs, weights = np.unique(
         class_idx.astype(np.int64) * len(heads) + which, return_counts=True
-    )  # (leaf, group) and its pictures
+    )  # (class, group) and its pictures
     pair_class, pair_group = np.divmod(pairs, max(1, len(heads)))
     own = np.bincount(pair_group, minlength=len(heads))[pair_group] == 1
     edges = np.flatnonzero(np.diff(pair_class, prepend=-1, append=-1))
     spans = list(zip(edges[:-1], edges[1:], strict=True))
-    lonely = np.bincount(pair_class, weights * own) < 0.5 * np.bincount(pair_class, weights)
-    tangled = np.zeros(len(heads), bool)
-    tangled[pair_group[lonely[pair_class] & ~own]] = True
-    if tangled.any():
-        _balance(place, u, tangled, pair_class, pair_group, weights, val, test)
+    mostly_shared = np.bincount(pair_class, weights * own) < 0.5 * np.bincount(pair_class, weights)
+    cross_class = np.zeros(len(heads), bool)
+    cross_class[pair_group[mostly_shared[pair_class] & ~own]] = True
+    if cross_class.any():
+        _balance(place, u, cross_class, pair_class, pair_group, weights, val, test)
     for (
         start,
         stop,
-    ) in spans:  # before any leaf is settled, as these are the steps that touch other leaves
+    ) in spans:  # before any class is settled, as these are the steps that touch other classes
         members = pair_group[start:stop]
         if not (place[members] == TRAIN).any():
             mine = members[own[start:stop]] if own[start:stop].any() else members
@@ -87,30 +87,30 @@ def split_groups(
 def _balance(
     place: np.ndarray,
     u: np.ndarray,
-    tangled: np.ndarray,
+    cross_class: np.ndarray,
     pair_class: np.ndarray,
     pair_group: np.ndarray,
     weights: np.ndarray,
     val: float,
     test: float,
 ) -> None:
-    """Place groups that span leaves, the largest first, each where it brings the shares of its
-    leaves nearest to what is wanted."""
+    """Place groups that span classes, the largest first, each where it brings the shares of its
+    classes nearest to what is wanted."""
     total = np.bincount(pair_class, weights)
     have = np.zeros((len(total), 3))
-    rest = ~tangled[pair_group]
+    rest = ~cross_class[pair_group]
     np.add.at(have, (pair_class[rest], place[pair_group[rest]]), weights[rest])
     wanted = np.array([1 - val - test, val, test]) * total[:, None]
     mine = np.flatnonzero(~rest)
     mine = mine[np.argsort(pair_group[mine], kind="stable")]
     sizes = np.bincount(pair_group[mine], weights[mine], minlength=len(u))
     bounds = np.searchsorted(pair_group[mine], np.arange(len(u) + 1))
-    for g in sorted(np.flatnonzero(tangled).tolist(), key=lambda g: (-sizes[g], u[g])):
+    for g in sorted(np.flatnonzero(cross_class).tolist(), key=lambda g: (-sizes[g], u[g])):
         pairs = mine[bounds[g] : bounds[g + 1]]
         classes, count = pair_class[pairs], weights[pairs]
         lack = (wanted[classes] - have[classes]) / total[
             classes, None
-        ]  # (leaves of the group, 3), shares
+        ]  # (classes of the group, 3), shares
         gain = (2 * lack - (count / total[classes])[:, None]) * (count / total[classes])[
             :, None
         ]  # what the squared error falls by
@@ -126,8 +126,8 @@ def _settle(
     val: float,
     test: float,
 ) -> np.ndarray:
-    """Mend one leaf's shares. `place`, `weight` (G,): its own groups in the order of their draws;
-    `others`: pictures, and `other_groups`: groups, per split, that it shares with other leaves and
+    """Mend one class's shares. `place`, `weight` (G,): its own groups in the order of their draws;
+    `others`: pictures, and `other_groups`: groups, per split, that it shares with other classes and
     that do not move."""
     place = place.copy()
     total = weight.sum() + others.sum()

@@ -42,7 +42,7 @@ class Suspect:
     """One doubt about one class.
 
     Attributes:
-        leaf: the class.
+        class_idx: the class.
         kind: `shared`, `conflicts`, `one_source`, `one_group`, `one_size`, `broken` or `few`.
         figure: what the doubt is about as a share, 0..1; for `few` the pictures that are left.
         badness: 0..1, larger is worse; only for the order.
@@ -77,15 +77,15 @@ def suspicious(
     """Find the classes that look wrong, worst first.
 
     Args:
-        names: "species/disease" of each leaf; leaves of one species are each other's siblings.
-        leaf: int (K,), class of each kept picture.
+        names: "species/disease" of each class; classes of one species are each other's siblings.
+        class_idx: int (K,), class of each kept picture.
         group: int (K,), near-duplicate group of each picture, any numbers >= 0.
         split: int (K,), 0 train, 1 val, 2 test.
         origin: int (K,), which source each picture comes from.
         width, height: int (K,), px, as the source had them.
-        pairs: int (M, 2), near-duplicate pictures; pairs within a leaf are not looked at.
-        rejected: reason -> int (leaves,), files left out; the words of BROKEN_REASONS count.
-        conflicts: int (leaves,), files left out because another class holds the same picture.
+        pairs: int (M, 2), near-duplicate pictures; pairs within a class are not looked at.
+        rejected: reason -> int (classes,), files left out; the words of BROKEN_REASONS count.
+        conflicts: int (classes,), files left out because another class holds the same picture.
         origins: name of each source, for the sentences.
 
     Returns:
@@ -314,8 +314,8 @@ def _one_source(
 def _commonest(
     class_idx: np.ndarray, value: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-    """How often each leaf's commonest value occurs, that value (the smallest of equals; -1: none),
-    and all (leaf, value, count)."""
+    """How often each class's commonest value occurs, that value (the smallest of equals; -1: none),
+    and all (class, value, count)."""
     if not len(class_idx):
         return np.zeros(n, np.int64), np.full(n, -1), (np.zeros(0, np.int64),) * 3
     span = int(value.max()) + 1
@@ -331,8 +331,8 @@ def _commonest(
 def _apart(
     class_idx: np.ndarray, value: np.ndarray, species: np.ndarray
 ) -> list[tuple[int, int, float, float]]:
-    """Leaves that nearly always have one value which their species' other leaves nearly never have:
-    leaf, value, both shares."""
+    """Classes that nearly always have one value which their species' other classes nearly never have:
+    class, value, both shares."""
     n = len(species)
     most, which, (classes, values, counts) = _commonest(class_idx, value, n)
     if not len(classes):
@@ -365,7 +365,7 @@ def _words(name: str) -> str:
 
 
 def reasons_by_class(suspects: Sequence[Suspect], names: Sequence[str]) -> dict[int, list[str]]:
-    """Sentences per leaf, worst first; a class that shares pictures is told at both classes."""
+    """Sentences per class, worst first; a class that shares pictures is told at both classes."""
     told: dict[int, list[str]] = defaultdict(list)
     for suspect in suspects:
         told[suspect.class_idx].append(suspect.what)

@@ -152,7 +152,7 @@ def load_organized(root: Path) -> Organized:
     for name in ("train", "val"):
         if not len(splits[name]):
             fail(f"{manifest} has no picture in the {name} split.")
-    made_of = root / "made_of.json"
+    made_of = root / "build_info.json"
     long_side = json.loads(made_of.read_text())["long_side"] if made_of.is_file() else 512
     return Organized(root, tree, splits, file_sha256(manifest), long_side)
 

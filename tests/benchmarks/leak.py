@@ -24,8 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common.console import table  # noqa: E402
 from common.organize.duplicates import embed, lookalikes  # noqa: E402
 from common.organize.splits import TEST, TRAIN, split_groups  # noqa: E402
-from common.train.compute import choose_compute  # noqa: E402
-from common.train.recipe_flags import arguments, channels  # noqa: E402
 
 
 def probe(features: torch.Tensor, class_idx: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
@@ -75,11 +73,11 @@ def main() -> None:
     backbone = embed.Backbone(
         args.backbone,
         args.weights,
-        arguments=arguments(args.backbone_args),
-        mean=channels("pixel_mean", args.pixel_mean),
-        std=channels("pixel_std", args.pixel_std),
+        arguments=args.backbone_args,
+        mean=args.pixel_mean,
+        std=args.pixel_std,
     )
-    embedder = embed.load_embedder(backbone, choose_compute(precision=args.precision), 1)
+    embedder = embed.load_embedder(backbone, args.precision, 1)
     stored = embed.features(
         lambda k: (args.data / rows[k]["path"]).read_bytes(), sha, embedder, args.store
     )

@@ -1,4 +1,4 @@
-"""The atlas: which pictures a sheet shows, what is drawn on it, and a page that finds every
+"""Contact sheets: which pictures a sheet shows, what is drawn on it, and a page that finds every
 class."""
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def test_sheets_grow_by_rows_and_show_24_at_most(count):
 
 
 def write(folder, workers=1, from_members=members):
-    return contact_sheets.write_atlas(
+    return contact_sheets.write_contact_sheets(
         folder,
         NAMES,
         from_members,
@@ -200,7 +200,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("atlas") / "report")
+    return write(tmp_path_factory.mktemp("sheets") / "report")
 
 
 def test_killed_halfway_or_with_more_workers_it_ends_with_the_same_files(made, tmp_path):

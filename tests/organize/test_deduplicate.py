@@ -9,7 +9,7 @@ import pytest
 
 from common.organize.deduplicate import (
     Kept,
-    Refused,
+    Rejected,
     choose,
     class_numbers,
     drop_duplicates,
@@ -19,21 +19,21 @@ from common.organize.intake import FACTS, REASONS
 from common.organize.sources import Files, Source
 
 
-def files_of(labels: list[str], given: list[int] | None = None, strangers: int = 0) -> Files:
-    """Files a/0 ... of one source, and after them `strangers` of another."""
-    n = len(labels) + strangers
+def files_of(labels: list[str], given: list[int] | None = None, not_plants: int = 0) -> Files:
+    """Files a/0 ... of one source, and after them `not_plants` of another."""
+    n = len(labels) + not_plants
     names = [f"{i}.jpg".encode() for i in range(n)]
     known = sorted(set(labels) - {""})
     zeros = np.zeros(n, np.int32)
-    sources = [Source("s", Path("s")), Source("x", Path("x"), strangers=True)]
-    numbers = [known.index(label) if label else -1 for label in labels] + [-1] * strangers
+    sources = [Source("s", Path("s")), Source("x", Path("x"), not_plants=True)]
+    numbers = [known.index(label) if label else -1 for label in labels] + [-1] * not_plants
     return Files(
         sources,
         ["a"],
         known,
         zeros,
         np.array(numbers, np.int32),
-        np.array([0] * len(labels) + [1] * strangers, np.int32),
+        np.array([0] * len(labels) + [1] * not_plants, np.int32),
         np.array(given or [-1] * n, np.int8),
         zeros - 1,
         np.frombuffer(b"".join(names), np.uint8),
@@ -50,10 +50,10 @@ def facts_of(pixels: list[int], shas: list[int]) -> np.ndarray:
     return facts
 
 
-def dropped(labels, pixels, shas, given=None, strangers=0, keep_split=False):
-    files, facts = files_of(labels, given, strangers), facts_of(pixels, shas)
+def dropped(labels, pixels, shas, given=None, not_plants=0, keep_split=False):
+    files, facts = files_of(labels, given, not_plants), facts_of(pixels, shas)
     index, class_idx = class_numbers(files, {name: (name, "healthy") for name in files.labels})
-    refused = Refused(facts["reason"].copy(), {}, np.full(len(files), -1))
+    refused = Rejected(facts["reason"].copy(), {}, np.full(len(files), -1))
     stay = drop_duplicates(files, facts, class_idx, index, refused, keep_split)
     return stay.tolist(), [REASONS[r] for r in refused.reason], refused
 
@@ -72,7 +72,7 @@ def test_a_picture_under_two_labels_is_kept_under_none():
 
 
 def test_a_plant_among_the_strangers_is_a_conflict():
-    stay, reasons, refused = dropped(["a", "a"], [1, 2, 2, 3], [1, 2, 2, 3], strangers=2)
+    stay, reasons, refused = dropped(["a", "a"], [1, 2, 2, 3], [1, 2, 2, 3], not_plants=2)
     assert stay == [0, 3] and reasons == ["", "label_conflict", "label_conflict", ""]
     assert "pictures of no plant" in refused.details[2]
 
@@ -95,13 +95,13 @@ def test_many_conflicts_stay_quick():
 
 def test_choose_accounts_for_every_file(refused):
     labels = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d", ""]
-    files, facts = files_of(labels, strangers=1), facts_of(list(range(12)), list(range(12)))
+    files, facts = files_of(labels, not_plants=1), facts_of(list(range(12)), list(range(12)))
     classes = {"a": ("a", "x"), "b": ("b", "x"), "c": ("c", "x")}
     index, class_idx = class_numbers(files, classes)
     files.notes[0] = ("label_conflict", "told so")
 
     def run(small_classes):
-        out = Refused(facts["reason"].copy(), {}, np.full(len(files), -1))
+        out = Rejected(facts["reason"].copy(), {}, np.full(len(files), -1))
         return choose(
             files,
             facts,
@@ -113,13 +113,13 @@ def test_choose_accounts_for_every_file(refused):
             no_label="nowhere",
         ), out
 
-    (kept, strangers), out = run("drop")
+    (kept, not_plants), out = run("drop")
     assert (
         isinstance(kept, Kept)
         and kept.classes == [("a", "x"), ("b", "x")]
         and kept.file.tolist() == [1, 2, 3, 4, 5, 6]
     )
-    assert strangers.tolist() == [11]
+    assert not_plants.tolist() == [11]
     assert [REASONS[r] for r in out.reason] == ["label_conflict"] + [""] * 6 + [
         "small_class"
     ] * 2 + ["no_class"] * 2 + [""]

@@ -23,11 +23,8 @@ from common.organize.duplicates.embed import (
     judge_features,
     load_embedder,
 )
-from common.train import checkpoint
-from common.train.compute import Compute
 
-FP32 = Compute(torch.device("cpu"), torch.float32)
-BF16 = Compute(torch.device("cpu"), torch.bfloat16)
+FP32, BF16 = "fp32", "bf16"
 
 
 # region pairs
@@ -211,7 +208,7 @@ def test_features_are_those_of_the_network(pictures, embedder, tmp_path):
     pixels = [images.read_rgb(jpeg) for jpeg in pictures.jpegs]
     assert np.allclose(made, embedder.embed(pixels), atol=2e-3)
     network = timm.create_model("test_resnet", num_classes=0)
-    network.load_state_dict(embedder._model.backbone.state_dict())
+    network.load_state_dict(embedder._model.state_dict())
     mean, std = (torch.tensor(network.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
     one = torch.from_numpy(images.resize_to_model(pixels[5], 32)).permute(2, 0, 1) / 255
     with torch.inference_mode():
@@ -370,7 +367,7 @@ def test_weights_that_cannot_be_had(refused, monkeypatch, tmp_path, weights):
         return create(name, *args, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    monkeypatch.setattr(checkpoint, "skip_unreachable_hub", lambda: None)
+    monkeypatch.setattr(embed, "_skip_unreachable_hub", lambda: None)
     refused(
         ("no route to the hub", "test_resnet", "--weights FILE"),
         load_embedder,
@@ -404,7 +401,7 @@ def test_a_picture_that_is_gone_or_broken(refused, pictures, embedder, tmp_path)
 def test_a_feature_that_is_not_a_number(refused, pictures, weights, tmp_path):
     broken = load_embedder(Backbone("test_resnet", str(weights), 32), FP32, views=1)
     with torch.no_grad():
-        next(broken._model.backbone.parameters()).fill_(float("inf"))
+        next(broken._model.parameters()).fill_(float("inf"))
     refused(("not a number", "--precision fp32"), pictures.run, broken, tmp_path / "store")
 
 

@@ -1,4 +1,4 @@
-"""Splits: groups whole, shares per leaf, places that follow from content and hardly move when
+"""Splits: groups whole, shares per class, places that follow from content and hardly move when
 pictures are added."""
 
 from __future__ import annotations

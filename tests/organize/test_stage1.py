@@ -68,13 +68,13 @@ def demo(tmp_path_factory):
 def test_every_file_is_kept_or_has_a_reason(demo):
     source, _, out = demo
     kept, rejected = rows_of(out / "manifest.csv"), rows_of(out / "rejected.csv")
-    strangers = list((out / "not_plants").rglob("*.jpg"))
+    not_plants = list((out / "not_plants").rglob("*.jpg"))
     files = [str(p) for p in (source / "plants").rglob("*") if p.is_file()]
     seen = [r["source"] for r in kept] + [
         r["source"] for r in rejected if r["name"] != "not_plants"
     ]
     assert sorted(seen) == sorted(files), "once each"
-    assert len(strangers) + sum(r["name"] == "not_plants" for r in rejected) == len(
+    assert len(not_plants) + sum(r["name"] == "not_plants" for r in rejected) == len(
         list((source / "not_plants").iterdir())
     )
     for row in kept:

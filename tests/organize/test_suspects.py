@@ -226,13 +226,13 @@ SPECIES = np.repeat(np.arange(4), 3)  # of 12 leaves
 def grounds(
     tells: str, count: int = 1500, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Border pixels whose colour follows the leaf, the species or nothing; the first leaf of a
+    """Border pixels whose colour follows the class, the species or nothing; the first class of a
     species is twice as large."""
     rng = np.random.default_rng(seed)
     class_idx = rng.choice(12, count, p=np.tile([0.5, 0.25, 0.25], 4) / 4)
     colors = rng.integers(0, 256, (12, 3))
     color = {
-        "leaf": colors[class_idx],
+        "class": colors[class_idx],
         "species": colors[SPECIES[class_idx]],
         "nothing": rng.integers(0, 256, (count, 3)),
     }[tells]
@@ -245,7 +245,7 @@ def grounds(
 
 
 def test_a_background_that_follows_the_class_is_found():
-    result = background_check(*grounds("leaf"), SPECIES)
+    result = background_check(*grounds("class"), SPECIES)
     assert result["accuracy"] > 0.9 and result["disease_accuracy"] > 0.9 and result["chance"] < 0.2
     assert (
         0.4 < result["disease_chance"] < 0.6
@@ -294,7 +294,7 @@ def test_samples_are_capped_and_follow_the_seed():
 
 
 def test_what_cannot_be_judged_says_so():
-    border, class_idx, split = grounds("leaf", 300)
+    border, class_idx, split = grounds("class", 300)
     for classes, splits, species in (
         (class_idx, split * 0, SPECIES),
         (class_idx, split * 0 + 1, SPECIES),

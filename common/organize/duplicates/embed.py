@@ -1,30 +1,31 @@
-"""Features for finding near-duplicates that a hash misses: pooled, of a pretrained backbone, on
-disk, safe from a kill."""
+"""Features for finding near-duplicates that a perceptual hash misses: the pooled output of a
+pretrained timm backbone, kept on disk so that a killed run continues."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import socket
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import huggingface_hub  # comes with timm
 import numpy as np
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common import images
-from common.classes import ClassTree
 from common.console import fail, progress, say
 from common.organize.duplicates import planted
 from common.organize.duplicates.cosine import cosine_matches
-from common.train import checkpoint
-from common.train.engine import Compute
-from common.train.model import SwinHierarchical
 
 BLOCK = 1024  # pictures that are recorded as done together
 # Least cosine of near-duplicates, by the number of averaged views. Measured with MobileNetV2
@@ -32,20 +33,22 @@ BLOCK = 1024  # pictures that are recorded as done together
 # classes, and by eye most show one leaf twice. Another network may want another value.
 THRESHOLDS = {1: 0.93, 2: 0.94, 8: 0.96}
 AHEAD = 3  # batches decoded before the network asks for them
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # region the network
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Which network makes the features.
+    """Which network computes the features.
 
     Attributes:
         name: timm model name.
         weights: `imagenet` (timm's pretrained ones, downloaded or cached) or a file: timm state
             dict or Foliar checkpoint.
         image_size: side of the input, px.
-        arguments: further arguments of timm.create_model.
+        arguments: further arguments of timm.create_model, and `conv_head=False`, which removes the
+            convolution that MobileNetV3 and V4 have behind the pooling.
         mean, std: of the input per channel, 0..1; None takes those of timm's pretrained weights.
     """
 
@@ -56,6 +59,20 @@ class Backbone:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    def build(self, pretrained: bool) -> nn.Module:
+        """Build the network without its classifier. Raises what timm raises."""
+        arguments = {"num_classes": 0, "pretrained": pretrained, **self.arguments}
+        conv_head = arguments.pop("conv_head", True)
+        try:
+            model = timm.create_model(self.name, img_size=self.image_size, **arguments)
+        except TypeError as error:  # convolutional networks take any size and no such argument
+            if "img_size" not in str(error):
+                raise
+            model = timm.create_model(self.name, **arguments)
+        for part in () if conv_head else ("conv_head", "norm_head", "act2"):
+            setattr(model, part, nn.Identity())
+        return model.eval().requires_grad_(False)
+
 
 class Embedder:
     """A pretrained backbone on its device: pixels to unit vectors.
@@ -65,41 +82,56 @@ class Embedder:
         dim: length of a feature.
         views: how many orientations of a picture are averaged: 1, 2 (with its mirror image) or 8
             (all turns and flips, so that a turned copy has the same feature).
-        compute: device and precision.
+        device, dtype: where it computes, and the type of autocast; float32 turns autocast off.
         identity: 64 hex digits that change with anything that changes a feature: network, weights,
             pixels, views, precision.
     """
 
-    def __init__(self, model: SwinHierarchical, compute: Compute, views: int) -> None:
+    def __init__(self, backbone: Backbone, model: nn.Module, precision: str, views: int) -> None:
         if views not in THRESHOLDS:
             raise ValueError(f"views is {views}; 1, 2 or 8")
-        made_of = {
-            **model.settings,
-            "weights": checkpoint.weights_hash({"model": model.backbone.state_dict()}),
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = _dtype(self.device, precision)
+        self.size, self.views = backbone.image_size, views
+        mean, std = (
+            given or model.pretrained_cfg[name]
+            for name, given in (("mean", backbone.mean), ("std", backbone.std))
+        )
+        digest = hashlib.sha256()
+        for key, value in sorted(model.state_dict().items()):
+            digest.update(key.encode() + value.contiguous().cpu().numpy().tobytes())
+        settings = {
+            **asdict(backbone),
+            "weights": digest.hexdigest(),
+            "mean": mean,
+            "std": std,
             "views": views,
-            "device": compute.device.type,
-            "dtype": str(compute.dtype),
+            "computed": f"{self.device.type} {self.dtype}",
         }
         self.identity = hashlib.sha256(
-            json.dumps(made_of, sort_keys=True, default=str).encode()
+            json.dumps(settings, sort_keys=True, default=str).encode()
         ).hexdigest()
-        self.size, self.dim, self.views = model.settings["image_size"], model.num_features, views
-        self.compute = compute
-        self._model = (
-            model.eval().requires_grad_(False).to(compute.device, memory_format=torch.channels_last)
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device) * 255
+            for values in (mean, std)
         )
+        self._model = model.to(self.device, memory_format=torch.channels_last)
+        self.dim = len(self.embed([np.zeros((self.size, self.size, 3), np.uint8)])[0])
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Embed a batch: uint8 (N, size, size, 3) RGB -> float16 (N, dim) of length 1 (0 where a
         feature is all zero)."""
-        batch = torch.from_numpy(pixels).to(self.compute.device, non_blocking=True)
-        total = torch.zeros(len(batch), self.dim, device=self.compute.device)
-        for view in _orientations(batch, self.views):
-            with self.compute.autocast():
-                feature = self._model.features(view)
-            total += torch.nn.functional.normalize(feature.float(), dim=1)
-        return torch.nn.functional.normalize(total, dim=1).to(torch.float16).cpu().numpy()
+        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+        views = (self._view(view) for view in _orientations(batch, self.views))
+        return nn.functional.normalize(sum(views), dim=1).to(torch.float16).cpu().numpy()
+
+    def _view(self, batch: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
+            inputs = ((batch.float() - self._mean) / self._std).permute(0, 3, 1, 2)
+            maps = self._model.forward_features(inputs)
+            feature = self._model.forward_head(maps, pre_logits=True)
+        return nn.functional.normalize(feature.float(), dim=1)
 
     def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Embed pictures of any size: uint8 (height, width, 3) RGB each -> float16 (N, dim)."""
@@ -114,13 +146,28 @@ def _orientations(batch: Tensor, views: int) -> Iterator[Tensor]:
             yield turned.flip(2)
 
 
-def load_embedder(backbone: Backbone, compute: Compute, views: int = 2) -> Embedder:
+def _dtype(device: torch.device, precision: str) -> torch.dtype:
+    """Type of autocast; `auto` is bf16 where the hardware multiplies it, else fp16 on a GPU and
+    fp32 on a CPU."""
+    if precision == "fp16" and device.type == "cpu":
+        fail("--precision fp16 needs a GPU. On a CPU use bf16 or fp32.")
+    if precision != "auto":
+        return _DTYPES[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float16
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    fast = any(getattr(torch.cpu, name, bool)() for name in checks)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_embedder(backbone: Backbone, precision: str = "auto", views: int = 2) -> Embedder:
     """Build the network with pretrained weights; random ones would find likeness where there is
-    none.
+    none. It runs on the GPU where there is one.
 
     Args:
         backbone: the network; its `weights` must be pretrained ones.
-        compute: device and precision, from `engine.choose_compute`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
         views: see `Embedder`; each costs a forward pass per picture.
 
     Raises:
@@ -130,51 +177,72 @@ def load_embedder(backbone: Backbone, compute: Compute, views: int = 2) -> Embed
     if backbone.weights in ("none", "random", ""):
         fail(
             "--embed compares features of a trained network; with random weights they mean "
-            "nothing. Give --weights imagenet or "
-            "--weights FILE, or leave --embed out."
+            "nothing. Give --weights imagenet or --weights FILE, or leave --embed out."
         )
-    from_hub = backbone.weights in ("imagenet", "auto")
-    try:
-        model = _build(
-            backbone, pretrained=False
-        )  # an unknown name is a mistake, not a missing download
+    size = backbone.image_size
+    try:  # an unknown name is a mistake, not a missing download
+        model = backbone.build(pretrained=False)
         with torch.inference_mode():
-            model.eval().features(
-                torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8)
-            )
+            model(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         fail(
-            f"--backbone {backbone.name} cannot be built at {backbone.image_size} px: "
-            f"{_first_line(error)}. Names: "
-            'python -c "import timm; print(timm.list_models())"'
+            f"--backbone {backbone.name} cannot be built at {size} px: {_first_line(error)}. "
+            'Names: python -c "import timm; print(timm.list_models())"'
         )
-    if not from_hub:
-        say(checkpoint.load_backbone(model, Path(backbone.weights)))
-        return Embedder(model, compute, views)
-    checkpoint.skip_unreachable_hub()
+    if backbone.weights not in ("imagenet", "auto"):
+        _load_weights(model, backbone)
+        return Embedder(backbone, model, precision, views)
+    _skip_unreachable_hub()
     try:
-        return Embedder(_build(backbone, pretrained=True), compute, views)
+        model = backbone.build(pretrained=True)
     except Exception as error:  # hub clients raise anything from OSError to their own classes
         fail(
             f"--embed needs pretrained weights, and timm's of {backbone.name} cannot be had "
-            f"({type(error).__name__}: "
-            f"{_first_line(error)}). Connect to the internet once, or give a file with --weights "
-            f"FILE; without --embed the "
-            "perceptual hash still finds copies that were re-encoded, resized, flipped or turned."
+            f"({type(error).__name__}: {_first_line(error)}). Connect to the internet once, or "
+            "give a file with --weights FILE; without --embed the perceptual hash still finds "
+            "copies that were re-encoded, resized, flipped or turned."
         )
+    return Embedder(backbone, model, precision, views)
 
 
-def _build(backbone: Backbone, pretrained: bool) -> SwinHierarchical:
-    tree = ClassTree.from_pairs({("any", "any")})  # the heads are not used
-    return SwinHierarchical(
-        backbone.name,
-        tree,
-        image_size=backbone.image_size,
-        backbone_args=backbone.arguments,
-        mean=backbone.mean,
-        std=backbone.std,
-        pretrained=pretrained,
-    )
+def _load_weights(model: nn.Module, backbone: Backbone) -> None:
+    """Load a timm state dict, or the backbone of a Foliar checkpoint."""
+    path = Path(backbone.weights)
+    if not path.is_file():
+        fail(f"--weights: there is no file {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("model", "state_dict"):
+            state = state.get(key, state)
+        state = {key.removeprefix("backbone."): value for key, value in state.items()}
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        fail(f"--weights {path} is damaged, or no file of weights ({_first_line(error)}).")
+    wanted = model.state_dict()
+    odd = [
+        key
+        for key, value in wanted.items()
+        if getattr(state.get(key), "shape", None) != value.shape
+    ]
+    if odd:
+        fail(
+            f"--weights {path} does not fit backbone {backbone.name}: {len(odd)} of {len(wanted)} "
+            f"tensors are missing or of another shape (first: {odd[0]}). Give the backbone that "
+            "these weights belong to with --backbone."
+        )
+    model.load_state_dict({key: state[key] for key in wanted})
+    say(f"backbone weights: {path.name} ({len(wanted)} tensors)")
+
+
+def _skip_unreachable_hub() -> None:
+    """Let timm use its cache alone where the model hub cannot be reached: otherwise it retries for
+    two minutes before it says so. Behind a proxy nothing is changed."""
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
+    if urllib.request.getproxies():
+        return
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
+    except OSError:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 def _first_line(error: Exception) -> str:
@@ -237,7 +305,7 @@ def features(
             f"features: {count - sum(min(BLOCK, count - s) for s in todo):,} of {count:,} "
             f"pictures are done already"
         )
-    batch = batch or (16 if embedder.compute.device.type == "cpu" else 256)
+    batch = batch or (16 if embedder.device.type == "cpu" else 256)
     spans = [
         (a, min(a + batch, s + BLOCK, count))
         for s in todo
@@ -366,7 +434,7 @@ def judge_features(
     """
 
     def match(queries: np.ndarray) -> np.ndarray:
-        return cosine_matches(queries, stored, threshold, embedder.compute.device)
+        return cosine_matches(queries, stored, threshold, embedder.device)
 
     return planted.judge(
         lambda i: images.read_rgb(read(i), min_side=1), sample, embedder.embed, match, groups, seed

@@ -1,17 +1,19 @@
-"""Stage 1's --embed: near-duplicates by the features of a pretrained backbone. torch is imported
-only where it is used."""
+"""01's --embed: near-duplicates by the features of a pretrained backbone. torch is imported only
+when it is used."""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.organize.duplicates.planted import Row
-from common.train.recipe_flags import arguments, channels
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--backbone-args",
+        type=arguments,
         default="",
         metavar="NAME=VALUE,...",
         help="as for 02a, e.g. pad_type=same",
     )
-    add("--pixel-mean", default="timm", help="as for 02a: timm, one number or three")
-    add("--pixel-std", default="timm", help="as for 02a")
+    pixel = {"type": channels, "default": "timm"}
+    add("--pixel-mean", help="as for 02a: timm, one number or three", **pixel)
+    add("--pixel-std", help="as for 02a", **pixel)
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="as for 02a")
     add(
         "--views",
@@ -69,6 +73,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def arguments(text: str) -> dict[str, Any]:
+    """Read "pad_type=same,depths=[2,2,2,2]" -> {"pad_type": "same", "depths": [2, 2, 2, 2]}."""
+    found: dict[str, Any] = {}
+    for part in re.split(r",(?![^\[(]*[\])])", text) if text else ():  # not within brackets
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"`{part}` is not name=value, as in pad_type=same")
+        try:
+            found[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value.strip()
+    return found
+
+
+def channels(text: str) -> tuple[float, ...] | None:
+    """Read "timm" -> None, "0.5" -> the same for all channels, "0.4 0.5 0.6" -> each."""
+    values = tuple(float(value) for value in text.split()) if text != "timm" else None
+    if values and (len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values)):
+        raise argparse.ArgumentTypeError(f"`{text}` is not timm, one number or three, each 0 to 1")
+    return values * 3 if values and len(values) == 1 else values
+
+
 def find(
     args: argparse.Namespace, read: Callable[[int], bytes], keys: np.ndarray, store: Path
 ) -> Lookalikes:
@@ -84,19 +110,18 @@ def find(
         SystemExit: where the weights cannot be loaded, or the threshold joins too much.
     """
     from common.organize.duplicates import cosine, embed
-    from common.train.engine import choose_compute
 
     backbone = embed.Backbone(
         args.backbone,
         args.weights,
-        arguments=arguments(args.backbone_args),
-        mean=channels("pixel_mean", args.pixel_mean),
-        std=channels("pixel_std", args.pixel_std),
+        arguments=args.backbone_args,
+        mean=args.pixel_mean,
+        std=args.pixel_std,
     )
-    embedder = embed.load_embedder(backbone, choose_compute(precision=args.precision), args.views)
+    embedder = embed.load_embedder(backbone, args.precision, args.views)
     features = embed.features(read, keys, embedder, store, workers=args.workers)
     threshold = args.cosine or embed.THRESHOLDS[args.views]
-    pairs = cosine.cosine_pairs(features, threshold, embedder.compute.device)
+    pairs = cosine.cosine_pairs(features, threshold, embedder.device)
     return Lookalikes(
         pairs,
         threshold,

@@ -118,13 +118,13 @@ def judge(
     found = np.bincount(query[stored == original[query]], minlength=len(original)) > 0
     false = np.bincount(query[groups[stored] != groups[original[query]]], minlength=len(original))
     labels, inverse = np.unique(groups, return_inverse=True)
-    strangers = len(groups) - np.bincount(inverse, minlength=len(labels))[inverse[original]]
-    found, false, strangers = (
-        values.reshape(-1, len(kinds)).sum(axis=0).tolist() for values in (found, false, strangers)
+    others = len(groups) - np.bincount(inverse, minlength=len(labels))[inverse[original]]
+    found, false, others = (
+        values.reshape(-1, len(kinds)).sum(axis=0).tolist() for values in (found, false, others)
     )
     return [
         Row(kind, len(described), *counts)
-        for kind, *counts in zip(kinds, found, false, strangers, strict=True)
+        for kind, *counts in zip(kinds, found, false, others, strict=True)
     ]
 
 

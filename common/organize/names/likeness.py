@@ -1,7 +1,7 @@
 """Near-identical classes: plurals, spellings, synonyms and typos that a person should look at
 before training.
 
-Proposes, never merges. `taxonomy.near_identical` is the public entry.
+`near_identical` proposes, and never merges.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Pair = tuple[str, str]
 
 
 def near_identical(classes: Iterable[Pair]) -> list[tuple[Pair, Pair, str]]:
-    """(leaf, the leaf it would become, reason) for leaves that look like one; each pair once,
+    """(class, the class it would become, reason) for classes that look like one; each pair once,
     sorted."""
     by_species: dict[str, set[str]] = defaultdict(set)
     for species, disease in classes:
@@ -74,18 +74,18 @@ def _alike(names: Iterable[str], plants: bool) -> list[tuple[str, str, str]]:
 
     plain: dict[str, list[str]] = defaultdict(list)
     same: dict[str, list[str]] = defaultdict(list)
-    empty_classes: dict[str, list[str]] = defaultdict(list)
+    without_leaf: dict[str, list[str]] = defaultdict(list)
     for name in ordered:
         words = _plain(name)
         plain["".join(words)].append(name)
         lines = [str(i) for i, line in enumerate(crops.SAME_DISEASE) if name in line]
         key = crops.PLANTS.get(tuple(name.split())) if plants else next(iter(lines), None)
         same[key or f"={name}"].append(name)
-        empty_classes["".join(w for w in words if w != "leaf") or name].append(name)
+        without_leaf["".join(w for w in words if w != "leaf") or name].append(name)
     group(plain, "the same but for plural, spacing, spelling or the word 'disease'")
     group(same, "two names of one plant" if plants else "two names of one disease")
     if not plants:
-        group(empty_classes, "the same but for the word 'leaf'")
+        group(without_leaf, "the same but for the word 'leaf'")
     _add_typos(ordered, plants, pairs)
     return [(a, b, reason) for (a, b), reason in pairs.items()]
 

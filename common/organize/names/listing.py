@@ -2,8 +2,7 @@
 not.
 
 Endings that recur over many beginnings are diseases; beginnings that recur over many endings are
-plants. `taxonomy.parse_class_names` is the public entry; `answers` reads each name in the light of
-these facts."""
+plants. `parse.parse_class_names` is the public entry."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from common.organize.names import crops, naming, spelling
-from common.organize.names.naming import Reading
+from common.organize.names.naming import NameParts
 from common.organize.names.spelling import Token
 
 Words = tuple[str, ...]
@@ -35,8 +34,8 @@ _ILL = (
 )
 
 
-class Answer(NamedTuple):
-    """Species and disease in words or None, confidence 0..1, reason in plain words."""
+class NameReading(NamedTuple):
+    """Species and disease in words or None, confidence 0..1, and the reason in plain words."""
 
     species: str | None
     disease: str | None
@@ -70,29 +69,29 @@ class ListFacts:
     learned: phrases in no table that the list shows to be plants -> in how many kinds of names.
     """
 
-    def __init__(self, readings: Iterable[Reading]) -> None:
+    def __init__(self, names: Iterable[NameParts]) -> None:
         self.endings: dict[Words, set[Words]] = defaultdict(set)
         self.beginnings: dict[Words, set[Words]] = defaultdict(set)
         self.plants: Counter[str] = Counter()
         self.bare = Counter[bool]()
         self.bracketed: dict[Words, set[Words]] = defaultdict(set)
         self.names = self.ill = 0
-        for reading in readings:
-            words = turned(main_words(reading.tokens))
+        for parts in names:
+            words = turned(main_words(parts.tokens))
             self.names += 1
-            aside = tuple(t.word for t in reading.tokens if t.bracketed)
+            aside = tuple(t.word for t in parts.tokens if t.bracketed)
             if aside:
                 self.bracketed[aside].add(words)
-            self.ill += reading.quality in {"healthy", "sick"} or any(w in _ILL for w in words)
-            if reading.species:
-                self.plants[reading.species] += 1
-                if reading.quality == "none":
+            self.ill += parts.quality in {"healthy", "sick"} or any(w in _ILL for w in words)
+            if parts.species:
+                self.plants[parts.species] += 1
+                if parts.quality == "none":
                     self.bare[words[-1:] != () and words[-1] in crops.ORGANS] += 1
-                if reading.disease and reading.how in {"start", "last"}:
-                    self.beginnings[tuple(reading.disease.split())].add((reading.species,))
+                if parts.disease and parts.how in {"start", "last"}:
+                    self.beginnings[tuple(parts.disease.split())].add((parts.species,))
             for k in range(1, min(5, len(words) + 1)):
                 self.endings[words[:k]].add(words[k:] or aside)
-                if reading.how != "start":
+                if parts.how != "start":
                     self.beginnings[words[k:]].add(words[:k])
         self.learned = self._learn()
 

@@ -1,6 +1,7 @@
 """One class name at a time: known words -> plant and disease, as far as one name alone tells.
 
-`taxonomy.parse_class_names` reads whole lists with these. Plain words in, plain words out.
+Each step is an ordered table of rules, of which the first that holds decides.
+`parse.parse_class_names` reads whole lists with these.
 """
 
 from __future__ import annotations
@@ -24,9 +25,15 @@ _PARTS = {frozenset(phrase) for phrase in crops.PLANTS if len(phrase) > 1}
 _ONLY_PLANT = PLANT_WORDS - crops.ORGANS - crops.DISEASE_WORDS
 _FULL = crops.HEADS | crops.PESTS
 _COMPLETE = frozenset(singular(w) for w in _FULL) - {"yellow"}
-_IDLE_TAILS = crops.IDLE_TAILS - {"disease", "diseases"}
-_TOLD = _FULL | crops.SIGNS | crops.HEALTHY | (crops.SICK - {"disease", "diseases"})
+_DISEASE = {"disease", "diseases"}
+_AFFECTED = {"affected", "infected", "infested"}
+_TOLD = _FULL | crops.SIGNS | crops.HEALTHY | (crops.SICK - _DISEASE)
 _BESIDE = crops.ORGANS | crops.LINKS | {"and"}
+_IDLE = crops.HEALTHY | crops.SICK | crops.ORGANS | crops.LINKS | {"no", "not", "non", "un"}
+_NOT_SICK = re.compile(
+    r"\b(no|non|not|un|without) ?(disease|diseased|diseases|infected|affected)\b|\bdisease free\b"
+)
+_NOT_HEALTHY = re.compile(r"\b(no|non|not|un) ?(healthy|health|normal)\b")
 # Two names of one disease in a row -> the first of them.
 _TWO_NAMES = {
     (*one.split(), *other.split()): one.split()
@@ -35,14 +42,21 @@ _TWO_NAMES = {
     for other in same
     if one.split()[-1] != other.split()[-1]
 }
+Plant = tuple[int, int, str]  # first token, token behind the last, name
 
 
-class Reading(NamedTuple):
-    """What one name alone says. how: start, last, middle, borrowed, abbreviation, or "" without a
-    plant.
+class NameParts(NamedTuple):
+    """What one name alone says.
 
-    tokens: all words but idle ones; disease: words or None; quality: healthy, sick, known, partly,
-    unknown, none."""
+    Attributes:
+        species: known plant, or None.
+        how: where it was found: start, last, middle, borrowed (told by the disease's name),
+            abbreviation, or "" without a plant.
+        tokens: all words but idle ones.
+        disease: words, or None.
+        quality: of the disease: healthy, sick, known, partly (known), unknown, none.
+        fixed: a typo was mended.
+    """
 
     species: str | None
     how: str
@@ -52,11 +66,16 @@ class Reading(NamedTuple):
     fixed: bool
 
 
+# region the plant
+
+
 def plant_of(words: tuple[str, ...]) -> str | None:
     """The known plant that exactly these words name, in singular or plural, or None."""
-    return crops.PLANTS.get(words) or crops.PLANTS.get(
-        tuple(w if w in PLANT_WORDS else singular(w) for w in words)
-    )
+    return crops.PLANTS.get(words) or crops.PLANTS.get(tuple(map(_base, words)))
+
+
+def _base(word: str) -> str:
+    return word if word in PLANT_WORDS else singular(word)
 
 
 def same_plant(words: tuple[str, ...]) -> bool:
@@ -69,59 +88,73 @@ def is_plant(word: str) -> bool:
     return plant_of((word,)) is not None
 
 
-def find_plants(tokens: list[Token]) -> list[tuple[int, int, str]]:
-    """(start, end, plant) of every known plant, longest phrase first at each place, left to
-    right."""
-    words = [t.word for t in tokens]
-    base = [w if w in PLANT_WORDS else singular(w) for w in words]
-    found: list[tuple[int, int, str]] = []
-    i = 0
-    while i < len(words):
-        hit = None
-        for n in (3, 2, 1):
-            if i + n > len(words):
-                continue
-            plant = crops.PLANTS.get(tuple(words[i : i + n])) or crops.PLANTS.get(
-                tuple(base[i : i + n])
-            )
-            if not plant and n == 2 and (tokens[i + 1].brk == 1 or tokens[i + 1].bracketed):
-                plant = crops.PLANTS.get((base[i + 1], base[i]))  # "Pepper, bell"
-            if plant:
-                hit = (i, i + n, plant)
-                genus = (
-                    n == 1
-                    and (words[i],) in crops.LATIN
-                    and i + 1 < len(words)
-                    and not tokens[i + 1].brk
-                )
-                if genus and is_epithet(words[i + 1]):
-                    hit = (i, i + 2, plant)  # "Musa acuminata"
-                break
-        if hit:
-            found.append(hit)
-            i = hit[1]
-        else:
-            i += 1
-    return found
-
-
 def is_epithet(word: str) -> bool:
     """Whether a word in no table looks like the second word of a Latin name."""
     return len(word) >= 4 and word not in KNOWN and LATIN_END.search(word) is not None
 
 
-def read(raw: str) -> Reading:
-    """One name on its own, see `Reading`. Raises nothing."""
-    tokens = tokenise(raw)
-    # "White background" tells of the picture: the colour goes with the noise word behind it.
-    scene = [i for i, t in enumerate(tokens) if t.word in {"background", "backgrounds"} and i]
-    idle = {i - 1 for i in scene if tokens[i - 1].word in crops.COLOURS}
-    idle |= {
-        i for i, t in enumerate(tokens) if t.word in crops.NOISE and not _field_plant(tokens, i)
-    }
-    tokens = _without_folder([t for i, t in enumerate(tokens) if i not in idle])
-    if not any(not t.bracketed for t in tokens):
-        tokens = [t._replace(bracketed=False) for t in tokens]
+def find_plants(tokens: list[Token]) -> list[Plant]:
+    """All known plants, the longest phrase first at each place, left to right."""
+    found: list[Plant] = []
+    i = 0
+    while i < len(tokens):
+        hit = next(filter(None, (_plant_at(tokens, i, n) for n in (3, 2, 1))), None)
+        found += [hit] if hit else []
+        i = hit[1] if hit else i + 1
+    return found
+
+
+def _plant_at(tokens: list[Token], i: int, n: int) -> Plant | None:
+    """The plant that the n words from i on name."""
+    words, following = [t.word for t in tokens[i : i + n]], tokens[i + n : i + n + 1]
+    if len(words) < n:
+        return None
+    plant = plant_of(tuple(words))
+    if not plant and n == 2 and (tokens[i + 1].brk == 1 or tokens[i + 1].bracketed):
+        plant = crops.PLANTS.get((_base(words[1]), _base(words[0])))  # "Pepper, bell"
+    if not plant:
+        return None
+    genus = n == 1 and (words[0],) in crops.LATIN and following and not following[0].brk
+    return i, i + n + bool(genus and is_epithet(following[0].word)), plant  # "Musa acuminata"
+
+
+def _choose(tokens: list[Token], plants: list[Plant]) -> tuple[Plant, str]:
+    """The plant that the name is about, and how it was found."""
+    words, end = [t.word for t in tokens], len(tokens)
+    first = (i for i, w in enumerate(words) if w not in _IDLE or w in PLANT_WORDS - _IDLE)
+    lead = next(first, 0)
+    while end > 0 and words[end - 1] in _IDLE:
+        end -= 1
+    plants = [p for p in plants if not tokens[p[0]].bracketed] or plants
+    start = next((p for p in plants if p[0] == lead), None)
+    later = (
+        next((p for p in plants if p[0] and words[p[0] - 1] in {"on", "of", "in"}), None)
+        or next((p for p in plants if tokens[p[0]].brk == 2), None)
+        or next((p for p in plants if p[1] >= end), None)
+    )
+    doubtful = start and words[start[0]] in crops.DISEASE_WORDS and later not in (None, start)
+    if start and not doubtful:
+        return start, "start"
+    return (later, "last") if later else (plants[0], "middle")
+
+
+def _swallow(tokens: list[Token], plants: list[Plant], chosen: Plant) -> int:
+    """End of the chosen plant with its repetitions right behind it: "Tomato___Tomato_mosaic",
+    "pepper bell bell"."""
+    start, end, name = chosen
+    words = [t.word for t in tokens]
+    organ = end - start > 1 and words[end - 1] in crops.ORGANS
+    if organ and end < len(words) and singular(words[end]) in crops.COMPOUND:
+        return end - 1  # "curry leaf spot" is a leaf spot
+    ends = {p[0]: p[1] for p in plants if p[2] == name}
+    several = name.split() if " " in name else []
+    while end in ends or (end < len(words) and words[end] in several):
+        end = ends.get(end, end + 1)
+    return end
+
+
+def _plant(tokens: list[Token]) -> tuple[str | None, str, range]:
+    """The species, how it was found, and the tokens that name it."""
     words = [t.word for t in tokens]
     borrowed = [
         (i, i + len(phrase), plant)
@@ -130,227 +163,175 @@ def read(raw: str) -> Reading:
         if tuple(words[i : i + len(phrase)]) == phrase
     ]
     plants = [p for p in find_plants(tokens) if not any(i <= p[0] < j for i, j, _ in borrowed)]
-    species, how, taken = None, "", range(0)
     if plants:
         chosen, how = _choose(tokens, plants)
-        species, taken = chosen[2], range(chosen[0], _swallow(tokens, plants, chosen))
-    elif any(plant for _, _, plant in borrowed):
-        species, how = next(plant for _, _, plant in borrowed if plant), "borrowed"
-    else:
-        implied = {crops.ABBREVIATIONS[w][0] for w in words if w in crops.ABBREVIATIONS} - {None}
-        if len(implied) == 1:
-            species, how = implied.pop(), "abbreviation"
+        return chosen[2], how, range(chosen[0], _swallow(tokens, plants, chosen))
+    told = [plant for _, _, plant in borrowed if plant]
+    implied = {crops.ABBREVIATIONS[w][0] for w in words if w in crops.ABBREVIATIONS} - {None}
+    if told:
+        return told[0], "borrowed", range(0)
+    if len(implied) == 1:
+        return implied.pop(), "abbreviation", range(0)
+    return None, "", range(0)
+
+
+# endregion
+
+# region one name
+
+
+def read(raw: str) -> NameParts:
+    """One name on its own, see `NameParts`. Raises nothing."""
+    tokens = _without_folder(_without_noise(tokenise(raw)))
+    if all(t.bracketed for t in tokens):
+        tokens = [t._replace(bracketed=False) for t in tokens]
+    species, how, taken = _plant(tokens)
     rest = [t for i, t in enumerate(tokens) if i not in taken]
     main = [t for t in rest if not t.bracketed]
-    rest = (
-        main if _means_something(main) else [t for t in rest if t.word not in _ONLY_PLANT] or main
-    )
-    for i, token in enumerate(
-        rest
-    ):  # the plant's name again, behind a full disease name, starts a synonym
-        again = species and token.word in species.split() and how == "start"
-        if again and i and rest[i - 1].word in crops.HEADS | crops.SIGNS:
-            rest = rest[:i]
-            break
-    disease, quality = disease_name([t.word for t in rest])
+    if all(t.word in crops.ORGANS | crops.LINKS for t in main):  # the disease is in the brackets
+        main = [t for t in rest if t.word not in _ONLY_PLANT] or main
+    words = [t.word for t in main]
+    if species and how == "start":  # its name again, behind a full disease name: a synonym begins
+        again = (
+            i
+            for i in range(1, len(words))
+            if words[i] in species.split() and words[i - 1] in crops.HEADS | crops.SIGNS
+        )
+        words = words[: next(again, None)]
+    disease, quality = disease_name(words)
     fixed = any(t.fixed for t in tokens if not t.bracketed)
-    return Reading(species, how, tuple(tokens), disease, quality, fixed)
+    return NameParts(species, how, tuple(tokens), disease, quality, fixed)
+
+
+def _without_noise(tokens: list[Token]) -> list[Token]:
+    """Tokens without words of folders and pictures; "white background" goes with its colour."""
+    words = [t.word for t in tokens]
+    idle = {i for i, w in enumerate(words) if w in crops.NOISE and not _field_plant(tokens, i)}
+    for i in range(1, len(words)):
+        if words[i] in {"background", "backgrounds"} and words[i - 1] in crops.COLOURS:
+            idle.add(i - 1)
+    return [t for i, t in enumerate(tokens) if i not in idle]
 
 
 def _field_plant(tokens: list[Token], i: int) -> bool:
     """Whether "field" belongs to a plant's name: "field bindweed", but not "field images" or "field
     tomato"."""
-    following = tokens[i + 1] if i + 1 < len(tokens) else None
-    return (
-        tokens[i].word == "field"
-        and following is not None
-        and not following.brk
-        and following.word not in KNOWN
-    )
+    following = tokens[i + 1 : i + 2]
+    return tokens[i].word == "field" and any(not t.brk and t.word not in KNOWN for t in following)
 
 
 def _without_folder(tokens: list[Token]) -> list[Token]:
     """Tokens without folders above a plant's own: "My photos/Potato/rust" -> "Potato/rust"."""
     starts = [0, *(i for i in range(1, len(tokens)) if tokens[i].brk == 2), len(tokens)]
     parts = [tokens[a:b] for a, b in zip(starts, starts[1:], strict=False)]
-    for n, part in enumerate(parts[:-1]):
-        words = tuple(t.word for t in part)
-        if (
-            n
-            and plant_of(words)
-            and not any(find_plants(p) or any(t.word in _TOLD for t in p) for p in parts[:n])
-        ):
+    telling = [bool(find_plants(p)) or any(t.word in _TOLD for t in p) for p in parts]
+    for n in range(1, len(parts) - 1):
+        if plant_of(tuple(t.word for t in parts[n])) and not any(telling[:n]):
             tokens = tokens[starts[n] :]
             break
     return [tokens[0]._replace(brk=0), *tokens[1:]] if tokens else tokens
 
 
-def _means_something(tokens: list[Token]) -> bool:
-    return any(t.word not in crops.ORGANS | crops.LINKS for t in tokens)
+# endregion
 
-
-def _choose(
-    tokens: list[Token], plants: list[tuple[int, int, str]]
-) -> tuple[tuple[int, int, str], str]:
-    idle = crops.HEALTHY | crops.SICK | crops.ORGANS | crops.LINKS | {"no", "not", "non", "un"}
-    lead = next(
-        (i for i, t in enumerate(tokens) if t.word not in idle or t.word in PLANT_WORDS - idle), 0
-    )
-    end = len(tokens)
-    while end > 0 and tokens[end - 1].word in idle:
-        end -= 1
-    open_ones = [p for p in plants if not tokens[p[0]].bracketed] or plants
-    start = next((p for p in open_ones if p[0] == lead), None)
-    linked = next(
-        (p for p in open_ones if p[0] and tokens[p[0] - 1].word in {"on", "of", "in"}), None
-    )
-    parted = next((p for p in open_ones if tokens[p[0]].brk == 2), None)
-    last = next((p for p in open_ones if p[1] >= end), None)
-    if start and not (
-        tokens[start[0]].word in crops.DISEASE_WORDS
-        and (linked or parted or last) not in (None, start)
-    ):
-        return start, "start"
-    for plant in (linked, parted, last):
-        if plant:
-            return plant, "last"
-    return open_ones[0], "middle"
-
-
-def _swallow(
-    tokens: list[Token], plants: list[tuple[int, int, str]], chosen: tuple[int, int, str]
-) -> int:
-    """End of the chosen plant with its repetitions right behind it: "Tomato___Tomato_mosaic",
-    "pepper bell bell"."""
-    end = chosen[1]
-    words = [t.word for t in tokens]
-    organ = end - chosen[0] > 1 and words[end - 1] in crops.ORGANS
-    if organ and end < len(words) and singular(words[end]) in crops.COMPOUND:
-        return end - 1  # "curry leaf spot" is a leaf spot
-    following = {p[0]: p for p in plants}
-    several = chosen[2].split() if " " in chosen[2] else []
-    while end < len(tokens):
-        if end in following and following[end][2] == chosen[2]:
-            end = following[end][1]
-        elif tokens[end].word in several:
-            end += 1
-        else:
-            break
-    return end
+# region the disease
 
 
 def disease_name(words: list[str]) -> tuple[str | None, str]:
-    """Words left beside the plant -> (disease in plain words or None, quality as in `Reading`)."""
+    """Words left beside the plant -> (disease in plain words or None, quality as in
+    `NameParts`)."""
     words = _expand(words)
     text = " ".join(words)
-    if re.search(
-        r"\b(no|non|not|un|without) ?(disease|diseased|diseases|infected|affected)\b|\bdisease "
-        r"free\b",
-        text,
-    ):
-        return "healthy", "healthy"
-    if re.search(r"\b(no|non|not|un) ?(healthy|health|normal)\b", text):
-        return "diseased", "sick"
     while words and words[0] in crops.LINKS | {"and"}:
         words = words[1:]
     while words and words[-1] in crops.LINKS | {"and"}:
         words = words[:-1]
     content = [w for w in words if w not in crops.ORGANS | crops.LINKS]
-    if not content:
-        return None, "none"
-    if any(w in crops.HEALTHY for w in content) and not any(w in _FULL for w in content):
-        if all(is_disease_word(w) for w in content):
-            return "healthy", "healthy"
-        return "healthy", "partly"
-    if all(w in crops.SICK for w in content):
-        return "diseased", "sick"
-    words = _trim_ends(_trim_front(words))
-    words = _one_name(words)
+    healthy = not crops.HEALTHY.isdisjoint(content) and _FULL.isdisjoint(content)
+    rules: tuple[tuple[object, tuple[str | None, str]], ...] = (
+        (_NOT_SICK.search(text), ("healthy", "healthy")),
+        (_NOT_HEALTHY.search(text), ("diseased", "sick")),
+        (not content, (None, "none")),
+        (healthy and all(map(is_disease_word, content)), ("healthy", "healthy")),
+        (healthy, ("healthy", "partly")),
+        (crops.SICK.issuperset(content), ("diseased", "sick")),
+    )
+    whole = next((result for holds, result in rules if holds), None)
+    return whole or _named(_one_name(_trim_ends(_trim_front(words))))
+
+
+def _named(words: list[str]) -> tuple[str | None, str]:
+    """A disease's name and how well its words are known."""
     if not words:
         return None, "none"
     name = " ".join(words)
-    name = {"two spotted spider mites": "two spotted spider mite"}.get(name, name)
+    name = "two spotted spider mite" if name == "two spotted spider mites" else name
     telling = [
-        is_disease_word(w) and w not in crops.COLOURS for w in words
-    ]  # "red" alone is no disease
-    borrowed = tuple(words) in crops.BORROWED
-    for i, word in enumerate(words):  # "phytophthora ramorum"
-        telling[i] = (
-            telling[i]
-            or borrowed
-            or (i > 0 and words[i - 1] in crops.PATHOGENS and word not in _BESIDE)
-        )
-    if any(telling) and all(
-        t or w in _BESIDE or w in crops.COLOURS for t, w in zip(telling, words, strict=True)
-    ):
-        return name, "known"
-    return name, "partly" if any(telling) else "unknown"
+        (is_disease_word(word) and word not in crops.COLOURS)  # "red" alone is no disease
+        or tuple(words) in crops.BORROWED
+        or (before in crops.PATHOGENS and word not in _BESIDE)  # "phytophthora ramorum"
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+    if not any(telling):
+        return name, "unknown"
+    idle = (w in _BESIDE or w in crops.COLOURS for w in words)
+    return name, "known" if all(map(max, telling, idle)) else "partly"
 
 
 def _expand(words: list[str]) -> list[str]:
+    """Words with abbreviations written out, none twice in a row."""
     out: list[str] = []
     for word in words:
         for part in crops.ABBREVIATIONS[word][1].split() if word in crops.ABBREVIATIONS else [word]:
-            if not out or out[-1] != part:
-                out.append(part)
+            out += [part] if out[-1:] != [part] else []
     return out
 
 
 def _trim_front(words: list[str]) -> list[str]:
-    while len(words) > 1:
-        first, second = words[0], words[1]
-        sick = first in crops.SICK and any(
-            w not in crops.ORGANS | crops.SICK | crops.LINKS for w in words[1:]
-        )
-        strip = first in {"strip", "stripe"} and words[-1] == "rust" and len(words) > 2
-        organ = first in crops.ORGANS and (
-            second in crops.SICK
-            or (singular(second) not in crops.COMPOUND and is_disease_word(second))
-        )
-        organ = organ or (
-            first in crops.ORGANS and second in {"strip", "stripe"} and words[-1] == "rust"
-        )
-        whole = first in {"plant", "tree", "crop"} and second not in crops.PESTS
-        organ = organ or (first in crops.ORGANS and second in {"with", "by"})
-        if not (sick or strip or organ or whole or first in crops.LINKS):
-            break
+    while len(words) > 1 and _idle_front(words):
         words = words[1:]
     return words
 
 
+def _idle_front(words: list[str]) -> bool:
+    """Whether the first of two or more words says nothing about the disease."""
+    first, second, rust = words[0], words[1], words[-1] == "rust"
+    organ = first in crops.ORGANS
+    beside = crops.ORGANS | crops.SICK | crops.LINKS
+    return (
+        first in crops.LINKS
+        or (first in crops.SICK and not beside.issuperset(words[1:]))
+        or (first in {"plant", "tree", "crop"} and second not in crops.PESTS)
+        or (organ and second in crops.SICK | {"with", "by"})
+        or (organ and singular(second) not in crops.COMPOUND and is_disease_word(second))
+        or (organ and second in {"strip", "stripe"} and rust)
+        or (first in {"strip", "stripe"} and rust and len(words) > 2)
+    )
+
+
 def _trim_ends(words: list[str]) -> list[str]:
-    while len(words) > 1:
-        last, before = words[-1], words[-2]
-        if last in crops.ORGANS and before in crops.LINKS:
-            words = words[:-2]
-        elif len(last) == 1 and len(before) > 1 and before != "virus":
-            words = words[:-1]  # "blight d"
-        elif (
-            last in {"affected", "infected", "infested"} | crops.ORGANS
-            and is_disease_word(before)
-            and _affected(words)
-        ):
-            words = words[:-1]
-        elif len(words) > 2 and last == "damage" and before in crops.ORGANS:
-            words = words[:-1]
-        elif last in crops.ORGANS and singular(before) in _COMPLETE:
-            words = words[:-1]
-        elif len(words) > 2 and words[-2:] == ["water", "mold"] and words[-3] in _FULL:
-            words = words[:-2]
-        elif last in {"disease", "diseases"} and before in _FULL | crops.ORGANS | {"curl", "hole"}:
-            words = words[:-1]
-        elif last in _IDLE_TAILS and (before in _FULL or before in crops.SIGNS):
-            if last == "damage" and singular(before) in {"insect", "pest"}:
-                break
-            words = words[:-1]
-        else:
-            break
+    while len(words) > 1 and (count := _idle_end(words)):
+        words = words[:-count]
     return words
 
 
-def _affected(words: list[str]) -> bool:
-    """Whether words end in "affected", with or without an organ: "caterpillar affected leaf"."""
-    return words[-1 - (words[-1] in crops.ORGANS)] in {"affected", "infected", "infested"}
+def _idle_end(words: list[str]) -> int:
+    """How many of the last of two or more words say nothing about the disease."""
+    last, before, many = words[-1], words[-2], len(words) > 2
+    organ = last in crops.ORGANS
+    affected = words[-1 - organ] in _AFFECTED and is_disease_word(before)
+    rules = (
+        (organ and before in crops.LINKS, 2),  # "spot on leaf"
+        (len(last) == 1 and len(before) > 1 and before != "virus", 1),  # "blight d"
+        (affected and (organ or last in _AFFECTED), 1),  # "caterpillar affected leaf"
+        (many and last == "damage" and before in crops.ORGANS, 1),
+        (organ and singular(before) in _COMPLETE, 1),  # "rust leaf"
+        (many and words[-2:] == ["water", "mold"] and words[-3] in _FULL, 2),
+        (last in _DISEASE and before in _FULL | crops.ORGANS | {"curl", "hole"}, 1),
+        (last == "damage" and singular(before) in {"insect", "pest"}, 0),
+        (last in crops.IDLE_TAILS - _DISEASE and before in _FULL | crops.SIGNS, 1),
+    )
+    return next((count for holds, count in rules if holds), 0)
 
 
 def _one_name(words: list[str]) -> list[str]:
@@ -360,9 +341,10 @@ def _one_name(words: list[str]) -> list[str]:
         return words[:2]
     if tuple(words) in _TWO_NAMES:
         return _TWO_NAMES[tuple(words)]
-    if "and" not in words:
-        last = singular(words[-1])
-        heads = [i for i, w in enumerate(words) if w in _FULL and singular(w) == last]
-        if len(heads) > 1 and len(words) - heads[-2] > 2:
-            return words[heads[-2] + 1 :]
+    heads = [i for i, w in enumerate(words) if w in _FULL and singular(w) == singular(words[-1])]
+    if "and" not in words and len(heads) > 1 and len(words) - heads[-2] > 2:
+        return words[heads[-2] + 1 :]
     return words
+
+
+# endregion

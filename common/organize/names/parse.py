@@ -1,15 +1,27 @@
 """Class names read as (species, disease), with a confidence and a reason: the entry to the name
-parser, which sees a whole list at once."""
+parser, which sees a whole list at once.
+
+parse -> unknown_plants -> listing -> naming -> spelling -> crops; each imports only what is on its
+right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from common.organize.names import answers, likeness, listing, naming, spelling
+from common.organize.names import crops, naming, unknown_plants
+from common.organize.names.listing import ListFacts, NameReading, is_known, main_words
+from common.organize.names.naming import NameParts
+from common.organize.names.spelling import tokenise
 
-# Below this confidence a person is asked about a name.
-ASK_BELOW = 0.9
+ASK_BELOW = 0.9  # confidence below which a person is asked about a name
+_FOUND = {  # how the plant was found -> confidence, reason
+    "start": (0.98, "known plant first"),
+    "last": (0.95, "known plant last"),
+    "borrowed": (0.93, "plant told by the disease's name"),
+    "abbreviation": (0.85, "plant told by the abbreviation"),
+    "middle": (0.8, "known plant in the middle"),
+}
+_KNOWN = {"healthy": "healthy", "sick": "sick of something", "known": "known disease"}
 
 
 @dataclass(frozen=True)
@@ -35,30 +47,60 @@ def parse_class_names(names: list[str]) -> list[ParsedName]:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"Class names must be text, got {name!r}.")
-    readings = {name: naming.read(name) for name in names}
-    facts = listing.ListFacts(readings.values())
-    read = {
-        name: ParsedName(name, *answers.answer(reading, facts))
-        for name, reading in readings.items()
-    }
+    parts = {name: naming.read(name) for name in names}
+    facts = ListFacts(parts.values())
+    read = {name: ParsedName(name, *_reading(found, facts)) for name, found in parts.items()}
     return [read[name] for name in names]
 
 
 def parse_flat(name: str) -> ParsedName:
     """One label without a second level (animals, flowers) as plain words: species and disease are
     both the label."""
-    words = " ".join(token.word for token in spelling.tokenise(name, mend=False))
+    words = " ".join(token.word for token in tokenise(name, mend=False))
     if not words:
         return ParsedName(name, None, None, 0.0, "the name holds no words")
     return ParsedName(name, words, words, 1.0, "label taken as it stands")
 
 
-def near_identical(
-    classes: Iterable[tuple[str, str]],
-) -> list[tuple[tuple[str, str], tuple[str, str], str]]:
-    """(leaf, the leaf it would become, reason) for (species, disease) leaves that look like one;
-    nothing is merged.
+def _reading(parts: NameParts, facts: ListFacts) -> NameReading:
+    """One name in the light of its list; the first of these that applies."""
+    if not main_words(parts.tokens):
+        reason = "the name holds no words that tell a plant or a disease"
+        return NameReading(None, None, 0.0, reason)
+    found = unknown_plants.separated(parts, facts) or unknown_plants.learned(parts, facts)
+    if found:
+        return found
+    unknown = unknown_plants.unknown_before_known(parts, facts)
+    if parts.species and not unknown:
+        return _with_plant(parts, facts)
+    return unknown_plants.without_plant(parts, facts, unknown)
 
-    Finds plurals, spacing, spellings, known synonyms and typos, between the diseases of a plant and
-    between plants. Each pair once, sorted. Raises nothing."""
-    return likeness.near_identical(classes)
+
+def _with_plant(parts: NameParts, facts: ListFacts) -> NameReading:
+    confidence, reason = _FOUND[parts.how]
+    if parts.how == "abbreviation" and len(parts.tokens) == 1:
+        confidence = 0.7
+    disease, words = parts.disease, tuple((parts.disease or "").split())
+    separated = any(t.brk == 2 for t in parts.tokens)
+    recurs = len(facts.beginnings[words]) >= 2
+    if parts.quality == "none":
+        organ = main_words(parts.tokens)[-1] in crops.ORGANS
+        same = facts.bare[organ] >= 3
+        disease = "healthy"
+        confidence *= (0.94 if same else 0.86) if organ else (0.8 if same else 0.66)
+        reason += ", and no disease named" + (", as in others of this list" if same else "")
+    elif parts.quality == "unknown":
+        often = facts.plants[parts.species or ""] >= 3
+        recurs = recurs or (often and (len(words) == 1 or naming.is_epithet(words[-1])))
+        confidence *= (0.94 if separated else 0.92) if recurs else (0.9 if separated else 0.82)
+        reason += ", then words that are in no table"
+    elif parts.quality == "partly":
+        recurs = disease != "healthy" and (separated or is_known(words[0]) or recurs)
+        confidence *= 0.95 if recurs and is_known(words[-1]) else 0.9
+        reason += ", a disease with a word that is in no table"
+    else:
+        reason += f", {_KNOWN[parts.quality]}"
+    if parts.fixed:
+        confidence -= 0.03
+        reason += "; a typo was mended"
+    return NameReading(parts.species, disease, round(confidence, 3), reason)

@@ -1,4 +1,4 @@
-"""Class names as leaves of the tree: what the parser reads, what a person answers, and what a
+"""Class names as classes of the tree: what the parser reads, what a person answers, and what a
 person should look at."""
 
 from __future__ import annotations
@@ -14,13 +14,8 @@ from pathlib import Path
 
 from common.classes import slug
 from common.console import fail, warn
-from common.organize.names.parse import (
-    ASK_BELOW,
-    ParsedName,
-    near_identical,
-    parse_class_names,
-    parse_flat,
-)
+from common.organize.names.likeness import near_identical
+from common.organize.names.parse import ASK_BELOW, ParsedName, parse_class_names, parse_flat
 
 Pair = tuple[str, str]
 REVIEW = ("name", "species", "disease", "confidence", "decision", "reason")
@@ -39,7 +34,7 @@ _SHOWN = 5  # other names, or unknown answers, that one sentence lists
 class Names:
     """What was decided about every class name.
 
-    leaves: raw name -> (species, disease) as slugs, without names left out. review: rows of REVIEW,
+    classes: raw name -> (species, disease) as slugs, without names left out. review: rows of REVIEW,
     one per name that a person should look at and has not answered. table: rows of NAMES, one per
     name, in the order given. Both tables are text; species and disease are slugs, empty where the
     name is left out."""
@@ -51,7 +46,7 @@ class Names:
 
 @dataclass(frozen=True)
 class _Decided:
-    class_idx: Pair | None
+    pair: Pair | None
     words: tuple[str, str]
     confidence: str
     by: str
@@ -59,7 +54,7 @@ class _Decided:
 
 
 def read_names(names: list[str], levels: int, overrides: Path | None) -> Names:
-    """Read class names as leaves; a person's answers win over the parser.
+    """Read class names as classes; a person's answers win over the parser.
 
     Args:
         names: all raw names of the sources; repeats change nothing.
@@ -74,24 +69,23 @@ def read_names(names: list[str], levels: int, overrides: Path | None) -> Names:
     answers = _answers(overrides, names, levels) if overrides is not None else {}
     parsed = parse_class_names(names) if levels == 2 else [parse_flat(name) for name in names]
     decided = {p.raw: answers.get(p.raw) or _read(p, levels) for p in parsed}
-    classes = {name: d.class_idx for name, d in decided.items() if d.class_idx}
+    classes = {name: d.pair for name, d in decided.items() if d.pair}
     table = [
-        (name, *(d.class_idx or ("", "")), d.confidence, d.by, d.reason)
-        for name, d in decided.items()
+        (name, *(d.pair or ("", "")), d.confidence, d.by, d.reason) for name, d in decided.items()
     ]
     open_names = {name: d for name, d in decided.items() if d.by != "person"}
     return Names(classes, _review(open_names, decided, classes, levels), table)
 
 
 def _read(parsed: ParsedName, levels: int) -> _Decided:
-    class_idx, confidence = None, f"{parsed.confidence:.2f}"
+    pair, confidence = None, f"{parsed.confidence:.2f}"
     if parsed.species is not None:
         species = slug(parsed.species)
-        class_idx = (species, species if levels == 1 else slug(parsed.disease or "unspecified"))
+        pair = (species, species if levels == 1 else slug(parsed.disease or "unspecified"))
     if parsed.confidence < ASK_BELOW <= float(confidence):
         confidence = f"{parsed.confidence:.3f}"  # 0.899 must not read 0.90
     return _Decided(
-        class_idx, (parsed.species or "", parsed.disease or ""), confidence, "parser", parsed.reason
+        pair, (parsed.species or "", parsed.disease or ""), confidence, "parser", parsed.reason
     )
 
 
@@ -104,7 +98,7 @@ def _review(
     """One row per open question, the names left out first."""
     notes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name, d in open_names.items():
-        if d.class_idx is None:
+        if d.pair is None:
             notes[name].append(
                 (
                     0,
@@ -115,8 +109,8 @@ def _review(
         elif float(d.confidence) < ASK_BELOW:
             notes[name].append((1, f"{d.reason}; right it, or give this row as it stands"))
     together: dict[Pair, list[str]] = defaultdict(list)
-    for name, class_idx in classes.items():
-        together[class_idx].append(name)
+    for name, pair in classes.items():
+        together[pair].append(name)
     for gone, kept, why in _alike(together, levels):
         for name in together[gone]:
             if name in open_names:
@@ -137,12 +131,12 @@ def _review(
     rows = []
     for name, found in notes.items():
         found.sort(key=lambda note: note[0])
-        class_idx = decided[name].class_idx or ("", "")
+        pair = decided[name].pair or ("", "")
         rows.append(
             (
                 found[0][0],
                 name,
-                *class_idx,
+                *pair,
                 decided[name].confidence,
                 _DECISIONS[found[0][0]],
                 "; ".join(text for _, text in found),
@@ -172,10 +166,8 @@ def _with(name: str, raws: Sequence[str], decided: dict[str, _Decided]) -> str:
 
 
 def _alike(classes: Iterable[Pair], levels: int) -> Iterator[tuple[Pair, Pair, str]]:
-    """(leaf that would go, leaf it would join, why), as slugs."""
-    slugs = {
-        tuple(part.replace("_", " ") for part in class_idx): class_idx for class_idx in classes
-    }
+    """(class that would go, class it would join, why), as slugs."""
+    slugs = {tuple(part.replace("_", " ") for part in pair): pair for pair in classes}
     for gone, kept, why in near_identical(slugs):
         if levels == 1:
             yield slugs[gone], slugs[kept[0], kept[0]], why.removeprefix("plants: ")
@@ -201,10 +193,9 @@ def _answers(path: Path, names: list[str], levels: int) -> dict[str, _Decided]:
         if name is None:
             strangers.append((line, raw))
             continue
-        if name in answers and answers[name].class_idx != answer.class_idx:
+        if name in answers and answers[name].pair != answer.pair:
             first, second = (
-                "/".join(a.class_idx) if a.class_idx else "left out"
-                for a in (answers[name], answer)
+                "/".join(a.pair) if a.pair else "left out" for a in (answers[name], answer)
             )
             fail(
                 f"{path}: '{name}' is answered twice: {first} in line {lines[name]}, {second} in "

@@ -1,7 +1,7 @@
 """Names whose plant is in no table: separators, brackets and the list they stand in tell where the
 plant ends.
 
-`answers.answer` asks these in turn; each gives an `Answer` or None.
+`parse` asks these in turn; each gives a `NameReading` or None.
 """
 
 from __future__ import annotations
@@ -9,30 +9,29 @@ from __future__ import annotations
 from common.organize.names import crops, naming, spelling
 from common.organize.names.listing import (
     STATES,
-    Answer,
     ListFacts,
+    NameReading,
     Words,
     is_known,
     main_words,
     quality,
     turned,
 )
-from common.organize.names.naming import Reading
+from common.organize.names.naming import NameParts
 from common.organize.names.spelling import Token
 
 
-def parted(reading: Reading, facts: ListFacts) -> Answer | None:
+def separated(parts: NameParts, facts: ListFacts) -> NameReading | None:
     """A plant in no table before a strong separator or a bracket with a disease: "Rose_Hip___rust",
     "Medlar (rust)"."""
-    tokens = reading.tokens
-    cut = next(
-        (i for i in range(1, len(tokens)) if tokens[i].brk == 2 and not tokens[i].bracketed), 0
-    )
-    if not cut:
-        cut = next((i for i in range(1, len(tokens)) if tokens[i].bracketed), 0)
-        if not cut or any(not t.bracketed for t in tokens[cut:]):
-            return None
+    tokens = parts.tokens
+    strong = (i for i in range(1, len(tokens)) if tokens[i].brk == 2 and not tokens[i].bracketed)
+    bracket = (i for i in range(1, len(tokens)) if tokens[i].bracketed)
+    cut = next(strong, 0) or next(bracket, 0)
     left, right = tokens[:cut], tokens[cut:]
+    aside = bool(cut) and right[0].bracketed
+    if not cut or (aside and not all(t.bracketed for t in right)):
+        return None
     main = [t.word for t in left if not t.bracketed]
     while (
         main
@@ -41,69 +40,54 @@ def parted(reading: Reading, facts: ListFacts) -> Answer | None:
     ):
         main.pop()
     known = naming.find_plants(list(left))
+    idle = crops.ORGANS | crops.LINKS | STATES
     spare = [
-        w for i, w in enumerate(t.word for t in left) if not any(a <= i < b for a, b, _ in known)
+        t.word
+        for i, t in enumerate(left)
+        if t.word in main and t.word not in idle and not any(a <= i < b for a, b, _ in known)
     ]
-    spare = [
-        w
-        for w in spare
-        if w in main and w not in crops.ORGANS and w not in STATES and w not in crops.LINKS
-    ]
-    if (
-        known
-        and spare
-        and len(known[0][2].split()) > 1
-        and all(w in known[0][2].split() for w in spare)
-    ):
+    told = [t.word for t in right]
+    name = known[0][2].split() if known else []
+    if spare and len(name) > 1 and all(w in name for w in spare):
         return None  # "Pepper__bell"
-    if right[0].bracketed and main:
-        both = _two_names(main, [t.word for t in right], reading, facts)
-        if both:
-            return both
-        if known and right[0].word in crops.PATHOGENS:
-            return None  # "cabbage club root (plasmodiophora brassicae)"
-    if (
+    both = _two_names(main, told, parts, facts) if aside and main else None
+    if both:
+        return both
+    rest = [t._replace(bracketed=False) for t in right] if aside else list(right)
+    kind = quality(tuple(told))
+    no_plant = (
         not spare
-        or not main
         or main[0] in STATES
         or any(w in crops.HEADS | crops.PESTS | crops.PATHOGENS for w in main)
-    ):
-        return None
-    if all(is_known(w) for w in main) and not known:
-        return None
-    rest = right if not right[0].bracketed else [t._replace(bracketed=False) for t in right]
-    kind = quality(tuple(t.word for t in rest))
-    if right[0].bracketed and (
-        not facts.told(tuple(t.word for t in right)) or naming.find_plants(list(rest))
-    ):
-        return None
-    if right[0].bracketed and known and any(is_known(w) and w not in crops.COLOURS for w in spare):
-        return None  # "Cassava mosaic (CMD)"
-    if known and kind in {"none", "unknown"} and tuple(main) not in facts.learned:
+        or (not known and all(map(is_known, main)))
+        # "cabbage club root (plasmodiophora brassicae)"
+        or (aside and known and told[0] in crops.PATHOGENS)
+        or (aside and (not facts.told(tuple(told)) or naming.find_plants(rest)))
+        # "Cassava mosaic (CMD)"
+        or (aside and known and any(is_known(w) and w not in crops.COLOURS for w in spare))
+        or (known and kind in {"none", "unknown"} and tuple(main) not in facts.learned)
+    )
+    if no_plant:
         return None
     again = next((k for k in range(1, len(main) // 2 + 1) if main[:k] * 2 == main), len(main))
     if tuple(main) not in facts.learned:  # unless the list shows that it is called so ("camu camu")
         main = main[:again]
-    others = list(t.word for t in rest if not t.bracketed)
+    others = [t.word for t in rest if not t.bracketed]
     while len(others) > len(main) and others[: len(main)] == main:
         others = others[len(main) :]
     disease, kind = naming.disease_name(others)
-    many = len(facts.endings[tuple(main)])
-    wide = len(facts.beginnings[tuple(others)])
-    confidence = (
-        (0.85 if known else 0.87) + 0.04 * (many >= 2) + 0.02 * (many >= 3) + 0.02 * (wide >= 2)
-    )
+    many, wide = len(facts.endings[tuple(main)]), len(facts.beginnings[tuple(others)])
+    confidence = 0.85 if known else 0.87
+    confidence += 0.04 * (many >= 2) + 0.02 * (many >= 3) + 0.02 * (wide >= 2)
     confidence -= {"none": 0.2, "unknown": 0.0 if wide >= 2 else 0.06}.get(kind, 0.0)
-    reason = (
-        f"unknown plant before a strong separator; it begins {many} kind{'s' * (many != 1)} "
-        f"of names"
-    )
-    return Answer(" ".join(main), disease or "healthy", _round(confidence, reading), reason)
+    kinds = f"{many} kind{'s' * (many != 1)} of names"
+    reason = f"unknown plant before a strong separator; it begins {kinds}"
+    return NameReading(" ".join(main), disease or "healthy", _round(confidence, parts), reason)
 
 
 def _two_names(
-    main: list[str], other: list[str], reading: Reading, facts: ListFacts
-) -> Answer | None:
+    main: list[str], other: list[str], parts: NameParts, facts: ListFacts
+) -> NameReading | None:
     """A plant and its other name in brackets, with no disease in either: "Ficus religiosa (peepal
     tree)"."""
     ill = any(spelling.is_disease_word(w) and not naming.is_plant(w) for w in main + other)
@@ -114,24 +98,24 @@ def _two_names(
     if not any(named) and not latin:
         return None
     species = named[0] or named[1] or " ".join(main)
-    return Answer(
+    return NameReading(
         species,
         "healthy",
-        _round(0.8, reading),
+        _round(0.8, parts),
         "a plant with its other name in brackets, and no disease named",
     )
 
 
-def learned(reading: Reading, facts: ListFacts) -> Answer | None:
+def learned(parts: NameParts, facts: ListFacts) -> NameReading | None:
     """A plant that the list itself shows: it begins names with several diseases. None where it does
     not."""
-    words = turned(main_words(reading.tokens))
+    words = turned(main_words(parts.tokens))
     found = facts.find_learned(words)
     if not found:
         return None
     start, end = found
     plant, rest = words[start:end], words[end:] + words[: max(0, start - 1)]
-    aside = tuple(t.word for t in reading.tokens if t.bracketed)
+    aside = tuple(t.word for t in parts.tokens if t.bracketed)
     if not rest and facts.told(aside):
         rest = aside
     while rest[: len(plant)] == plant:
@@ -150,19 +134,19 @@ def learned(reading: Reading, facts: ListFacts) -> Answer | None:
         reason += f"; the ending follows {wide} plants"
     if disease is None:
         disease, reason = "healthy", reason + ", and no disease named"
-    return Answer(" ".join(plant), disease, _round(confidence, reading), reason)
+    return NameReading(" ".join(plant), disease, _round(confidence, parts), reason)
 
 
-def _round(confidence: float, reading: Reading) -> float:
-    return round(max(0.1, min(confidence, 0.97) - 0.03 * reading.fixed), 3)
+def _round(confidence: float, parts: NameParts) -> float:
+    return round(max(0.1, min(confidence, 0.97) - 0.03 * parts.fixed), 3)
 
 
-def stranger_first(reading: Reading, facts: ListFacts) -> int:
+def unknown_before_known(parts: NameParts, facts: ListFacts) -> int:
     """Words of an unknown plant before a known one ("quandong___peach_leaf_curl"); 0 where there is
     none."""
-    if reading.how not in {"middle", "last", "borrowed", "abbreviation"}:
+    if parts.how not in {"middle", "last", "borrowed", "abbreviation"}:
         return 0
-    tokens = [t for t in reading.tokens if not t.bracketed]
+    tokens = [t for t in parts.tokens if not t.bracketed]
     count = next(
         (i for i, t in enumerate(tokens) if spelling.is_known(t.word) or is_known(t.word)),
         len(tokens),
@@ -170,19 +154,19 @@ def stranger_first(reading: Reading, facts: ListFacts) -> int:
     if not 0 < count < len(tokens):
         return 0
     kind = tokens[count].word in crops.KINDS and tokens[count].brk < 2 and count + 1 < len(tokens)
-    if reading.how == "middle" and kind:
+    if parts.how == "middle" and kind:
         return count + 1
     ends = facts.endings[tuple(t.word for t in tokens[:count])]
     return count if tokens[count].brk == 2 or len({end[:1] for end in ends}) >= 2 else 0
 
 
-def without_plant(reading: Reading, facts: ListFacts, stranger: int) -> Answer:
+def without_plant(parts: NameParts, facts: ListFacts, before: int) -> NameReading:
     """A name that no table and no other name explains: where its plant ends, or what the list says
     instead."""
-    tokens = [t for t in reading.tokens if not t.bracketed]
+    tokens = [t for t in parts.tokens if not t.bracketed]
     words = tuple(t.word for t in tokens)
     unknown = [i for i, w in enumerate(words) if not is_known(w)]
-    split = _split(tokens, unknown, facts, stranger) if unknown or stranger else None
+    split = _split(tokens, unknown, facts, before) if unknown or before else None
     if split:
         species, rest, confidence, reason = split
         disease, kind = naming.disease_name(list(rest))
@@ -190,25 +174,25 @@ def without_plant(reading: Reading, facts: ListFacts, stranger: int) -> Answer:
             confidence -= 0.15
         if disease is None:
             disease, reason = "healthy", reason + ", and no disease named"
-        return Answer(" ".join(species), disease, _round(confidence, reading), reason)
+        return NameReading(" ".join(species), disease, _round(confidence, parts), reason)
     if (
         unknown
         and facts.plants_only()
         and not any(w in crops.HEADS | crops.PESTS | crops.PATHOGENS for w in words)
     ):
         plant = words[:-1] if len(words) > 1 and words[-1] in crops.ORGANS else words
-        return Answer(
+        return NameReading(
             " ".join(plant), "healthy", 0.7, "unknown name in a list of plants; no disease named"
         )
     only = facts.only_plant()
     if only:
         reason = f"the name does not say the plant; every name of this list that does says {only}"
-        return Answer(only, reading.disease, 0.5, reason)
-    return Answer(None, reading.disease, 0.2, "the name does not say the plant")
+        return NameReading(only, parts.disease, 0.5, reason)
+    return NameReading(None, parts.disease, 0.2, "the name does not say the plant")
 
 
 def _split(
-    tokens: list[Token], unknown: list[int], facts: ListFacts, stranger: int
+    tokens: list[Token], unknown: list[int], facts: ListFacts, before: int
 ) -> tuple[Words, Words, float, str] | None:
     """(plant words, other words, confidence, reason) of a name whose plant is in no table; None
     where it has none."""
@@ -225,8 +209,8 @@ def _split(
     first = next((i for i, w in enumerate(words) if w not in STATES), 0)
     rest = words[first:]
     brk = next((i for i in range(1, len(rest)) if tokens[first + i].brk == 2), 0)
-    if stranger:
-        count = stranger
+    if before:
+        count = before
     elif brk and any(i >= first for i in unknown if i < first + brk):
         count = brk
     else:
@@ -300,7 +284,7 @@ def _boundary(words: Words, first: int, unknown: list[int], facts: ListFacts) ->
         ending = rest[n:]
         kind = quality(ending) if ending else "none"
         worth = {"healthy": 3.0, "sick": 3.0, "known": 2.0, "partly": 0.3}.get(kind, 0.0)
-        wide = min(4, len(facts.beginnings[ending])) if ending else 1
+        wide = max(1, min(4, len(facts.beginnings[ending]))) if ending else 1
         scores[n] = worth - 1.2 * sum(i >= n for i in inside) / wide + 1.2 * (wide - 1) - 0.01 * n
         if n == len(rest):
             scores[n] -= 0.5
