@@ -16,7 +16,6 @@ import torch
 from common import images
 from common.console import fail, warn
 from common.export.poor_photos import SHIFTS, shifted
-from common.export.ranges import balanced
 from common.train.dataset import EvalViews, Organized, make_loader
 
 BATCH = 32
@@ -214,3 +213,33 @@ class Pictures:
 def spread(count: int, at_most: int) -> np.ndarray:
     """At most so many of 0..count - 1, evenly spread."""
     return np.linspace(0, count - 1, min(count, at_most)).astype(int)
+
+
+def balanced(class_idx: np.ndarray, at_most: int) -> np.ndarray:
+    """Choose calibration pictures that stand for all classes alike: in turns, one of each class.
+
+    Args:
+        leaf: int (N,), class of each picture.
+        at_most: how many to choose.
+
+    Returns:
+        int64 (at_most or N,), ascending places in `leaf`; within a class they are evenly spread.
+    """
+    class_idx = np.asarray(class_idx)
+    order = np.argsort(class_idx, kind="stable")
+    _, starts, counts = np.unique(class_idx[order], return_index=True, return_counts=True)
+    turn = np.empty(len(class_idx), np.float64)
+    quota = max(1, -(-at_most // max(1, len(starts))))
+    for start, count in zip(starts, counts, strict=True):
+        spread = np.linspace(0, count - 1, min(quota, count)).round().astype(int)
+        turns = np.full(count, np.inf)
+        turns[spread] = np.arange(len(spread))
+        rest = np.flatnonzero(np.isinf(turns))
+        turns[rest] = len(spread) + np.arange(len(rest))
+        turn[order[start : start + count]] = turns
+    classes = np.unique(class_idx, return_inverse=True)[1]
+    if at_most < len(starts):  # fewer pictures than classes: classes evenly spread
+        kept = np.isin(classes, np.linspace(0, len(starts) - 1, at_most).round().astype(int))
+        turn[~kept] = np.inf
+    chosen = np.lexsort((classes, turn))[: min(at_most, len(class_idx))]
+    return np.sort(chosen)
