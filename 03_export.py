@@ -38,8 +38,8 @@ from common.export.fitting import build_graph, torch_answers
 from common.export.graph import export_onnx
 from common.export.int8_gate import make_int8
 from common.export.measure import LimitError, check_batches, check_limits, measure_ms, session_run
-from common.export.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits
-from common.export.pictures import Pictures, known_strangers
+from common.export.outcomes import Outcome, fit_thresholds, evaluate_thresholds, outcome_of, photo_limits
+from common.export.pictures import Pictures, known_ood
 from common.export.report import compose_report, draw, report_table, report_text
 from common.files import file_sha256, write_text
 from common.serve import predictor
@@ -143,8 +143,8 @@ def describe(
     """Fit what is fitted per model on val, judge it on test, and compose its entry in
     bundle.json."""
     tree = pictures.data.tree
-    bars, seen = fit_bars(outcome, names, tree, photo, wanted)
-    metrics = judge_bars(outcome, bars, names, tree, pictures.data.class_sizes, flat)
+    bars, seen = fit_thresholds(outcome, names, tree, photo, wanted)
+    metrics = evaluate_thresholds(outcome, bars, names, tree, pictures.data.class_sizes, flat)
     probabilities = outcome.splits["test"][0]
     metrics |= {
         "top1_agreement": float((probabilities.argmax(1) == torch_test.argmax(1)).mean()),
@@ -278,7 +278,7 @@ def export(
 ) -> dict[str, Any]:
     """Make, fit and check all models; returns the bundle and what the report adds to it."""
     settings, threads = payload["settings"], default_workers()
-    strangers = known_strangers(data, args.ood, args.unknown_plants)
+    strangers = known_ood(data, args.ood, args.unknown_plants)
     pictures = Pictures(
         data, model.settings["image_size"], strangers, args.max_pictures, args.workers
     )
@@ -301,7 +301,7 @@ def export(
             f"not export {settings['backbone']} rightly. Nothing was written."
         )
     photo = photo_limits(pictures)
-    bars = fit_bars(outcomes[FP32], graph.scores, data.tree, photo, args.precision_wanted)[0][
+    bars = fit_thresholds(outcomes[FP32], graph.scores, data.tree, photo, args.precision_wanted)[0][
         "rejection"
     ]
     fp16.write_fp16(folder / FP32, folder / FP16, list(pictures.calibration(32)))

@@ -18,7 +18,7 @@ from common.train.shots import FEW
 
 
 @dataclass(frozen=True)
-class Bars:
+class Limits:
     """How far a candidate may fall behind FP32; shares and drops are 0..1.
 
     Attributes:
@@ -50,9 +50,9 @@ class Side:
     """What one model answers on one split.
 
     Attributes:
-        probabilities: float (N, leaves), rows sum to 1, by the model's own temperatures where it
+        probabilities: float (N, classes), rows sum to 1, by the model's own temperatures where it
             has its own.
-        leaf: int (N,), true leaves.
+        class_idx: int (N,), true classes.
         known, strange: float (N,) and (M,), the score the model refuses strangers by, larger =
             stranger; None where there are no strangers.
     """
@@ -84,7 +84,7 @@ class Check:
         fp32, candidate: the two figures; None where there is but one, or nothing to judge.
         figure: what is held against the bar: a share, a drop (positive = worse than FP32) or a
             ratio.
-        bar: what it is held against: that of `Bars`, or the step that one picture makes where this
+        bar: what it is held against: that of `Limits`, or the step that one picture makes where this
             is wider.
         one_picture: the greatest change that a single picture can cause here; None where that means
             nothing.
@@ -114,7 +114,7 @@ class GateResult:
     checks: tuple[Check, ...]
     lost: int
     won: int
-    bars: Bars = field(default_factory=Bars)
+    bars: Limits = field(default_factory=Limits)
 
     @property
     def passed(self) -> bool:
@@ -152,7 +152,7 @@ def judge_gate(
     *,
     speed: Speed | None = None,
     batch_difference: float | None = None,
-    bars: Bars | None = None,
+    bars: Limits | None = None,
     split: str = "val",
 ) -> GateResult:
     """Compare a candidate with FP32 on the same pictures.
@@ -164,7 +164,7 @@ def judge_gate(
         way: name of the candidate.
         fp32, candidate: their answers; the same pictures in the same order.
         tree: the classes.
-        train_counts: int (leaves,), train pictures per class.
+        train_counts: int (classes,), train pictures per class.
         speed: measured cost; None leaves it out, as on a split where it was not measured again.
         batch_difference: greatest change of a probability between a batch and the same pictures one
             by one; None leaves it out.
@@ -177,7 +177,7 @@ def judge_gate(
     Raises:
         ValueError: where the two are not of the same pictures, or there are none.
     """
-    bars = bars or Bars()
+    bars = bars or Limits()
     if (
         not len(fp32.class_idx)
         or fp32.probabilities.shape != candidate.probabilities.shape
@@ -267,7 +267,7 @@ def _few(
     theirs: np.ndarray,
     class_idx: np.ndarray,
     train_counts: np.ndarray,
-    bars: Bars,
+    bars: Limits,
 ) -> Check:
     words = f"mean recall of classes with at most {bars.few} train pictures, drop"
     present = np.bincount(class_idx, minlength=len(train_counts))
@@ -291,7 +291,7 @@ def _few(
     )
 
 
-def _auroc(fp32: Side, candidate: Side, bars: Bars) -> Check:
+def _auroc(fp32: Side, candidate: Side, bars: Limits) -> Check:
     words = "rejection AUROC, drop"
     if any(
         side.known is None or side.strange is None or not len(side.strange)
@@ -311,7 +311,7 @@ def _auroc(fp32: Side, candidate: Side, bars: Bars) -> Check:
     )
 
 
-def _cost(speed: Speed, bars: Bars) -> list[Check]:
+def _cost(speed: Speed, bars: Limits) -> list[Check]:
     bar = bars.time_weights if speed.weights_only else bars.time
     note = f"{speed.low:.2f} to {speed.high:.2f} with 95 % confidence" + (
         "; weights alone: not slower" if speed.weights_only else ""

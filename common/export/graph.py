@@ -3,16 +3,19 @@ heatmap out."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
 from common.console import warn
+from common.export.quantize import KEEP_FLOAT
 from common.train.model import SwinHierarchical
 
-SCORES = ("gen", "mahalanobis", "mahalanobis_leaf", "layers")
+SCORES = ("gen", "mahalanobis", "mahalanobis_class", "layers")
 LEARNED = "learned"  # one more, where the person has pictures of no plant
 GEN_GAMMA, GEN_TOP = 0.1, 100
 RANK = 128  # directions that a space keeps; all others share one variance
@@ -22,7 +25,7 @@ LAYERS = 4  # last stages of the backbone whose statistics are looked at
 FAR = 1e9  # of a leaf of another species: never the nearest
 
 
-def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def extract_features(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Run the backbone once and take its last map, the pooled feature, and statistics of its
     stages.
 
@@ -67,6 +70,9 @@ class FeatureSpace(nn.Module):
     counts by its length alone, in units of the mean variance there (the residual of ViM, Wang et
     al. 2022). At rank F it is the plain distance."""
 
+    keep_float = True  # no INT8: distances need their digits
+    fp16_weights = ("basis",)  # in the light model: INT8 would drown what lies outside of it
+
     def __init__(
         self,
         features: Tensor,
@@ -80,8 +86,8 @@ class FeatureSpace(nn.Module):
 
         Args:
             features: float (N, F) of training pictures, plain (they are normalised here).
-            leaf: int64 (N,), their leaves.
-            leaf_species: int64 (leaves,), species of each leaf.
+            class_idx: int64 (N,), their leaves.
+            class_species: int64 (classes,), species of each leaf.
             shrinkage: share of the covariance that is replaced by its mean variance on the
                 diagonal, 0..1.
             rank: directions kept, at most F.
@@ -155,13 +161,16 @@ class FeatureSpace(nn.Module):
         return (squared.amin(dim=1, keepdim=True).clamp_min(0.0) + rest).sqrt()
 
 
-class Learned(nn.Module):
+class LearnedScore(nn.Module):
     """Logistic regression between train plants and pictures of no plant, over the normalised
     statistics of all layers.
 
     It knows only the kinds of strangers that it was shown, and these very well: it is one score
-    beside the distances. Poor copies of plants (`poor_photos.shifted`) among the plants keep it
+    beside the distances. Poor copies of plants (`pictures.shifted`) among the plants keep it
     from taking a blurred leaf for a stranger."""
+
+    keep_float = True
+    fp16_weights = ("weight", "bias")  # in the light model: a sum over thousands of statistics
 
     def __init__(
         self, plants: Tensor, strangers: Tensor, decay: float = 1e-4, rank: int = LEARNED_RANK
@@ -173,7 +182,7 @@ class Learned(nn.Module):
         they vary, but not as much as wide ones.
 
         Args:
-            plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
+            plants, strangers: float (N, D) and (M, D), the layers as `extract_features` gives them.
             decay: weight of the squared norm of the coefficients.
             rank: directions, at most D.
         """
@@ -211,11 +220,11 @@ class Learned(nn.Module):
 
 
 def cross_fitted(plants: Tensor, strangers: Tensor, folds: int = 5) -> Tensor:
-    """Learned scores of the strangers, each by a fit that has not seen it: what unseen strangers of
+    """LearnedScore scores of the strangers, each by a fit that has not seen it: what unseen strangers of
     these kinds would get.
 
     Args:
-        plants, strangers: as for `Learned`; picture i of the strangers belongs to fold i % folds.
+        plants, strangers: as for `LearnedScore`; picture i of the strangers belongs to fold i % folds.
         folds: how many fits, at most one per stranger; at least 2.
 
     Returns:
@@ -223,22 +232,22 @@ def cross_fitted(plants: Tensor, strangers: Tensor, folds: int = 5) -> Tensor:
     """
     fold, scores = torch.arange(len(strangers)) % folds, torch.zeros(len(strangers))
     for k in range(min(folds, len(strangers))):
-        scores[fold == k] = Learned(plants, strangers[fold != k])(strangers[fold == k])[:, 0]
+        scores[fold == k] = LearnedScore(plants, strangers[fold != k])(strangers[fold == k])[:, 0]
     return scores
 
 
-def learn(plants: Tensor, strangers: Tensor) -> tuple[Learned | None, np.ndarray | None]:
+def learn(plants: Tensor, strangers: Tensor) -> tuple[LearnedScore | None, np.ndarray | None]:
     """Learn a score from strangers, where there are `ENOUGH`.
 
     Args:
-        plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
+        plants, strangers: float (N, D) and (M, D), the layers as `extract_features` gives them.
 
     Returns:
         the score, and that of these very strangers, float32 (M,), each by a fit that has not seen
         it; None, None with too few.
     """
     return (
-        (Learned(plants, strangers), cross_fitted(plants, strangers).numpy())
+        (LearnedScore(plants, strangers), cross_fitted(plants, strangers).numpy())
         if len(strangers) >= ENOUGH
         else (None, None)
     )
@@ -282,25 +291,24 @@ class ServingGraph(nn.Module):
         layer_space: FeatureSpace,
         species_temperature: float,
         disease_temperature: float | Sequence[float] | np.ndarray,
-        learned: Learned | None = None,
+        learned: LearnedScore | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
             model: trained.
             feature_space, layer_space: fitted on the features and the layers of train pictures, as
-                `look` gives them.
+                `extract_features` gives them.
             species_temperature: of the species logits.
             disease_temperature: of the disease logits: one for all, or one per species (S,).
             learned: fitted on the layers; None leaves its score out.
         """
         super().__init__()
-        self.model, self.feature_space, self.layer_space, self.learned = (
-            model,
-            feature_space,
-            layer_space,
-            learned,
-        )
+        self.model, self.feature_space, self.layer_space = model, feature_space, layer_space
+        self.learned = learned
+        for part in (model.neck, model.species_head, model.disease_heads):
+            if part is not None:  # INT8 ranges would clip the logits
+                part.keep_float = True
         self.species_temperature = float(species_temperature)
         per_species = torch.as_tensor(np.asarray(disease_temperature, np.float32)).expand(
             model.tree.num_species
@@ -319,15 +327,15 @@ class ServingGraph(nn.Module):
             images: uint8 (N, size, size, 3), RGB.
 
         Returns:
-            probabilities float32 (N, leaves), ood float32 (N, len(self.scores)), heatmap float32
+            probabilities float32 (N, classes), ood float32 (N, len(self.scores)), heatmap float32
             (N, h, w), 0..1.
         """
-        return self.answer(*look(self.model, images))
+        return self.answer(*extract_features(self.model, images))
 
     def answer(
         self, feature_map: Tensor, features: Tensor, layers: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `look` saw of a batch -> the outputs of `forward`."""
+        """What `extract_features` saw of a batch -> the outputs of `forward`."""
         model = self.model
         hidden = model.neck(features)
         species_logits = model.species_scores(hidden)
@@ -379,13 +387,15 @@ def export_onnx(
     """Write a graph as ONNX with a dynamic batch: by torch's current exporter, or by its older one
     where that fails.
 
-    Torch 2.6 to 2.8 need an onnxscript of their time for the current exporter, which pip no longer
+    Names of the modules that declare `keep_float` are written into the file, for `quantize`. Torch
+    2.6 to 2.8 need an onnxscript of their time for the current exporter, which pip no longer
     chooses.
 
     Raises:
         Exception: whatever the older exporter raises for a backbone that neither can trace.
     """
     images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    kept = [f"{n}." for n, part in graph.named_modules() if getattr(part, "keep_float", False)]
     names = {"input_names": ["images"], "output_names": list(outputs)}
     try:
         torch.onnx.export(
@@ -413,3 +423,6 @@ def export_onnx(
             dynamic_axes={name: {0: "batch"} for names_ in names.values() for name in names_},
             **names,
         )
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {KEEP_FLOAT: json.dumps(kept)})
+    onnx.save(written, path)

@@ -17,39 +17,39 @@ from common.train.metrics import auroc
 
 Scores = Mapping[str, np.ndarray]  # {name: float (N,)}, larger = stranger
 
-LOST = 0.01  # share of plants that may be refused
-AIM, AIM_SHOWN = (
+MAX_FALSE_REJECTION = 0.01  # share of plants that may be refused
+TARGET_SHARE, TARGET_SHARE_WITH_OOD = (
     0.7,
     0.5,
 )  # of that share is aimed at, as a few hundred pictures only estimate it; less where strangers leave the room
-KEEP_REJECTED = 0.97  # of the strangers, when the bar is raised to spare poor photos of plants
-POOR_LOST = (
+MIN_REJECTED = 0.97  # of the strangers, when the bar is raised to spare poor photos of plants
+MAX_POOR_REJECTION = (
     0.05  # share of the poor photos of plants that may be refused, where strangers leave the room
 )
 # share of the pictures of no plant that the second bar may take for plants, for want of other
 # plants to go by
 CALLED_PLANT = 0.1
-DISEASE_LOST = 0.02  # share of plants that the bar for diseases may keep from an answer in full
+MAX_DISEASE_REJECTION = 0.02  # share of plants that the bar for diseases may keep from an answer in full
 ENOUGH = 30  # pictures of strangers, from which on they choose the score
 WANTED = (0.90, 0.95, 0.99)
 # Sums of scores, each in units of its spread over plants. Whatever was learned from the strangers
 # that were shown, the scores that need none are always part of the sum: they see the kinds that
 # were not shown.
-ALONE = {"gen": 1, "mahalanobis_leaf": 1, "layers": 1}
-REFUSING = (
+ALONE = {"gen": 1, "mahalanobis_class": 1, "layers": 1}
+REJECTION_SCORES = (
     ALONE,
-    {"gen": 1, "mahalanobis_leaf": 1},
+    {"gen": 1, "mahalanobis_class": 1},
     *(
         {**scores, "learned": weight}
         for weight in (1, 2)
-        for scores in (ALONE, {"gen": 1, "mahalanobis_leaf": 1})
+        for scores in (ALONE, {"gen": 1, "mahalanobis_class": 1})
     ),
 )
-NAMING = ({"layers": 1}, {"learned": 1})
-SICKNESS = (
-    {"mahalanobis_leaf": 1},
-    {"mahalanobis_leaf": 1, "layers": 1},
-    {"mahalanobis_leaf": 1, "gen": 1},
+PLANT_SCORES = ({"layers": 1}, {"learned": 1})
+DISEASE_SCORES = (
+    {"mahalanobis_class": 1},
+    {"mahalanobis_class": 1, "layers": 1},
+    {"mahalanobis_class": 1, "gen": 1},
 )
 
 
@@ -71,8 +71,8 @@ def fit(
 ) -> dict[str, Any]:
     """Fit the three bars on val.
 
-    The bar for strangers is put where an estimated `AIM` of `LOST` of val plants lie above it, and
-    raised to `AIM_SHOWN` of it and for `poor` photos of plants as far as `KEEP_REJECTED` of the
+    The bar for strangers is put where an estimated `TARGET_SHARE` of `MAX_FALSE_REJECTION` of val plants lie above it, and
+    raised to `TARGET_SHARE_WITH_OOD` of it and for `poor` photos of plants as far as `MIN_REJECTED` of the
     strangers stay refused. Strangers choose the sum of scores; without them, or with too few, it is
     the first one.
 
@@ -82,7 +82,7 @@ def fit(
             other species, and of known species with other diseases, none of which the figures of a
             report are taken from; None where there are none. A `learned` score must be that of a
             fit which has not seen the picture (`graph.cross_fitted`).
-        poor: per kind of fault, scores of `poor_photos.shifted` copies of val.
+        poor: per kind of fault, scores of `pictures.shifted` copies of val.
 
     Returns:
         {"score", "weights", "threshold", "quantiles", "plant", "disease"} as bundle.json has it,
@@ -98,27 +98,27 @@ def fit(
         {name: shown[name] for name in ("strangers", "unknown_species") if name in shown},
         poor or {},
     )
-    bar, ranking = _choose(REFUSING, plants, outside, AIM * LOST)
+    bar, ranking = _choose(REJECTION_SCORES, plants, outside, TARGET_SHARE * MAX_FALSE_REJECTION)
     bar["threshold"] = _threshold(
         value(bar["weights"], plants),
         [value(bar["weights"], scores) for scores in outside.values()],
         [value(bar["weights"], scores) for scores in poor.values()],
-        AIM * LOST,
+        TARGET_SHARE * MAX_FALSE_REJECTION,
     )
     sick, sick_ranking = _choose(
-        SICKNESS,
+        DISEASE_SCORES,
         plants,
         {name: shown[name] for name in ("unknown_diseases",) if name in shown},
-        DISEASE_LOST,
+        MAX_DISEASE_REJECTION,
     )
-    sick["threshold"] = tail_quantile(value(sick["weights"], plants), DISEASE_LOST)
+    sick["threshold"] = tail_quantile(value(sick["weights"], plants), MAX_DISEASE_REJECTION)
     fitted = {**bar, "plant": _naming(plants, shown), "disease": sick}
     lost = beyond(fitted, plants)
     figures = {
         "plants": len(lost),
-        "plants_lost": float(lost.mean()),
-        "plants_lost_at_most": 1 - at_least(int((~lost).sum()), len(lost)),
-        "poor_lost": {kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()},
+        "false_rejection_rate": float(lost.mean()),
+        "false_rejection_rate_at_most": 1 - at_least(int((~lost).sum()), len(lost)),
+        "poor_rejected": {kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()},
         "rejected": {
             name: float(beyond(fitted, scores).mean()) for name, scores in outside.items()
         },
@@ -159,9 +159,9 @@ def _choose(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Choose a sum of scores that are there: its bar but for the threshold, and per sum the AUROC
     and the share of strangers it refuses, both means over the kinds."""
-    leafy = "mahalanobis_leaf" in plants  # a light model tells no leaves apart, only species
+    has_classes = "mahalanobis_class" in plants  # a light model tells no leaves apart, only species
     sums = [
-        {key if leafy else key.removesuffix("_leaf"): times for key, times in keys.items()}
+        {key if has_classes else key.removesuffix("_leaf"): times for key, times in keys.items()}
         for keys in sums
     ]
     possible = [keys for keys in sums if all(key in plants for key in keys)] or [
@@ -202,7 +202,7 @@ def _bar(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
 def _naming(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] | None:
     """Fit the bar between no plant and a plant of another species; None without any picture of
     either."""
-    possible = [keys for keys in NAMING if all(key in plants for key in keys)]
+    possible = [keys for keys in PLANT_SCORES if all(key in plants for key in keys)]
     if not possible or not shown.keys() & {"strangers", "unknown_species"}:
         return None
     bar = _bar(possible[-1] if "strangers" in shown else possible[0], plants)
@@ -222,7 +222,7 @@ def _naming(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] | Non
         bar["threshold"] = float(np.quantile(others["strangers"], CALLED_PLANT))
     else:
         bar["threshold"] = max(
-            tail_quantile(value(bar["weights"], plants), LOST),
+            tail_quantile(value(bar["weights"], plants), MAX_FALSE_REJECTION),
             float(np.quantile(others["unknown_species"], 0.9)),
         )
     return bar
@@ -235,12 +235,12 @@ def _threshold(
     if strangers:
         wish = max(
             [
-                tail_quantile(plants, AIM_SHOWN * LOST),
-                *(float(np.quantile(values, 1 - POOR_LOST)) for values in poor),
+                tail_quantile(plants, TARGET_SHARE_WITH_OOD * MAX_FALSE_REJECTION),
+                *(float(np.quantile(values, 1 - MAX_POOR_REJECTION)) for values in poor),
             ]
         )
         room = min(
-            float(np.quantile(values, 1 - KEEP_REJECTED, method="lower")) for values in strangers
+            float(np.quantile(values, 1 - MIN_REJECTED, method="lower")) for values in strangers
         )
         threshold = max(threshold, min(wish, float(np.nextafter(room, -np.inf))))
     return threshold
@@ -256,7 +256,7 @@ def judge(
     plants: Scores,
     strangers: Mapping[str, Scores],
     poor: Mapping[str, Scores] | None = None,
-    lost: float = LOST,
+    lost: float = MAX_FALSE_REJECTION,
 ) -> dict[str, Any]:
     """Measure fitted bars on test.
 
@@ -265,26 +265,26 @@ def judge(
         plants: scores of test plants.
         strangers: scores per kind; pictures of known species with other diseases do not belong
             here.
-        poor: per kind of fault, scores of `poor_photos.shifted` copies of test.
+        poor: per kind of fault, scores of `pictures.shifted` copies of test.
         lost: share of plants.
 
     Returns:
-        shares 0..1 over all strangers: auroc; plants_lost and rejected;
-        rejected_at_1pct_plants_lost, where the threshold is put at `lost` of these plants;
+        shares 0..1 over all strangers: auroc; false_rejection_rate and rejected;
+        rejected_at_1pct_frr, where the threshold is put at `lost` of these plants;
         precision (share of refused pictures that are strangers) and accepted_precision (share of
         accepted pictures that are plants), both with `_at_least`, which they exceed with 95 %
-        confidence; plants_lost_at_most likewise; n_plants, n_strangers; kinds: {kind: auroc,
-        rejected, rejected_at_1pct_plants_lost, not_a_plant (share of the refused that are called
-        so), n}; poor_lost: {fault: share refused}; thresholds: `thresholds_for`. Without strangers
+        confidence; false_rejection_rate_at_most likewise; n_plants, n_ood; kinds: {kind: auroc,
+        rejected, rejected_at_1pct_frr, not_a_plant (share of the refused that are called
+        so), n}; poor_rejected: {fault: share refused}; thresholds: `thresholds_for`. Without strangers
         only what concerns plants.
     """
     known, turned = value(fitted["weights"], plants), beyond(fitted, plants)
     kept = int((~turned).sum())
     judged: dict[str, Any] = {
         "n_plants": len(known),
-        "plants_lost": float(turned.mean()),
-        "plants_lost_at_most": 1 - at_least(kept, len(known)),
-        "poor_lost": {
+        "false_rejection_rate": float(turned.mean()),
+        "false_rejection_rate_at_most": 1 - at_least(kept, len(known)),
+        "poor_rejected": {
             kind: float(beyond(fitted, scores).mean()) for kind, scores in (poor or {}).items()
         },
     }
@@ -309,7 +309,7 @@ def judge(
         kind: {
             "auroc": auroc(known, values),
             "rejected": float(caught[kind].mean()),
-            "rejected_at_1pct_plants_lost": float((values > limit).mean()),
+            "rejected_at_1pct_frr": float((values > limit).mean()),
             "not_a_plant": float(called[kind][caught[kind]].mean()) if caught[kind].any() else 0.0,
             "n": len(values),
         }
@@ -318,10 +318,10 @@ def judge(
     others, all_caught = np.concatenate([*strange.values()]), np.concatenate([*caught.values()])
     right, wrong, through = int(all_caught.sum()), int(turned.sum()), int((~all_caught).sum())
     return judged | {
-        "n_strangers": len(others),
+        "n_ood": len(others),
         "auroc": auroc(known, others),
         "rejected": float(all_caught.mean()),
-        "rejected_at_1pct_plants_lost": float((others > limit).mean()),
+        "rejected_at_1pct_frr": float((others > limit).mean()),
         "precision": right / max(1, right + wrong),
         "precision_at_least": at_least(right, right + wrong),
         "accepted_precision": kept / max(1, kept + through),
@@ -330,7 +330,7 @@ def judge(
     }
 
 
-def highest_kept(values: np.ndarray, lost: float = LOST) -> float:
+def highest_kept(values: np.ndarray, lost: float = MAX_FALSE_REJECTION) -> float:
     """The lowest threshold above which at most `lost` of the values lie: it is one of them."""
     ordered = np.sort(values)
     return float(ordered[max(0, len(ordered) - 1 - int(np.floor(lost * len(ordered))))])
@@ -348,7 +348,7 @@ def thresholds_for(
 
     Returns:
         per wanted share: precision (the wanted one), threshold (None where no threshold reaches
-        it), refused, wrong (plants among them), bound, rejected (share of strangers), plants_lost;
+        it), refused, wrong (plants among them), bound, rejected (share of strangers), false_rejection_rate;
         and needed, how many refused pictures such a claim takes with so many plants among them
         (with none, where no threshold reaches it).
     """
@@ -371,7 +371,7 @@ def thresholds_for(
                     "wrong": wrong,
                     "bound": at_least(right, right + wrong),
                     "rejected": right / len(strangers),
-                    "plants_lost": wrong / len(plants),
+                    "false_rejection_rate": wrong / len(plants),
                     "needed": pictures_needed(share, wrong),
                 }
                 break
@@ -414,15 +414,15 @@ def report_lines(
         f"({val['kept_at_species']:.1%} of val plants). Fitted on {val['plants']} val plants"
         + (f"; refused there: {shown}." if shown else ", without any picture of a stranger."),
         "",
-        f"Plants of test refused as strangers: {judged['plants_lost']:.2%} of "
+        f"Plants of test refused as strangers: {judged['false_rejection_rate']:.2%} of "
         f"{judged['n_plants']}, with 95 % confidence at most "
-        f"{upper(judged['plants_lost_at_most'])}.",
+        f"{upper(judged['false_rejection_rate_at_most'])}.",
         "",
     ]
-    if judged["poor_lost"]:
+    if judged["poor_rejected"]:
         lines += [
             table(
-                [(kind, f"{share:.1%}") for kind, share in judged["poor_lost"].items()],
+                [(kind, f"{share:.1%}") for kind, share in judged["poor_rejected"].items()],
                 ("poor photos of plants", "refused"),
             ),
             "",
@@ -440,7 +440,7 @@ def report_lines(
             f"{row['n']}",
             f"{row['auroc']:.4f}",
             f"{row['rejected']:.1%}",
-            f"{row['rejected_at_1pct_plants_lost']:.1%}",
+            f"{row['rejected_at_1pct_frr']:.1%}",
             f"{row['not_a_plant']:.1%}",
         )
         for kind, row in judged["kinds"].items()
@@ -464,7 +464,7 @@ def report_lines(
         f"{judged['accepted_precision']:.1%} are plants (at least "
         f"{lower(judged['accepted_precision_at_least'])}), in this mixture of "
         f"{judged['n_plants']} plants and "
-        f"{judged['n_strangers']} strangers.",
+        f"{judged['n_ood']} strangers.",
         "",
         table(
             [
@@ -476,7 +476,7 @@ def report_lines(
                         else (
                             f"{row['threshold']:.3f}",
                             f"{row['rejected']:.1%}",
-                            f"{row['plants_lost']:.2%}",
+                            f"{row['false_rejection_rate']:.2%}",
                         )
                     ),
                     f"{row['needed']}",

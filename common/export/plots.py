@@ -57,7 +57,7 @@ def reliability(
     Below, how many pictures lie at which confidence.
 
     Args:
-        before, after: (confidence float (N,), right bool (N,)) of the leaf answer.
+        before, after: (confidence float (N,), right bool (N,)) of the class answer.
     """
     with _figure(path, 9.6, 5.8) as figure:
         axes = figure.subplots(2, 2, sharex=True, height_ratios=(4, 1))
@@ -96,7 +96,7 @@ def reliability(
                 np.mean(confidence, dtype=np.float64), color="black", linewidth=1, linestyle=":"
             )
             below.set_xlabel(
-                "confidence of the leaf answer (line: share right, dots: mean confidence)",
+                "confidence of the class answer (line: share right, dots: mean confidence)",
                 fontsize=8,
             )
             below.set_ylabel("pictures" if column == 0 else None, fontsize=8)
@@ -153,7 +153,7 @@ def coverage(
     Args:
         leaf, species: by way to decide (joint, routed, flat), (confidence float (N,), right bool
             (N,)) of that answer.
-        judged: `climb.judge`'s figures by name of precision; marked at the left by their leaf
+        judged: `rollup.judge`'s figures by name of precision; marked at the left by their leaf
             answers, at the right by all answers given.
     """
     with _figure(path, 11, 4.8) as figure:

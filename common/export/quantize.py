@@ -62,18 +62,23 @@ def load_fused(model: Path) -> onnx.ModelProto:
     del loaded.graph.value_info[:]
     for number, node in enumerate(loaded.graph.node):
         node.name = f"{node.name or node.op_type}_{number}"  # unique: nodes are chosen by name
-    kept = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
-    helper.set_model_props(loaded, {KEEP_FLOAT: kept.get(KEEP_FLOAT, "[]")})
+    facts = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
+    del loaded.metadata_props[:]
+    helper.set_model_props(loaded, {k: v for k, v in facts.items() if k == KEEP_FLOAT})
     return loaded
 
 
 def is_kept_float(model: onnx.ModelProto, weight: str) -> bool:
     """Whether a weight belongs to a module that declares `keep_float` (`graph.export_onnx` writes
-    their names into the file)."""
+    their names into the file).
+
+    Raises:
+        ValueError: where the file does not say.
+    """
     for entry in model.metadata_props:
         if entry.key == KEEP_FLOAT:
             return weight.startswith(tuple(json.loads(entry.value)))
-    return False
+    raise ValueError(f"the model's metadata has no {KEEP_FLOAT}, the weights that stay float")
 
 
 def layers(model: onnx.ModelProto, kinds: Collection[str] = ("Conv", "MatMul")) -> list[str]:

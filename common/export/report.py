@@ -57,7 +57,7 @@ def compose_report(
             "after": calibration_figures(probabilities, class_idx, tree, data.class_sizes),
         },
         "decisions": main["metrics"]["decisions"],
-        "climb": main["metrics"]["climb"],
+        "rollup": main["metrics"]["rollup"],
         "models": {
             name: {
                 "size_mb": card["size_mb"],
@@ -118,7 +118,7 @@ def report_table(report: dict[str, Any]) -> str:
     if report["ood"]:
         rows += [
             ("pictures of no plant refused", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
-            ("plants refused as strangers", f"{report['ood']['plants_lost']:.4f}", "<= 0.01"),
+            ("plants refused as strangers", f"{report['ood']['false_rejection_rate']:.4f}", "<= 0.01"),
             ("rejection AUROC", f"{report['ood']['auroc']:.4f}", ""),
         ]
     rows += [
@@ -182,7 +182,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         "",
         "## How deep an answer goes",
         "",
-        *rollup.report_lines(card["rollup"], card["metrics"]["climb"]),
+        *rollup.report_lines(card["rollup"], card["metrics"]["rollup"]),
         "",
         "![accuracy against coverage](coverage.png)",
         "",
@@ -195,7 +195,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
                 )
                 for name, row in report["decisions"].items()
             ],
-            ("decision", "leaf right", "species right", "macro F1", "what it is"),
+            ("decision", "class right", "species right", "macro F1", "what it is"),
         ),
         "",
         "## Checks",
@@ -263,7 +263,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
             for name, answer in classes.items()
         },
         kinds,
-        card["metrics"]["climb"],
+        card["metrics"]["rollup"],
         folder / "coverage.png",
     )
     names, panels = result["bundle"]["scores"], []
@@ -274,7 +274,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
         if bar is None:
             continue
         groups = {"plants": outcome.splits["test"][1]} | {
-            k: v for r in ("plant", "species") for k, v in outcome.strangers["test"][r].items()
+            k: v for r in ("plant", "species") for k, v in outcome.ood["test"][r].items()
         }
         panels.append(
             (

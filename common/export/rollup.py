@@ -6,13 +6,13 @@ where its probability reaches the bar, else the species where its own does, else
 found by fixed-sequence testing (Angelopoulos et al., "Learn then Test", 2021) with exact binomial
 tails, along two sequences of hypotheses that share the risk DELTA:
 
-- leaf and species at one bar, tested downwards (`LEAF_SHARE` of the risk). A bar is taken where
-  both the leaf answers and all answers given are shown to be right as often as wanted; the first
+- leaf and species at one bar, tested downwards (`CLASS_SHARE` of the risk). A bar is taken where
+  both the class answers and all answers given are shown to be right as often as wanted; the first
   that is not ends the sequence.
 - species alone, tested downwards (the rest): what remains where diseases are told apart too badly.
 
 The promise: of repeated val splits, a share of at least 1 - DELTA gives bars with which, on further
-pictures drawn as val was, the leaf answers, and all answers given, are right at least as often as
+pictures drawn as val was, the class answers, and all answers given, are right at least as often as
 wanted; for each precision by itself. It is exact for probabilities and bars that do not depend on
 val. The candidates stand fixed, and where a sequence begins follows from the probabilities, never
 from the truth; but temperatures (and the epoch) were chosen on val too. What that costs is measured
@@ -44,7 +44,7 @@ from common.export.bounds import at_least, claims, lower, pictures_needed
 
 PRECISIONS = (0.90, 0.95, 0.99)
 DELTA = 0.1  # how often, of repeated val splits, a promise may fail
-LEAF_SHARE = 0.8  # of DELTA goes to the sequence that names diseases
+CLASS_SHARE = 0.8  # of DELTA goes to the sequence that names diseases
 NEVER = 2.0  # a bar that no probability reaches
 CANDIDATES = np.append(
     1 / (1 + np.exp(-np.arange(10.0, -4.01, -0.25))), 0.0
@@ -161,8 +161,8 @@ def fit(
     """Find the bars of each precision on val; see the module's docstring for the promise.
 
     Args:
-        probabilities: float (N, leaves), joint.
-        leaf: int (N,), true leaves.
+        probabilities: float (N, classes), joint.
+        class_idx: int (N,), true classes.
         tree: the classes.
         ood, rejection: scores (N, K) and bars of strangers; pictures that they refuse get no answer
             and do not count.
@@ -182,7 +182,7 @@ def fit(
     ood = np.zeros((len(class_idx), 0)) if ood is None else ood
     full = decide_batch(probabilities, ood, tree, rejection, Rollup(0.0, 0.0), mode=mode)
     with_classes, alone = _tests(probabilities, class_idx, tree, full)
-    risks = LEAF_SHARE * delta, (1 - LEAF_SHARE) * delta
+    risks = CLASS_SHARE * delta, (1 - CLASS_SHARE) * delta
     entries: dict[str, Any] = {}
     for precision in sorted({*precisions, default}):
         depth, k = "disease", with_classes.walk(precision, risks[0])
@@ -316,13 +316,13 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
                 "promised",
                 "right on test (95 % bound)",
                 "answered",
-                "leaf answers right",
-                "leaf answered",
+                "class answers right",
+                "class answered",
             ),
         ),
         "",
         *notes,
-        f"Promised with {sure:.0%} confidence: leaf answers, and all answers given, are right at "
+        f"Promised with {sure:.0%} confidence: class answers, and all answers given, are right at "
         f"least so often on pictures drawn as "
         "val was (strangers left out).",
     ]
@@ -333,7 +333,7 @@ def decision_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
     report.md."""
     what = {
         "joint": "the most probable leaf, P(species) x P(disease given species)",
-        "routed": "the best leaf of the most probable species",
+        "routed": "the best class of the most probable species",
         "flat": "the greatest logit among all leaves, for which heads trained apart per species "
         "are not made",
     }
@@ -349,7 +349,7 @@ def decision_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
                 )
                 for name, row in figures.items()
             ],
-            ("decision", "leaf right", "species right", "macro F1", "what it is"),
+            ("decision", "class right", "species right", "macro F1", "what it is"),
         )
     ]
 

@@ -110,7 +110,7 @@ def resample(
         "broken",
         "right",
         "answered",
-        "leaf answered",
+        "class answered",
     )
     error = "calibration error {:.2%} (counted {:.2%}, by chance {:.2%}), NLL {:.3f}".format(
         *np.mean(errors, axis=0)

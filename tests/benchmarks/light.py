@@ -40,7 +40,7 @@ from common.export.browser.light_graph import (
     write_model,
 )  # noqa: E402
 from common.export.browser.light_model import first_answer, wire_bytes  # noqa: E402
-from common.export.graph import FeatureSpace, Learned, look  # noqa: E402
+from common.export.graph import FeatureSpace, LearnedScore, extract_features  # noqa: E402
 from common.export.measure import run_over  # noqa: E402
 from common.files import file_sha256  # noqa: E402
 from common.train import checkpoint, recipe_flags, recipes  # noqa: E402
@@ -90,14 +90,14 @@ def size(args: argparse.Namespace) -> None:
         torch.nn.init.normal_(head.weight, std=0.3)
     class_idx = torch.randint(0, tree.num_classes, (3000,))
     images = torch.randint(0, 256, (4, recipe.image_size, recipe.image_size, 3), dtype=torch.uint8)
-    layers = look(model, images)[2].shape[1]
+    layers = extract_features(model, images)[2].shape[1]
     near = [
         FeatureSpace(torch.randn(3000, width), class_idx, model.class_species, rank=rank)
         for width, rank in ((model.num_features, RANK), (layers, LAYERS_RANK))
     ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "light.onnx"
-        learned = Learned(torch.randn(300, layers), torch.randn(100, layers))
+        learned = LearnedScore(torch.randn(300, layers), torch.randn(100, layers))
         write_model(
             LightGraph(model, *near, 1.0, has_exact_map(model, images), learned),
             path,

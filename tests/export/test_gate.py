@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.classes import ClassTree
-from common.export.gate import Bars, Side, Speed, judge_gate, report_lines
+from common.export.gate import Limits, Side, Speed, judge_gate, report_lines
 
 TREE = ClassTree(("apple", "basil"), (("healthy", "rust", "scab"), ("healthy",)))
 COUNTS = np.array([100, 100, 10, 100])
@@ -275,5 +275,5 @@ def test_bars_can_be_chosen(truth):
         other,
         TREE,
         COUNTS,
-        bars=Bars(agreement=0.9, macro_f1=0.1, few_recall=0.2, calibration=0.1),
+        bars=Limits(agreement=0.9, macro_f1=0.1, few_recall=0.2, calibration=0.1),
     ).passed

@@ -1,4 +1,4 @@
-"""Bars that keep their promise: by simulation, with the rule of `decide`, and in words where val is
+"""Limits that keep their promise: by simulation, with the rule of `decide`, and in words where val is
 too small."""
 
 from __future__ import annotations

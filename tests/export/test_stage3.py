@@ -33,7 +33,7 @@ KEYS = {
         "tail_f1",
         "n",
     },
-    "ood": {"auroc", "rejected_at_1pct_plants_lost", "precision"},
+    "ood": {"auroc", "rejected_at_1pct_frr", "precision"},
     "seconds": {"train_species", "train_disease", "export"},
     "decisions": {"joint", "routed", "flat"},
 }

@@ -25,7 +25,7 @@ from common.export.browser.light_graph import (
 )
 from common.export.browser.light_model import LightModel
 from common.export.calibrate import Temperatures, fit_temperatures
-from common.export.graph import FeatureSpace, learn, look
+from common.export.graph import FeatureSpace, learn, extract_features
 from common.export.measure import check_batches
 from common.files import file_sha256
 from common.train.engine import Compute, choose_compute
@@ -41,11 +41,11 @@ Batches = Callable[[str, int], Iterable[tuple[np.ndarray, np.ndarray]]]
 def _collect(
     model: SwinHierarchical, batches: Iterable[tuple[np.ndarray, np.ndarray]], compute: Compute
 ) -> tuple[Tensor, ...]:
-    """Features (N, F), layers (N, D) and leaves int64 (N,) of a split, on the CPU."""
+    """Features (N, F), layers (N, D) and class_idx int64 (N,) of a split, on the CPU."""
     model.to(compute.device)
     parts = []
     for pictures, class_idx in batches:
-        _, features, layers = look(model, torch.from_numpy(pictures).to(compute.device))
+        _, features, layers = extract_features(model, torch.from_numpy(pictures).to(compute.device))
         parts.append((features.float().cpu(), layers.float().cpu(), torch.from_numpy(class_idx)))
     model.cpu()
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -88,7 +88,7 @@ def write_browser(
         model: the student, in evaluation mode, on the CPU.
         folder: exports/browser; it is made.
         batches: (`train` or `val`, size) -> the split's pictures uint8 (N, size, size, 3) and
-            leaves int64 (N,).
+            class_idx int64 (N,).
         settings: further values of light.json: name, version, preprocessing (as bundle.json has it;
             its size is set here).
         strangers: batches uint8 (M, size, size, 3) of val pictures of no plant, to learn a score
@@ -162,13 +162,13 @@ def finish_browser(
 
     Args:
         written: of `write_browser`.
-        val, test: (probabilities, ood, leaf) of `written.light.outputs` over the splits
+        val, test: (probabilities, ood, class_idx) of `written.light.outputs` over the splits
             (`measure.run_over`).
         server: {"val": int (N,), "test": int (N,)}, the leaf that the served model answers for each
             of these pictures.
         card: "rejection" and "rollup" fitted on val, as bundle.json has them for every model.
         pictures: those of `test` in batches, in the same order.
-        class_sizes: int (leaves,), pictures per class.
+        class_sizes: int (classes,), pictures per class.
 
     Returns:
         plain values: `test` (figures), `files` (bytes), `first_answer` (bytes and heads of it),

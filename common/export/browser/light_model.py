@@ -9,7 +9,7 @@ light.onnx takes `images` uint8 (N, size, size, 3) RGB and gives
 heads.bin holds the disease heads (common/export/browser/heads_file.py), light.json all the rest.
 
 An answer: P(leaf) = P(species) x P(disease given species), by the heads of the best species first.
-A species whose probability is not above the best leaf found so far cannot hold a better one, so
+A species whose probability is not above the best class found so far cannot hold a better one, so
 that only the heads above it are fetched: nearly always one."""
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Raw:
 class LightAnswer:
     """One picture's numbers, as the page has them.
 
-    leaf: packed index of the best leaf; probabilities: float64 (leaves,), exact for species whose
-    head was fetched and evenly spread within the others, so that sums per species and the best leaf
+    leaf: packed index of the best class; probabilities: float64 (classes,), exact for species whose
+    head was fetched and evenly spread within the others, so that sums per species and the best class
     are right; ood: float32 (scores,); heatmap: float32 (h, w), 0..1; fetched: species whose heads
     were needed; ask: P(the server is right and this is not); asks: whether to send the photo."""
 
@@ -123,7 +123,7 @@ class LightModel:
         return Raw(*self.session.run(list(OUTPUTS), {"images": np.ascontiguousarray(pictures)}))
 
     def outputs(self, pictures: np.ndarray) -> list[np.ndarray]:
-        """Pictures as for `run` -> joint probabilities float32 (N, leaves) and scores float32 (N,
+        """Pictures as for `run` -> joint probabilities float32 (N, classes) and scores float32 (N,
         K), by all heads, as the large models."""
         raw = self.run(pictures)
         return [

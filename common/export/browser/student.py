@@ -9,7 +9,7 @@ from typing import Any
 
 from common.decide import joint_class
 from common.export.browser import light_export
-from common.export.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits
+from common.export.outcomes import Outcome, fit_thresholds, evaluate_thresholds, outcome_of, photo_limits
 from common.export.pictures import Pictures
 from common.train import checkpoint
 
@@ -34,7 +34,7 @@ def export_browser(
         precision: wanted by default.
 
     Returns:
-        what `light.finish_browser` reports, and `bars`: figures of `judge_bars`.
+        what `light.finish_browser` reports, and `bars`: figures of `evaluate_thresholds`.
 
     Raises:
         SystemExit: where the checkpoint cannot be read or knows other classes.
@@ -45,13 +45,13 @@ def export_browser(
     own = pictures.at(int(model.settings["image_size"]))
     settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
     batches = {"train": own.with_poor, "val": own.batches}
-    shown = (batch for _, kind in own.strangers("plant", "val") for batch in kind)
+    shown = (batch for _, kind in own.ood("plant", "val") for batch in kind)
     written = light_export.write_browser(
         model, folder, lambda split, _: batches[split](split), settings, shown
     )
     names = written.light.scores
     found = outcome_of(written.light.outputs, own, written.learned)
-    bars, _ = fit_bars(found, names, data.tree, photo_limits(own), precision)
+    bars, _ = fit_thresholds(found, names, data.tree, photo_limits(own), precision)
     server = {split: joint_class(served.splits[split][0], data.tree) for split in ("val", "test")}
     report = light_export.finish_browser(
         written,
@@ -62,4 +62,4 @@ def export_browser(
         own.batches("test"),
         data.class_sizes,
     )
-    return report | {"bars": judge_bars(found, bars, names, data.tree, data.class_sizes)}
+    return report | {"bars": evaluate_thresholds(found, bars, names, data.tree, data.class_sizes)}
