@@ -29,7 +29,9 @@ MAX_POOR_REJECTION = (
 # share of the pictures of no plant that the second bar may take for plants, for want of other
 # plants to go by
 CALLED_PLANT = 0.1
-MAX_DISEASE_REJECTION = 0.02  # share of plants that the bar for diseases may keep from an answer in full
+MAX_DISEASE_REJECTION = (
+    0.02  # share of plants that the bar for diseases may keep from an answer in full
+)
 ENOUGH = 30  # pictures of strangers, from which on they choose the score
 WANTED = (0.90, 0.95, 0.99)
 # Sums of scores, each in units of its spread over plants. Whatever was learned from the strangers
@@ -118,7 +120,9 @@ def fit(
         "plants": len(lost),
         "false_rejection_rate": float(lost.mean()),
         "false_rejection_rate_at_most": 1 - at_least(int((~lost).sum()), len(lost)),
-        "poor_rejected": {kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()},
+        "poor_rejected": {
+            kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()
+        },
         "rejected": {
             name: float(beyond(fitted, scores).mean()) for name, scores in outside.items()
         },

@@ -77,9 +77,7 @@ def outcome_of(
         split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
         for split in (splits if len(splits) > 1 else ())
     }
-    return Outcome(
-        {split: run_over(run, pictures.batches(split)) for split in splits}, kinds, poor
-    )
+    return Outcome({split: run_over(run, pictures.batches(split)) for split in splits}, kinds, poor)
 
 
 def photo_limits(pictures: Pictures) -> dict[str, float]:

@@ -78,8 +78,7 @@ def known_ood(
                 if row["split"] in held and not row["offset"]:
                     held[row["split"]].append(data.root / row["path"])
     found += [
-        OodKind(name, role, _halves(held[name]))
-        for name, role in zip(held, ROLES[1:], strict=True)
+        OodKind(name, role, _halves(held[name])) for name, role in zip(held, ROLES[1:], strict=True)
     ]
     found = [kind for kind in found if any(kind.files.values())]
     names = [kind.name for kind in found]
@@ -175,9 +174,7 @@ class Pictures:
     def count_ood(self, role: str, split: str) -> int:
         """How many files `ood` reads at most."""
         return sum(
-            len(kind.files[split][: self.at_most])
-            for kind in self.kinds
-            if kind.role == role
+            len(kind.files[split][: self.at_most]) for kind in self.kinds if kind.role == role
         )
 
     def _read(self, files: list[Path]) -> Iterator[np.ndarray]:

@@ -118,7 +118,11 @@ def report_table(report: dict[str, Any]) -> str:
     if report["ood"]:
         rows += [
             ("pictures of no plant refused", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
-            ("plants refused as strangers", f"{report['ood']['false_rejection_rate']:.4f}", "<= 0.01"),
+            (
+                "plants refused as strangers",
+                f"{report['ood']['false_rejection_rate']:.4f}",
+                "<= 0.01",
+            ),
             ("rejection AUROC", f"{report['ood']['auroc']:.4f}", ""),
         ]
     rows += [

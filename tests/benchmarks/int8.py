@@ -26,6 +26,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.export.ranges import balanced, choose_range, observe  # noqa: E402
+
 from common import images
 from common.classes import ClassTree  # noqa: E402
 from common.console import say, table  # noqa: E402
@@ -33,7 +35,6 @@ from common.export import fp16, int8, qdq, quantize  # noqa: E402
 from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines  # noqa: E402
 from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, extract_features  # noqa: E402
 from common.export.measure import Run, check_batches, measure_times, run_over, session_run  # noqa: E402
-from common.export.ranges import balanced, choose_range, observe  # noqa: E402
 from common.train import checkpoint  # noqa: E402
 from common.train.dataset import Organized, Split, load_organized  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402

@@ -42,9 +42,10 @@ from common.export.browser.light_graph import (
 from common.export.browser.light_model import first_answer, wire_bytes  # noqa: E402
 from common.export.graph import FeatureSpace, LearnedScore, extract_features  # noqa: E402
 from common.export.measure import run_over  # noqa: E402
+from common.export.pictures import Pictures  # noqa: E402
 from common.files import file_sha256  # noqa: E402
 from common.train import checkpoint, recipe_flags, recipes  # noqa: E402
-from common.train.dataset import EvalViews, load_organized, make_loader  # noqa: E402
+from common.train.dataset import EvalViews, Organized, load_organized, make_loader  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
 
 # region size
@@ -248,7 +249,7 @@ def train(args: argparse.Namespace) -> None:
             folder / "species_only"
         )
         student = checkpoint.build_model(checkpoint.load(best))
-        report = written_and_judged(student, folder / "browser", batches, server, data.class_sizes)
+        report = written_and_judged(student, folder / "browser", data, args.workers, server)
         test = report["test"]
         rows.append(
             (
@@ -287,24 +288,25 @@ def train(args: argparse.Namespace) -> None:
 def written_and_judged(
     student: SwinHierarchical,
     folder: Path,
-    batches: Any,
+    data: Organized,
+    workers: int,
     server: dict[str, np.ndarray],
-    class_sizes: np.ndarray,
 ) -> dict[str, Any]:
     """Write a student's files as 03 does, without rejection and roll-up."""
     side = student.settings["image_size"]
+    own = Pictures(data, side, [], 10_000, workers)
     written = write_browser(
-        student, folder, batches, {"name": "foliar", "version": "-", "preprocessing": {}}
+        student, folder, own, {"name": "foliar", "version": "-", "preprocessing": {}}
     )
-    val, test = (run_over(written.light.outputs, batches(split, side)) for split in ("val", "test"))
+    val, test = (run_over(written.light.outputs, own.batches(split)) for split in ("val", "test"))
     return finish_browser(
         written,
         val,
         test,
         server,
         {"rejection": None, "rollup": None},
-        batches("test", side),
-        class_sizes,
+        own.batches("test"),
+        data.class_sizes,
     )
 
 

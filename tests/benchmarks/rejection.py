@@ -36,8 +36,8 @@ from common.export.graph import (
     FeatureSpace,
     LearnedScore,
     cross_fitted,
-    gen_score,
     extract_features,
+    gen_score,
 )  # noqa: E402
 from common.export.pictures import SHIFTS, shifted  # noqa: E402
 from common.train import checkpoint  # noqa: E402
@@ -380,7 +380,10 @@ def fit_with(
         train_with_poor(found, "layers"),
         torch.cat([found[kind]["layers"][seen[kind]] for kind in kinds]),
     )
-    learned, unseen = LearnedScore(plants, strange), cross_fitted(plants, strange).numpy().astype(float)
+    learned, unseen = (
+        LearnedScore(plants, strange),
+        cross_fitted(plants, strange).numpy().astype(float),
+    )
     with torch.inference_mode():
         for name in scores:
             scores[name][LEARNED] = learned(found[name]["layers"])[:, 0].numpy().astype(float)

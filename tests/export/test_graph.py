@@ -99,7 +99,10 @@ def test_class_means_count_only_within_the_predicted_species():
 def test_the_learned_score_separates_what_it_was_shown_and_ignores_how_many():
     train, _ = plants(600, 1)
     strange = train.flip(0)[:100] + 1.5 * (torch.arange(40) == 20)
-    learned, again = LearnedScore(train, strange), LearnedScore(train, torch.cat([strange, strange]))
+    learned, again = (
+        LearnedScore(train, strange),
+        LearnedScore(train, torch.cat([strange, strange])),
+    )
     fresh, others = plants(300, 2)[0], plants(300, 3)[0] + 1.5 * (torch.arange(40) == 20)
     assert (learned(fresh) < 0).float().mean() > 0.99 < (learned(others) > 0).float().mean()
     torch.testing.assert_close(learned(fresh), again(fresh), rtol=1e-2, atol=1e-2)

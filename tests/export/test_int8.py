@@ -68,7 +68,7 @@ class Judge:
 def search(folder: Path, make, refuse: tuple[str, ...] = (), **arguments):
     fp32 = tiny_nets.write(folder, "model.onnx", make, **arguments)
     judge = Judge(fp32, refuse)
-    tried = int8.make_int8(
+    tried = int8.search_int8(
         fp32,
         folder / "model.int8.onnx",
         lambda: iter([tiny_nets.pictures(16, 1), tiny_nets.pictures(16, 2)]),
@@ -140,7 +140,7 @@ def test_a_model_that_passes_is_written_once(tmp_path):
 def test_dynamic_is_refused_where_answers_depend_on_the_batch(tmp_path):
     tried, _ = search(tmp_path, tiny_nets.token_net)
     dynamic = tried[0]
-    assert "a batch against one by one" in dynamic.refused and dynamic.builds == 1, (
+    assert "a batch against one by one" in dynamic.rejected and dynamic.builds == 1, (
         "more float layers would not mend it"
     )
     static = {check.name: check for check in tried[1].gate.checks}
@@ -151,7 +151,7 @@ def test_dynamic_is_refused_where_answers_depend_on_the_batch(tmp_path):
 def test_the_harmful_layer_goes_back_to_float(place, tmp_path):
     tried, judge = search(tmp_path, harmed(place), refuse=("dynamic",))
     static = tried[1]
-    assert not static.refused and static.layers == 2 and static.of == 3 and static.builds == 2
+    assert not static.rejected and static.layers == 2 and static.of == 3 and static.builds == 2
     model = onnx.load(tmp_path / "model.int8.onnx")
     floats = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     assert len(static.kept_float) == 1
@@ -164,7 +164,7 @@ def test_too_slow_is_not_searched_on_and_weights_alone_come_last(tmp_path):
     tried, judge = search(tmp_path, tiny_nets.conv_net, refuse=("static",))
     assert (
         judge.calls == ["static", "weights"]
-        and "time for one picture / FP32 3.00, <= 0.95 is needed" in tried[0].refused
+        and "time for one picture / FP32 3.00, <= 0.95 is needed" in tried[0].rejected
     )
     assert int8.kept(tried) is tried[1] and tried[1].way == "weights" and tried[1].gate.passed
     size = (tmp_path / "model.int8.onnx").stat().st_size / (tmp_path / "model.onnx").stat().st_size
@@ -181,7 +181,7 @@ def test_where_every_way_is_refused_nothing_is_written(tmp_path, monkeypatch):
     )  # whatever is answered is wrong
 
     def tries(**changes) -> list[int8.Attempt]:
-        tried = int8.make_int8(
+        tried = int8.search_int8(
             fp32,
             tmp_path / "model.int8.onnx",
             lambda: iter([tiny_nets.pictures(8, 1)]),
@@ -193,8 +193,8 @@ def test_where_every_way_is_refused_nothing_is_written(tmp_path, monkeypatch):
         return tried
 
     tried = tries()
-    assert all("same top-1 as FP32" in attempt.refused for attempt in tried)
-    assert "would have to stay float" in tried[0].refused and len(real.calls) <= 2 * (
+    assert all("same top-1 as FP32" in attempt.rejected for attempt in tried)
+    assert "would have to stay float" in tried[0].rejected and len(real.calls) <= 2 * (
         int8.ROUNDS + 1
     )
     assert len(tries(quick=real)) == 2
@@ -204,7 +204,7 @@ def test_where_every_way_is_refused_nothing_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(int8.qdq, "static", broken)
     monkeypatch.setattr(int8.quantize, "weights", broken)
-    assert [attempt.refused for attempt in tries()] == ["failed: no such operator"] * 2
+    assert [attempt.rejected for attempt in tries()] == ["failed: no such operator"] * 2
 
 
 def test_the_search_is_deterministic(tmp_path):

@@ -50,7 +50,10 @@ def test_strangers_choose_the_scores_and_fresh_pictures_keep_the_promise(fitted)
         fitted["score"],
         "gen+mahalanobis_class",
     }
-    assert fitted["val"]["false_rejection_rate"] <= 0.01 and fitted["val"]["rejected"]["strangers"] > 0.98
+    assert (
+        fitted["val"]["false_rejection_rate"] <= 0.01
+        and fitted["val"]["rejected"]["strangers"] > 0.98
+    )
     assert fitted["val"]["shown"] == {
         "strangers": 300,
         "unknown_species": 100,
@@ -145,9 +148,9 @@ def test_without_enough_strangers_the_scores_are_the_usual_ones(few):
 
 def test_thirty_plants_are_enough_to_fit_and_too_few_to_promise():
     got = ood.fit(draw(0, 30))
-    assert got["val"]["false_rejection_rate"] == 0 and got["val"]["false_rejection_rate_at_most"] == pytest.approx(
-        1 - at_least(30, 30)
-    )
+    assert got["val"]["false_rejection_rate"] == 0 and got["val"][
+        "false_rejection_rate_at_most"
+    ] == pytest.approx(1 - at_least(30, 30))
     judged = ood.judge(got, draw(1, 30), {})
     assert "auroc" not in judged and judged["n_plants"] == 30
     text = "\n".join(ood.report_lines(got, got["val"], judged))
@@ -174,7 +177,10 @@ def test_poor_photos_raise_the_bar_as_far_as_the_strangers_allow():
     )
     assert clean["threshold"] < near["threshold"] < raised["threshold"]
     assert near["val"]["rejected"]["strangers"] >= ood.MIN_REJECTED
-    assert clean["val"]["poor_rejected"] == {} and set(raised["val"]["poor_rejected"]) == {"blur", "dark"}
+    assert clean["val"]["poor_rejected"] == {} and set(raised["val"]["poor_rejected"]) == {
+        "blur",
+        "dark",
+    }
 
 
 def test_judged_figures_by_hand():
@@ -187,7 +193,9 @@ def test_judged_figures_by_hand():
         {"far": {"s": np.array([4.5, 5.5, 7, 8])}, "near": {"s": np.array([1.2, 3.5])}},
     )
     got = ood.judge(fitted, plants, strange, {"blur": {"s": np.array([1.0, 2, 9, np.nan])}})
-    assert got["false_rejection_rate"] == pytest.approx(1 / 5) and got["rejected"] == pytest.approx(3 / 6)
+    assert got["false_rejection_rate"] == pytest.approx(1 / 5) and got["rejected"] == pytest.approx(
+        3 / 6
+    )
     assert (
         got["kinds"]["far"]["rejected"] == pytest.approx(3 / 4)
         and got["kinds"]["near"]["rejected"] == 0
@@ -203,9 +211,7 @@ def test_judged_figures_by_hand():
         at_least(3, 4),
         at_least(4, 7),
     )
-    assert got["rejected_at_1pct_frr"] == pytest.approx(2 / 6), (
-        "no plant may be lost: above 6"
-    )
+    assert got["rejected_at_1pct_frr"] == pytest.approx(2 / 6), "no plant may be lost: above 6"
     assert got["poor_rejected"] == {"blur": 0.5} and (got["n_plants"], got["n_ood"]) == (5, 6)
 
 

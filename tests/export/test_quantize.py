@@ -10,11 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import tiny_nets
+from common.export.ranges import Range, Seen, balanced, choose_range, observe
 from onnx import TensorProto, helper, numpy_helper
 
 from common.export import qdq, quantize
 from common.export.measure import session_run
-from common.export.ranges import Range, Seen, balanced, choose_range, observe
 
 
 def ready(make, tmp_path: Path, **arguments):

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.console import table
 from common.decide import joint_class
@@ -24,40 +24,70 @@ from common.export.browser.light_graph import (
     write_model,
 )
 from common.export.browser.light_model import LightModel
-from common.export.calibrate import Temperatures, fit_temperatures
-from common.export.graph import FeatureSpace, learn, extract_features
+from common.export.calibrate import Temperatures
+from common.export.fitting import fit_parts
 from common.export.measure import check_batches
+from common.export.outcomes import (
+    Outcome,
+    evaluate_thresholds,
+    fit_thresholds,
+    outcome_of,
+    photo_limits,
+)
+from common.export.pictures import Pictures
 from common.files import file_sha256
-from common.train.engine import Compute, choose_compute
+from common.train import checkpoint
 from common.train.metrics import for_json, judge, summarise
 from common.train.model import SwinHierarchical
 
-KEEP = 16  # one train picture in so many is looked at again, for the means that rounding shifts
 
-Batches = Callable[[str, int], Iterable[tuple[np.ndarray, np.ndarray]]]
+def export_browser(
+    path: Path,
+    folder: Path,
+    pictures: Pictures,
+    bundle: Mapping[str, Any],
+    served: Outcome,
+    precision: float,
+) -> dict[str, Any]:
+    """Write exports/browser/ from a student's checkpoint and judge it alone and with the served
+    model.
 
+    Args:
+        path: the student's checkpoint.
+        folder: exports/browser.
+        pictures: of the export, at any size.
+        bundle: bundle.json so far.
+        served: what the served model answers.
+        precision: wanted by default.
 
-@torch.inference_mode()
-def _collect(
-    model: SwinHierarchical, batches: Iterable[tuple[np.ndarray, np.ndarray]], compute: Compute
-) -> tuple[Tensor, ...]:
-    """Features (N, F), layers (N, D) and class_idx int64 (N,) of a split, on the CPU."""
-    model.to(compute.device)
-    parts = []
-    for pictures, class_idx in batches:
-        _, features, layers = extract_features(model, torch.from_numpy(pictures).to(compute.device))
-        parts.append((features.float().cpu(), layers.float().cpu(), torch.from_numpy(class_idx)))
-    model.cpu()
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    Returns:
+        what `finish_browser` reports, and `thresholds`: figures of `evaluate_thresholds`.
 
-
-def _keeping(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]], some: list[np.ndarray]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pass batches on, and keep some of their pictures."""
-    for pictures, class_idx in batches:
-        some.append(pictures[::KEEP])
-        yield pictures, class_idx
+    Raises:
+        SystemExit: where the checkpoint cannot be read or knows other classes.
+    """
+    payload, data = checkpoint.load(path), pictures.data
+    checkpoint.require_tree(payload, data.tree, path, data.root)
+    model = checkpoint.build_model(payload)
+    own = pictures.at(int(model.settings["image_size"]))
+    settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
+    written = write_browser(model, folder, own, settings)
+    names = written.light.scores
+    found = outcome_of(written.light.outputs, own, written.learned)
+    fitted, _ = fit_thresholds(found, names, data.tree, photo_limits(own), precision)
+    server = {split: joint_class(served.splits[split][0], data.tree) for split in ("val", "test")}
+    report = finish_browser(
+        written,
+        found.splits["val"],
+        found.splits["test"],
+        server,
+        fitted,
+        own.batches("test"),
+        data.class_sizes,
+    )
+    return report | {
+        "thresholds": evaluate_thresholds(found, fitted, names, data.tree, data.class_sizes)
+    }
 
 
 @dataclass(frozen=True)
@@ -76,49 +106,29 @@ class Written:
 
 
 def write_browser(
-    model: SwinHierarchical,
-    folder: Path,
-    batches: Batches,
-    settings: Mapping[str, Any],
-    strangers: Iterable[np.ndarray] = (),
+    model: SwinHierarchical, folder: Path, pictures: Pictures, settings: Mapping[str, Any]
 ) -> Written:
     """Write light.onnx, heads.bin and light.json of a student; its temperatures are fitted on val.
 
     Args:
         model: the student, in evaluation mode, on the CPU.
         folder: exports/browser; it is made.
-        batches: (`train` or `val`, size) -> the split's pictures uint8 (N, size, size, 3) and
-            class_idx int64 (N,).
+        pictures: of the export, at the student's size.
         settings: further values of light.json: name, version, preprocessing (as bundle.json has it;
             its size is set here).
-        strangers: batches uint8 (M, size, size, 3) of val pictures of no plant, to learn a score
-            from.
 
     Raises:
         Exception: what the exporter raises for a backbone that it cannot trace.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    size, compute, tree = (
-        int(model.settings["image_size"]),
-        choose_compute(precision="fp32"),
-        model.tree,
-    )
-    some: list[np.ndarray] = []
-    features, layers, class_idx = _collect(model, _keeping(batches("train", size), some), compute)
-    near = [
-        FeatureSpace(values, class_idx, model.class_species, rank=rank)
-        for values, rank in ((features, RANK), (layers, LAYERS_RANK))
-    ]
-    shown = [
-        _collect(model, [(batch, np.zeros(len(batch), np.int64))], compute)[1]
-        for batch in strangers
-    ]
-    learned, held = learn(layers, torch.cat(shown)) if shown else (None, None)
-    features, _, class_idx = _collect(model, batches("val", size), compute)
-    fitted = _temperatures(model, features, class_idx)
-    exact = has_exact_map(model, torch.from_numpy(next(iter(batches("val", size)))[0][:8]))
-    graph = LightGraph(model, *near, fitted.species, exact, learned).eval()
-    write_model(graph, folder / light_model.MODEL, size, some)
+    size, tree = int(model.settings["image_size"]), model.tree
+    sample: list[np.ndarray] = []
+    parts = fit_parts(model, pictures, (RANK, LAYERS_RANK), sample)
+    fitted, exact = parts.temperatures, has_exact_map(model, torch.from_numpy(sample[0][:8]))
+    graph = LightGraph(
+        model, parts.features, parts.layers, fitted.species, exact, parts.learned
+    ).eval()
+    write_model(graph, folder / light_model.MODEL, size, sample)
     sha256 = file_sha256(folder / light_model.MODEL)
     species = None if model.species_head is None else _arrays(model.species_head)
     packed, offsets = heads_file.pack(
@@ -145,7 +155,7 @@ def write_browser(
         "deferral": None,
     }
     _write_settings(folder, content)
-    return Written(model, LightModel(folder), fitted, content, held)
+    return Written(model, LightModel(folder), fitted, content, parts.held_out)
 
 
 def finish_browser(
@@ -216,17 +226,6 @@ def finish_browser(
         },
         "rule": rule.to_json(),
     }
-
-
-@torch.inference_mode()
-def _temperatures(model: SwinHierarchical, features: Tensor, class_idx: Tensor) -> Temperatures:
-    hidden = model.neck(features)
-    return fit_temperatures(
-        model.species_logits(hidden).numpy(),
-        model.disease_logits(hidden, model.class_species[class_idx]).numpy(),
-        class_idx.numpy(),
-        model.tree,
-    )
 
 
 def _arrays(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from common.export import quantize
 from common.export.browser import light_model
-from common.export.graph import LEARNED, FeatureSpace, LearnedScore, export_onnx, gen_score, extract_features
+from common.export.graph import (
+    LEARNED,
+    FeatureSpace,
+    LearnedScore,
+    export_onnx,
+    extract_features,
+    gen_score,
+)
 from common.train.model import SwinHierarchical
 
 SCORES = ("gen", "mahalanobis", "layers")

@@ -30,7 +30,7 @@ from common.export.browser.heads_file import Fetch, Head
 from common.files import file_sha256
 from common.serve.predictor import BundleError, open_session
 
-FORMAT = 1
+FORMAT = 2
 MODEL, HEADS, SETTINGS = "light.onnx", "heads.bin", "light.json"
 OUTPUTS = ("species", "feature", "ood", "map")
 _MEND = "Export with: python 03_export.py --browser"
