@@ -205,7 +205,7 @@ def retemper(
     moved = np.empty(np.shape(probabilities), np.float32)
     step = max(
         1, 2_000_000 // tree.num_classes
-    )  # pictures at once: at 11,499 leaves, all in float64 would be gigabytes
+    )  # pictures at once: at 11,499 classes, all in float64 would be gigabytes
     for start in range(0, len(moved), step):
         part = np.asarray(probabilities[start : start + step])
         by_species = np.maximum(species_probabilities(part, tree), 1e-300)

@@ -1,5 +1,4 @@
-"""What is fitted before a graph can be exported: temperatures on val, the scores of strangers on
-train."""
+"""What is fitted before a graph can be exported: temperatures on val, OOD scores on train."""
 
 from __future__ import annotations
 
@@ -134,7 +133,7 @@ def torch_answers(
 
     Returns:
         probabilities float32 (N, classes); and int64 (N,), what one softmax over the disease heads'
-        logits of all leaves answers.
+        logits of all classes answers.
     """
     probabilities, flat = [], []
     for batch, _ in pictures.batches(split):

@@ -73,7 +73,7 @@ def metadata(
         f"antialias",
         "outputs": "probabilities (N, classes): joint P(species) x P(disease | species), rows sum "
         "to 1; "
-        "ood (N, scores): larger = stranger; heatmap (N, h, w): 0 to 1",
+        "ood (N, scores): larger = farther from the training pictures; heatmap (N, h, w): 0 to 1",
     }
 
 

@@ -168,7 +168,7 @@ def judge_gate(
         speed: measured cost; None leaves it out, as on a split where it was not measured again.
         batch_difference: greatest change of a probability between a batch and the same pictures one
             by one; None leaves it out.
-        limits: the bars; None takes the defaults.
+        limits: None takes the defaults.
         split: name of the split, for the report.
 
     Returns:

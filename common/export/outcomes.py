@@ -98,61 +98,61 @@ def fit_thresholds(
     precision: float,
     precisions: Sequence[float] = rollup.PRECISIONS,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fit on val what decides: the bars of strangers and those of the wanted precisions.
+    """Fit on val what decides: thresholds of rejection, and those of the wanted precisions.
 
     Returns:
         {"rejection", "rollup"} as bundle.json has them, and what fitting saw of val.
     """
     probabilities, scores, class_idx = outcome.splits["val"]
-    bars = ood.fit(
+    rejection = ood.fit(
         ood.columns(scores, names),
-        strangers=outcome.shown("plant", names),
+        not_plants=outcome.shown("plant", names),
         unknown_species=outcome.shown("species", names),
         unknown_diseases=outcome.shown("disease", names),
         poor={kind: ood.columns(values, names) for kind, values in outcome.poor["val"].items()},
     )
-    seen = bars.pop("val")
-    bars["photo"] = dict(photo)
+    on_val = rejection.pop("val")
+    rejection["photo"] = dict(photo)
     fitted = rollup.fit(
         probabilities,
         class_idx,
         tree,
         ood=scores,
-        rejection=rejection_from_json(bars, names),
+        rejection=rejection_from_json(rejection, names),
         precisions=precisions,
         default=precision,
     )
-    return {"rejection": bars, "rollup": fitted}, seen
+    return {"rejection": rejection, "rollup": fitted}, on_val
 
 
 def evaluate_thresholds(
     outcome: Outcome,
-    bars: Mapping[str, Any],
+    fitted: Mapping[str, Any],
     names: Sequence[str],
     tree: ClassTree,
     class_sizes: np.ndarray,
     flat: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Judge a model with its bars on test; `flat` is what one softmax over all leaves answers,
+    """Evaluate a model with its thresholds on test; `flat` is what one softmax over all classes answers,
     where it is at hand, int (N,).
 
     Returns:
         plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of
-        `rejection.judge`; empty without strangers), `rejection` (the same, always), `rollup` (of
+        `ood.judge`; empty without OOD pictures), `rejection` (the same, always), `rollup` (of
         `rollup.judge` per precision), `decisions`.
     """
     probabilities, scores, class_idx = outcome.splits["test"]
     judged, read = (
         judge(probabilities, class_idx, tree, flat),
-        rejection_from_json(bars["rejection"], names),
+        rejection_from_json(fitted["rejection"], names),
     )
     kinds = {
         kind: ood.columns(values, names)
         for role in ROLES[:2]
         for kind, values in outcome.ood["test"][role].items()
     }
-    stranger = ood.judge(
-        bars["rejection"],
+    judged_ood = ood.judge(
+        fitted["rejection"],
         ood.columns(scores, names),
         kinds,
         {kind: ood.columns(values, names) for kind, values in outcome.poor["test"].items()},
@@ -160,23 +160,23 @@ def evaluate_thresholds(
     return {
         **for_json(summarise(judged, tree, class_sizes)),
         "calibration_error": calibration_error(judged.confidence, judged.joint == judged.class_idx),
-        "ood": stranger if kinds else {},
-        "rejection": stranger,
+        "ood": judged_ood if kinds else {},
+        "rejection": judged_ood,
         "decisions": decision_figures(judged, tree),
         "rollup": {
             name: rollup.judge(entry, probabilities, class_idx, tree, ood=scores, rejection=read)
-            for name, entry in bars["rollup"]["precisions"].items()
+            for name, entry in fitted["rollup"]["precisions"].items()
         },
     }
 
 
 def ood_scores(
-    outcome: Outcome, bar: Mapping[str, Any], names: Sequence[str], split: str
+    outcome: Outcome, rejection: Mapping[str, Any], names: Sequence[str], split: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The score of a bar, of the split's plants (N,) and of its pictures of no plant (M,); None
+    """The OOD score of a threshold, of the split's plants (N,) and of its pictures of no plant (M,); None
     where there are none."""
-    weights, kinds = bar["weights"], outcome.ood[split]["plant"]
-    strange = (
+    weights, kinds = rejection["weights"], outcome.ood[split]["plant"]
+    outside = (
         ood.value(weights, ood.columns(np.concatenate([*kinds.values()]), names)) if kinds else None
     )
-    return ood.value(weights, ood.columns(outcome.splits[split][1], names)), strange
+    return ood.value(weights, ood.columns(outcome.splits[split][1], names)), outside

@@ -240,6 +240,7 @@ def static(model: onnx.ModelProto, chosen: Collection[str], ranges: Any) -> onnx
         extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
     return quantizer.model.model
 
 

@@ -13,7 +13,7 @@ import tiny_nets
 from onnx import numpy_helper
 
 from common.export import int8, measure
-from common.export.gate import GateResult, Side, Speed, judge_gate
+from common.export.gate import GateLimits, GateResult, Side, Speed, judge_gate
 from common.export.measure import (
     LimitError,
     check_batches,
@@ -36,7 +36,8 @@ def clock(monkeypatch):
 class Judge:
     """The gate over 120 pictures against FP32; counts its calls."""
 
-    def __init__(self, fp32: Path, reject: tuple[str, ...] = ()) -> None:
+    def __init__(self, fp32: Path, reject: tuple[str, ...] = (), agreement: float = 0.99) -> None:
+        self.limits = GateLimits(agreement=agreement)
         self.pictures, self.calls, self.reject = tiny_nets.pictures(120, seed=4), [], reject
         self.base = self.side(session_run(fp32))
 
@@ -62,12 +63,13 @@ class Judge:
             COUNTS,
             speed=speed,
             batch_difference=difference,
+            limits=self.limits,
         )
 
 
-def search(folder: Path, make, reject: tuple[str, ...] = (), **arguments):
+def search(folder: Path, make, reject: tuple[str, ...] = (), agreement=0.99, **arguments):
     fp32 = tiny_nets.write(folder, "model.onnx", make, **arguments)
-    judge = Judge(fp32, reject)
+    judge = Judge(fp32, reject, agreement)
     tried = int8.search_int8(
         fp32,
         folder / "model.int8.onnx",
@@ -133,7 +135,7 @@ def test_a_model_that_passes_is_written_once(tmp_path):
 
 @pytest.mark.parametrize("place", [1, 2])
 def test_the_harmful_layer_goes_back_to_float(place, tmp_path):
-    tried, judge = search(tmp_path, harmed(place))
+    tried, judge = search(tmp_path, harmed(place), agreement=0.98)
     static = tried[0]
     assert not static.rejected and static.layers == 2 and static.of == 3 and static.builds == 2
     model = onnx.load(tmp_path / "model.int8.onnx")
@@ -157,7 +159,7 @@ def test_too_slow_is_not_searched_on_and_weights_alone_come_last(tmp_path):
     )
 
 
-def test_where_every_way_is_rejectd_nothing_is_written(tmp_path, monkeypatch):
+def test_where_every_way_is_rejected_nothing_is_written(tmp_path, monkeypatch):
     fp32 = tiny_nets.write(tmp_path, "model.onnx", tiny_nets.conv_net)
     real = Judge(fp32)
     real.base = Side(

@@ -39,7 +39,7 @@ PLANTS = draw(20, 2000)
 def fitted() -> dict:
     return ood.fit(
         PLANTS,
-        strangers=draw(1, 300, FAR),
+        not_plants=draw(1, 300, FAR),
         unknown_species=draw(2, 100, NEAR),
         unknown_diseases=draw(3, 100, SICK),
     )
@@ -52,10 +52,10 @@ def test_strangers_choose_the_scores_and_fresh_pictures_keep_the_promise(fitted)
     }
     assert (
         fitted["val"]["false_rejection_rate"] <= 0.01
-        and fitted["val"]["rejected"]["strangers"] > 0.98
+        and fitted["val"]["rejected"]["not_plants"] > 0.98
     )
     assert fitted["val"]["shown"] == {
-        "strangers": 300,
+        "not_plants": 300,
         "unknown_species": 100,
         "unknown_diseases": 100,
     }
@@ -80,7 +80,7 @@ def test_a_learned_score_counts_for_what_it_is_worth():
     names = {}
     for worth in (8.0, 0.0):
         plants = {**PLANTS, "learned": rng.normal(0, 2, 2000)}
-        got = ood.fit(plants, strangers={**strange, "learned": rng.normal(2 * worth, 2, 300)})
+        got = ood.fit(plants, not_plants={**strange, "learned": rng.normal(2 * worth, 2, 300)})
         names[worth] = got["score"]
         assert {"gen", "mahalanobis_class"} <= set(got["weights"]) and got["weights"][
             "gen"
@@ -90,10 +90,10 @@ def test_a_learned_score_counts_for_what_it_is_worth():
 
 
 @pytest.mark.parametrize(
-    "kinds", [("strangers",), ("unknown_species",), ("strangers", "unknown_species"), ()]
+    "kinds", [("not_plants",), ("unknown_species",), ("not_plants", "unknown_species"), ()]
 )
 def test_what_is_refused_is_called_by_what_was_shown(kinds):
-    pictures = {"strangers": draw(1, 300, FAR), "unknown_species": draw(2, 300, NEAR)}
+    pictures = {"not_plants": draw(1, 300, FAR), "unknown_species": draw(2, 300, NEAR)}
     got = ood.fit(PLANTS, **{kind: pictures[kind] for kind in kinds})
     if not kinds:
         assert got["plant"] is None
@@ -103,8 +103,8 @@ def test_what_is_refused_is_called_by_what_was_shown(kinds):
         for seed, moved in ((5, FAR), (6, NEAR))
     )
     assert far > 0.8 and near < 0.15
-    if kinds == ("strangers",):
-        assert ood.beyond(got["plant"], pictures["strangers"]).mean() == pytest.approx(
+    if kinds == ("not_plants",):
+        assert ood.beyond(got["plant"], pictures["not_plants"]).mean() == pytest.approx(
             1 - ood.CALLED_PLANT, abs=0.01
         )
 
@@ -133,13 +133,13 @@ def test_bundle_and_rule_agree_with_what_was_fitted(fitted):
 
 @pytest.mark.parametrize("few", [None, {name: np.zeros(0) for name in NAMES}, draw(1, 29, FAR)])
 def test_without_enough_strangers_the_scores_are_the_usual_ones(few):
-    got = ood.fit(PLANTS, strangers=few)
+    got = ood.fit(PLANTS, not_plants=few)
     assert (
         got["score"] == "gen+mahalanobis_class+layers"
         and got["disease"]["score"] == "mahalanobis_class"
     )
     assert got["val"]["ranking"] == {} and got["val"]["shown"] == (
-        {"strangers": 29} if few and len(few["gen"]) else {}
+        {"not_plants": 29} if few and len(few["gen"]) else {}
     )
     fresh = draw(4, 20_000)
     assert 0.001 < ood.beyond(got, fresh).mean() < 0.0105
@@ -167,7 +167,7 @@ def test_poor_photos_raise_the_bar_as_far_as_the_strangers_allow():
         only = {key: {"layers": scores["layers"]} for key, scores in faults.items()}
         return ood.fit(
             {"layers": plants["layers"]},
-            strangers={"layers": draw(3, 300, (0, 0, 0, far))["layers"]},
+            not_plants={"layers": draw(3, 300, (0, 0, 0, far))["layers"]},
             poor=only,
         )
 
@@ -176,7 +176,7 @@ def test_poor_photos_raise_the_bar_as_far_as_the_strangers_allow():
         np.quantile(poor["blur"]["layers"] / plants["layers"].std(), 0.95)
     )
     assert clean["threshold"] < near["threshold"] < raised["threshold"]
-    assert near["val"]["rejected"]["strangers"] >= ood.MIN_REJECTED
+    assert near["val"]["rejected"]["not_plants"] >= ood.MIN_REJECTED
     assert clean["val"]["poor_rejected"] == {} and set(raised["val"]["poor_rejected"]) == {
         "blur",
         "dark",

@@ -1,7 +1,7 @@
 """When the browser should ask the server: a small logistic rule, fitted on val to "the server is
 right and the browser is not".
 
-It looks at what the browser knows once it has answered: how sure it is of the leaf, how far the
+It goes by what the browser knows once it has answered: how sure it is of the class, how far the
 best species and the best disease lie ahead of the next, the entropy score, and which species it
 sees. The species' own terms are shrunk hard towards none."""
 
@@ -91,7 +91,7 @@ def from_json(data: Mapping[str, Any]) -> Rule:
 def signals(
     probabilities: np.ndarray, gen: np.ndarray, tree: ClassTree
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute what the rule looks at.
+    """Compute what the rule goes by.
 
     Args:
         probabilities: float (N, classes), joint; of species other than the best class's only the sums

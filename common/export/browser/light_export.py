@@ -95,8 +95,8 @@ class Written:
     """exports/browser/ before anything but temperatures is fitted.
 
     light: its files, ready to run (`light.outputs` is a `measure.Run` whose scores `light.scores`
-    names); content: light.json as it stands; learned: the learned score of the strangers that were
-    shown, float32 (M,), each by a fit that has not seen it, or None."""
+    names); content: light.json as it stands; learned: the learned score of the OOD pictures of
+    val, float32 (M,), each by a fit that has not seen it, or None."""
 
     model: SwinHierarchical
     light: LightModel
@@ -174,7 +174,7 @@ def finish_browser(
         written: of `write_browser`.
         val, test: (probabilities, ood, class_idx) of `written.light.outputs` over the splits
             (`measure.run_over`).
-        server: {"val": int (N,), "test": int (N,)}, the leaf that the served model answers for each
+        server: {"val": int (N,), "test": int (N,)}, the class that the served model answers for each
             of these pictures.
         card: "rejection" and "rollup" fitted on val, as bundle.json has them for every model.
         pictures: those of `test` in batches, in the same order.
@@ -191,14 +191,14 @@ def finish_browser(
     """
     folder, tree, gen = written.light.folder, written.model.tree, written.light.scores.index("gen")
     splits = {"val": val, "test": test}
-    seen = {
+    values = {
         name: deferral.signals(found[0], found[1][:, gen], tree) for name, found in splits.items()
     }
     right = {
         name: (joint_class(found[0], tree) == found[2], np.asarray(server[name]) == found[2])
         for name, found in splits.items()
     }
-    rule = deferral.fit_deferral(*seen["val"], *right["val"], tree.num_species)
+    rule = deferral.fit_deferral(*values["val"], *right["val"], tree.num_species)
     content = written.content | {
         "rejection": card["rejection"],
         "rollup": card["rollup"],
@@ -222,7 +222,7 @@ def finish_browser(
         "checks": checks,
         "temperature": written.temperatures.to_json(),
         "deferral": {
-            name: deferral.judge_deferral(rule, *seen[name], *right[name]) for name in splits
+            name: deferral.judge_deferral(rule, *values[name], *right[name]) for name in splits
         },
         "rule": rule.to_json(),
     }
@@ -257,7 +257,7 @@ def _checks(
                 answer = light.answer(picture)
                 if found[row].max() - found[row, answer.class_idx] > 1e-5:
                     raise ValueError(
-                        f"test picture {done + row}: head by head the light model answers leaf "
+                        f"test picture {done + row}: head by head the light model answers class "
                         f"{answer.class_idx}, with all "
                         f"heads {found[row].argmax()}"
                     )
@@ -309,7 +309,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"{m['species_top1']:.4f}, species and disease "
         f"{m['cascade_top1']:.4f}, macro F1 {m['macro_f1']:.4f}. Its heatmap is "
         + (
-            "exact: a leaf's logit is its mean."
+            "exact: a class's logit is its mean."
             if report["heatmap"] == "exact"
             else "only how active each place is: layers follow the pooling."
         ),

@@ -86,7 +86,7 @@ def places_of(model: SwinHierarchical, feature_map: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def has_exact_map(model: SwinHierarchical, images: Tensor) -> bool:
-    """Whether the heads are linear on the mean of the last map, so that a leaf's logit is the mean
+    """Whether the heads are linear on the mean of the last map, so that a class's logit is the mean
     of its heatmap plus a bias.
 
     Args:
