@@ -1,16 +1,17 @@
-"""Stage 3: export the trained model as ONNX, quantize it, calibrate it, fit the refusal of
-strangers, and check it all.
+"""Stage 3: export the trained model as ONNX, quantize it, calibrate it, fit the rejection of
+out-of-distribution pictures, and check it all.
 
 Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/), data/organized/
-Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser, bundle.json, report.md with its
-        pictures, report.json
+Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
+        bundle.json, report.md with its pictures, report.json
 Next    04_serve.py
 
   python 03_export.py
-  python 03_export.py --ood documents=~/scans --unknown-plants ~/photos/garden      strangers to choose by and to report
-  python 03_export.py --browser checkpoints/light/hierarchical_full/epoch=10-best.pt --triton ~/triton
+  python 03_export.py --ood documents=~/scans --unknown-plants ~/photos/garden
+      with further out-of-distribution pictures: half choose thresholds, half are reported
+  python 03_export.py --browser checkpoints/light/hierarchical_full/epoch=10-best.pt
 
-Temperatures, bars and roll-up are fitted on val for each model; every figure of the reports is from
+Temperatures, thresholds and roll-up are fitted on val for each model; every figure of the reports is from
 test. An INT8 model that does not pass the gate (common/export/gate.py) is not written, and the
 report says what was tried. Takes two minutes for the demo."""
 
@@ -32,14 +33,19 @@ import torch
 
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
 from common.export import formats, fp16, int8
-from common.export.browser.student import export_browser
+from common.export.browser.light_export import export_browser
 from common.export.calibrate import Temperatures
-from common.export.fitting import build_graph, torch_answers
+from common.export.fitting import build_graph, fit_parts, torch_answers
 from common.export.graph import export_onnx
-from common.export.int8_gate import make_int8
 from common.export.measure import LimitError, check_batches, check_limits, measure_ms, session_run
-from common.export.outcomes import Outcome, fit_bars, judge_bars, outcome_of, photo_limits
-from common.export.pictures import Pictures, known_strangers
+from common.export.outcomes import (
+    Outcome,
+    evaluate_thresholds,
+    fit_thresholds,
+    outcome_of,
+    photo_limits,
+)
+from common.export.pictures import Pictures, known_ood
 from common.export.report import compose_report, draw, report_table, report_text
 from common.files import file_sha256, write_text
 from common.serve import predictor
@@ -143,20 +149,20 @@ def describe(
     """Fit what is fitted per model on val, judge it on test, and compose its entry in
     bundle.json."""
     tree = pictures.data.tree
-    bars, seen = fit_bars(outcome, names, tree, photo, wanted)
-    metrics = judge_bars(outcome, bars, names, tree, pictures.data.class_sizes, flat)
+    fitted, on_val = fit_thresholds(outcome, names, tree, photo, wanted)
+    metrics = evaluate_thresholds(outcome, fitted, names, tree, pictures.data.class_sizes, flat)
     probabilities = outcome.splits["test"][0]
     metrics |= {
         "top1_agreement": float((probabilities.argmax(1) == torch_test.argmax(1)).mean()),
         "max_probability_difference": float(np.abs(probabilities - torch_test).max()),
-        "rejection_val": seen,
+        "rejection_val": on_val,
     }
     return {
         "sha256": file_sha256(path),
         "size_mb": round(path.stat().st_size / 1e6, 3),
         "precision": precision,
         "temperature": temperatures.to_json(),
-        **bars,
+        **fitted,
         "metrics": metrics,
     }
 
@@ -205,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(f"{args.output} is there and was not made by this script. Choose another --output.")
     version = checkpoint.weights_hash(payload)
     student = checkpoint.weights_hash(checkpoint.load(args.browser)) if args.browser else ""
-    made_of = "-".join(
+    built_from = "-".join(
         map(
             str,
             (
@@ -222,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if not args.fresh and (args.output / predictor.FILE_NAME).is_file():
         try:
-            if predictor.read_bundle(args.output).raw.get("made_of") == made_of:
+            if predictor.read_bundle(args.output).raw.get("built_from") == built_from:
                 say(
                     f"{args.output} is up to date: same checkpoint, same data. --fresh exports "
                     f"again."
@@ -240,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     partial.mkdir()
     try:
         result = export(checkpoint.build_model(payload), payload, data, partial, args, version[:12])
-        result["bundle"]["made_of"] = made_of
+        result["bundle"]["built_from"] = built_from
         predictor.write_bundle(partial, result["bundle"])
         report = compose_report(result, data, args.checkpoints, args.browser, clock())
         write_text(partial / "report.json", json.dumps(report, indent=1))
@@ -278,11 +284,17 @@ def export(
 ) -> dict[str, Any]:
     """Make, fit and check all models; returns the bundle and what the report adds to it."""
     settings, threads = payload["settings"], default_workers()
-    strangers = known_strangers(data, args.ood, args.unknown_plants)
+    kinds_ood = known_ood(data, args.ood, args.unknown_plants)
     pictures = Pictures(
-        data, model.settings["image_size"], strangers, args.max_pictures, args.workers
+        data, model.settings["image_size"], kinds_ood, args.max_pictures, args.workers
     )
-    graph, temperatures, learned = build_graph(model, pictures)
+    fitted = fit_parts(model, pictures)
+    graph, temperatures, learned = build_graph(model, fitted), fitted.temperatures, fitted.held_out
+    say(
+        f"temperatures: species {temperatures.species:.3f}, diseases "
+        f"{temperatures.disease_global:.3f} ({temperatures.disease.min():.3f} to "
+        f"{temperatures.disease.max():.3f} by species)"
+    )
     export_onnx(graph, str(folder / FP32), pictures.size)
     onnx.checker.check_model(str(folder / FP32))
     some = next(pictures.batches("test", batch_size=8))[0]
@@ -301,13 +313,20 @@ def export(
             f"not export {settings['backbone']} rightly. Nothing was written."
         )
     photo = photo_limits(pictures)
-    bars = fit_bars(outcomes[FP32], graph.scores, data.tree, photo, args.precision_wanted)[0][
-        "rejection"
+    decided = fit_thresholds(outcomes[FP32], graph.scores, data.tree, photo, args.precision_wanted)[
+        0
     ]
     fp16.write_fp16(folder / FP32, folder / FP16, list(pictures.calibration(32)))
     outcomes[FP16] = outcome_of(session_run(folder / FP16, threads), pictures, learned)
-    tried, small, verdicts = make_int8(
-        folder / FP32, folder / INT8, pictures, outcomes[FP32], graph.scores, bars, learned, some
+    tried, small, verdicts = int8.export_int8(
+        folder / FP32,
+        folder / INT8,
+        pictures,
+        outcomes[FP32],
+        graph.scores,
+        decided["rejection"],
+        learned,
+        some,
     )
     outcomes |= {INT8: small} if small else {}
     kept = int8.kept(tried)

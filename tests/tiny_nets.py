@@ -3,6 +3,7 @@ No torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from common.classes import ClassTree
+from common.export.quantize import KEEP_FLOAT
 
 SIZE = 32
 TREE = ClassTree(
     ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy"))
 )
 SCORES = ("gen", "mahalanobis")
+KEPT_FLOAT = ("model.disease_heads.", "feature_space.")
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
@@ -117,6 +120,7 @@ class _Builder:
             [numpy_helper.from_array(values, name) for name, values in self.tensors.items()],
         )
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        helper.set_model_props(made, {KEEP_FLOAT: json.dumps(KEPT_FLOAT)})
         onnx.checker.check_model(made)
         return made
 

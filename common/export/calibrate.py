@@ -97,7 +97,7 @@ def fit_temperatures(
         species_logits: float (N, species).
         disease_logits: float (N, widest), those of the true species; columns beyond its last hold
             very negative values.
-        leaf: int (N,), true leaves.
+        class_idx: int (N,), true classes.
         tree: the classes.
 
     Returns:
@@ -162,8 +162,8 @@ def logits_of(
     it puts out.
 
     Args:
-        probabilities: float (N, leaves), joint, made at the temperatures `at` (None: 1).
-        leaf: int (N,), true leaves.
+        probabilities: float (N, classes), joint, made at the temperatures `at` (None: 1).
+        class_idx: int (N,), true classes.
 
     Returns:
         species logits float64 (N, species) and, of the true species, disease logits float64 (N,
@@ -196,16 +196,16 @@ def retemper(
     A softmax at T to the power T, divided by its sum, is the softmax at 1.
 
     Args:
-        probabilities: float (N, leaves), made at `old`.
+        probabilities: float (N, classes), made at `old`.
 
     Returns:
-        float32 (N, leaves) at `new`; rows sum to 1.
+        float32 (N, classes) at `new`; rows sum to 1.
     """
     power = (np.asarray(old.disease) / np.asarray(new.disease))[tree.class_species]
     moved = np.empty(np.shape(probabilities), np.float32)
     step = max(
         1, 2_000_000 // tree.num_classes
-    )  # pictures at once: at 11,499 leaves, all in float64 would be gigabytes
+    )  # pictures at once: at 11,499 classes, all in float64 would be gigabytes
     for start in range(0, len(moved), step):
         part = np.asarray(probabilities[start : start + step])
         by_species = np.maximum(species_probabilities(part, tree), 1e-300)
@@ -319,13 +319,13 @@ def calibration_figures(
     """Judge joint probabilities on a split.
 
     Args:
-        probabilities: float (N, leaves).
-        leaf: int (N,), true leaves.
-        class_sizes: int (leaves,), pictures per class over all splits; classes with `tail_at_most`
+        probabilities: float (N, classes).
+        class_idx: int (N,), true classes.
+        class_sizes: int (classes,), pictures per class over all splits; classes with `tail_at_most`
             or fewer are the tail.
 
     Returns:
-        {"all", "species", "tail"}: the leaf answer, the species answer, and the leaf answer on the
+        {"all", "species", "tail"}: the class answer, the species answer, and the class answer on the
         pictures of the tail; each as `calibration` has it, and `nll`: mean -log P of the truth.
     """
     rows, by_species = np.arange(len(class_idx)), species_probabilities(probabilities, tree)
@@ -363,7 +363,7 @@ def report_lines(
             f"{row['by_chance']:.2%}",
         )
 
-    what = {"all": "leaf answer", "species": "species answer", "tail": "leaf answer, tail"}
+    what = {"all": "class answer", "species": "species answer", "tail": "class answer, tail"}
     rows = [
         (label, when, *cell(figures[key]), figures[key]["n"])
         for key, label in what.items()

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 
 from common.classes import ClassTree
+from common.export.quantize import KEEP_FLOAT
 from common.files import write_text
 from common.serve.predictor import OUTPUTS
 
@@ -72,16 +73,17 @@ def metadata(
         f"antialias",
         "outputs": "probabilities (N, classes): joint P(species) x P(disease | species), rows sum "
         "to 1; "
-        "ood (N, scores): larger = stranger; heatmap (N, h, w): 0 to 1",
+        "ood (N, scores): larger = farther from the training pictures; heatmap (N, h, w): 0 to 1",
     }
 
 
 def stamp(path: Path, facts: Mapping[str, str]) -> None:
-    """Write metadata into an ONNX file, in place of all it had; the file is replaced whole or not
-    at all."""
+    """Write metadata into an ONNX file, in place of all it had but the names of weights that stay
+    float; the file is replaced whole or not at all."""
     model = onnx.load(path)
+    kept = {e.key: e.value for e in model.metadata_props if e.key == KEEP_FLOAT}
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, dict(facts))
+    onnx.helper.set_model_props(model, {**kept, **facts})
     aside = path.with_name(path.name + ".tmp")
     onnx.save(model, aside)
     os.replace(aside, path)

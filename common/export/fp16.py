@@ -11,12 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from common.export.quantize import KEPT_FLOAT
-from common.export.ranges import Seen, observe
+from common.export.quantize import TensorStats, is_kept_float, observe, put
 
 # Whatever is not named here stays float32: above all LayerNormalization, Softmax, means, powers and
 # roots.
-HALF_OPS = frozenset(
+FP16_OPS = frozenset(
     """Conv MatMul Gemm Add Sub Mul Div Neg Gelu Erf Relu LeakyRelu PRelu Clip HardSwish HardSigmoid Sigmoid Tanh
     Reshape Transpose Slice Concat Pad Split Squeeze Unsqueeze Flatten Expand Gather GlobalAveragePool AveragePool MaxPool
     Identity""".split()
@@ -29,7 +28,7 @@ ROOM = 4.0  # a tensor that comes within this factor of float16's largest value 
 def to_fp16(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> onnx.ModelProto:
     """Make the float16 copy of an FP32 model; input stays uint8 and outputs float32.
 
-    Half are the nodes between the first layer with weights and the last one; normalisation of the
+    In float16 are the nodes between the first layer with weights and the last one; normalisation of the
     pixels before, heads and scores behind stay float32, and so does every node between that takes
     or gives a value near float16's largest on the pictures.
 
@@ -49,17 +48,17 @@ def to_fp16(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> onnx.Mode
     graph, types = made.graph, _types(made)
     for number, node in enumerate(graph.node):
         node.name = f"{node.name or node.op_type}_{number}"
-    half, weights = _between_heavy(graph), {tensor.name for tensor in graph.initializer}
+    in_fp16, weights = _between_heavy(made), {tensor.name for tensor in graph.initializer}
     tensors = [
         name
         for node in graph.node
-        if node.name in half
+        if node.name in in_fp16
         for name in [*node.input, *node.output]
         if types.get(name) == TensorProto.FLOAT and name not in weights
     ]
     large = _large(observe(made, tensors, pictures))
-    half -= {node.name for node in graph.node if large & {*node.input, *node.output}}
-    _cast(graph, half, types)
+    in_fp16 -= {node.name for node in graph.node if large & {*node.input, *node.output}}
+    _cast(graph, in_fp16, types)
     del graph.value_info[:]
     onnx.checker.check_model(made)
     return made
@@ -79,16 +78,17 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _between_heavy(graph: onnx.GraphProto) -> set[str]:
-    """Names of nodes of HALF_OPS that a heavy layer of the backbone stands before, or is, and
+def _between_heavy(model: onnx.ModelProto) -> set[str]:
+    """Names of nodes of FP16_OPS that a heavy layer of the backbone stands before, or is, and
     behind, or is."""
+    graph = model.graph
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
     heavy = {
         node.name
         for node in graph.node
         if node.op_type in HEAVY_OPS
         and node.input[1] in weights
-        and not any(part in node.input[1] for part in KEPT_FLOAT)
+        and not is_kept_float(model, node.input[1])
     }
     if not heavy:
         raise ValueError("the model has no layer with weights that could be float16")
@@ -112,23 +112,23 @@ def _between_heavy(graph: onnx.GraphProto) -> set[str]:
     return {
         node.name
         for node in graph.node
-        if node.name in before & behind and node.op_type in HALF_OPS
+        if node.name in before & behind and node.op_type in FP16_OPS
     }
 
 
-def _large(seen: Mapping[str, Seen]) -> set[str]:
+def _large(stats: Mapping[str, TensorStats]) -> set[str]:
     return {
-        name for name, entry in seen.items() if not max(-entry.low, entry.high) * ROOM < LARGEST
+        name for name, entry in stats.items() if not max(-entry.low, entry.high) * ROOM < LARGEST
     }
 
 
-def _cast(graph: onnx.GraphProto, half: set[str], types: Mapping[str, int]) -> None:
-    """Make the nodes in `half` read and write float16, with casts wherever the two meet."""
+def _cast(graph: onnx.GraphProto, in_fp16: set[str], types: Mapping[str, int]) -> None:
+    """Make the nodes in `in_fp16` read and write float16, with casts wherever the two meet."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    made_half = {
+    fp16_tensors = {
         tensor
         for node in graph.node
-        if node.name in half
+        if node.name in in_fp16
         for tensor in node.output
         if types.get(tensor) == TensorProto.FLOAT
     }
@@ -144,40 +144,34 @@ def _cast(graph: onnx.GraphProto, half: set[str], types: Mapping[str, int]) -> N
         return tensor + ending
 
     for node in graph.node:
-        is_half = node.name in half
+        here = node.name in in_fp16
         for place, tensor in enumerate(node.input):
             if types.get(tensor) != TensorProto.FLOAT:
                 continue
-            if is_half and tensor in weights:
+            if here and tensor in weights:
                 small[tensor] = tensor + "_fp16"
                 node.input[place] = tensor + "_fp16"
-            elif is_half and tensor not in made_half:
+            elif here and tensor not in fp16_tensors:
                 node.input[place] = cast(tensor, "_to_fp16", TensorProto.FLOAT16)
-            elif tensor in made_half:
+            elif tensor in fp16_tensors:
                 node.input[place] = (
                     tensor + "_fp16"
-                    if is_half
+                    if here
                     else cast(tensor + "_fp16", "_to_fp32", TensorProto.FLOAT)
                 )
-        if is_half:
+        if here:
             node.output[:] = [
-                tensor + "_fp16" if tensor in made_half else tensor for tensor in node.output
+                tensor + "_fp16" if tensor in fp16_tensors else tensor for tensor in node.output
             ]
         nodes.append(node)
         nodes += [
             helper.make_node(
                 "Cast", [tensor + "_fp16"], [tensor], name=tensor + "_out", to=TensorProto.FLOAT
             )
-            for tensor in made_half & outputs
+            for tensor in fp16_tensors & outputs
             if tensor + "_fp16" in node.output
         ]
     for name, new in small.items():
         values = np.clip(numpy_helper.to_array(weights[name]), -LARGEST, LARGEST).astype(np.float16)
         graph.initializer.append(numpy_helper.from_array(values, new))
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {tensor for node in nodes for tensor in node.input} | outputs
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    put(graph, nodes)

@@ -18,7 +18,7 @@ from common.train.shots import FEW
 
 
 @dataclass(frozen=True)
-class Bars:
+class GateLimits:
     """How far a candidate may fall behind FP32; shares and drops are 0..1.
 
     Attributes:
@@ -50,17 +50,17 @@ class Side:
     """What one model answers on one split.
 
     Attributes:
-        probabilities: float (N, leaves), rows sum to 1, by the model's own temperatures where it
+        probabilities: float (N, classes), rows sum to 1, by the model's own temperatures where it
             has its own.
-        leaf: int (N,), true leaves.
-        known, strange: float (N,) and (M,), the score the model refuses strangers by, larger =
-            stranger; None where there are no strangers.
+        class_idx: int (N,), true classes.
+        plants, ood: float (N,) and (M,), the score by which the model rejects pictures, of plants and
+            of OOD pictures, larger = farther from the training data; None without OOD pictures.
     """
 
     probabilities: np.ndarray
     class_idx: np.ndarray
-    known: np.ndarray | None = None
-    strange: np.ndarray | None = None
+    plants: np.ndarray | None = None
+    ood: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,19 @@ class Speed:
 
 @dataclass(frozen=True)
 class Check:
-    """One figure against its bar.
+    """One figure against its limit.
 
     Attributes:
         name, words: short key; what is compared.
         fp32, candidate: the two figures; None where there is but one, or nothing to judge.
-        figure: what is held against the bar: a share, a drop (positive = worse than FP32) or a
+        figure: what is held against the limit: a share, a drop (positive = worse than FP32) or a
             ratio.
-        bar: what it is held against: that of `Bars`, or the step that one picture makes where this
+        limit: what it is held against: that of `GateLimits`, or the step that one picture makes where this
             is wider.
         one_picture: the greatest change that a single picture can cause here; None where that means
             nothing.
         passed: None where the split has nothing to judge by.
-        note: why not judged, or why the bar is wider.
+        note: why not judged, or why the limit is wider.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Check:
     fp32: float | None
     candidate: float | None
     figure: float | None
-    bar: float
+    limit: float
     one_picture: float | None
     passed: bool | None
     note: str = ""
@@ -114,7 +114,7 @@ class GateResult:
     checks: tuple[Check, ...]
     lost: int
     won: int
-    bars: Bars = field(default_factory=Bars)
+    limits: GateLimits = field(default_factory=GateLimits)
 
     @property
     def passed(self) -> bool:
@@ -124,7 +124,7 @@ class GateResult:
     def why(self) -> str:
         """Say which checks failed, in words; empty where none did."""
         return "; ".join(
-            f"{check.words} {_figure(check)}, {_bar(check)} is needed"
+            f"{check.words} {_figure(check)}, {_limit(check)} is needed"
             for check in self.checks
             if check.passed is False
         )
@@ -152,23 +152,23 @@ def judge_gate(
     *,
     speed: Speed | None = None,
     batch_difference: float | None = None,
-    bars: Bars | None = None,
+    limits: GateLimits | None = None,
     split: str = "val",
 ) -> GateResult:
     """Compare a candidate with FP32 on the same pictures.
 
-    On a small split a bar may lie below what one picture makes; a drop is then held against one
+    On a small split a limit may lie below what one picture makes; a drop is then held against one
     picture, and the note says so.
 
     Args:
         way: name of the candidate.
         fp32, candidate: their answers; the same pictures in the same order.
         tree: the classes.
-        train_counts: int (leaves,), train pictures per class.
+        train_counts: int (classes,), train pictures per class.
         speed: measured cost; None leaves it out, as on a split where it was not measured again.
         batch_difference: greatest change of a probability between a batch and the same pictures one
             by one; None leaves it out.
-        bars: the bars; None takes the defaults.
+        limits: None takes the defaults.
         split: name of the split, for the report.
 
     Returns:
@@ -177,7 +177,7 @@ def judge_gate(
     Raises:
         ValueError: where the two are not of the same pictures, or there are none.
     """
-    bars = bars or Bars()
+    limits = limits or GateLimits()
     if (
         not len(fp32.class_idx)
         or fp32.probabilities.shape != candidate.probabilities.shape
@@ -188,23 +188,23 @@ def judge_gate(
     right = {"fp32": ours == fp32.class_idx, "candidate": theirs == fp32.class_idx}
     n, same = len(ours), ours == theirs
     checks = [
-        _at_least("agreement", "same top-1 as FP32", float(same.mean()), bars.agreement, 1 / n),
+        _at_least("agreement", "same top-1 as FP32", float(same.mean()), limits.agreement, 1 / n),
         _drop(
             "macro_f1",
             "macro F1",
             *(_macro_f1(answer, fp32.class_idx, tree.num_classes) for answer in (ours, theirs)),
-            bars.macro_f1,
+            limits.macro_f1,
             _f1_of_one(ours, fp32.class_idx, tree.num_classes),
         ),
-        _few(ours, theirs, fp32.class_idx, np.asarray(train_counts), bars),
+        _few(ours, theirs, fp32.class_idx, np.asarray(train_counts), limits),
     ]
-    checks.append(_auroc(fp32, candidate, bars))
+    checks.append(_auroc(fp32, candidate, limits))
     errors = [
         calibration_error(side.probabilities.max(axis=1), right[name])
         for name, side in (("fp32", fp32), ("candidate", candidate))
     ]
     checks.append(
-        _drop("calibration", "calibration error", *errors, bars.calibration, 1 / n, rise=True)
+        _drop("calibration", "calibration error", *errors, limits.calibration, 1 / n, rise=True)
     )
     if batch_difference is not None:
         checks.append(
@@ -214,12 +214,12 @@ def judge_gate(
                 None,
                 batch_difference,
                 batch_difference,
-                bars.batch,
+                limits.batch,
                 None,
-                batch_difference <= bars.batch,
+                batch_difference <= limits.batch,
             )
         )
-    checks += _cost(speed, bars) if speed else []
+    checks += _cost(speed, limits) if speed else []
     return GateResult(
         way,
         split,
@@ -227,26 +227,26 @@ def judge_gate(
         tuple(checks),
         int((right["fp32"] & ~right["candidate"]).sum()),
         int((right["candidate"] & ~right["fp32"]).sum()),
-        bars,
+        limits,
     )
 
 
 # region the checks
 
 
-def _at_least(name: str, words: str, share: float, bar: float, one: float) -> Check:
-    wide = max(1 - bar, one)
-    note = "" if wide == 1 - bar else "one picture is more than the bar allows; one may differ"
+def _at_least(name: str, words: str, share: float, limit: float, one: float) -> Check:
+    wide = max(1 - limit, one)
+    note = "" if wide == 1 - limit else "one picture is more than the limit allows; one may differ"
     return Check(name, words, None, share, share, 1 - wide, one, share >= 1 - wide - 1e-9, note)
 
 
 def _drop(
-    name: str, words: str, before: float, after: float, bar: float, one: float, rise: bool = False
+    name: str, words: str, before: float, after: float, limit: float, one: float, rise: bool = False
 ) -> Check:
-    drop, wide = (after - before if rise else before - after), max(bar, one)
+    drop, wide = (after - before if rise else before - after), max(limit, one)
     note = (
-        f"one picture may make {100 * one:.2g} points, more than the bar of {100 * bar:.2g}"
-        if one > bar
+        f"one picture may make {100 * one:.2g} points, more than the limit of {100 * limit:.2g}"
+        if one > limit
         else ""
     )
     return Check(
@@ -267,52 +267,49 @@ def _few(
     theirs: np.ndarray,
     class_idx: np.ndarray,
     train_counts: np.ndarray,
-    bars: Bars,
+    limits: GateLimits,
 ) -> Check:
-    words = f"mean recall of classes with at most {bars.few} train pictures, drop"
+    words = f"mean recall of classes with at most {limits.few} train pictures, drop"
     present = np.bincount(class_idx, minlength=len(train_counts))
-    few = (train_counts <= bars.few) & (present > 0)
+    few = (train_counts <= limits.few) & (present > 0)
     if not few.any():
         note = (
             f"no class has so few (the smallest has {int(train_counts.min())})"
-            if not (train_counts <= bars.few).any()
+            if not (train_counts <= limits.few).any()
             else "none of these classes has a picture here"
         )
-        return Check("few_recall", words, None, None, None, bars.few_recall, None, None, note)
+        return Check("few_recall", words, None, None, None, limits.few_recall, None, None, note)
     recalls = [
         np.bincount(class_idx[answer == class_idx], minlength=len(train_counts))[few] / present[few]
         for answer in (ours, theirs)
     ]
     means, one = [float(recall.mean()) for recall in recalls], 1 / (few.sum() * present[few].min())
-    check = _drop("few_recall", words, *means, bars.few_recall, float(one))
+    check = _drop("few_recall", words, *means, limits.few_recall, float(one))
     count = f"{int(few.sum())} classes, {int(present[few].sum())} pictures"
     return Check(
         **{**asdict(check), "words": words, "note": "; ".join(filter(None, (count, check.note)))}
     )
 
 
-def _auroc(fp32: Side, candidate: Side, bars: Bars) -> Check:
+def _auroc(fp32: Side, candidate: Side, limits: GateLimits) -> Check:
     words = "rejection AUROC, drop"
     if any(
-        side.known is None or side.strange is None or not len(side.strange)
-        for side in (fp32, candidate)
+        side.plants is None or side.ood is None or not len(side.ood) for side in (fp32, candidate)
     ):
-        return Check(
-            "auroc", words, None, None, None, bars.auroc, None, None, "no pictures of strangers"
-        )
-    before, after = (auroc(side.known, side.strange) for side in (fp32, candidate))
+        return Check("auroc", words, None, None, None, limits.auroc, None, None, "no OOD pictures")
+    before, after = (auroc(side.plants, side.ood) for side in (fp32, candidate))
     return _drop(
         "auroc",
         "rejection AUROC",
         before,
         after,
-        bars.auroc,
-        1 / min(len(fp32.known), len(fp32.strange)),
+        limits.auroc,
+        1 / min(len(fp32.plants), len(fp32.ood)),
     )
 
 
-def _cost(speed: Speed, bars: Bars) -> list[Check]:
-    bar = bars.time_weights if speed.weights_only else bars.time
+def _cost(speed: Speed, limits: GateLimits) -> list[Check]:
+    limit = limits.time_weights if speed.weights_only else limits.time
     note = f"{speed.low:.2f} to {speed.high:.2f} with 95 % confidence" + (
         "; weights alone: not slower" if speed.weights_only else ""
     )
@@ -323,9 +320,9 @@ def _cost(speed: Speed, bars: Bars) -> list[Check]:
             None,
             speed.ratio,
             speed.ratio,
-            bar,
+            limit,
             None,
-            speed.ratio <= bar,
+            speed.ratio <= limit,
             note,
         ),
         Check(
@@ -382,7 +379,7 @@ def report_lines(
 
     Args:
         results: of the kept candidate on val and test, or of every candidate.
-        tried: rows of what was tried, as plain values with `way`, `refused` and, where known,
+        tried: rows of what was tried, as plain values with `way`, `rejected` and, where known,
             `kept_float`.
 
     Returns:
@@ -392,7 +389,10 @@ def report_lines(
     if tried:
         lines += [
             table(
-                [(row["way"], row.get("layers", "-"), row["refused"] or "passes") for row in tried],
+                [
+                    (row["way"], row.get("layers", "-"), row["rejected"] or "passes")
+                    for row in tried
+                ],
                 ("way", "INT8 layers", "verdict"),
             ),
             "",
@@ -410,13 +410,21 @@ def report_lines(
                         _number(check, check.fp32),
                         _number(check, check.candidate),
                         _figure(check),
-                        _bar(check),
+                        _limit(check),
                         {True: "yes", False: "NO", None: "not judged"}[check.passed],
                         check.note,
                     )
                     for check in result.checks
                 ],
-                ("figure", "FP32", "candidate", "held against the bar", "bar", "passed", "note"),
+                (
+                    "figure",
+                    "FP32",
+                    "candidate",
+                    "held against the limit",
+                    "limit",
+                    "passed",
+                    "note",
+                ),
             ),
             "",
         ]
@@ -445,11 +453,11 @@ def _figure(check: Check) -> str:
     )
 
 
-def _bar(check: Check) -> str:
+def _limit(check: Check) -> str:
     if check.name in _IN_POINTS:
-        return f"<= {100 * check.bar:.2g} points"
+        return f"<= {100 * check.limit:.2g} points"
     sign = ">=" if check.name == "agreement" else "<" if check.name == "size" else "<="
-    return f"{sign} {check.bar:.0e}" if check.name == "batch" else f"{sign} {check.bar:.4g}"
+    return f"{sign} {check.limit:.0e}" if check.name == "batch" else f"{sign} {check.limit:.4g}"
 
 
 # endregion

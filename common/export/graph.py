@@ -1,28 +1,31 @@
-"""The graph that is exported: pixels in; calibrated joint probabilities, stranger scores and a
+"""The graph that is exported: pixels in; calibrated joint probabilities, OOD scores and a
 heatmap out."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
 from common.console import warn
+from common.export.quantize import KEEP_FLOAT
 from common.train.model import SwinHierarchical
 
-SCORES = ("gen", "mahalanobis", "mahalanobis_leaf", "layers")
+SCORES = ("gen", "mahalanobis", "mahalanobis_class", "layers")
 LEARNED = "learned"  # one more, where the person has pictures of no plant
 GEN_GAMMA, GEN_TOP = 0.1, 100
 RANK = 128  # directions that a space keeps; all others share one variance
 LEARNED_RANK = 256
 ENOUGH = 10  # pictures of no plant, from which on a score is learned from them
-LAYERS = 4  # last stages of the backbone whose statistics are looked at
-FAR = 1e9  # of a leaf of another species: never the nearest
+LAYERS = 4  # last stages of the backbone whose statistics are taken
+FAR = 1e9  # added for classes of other species: never the nearest
 
 
-def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def extract_features(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Run the backbone once and take its last map, the pooled feature, and statistics of its
     stages.
 
@@ -59,13 +62,16 @@ def look(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 class FeatureSpace(nn.Module):
-    """Mahalanobis distances of L2-normalised features to species means and leaf means, under one
+    """Mahalanobis distances of L2-normalised features to species means and class means, under one
     shared covariance.
 
     Lee et al. 2018 with the normalisation of Mueller and Hein 2025 ("Mahalanobis++"). Only the
     `rank` directions along which train pictures vary most are whitened; what lies outside them
     counts by its length alone, in units of the mean variance there (the residual of ViM, Wang et
     al. 2022). At rank F it is the plain distance."""
+
+    keep_float = True  # no INT8: distances need their digits
+    fp16_weights = ("basis",)  # in the light model: INT8 would drown what lies outside of it
 
     def __init__(
         self,
@@ -75,13 +81,13 @@ class FeatureSpace(nn.Module):
         shrinkage: float = 0.05,
         rank: int = RANK,
     ) -> None:
-        """Fit means and covariance; the covariance is about the leaf means, so that diseases do not
+        """Fit means and covariance; the covariance is about the class means, so that diseases do not
         widen it.
 
         Args:
             features: float (N, F) of training pictures, plain (they are normalised here).
-            leaf: int64 (N,), their leaves.
-            leaf_species: int64 (leaves,), species of each leaf.
+            class_idx: int64 (N,).
+            class_species: int64 (classes,), species of each class.
             shrinkage: share of the covariance that is replaced by its mean variance on the
                 diagonal, 0..1.
             rank: directions kept, at most F.
@@ -128,7 +134,7 @@ class FeatureSpace(nn.Module):
 
     def distances(self, features: Tensor, species: Tensor) -> Tensor:
         """Features float (N, F), predicted species int64 (N,) -> float32 (N, 2): distance to the
-        nearest species mean, and to the nearest leaf mean of the predicted species."""
+        nearest species mean, and to the nearest class mean of the predicted species."""
         white, rest = self._place(features)
         other = (self.class_species[None, :] != species[:, None]) * FAR
         return torch.cat(
@@ -155,45 +161,48 @@ class FeatureSpace(nn.Module):
         return (squared.amin(dim=1, keepdim=True).clamp_min(0.0) + rest).sqrt()
 
 
-class Learned(nn.Module):
+class LearnedScore(nn.Module):
     """Logistic regression between train plants and pictures of no plant, over the normalised
     statistics of all layers.
 
-    It knows only the kinds of strangers that it was shown, and these very well: it is one score
-    beside the distances. Poor copies of plants (`poor_photos.shifted`) among the plants keep it
-    from taking a blurred leaf for a stranger."""
+    It knows only the kinds of OOD pictures that it was shown, and these very well: it is one score
+    beside the distances. Poor copies of plants (`pictures.shifted`) among the plants keep it
+    from taking a blurred leaf for no plant."""
+
+    keep_float = True
+    fp16_weights = ("weight", "bias")  # in the light model: a sum over thousands of statistics
 
     def __init__(
-        self, plants: Tensor, strangers: Tensor, decay: float = 1e-4, rank: int = LEARNED_RANK
+        self, plants: Tensor, ood: Tensor, decay: float = 1e-4, rank: int = LEARNED_RANK
     ) -> None:
         """Fit with both sides weighing the same.
 
-        The inputs are standardised and seen along the `rank` directions of their greatest variance,
+        The inputs are standardised and projected on the `rank` directions of their greatest variance,
         in units of the root of the standard deviation there: narrow directions count for more than
         they vary, but not as much as wide ones.
 
         Args:
-            plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
+            plants, ood: float (N, D) and (M, D), the layers as `extract_features` gives them.
             decay: weight of the squared norm of the coefficients.
             rank: directions, at most D.
         """
         super().__init__()
         centre, scale = plants.double().mean(0), plants.double().std(0) + 1e-6
-        x = (torch.cat([plants, strangers]).double() - centre) / scale
+        x = (torch.cat([plants, ood]).double() - centre) / scale
         basis = _widest(
             torch.cat([x[: len(plants)][:: 1 + len(plants) // 4000], x[len(plants) :]]), rank
         )
         along = x @ basis
         units = 10 * along[: len(plants)].std(0).clamp_min(1e-3).sqrt()
         along = torch.cat([along / units, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
-        stranger = torch.cat([torch.zeros(len(plants)), torch.ones(len(strangers))]).double()
-        share = torch.where(stranger > 0, 0.5 / len(strangers), 0.5 / len(plants))
+        target = torch.cat([torch.zeros(len(plants)), torch.ones(len(ood))]).double()
+        share = torch.where(target > 0, 0.5 / len(ood), 0.5 / len(plants))
         penalty = 2 * decay * torch.ones(along.shape[1], dtype=torch.float64)
         penalty[-1] = 1e-9  # the constant is free
         weight = torch.zeros_like(penalty)
         for _ in range(30):  # Newton's method; it settles in about ten steps
             probability = (along @ weight).clamp(-30, 30).sigmoid()
-            slope = along.T @ (share * (probability - stranger)) + penalty * weight
+            slope = along.T @ (share * (probability - target)) + penalty * weight
             curvature = (
                 along * (share * probability * (1 - probability) + 1e-12)[:, None]
             ).T @ along + penalty.diag()
@@ -210,36 +219,36 @@ class Learned(nn.Module):
         return layers @ self.weight + self.bias
 
 
-def cross_fitted(plants: Tensor, strangers: Tensor, folds: int = 5) -> Tensor:
-    """Learned scores of the strangers, each by a fit that has not seen it: what unseen strangers of
+def cross_fitted(plants: Tensor, ood: Tensor, folds: int = 5) -> Tensor:
+    """Learned scores of OOD pictures, each by a fit that has not seen it: what unseen pictures of
     these kinds would get.
 
     Args:
-        plants, strangers: as for `Learned`; picture i of the strangers belongs to fold i % folds.
-        folds: how many fits, at most one per stranger; at least 2.
+        plants, ood: as for `LearnedScore`; OOD picture i belongs to fold i % folds.
+        folds: how many fits, at most one per picture; at least 2.
 
     Returns:
         float32 (M,).
     """
-    fold, scores = torch.arange(len(strangers)) % folds, torch.zeros(len(strangers))
-    for k in range(min(folds, len(strangers))):
-        scores[fold == k] = Learned(plants, strangers[fold != k])(strangers[fold == k])[:, 0]
+    fold, scores = torch.arange(len(ood)) % folds, torch.zeros(len(ood))
+    for k in range(min(folds, len(ood))):
+        scores[fold == k] = LearnedScore(plants, ood[fold != k])(ood[fold == k])[:, 0]
     return scores
 
 
-def learn(plants: Tensor, strangers: Tensor) -> tuple[Learned | None, np.ndarray | None]:
-    """Learn a score from strangers, where there are `ENOUGH`.
+def learn(plants: Tensor, ood: Tensor) -> tuple[LearnedScore | None, np.ndarray | None]:
+    """Learn a score from OOD pictures, where there are `ENOUGH`.
 
     Args:
-        plants, strangers: float (N, D) and (M, D), the layers as `look` gives them.
+        plants, ood: float (N, D) and (M, D), the layers as `extract_features` gives them.
 
     Returns:
-        the score, and that of these very strangers, float32 (M,), each by a fit that has not seen
+        the score, and that of these very pictures, float32 (M,), each by a fit that has not seen
         it; None, None with too few.
     """
     return (
-        (Learned(plants, strangers), cross_fitted(plants, strangers).numpy())
-        if len(strangers) >= ENOUGH
+        (LearnedScore(plants, ood), cross_fitted(plants, ood).numpy())
+        if len(ood) >= ENOUGH
         else (None, None)
     )
 
@@ -249,12 +258,12 @@ def _widest(values: Tensor, rank: int) -> Tensor:
     al. 2011: subspace iteration)."""
     if values.shape[1] <= 2 * rank:
         return torch.linalg.eigh(values.T @ values).eigenvectors[:, -rank:]
-    seen = values @ torch.randn(
+    sketch = values @ torch.randn(
         values.shape[1], rank + 16, generator=torch.Generator().manual_seed(0), dtype=values.dtype
     )
     for _ in range(2):
-        seen = values @ torch.linalg.qr(values.T @ seen).Q
-    return torch.linalg.svd(torch.linalg.qr(seen).Q.T @ values, full_matrices=False).Vh[:rank].T
+        sketch = values @ torch.linalg.qr(values.T @ sketch).Q
+    return torch.linalg.svd(torch.linalg.qr(sketch).Q.T @ values, full_matrices=False).Vh[:rank].T
 
 
 def _means(values: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -267,7 +276,7 @@ def _means(values: Tensor, group: Tensor, groups: int) -> Tensor:
 
 def gen_score(species_probs: Tensor) -> Tensor:
     """Generalised entropy of the species probabilities (Liu et al. 2023, GEN): float (N, S) ->
-    float (N,), larger = stranger."""
+    float (N,), larger = farther from train."""
     top = species_probs.topk(min(GEN_TOP, species_probs.shape[1]), dim=1).values.clamp(1e-12, 1.0)
     return (top**GEN_GAMMA * (1.0 - top).clamp_min(1e-12) ** GEN_GAMMA).sum(dim=1)
 
@@ -282,25 +291,24 @@ class ServingGraph(nn.Module):
         layer_space: FeatureSpace,
         species_temperature: float,
         disease_temperature: float | Sequence[float] | np.ndarray,
-        learned: Learned | None = None,
+        learned: LearnedScore | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
             model: trained.
             feature_space, layer_space: fitted on the features and the layers of train pictures, as
-                `look` gives them.
+                `extract_features` gives them.
             species_temperature: of the species logits.
             disease_temperature: of the disease logits: one for all, or one per species (S,).
             learned: fitted on the layers; None leaves its score out.
         """
         super().__init__()
-        self.model, self.feature_space, self.layer_space, self.learned = (
-            model,
-            feature_space,
-            layer_space,
-            learned,
-        )
+        self.model, self.feature_space, self.layer_space = model, feature_space, layer_space
+        self.learned = learned
+        for part in (model.neck, model.species_head, model.disease_heads):
+            if part is not None:  # INT8 ranges would clip the logits
+                part.keep_float = True
         self.species_temperature = float(species_temperature)
         per_species = torch.as_tensor(np.asarray(disease_temperature, np.float32)).expand(
             model.tree.num_species
@@ -319,15 +327,15 @@ class ServingGraph(nn.Module):
             images: uint8 (N, size, size, 3), RGB.
 
         Returns:
-            probabilities float32 (N, leaves), ood float32 (N, len(self.scores)), heatmap float32
+            probabilities float32 (N, classes), ood float32 (N, len(self.scores)), heatmap float32
             (N, h, w), 0..1.
         """
-        return self.answer(*look(self.model, images))
+        return self.answer(*extract_features(self.model, images))
 
     def answer(
         self, feature_map: Tensor, features: Tensor, layers: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `look` saw of a batch -> the outputs of `forward`."""
+        """What `extract_features` saw of a batch -> the outputs of `forward`."""
         model = self.model
         hidden = model.neck(features)
         species_logits = model.species_scores(hidden)
@@ -349,7 +357,7 @@ class ServingGraph(nn.Module):
         )
 
     def _heatmap(self, feature_map: Tensor, features: Tensor, class_idx: Tensor) -> Tensor:
-        """Class activation of the predicted leaf; where layers follow the pooling, how active each
+        """Class activation of the predicted class; where layers follow the pooling, how active each
         position is."""
         model = self.model
         if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
@@ -379,13 +387,15 @@ def export_onnx(
     """Write a graph as ONNX with a dynamic batch: by torch's current exporter, or by its older one
     where that fails.
 
-    Torch 2.6 to 2.8 need an onnxscript of their time for the current exporter, which pip no longer
+    Names of the modules that declare `keep_float` are written into the file, for `quantize`. Torch
+    2.6 to 2.8 need an onnxscript of their time for the current exporter, which pip no longer
     chooses.
 
     Raises:
         Exception: whatever the older exporter raises for a backbone that neither can trace.
     """
     images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    kept = [f"{n}." for n, part in graph.named_modules() if getattr(part, "keep_float", False)]
     names = {"input_names": ["images"], "output_names": list(outputs)}
     try:
         torch.onnx.export(
@@ -413,3 +423,6 @@ def export_onnx(
             dynamic_axes={name: {0: "batch"} for names_ in names.values() for name in names_},
             **names,
         )
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {KEEP_FLOAT: json.dumps(kept)})
+    onnx.save(written, path)

@@ -22,7 +22,7 @@ class LimitError(ValueError):
 def run_over(
     run: Run, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run a model over batches: probabilities (N, leaves), ood (N, scores), true leaves (N,)."""
+    """Run a model over batches: probabilities (N, classes), ood (N, scores), true classes (N,)."""
     parts = [(*run(pictures)[:2], class_idx) for pictures, class_idx in batches]
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
 

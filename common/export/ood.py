@@ -1,8 +1,9 @@
-"""Strangers: which scores refuse them, above what, and what that promise is worth. No torch.
+"""Out-of-distribution (OOD) pictures: which scores reject them, above which thresholds, and what
+that is worth. No torch.
 
-One bar refuses; a second says of what is refused whether it is a plant at all; a third keeps the
-answer at the species, where the disease is none we know. Each compares a weighted sum of the
-model's scores with a threshold that is fitted on val."""
+Three thresholds: above the first a picture is rejected; the second says of a rejected picture
+whether it shows a plant at all; above the third the disease is none we know, and the answer stays
+at the species. Each compares a weighted sum of the model's scores with a value fitted on val."""
 
 from __future__ import annotations
 
@@ -15,41 +16,35 @@ from common.console import table
 from common.export.bounds import at_least, claims, lower, pictures_needed, tail_quantile, upper
 from common.train.metrics import auroc
 
-Scores = Mapping[str, np.ndarray]  # {name: float (N,)}, larger = stranger
+Scores = Mapping[str, np.ndarray]  # {name: float (N,)}, larger = farther from train
 
-LOST = 0.01  # share of plants that may be refused
-AIM, AIM_SHOWN = (
-    0.7,
-    0.5,
-)  # of that share is aimed at, as a few hundred pictures only estimate it; less where strangers leave the room
-KEEP_REJECTED = 0.97  # of the strangers, when the bar is raised to spare poor photos of plants
-POOR_LOST = (
-    0.05  # share of the poor photos of plants that may be refused, where strangers leave the room
-)
-# share of the pictures of no plant that the second bar may take for plants, for want of other
-# plants to go by
-CALLED_PLANT = 0.1
-DISEASE_LOST = 0.02  # share of plants that the bar for diseases may keep from an answer in full
-ENOUGH = 30  # pictures of strangers, from which on they choose the score
+MAX_FALSE_REJECTION = 0.01  # share of plants that may be rejected
+# Share of that to aim at, as a few hundred pictures only estimate it; the second is used where OOD
+# pictures show that this rejects enough of them.
+TARGET_SHARE, TARGET_SHARE_WITH_OOD = 0.7, 0.5
+MIN_REJECTED = 0.97  # of the OOD pictures, when the threshold is raised to spare poor photos
+MAX_POOR_REJECTION = 0.05  # share of poor photos of plants, as far as `MIN_REJECTED` allows
+CALLED_PLANT = 0.1  # share of pictures of no plant that may be called a plant, without other plants
+MAX_DISEASE_REJECTION = 0.02  # share of plants whose answer may stay at the species
+ENOUGH = 30  # OOD pictures, from which on they choose the score
 WANTED = (0.90, 0.95, 0.99)
-# Sums of scores, each in units of its spread over plants. Whatever was learned from the strangers
-# that were shown, the scores that need none are always part of the sum: they see the kinds that
-# were not shown.
-ALONE = {"gen": 1, "mahalanobis_leaf": 1, "layers": 1}
-REFUSING = (
+# Sums of scores, each in units of its spread over plants. Scores that need no OOD pictures are
+# always part of the sum: they find the kinds that the learned score was not shown.
+ALONE = {"gen": 1, "mahalanobis_class": 1, "layers": 1}
+REJECTION_SCORES = (
     ALONE,
-    {"gen": 1, "mahalanobis_leaf": 1},
+    {"gen": 1, "mahalanobis_class": 1},
     *(
         {**scores, "learned": weight}
         for weight in (1, 2)
-        for scores in (ALONE, {"gen": 1, "mahalanobis_leaf": 1})
+        for scores in (ALONE, {"gen": 1, "mahalanobis_class": 1})
     ),
 )
-NAMING = ({"layers": 1}, {"learned": 1})
-SICKNESS = (
-    {"mahalanobis_leaf": 1},
-    {"mahalanobis_leaf": 1, "layers": 1},
-    {"mahalanobis_leaf": 1, "gen": 1},
+PLANT_SCORES = ({"layers": 1}, {"learned": 1})
+DISEASE_SCORES = (
+    {"mahalanobis_class": 1},
+    {"mahalanobis_class": 1, "layers": 1},
+    {"mahalanobis_class": 1, "gen": 1},
 )
 
 
@@ -64,72 +59,74 @@ def columns(ood: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
 def fit(
     plants: Scores,
     *,
-    strangers: Scores | None = None,
+    not_plants: Scores | None = None,
     unknown_species: Scores | None = None,
     unknown_diseases: Scores | None = None,
     poor: Mapping[str, Scores] | None = None,
 ) -> dict[str, Any]:
-    """Fit the three bars on val.
+    """Fit the three thresholds on val.
 
-    The bar for strangers is put where an estimated `AIM` of `LOST` of val plants lie above it, and
-    raised to `AIM_SHOWN` of it and for `poor` photos of plants as far as `KEEP_REJECTED` of the
-    strangers stay refused. Strangers choose the sum of scores; without them, or with too few, it is
-    the first one.
+    The rejection threshold is put where an estimated `TARGET_SHARE` of `MAX_FALSE_REJECTION` of
+    val plants lie above it; it is raised to `TARGET_SHARE_WITH_OOD` of it, and for `poor` photos of
+    plants, as far as `MIN_REJECTED` of the OOD pictures stay rejected. OOD pictures choose the sum
+    of scores; without them, or with too few, it is the first one.
 
     Args:
         plants: scores of val plants.
-        strangers, unknown_species, unknown_diseases: scores of pictures of no plant, of plants of
+        not_plants, unknown_species, unknown_diseases: scores of pictures of no plant, of plants of
             other species, and of known species with other diseases, none of which the figures of a
             report are taken from; None where there are none. A `learned` score must be that of a
             fit which has not seen the picture (`graph.cross_fitted`).
-        poor: per kind of fault, scores of `poor_photos.shifted` copies of val.
+        poor: per kind of poor photo, scores of `pictures.shifted` copies of val.
 
     Returns:
         {"score", "weights", "threshold", "quantiles", "plant", "disease"} as bundle.json has it,
         and "val": figures on val.
     """
     shown = {
-        "strangers": strangers,
+        "not_plants": not_plants,
         "unknown_species": unknown_species,
         "unknown_diseases": unknown_diseases,
     }
     shown = {name: scores for name, scores in shown.items() if scores and _count(scores)}
     outside, poor = (
-        {name: shown[name] for name in ("strangers", "unknown_species") if name in shown},
+        {name: shown[name] for name in ("not_plants", "unknown_species") if name in shown},
         poor or {},
     )
-    bar, ranking = _choose(REFUSING, plants, outside, AIM * LOST)
-    bar["threshold"] = _threshold(
-        value(bar["weights"], plants),
-        [value(bar["weights"], scores) for scores in outside.values()],
-        [value(bar["weights"], scores) for scores in poor.values()],
-        AIM * LOST,
+    rule, ranking = _choose(REJECTION_SCORES, plants, outside, TARGET_SHARE * MAX_FALSE_REJECTION)
+    rule["threshold"] = _threshold(
+        value(rule["weights"], plants),
+        [value(rule["weights"], scores) for scores in outside.values()],
+        [value(rule["weights"], scores) for scores in poor.values()],
+        TARGET_SHARE * MAX_FALSE_REJECTION,
     )
-    sick, sick_ranking = _choose(
-        SICKNESS,
+    disease, disease_ranking = _choose(
+        DISEASE_SCORES,
         plants,
         {name: shown[name] for name in ("unknown_diseases",) if name in shown},
-        DISEASE_LOST,
+        MAX_DISEASE_REJECTION,
     )
-    sick["threshold"] = tail_quantile(value(sick["weights"], plants), DISEASE_LOST)
-    fitted = {**bar, "plant": _naming(plants, shown), "disease": sick}
-    lost = beyond(fitted, plants)
+    disease["threshold"] = tail_quantile(value(disease["weights"], plants), MAX_DISEASE_REJECTION)
+    fitted = {**rule, "plant": _plant_rule(plants, shown), "disease": disease}
+    rejected = beyond(fitted, plants)
     figures = {
-        "plants": len(lost),
-        "plants_lost": float(lost.mean()),
-        "plants_lost_at_most": 1 - at_least(int((~lost).sum()), len(lost)),
-        "poor_lost": {kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()},
+        "plants": len(rejected),
+        "false_rejection_rate": float(rejected.mean()),
+        "false_rejection_rate_at_most": 1 - at_least(int((~rejected).sum()), len(rejected)),
+        "poor_rejected": {
+            kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()
+        },
         "rejected": {
             name: float(beyond(fitted, scores).mean()) for name, scores in outside.items()
         },
         "shown": {name: _count(scores) for name, scores in shown.items()},
         "ranking": ranking,
-        "disease_ranking": sick_ranking,
-        "kept_at_species": float(beyond(sick, plants).mean()),
+        "disease_ranking": disease_ranking,
+        "kept_at_species": float(beyond(disease, plants).mean()),
     }
     if "unknown_diseases" in shown:
         figures["rejected"]["unknown_diseases"] = float(
-            beyond(sick, shown["unknown_diseases"]).mean()
+            beyond(disease, shown["unknown_diseases"]).mean()
         )
     return {**fitted, "val": figures}
 
@@ -146,52 +143,52 @@ def value(weights: Mapping[str, float], scores: Scores) -> np.ndarray:
     )
 
 
-def beyond(bar: Mapping[str, Any], scores: Scores) -> np.ndarray:
-    """Whether pictures lie beyond a bar: bool (N,). What is no number does."""
-    return ~(value(bar["weights"], scores) <= bar["threshold"])
+def beyond(rule: Mapping[str, Any], scores: Scores) -> np.ndarray:
+    """Whether pictures lie beyond a threshold: bool (N,). NaN counts as beyond."""
+    return ~(value(rule["weights"], scores) <= rule["threshold"])
 
 
 def _choose(
     sums: Sequence[Mapping[str, float]],
     plants: Scores,
-    strangers: Mapping[str, Scores],
+    ood: Mapping[str, Scores],
     share: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Choose a sum of scores that are there: its bar but for the threshold, and per sum the AUROC
-    and the share of strangers it refuses, both means over the kinds."""
-    leafy = "mahalanobis_leaf" in plants  # a light model tells no leaves apart, only species
+    """Choose a sum of scores that are there: its entry but for the threshold, and per sum the
+    AUROC and the share of OOD pictures it rejects, both means over the kinds."""
+    has_classes = "mahalanobis_class" in plants  # a light model tells only species apart
     sums = [
-        {key if leafy else key.removesuffix("_leaf"): times for key, times in keys.items()}
+        {key if has_classes else key.removesuffix("_leaf"): times for key, times in keys.items()}
         for keys in sums
     ]
     possible = [keys for keys in sums if all(key in plants for key in keys)] or [
         {key: 1 for key in plants}
     ]
-    strangers = {kind: scores for kind, scores in strangers.items() if _count(scores) >= ENOUGH}
+    ood = {kind: scores for kind, scores in ood.items() if _count(scores) >= ENOUGH}
     ranking: dict[str, Any] = {}
-    bars = [_bar(keys, plants) for keys in possible]
-    for bar in bars if strangers else []:
-        known, strange = (
-            value(bar["weights"], plants),
-            [value(bar["weights"], scores) for scores in strangers.values()],
+    rules = [_rule(keys, plants) for keys in possible]
+    for rule in rules if ood else []:
+        known, others = (
+            value(rule["weights"], plants),
+            [value(rule["weights"], scores) for scores in ood.values()],
         )
         limit = tail_quantile(known, share)
-        ranking[bar["score"]] = {
-            "auroc": float(np.mean([auroc(known, values) for values in strange])),
-            "rejected": float(np.mean([(values > limit).mean() for values in strange])),
+        ranking[rule["score"]] = {
+            "auroc": float(np.mean([auroc(known, values) for values in others])),
+            "rejected": float(np.mean([(values > limit).mean() for values in others])),
         }
     if not ranking:
-        return bars[0], ranking
+        return rules[0], ranking
     return max(
-        bars,
-        key=lambda bar: (
-            round(ranking[bar["score"]]["rejected"], 2),
-            ranking[bar["score"]]["auroc"],
+        rules,
+        key=lambda rule: (
+            round(ranking[rule["score"]]["rejected"], 2),
+            ranking[rule["score"]]["auroc"],
         ),
     ), ranking
 
 
-def _bar(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
+def _rule(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
     weights = {key: times / max(float(np.std(plants[key])), 1e-12) for key, times in keys.items()}
     values = value(weights, plants)
     name = "+".join(key if times == 1 else f"{times} {key}" for key, times in keys.items())
@@ -199,49 +196,47 @@ def _bar(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
     return {"score": name, "weights": weights, "threshold": 0.0, "quantiles": percentiles}
 
 
-def _naming(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] | None:
-    """Fit the bar between no plant and a plant of another species; None without any picture of
+def _plant_rule(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] | None:
+    """Fit the threshold between no plant and a plant of another species; None without any picture of
     either."""
-    possible = [keys for keys in NAMING if all(key in plants for key in keys)]
-    if not possible or not shown.keys() & {"strangers", "unknown_species"}:
+    possible = [keys for keys in PLANT_SCORES if all(key in plants for key in keys)]
+    if not possible or not shown.keys() & {"not_plants", "unknown_species"}:
         return None
-    bar = _bar(possible[-1] if "strangers" in shown else possible[0], plants)
+    rule = _rule(possible[-1] if "not_plants" in shown else possible[0], plants)
     others = {
-        name: value(bar["weights"], shown[name])
-        for name in ("strangers", "unknown_species")
+        name: value(rule["weights"], shown[name])
+        for name in ("not_plants", "unknown_species")
         if name in shown
     }
     if len(others) == 2:  # the level with the fewest mistakes, either kind weighing the same
         levels = np.unique(np.concatenate([*others.values()]))
         wrong = [
-            (others["strangers"] <= level).mean() + (others["unknown_species"] > level).mean()
+            (others["not_plants"] <= level).mean() + (others["unknown_species"] > level).mean()
             for level in levels
         ]
-        bar["threshold"] = float(levels[int(np.argmin(wrong))])
-    elif "strangers" in others:
-        bar["threshold"] = float(np.quantile(others["strangers"], CALLED_PLANT))
+        rule["threshold"] = float(levels[int(np.argmin(wrong))])
+    elif "not_plants" in others:
+        rule["threshold"] = float(np.quantile(others["not_plants"], CALLED_PLANT))
     else:
-        bar["threshold"] = max(
-            tail_quantile(value(bar["weights"], plants), LOST),
+        rule["threshold"] = max(
+            tail_quantile(value(rule["weights"], plants), MAX_FALSE_REJECTION),
             float(np.quantile(others["unknown_species"], 0.9)),
         )
-    return bar
+    return rule
 
 
 def _threshold(
-    plants: np.ndarray, strangers: Sequence[np.ndarray], poor: Sequence[np.ndarray], share: float
+    plants: np.ndarray, ood: Sequence[np.ndarray], poor: Sequence[np.ndarray], share: float
 ) -> float:
     threshold = tail_quantile(plants, share)
-    if strangers:
+    if ood:
         wish = max(
             [
-                tail_quantile(plants, AIM_SHOWN * LOST),
-                *(float(np.quantile(values, 1 - POOR_LOST)) for values in poor),
+                tail_quantile(plants, TARGET_SHARE_WITH_OOD * MAX_FALSE_REJECTION),
+                *(float(np.quantile(values, 1 - MAX_POOR_REJECTION)) for values in poor),
             ]
         )
-        room = min(
-            float(np.quantile(values, 1 - KEEP_REJECTED, method="lower")) for values in strangers
-        )
+        room = min(float(np.quantile(values, 1 - MIN_REJECTED, method="lower")) for values in ood)
         threshold = max(threshold, min(wish, float(np.nextafter(room, -np.inf))))
     return threshold
 
@@ -254,74 +249,72 @@ def _threshold(
 def judge(
     fitted: Mapping[str, Any],
     plants: Scores,
-    strangers: Mapping[str, Scores],
+    ood: Mapping[str, Scores],
     poor: Mapping[str, Scores] | None = None,
-    lost: float = LOST,
+    rate: float = MAX_FALSE_REJECTION,
 ) -> dict[str, Any]:
-    """Measure fitted bars on test.
+    """Measure fitted thresholds on test.
 
     Args:
         fitted: as `fit` returns it.
         plants: scores of test plants.
-        strangers: scores per kind; pictures of known species with other diseases do not belong
+        ood: scores per kind; pictures of known species with other diseases do not belong
             here.
-        poor: per kind of fault, scores of `poor_photos.shifted` copies of test.
-        lost: share of plants.
+        poor: per kind of poor photo, scores of `pictures.shifted` copies of test.
+        rate: share of plants.
 
     Returns:
-        shares 0..1 over all strangers: auroc; plants_lost and rejected;
-        rejected_at_1pct_plants_lost, where the threshold is put at `lost` of these plants;
-        precision (share of refused pictures that are strangers) and accepted_precision (share of
+        shares 0..1 over all OOD pictures: auroc; false_rejection_rate and rejected;
+        rejected_at_1pct_frr, where the threshold is put at `rate` of these plants;
+        precision (share of rejected pictures that are OOD) and accepted_precision (share of
         accepted pictures that are plants), both with `_at_least`, which they exceed with 95 %
-        confidence; plants_lost_at_most likewise; n_plants, n_strangers; kinds: {kind: auroc,
-        rejected, rejected_at_1pct_plants_lost, not_a_plant (share of the refused that are called
-        so), n}; poor_lost: {fault: share refused}; thresholds: `thresholds_for`. Without strangers
+        confidence; false_rejection_rate_at_most likewise; n_plants, n_ood; kinds: {kind: auroc,
+        rejected, rejected_at_1pct_frr, not_a_plant (share of the rejected that are called
+        so), n}; poor_rejected: {kind of poor photo: share rejected}; thresholds: `thresholds_for`. Without OOD
         only what concerns plants.
     """
     known, turned = value(fitted["weights"], plants), beyond(fitted, plants)
     kept = int((~turned).sum())
     judged: dict[str, Any] = {
         "n_plants": len(known),
-        "plants_lost": float(turned.mean()),
-        "plants_lost_at_most": 1 - at_least(kept, len(known)),
-        "poor_lost": {
+        "false_rejection_rate": float(turned.mean()),
+        "false_rejection_rate_at_most": 1 - at_least(kept, len(known)),
+        "poor_rejected": {
             kind: float(beyond(fitted, scores).mean()) for kind, scores in (poor or {}).items()
         },
     }
-    strange = {
-        kind: value(fitted["weights"], scores)
-        for kind, scores in strangers.items()
-        if _count(scores)
+    scored = {
+        kind: value(fitted["weights"], scores) for kind, scores in ood.items() if _count(scores)
     }
-    if not strange:
+    if not scored:
         return judged
     limit, caught = (
-        highest_kept(known, lost),
-        {kind: beyond(fitted, strangers[kind]) for kind in strange},
+        highest_kept(known, rate),
+        {kind: beyond(fitted, ood[kind]) for kind in scored},
     )
     called = {
-        kind: beyond(fitted["plant"], strangers[kind])
+        kind: beyond(fitted["plant"], ood[kind])
         if fitted["plant"]
         else np.ones(len(caught[kind]), bool)
-        for kind in strange
+        for kind in scored
     }
     judged["kinds"] = {
         kind: {
             "auroc": auroc(known, values),
             "rejected": float(caught[kind].mean()),
-            "rejected_at_1pct_plants_lost": float((values > limit).mean()),
+            "rejected_at_1pct_frr": float((values > limit).mean()),
             "not_a_plant": float(called[kind][caught[kind]].mean()) if caught[kind].any() else 0.0,
             "n": len(values),
         }
-        for kind, values in strange.items()
+        for kind, values in scored.items()
     }
-    others, all_caught = np.concatenate([*strange.values()]), np.concatenate([*caught.values()])
+    others, all_caught = np.concatenate([*scored.values()]), np.concatenate([*caught.values()])
     right, wrong, through = int(all_caught.sum()), int(turned.sum()), int((~all_caught).sum())
     return judged | {
-        "n_strangers": len(others),
+        "n_ood": len(others),
         "auroc": auroc(known, others),
         "rejected": float(all_caught.mean()),
-        "rejected_at_1pct_plants_lost": float((others > limit).mean()),
+        "rejected_at_1pct_frr": float((others > limit).mean()),
         "precision": right / max(1, right + wrong),
         "precision_at_least": at_least(right, right + wrong),
         "accepted_precision": kept / max(1, kept + through),
@@ -330,30 +323,31 @@ def judge(
     }
 
 
-def highest_kept(values: np.ndarray, lost: float = LOST) -> float:
-    """The lowest threshold above which at most `lost` of the values lie: it is one of them."""
+def highest_kept(values: np.ndarray, rate: float = MAX_FALSE_REJECTION) -> float:
+    """The lowest threshold above which at most `rate` of the values lie: it is one of them."""
     ordered = np.sort(values)
-    return float(ordered[max(0, len(ordered) - 1 - int(np.floor(lost * len(ordered))))])
+    return float(ordered[max(0, len(ordered) - 1 - int(np.floor(rate * len(ordered))))])
 
 
 def thresholds_for(
-    plants: np.ndarray, strangers: np.ndarray, wanted: Sequence[float] = WANTED
+    plants: np.ndarray, ood: np.ndarray, wanted: Sequence[float] = WANTED
 ) -> list[dict[str, Any]]:
-    """Find the lowest threshold whose refusals are strangers with a wanted precision, by its
+    """Find the lowest threshold whose rejections are OOD with a wanted precision, by its
     Clopper-Pearson bound at 95 %.
 
     Args:
-        plants, strangers: float (N,), (M,), a score; the precision is that of this mixture of both.
+        plants, ood: float (N,), (M,), a score; the precision is that of this mixture of both.
         wanted: shares.
 
     Returns:
         per wanted share: precision (the wanted one), threshold (None where no threshold reaches
-        it), refused, wrong (plants among them), bound, rejected (share of strangers), plants_lost;
-        and needed, how many refused pictures such a claim takes with so many plants among them
+        it), total (pictures rejected), wrong (plants among them), bound, rejected (share of OOD
+        pictures), false_rejection_rate;
+        and needed, how many rejected pictures such a claim takes with so many plants among them
         (with none, where no threshold reaches it).
     """
     levels = np.unique(
-        np.append(np.quantile(plants, np.linspace(0.5, 1, 201), method="higher"), strangers.min())
+        np.append(np.quantile(plants, np.linspace(0.5, 1, 201), method="higher"), ood.min())
     )
     rows = []
     for share in wanted:
@@ -363,15 +357,15 @@ def thresholds_for(
             "needed": pictures_needed(share),
         }
         for level in levels:
-            wrong, right = int((plants > level).sum()), int((strangers > level).sum())
+            wrong, right = int((plants > level).sum()), int((ood > level).sum())
             if claims(right, right + wrong, share):
                 row |= {
                     "threshold": float(level),
-                    "refused": right + wrong,
+                    "total": right + wrong,
                     "wrong": wrong,
                     "bound": at_least(right, right + wrong),
-                    "rejected": right / len(strangers),
-                    "plants_lost": wrong / len(plants),
+                    "rejected": right / len(ood),
+                    "false_rejection_rate": wrong / len(plants),
                     "needed": pictures_needed(share, wrong),
                 }
                 break
@@ -388,12 +382,12 @@ def report_lines(
     """Lay out what was fitted and what it is worth, for report.md.
 
     Args:
-        fitted: the bars, as bundle.json has them.
+        fitted: the thresholds, as bundle.json has them.
         val: the "val" that `fit` returned.
         judged: as `judge` returns it.
     """
     names = {
-        "strangers": "pictures of no plant",
+        "not_plants": "pictures of no plant",
         "unknown_species": "plants of other species",
         "unknown_diseases": "other diseases",
     }
@@ -403,34 +397,34 @@ def report_lines(
     )
     naming = fitted["plant"]
     lines = [
-        f"Strangers are refused by {fitted['score']} above {fitted['threshold']:.3f}; "
+        f"Pictures are rejected by {fitted['score']} above {fitted['threshold']:.3f}; "
         + (
-            f"they are called no plant by {naming['score']} above {naming['threshold']:.3f}; "
+            f"a rejected picture is called no plant by {naming['score']} above {naming['threshold']:.3f}; "
             if naming
             else ""
         )
         + f"the answer stays at the species by {fitted['disease']['score']} above "
         f"{fitted['disease']['threshold']:.3f} "
         f"({val['kept_at_species']:.1%} of val plants). Fitted on {val['plants']} val plants"
-        + (f"; refused there: {shown}." if shown else ", without any picture of a stranger."),
+        + (f"; rejected there: {shown}." if shown else ", without OOD pictures."),
         "",
-        f"Plants of test refused as strangers: {judged['plants_lost']:.2%} of "
+        f"False rejection rate on test: {judged['false_rejection_rate']:.2%} of "
         f"{judged['n_plants']}, with 95 % confidence at most "
-        f"{upper(judged['plants_lost_at_most'])}.",
+        f"{upper(judged['false_rejection_rate_at_most'])}.",
         "",
     ]
-    if judged["poor_lost"]:
+    if judged["poor_rejected"]:
         lines += [
             table(
-                [(kind, f"{share:.1%}") for kind, share in judged["poor_lost"].items()],
-                ("poor photos of plants", "refused"),
+                [(kind, f"{share:.1%}") for kind, share in judged["poor_rejected"].items()],
+                ("poor photos of plants", "rejected"),
             ),
             "",
         ]
     if "kinds" not in judged:
         return [
             *lines,
-            "There are no pictures of strangers to measure it with; 01_reorganize.py takes them "
+            "There are no OOD pictures to measure it with; 01_reorganize.py takes them "
             "with --not-plants.",
             "",
         ]
@@ -440,7 +434,7 @@ def report_lines(
             f"{row['n']}",
             f"{row['auroc']:.4f}",
             f"{row['rejected']:.1%}",
-            f"{row['rejected_at_1pct_plants_lost']:.1%}",
+            f"{row['rejected_at_1pct_frr']:.1%}",
             f"{row['not_a_plant']:.1%}",
         )
         for kind, row in judged["kinds"].items()
@@ -449,22 +443,22 @@ def report_lines(
         table(
             kinds,
             (
-                "strangers",
+                "OOD pictures",
                 "pictures",
                 "AUROC",
-                "refused",
-                "at 1 % of plants lost",
+                "rejected",
+                "rejected at 1 % false rejections",
                 "of these called no plant",
             ),
         ),
         "",
-        f"Of the pictures refused {judged['precision']:.1%} are strangers (with 95 % confidence "
+        f"Of the rejected pictures {judged['precision']:.1%} are OOD (with 95 % confidence "
         f"at least "
         f"{lower(judged['precision_at_least'])}); of those accepted "
         f"{judged['accepted_precision']:.1%} are plants (at least "
         f"{lower(judged['accepted_precision_at_least'])}), in this mixture of "
         f"{judged['n_plants']} plants and "
-        f"{judged['n_strangers']} strangers.",
+        f"{judged['n_ood']} OOD pictures.",
         "",
         table(
             [
@@ -476,7 +470,7 @@ def report_lines(
                         else (
                             f"{row['threshold']:.3f}",
                             f"{row['rejected']:.1%}",
-                            f"{row['plants_lost']:.2%}",
+                            f"{row['false_rejection_rate']:.2%}",
                         )
                     ),
                     f"{row['needed']}",
@@ -484,11 +478,11 @@ def report_lines(
                 for row in judged["thresholds"]
             ],
             (
-                "wanted precision of refusals",
+                "wanted precision of rejections",
                 "threshold",
-                "strangers refused",
-                "plants lost",
-                "refusals the claim takes",
+                "OOD rejected",
+                "false rejection rate",
+                "rejections the claim takes",
             ),
         ),
         "",

@@ -14,8 +14,7 @@ from common.decide import rejection_from_json
 from common.export import ood, rollup
 from common.export.calibrate import calibration_error
 from common.export.measure import Run, run_over
-from common.export.pictures import ROLES, Pictures
-from common.export.poor_photos import SHIFTS, fit_photo
+from common.export.pictures import ROLES, SHIFTS, Pictures, fit_photo
 from common.images import photo_quality
 from common.train.metrics import decision_figures, for_json, judge, summarise
 
@@ -27,19 +26,19 @@ class Outcome:
     """Answers of one model.
 
     Attributes:
-        splits: {`val` | `test`: (probabilities float32 (N, leaves), ood float32 (N, scores), leaf
-            int64 (N,))}.
-        strangers: {split: {role: {kind: ood (M, scores)}}}.
+        splits: {`val` | `test`: (probabilities float32 (N, classes), ood float32 (N, scores),
+            class_idx int64 (N,))}.
+        ood: {split: {role: {kind: ood (M, scores)}}}.
         poor: {split: {kind of poor photo: ood (M, scores)}}.
     """
 
     splits: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
-    strangers: dict[str, dict[str, dict[str, np.ndarray]]]
+    ood: dict[str, dict[str, dict[str, np.ndarray]]]
     poor: dict[str, dict[str, np.ndarray]]
 
     def shown(self, role: str, names: Sequence[str]) -> Scores | None:
-        """Scores of all val strangers of a role; None where there are none."""
-        kinds = self.strangers["val"][role]
+        """Scores of all OOD pictures of val of a role; None where there are none."""
+        kinds = self.ood["val"][role]
         return ood.columns(np.concatenate([*kinds.values()]), names) if kinds else None
 
 
@@ -54,7 +53,7 @@ def outcome_of(
     Args:
         run: uint8 (N, size, size, 3) -> probabilities, ood, ...
         pictures: at the model's size.
-        learned: last score of the val strangers of role `plant`, all kinds in a row, by fits that
+        learned: last score of val's OOD pictures of role `plant`, all kinds in a row, by fits that
             have not seen them.
         splits: which; poor photos are left out where it is one alone.
     """
@@ -62,25 +61,23 @@ def outcome_of(
     def scores(batches: Any) -> np.ndarray:
         return np.concatenate([run(batch)[1] for batch in batches])
 
-    strangers = {
+    kinds = {
         split: {
-            role: {kind: scores(batches) for kind, batches in pictures.strangers(role, split)}
+            role: {kind: scores(batches) for kind, batches in pictures.ood(role, split)}
             for role in ROLES
         }
         for split in splits
     }
-    if learned is not None and "val" in strangers:
+    if learned is not None and "val" in kinds:
         done = 0
-        for columns in strangers["val"]["plant"].values():
+        for columns in kinds["val"]["plant"].values():
             columns[:, -1] = learned[done : done + len(columns)]
             done += len(columns)
     poor = {
         split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
         for split in (splits if len(splits) > 1 else ())
     }
-    return Outcome(
-        {split: run_over(run, pictures.batches(split)) for split in splits}, strangers, poor
-    )
+    return Outcome({split: run_over(run, pictures.batches(split)) for split in splits}, kinds, poor)
 
 
 def photo_limits(pictures: Pictures) -> dict[str, float]:
@@ -93,7 +90,7 @@ def photo_limits(pictures: Pictures) -> dict[str, float]:
     )
 
 
-def fit_bars(
+def fit_thresholds(
     outcome: Outcome,
     names: Sequence[str],
     tree: ClassTree,
@@ -101,61 +98,61 @@ def fit_bars(
     precision: float,
     precisions: Sequence[float] = rollup.PRECISIONS,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fit on val what decides: the bars of strangers and those of the wanted precisions.
+    """Fit on val what decides: thresholds of rejection, and those of the wanted precisions.
 
     Returns:
         {"rejection", "rollup"} as bundle.json has them, and what fitting saw of val.
     """
     probabilities, scores, class_idx = outcome.splits["val"]
-    bars = ood.fit(
+    rejection = ood.fit(
         ood.columns(scores, names),
-        strangers=outcome.shown("plant", names),
+        not_plants=outcome.shown("plant", names),
         unknown_species=outcome.shown("species", names),
         unknown_diseases=outcome.shown("disease", names),
         poor={kind: ood.columns(values, names) for kind, values in outcome.poor["val"].items()},
     )
-    seen = bars.pop("val")
-    bars["photo"] = dict(photo)
+    on_val = rejection.pop("val")
+    rejection["photo"] = dict(photo)
     fitted = rollup.fit(
         probabilities,
         class_idx,
         tree,
         ood=scores,
-        rejection=rejection_from_json(bars, names),
+        rejection=rejection_from_json(rejection, names),
         precisions=precisions,
         default=precision,
     )
-    return {"rejection": bars, "rollup": fitted}, seen
+    return {"rejection": rejection, "rollup": fitted}, on_val
 
 
-def judge_bars(
+def evaluate_thresholds(
     outcome: Outcome,
-    bars: Mapping[str, Any],
+    fitted: Mapping[str, Any],
     names: Sequence[str],
     tree: ClassTree,
     class_sizes: np.ndarray,
     flat: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Judge a model with its bars on test; `flat` is what one softmax over all leaves answers,
+    """Evaluate a model with its thresholds on test; `flat` is what one softmax over all classes answers,
     where it is at hand, int (N,).
 
     Returns:
         plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of
-        `rejection.judge`; empty without strangers), `rejection` (the same, always), `climb` (of
-        `climb.judge` per precision), `decisions`.
+        `ood.judge`; empty without OOD pictures), `rejection` (the same, always), `rollup` (of
+        `rollup.judge` per precision), `decisions`.
     """
     probabilities, scores, class_idx = outcome.splits["test"]
     judged, read = (
         judge(probabilities, class_idx, tree, flat),
-        rejection_from_json(bars["rejection"], names),
+        rejection_from_json(fitted["rejection"], names),
     )
     kinds = {
         kind: ood.columns(values, names)
         for role in ROLES[:2]
-        for kind, values in outcome.strangers["test"][role].items()
+        for kind, values in outcome.ood["test"][role].items()
     }
-    stranger = ood.judge(
-        bars["rejection"],
+    judged_ood = ood.judge(
+        fitted["rejection"],
         ood.columns(scores, names),
         kinds,
         {kind: ood.columns(values, names) for kind, values in outcome.poor["test"].items()},
@@ -163,23 +160,23 @@ def judge_bars(
     return {
         **for_json(summarise(judged, tree, class_sizes)),
         "calibration_error": calibration_error(judged.confidence, judged.joint == judged.class_idx),
-        "ood": stranger if kinds else {},
-        "rejection": stranger,
+        "ood": judged_ood if kinds else {},
+        "rejection": judged_ood,
         "decisions": decision_figures(judged, tree),
-        "climb": {
+        "rollup": {
             name: rollup.judge(entry, probabilities, class_idx, tree, ood=scores, rejection=read)
-            for name, entry in bars["rollup"]["precisions"].items()
+            for name, entry in fitted["rollup"]["precisions"].items()
         },
     }
 
 
-def stranger_scores(
-    outcome: Outcome, bar: Mapping[str, Any], names: Sequence[str], split: str
+def ood_scores(
+    outcome: Outcome, rejection: Mapping[str, Any], names: Sequence[str], split: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The score of a bar, of the split's plants (N,) and of its pictures of no plant (M,); None
+    """The OOD score of a threshold, of the split's plants (N,) and of its pictures of no plant (M,); None
     where there are none."""
-    weights, kinds = bar["weights"], outcome.strangers[split]["plant"]
-    strange = (
+    weights, kinds = rejection["weights"], outcome.ood[split]["plant"]
+    outside = (
         ood.value(weights, ood.columns(np.concatenate([*kinds.values()]), names)) if kinds else None
     )
-    return ood.value(weights, ood.columns(outcome.splits[split][1], names)), strange
+    return ood.value(weights, ood.columns(outcome.splits[split][1], names)), outside

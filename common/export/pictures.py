@@ -1,48 +1,49 @@
-"""The pictures that an export is fitted and judged by: splits, strangers of every kind, poor copies
-of plants."""
+"""The pictures that an export is fitted and judged by: splits, out-of-distribution (OOD) pictures of every kind, and poor
+copies of plants."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from common import images
 from common.console import fail, warn
-from common.export.poor_photos import SHIFTS, shifted
-from common.export.ranges import balanced
 from common.train.dataset import EvalViews, Organized, make_loader
 
 BATCH = 32
-POOR_AT_MOST = 200  # pictures per kind of poor photo: enough to see what a bar loses
+POOR_AT_MOST = 200  # pictures per kind of poor photo: enough to measure how many are rejected
 POOR_SHARE = 4  # to fit with, one train picture in so many has a poor copy, for each kind
-ROLES = (
-    "plant",
-    "species",
-    "disease",
-)  # what is strange about a stranger: the bar of `rejection` that is to refuse it
+SHIFTS = ("dark", "blur", "crop", "compression")
+FAILED = 0.01  # share of val photos below each limit of brightness, sharpness and size
+# what OOD pictures show: no plant, another species, or another disease of a known species; each has
+# a threshold of its own
+ROLES = ("plant", "species", "disease")
 
 
 @dataclass(frozen=True)
-class Stranger:
-    """Pictures of one kind of stranger: its name, its role (one of `ROLES`), and per split the
-    files."""
+class OodKind:
+    """Out-of-distribution pictures of one kind: its name, its role (one of `ROLES`), and per split
+    the files."""
 
     name: str
     role: str
     files: dict[str, list[Path]]
 
 
-def known_strangers(
+def known_ood(
     data: Organized, ood: Iterable[str] = (), unknown_plants: Iterable[str] = ()
-) -> list[Stranger]:
-    """List what a person has shown of strangers.
+) -> list[OodKind]:
+    """List the out-of-distribution pictures that a person has given.
 
     Args:
         data: below it stand not_plants/{val,test}/, a folder there for each kind that --not-plants
@@ -59,7 +60,7 @@ def known_strangers(
         for path in sorted((data.root / "not_plants" / split).rglob("*.jpg")):
             kind = path.parent.name if path.parent.parent.name == split else "not_plants"
             kinds.setdefault(kind, {"val": [], "test": []})[split].append(path)
-    found = [Stranger(kind, "plant", files) for kind, files in sorted(kinds.items())]
+    found = [OodKind(kind, "plant", files) for kind, files in sorted(kinds.items())]
     found += [
         _folder(text, role, flag)
         for role, flag, texts in (
@@ -77,20 +78,19 @@ def known_strangers(
                 if row["split"] in held and not row["offset"]:
                     held[row["split"]].append(data.root / row["path"])
     found += [
-        Stranger(name, role, _halves(held[name]))
-        for name, role in zip(held, ROLES[1:], strict=True)
+        OodKind(name, role, _halves(held[name])) for name, role in zip(held, ROLES[1:], strict=True)
     ]
-    found = [stranger for stranger in found if any(stranger.files.values())]
-    names = [stranger.name for stranger in found]
+    found = [kind for kind in found if any(kind.files.values())]
+    names = [kind.name for kind in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         fail(
-            f"two kinds of strangers are called {twice}. Give yours another name: --ood NAME=DIR, "
-            f"--unknown-plants NAME=DIR."
+            f"two kinds of out-of-distribution pictures are called {twice}. Give yours another name: "
+            "--ood NAME=DIR, --unknown-plants NAME=DIR."
         )
     return found
 
 
-def _folder(text: str, role: str, flag: str) -> Stranger:
+def _folder(text: str, role: str, flag: str) -> OodKind:
     name, _, folder = text.rpartition("=") if not Path(text).is_dir() else ("", "", text)
     path = Path(folder)
     if not path.is_dir():
@@ -100,7 +100,7 @@ def _folder(text: str, role: str, flag: str) -> Stranger:
     )
     if not files:
         fail(f"{flag} {text}: the folder holds no picture.")
-    return Stranger(name or path.name, role, _halves(files))
+    return OodKind(name or path.name, role, _halves(files))
 
 
 def _halves(files: list[Path]) -> dict[str, list[Path]]:
@@ -114,33 +114,33 @@ class Pictures:
     """All pictures of an export at one model size, in batches, in a fixed order."""
 
     def __init__(
-        self, data: Organized, size: int, strangers: list[Stranger], at_most: int, workers: int
+        self, data: Organized, size: int, kinds: list[OodKind], at_most: int, workers: int
     ) -> None:
         """Say where they are.
 
         Args:
             data: the organized data.
             size: px of the model.
-            strangers: of `known_strangers`.
+            kinds: of `known_ood`.
             at_most: pictures per split and kind, evenly spread.
             workers: of the loader.
         """
-        self.data, self.size, self.strange, self.at_most, self.workers = (
+        self.data, self.size, self.kinds, self.at_most, self.workers = (
             data,
             size,
-            strangers,
+            kinds,
             at_most,
             workers,
         )
 
     def at(self, size: int) -> Pictures:
         """The same pictures for a model of another size."""
-        return Pictures(self.data, size, self.strange, self.at_most, self.workers)
+        return Pictures(self.data, size, self.kinds, self.at_most, self.workers)
 
     def batches(
         self, split: str, batch_size: int = BATCH, at_most: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (uint8 (N, size, size, 3), leaf int64 (N,)) of a split; with `at_most`, of some of
+        """Yield (uint8 (N, size, size, 3), class_idx int64 (N,)) of a split; with `at_most`, of some of
         the pictures it gives without."""
         chosen = spread(len(self.data.splits[split]), self.at_most)
         yield from self._load(
@@ -165,18 +165,16 @@ class Pictures:
         for pictures, class_idx in make_loader(views, self.workers, batch_size=batch_size):
             yield pictures.numpy(), class_idx.numpy()
 
-    def strangers(self, role: str, split: str) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
-        """Yield (kind, its batches uint8 (N, size, size, 3)) of the strangers of a role."""
-        for stranger in self.strange:
-            if stranger.role == role and stranger.files[split]:
-                yield stranger.name, self._read(stranger.files[split][: self.at_most])
+    def ood(self, role: str, split: str) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+        """Yield (kind, its batches uint8 (N, size, size, 3)) of the OOD pictures of a role."""
+        for kind in self.kinds:
+            if kind.role == role and kind.files[split]:
+                yield kind.name, self._read(kind.files[split][: self.at_most])
 
-    def count_strangers(self, role: str, split: str) -> int:
-        """How many files `strangers` reads at most."""
+    def count_ood(self, role: str, split: str) -> int:
+        """How many files `ood` reads at most."""
         return sum(
-            len(stranger.files[split][: self.at_most])
-            for stranger in self.strange
-            if stranger.role == role
+            len(kind.files[split][: self.at_most]) for kind in self.kinds if kind.role == role
         )
 
     def _read(self, files: list[Path]) -> Iterator[np.ndarray]:
@@ -194,7 +192,7 @@ class Pictures:
     def poor(
         self, kind: str, split: str, at_most: int = POOR_AT_MOST
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield poor copies of some of a split's plants: (uint8 (N, size, size, 3), leaf int64
+        """Yield poor copies of some of a split's plants: (uint8 (N, size, size, 3), class_idx int64
         (N,))."""
         first = 0
         for pictures, class_idx in self.batches(split, at_most=max(1, min(at_most, self.at_most))):
@@ -214,3 +212,92 @@ class Pictures:
 def spread(count: int, at_most: int) -> np.ndarray:
     """At most so many of 0..count - 1, evenly spread."""
     return np.linspace(0, count - 1, min(count, at_most)).astype(int)
+
+
+def balanced(class_idx: np.ndarray, at_most: int) -> np.ndarray:
+    """Choose calibration pictures that stand for all classes alike: in turns, one of each class.
+
+    Args:
+        class_idx: int (N,), class of each picture.
+        at_most: how many to choose.
+
+    Returns:
+        int64 (at_most or N,), ascending places in `class_idx`; within a class they are evenly spread.
+    """
+    class_idx = np.asarray(class_idx)
+    order = np.argsort(class_idx, kind="stable")
+    _, starts, counts = np.unique(class_idx[order], return_index=True, return_counts=True)
+    turn = np.empty(len(class_idx), np.float64)
+    quota = max(1, -(-at_most // max(1, len(starts))))
+    for start, count in zip(starts, counts, strict=True):
+        spread = np.linspace(0, count - 1, min(quota, count)).round().astype(int)
+        turns = np.full(count, np.inf)
+        turns[spread] = np.arange(len(spread))
+        rest = np.flatnonzero(np.isinf(turns))
+        turns[rest] = len(spread) + np.arange(len(rest))
+        turn[order[start : start + count]] = turns
+    classes = np.unique(class_idx, return_inverse=True)[1]
+    if at_most < len(starts):  # fewer pictures than classes: classes evenly spread
+        kept = np.isin(classes, np.linspace(0, len(starts) - 1, at_most).round().astype(int))
+        turn[~kept] = np.inf
+    chosen = np.lexsort((classes, turn))[: min(at_most, len(class_idx))]
+    return np.sort(chosen)
+
+
+def shifted(pictures: np.ndarray, kind: str, first: int = 0) -> np.ndarray:
+    """Make a poor photo of each picture: a third of the light, out of focus, a crop off the middle,
+    or a strong JPEG.
+
+    Args:
+        pictures: uint8 (N, size, size, 3), RGB.
+        kind: one of `SHIFTS`.
+        first: number of the first picture in its split; where a crop lies follows from it, so that
+            batches do not matter.
+
+    Returns:
+        uint8 (N, size, size, 3).
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if kind not in SHIFTS:
+        raise ValueError(f"unknown shift '{kind}': choose one of {', '.join(SHIFTS)}")
+    return np.stack([_shift(picture, kind, first + i) for i, picture in enumerate(pictures)])
+
+
+def _shift(rgb: np.ndarray, kind: str, number: int) -> np.ndarray:
+    size = rgb.shape[0]
+    if kind == "dark":
+        return np.rint(rgb * np.float32(0.35)).astype(np.uint8)
+    if kind == "blur":
+        return cv2.GaussianBlur(rgb, (0, 0), size / 80)
+    if kind == "crop":
+        side = max(1, round(0.6 * size))
+        far = size - side
+        y, x = ((0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2))[number % 5]
+        return cv2.resize(
+            np.ascontiguousarray(rgb[y : y + side, x : x + side]),
+            (size, size),
+            interpolation=cv2.INTER_LINEAR,
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=10)
+    return np.array(Image.open(buffer))
+
+
+def fit_photo(quality: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Find the limits below which a photo counts as poor: the value that `FAILED` of val photos lie
+    below.
+
+    Args:
+        quality: {measure: float (N,)} of val plants: `photo_quality`, and `short_side`, px as the
+            photo came.
+
+    Returns:
+        {measure: limit}; half the smallest value where there are fewer than 100 photos.
+    """
+    return {
+        name: float(np.quantile(values, FAILED) if len(values) >= 1 / FAILED else values.min() / 2)
+        for name, values in quality.items()
+        if len(values)
+    }

@@ -1,5 +1,5 @@
 """Pictures of an export: reliability, accuracy against coverage, what sending photos to the server
-brings, and stranger scores."""
+brings, and OOD scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reliability(
     Below, how many pictures lie at which confidence.
 
     Args:
-        before, after: (confidence float (N,), right bool (N,)) of the leaf answer.
+        before, after: (confidence float (N,), right bool (N,)) of the class answer.
     """
     with _figure(path, 9.6, 5.8) as figure:
         axes = figure.subplots(2, 2, sharex=True, height_ratios=(4, 1))
@@ -96,7 +96,7 @@ def reliability(
                 np.mean(confidence, dtype=np.float64), color="black", linewidth=1, linestyle=":"
             )
             below.set_xlabel(
-                "confidence of the leaf answer (line: share right, dots: mean confidence)",
+                "confidence of the class answer (line: share right, dots: mean confidence)",
                 fontsize=8,
             )
             below.set_ylabel("pictures" if column == 0 else None, fontsize=8)
@@ -147,13 +147,13 @@ def coverage(
     path: Path,
     split: str = "test",
 ) -> None:
-    """Draw accuracy against the share of pictures answered, for leaf and species answers, with the
-    bars of the precisions (PNG).
+    """Draw accuracy against the share of pictures answered, for class and species answers, with the
+    thresholds of the precisions (PNG).
 
     Args:
-        leaf, species: by way to decide (joint, routed, flat), (confidence float (N,), right bool
+        class_idx, species: by way to decide (joint, routed, flat), (confidence float (N,), right bool
             (N,)) of that answer.
-        judged: `climb.judge`'s figures by name of precision; marked at the left by their leaf
+        judged: `rollup.judge`'s figures by name of precision; marked at the left by their class
             answers, at the right by all answers given.
     """
     with _figure(path, 11, 4.8) as figure:
@@ -194,7 +194,7 @@ def coverage(
                         elinewidth=1,
                         capsize=3,
                         zorder=5,
-                        label=f"bars for {name}: {shown:.1%} of {figures[prefix + 'coverage']:.1%}",
+                        label=f"thresholds for {name}: {shown:.1%} of {figures[prefix + 'coverage']:.1%}",
                     )
                     lowest.append(figures[prefix + "precision_low"])
             axis.set(
@@ -212,7 +212,7 @@ def coverage(
 
 # endregion
 
-# region browser and server, strangers
+# region browser and server, OOD scores
 
 
 def deferral(judged: Mapping[str, Any], path: Path, split: str = "test") -> None:
@@ -279,12 +279,12 @@ def deferral(judged: Mapping[str, Any], path: Path, split: str = "test") -> None
 def scores(
     panels: Sequence[tuple[str, Mapping[str, np.ndarray], float]], path: Path, split: str = "test"
 ) -> None:
-    """Draw how a stranger score is spread over plants and over each kind of stranger, with the
+    """Draw how an OOD score is spread over plants and over each kind of OOD picture, with the
     threshold (PNG).
 
     Args:
         panels: side by side, (title, scores float (N,) by group, the plants first, threshold);
-            larger = stranger. Empty groups are left out; what is no number counts as beyond, and
+            larger = farther from train. Empty groups are left out; NaN counts as beyond, and
             lies at the right end.
     """
     panels = [
@@ -293,7 +293,7 @@ def scores(
     ]
     rows = max([len(groups) for _, groups, _ in panels] or [1])
     with _figure(path, 5.6 * max(1, len(panels)), 1.2 + 1.05 * max(1, rows)) as figure:
-        figure.suptitle(f"Stranger scores on {split}", fontsize=10)
+        figure.suptitle(f"OOD scores on {split}", fontsize=10)
         parts = figure.subfigures(1, max(1, len(panels)), squeeze=False)[
             0
         ]  # each panel with its own axis below

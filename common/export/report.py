@@ -57,7 +57,6 @@ def compose_report(
             "after": calibration_figures(probabilities, class_idx, tree, data.class_sizes),
         },
         "decisions": main["metrics"]["decisions"],
-        "climb": main["metrics"]["climb"],
         "models": {
             name: {
                 "size_mb": card["size_mb"],
@@ -73,7 +72,7 @@ def compose_report(
         "browser": result.get("browser"),
         "temperature": main["temperature"],
         "rejection": {k: v for k, v in main["rejection"].items() if k != "quantiles"},
-        "rollup": main["rollup"],
+        "rollup": {**main["rollup"], "test": main["metrics"]["rollup"]},
         "seconds": {**stage_seconds(checkpoints, student), "export": round(seconds, 1)},
     }
 
@@ -117,8 +116,12 @@ def report_table(report: dict[str, Any]) -> str:
     )
     if report["ood"]:
         rows += [
-            ("pictures of no plant refused", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
-            ("plants refused as strangers", f"{report['ood']['plants_lost']:.4f}", "<= 0.01"),
+            ("pictures of no plant rejected", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
+            (
+                "false rejection rate",
+                f"{report['ood']['false_rejection_rate']:.4f}",
+                "<= 0.01",
+            ),
             ("rejection AUROC", f"{report['ood']['auroc']:.4f}", ""),
         ]
     rows += [
@@ -173,7 +176,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         "",
         "![reliability](reliability.png)",
         "",
-        "## Strangers",
+        "## Out-of-distribution pictures",
         "",
         *ood.report_lines(
             card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]
@@ -182,7 +185,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         "",
         "## How deep an answer goes",
         "",
-        *rollup.report_lines(card["rollup"], card["metrics"]["climb"]),
+        *rollup.report_lines(card["rollup"], card["metrics"]["rollup"]),
         "",
         "![accuracy against coverage](coverage.png)",
         "",
@@ -195,7 +198,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
                 )
                 for name, row in report["decisions"].items()
             ],
-            ("decision", "leaf right", "species right", "macro F1", "what it is"),
+            ("decision", "class right", "species right", "macro F1", "what it is"),
         ),
         "",
         "## Checks",
@@ -263,24 +266,24 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
             for name, answer in classes.items()
         },
         kinds,
-        card["metrics"]["climb"],
+        card["metrics"]["rollup"],
         folder / "coverage.png",
     )
     names, panels = result["bundle"]["scores"], []
-    for title, bar in (
-        ("refused", card["rejection"]),
+    for title, rule in (
+        ("rejected", card["rejection"]),
         ("called no plant", card["rejection"]["plant"]),
     ):
-        if bar is None:
+        if rule is None:
             continue
         groups = {"plants": outcome.splits["test"][1]} | {
-            k: v for r in ("plant", "species") for k, v in outcome.strangers["test"][r].items()
+            k: v for r in ("plant", "species") for k, v in outcome.ood["test"][r].items()
         }
         panels.append(
             (
                 title,
-                {k: ood.value(bar["weights"], ood.columns(v, names)) for k, v in groups.items()},
-                bar["threshold"],
+                {k: ood.value(rule["weights"], ood.columns(v, names)) for k, v in groups.items()},
+                rule["threshold"],
             )
         )
     export_plots.scores(panels, folder / "scores.png")

@@ -1,22 +1,22 @@
-"""Answers at the depth one can stand behind: bars per precision, with a promise that holds for
+"""Answers at the depth one can stand behind: thresholds per precision, with a promise that holds for
 finite val splits. No torch.
 
-The rule climbs as in hierarchical selective classification (Goren et al., NeurIPS 2024): the leaf
-where its probability reaches the bar, else the species where its own does, else none. The bars are
+Answers roll up as in hierarchical selective classification (Goren et al., NeurIPS 2024): the class
+where its probability reaches the threshold, else the species where its own does, else none. The thresholds are
 found by fixed-sequence testing (Angelopoulos et al., "Learn then Test", 2021) with exact binomial
 tails, along two sequences of hypotheses that share the risk DELTA:
 
-- leaf and species at one bar, tested downwards (`LEAF_SHARE` of the risk). A bar is taken where
-  both the leaf answers and all answers given are shown to be right as often as wanted; the first
+- class and species at one threshold, tested downwards (`CLASS_SHARE` of the risk). A threshold is taken where
+  both the class answers and all answers given are shown to be right as often as wanted; the first
   that is not ends the sequence.
 - species alone, tested downwards (the rest): what remains where diseases are told apart too badly.
 
-The promise: of repeated val splits, a share of at least 1 - DELTA gives bars with which, on further
-pictures drawn as val was, the leaf answers, and all answers given, are right at least as often as
-wanted; for each precision by itself. It is exact for probabilities and bars that do not depend on
+The promise: of repeated val splits, a share of at least 1 - DELTA gives thresholds with which, on further
+pictures drawn as val was, the class answers, and all answers given, are right at least as often as
+wanted; for each precision by itself. It is exact for probabilities and thresholds that do not depend on
 val. The candidates stand fixed, and where a sequence begins follows from the probabilities, never
 from the truth; but temperatures (and the epoch) were chosen on val too. What that costs is measured
-in tests/benchmarks/climbing.py. The promise says nothing about pictures of another kind than val's,
+in tests/benchmarks/rollup.py. The promise says nothing about pictures of another kind than val's,
 and nothing about single classes."""
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from common.export.bounds import at_least, claims, lower, pictures_needed
 
 PRECISIONS = (0.90, 0.95, 0.99)
 DELTA = 0.1  # how often, of repeated val splits, a promise may fail
-LEAF_SHARE = 0.8  # of DELTA goes to the sequence that names diseases
-NEVER = 2.0  # a bar that no probability reaches
+CLASS_SHARE = 0.8  # of DELTA goes to the sequence that names diseases
+NEVER = 2.0  # a threshold that no probability reaches
 CANDIDATES = np.append(
     1 / (1 + np.exp(-np.arange(10.0, -4.01, -0.25))), 0.0
-)  # bars in the order of testing
+)  # thresholds in the order of testing
 
 
 def name_of(precision: float) -> str:
@@ -61,7 +61,7 @@ def name_of(precision: float) -> str:
 
 @dataclass(frozen=True)
 class _Tests:
-    """Per candidate bar and promise (K, promises): answers it speaks of, how many are wrong, how
+    """Per candidate threshold and promise (K, promises): answers it speaks of, how many are wrong, how
     many the probabilities foretell."""
 
     given: np.ndarray
@@ -109,8 +109,8 @@ class _Tests:
 def _tests(
     probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, full: Decisions
 ) -> tuple[_Tests, _Tests]:
-    """Count for the sequence of one bar for leaf and species, and for that of species alone; `full`
-    decides without bars."""
+    """Count for the sequence of one threshold for class and species, and for that of species alone; `full`
+    decides without thresholds."""
     accepted = _accepted(full)
     probabilities, class_idx = np.asarray(probabilities)[accepted], np.asarray(class_idx)[accepted]
     class_p = np.where(full.unknown_disease, -1.0, full.class_probability)[accepted]
@@ -124,13 +124,13 @@ def _tests(
 
     def count(names_classes: bool) -> _Tests:
         given, wrong, foretold = [], [], []
-        for bar in CANDIDATES:
-            certain = (class_p >= bar) & names_classes
-            climbed = ~certain & (species_p >= bar)
+        for threshold in CANDIDATES:
+            certain = (class_p >= threshold) & names_classes
+            rolled_up = ~certain & (species_p >= threshold)
             groups = (
-                [(certain, climbed & single), (certain, climbed)]
+                [(certain, rolled_up & single), (certain, rolled_up)]
                 if names_classes
-                else [(certain, climbed)]
+                else [(certain, rolled_up)]
             )
             given.append([a.sum() + b.sum() for a, b in groups])
             wrong.append([wrong_class[a].sum() + wrong_species[b].sum() for a, b in groups])
@@ -158,13 +158,13 @@ def fit(
     delta: float = DELTA,
     mode: str = "joint",
 ) -> dict[str, Any]:
-    """Find the bars of each precision on val; see the module's docstring for the promise.
+    """Find the thresholds of each precision on val; see the module's docstring for the promise.
 
     Args:
-        probabilities: float (N, leaves), joint.
-        leaf: int (N,), true leaves.
+        probabilities: float (N, classes), joint.
+        class_idx: int (N,), true classes.
         tree: the classes.
-        ood, rejection: scores (N, K) and bars of strangers; pictures that they refuse get no answer
+        ood, rejection: scores (N, K) and thresholds; pictures that they reject get no answer
             and do not count.
         precisions: wanted shares of right answers among those given, between 0 and 1.
         default: the precision that is used where none is asked for; it is fitted too.
@@ -173,28 +173,28 @@ def fit(
 
     Returns:
         {"default": name, "delta": delta, "precisions": {name: entry}}, as bundle.json has it. An
-        entry: `leaf` and `species`, the bars (2 = never answer at this level); `promised`: whether
-        the precision is promised; `holds`: what the bars do promise, the precision, or else a lower
-        bound at the one bar of which most can be said; `answers`: `leaf` or `species`, the depth;
+        entry: `disease` and `species`, the thresholds (2 = never answer at this level); `promised`: whether
+        the precision is promised; `holds`: what the thresholds do promise, the precision, or else a lower
+        bound at the one threshold of which most can be said; `answers`: `disease` or `species`, the depth;
         `needs`: fewest answers, all right, that the promise takes; `val`: figures of `judge`, on
         the pictures they were fitted on.
     """
     ood = np.zeros((len(class_idx), 0)) if ood is None else ood
     full = decide_batch(probabilities, ood, tree, rejection, Rollup(0.0, 0.0), mode=mode)
     with_classes, alone = _tests(probabilities, class_idx, tree, full)
-    risks = LEAF_SHARE * delta, (1 - LEAF_SHARE) * delta
+    risks = CLASS_SHARE * delta, (1 - CLASS_SHARE) * delta
     entries: dict[str, Any] = {}
     for precision in sorted({*precisions, default}):
         depth, k = "disease", with_classes.walk(precision, risks[0])
         if k is None and (k := alone.walk(precision, risks[1])) is not None:
             depth = "species"
         promised, start = k is not None, with_classes.begin(risks[0])
-        bar = (
+        threshold = (
             float(CANDIDATES[start if k is None else k]) if _accepted(full).any() else precision
         )  # nothing to fit: as if calibrated
         entry = {
-            "disease": bar if depth == "disease" else NEVER,
-            "species": bar,
+            "disease": threshold if depth == "disease" else NEVER,
+            "species": threshold,
             "promised": promised,
             "answers": depth,
             "holds": precision if promised else with_classes.holds(start, risks[0]),
@@ -223,27 +223,27 @@ def judge(
     rejection: Rejection | None = None,
     mode: str = "joint",
 ) -> dict[str, Any]:
-    """Measure the bars of one precision.
+    """Measure the thresholds of one precision.
 
     Args:
-        entry: with `leaf` and `species`, as `fit` returns it.
-        probabilities, leaf, tree, ood, rejection, mode: as for `fit`.
+        entry: with `disease` and `species`, as `fit` returns it.
+        probabilities, class_idx, tree, ood, rejection, mode: as for `fit`.
 
     Returns:
-        n pictures; refused by the bars of strangers; given, wrong: answers and wrong ones;
-        leaf_given, leaf_wrong: those that name a leaf; species_given, species_wrong: those that
-        stop at the species (counts). coverage, leaf_coverage: shares of the n answered; precision,
-        leaf_precision: shares of right answers with precision_low, leaf_precision_low, their lower
+        n pictures; rejected as out-of-distribution; given, wrong: answers and wrong ones;
+        disease_given, disease_wrong: those that name a class; species_given, species_wrong: those that
+        stop at the species (counts). coverage, disease_coverage: shares of the n answered; precision,
+        disease_precision: shares of right answers with precision_low, disease_precision_low, their lower
         95 % bounds (Clopper-Pearson); None without answers.
     """
     ood = np.zeros((len(class_idx), 0)) if ood is None else ood
     decided = decide_batch(
         probabilities, ood, tree, rejection, Rollup(entry["disease"], entry["species"]), mode=mode
     )
-    named, climbed = decided.outcome == ANSWERED, decided.outcome == ROLLED_UP
+    named, rolled_up = decided.outcome == ANSWERED, decided.outcome == ROLLED_UP
     wrong_class = int((decided.class_idx != class_idx)[named].sum())
-    wrong_species = int((decided.species != tree.class_species[class_idx])[climbed].sum())
-    n, classes, species = len(class_idx), int(named.sum()), int(climbed.sum())
+    wrong_species = int((decided.species != tree.class_species[class_idx])[rolled_up].sum())
+    n, classes, species = len(class_idx), int(named.sum()), int(rolled_up.sum())
     given, wrong = classes + species, wrong_class + wrong_species
 
     def shares(prefix: str, answers: int, misses: int) -> dict[str, float | None]:
@@ -255,7 +255,7 @@ def judge(
 
     return {
         "n": n,
-        "refused": int((~_accepted(decided)).sum()),
+        "rejected": int((~_accepted(decided)).sum()),
         "given": given,
         "wrong": wrong,
         "disease_given": classes,
@@ -268,7 +268,7 @@ def judge(
 
 
 def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lay out bars, promises and what test shows as lines of report.md; `test` has `judge`'s
+    """Lay out thresholds, promises and what test shows as lines of report.md; `test` has `judge`'s
     figures by name of precision."""
 
     def share(row: Mapping[str, Any], key: str, low: bool = True) -> str:
@@ -279,14 +279,14 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
     rows, notes, sure = [], [], 1 - fitted["delta"]
     for name, entry in fitted["precisions"].items():
         row = test[name]
-        bars = [
+        thresholds = [
             f"{entry[level]:.3f}" if entry[level] <= 1 else "never"
             for level in ("disease", "species")
         ]
         rows.append(
             (
                 name + (" (default)" if name == fitted["default"] else ""),
-                *bars,
+                *thresholds,
                 "yes" if entry["promised"] else f"only {entry['holds']:.3f}",
                 share(row, "precision"),
                 share(row, "coverage", False),
@@ -298,7 +298,7 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
             notes.append(
                 f"At {name} the {entry['val']['n']:,} val pictures do not carry the promise: it "
                 f"takes {entry['needs']:,} answers "
-                f"that are all right, or more with errors among them. With these bars "
+                f"that are all right, or more with errors among them. With these thresholds "
                 f"{entry['holds']:.1%} can be promised."
             )
         elif entry["answers"] == "species":
@@ -311,30 +311,30 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
             rows,
             (
                 "precision",
-                "bar for leaf",
-                "bar for species",
+                "threshold for a class",
+                "threshold for a species",
                 "promised",
                 "right on test (95 % bound)",
                 "answered",
-                "leaf answers right",
-                "leaf answered",
+                "class answers right",
+                "class answered",
             ),
         ),
         "",
         *notes,
-        f"Promised with {sure:.0%} confidence: leaf answers, and all answers given, are right at "
+        f"Promised with {sure:.0%} confidence: class answers, and all answers given, are right at "
         f"least so often on pictures drawn as "
-        "val was (strangers left out).",
+        "val was (OOD pictures left out).",
     ]
 
 
 def decision_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Lay out `metrics.decision_figures`, the ways to decide without any bar, as lines of
+    """Lay out `metrics.decision_figures`, the ways to decide without any threshold, as lines of
     report.md."""
     what = {
-        "joint": "the most probable leaf, P(species) x P(disease given species)",
-        "routed": "the best leaf of the most probable species",
-        "flat": "the greatest logit among all leaves, for which heads trained apart per species "
+        "joint": "the most probable class, P(species) x P(disease given species)",
+        "routed": "the best class of the most probable species",
+        "flat": "the greatest logit among all classes, for which heads trained apart per species "
         "are not made",
     }
     return [
@@ -349,7 +349,7 @@ def decision_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
                 )
                 for name, row in figures.items()
             ],
-            ("decision", "leaf right", "species right", "macro F1", "what it is"),
+            ("decision", "class right", "species right", "macro F1", "what it is"),
         )
     ]
 

@@ -5,7 +5,7 @@ onnxruntime-node.
   python tests/benchmarks/engines.py --exports exports --data data/organized --node DIR     a folder with node_modules/onnxruntime-node
 
 Prints per model file and engine how far the probabilities and scores are from ONNX Runtime's, how
-often the best leaf is the same, and whether a batch of 8 equals 8 of 1. Engines that are not
+often the best class is the same, and whether a batch of 8 equals 8 of 1. Engines that are not
 installed are left out. Needs no torch."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ const [model, input, output, count, size, batch, names] = process.argv.slice(1);
   fs.writeFileSync(output, Buffer.concat(parts));
 })().catch((error) => { console.error(error); process.exit(1); });
 """
-Answers = tuple[np.ndarray, np.ndarray]  # probabilities (N, leaves), scores (N, K)
+Answers = tuple[np.ndarray, np.ndarray]  # probabilities (N, classes), scores (N, K)
 
 
 def read_pictures(predictor: Predictor, data: Path, count: int) -> np.ndarray:
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
                 "engine",
                 "pictures",
                 "largest difference of a probability",
-                "same best leaf",
+                "same best class",
                 "of a score, relative",
             ),
         ),

@@ -25,7 +25,7 @@ from common.train.metrics import auroc, judge, summarise  # noqa: E402
 def run(
     predictor: Predictor, files: list[tuple[Path, int]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answer all files that can be read: probabilities (N, leaves), scores of strangers (N,
+    """Answer all files that can be read: probabilities (N, classes), scores of strangers (N,
     scores), leaves (N,)."""
     pictures, classes = [], []
     for path, class_idx in files:

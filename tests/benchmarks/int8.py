@@ -26,14 +26,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.export.ranges import balanced, choose_range, observe  # noqa: E402
+
 from common import images
 from common.classes import ClassTree  # noqa: E402
 from common.console import say, table  # noqa: E402
 from common.export import fp16, int8, qdq, quantize  # noqa: E402
 from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines  # noqa: E402
-from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, look  # noqa: E402
+from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, extract_features  # noqa: E402
 from common.export.measure import Run, check_batches, measure_times, run_over, session_run  # noqa: E402
-from common.export.ranges import balanced, choose_range, observe  # noqa: E402
 from common.train import checkpoint  # noqa: E402
 from common.train.dataset import Organized, Split, load_organized  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
@@ -45,7 +46,7 @@ SCORE = SCORES.index("layers")
 def pictures_of(
     split: Split, size: int, at: np.ndarray | None = None, batch: int = 16
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches (uint8 (N, size, size, 3), leaf (N,)) of a split, or of the pictures at these
+    """Batches (uint8 (N, size, size, 3), class_idx (N,)) of a split, or of the pictures at these
     places."""
     at = np.arange(len(split)) if at is None else at
     for start in range(0, len(at), batch):
@@ -79,7 +80,7 @@ def serving_graph(
 ) -> ServingGraph:
     """Put scores fitted on these pictures behind the model; temperatures are 1."""
     parts = [
-        (*look(model, torch.from_numpy(pictures))[1:], torch.from_numpy(class_idx))
+        (*extract_features(model, torch.from_numpy(pictures))[1:], torch.from_numpy(class_idx))
         for pictures, class_idx in batches
     ]
     features, layers, class_idx = (torch.cat(column) for column in zip(*parts, strict=True))

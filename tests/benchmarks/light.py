@@ -40,11 +40,12 @@ from common.export.browser.light_graph import (
     write_model,
 )  # noqa: E402
 from common.export.browser.light_model import first_answer, wire_bytes  # noqa: E402
-from common.export.graph import FeatureSpace, Learned, look  # noqa: E402
+from common.export.graph import FeatureSpace, LearnedScore, extract_features  # noqa: E402
 from common.export.measure import run_over  # noqa: E402
+from common.export.pictures import Pictures  # noqa: E402
 from common.files import file_sha256  # noqa: E402
 from common.train import checkpoint, recipe_flags, recipes  # noqa: E402
-from common.train.dataset import EvalViews, load_organized, make_loader  # noqa: E402
+from common.train.dataset import EvalViews, Organized, load_organized, make_loader  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
 
 # region size
@@ -90,14 +91,14 @@ def size(args: argparse.Namespace) -> None:
         torch.nn.init.normal_(head.weight, std=0.3)
     class_idx = torch.randint(0, tree.num_classes, (3000,))
     images = torch.randint(0, 256, (4, recipe.image_size, recipe.image_size, 3), dtype=torch.uint8)
-    layers = look(model, images)[2].shape[1]
+    layers = extract_features(model, images)[2].shape[1]
     near = [
         FeatureSpace(torch.randn(3000, width), class_idx, model.class_species, rank=rank)
         for width, rank in ((model.num_features, RANK), (layers, LAYERS_RANK))
     ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "light.onnx"
-        learned = Learned(torch.randn(300, layers), torch.randn(100, layers))
+        learned = LearnedScore(torch.randn(300, layers), torch.randn(100, layers))
         write_model(
             LightGraph(model, *near, 1.0, has_exact_map(model, images), learned),
             path,
@@ -248,7 +249,7 @@ def train(args: argparse.Namespace) -> None:
             folder / "species_only"
         )
         student = checkpoint.build_model(checkpoint.load(best))
-        report = written_and_judged(student, folder / "browser", batches, server, data.class_sizes)
+        report = written_and_judged(student, folder / "browser", data, args.workers, server)
         test = report["test"]
         rows.append(
             (
@@ -287,24 +288,25 @@ def train(args: argparse.Namespace) -> None:
 def written_and_judged(
     student: SwinHierarchical,
     folder: Path,
-    batches: Any,
+    data: Organized,
+    workers: int,
     server: dict[str, np.ndarray],
-    class_sizes: np.ndarray,
 ) -> dict[str, Any]:
     """Write a student's files as 03 does, without rejection and roll-up."""
     side = student.settings["image_size"]
+    own = Pictures(data, side, [], 10_000, workers)
     written = write_browser(
-        student, folder, batches, {"name": "foliar", "version": "-", "preprocessing": {}}
+        student, folder, own, {"name": "foliar", "version": "-", "preprocessing": {}}
     )
-    val, test = (run_over(written.light.outputs, batches(split, side)) for split in ("val", "test"))
+    val, test = (run_over(written.light.outputs, own.batches(split)) for split in ("val", "test"))
     return finish_browser(
         written,
         val,
         test,
         server,
         {"rejection": None, "rollup": None},
-        batches("test", side),
-        class_sizes,
+        own.batches("test"),
+        data.class_sizes,
     )
 
 

@@ -34,12 +34,12 @@ from common.export.graph import (
     LEARNED,
     SCORES,
     FeatureSpace,
-    Learned,
+    LearnedScore,
     cross_fitted,
+    extract_features,
     gen_score,
-    look,
 )  # noqa: E402
-from common.export.poor_photos import SHIFTS, shifted  # noqa: E402
+from common.export.pictures import SHIFTS, shifted  # noqa: E402
 from common.train import checkpoint  # noqa: E402
 from common.train.dataset import EvalViews, Organized, load_organized  # noqa: E402
 from common.train.metrics import auroc  # noqa: E402
@@ -78,7 +78,7 @@ def run_model(
     for start in progress(range(0, len(rows), 32), desc=what, unit="batch"):
         batch = np.stack([picture for picture, _ in rows[start : start + 32]])
         batch = shifted(batch, shift, start) if shift else batch
-        _, features, layers = look(model, torch.from_numpy(batch))
+        _, features, layers = extract_features(model, torch.from_numpy(batch))
         parts.append((features, layers, model.species_logits(model.neck(features))))
     names = ("features", "layers", "logits")
     return {
@@ -255,10 +255,10 @@ def main() -> None:
         bars,
         f"{model.settings['backbone']}, {model.settings['image_size']} px",
     )
-    show("Bars fitted without a picture of a stranger", usual, scores, whole, args, SCORES)
+    show("Limits fitted without a picture of a stranger", usual, scores, whole, args, SCORES)
     judged = [
         show(
-            "Bars and a learned score, fitted with the shown half of each kind",
+            "Limits and a learned score, fitted with the shown half of each kind",
             bars,
             scores,
             hidden,
@@ -286,12 +286,12 @@ def main() -> None:
         rows.append(
             (
                 left,
-                f"{one['n_strangers']}",
+                f"{one['n_ood']}",
                 bars["score"],
                 f"{one['auroc']:.4f}",
                 f"{one['rejected']:.1%}",
-                f"{one['rejected_at_1pct_plants_lost']:.1%}",
-                f"{one['plants_lost']:.2%}",
+                f"{one['rejected_at_1pct_frr']:.1%}",
+                f"{one['false_rejection_rate']:.2%}",
             )
         )
     if rows:
@@ -316,10 +316,10 @@ def main() -> None:
 
 def show_both(judged: list[dict]) -> None:
     """Print what two fits are worth together, each judged on what the other was fitted with."""
-    plants, strangers = (sum(one[key] for one in judged) for key in ("n_plants", "n_strangers"))
+    plants, strangers = (sum(one[key] for one in judged) for key in ("n_plants", "n_ood"))
     wrong, right = (
         sum(round(one[share] * one[count]) for one in judged)
-        for share, count in (("plants_lost", "n_plants"), ("rejected", "n_strangers"))
+        for share, count in (("false_rejection_rate", "n_plants"), ("rejected", "n_ood"))
     )
     say(
         "",
@@ -380,7 +380,10 @@ def fit_with(
         train_with_poor(found, "layers"),
         torch.cat([found[kind]["layers"][seen[kind]] for kind in kinds]),
     )
-    learned, unseen = Learned(plants, strange), cross_fitted(plants, strange).numpy().astype(float)
+    learned, unseen = (
+        LearnedScore(plants, strange),
+        cross_fitted(plants, strange).numpy().astype(float),
+    )
     with torch.inference_mode():
         for name in scores:
             scores[name][LEARNED] = learned(found[name]["layers"])[:, 0].numpy().astype(float)
@@ -425,7 +428,7 @@ def show(
                         f"{row['n']}",
                         f"{row['auroc']:.4f}",
                         f"{row['rejected']:.1%}",
-                        f"{row['rejected_at_1pct_plants_lost']:.1%}",
+                        f"{row['rejected_at_1pct_frr']:.1%}",
                         f"{row['not_a_plant']:.1%}",
                     )
                     for kind, row in kinds.items()

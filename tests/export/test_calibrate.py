@@ -275,7 +275,7 @@ def test_figures_of_a_split_by_hand():
     assert (
         "nan" not in lines
         and "0.700 (p0) to 0.900 (p1)" in lines
-        and lines.count("leaf answer, tail") == 1
+        and lines.count("class answer, tail") == 1
     )
 
 

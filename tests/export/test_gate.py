@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.classes import ClassTree
-from common.export.gate import Bars, Side, Speed, judge_gate, report_lines
+from common.export.gate import GateLimits, Side, Speed, judge_gate, report_lines
 
 TREE = ClassTree(("apple", "basil"), (("healthy", "rust", "scab"), ("healthy",)))
 COUNTS = np.array([100, 100, 10, 100])
@@ -64,12 +64,12 @@ def test_figures_by_hand(truth):
     assert found["macro_f1"].candidate == pytest.approx(f1) and found[
         "macro_f1"
     ].figure == pytest.approx(1 - f1)
-    assert found["macro_f1"].passed is False and found["macro_f1"].bar == 0.005
+    assert found["macro_f1"].passed is False and found["macro_f1"].limit == 0.005
     assert (
         found["few_recall"].figure == pytest.approx(15 / 250)
         and found["few_recall"].passed is False
     )
-    assert found["auroc"].passed is None and "no pictures of strangers" in found["auroc"].note
+    assert found["auroc"].passed is None and "no OOD pictures" in found["auroc"].note
     assert (result.lost, result.won) == (15, 0) and not result.passed
     assert "same top-1 as FP32 0.9850, >= 0.99 is needed" in result.why()
     back = judge_gate(
@@ -114,7 +114,7 @@ def test_few_and_only_few_are_counted(truth):
         and check.candidate == pytest.approx((0.75 + 1) / 2)
         and "2 classes, 44 pictures" in check.note
     )
-    assert check.passed and check.bar == pytest.approx(0.125), "one picture makes 12.5 points"
+    assert check.passed and check.limit == pytest.approx(0.125), "one picture makes 12.5 points"
     said[101] = 0
     assert (
         figures(
@@ -171,7 +171,7 @@ def test_thirty_pictures_are_judged_by_one_picture():
         "one may differ" in figures(result)["agreement"].note
         and "one picture may make" in figures(result)["macro_f1"].note
     )
-    assert figures(result)["macro_f1"].bar > 0.03
+    assert figures(result)["macro_f1"].limit > 0.03
     said[3] = 1
     assert not judge_gate("x", base, Side(answers(said), class_idx), TREE, COUNTS).passed
 
@@ -227,8 +227,8 @@ def test_the_report_shows_every_figure(truth):
         report_lines(
             [val, test],
             [
-                {"way": "dynamic", "layers": "3 of 3", "refused": "too slow"},
-                {"way": "static", "layers": "2 of 3", "refused": ""},
+                {"way": "dynamic", "layers": "3 of 3", "rejected": "too slow"},
+                {"way": "static", "layers": "2 of 3", "rejected": ""},
             ],
         )
     )
@@ -239,7 +239,7 @@ def test_the_report_shows_every_figure(truth):
         "0.9800",
         ">= 0.99",
         "not judged",
-        "no pictures of strangers",
+        "no OOD pictures",
         "<= 0.5 points",
         "0.40 to 0.60",
         "2.00e-07",
@@ -275,5 +275,5 @@ def test_bars_can_be_chosen(truth):
         other,
         TREE,
         COUNTS,
-        bars=Bars(agreement=0.9, macro_f1=0.1, few_recall=0.2, calibration=0.1),
+        limits=GateLimits(agreement=0.9, macro_f1=0.1, few_recall=0.2, calibration=0.1),
     ).passed

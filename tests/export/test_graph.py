@@ -14,10 +14,10 @@ from common.export.graph import (
     LEARNED,
     SCORES,
     FeatureSpace,
-    Learned,
+    LearnedScore,
     ServingGraph,
     export_onnx,
-    look,
+    extract_features,
 )
 from common.serve.predictor import open_session
 from common.train.metrics import auroc
@@ -99,7 +99,10 @@ def test_class_means_count_only_within_the_predicted_species():
 def test_the_learned_score_separates_what_it_was_shown_and_ignores_how_many():
     train, _ = plants(600, 1)
     strange = train.flip(0)[:100] + 1.5 * (torch.arange(40) == 20)
-    learned, again = Learned(train, strange), Learned(train, torch.cat([strange, strange]))
+    learned, again = (
+        LearnedScore(train, strange),
+        LearnedScore(train, torch.cat([strange, strange])),
+    )
     fresh, others = plants(300, 2)[0], plants(300, 3)[0] + 1.5 * (torch.arange(40) == 20)
     assert (learned(fresh) < 0).float().mean() > 0.99 < (learned(others) > 0).float().mean()
     torch.testing.assert_close(learned(fresh), again(fresh), rtol=1e-2, atol=1e-2)
@@ -112,14 +115,14 @@ def served(tmp_path_factory):
     model = SwinHierarchical("test_resnet", TREE, image_size=32).eval()
     pictures = torch.randint(0, 256, (24, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        _, features, layers = look(model, pictures)
+        _, features, layers = extract_features(model, pictures)
     class_idx = torch.arange(24) % 6
     spaces = [
         FeatureSpace(values.clone(), class_idx, model.class_species, rank=4)
         for values in (features, layers)
     ]
     graph = ServingGraph(
-        model, *spaces, 1.5, [0.5, 1.0, 2.0], Learned(layers.clone()[:20], layers.clone()[20:])
+        model, *spaces, 1.5, [0.5, 1.0, 2.0], LearnedScore(layers.clone()[:20], layers.clone()[20:])
     ).eval()
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     export_onnx(graph, str(path), 32)

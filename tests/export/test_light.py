@@ -18,7 +18,7 @@ from common.export.browser import heads_file
 from common.export.browser.light_export import finish_browser, report_lines, write_browser
 from common.export.browser.light_graph import SCORES, LightGraph, has_exact_map, places_of
 from common.export.browser.light_model import LightModel
-from common.export.graph import FeatureSpace, look
+from common.export.graph import FeatureSpace, extract_features
 from common.export.measure import run_over
 from common.serve.predictor import BundleError
 from common.train.model import SwinHierarchical
@@ -88,10 +88,25 @@ def batches(split: str, size: int):
         )
 
 
+def shown() -> SimpleNamespace:
+    """What an export fits on, without poor copies and without OOD pictures."""
+    splits = {split: range(60) for split in ("train", "val", "test")}
+    return SimpleNamespace(
+        data=SimpleNamespace(splits=splits),
+        at_most=1000,
+        batches=lambda split: batches(split, SIZE),
+        with_poor=lambda split: batches(split, SIZE),
+        count_ood=lambda role, split: 0,
+    )
+
+
 def make(folder: Path, model: SwinHierarchical) -> SimpleNamespace:
     preprocessing = {"layout": "NHWC", "long_side": 64}
     written = write_browser(
-        model, folder, batches, {"name": "foliar", "version": "abc", "preprocessing": preprocessing}
+        model,
+        folder,
+        shown(),
+        {"name": "foliar", "version": "abc", "preprocessing": preprocessing},
     )
     outputs = {
         split: run_over(written.light.outputs, batches(split, SIZE)) for split in ("val", "test")
@@ -287,7 +302,7 @@ def test_maps_of_any_layout_become_places():
 @torch.inference_mode()
 def test_a_flat_model_goes_to_the_browser_too(pictures):
     model = student(classes="flat")
-    _, features, layers = look(model, torch.from_numpy(pictures))
+    _, features, layers = extract_features(model, torch.from_numpy(pictures))
     near = [
         FeatureSpace(values, torch.arange(60) % 6, model.class_species, rank=4)
         for values in (features, layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.export.poor_photos import SHIFTS, fit_photo, shifted
+from common.export.pictures import SHIFTS, fit_photo, shifted
 from common.images import photo_quality
 
 

@@ -1,4 +1,4 @@
-"""Bars that keep their promise: by simulation, with the rule of `decide`, and in words where val is
+"""Limits that keep their promise: by simulation, with the rule of `decide`, and in words where val is
 too small."""
 
 from __future__ import annotations
@@ -113,9 +113,7 @@ def test_every_kept_bar_is_shown_and_the_next_one_is_not():
     bars = [entry["disease"] for entry in fitted["precisions"].values()]
     assert bars == sorted(bars) and bars[0] < bars[-1]
     read = rollups_from_json(json.loads(json.dumps(fitted)))
-    assert next(iter(read)) == "0.95" and read["0.99"].class_idx == bars[-1], (
-        "as bundle.json is read"
-    )
+    assert next(iter(read)) == "0.95" and read["0.99"].disease == bars[-1], "as bundle.json is read"
 
 
 def test_too_few_pictures_are_said_to_be_too_few():
@@ -202,7 +200,7 @@ def test_strangers_and_unknown_diseases_do_not_count_as_class_answers():
         alone["species"],
         True,
     )
-    assert got["val"]["refused"] == 100 and got["val"]["given"] == alone["val"]["given"]
+    assert got["val"]["rejected"] == 100 and got["val"]["given"] == alone["val"]["given"]
     single = TREE.class_species[probabilities[100:200].argmax(1)] == 2
     assert got["val"]["species_given"] >= (~single).sum() * 0.5
 

@@ -275,7 +275,7 @@ def test_file_names_that_are_no_utf8(tmp_path):
 
 
 def test_folders_of_strangers_are_kinds_and_each_is_halved(tmp_path):
-    from common.export.pictures import known_strangers
+    from common.export.pictures import known_ood
     from common.train.dataset import load_organized
 
     raw = tiny_data.make_raw(tmp_path / "raw", each=3)
@@ -302,7 +302,7 @@ def test_folders_of_strangers_are_kinds_and_each_is_halved(tmp_path):
     )
     kinds = {
         s.name: {split: len(files) for split, files in s.files.items()}
-        for s in known_strangers(load_organized(tmp_path / "out"))
+        for s in known_ood(load_organized(tmp_path / "out"))
     }
     assert kinds == {
         name: {
@@ -311,7 +311,7 @@ def test_folders_of_strangers_are_kinds_and_each_is_halved(tmp_path):
         for name, end in (("not_plants", ""), ("cups", "/cups"), ("old_toys", "/old_toys"))
     }
     with pytest.raises(SystemExit):
-        known_strangers(load_organized(tmp_path / "out"), [f"cups={tmp_path / 'one'}"])
+        known_ood(load_organized(tmp_path / "out"), [f"cups={tmp_path / 'one'}"])
 
 
 # endregion

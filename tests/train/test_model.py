@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from common.classes import ClassTree
-from common.export.graph import SCORES, FeatureSpace, ServingGraph, look
+from common.export.graph import SCORES, FeatureSpace, ServingGraph, extract_features
 from common.train import checkpoint
 from common.train.heads import PADDING, DiseaseHeads
 from common.train.losses import focal_loss
@@ -263,7 +263,7 @@ def serving(model: SwinHierarchical, species_t: float, disease_t: float) -> Serv
     generator = torch.Generator().manual_seed(5)
     size, class_idx = model.settings["image_size"], torch.arange(24) % 6
     with torch.inference_mode():
-        _, *values = look(
+        _, *values = extract_features(
             model,
             torch.randint(0, 256, (24, size, size, 3), dtype=torch.uint8, generator=generator),
         )
@@ -308,7 +308,7 @@ def test_backbones_of_every_layout(name, arguments, cells):
             images.permute(0, 3, 1, 2) / 255.0 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
         ) / 0.2
         torch.testing.assert_close(features, model.backbone(pixels), rtol=1e-3, atol=1e-4)
-        feature_map, seen, layers = look(model, images)
+        feature_map, seen, layers = extract_features(model, images)
         torch.testing.assert_close(
             feature_map, model.feature_map(images), rtol=1e-3, atol=1e-4
         )  # what is exported is what was trained

@@ -1,7 +1,7 @@
 """When the browser should ask the server: a small logistic rule, fitted on val to "the server is
 right and the browser is not".
 
-It looks at what the browser knows once it has answered: how sure it is of the leaf, how far the
+It goes by what the browser knows once it has answered: how sure it is of the class, how far the
 best species and the best disease lie ahead of the next, the entropy score, and which species it
 sees. The species' own terms are shrunk hard towards none."""
 
@@ -91,18 +91,18 @@ def from_json(data: Mapping[str, Any]) -> Rule:
 def signals(
     probabilities: np.ndarray, gen: np.ndarray, tree: ClassTree
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute what the rule looks at.
+    """Compute what the rule goes by.
 
     Args:
-        probabilities: float (N, leaves), joint; of species other than the best leaf's only the sums
+        probabilities: float (N, classes), joint; of species other than the best class's only the sums
             matter.
         gen: float (N,), the entropy score.
         tree: the classes.
 
     Returns:
-        float64 (N, 4): log-odds of the best leaf, P(its species) - P(the best other species), P(its
+        float64 (N, 4): log-odds of the best class, P(its species) - P(the best other species), P(its
         disease given the species) - P(the next one) or 1 where the species has one, and gen; int64
-        (N,), the best leaf's species.
+        (N,), the best class's species.
     """
     probabilities, rows = np.asarray(probabilities, np.float64), np.arange(len(probabilities))
     best = joint_class(probabilities, tree)

@@ -107,7 +107,7 @@ def pack(
     ):
         raise ValueError(
             f"heads of {weight.shape} and {top[0].shape} do not fit {tree.num_species} species of "
-            f"{tree.num_classes} leaves"
+            f"{tree.num_classes} classes"
         )
     if max(width, int(np.diff(tree.offsets).max())) > 0xFFFF:
         raise ValueError("a record holds at most 65,535 diseases and features")

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.console import table
 from common.decide import joint_class
@@ -24,40 +24,70 @@ from common.export.browser.light_graph import (
     write_model,
 )
 from common.export.browser.light_model import LightModel
-from common.export.calibrate import Temperatures, fit_temperatures
-from common.export.graph import FeatureSpace, learn, look
+from common.export.calibrate import Temperatures
+from common.export.fitting import fit_parts
 from common.export.measure import check_batches
+from common.export.outcomes import (
+    Outcome,
+    evaluate_thresholds,
+    fit_thresholds,
+    outcome_of,
+    photo_limits,
+)
+from common.export.pictures import Pictures
 from common.files import file_sha256
-from common.train.compute import Compute, choose_compute
+from common.train import checkpoint
 from common.train.metrics import for_json, judge, summarise
 from common.train.model import SwinHierarchical
 
-KEEP = 16  # one train picture in so many is looked at again, for the means that rounding shifts
 
-Batches = Callable[[str, int], Iterable[tuple[np.ndarray, np.ndarray]]]
+def export_browser(
+    path: Path,
+    folder: Path,
+    pictures: Pictures,
+    bundle: Mapping[str, Any],
+    served: Outcome,
+    precision: float,
+) -> dict[str, Any]:
+    """Write exports/browser/ from a student's checkpoint and judge it alone and with the served
+    model.
 
+    Args:
+        path: the student's checkpoint.
+        folder: exports/browser.
+        pictures: of the export, at any size.
+        bundle: bundle.json so far.
+        served: what the served model answers.
+        precision: wanted by default.
 
-@torch.inference_mode()
-def _collect(
-    model: SwinHierarchical, batches: Iterable[tuple[np.ndarray, np.ndarray]], compute: Compute
-) -> tuple[Tensor, ...]:
-    """Features (N, F), layers (N, D) and leaves int64 (N,) of a split, on the CPU."""
-    model.to(compute.device)
-    parts = []
-    for pictures, class_idx in batches:
-        _, features, layers = look(model, torch.from_numpy(pictures).to(compute.device))
-        parts.append((features.float().cpu(), layers.float().cpu(), torch.from_numpy(class_idx)))
-    model.cpu()
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    Returns:
+        what `finish_browser` reports, and `thresholds`: figures of `evaluate_thresholds`.
 
-
-def _keeping(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]], some: list[np.ndarray]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pass batches on, and keep some of their pictures."""
-    for pictures, class_idx in batches:
-        some.append(pictures[::KEEP])
-        yield pictures, class_idx
+    Raises:
+        SystemExit: where the checkpoint cannot be read or knows other classes.
+    """
+    payload, data = checkpoint.load(path), pictures.data
+    checkpoint.require_tree(payload, data.tree, path, data.root)
+    model = checkpoint.build_model(payload)
+    own = pictures.at(int(model.settings["image_size"]))
+    settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
+    written = write_browser(model, folder, own, settings)
+    names = written.light.scores
+    found = outcome_of(written.light.outputs, own, written.learned)
+    fitted, _ = fit_thresholds(found, names, data.tree, photo_limits(own), precision)
+    server = {split: joint_class(served.splits[split][0], data.tree) for split in ("val", "test")}
+    report = finish_browser(
+        written,
+        found.splits["val"],
+        found.splits["test"],
+        server,
+        fitted,
+        own.batches("test"),
+        data.class_sizes,
+    )
+    return report | {
+        "thresholds": evaluate_thresholds(found, fitted, names, data.tree, data.class_sizes)
+    }
 
 
 @dataclass(frozen=True)
@@ -65,8 +95,8 @@ class Written:
     """exports/browser/ before anything but temperatures is fitted.
 
     light: its files, ready to run (`light.outputs` is a `measure.Run` whose scores `light.scores`
-    names); content: light.json as it stands; learned: the learned score of the strangers that were
-    shown, float32 (M,), each by a fit that has not seen it, or None."""
+    names); content: light.json as it stands; learned: the learned score of the OOD pictures of
+    val, float32 (M,), each by a fit that has not seen it, or None."""
 
     model: SwinHierarchical
     light: LightModel
@@ -76,49 +106,29 @@ class Written:
 
 
 def write_browser(
-    model: SwinHierarchical,
-    folder: Path,
-    batches: Batches,
-    settings: Mapping[str, Any],
-    strangers: Iterable[np.ndarray] = (),
+    model: SwinHierarchical, folder: Path, pictures: Pictures, settings: Mapping[str, Any]
 ) -> Written:
     """Write light.onnx, heads.bin and light.json of a student; its temperatures are fitted on val.
 
     Args:
         model: the student, in evaluation mode, on the CPU.
         folder: exports/browser; it is made.
-        batches: (`train` or `val`, size) -> the split's pictures uint8 (N, size, size, 3) and
-            leaves int64 (N,).
+        pictures: of the export, at the student's size.
         settings: further values of light.json: name, version, preprocessing (as bundle.json has it;
             its size is set here).
-        strangers: batches uint8 (M, size, size, 3) of val pictures of no plant, to learn a score
-            from.
 
     Raises:
         Exception: what the exporter raises for a backbone that it cannot trace.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    size, compute, tree = (
-        int(model.settings["image_size"]),
-        choose_compute(precision="fp32"),
-        model.tree,
-    )
-    some: list[np.ndarray] = []
-    features, layers, class_idx = _collect(model, _keeping(batches("train", size), some), compute)
-    near = [
-        FeatureSpace(values, class_idx, model.class_species, rank=rank)
-        for values, rank in ((features, RANK), (layers, LAYERS_RANK))
-    ]
-    shown = [
-        _collect(model, [(batch, np.zeros(len(batch), np.int64))], compute)[1]
-        for batch in strangers
-    ]
-    learned, held = learn(layers, torch.cat(shown)) if shown else (None, None)
-    features, _, class_idx = _collect(model, batches("val", size), compute)
-    fitted = _temperatures(model, features, class_idx)
-    exact = has_exact_map(model, torch.from_numpy(next(iter(batches("val", size)))[0][:8]))
-    graph = LightGraph(model, *near, fitted.species, exact, learned).eval()
-    write_model(graph, folder / light_model.MODEL, size, some)
+    size, tree = int(model.settings["image_size"]), model.tree
+    sample: list[np.ndarray] = []
+    parts = fit_parts(model, pictures, (RANK, LAYERS_RANK), sample)
+    fitted, exact = parts.temperatures, has_exact_map(model, torch.from_numpy(sample[0][:8]))
+    graph = LightGraph(
+        model, parts.features, parts.layers, fitted.species, exact, parts.learned
+    ).eval()
+    write_model(graph, folder / light_model.MODEL, size, sample)
     sha256 = file_sha256(folder / light_model.MODEL)
     species = None if model.species_head is None else _arrays(model.species_head)
     packed, offsets = heads_file.pack(
@@ -145,7 +155,7 @@ def write_browser(
         "deferral": None,
     }
     _write_settings(folder, content)
-    return Written(model, LightModel(folder), fitted, content, held)
+    return Written(model, LightModel(folder), fitted, content, parts.held_out)
 
 
 def finish_browser(
@@ -162,13 +172,13 @@ def finish_browser(
 
     Args:
         written: of `write_browser`.
-        val, test: (probabilities, ood, leaf) of `written.light.outputs` over the splits
+        val, test: (probabilities, ood, class_idx) of `written.light.outputs` over the splits
             (`measure.run_over`).
-        server: {"val": int (N,), "test": int (N,)}, the leaf that the served model answers for each
+        server: {"val": int (N,), "test": int (N,)}, the class that the served model answers for each
             of these pictures.
         card: "rejection" and "rollup" fitted on val, as bundle.json has them for every model.
         pictures: those of `test` in batches, in the same order.
-        class_sizes: int (leaves,), pictures per class.
+        class_sizes: int (classes,), pictures per class.
 
     Returns:
         plain values: `test` (figures), `files` (bytes), `first_answer` (bytes and heads of it),
@@ -181,14 +191,14 @@ def finish_browser(
     """
     folder, tree, gen = written.light.folder, written.model.tree, written.light.scores.index("gen")
     splits = {"val": val, "test": test}
-    seen = {
+    values = {
         name: deferral.signals(found[0], found[1][:, gen], tree) for name, found in splits.items()
     }
     right = {
         name: (joint_class(found[0], tree) == found[2], np.asarray(server[name]) == found[2])
         for name, found in splits.items()
     }
-    rule = deferral.fit_deferral(*seen["val"], *right["val"], tree.num_species)
+    rule = deferral.fit_deferral(*values["val"], *right["val"], tree.num_species)
     content = written.content | {
         "rejection": card["rejection"],
         "rollup": card["rollup"],
@@ -212,21 +222,10 @@ def finish_browser(
         "checks": checks,
         "temperature": written.temperatures.to_json(),
         "deferral": {
-            name: deferral.judge_deferral(rule, *seen[name], *right[name]) for name in splits
+            name: deferral.judge_deferral(rule, *values[name], *right[name]) for name in splits
         },
         "rule": rule.to_json(),
     }
-
-
-@torch.inference_mode()
-def _temperatures(model: SwinHierarchical, features: Tensor, class_idx: Tensor) -> Temperatures:
-    hidden = model.neck(features)
-    return fit_temperatures(
-        model.species_logits(hidden).numpy(),
-        model.disease_logits(hidden, model.class_species[class_idx]).numpy(),
-        class_idx.numpy(),
-        model.tree,
-    )
 
 
 def _arrays(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +257,7 @@ def _checks(
                 answer = light.answer(picture)
                 if found[row].max() - found[row, answer.class_idx] > 1e-5:
                     raise ValueError(
-                        f"test picture {done + row}: head by head the light model answers leaf "
+                        f"test picture {done + row}: head by head the light model answers class "
                         f"{answer.class_idx}, with all "
                         f"heads {found[row].argmax()}"
                     )
@@ -310,7 +309,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"{m['species_top1']:.4f}, species and disease "
         f"{m['cascade_top1']:.4f}, macro F1 {m['macro_f1']:.4f}. Its heatmap is "
         + (
-            "exact: a leaf's logit is its mean."
+            "exact: a class's logit is its mean."
             if report["heatmap"] == "exact"
             else "only how active each place is: layers follow the pooling."
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,14 @@ from torch import Tensor, nn
 
 from common.export import quantize
 from common.export.browser import light_model
-from common.export.graph import LEARNED, FeatureSpace, Learned, export_onnx, gen_score, look
-from common.export.ranges import observe
+from common.export.graph import (
+    LEARNED,
+    FeatureSpace,
+    LearnedScore,
+    export_onnx,
+    extract_features,
+    gen_score,
+)
 from common.train.model import SwinHierarchical
 
 SCORES = ("gen", "mahalanobis", "layers")
@@ -35,7 +41,7 @@ class LightGraph(nn.Module):
         near_layers: FeatureSpace,
         temperature: float,
         exact: bool,
-        learned: Learned | None = None,
+        learned: LearnedScore | None = None,
     ) -> None:
         """Put the parts together; `exact` as `has_exact_map` says, `learned` where there are
         pictures of no plant."""
@@ -52,7 +58,7 @@ class LightGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pixels uint8 (N, size, size, 3) -> species, feature, ood, map as
         common/export/browser/light_model.py has them."""
-        feature_map, features, layers = look(self.model, images)
+        feature_map, features, layers = extract_features(self.model, images)
         hidden = self.model.neck(features)
         species = (self.model.species_scores(hidden) / self.temperature).softmax(dim=1)
         ood = [gen_score(species)[:, None], self.near(features), self.near_layers(layers)]
@@ -80,13 +86,13 @@ def places_of(model: SwinHierarchical, feature_map: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def has_exact_map(model: SwinHierarchical, images: Tensor) -> bool:
-    """Whether the heads are linear on the mean of the last map, so that a leaf's logit is the mean
+    """Whether the heads are linear on the mean of the last map, so that a class's logit is the mean
     of its heatmap plus a bias.
 
     Args:
         images: uint8 (N, size, size, 3), to try it on.
     """
-    feature_map, features, _ = look(model, images)
+    feature_map, features, _ = extract_features(model, images)
     mean = places_of(model, feature_map).mean(dim=(1, 2))
     return (
         isinstance(model.neck, nn.Identity)
@@ -115,35 +121,41 @@ def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.
     try:
         export_onnx(graph, str(plain), size, light_model.OUTPUTS)
         fused = quantize.load_fused(plain)
-        seen = observe(
-            fused, [node.input[0] for node in fused.graph.node if node.op_type == "Conv"], pictures
-        )
+        read = [node.input[0] for node in fused.graph.node if node.op_type == "Conv"]
+        stats = quantize.observe(fused, read, pictures)
         small = quantize.weights(
-            _bare(_half(fused, ("basis", "learned"))), smallest=1, depthwise=True, seen=seen
+            _bare(_to_fp16(fused, _fp16_weights(graph))), smallest=1, depthwise=True, stats=stats
         )
-        small = _half(small, ("_scale",))  # float16 is far finer than int8
+        scales = [t.name for t in small.graph.initializer if t.name.endswith("_scale")]
+        small = _to_fp16(small, scales)  # float16 is far finer than int8
         onnx.checker.check_model(small)
         onnx.save(small, path)
     finally:
         plain.unlink(missing_ok=True)
 
 
-def _half(model: onnx.ModelProto, words: Sequence[str]) -> onnx.ModelProto:
-    """Store weights with one of these words in their name as float16.
+def _fp16_weights(graph: nn.Module) -> set[str]:
+    """Names of the weights that modules declare as `fp16_weights`."""
+    return {
+        f"{path}.{name}"
+        for path, module in graph.named_modules()
+        for name in getattr(module, "fp16_weights", ())
+    }
 
-    What is left of a feature outside of a basis, and a sum over thousands of statistics, drown in
-    int8's rounding."""
+
+def _to_fp16(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Store weights of these names as float16, with a Cast."""
     casts = []
     for tensor in model.graph.initializer:
-        if any(word in tensor.name for word in words) and tensor.data_type == TensorProto.FLOAT:
+        if tensor.name in names and tensor.data_type == TensorProto.FLOAT:
             casts.append(
                 helper.make_node(
-                    "Cast", [tensor.name + "_half"], [tensor.name], to=TensorProto.FLOAT
+                    "Cast", [tensor.name + "_fp16"], [tensor.name], to=TensorProto.FLOAT
                 )
             )
             tensor.CopyFrom(
                 numpy_helper.from_array(
-                    numpy_helper.to_array(tensor).astype(np.float16), tensor.name + "_half"
+                    numpy_helper.to_array(tensor).astype(np.float16), tensor.name + "_fp16"
                 )
             )
     nodes = [*casts, *(copy.deepcopy(node) for node in model.graph.node)]
@@ -166,4 +178,5 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         node.name, node.input[:] = "", [names.get(name, name) for name in node.input]
     del graph.value_info[:]
+    onnx.helper.set_model_props(model, {quantize.KEEP_FLOAT: "[]"})
     return model

@@ -4,12 +4,12 @@ exactly as the page does.
 light.onnx takes `images` uint8 (N, size, size, 3) RGB and gives
   species  float32 (N, S)        P(species), calibrated
   feature  float32 (N, F)        what the disease heads see
-  ood      float32 (N, scores)   out-of-distribution scores, larger = stranger
+  ood      float32 (N, scores)   out-of-distribution scores, larger = farther from train
   map      float32 (N, h, w, F)  the last feature map, or (N, h, w, 1) where the heatmap can only say how active each place is
 heads.bin holds the disease heads (common/export/browser/heads_file.py), light.json all the rest.
 
-An answer: P(leaf) = P(species) x P(disease given species), by the heads of the best species first.
-A species whose probability is not above the best leaf found so far cannot hold a better one, so
+An answer: P(class) = P(species) x P(disease given species), by the heads of the best species first.
+A species whose probability is not above the best class found so far cannot hold a better one, so
 that only the heads above it are fetched: nearly always one."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from common.export.browser.heads_file import Fetch, Head
 from common.files import file_sha256
 from common.serve.predictor import BundleError, open_session
 
-FORMAT = 1
+FORMAT = 2
 MODEL, HEADS, SETTINGS = "light.onnx", "heads.bin", "light.json"
 OUTPUTS = ("species", "feature", "ood", "map")
 _MEND = "Export with: python 03_export.py --browser"
@@ -50,8 +50,8 @@ class Raw:
 class LightAnswer:
     """One picture's numbers, as the page has them.
 
-    leaf: packed index of the best leaf; probabilities: float64 (leaves,), exact for species whose
-    head was fetched and evenly spread within the others, so that sums per species and the best leaf
+    class_idx: packed index of the best class; probabilities: float64 (classes,), exact for species whose
+    head was fetched and evenly spread within the others, so that sums per species and the best class
     are right; ood: float32 (scores,); heatmap: float32 (h, w), 0..1; fetched: species whose heads
     were needed; ask: P(the server is right and this is not); asks: whether to send the photo."""
 
@@ -123,7 +123,7 @@ class LightModel:
         return Raw(*self.session.run(list(OUTPUTS), {"images": np.ascontiguousarray(pictures)}))
 
     def outputs(self, pictures: np.ndarray) -> list[np.ndarray]:
-        """Pictures as for `run` -> joint probabilities float32 (N, leaves) and scores float32 (N,
+        """Pictures as for `run` -> joint probabilities float32 (N, classes) and scores float32 (N,
         K), by all heads, as the large models."""
         raw = self.run(pictures)
         return [
@@ -139,7 +139,7 @@ class LightModel:
 
     def answer(self, picture: np.ndarray) -> LightAnswer:
         """Answer one picture uint8 (size, size, 3) as the page does: with as few heads as the best
-        leaf needs."""
+        class needs."""
         raw, counts = self.run(picture[None]), np.asarray(self.settings["diseases"])
         starts, species = (
             np.concatenate([[0], np.cumsum(counts)]),
@@ -157,10 +157,10 @@ class LightModel:
                 best, class_idx = float(own.max()), int(starts[s] + own.argmax())
         ask = None
         if self.rule is not None and "gen" in self.scores:
-            seen = deferral.signals(
+            values = deferral.signals(
                 probabilities[None], raw.ood[:, self.scores.index("gen")], self._shape
             )
-            ask = float(self.rule.score(*seen)[0])
+            ask = float(self.rule.score(*values)[0])
         asks = ask is not None and self.rule.threshold is not None and ask >= self.rule.threshold
         return LightAnswer(
             class_idx,
@@ -173,7 +173,7 @@ class LightModel:
         )
 
     def heatmap(self, feature_map: np.ndarray, class_idx: int, starts: np.ndarray) -> np.ndarray:
-        """Class activation of a leaf: feature map (h, w, F or 1), its packed index, first leaf of
+        """Class activation of a class: feature map (h, w, F or 1), its packed index, first class of
         each species -> (h, w), 0..1."""
         heat = feature_map[..., 0]
         if self.settings["heatmap"] == "exact":

@@ -1,7 +1,7 @@
 """Whether the promise of the bars holds on real answers, temperatures fitted on the same pictures,
 and what it costs in coverage.
 
-  python tests/benchmarks/climbing.py --model exports/model.onnx --data data/organized
+  python tests/benchmarks/rollup.py --model exports/model.onnx --data data/organized
 
 Takes all held-out pictures (val and test) of an exported model. First they are the world: val
 splits of several sizes are drawn from them with replacement, temperatures and bars fitted, and the
@@ -110,7 +110,7 @@ def resample(
         "broken",
         "right",
         "answered",
-        "leaf answered",
+        "class answered",
     )
     error = "calibration error {:.2%} (counted {:.2%}, by chance {:.2%}), NLL {:.3f}".format(
         *np.mean(errors, axis=0)
