@@ -165,7 +165,7 @@ def describe(folder: Path, tree: ClassTree = TREE, **changes: Any) -> dict[str, 
     """The contents of bundle.json for the model files in a folder."""
     models = {path.name: card(path, tree.num_species) for path in sorted(folder.glob("*.onnx"))}
     return {
-        "format": 3,
+        "format": 4,
         "name": "foliar",
         "version": "abc1234",
         "created": "2026-01-01T00:00:00+00:00",

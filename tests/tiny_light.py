@@ -96,7 +96,7 @@ def add(exports: Path, tree: ClassTree = tiny.TREE, padding: int = 0, **changes:
     )
     card = tiny.card(folder / "light.onnx", tree.num_species)
     settings = {
-        "format": 1,
+        "format": 2,
         "name": "foliar",
         "version": "abc1234",
         "model": {"file": "light.onnx", "sha256": sha256},

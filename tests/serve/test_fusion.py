@@ -9,7 +9,7 @@ import tiny_bundle as tiny
 
 from common.serve.answer import Options, answer, look
 from common.serve.fusion import FLOOR, fuse_probabilities, fuse_scores, photo_weight
-from common.serve.http.uploads import Refusal, read_options
+from common.serve.http.uploads import RequestError, read_options
 from common.serve.predictor import Predictor
 from common.serve.priors import apply_prior, best, condition, find_species, parse_prior
 
@@ -162,7 +162,7 @@ def test_options_of_a_request():
         (("species", "fern"), "fern"),
         (("speces", "corn"), "not known"),
     ):
-        with pytest.raises(Refusal, match=word) as caught:
+        with pytest.raises(RequestError, match=word) as caught:
             read(pair)
         assert caught.value.status == 400 and caught.value.code == "bad_option"
 

@@ -19,7 +19,7 @@ from common.serve import answer as answering
 from common.serve.http import service
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
-from common.serve.http.uploads import Refusal, read_photos
+from common.serve.http.uploads import RequestError, read_photos
 from common.serve.predictor import Predictor
 
 
@@ -157,7 +157,7 @@ def test_a_body_too_large_is_dropped_as_it_comes():
 
     tracemalloc.start()
     try:
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(RequestError) as caught:
             asyncio.run(
                 read_photos(
                     Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000
@@ -251,7 +251,7 @@ def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, mo
         for thread in threads:
             thread.start()
         assert started.acquire(timeout=10)
-        while app.state.engine.taken < 2:
+        while app.state.queue.taken < 2:
             threading.Event().wait(0.01)
         assert (
             client.get("/healthz").status_code == 200
@@ -265,7 +265,7 @@ def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, mo
         assert (
             client.post("/predict", content=photo).status_code == 200
         )  # the places are free again
-    assert app.state.engine.taken == 0
+    assert app.state.queue.taken == 0
 
 
 def test_a_photo_that_never_arrives_frees_its_place(exports):
@@ -295,7 +295,7 @@ def test_a_photo_that_never_arrives_frees_its_place(exports):
         )
 
     asyncio.run(one_request())
-    assert sent[0]["status"] == 408 and app.state.engine.taken == 0
+    assert sent[0]["status"] == 408 and app.state.queue.taken == 0
 
 
 def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(
@@ -321,7 +321,7 @@ def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, 
 
 
 def test_refusal_carries_what_it_says():
-    refusal = Refusal(418, "teapot", "It is a teapot.")
+    refusal = RequestError(418, "teapot", "It is a teapot.")
     assert (refusal.status, refusal.code, str(refusal)) == (418, "teapot", "It is a teapot.")
 
 

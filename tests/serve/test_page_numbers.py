@@ -333,13 +333,13 @@ def test_what_is_missing_is_told(exports, runtime, tmp_path, monkeypatch):
         *web_files.PINNED,
     }
     (runtime / web_files.WASM).write_bytes(b"else")
-    assert f"{web_files.WASM} is not the file that is meant" in web_files.tell_light(exports)
+    assert f"{web_files.WASM} is not the file that is meant" in web_files.describe_light(exports)
     (runtime / web_files.SCRIPT).unlink()
-    assert "run_all.sh" in web_files.tell_light(exports)
+    assert "run_all.sh" in web_files.describe_light(exports)
     other = tiny.make(tmp_path / "exports")
-    assert "--browser" in web_files.tell_light(other)
+    assert "--browser" in web_files.describe_light(other)
     (tiny_light.add(other) / "heads.bin").write_bytes(b"else")
-    assert "heads.bin is not the file" in web_files.tell_light(other)
+    assert "heads.bin is not the file" in web_files.describe_light(other)
     facts = TestClient(make_app(Predictor(other), Settings())).get("/page.json").json()
     assert facts["light"] is None and facts["why"] and str(tmp_path) not in str(facts)
 

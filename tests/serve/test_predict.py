@@ -122,7 +122,7 @@ def test_folders_say_what_photos_show():
         )
     ]
     found = photo_list.labels_from_folders(paths, tiny.TREE).tolist()
-    assert found == [2, 2, -1, -1, -1, photo_list.STRANGER, -1, 4]
+    assert found == [2, 2, -1, -1, -1, photo_list.NO_PLANT, -1, 4]
     assert photo_list.labels_from_folders(
         [Path("rose/a.png"), Path("daisy/daisy/a.png")], FLAT
     ).tolist() == [1, 0]
@@ -146,7 +146,7 @@ def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
     assert photo_list.labels_from_csv(table, paths[:3], tiny.TREE).tolist() == [
         2,
         2,
-        photo_list.STRANGER,
+        photo_list.NO_PLANT,
     ]
     table.write_text("file,label\nz.png,apple/scab\n")
     refused("names none of the photos", photo_list.labels_from_csv, table, paths, tiny.TREE)
@@ -302,7 +302,7 @@ def test_a_part_file_of_something_else_is_not_used(
         tuple(photo_list.find_photos([photos / "apple"])), tmp_path / "o", np.zeros(7)
     )
     with predictions.Part(
-        tmp_path / "out.csv.part", predictions.tie(ensembles.Panel([Predictor(exports)]), job)
+        tmp_path / "out.csv.part", predictions.tie(ensembles.Ensemble([Predictor(exports)]), job)
     ):
         refused("another run is writing", run, "--exports", exports, *flags)
     (photos / "apple" / "scab" / "p20.png").write_bytes(tiny.picture(tiny.color_of(0), (90, 90)))
@@ -402,16 +402,16 @@ def test_models_answer_together_and_the_table_says_what_each_adds(
 
 
 def test_the_average_is_one_of_probabilities(exports, other, photos):
-    panel = ensembles.Panel([Predictor(exports, "model.onnx"), Predictor(other)])
+    ensemble = ensembles.Ensemble([Predictor(exports, "model.onnx"), Predictor(other)])
     photo = photos / "apple" / "healthy" / "p00.png"
-    alone = [ensembles.Panel([predictor]).look(photo) for predictor in panel.predictors]
-    seen = panel.look(photo)
+    alone = [ensembles.Ensemble([predictor]).look(photo) for predictor in ensemble.predictors]
+    seen = ensemble.look(photo)
     assert (
         seen.probabilities == pytest.approx((alone[0].probabilities + alone[1].probabilities) / 2)
         and seen.probabilities.sum() == 1
     )
     assert (seen.ood == alone[0].ood).all(), "the first model's bars judge the first model's scores"
-    systems = panel.systems(seen)
+    systems = ensemble.systems(seen)
     assert (
         systems.shape == (5, 6)
         and (systems[1] == seen.each[0]).all()
@@ -425,12 +425,12 @@ def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
     pixels[:60] = pixels[-60:] = tiny.color_of(1)  # outside of the middle, but for ten rows
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    plain, panel = (
-        ensembles.Panel([Predictor(exports)]),
-        ensembles.Panel([Predictor(exports)], tta=True),
+    plain, ensemble = (
+        ensembles.Ensemble([Predictor(exports)]),
+        ensembles.Ensemble([Predictor(exports)], tta=True),
     )
-    (photo,) = panel.read(buffer.getvalue())
-    views = panel.views(photo)
+    (photo,) = ensemble.read(buffer.getvalue())
+    views = ensemble.views(photo)
     assert (photo.width, photo.height) == (900, 500) and (
         views[0] == plain.views(*plain.read(buffer.getvalue()))[0]
     ).all()
@@ -440,8 +440,8 @@ def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
         and (views[0] != views[1]).any()
     )
     assert (views[2][4, :12] == tiny.color_of(0)).all() and (views[0][1] == tiny.color_of(1)).all()
-    seen = panel.look(buffer.getvalue())
-    each = panel.predictors[0].run(views)
+    seen = ensemble.look(buffer.getvalue())
+    each = ensemble.predictors[0].run(views)
     wanted = np.exp(np.log(np.maximum(each.probabilities.astype(float), 1e-12)).mean(0))
     assert (
         seen.probabilities == pytest.approx(wanted / wanted.sum())
@@ -455,7 +455,7 @@ def test_models_of_other_classes_do_not_answer_together(exports, tmp_path):
     )
     wrong = tiny.make(tmp_path / "wrong", tree)
     with pytest.raises(BundleError, match="corn/blight"):
-        ensembles.Panel([Predictor(exports), Predictor(wrong)])
+        ensembles.Ensemble([Predictor(exports), Predictor(wrong)])
 
 
 # endregion

@@ -33,7 +33,7 @@ def predictor(tmp_path_factory):
 def running(predictor, **settings):
     app = make_app(predictor, Settings(**settings))
     listener = socket.create_server(("127.0.0.1", 0))
-    server = sockets.Server(sockets.config(app), app.state.engine, worker=False)
+    server = sockets.Server(sockets.config(app), app.state.queue, worker=False)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
@@ -41,7 +41,7 @@ def running(predictor, **settings):
             port=listener.getsockname()[1],
             server=server,
             thread=thread,
-            engine=app.state.engine,
+            engine=app.state.queue,
             app=app,
         )
     finally:
@@ -303,13 +303,13 @@ def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(predictor, gate):
 
 def test_a_second_signal_stops_at_once(predictor):
     app = make_app(predictor, Settings())
-    server = sockets.Server(uvicorn.Config(app), app.state.engine, worker=False)
+    server = sockets.Server(uvicorn.Config(app), app.state.queue, worker=False)
     server.handle_exit(15, None)
-    assert app.state.engine.draining and not server.should_exit
+    assert app.state.queue.draining and not server.should_exit
     server.handle_exit(2, None)
     assert server.should_exit and server.force_exit
     worker = sockets.Server(
-        uvicorn.Config(app), make_app(predictor, Settings()).state.engine, worker=True
+        uvicorn.Config(app), make_app(predictor, Settings()).state.queue, worker=True
     )
     worker.handle_exit(2, None)  # Ctrl-C reaches it too, but the first process decides
     assert not worker.engine.draining
@@ -341,7 +341,7 @@ def test_a_client_that_is_gone_when_a_connection_would_linger_is_let_go():
         def abort(self):
             told.append("abort")
 
-    patient = sockets.Patient(Transport(), unread=lambda: True, loop=None)
+    patient = sockets.LingeringTransport(Transport(), unread=lambda: True, loop=None)
     patient.close()
     patient.close()
     assert told == ["abort"] and patient.is_closing()

@@ -12,7 +12,7 @@ import tiny_bundle as tiny
 
 from common.serve import providers
 from common.serve.http.metrics import Counter, Histogram, Telemetry
-from common.serve.http.work_queue import Batcher, Busy, Engine
+from common.serve.http.work_queue import Batcher, Busy, WorkQueue
 from common.serve.predictor import BundleError, Outputs, Predictor
 
 
@@ -120,7 +120,7 @@ def test_batches_give_the_models_own_numbers(exports):
 
 
 def test_places_are_bounded_in_number_and_bytes():
-    engine = Engine(1, 1, memory=100)
+    engine = WorkQueue(1, 1, memory=100)
     with engine.place(500):  # a large body alone is let in
         with pytest.raises(Busy):
             with engine.place(1):
