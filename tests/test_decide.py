@@ -219,7 +219,7 @@ def test_top_k_is_bounded_by_the_classes():
 
 
 def test_wrong_shapes_and_modes_are_refused():
-    with pytest.raises(ValueError, match="6 leaves"):
+    with pytest.raises(ValueError, match="6 classes"):
         decide(np.ones(5) / 5, CALM, TREE, None, None)
     with pytest.raises(ValueError, match="unknown mode 'best'"):
         decide(np.ones(6) / 6, CALM, TREE, None, None, mode="best")

@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
-from common.serve.answer import Options, answer, look
-from common.serve.fusion import FLOOR, fuse_probabilities, fuse_scores, photo_weight
+from common.serve.answer import Options, answer, run_photo
+from common.serve.fusion import (
+    FLOOR,
+    apply_prior,
+    best,
+    condition,
+    find_species,
+    fuse_probabilities,
+    fuse_scores,
+    parse_prior,
+    photo_weight,
+)
 from common.serve.http.uploads import RequestError, read_options
 from common.serve.predictor import Predictor
-from common.serve.priors import apply_prior, best, condition, find_species, parse_prior
 
 TREE = tiny.TREE
 
@@ -24,7 +33,7 @@ def predictor(tmp_path_factory):
 def ask(predictor, *colors, size=(200, 160), **options):
     return answer(
         predictor,
-        [look(predictor, tiny.picture(color, size)) for color in colors],
+        [run_photo([predictor], tiny.picture(color, size)) for color in colors],
         Options(**options),
     )
 
@@ -198,7 +207,7 @@ def test_photos_that_disagree_are_told(predictor):
 def test_a_stranger_among_photos_counts_nothing_and_strangers_alone_are_refused(predictor):
     mixed, alone = ask(predictor, tiny.STRANGER, tiny.color_of(0)), ask(predictor, tiny.color_of(0))
     assert [row["weight"] for row in mixed["photos"]] == [0.0, 1.0] and mixed["photos"][0][
-        "stranger"
+        "rejected"
     ]
     for key in ("decision", "species", "disease", "probabilities", "rejection"):
         assert mixed[key] == alone[key]
@@ -211,7 +220,8 @@ def test_a_stranger_among_photos_counts_nothing_and_strangers_alone_are_refused(
 
 def test_a_small_photo_counts_less(predictor):
     seen = [
-        look(predictor, tiny.picture(tiny.color_of(0), size)) for size in ((200, 160), (60, 50))
+        run_photo([predictor], tiny.picture(tiny.color_of(0), size))
+        for size in ((200, 160), (60, 50))
     ]
     rows = answer(predictor, seen, Options())["photos"]
     assert rows[0]["weight"] == 1.0 and rows[1]["weight"] == pytest.approx(50 / 80)
@@ -259,7 +269,7 @@ def test_precision_chooses_the_bars(predictor):
     assert ask(predictor, torn)["precision"] == "0.95"
     low = ask(predictor, torn, precision="0.90")
     assert low["precision"] == "0.90"
-    seen = [look(predictor, tiny.picture(torn))]
+    seen = [run_photo([predictor], tiny.picture(torn))]
     class_idx = answer(predictor, seen, Options())["alternatives"][0]["probability"]
     assert 0.4 < class_idx < 0.6  # below both bars of a leaf: 0.6 and 0.7
     between = answer(

@@ -22,6 +22,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from common.classes import ClassTree
+from common.serve.answer import read_photo
+from common.serve.answer import views as views_of
 from common.serve.batch import ensembles, latency, photo_list, predictions, submission
 from common.serve.predictor import BundleError, Predictor, write_bundle
 
@@ -121,10 +123,10 @@ def test_folders_say_what_photos_show():
             "corn blight/a.png",
         )
     ]
-    found = photo_list.labels_from_folders(paths, tiny.TREE).tolist()
+    found = photo_list.labels_from_folders(paths, tiny.TREE, serve.parse_names).tolist()
     assert found == [2, 2, -1, -1, -1, photo_list.NO_PLANT, -1, 4]
     assert photo_list.labels_from_folders(
-        [Path("rose/a.png"), Path("daisy/daisy/a.png")], FLAT
+        [Path("rose/a.png"), Path("daisy/daisy/a.png")], FLAT, serve.parse_names
     ).tolist() == [1, 0]
 
 
@@ -140,18 +142,33 @@ def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
     table.write_text(
         "file,species,disease,more\none/a.png,apple,scab,1\ntwo/a.png,corn,healthy,1\nb.png,Apple,Rust,\nc.png,,,\nd.png,oak,x,\n"
     )
-    assert photo_list.labels_from_csv(table, paths, tiny.TREE).tolist() == [2, 5, 1, -1, -1]
+    assert photo_list.labels_from_csv(table, paths, tiny.TREE, serve.parse_names).tolist() == [
+        2,
+        5,
+        1,
+        -1,
+        -1,
+    ]
     assert "oak/x" in capfd.readouterr().err
     table.write_text("image,label\na.png,apple/scab\nb.png,not_a_plant\n")
-    assert photo_list.labels_from_csv(table, paths[:3], tiny.TREE).tolist() == [
+    assert photo_list.labels_from_csv(table, paths[:3], tiny.TREE, serve.parse_names).tolist() == [
         2,
         2,
         photo_list.NO_PLANT,
     ]
     table.write_text("file,label\nz.png,apple/scab\n")
-    refused("names none of the photos", photo_list.labels_from_csv, table, paths, tiny.TREE)
+    refused(
+        "names none of the photos",
+        photo_list.labels_from_csv,
+        table,
+        paths,
+        tiny.TREE,
+        serve.parse_names,
+    )
     table.write_text("file,class\n")
-    refused("needs a column", photo_list.labels_from_csv, table, paths, tiny.TREE)
+    refused(
+        "needs a column", photo_list.labels_from_csv, table, paths, tiny.TREE, serve.parse_names
+    )
 
 
 # endregion
@@ -202,7 +219,7 @@ def test_a_row_per_file_and_what_the_answers_are_worth(exports, photos, tmp_path
     assert "12 answered, 1 rolled up, 1 rejected, 1 error" in told.out
     assert (
         "labelled 13 photos of 6 classes: species right 1.0000" in told.out
-        and "no plant 1 photos: refused 1.0000" in told.out
+        and "no plant 1 photos: rejected 1.0000" in told.out
     )
     assert "1 photos could not be read" in told.err and "broken.jpg: a text file" in told.err
     assert (
@@ -227,7 +244,7 @@ def test_labels_from_a_csv_outvote_folders(exports, photos, tmp_path, capsys):
         == 0
     )
     told = capsys.readouterr().out
-    assert "species right 1.0000, species and disease both right 0.5000, refused 0.0000" in told
+    assert "species right 1.0000, species and disease both right 0.5000, rejected 0.0000" in told
     assert "given    2 answers, 0 of them of the species alone: 0.5000 right" in told
 
 
@@ -404,8 +421,8 @@ def test_models_answer_together_and_the_table_says_what_each_adds(
 def test_the_average_is_one_of_probabilities(exports, other, photos):
     ensemble = ensembles.Ensemble([Predictor(exports, "model.onnx"), Predictor(other)])
     photo = photos / "apple" / "healthy" / "p00.png"
-    alone = [ensembles.Ensemble([predictor]).look(photo) for predictor in ensemble.predictors]
-    seen = ensemble.look(photo)
+    alone = [ensembles.Ensemble([predictor]).run(photo) for predictor in ensemble.predictors]
+    seen = ensemble.run(photo)
     assert (
         seen.probabilities == pytest.approx((alone[0].probabilities + alone[1].probabilities) / 2)
         and seen.probabilities.sum() == 1
@@ -429,10 +446,10 @@ def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
         ensembles.Ensemble([Predictor(exports)]),
         ensembles.Ensemble([Predictor(exports)], tta=True),
     )
-    (photo,) = ensemble.read(buffer.getvalue())
-    views = ensemble.views(photo)
+    (photo,) = read_photo(ensemble.predictors, buffer.getvalue(), tta=True)
+    views = views_of(photo)
     assert (photo.width, photo.height) == (900, 500) and (
-        views[0] == plain.views(*plain.read(buffer.getvalue()))[0]
+        views[0] == views_of(*read_photo(plain.predictors, buffer.getvalue()))[0]
     ).all()
     assert (
         views.shape == (3, tiny.SIZE, tiny.SIZE, 3)
@@ -440,7 +457,7 @@ def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
         and (views[0] != views[1]).any()
     )
     assert (views[2][4, :12] == tiny.color_of(0)).all() and (views[0][1] == tiny.color_of(1)).all()
-    seen = ensemble.look(buffer.getvalue())
+    seen = ensemble.run(buffer.getvalue())
     each = ensemble.predictors[0].run(views)
     wanted = np.exp(np.log(np.maximum(each.probabilities.astype(float), 1e-12)).mean(0))
     assert (

@@ -41,7 +41,7 @@ def running(predictor, **settings):
             port=listener.getsockname()[1],
             server=server,
             thread=thread,
-            engine=app.state.queue,
+            queue=app.state.queue,
             app=app,
         )
     finally:
@@ -146,7 +146,7 @@ def test_slow_and_silent_connections_are_ended_while_others_are_answered(predict
         assert time.monotonic() - begin < 8
         stop.set()
         dripper.join()
-        assert ask(live.port)[0] == 200 and live.engine.taken == 0
+        assert ask(live.port)[0] == 200 and live.queue.taken == 0
         until(lambda: len(live.server.server_state.connections) == 0)
 
 
@@ -179,7 +179,7 @@ def test_a_full_queue_answers_before_the_body_comes_and_drops_the_rest(
         waiting = [connect(live.port) for _ in range(2)]
         for connection in waiting:
             connection.sendall(request())
-        until(lambda: live.engine.taken == 2)
+        until(lambda: live.queue.taken == 2)
         with connect(live.port) as late:
             late.sendall(request(b"", length=10_000_000))  # a header alone
             status, told = read(late)
@@ -195,7 +195,7 @@ def test_a_refusal_reaches_clients_that_send_their_whole_body_first_and_close(pr
         waiting = [connect(live.port) for _ in range(2)]
         for connection in waiting:
             connection.sendall(request())
-        until(lambda: live.engine.taken == 2)
+        until(lambda: live.queue.taken == 2)
         for _ in range(
             10
         ):  # closed over what was not read yet, the connection would be reset and the answer lost
@@ -210,13 +210,13 @@ def test_bodies_together_are_bounded_in_bytes(predictor, gate):
     with running(predictor, runners=1, waiting=50, memory_mb=3) as live:
         with connect(live.port) as first, connect(live.port) as second:
             first.sendall(request(b"x", length=2_500_000))
-            until(lambda: live.engine.taken == 1)
+            until(lambda: live.queue.taken == 1)
             assert ask(live.port, b"", length=1_000_000)[0] == 503
             second.sendall(request())
-            until(lambda: live.engine.taken == 2)
+            until(lambda: live.queue.taken == 2)
             gate.free.set()
             assert read(second)[0] == 200
-    assert live.engine.held == 0
+    assert live.queue.held == 0
 
 
 def test_the_work_of_clients_that_left_is_dropped(predictor, gate):
@@ -227,10 +227,10 @@ def test_the_work_of_clients_that_left_is_dropped(predictor, gate):
             gone = [connect(live.port) for _ in range(5)]
             for connection in gone:
                 connection.sendall(request())
-            until(lambda: live.engine.taken == 6)
+            until(lambda: live.queue.taken == 6)
             for connection in gone:
                 connection.close()
-            until(lambda: live.engine.taken == 1)
+            until(lambda: live.queue.taken == 1)
             gate.free.set()
             assert read(served)[0] == 200
         assert ask(live.port)[0] == 200
@@ -281,7 +281,7 @@ def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(predictor, gate):
         accepted = [connect(live.port) for _ in range(8)]
         for connection in accepted:
             connection.sendall(request())
-        until(lambda: live.engine.taken == 8)
+        until(lambda: live.queue.taken == 8)
         live.server.drain()
         with connect(live.port) as probe:
             probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -312,7 +312,7 @@ def test_a_second_signal_stops_at_once(predictor):
         uvicorn.Config(app), make_app(predictor, Settings()).state.queue, worker=True
     )
     worker.handle_exit(2, None)  # Ctrl-C reaches it too, but the first process decides
-    assert not worker.engine.draining
+    assert not worker.queue.draining
 
 
 def test_more_connections_than_there_may_be_are_sent_away(predictor, monkeypatch):

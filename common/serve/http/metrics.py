@@ -65,9 +65,8 @@ class Telemetry:
         self.places = gauge("foliar_places", "Most requests admitted at once.")
         self.body_bytes = gauge("foliar_body_bytes", "Bytes reserved for admitted bodies.")
         self.draining = gauge("foliar_draining", "Processes that are stopping.")
-        gauge("foliar_process_info", "Processes that serve a model.", tuple(facts)).labels(
-            **facts
-        ).set(1)
+        facts = {**facts, "pid": str(os.getpid())}
+        gauge("foliar_process_info", "What a process serves.", tuple(facts)).labels(**facts).set(1)
         ProcessCollector(registry=here)
 
     def answered(self, answer: Mapping[str, Any], seconds: float) -> None:
