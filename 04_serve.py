@@ -260,8 +260,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) -> int:
-    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. A worker sets the
-    event `ready` once it serves."""
+    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. A worker sets
+    the event `ready` once it serves."""
     settle_process()
     try:
         predictor, provider = open_predictor(args.exports, args.model, args.provider)
@@ -326,7 +326,7 @@ def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
     console.say(
         f"model    {card.file} ({card.precision}, {card.size_mb:.1f} MB, {bundle.backbone}, "
         f"{bundle.size} x {bundle.size} pixels{f', on {provider}' if provider else ''})",
-        f"classes  {bundle.tree.num_species} species, {bundle.tree.num_classes} with their diseases",
+        f"classes  {bundle.tree.num_classes} of {bundle.tree.num_species} species",
     )
     console.say(
         "rejects  "

@@ -42,7 +42,8 @@ _WHY = {
 }
 _DISEASE_TEXT = (
     "I know the plant, but what it has looks like nothing that I have learned for it. Photograph "
-    "the marks themselves, close and sharp. If they stay unknown, ask someone who can look at the plant."
+    "the marks themselves, close and sharp. If they stay unknown, ask someone who can look at the "
+    "plant."
 )
 # measure of a photo -> the reason given where it is too low, and the sentence
 _PHOTO = {
@@ -87,7 +88,7 @@ class ScoreThreshold:
         return np.asarray(ood, np.float64)[..., used] @ weights[used]
 
     def exceeded(self, ood: np.ndarray) -> np.ndarray:
-        """Whether the score is above the threshold: (..., K) -> bool (...,). NaN counts as above."""
+        """Whether the score is above the threshold: (..., K) -> bool (...,). NaN counts too."""
         return ~(self.value(ood) <= self.threshold)
 
     def quantile(self, value: float) -> float:

@@ -295,8 +295,8 @@ class Predictor:
             )
         if wrong:
             raise BundleError(
-                f"{self.bundle.folder / self.card.file} breaks the contract: {'; '.join(wrong)}. It "
-                f"should take `images` as tensor(uint8) ['N', {size}, {size}, 3], N free, and give "
+                f"{self.bundle.folder / self.card.file} breaks the contract: {'; '.join(wrong)}. "
+                f"It should take `images` as tensor(uint8) ['N', {size}, {size}, 3], N free, and give "
                 f"{', '.join(OUTPUTS)} as tensor(float). {_MEND}"
             )
 

@@ -1,5 +1,5 @@
-"""The curl cookbook of common/serve/README.md: every command is run against a server on a tiny bundle, and its
-status and answer are looked at."""
+"""The curl cookbook of common/serve/README.md: every command is run against a server on
+a tiny bundle, and its status and answer are checked."""
 
 from __future__ import annotations
 

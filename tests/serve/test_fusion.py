@@ -204,18 +204,18 @@ def test_photos_that_disagree_are_told(predictor):
     )
 
 
-def test_a_stranger_among_photos_counts_nothing_and_strangers_alone_are_refused(predictor):
-    mixed, alone = ask(predictor, tiny.STRANGER, tiny.color_of(0)), ask(predictor, tiny.color_of(0))
+def test_a_rejected_photo_counts_nothing_and_such_photos_alone_are_rejected(predictor):
+    mixed, alone = ask(predictor, tiny.NO_PLANT, tiny.color_of(0)), ask(predictor, tiny.color_of(0))
     assert [row["weight"] for row in mixed["photos"]] == [0.0, 1.0] and mixed["photos"][0][
         "rejected"
     ]
     for key in ("decision", "species", "disease", "probabilities", "rejection"):
         assert mixed[key] == alone[key]
     assert mixed["agreement"]["agree"]
-    refused = ask(predictor, tiny.STRANGER, tiny.STRANGER)
-    assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "not_a_plant"
-    one = ask(predictor, tiny.STRANGER)
-    assert refused["rejection"] == one["rejection"]
+    rejected = ask(predictor, tiny.NO_PLANT, tiny.NO_PLANT)
+    assert rejected["decision"] == "rejected" and rejected["rejection"]["reason"] == "not_a_plant"
+    one = ask(predictor, tiny.NO_PLANT)
+    assert rejected["rejection"] == one["rejection"]
 
 
 def test_a_small_photo_counts_less(predictor):
@@ -246,7 +246,7 @@ def test_a_declared_species_decides_the_species_and_says_so(predictor):
     right = ask(predictor, tiny.between(1, 2), species="apple")["conditioned"]
     assert right["agrees"] and right["message"] is None
     assert (
-        ask(predictor, tiny.STRANGER, species="corn")["decision"] == "rejected"
+        ask(predictor, tiny.NO_PLANT, species="corn")["decision"] == "rejected"
     )  # a name does not make a plant
 
 
@@ -271,7 +271,7 @@ def test_precision_chooses_the_bars(predictor):
     assert low["precision"] == "0.90"
     seen = [run_photo([predictor], tiny.picture(torn))]
     class_idx = answer(predictor, seen, Options())["alternatives"][0]["probability"]
-    assert 0.4 < class_idx < 0.6  # below both bars of a leaf: 0.6 and 0.7
+    assert 0.4 < class_idx < 0.6  # below both class thresholds: 0.6 and 0.7
     between = answer(
         predictor,
         [

@@ -1,4 +1,4 @@
-"""The HTTP application: answers, options, refusals in JSON, limits, the page's headers."""
+"""The HTTP application: answers, options, errors in JSON, limits, the page's headers."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_a_photo_is_answered_as_a_raw_body_and_as_a_form(client):
         assert plain["timings_ms"]["total"] >= plain["timings_ms"]["model"] > 0
 
 
-def test_strangers_and_the_undecided(client):
-    refused = client.post("/predict", content=tiny.picture(tiny.STRANGER)).json()
+def test_no_plants_and_the_undecided(client):
+    refused = client.post("/predict", content=tiny.picture(tiny.NO_PLANT)).json()
     assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "not_a_plant"
     assert refused["rejection"]["quantile"] == 1.0 and refused["species"] is None
     rolled = client.post("/predict", content=tiny.picture(tiny.between(1, 2))).json()
@@ -320,7 +320,7 @@ def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, 
         assert bool(re.search(r"GET '/healthz' 200 \d+ ms", out)) is wanted and "token" not in out
 
 
-def test_refusal_carries_what_it_says():
+def test_an_error_carries_what_it_says():
     refusal = RequestError(418, "teapot", "It is a teapot.")
     assert (refusal.status, refusal.code, str(refusal)) == (418, "teapot", "It is a teapot.")
 
@@ -436,7 +436,7 @@ def test_other_pages_may_ask_only_where_they_are_named(exports):
 def test_metrics_after_some_requests(exports):
     with TestClient(make_app(Predictor(exports), Settings())) as client:
         client.post("/predict", content=tiny.picture(tiny.color_of(0)))
-        client.post("/predict", content=tiny.picture(tiny.STRANGER))
+        client.post("/predict", content=tiny.picture(tiny.NO_PLANT))
         client.post("/predict", content=b"hello")
         answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

@@ -186,7 +186,7 @@ def test_the_browser_answers_as_python_does(page, exports):
     colors = [tiny.color_of(class_idx) for class_idx in range(6)] + [
         tiny.between(a, b) for a in range(6) for b in range(a)
     ]
-    colors += [tiny.STRANGER, (-12, -12, -12)]
+    colors += [tiny.NO_PLANT, (-12, -12, -12)]
     colors += [
         tuple(int(v) for v in color) for color in np.random.default_rng(0).integers(0, 256, (15, 3))
     ]

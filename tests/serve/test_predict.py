@@ -57,7 +57,7 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two photos of each class in folders named after it, one stranger, and a file that is no
+    """Two photos of each class in folders named after it, one of no plant, and a file that is no
     picture."""
     folder = tmp_path / "photos"
     for class_idx in range(6):
@@ -68,7 +68,7 @@ def photos(tmp_path):
                 tiny.picture(tiny.color_of(class_idx), (80 + i, 60))
             )
     (folder / "not_plants").mkdir()
-    (folder / "not_plants" / "sky.png").write_bytes(tiny.picture(tiny.STRANGER))
+    (folder / "not_plants" / "sky.png").write_bytes(tiny.picture(tiny.NO_PLANT))
     (folder / "apple" / "broken.jpg").write_bytes(b"no picture")
     return folder
 
@@ -427,7 +427,9 @@ def test_the_average_is_one_of_probabilities(exports, other, photos):
         seen.probabilities == pytest.approx((alone[0].probabilities + alone[1].probabilities) / 2)
         and seen.probabilities.sum() == 1
     )
-    assert (seen.ood == alone[0].ood).all(), "the first model's bars judge the first model's scores"
+    assert (seen.ood == alone[0].ood).all(), (
+        "the first model's thresholds judge the first model's scores"
+    )
     systems = ensemble.systems(seen)
     assert (
         systems.shape == (5, 6)

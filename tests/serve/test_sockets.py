@@ -54,15 +54,15 @@ def running(predictor, **settings):
 def gate(monkeypatch):
     """A runner that has begun waits until `free` is set; `begun` counts."""
     found = SimpleNamespace(free=threading.Event(), begun=threading.Semaphore(0), count=0)
-    original = service.look
+    original = service.run_photo
 
-    def slow(*args):
+    def slow(*args, **options):
         found.count += 1
         found.begun.release()
         assert found.free.wait(20)
-        return original(*args)
+        return original(*args, **options)
 
-    monkeypatch.setattr(service, "look", slow)
+    monkeypatch.setattr(service, "run_photo", slow)
     yield found
     found.free.set()
 
@@ -189,7 +189,7 @@ def test_a_full_queue_answers_before_the_body_comes_and_drops_the_rest(
         assert [read(connection)[0] for connection in waiting] == [200, 200]
 
 
-def test_a_refusal_reaches_clients_that_send_their_whole_body_first_and_close(predictor, gate):
+def test_an_early_error_reaches_clients_that_send_their_whole_body_first_and_close(predictor, gate):
     body = bytes(8_000_000)
     with running(predictor, runners=1, waiting=1) as live:
         waiting = [connect(live.port) for _ in range(2)]

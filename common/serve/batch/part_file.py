@@ -50,7 +50,8 @@ class Part:
         if other := [name for name, value in belongs.items() if found.get(name) != value]:
             fail(
                 f"{self.path} is of a run that was stopped, with other {' and '.join(other)}. To "
-                "go on with that run, repeat its command; to begin anew, delete the file or give another --output."
+                "go on with that run, repeat its command; to begin anew, delete the file or "
+                "give another --output."
             )
         end = self.file.tell()
         for line in iter(self.file.readline, b""):

@@ -50,8 +50,8 @@ SHOWN = 5  # files that are named at the end, of those that could not be read
 
 @dataclass(frozen=True)
 class Job:
-    """What to predict: photos in order; the CSV to write; labels int64 (N,) with a class, `NO_PLANT`
-    or `UNKNOWN`; a submission or None."""
+    """What to predict: photos in order; the CSV to write; labels int64 (N,) with a class,
+    `NO_PLANT` or `UNKNOWN`; a submission or None."""
 
     photos: tuple[Path, ...]
     output: Path
@@ -104,7 +104,8 @@ def answer(ensemble: Ensemble, job: Job, photo: Path) -> dict[str, Any]:
     """A photo's line of the part file.
 
     Returns:
-        row: {column: value} of the CSV; where it could be read also class_idx and species, the best of
+        row: {column: value} of the CSV; where it could be read also class_idx and species, the best
+        of
         each of `Ensemble.systems`, and for a submission p, the probabilities as float32 in base64.
     """
     try:
@@ -206,8 +207,8 @@ def _stamp(photo: Path) -> str:
 @dataclass(frozen=True)
 class _Found:
     """What the part file says of N photos: decision, int8 (N,), an index of `DECISIONS`; failures,
-    (file, reason) of those that could not be read; class_idx and species, int32 (N, systems), -1 where a
-    photo could not be read."""
+    (file, reason) of those that could not be read; class_idx and species, int32 (N, systems), -1
+    where a photo could not be read."""
 
     decision: np.ndarray
     failures: list[tuple[str, str]]
@@ -321,7 +322,8 @@ def accuracy(
         both_right = class_idx[plants] == labels[plants]
         lines.append(
             f"labelled {plants.sum()} photos of {len(np.unique(labels[plants]))} classes: species "
-            f"right {plant_right.mean():.4f}, species and disease both right {both_right.mean():.4f}, rejected "
+            f"right {plant_right.mean():.4f}, species and disease both right "
+            f"{both_right.mean():.4f}, rejected "
             f"{rejected[plants].mean():.4f}"
         )
         if given := int((answered | rolled)[plants].sum()):

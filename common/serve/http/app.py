@@ -95,8 +95,8 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
 
 
 class ErrorMiddleware:
-    """Around every answer: security headers, a JSON error for exceptions of ours, a log line without
-    pictures."""
+    """Around every answer: security headers, a JSON error for exceptions of ours, and a log line
+    without pictures."""
 
     def __init__(self, app: ASGIApp, access_log: bool, count: Callable[[str], None]) -> None:
         self.app, self.access_log, self.count = app, access_log, count

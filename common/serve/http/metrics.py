@@ -18,7 +18,8 @@ SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 
 class Telemetry:
-    """The server's counters, histograms and gauges; facts are labels of `foliar_process_info`."""
+    """The server's counters, histograms and gauges; facts are labels of `foliar_process_info`, which
+    also has each worker's pid where there are several."""
 
     def __init__(self, facts: Mapping[str, str]) -> None:
         prometheus_client.disable_created_metrics()
@@ -27,8 +28,8 @@ class Telemetry:
         def histogram(name: str, text: str, buckets: Any = SECONDS, labels: Any = ()) -> Histogram:
             return Histogram(name, text, labels, registry=here, buckets=buckets)
 
-        def gauge(name: str, text: str, labels: Any = ()) -> Gauge:
-            return Gauge(name, text, labels, registry=here, multiprocess_mode="livesum")
+        def gauge(name: str, text: str, labels: Any = (), over_workers: Any = "livesum") -> Gauge:
+            return Gauge(name, text, labels, registry=here, multiprocess_mode=over_workers)
 
         self.requests = Counter(
             "foliar_requests_total",
@@ -65,8 +66,8 @@ class Telemetry:
         self.places = gauge("foliar_places", "Most requests admitted at once.")
         self.body_bytes = gauge("foliar_body_bytes", "Bytes reserved for admitted bodies.")
         self.draining = gauge("foliar_draining", "Processes that are stopping.")
-        facts = {**facts, "pid": str(os.getpid())}
-        gauge("foliar_process_info", "What a process serves.", tuple(facts)).labels(**facts).set(1)
+        info = gauge("foliar_process_info", "What a process serves.", tuple(facts), "liveall")
+        info.labels(**facts).set(1)
         ProcessCollector(registry=here)
 
     def answered(self, answer: Mapping[str, Any], seconds: float) -> None:

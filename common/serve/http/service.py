@@ -46,7 +46,8 @@ class Settings:
     runners: photos computed at once; waiting: how many more requests may be under way;
     max_upload_mb: bytes of a request's body, in millions; max_megapixels: of one photo; memory_mb:
     of all bodies together; upload_seconds: for a body to arrive; batch: most pictures that a GPU
-    runs together, 0 without one; provider: what runs the model; api_key: required unless empty; cors_origins: pages of other addresses that may ask, `*` for all."""
+    runs together, 0 without one; provider: what runs the model; api_key: required unless empty;
+    cors_origins: pages of other addresses that may ask, `*` for all."""
 
     top_k: int = 5
     mode: str = "joint"
@@ -90,7 +91,7 @@ class Service:
             self.run = batcher.run
 
     def check_key(self, request: Request) -> None:
-        """Raises RequestError (401) where an API key is asked for and the request does not carry it."""
+        """Raises RequestError (401) where the request lacks the API key."""
         if not self.settings.api_key:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

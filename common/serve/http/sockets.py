@@ -69,8 +69,8 @@ class LingeringTransport:
 
 
 class TimeoutProtocol(H11Protocol):
-    """One connection, closed where it keeps the server waiting: uvicorn alone would wait for ever for
-    a header or a reader."""
+    """One connection, closed where it keeps the server waiting: uvicorn alone would wait for ever
+    for a header or a reader."""
 
     _timer: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
@@ -227,7 +227,7 @@ def serve(
     Args:
         app: from `app.make_app`.
         listener: bound and listening; it is closed at the end.
-        worker: whether this is one of several processes; such a one leaves Ctrl-C to its supervisor,
+        worker: whether this is one of several processes; it leaves Ctrl-C to its supervisor,
             and ends when that is gone.
         started: called before the first request is taken.
     """

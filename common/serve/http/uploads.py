@@ -52,8 +52,8 @@ async def read_photos(request: Request, limit: int) -> tuple[list[bytes], list[t
     """Read the photos of a request, its body or the files of a form, at most `limit` bytes in all,
     and the form's fields.
 
-    Raises RequestError (400, 413) where there is none or too many, the form is damaged or the body too
-    large, whatever its headers say, and starlette's ClientDisconnect where the sender left."""
+    Raises RequestError (400, 413) where there is none or too many, the form is damaged or the body
+    too large, whatever its headers say, and starlette's ClientDisconnect where the sender left."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     body = await read_body(request, limit)
     if not body:

@@ -1,5 +1,5 @@
-"""The files of the web page over HTTP: its own, the light model of exports/browser/, and the runtime
-that runs the model.
+"""The files of the web page over HTTP: its own, the light model of exports/browser/, and the
+runtime that runs the model.
 
 The page's own files are revalidated each time (an ETag answers "unchanged"). The URLs of the model
 and the runtime hold their hash, so that a browser keeps them for ever. A compressed copy beside a

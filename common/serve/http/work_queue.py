@@ -1,4 +1,4 @@
-"""The work behind the server: a pool of threads, a bounded number of requests, and batches on a GPU.
+"""The work behind the server: a pool of threads, a bounded number of requests, batches on a GPU.
 
 Reading, running and deciding a photo is one job on one thread, with a thread per core and a model
 session of one thread: neither two stages with a queue between them nor batches are faster on a CPU.
@@ -112,7 +112,7 @@ class WorkQueue:
 
 
 class Batcher:
-    """Runs as one batch, of at most `most`, the pictures that threads bring while the model is busy.
+    """Runs the pictures that threads bring while the model is busy as one batch, of at most `most`.
 
     A picture that finds the model idle runs at once. Batches are padded to powers of two, as some
     providers compile a model anew for every size."""
