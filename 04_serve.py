@@ -4,17 +4,17 @@ Reads   exports/ (written by 03_export.py). Needs no torch.
 Writes  nothing; with --predict a CSV, one row per photo, with --submission a second one.
 
   python 04_serve.py                                   the page and the API at http://127.0.0.1:8000
-  python 04_serve.py --port 9000 --model model.onnx    another port, another model of the exports folder
-  python 04_serve.py --workers 4 --provider cpu        several processes on one port, on the CPU even where there is a GPU
+  python 04_serve.py --port 9000 --model model.onnx    another port, another model of the exports
+  python 04_serve.py --workers 4 --provider cpu        several processes on one port, on the CPU
   python 04_serve.py --predict photos/ leaf.jpg --output predictions.csv
 
   curl --data-binary @leaf.jpg http://127.0.0.1:8000/predict
-  curl -F photo=@a.jpg -F photo=@b.jpg -F species=tomato http://127.0.0.1:8000/predict      one plant, its species known
+  curl -F photo=@a.jpg -F photo=@b.jpg http://127.0.0.1:8000/predict      two photos of one plant
 
-It starts in about a second and answers within a few milliseconds of the model's own time. Each
-answer names species and disease, or the species alone, or refuses and says why. Only this computer
-can reach the server unless --host says otherwise; it keeps no photo. /docs describes the addresses.
-Ctrl-C or SIGTERM lets the requests under way finish, then stops it."""
+It starts in about a second and adds a few milliseconds to the model's own time. An answer names
+species and disease, or the species alone, or is a rejection that says why. Only this computer can
+reach the server unless --host says otherwise; it keeps no photo. /docs describes the API. Ctrl-C or
+SIGTERM answers the requests under way, then stops it. Deploying: common/serve/README.md."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from typing import Any
 from common import console
 from common.decide import MODES
 from common.serve.batch import latency
-from common.serve.batch.ensembles import Panel, locate, open_models
+from common.serve.batch.ensembles import Ensemble, locate, open_models
 from common.serve.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
 from common.serve.batch.predictions import Job, predict
 from common.serve.batch.submission import plan_submission
 from common.serve.http import sockets, workers
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
-from common.serve.http.web_files import tell_light
+from common.serve.http.web_files import describe_light
 from common.serve.http.work_queue import settle_process
 from common.serve.predictor import Bundle, BundleError, ModelCard, read_bundle
 from common.serve.providers import GPUS, PROVIDERS, open_predictor
@@ -225,8 +225,11 @@ def check_batch(args: argparse.Namespace) -> list[Path]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port before anything slow happens, so that one in use is told at once and in plain
-    words."""
+    """Take the port before anything slow happens, so that one in use is reported at once."""
+    nowhere = (
+        f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the whole "
+        f"network."
+    )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
@@ -238,17 +241,13 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(512)
         return listener
     except (socket.gaierror, UnicodeError):
-        console.fail(
-            f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the "
-            f"whole network."
-        )
+        console.fail(nowhere)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             console.fail(
                 f"port {port} on {host} is in use by another program. Stop it, or choose another "
-                f"port, for "
-                f"example --port {port + 1 if port < 65535 else 8000}, or --port 0 for any free "
-                f"one."
+                f"port, for example --port {port + 1 if port < 65535 else 8000}, or --port 0 for "
+                f"any free one."
             )
         if error.errno in (errno.EACCES, errno.EPERM):
             console.fail(
@@ -256,25 +255,20 @@ def bind(host: str, port: int) -> socket.socket:
                 f"--port 8000."
             )
         if error.errno == errno.EADDRNOTAVAIL:
-            console.fail(
-                f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the "
-                f"whole "
-                "network."
-            )
+            console.fail(nowhere)
         raise
 
 
 def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) -> int:
-    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. `ready` is set
-    by a worker once it serves."""
+    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. A worker sets
+    the event `ready` once it serves."""
     settle_process()
     try:
         predictor, provider = open_predictor(args.exports, args.model, args.provider)
     except BundleError as error:
         console.fail(str(error))
-    threads = args.threads or max(1, _cores() // args.workers) * (
-        4 if provider in GPUS else 1
-    )  # a GPU waits for decoded photos
+    per_core = 4 if provider in GPUS else 1  # a GPU waits for decoded photos
+    threads = args.threads or max(1, _cores() // args.workers) * per_core
     settings = Settings(
         top_k=args.top_k,
         mode=args.mode,
@@ -308,7 +302,7 @@ def announce(
     card: ModelCard | None = None,
     provider: str = "",
 ) -> None:
-    """Say what answers, and where."""
+    """Say which model answers, and where."""
     describe(bundle, card or bundle.models[args.model or bundle.default_model], provider)
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
@@ -319,7 +313,7 @@ def announce(
             + (", with the API key" if args.api_key else "")
         )
     console.say(
-        f"page     {url}/ {tell_light(args.exports)}",
+        f"page     {url}/ {describe_light(args.exports)}",
         f"API      {url}/docs",
         f"try      curl --data-binary @leaf.jpg {url}/predict",
         "stop     Ctrl-C",
@@ -327,19 +321,19 @@ def announce(
 
 
 def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
-    """Say which model answers, and when it refuses."""
+    """Say which model answers, and above which OOD score it rejects."""
     console.header(f"{bundle.name} {bundle.version}")
     console.say(
         f"model    {card.file} ({card.precision}, {card.size_mb:.1f} MB, {bundle.backbone}, "
         f"{bundle.size} x {bundle.size} pixels{f', on {provider}' if provider else ''})",
-        f"classes  {bundle.tree.num_species} species, {bundle.tree.num_classes} with their diseases",
+        f"classes  {bundle.tree.num_classes} of {bundle.tree.num_species} species",
     )
     console.say(
-        "refuses  "
+        "rejects  "
         + (
             f"{card.rejection.score} above {card.rejection.threshold:.4g}"
             if card.rejection
-            else "no stranger: this export has no rejection threshold"
+            else "nothing: this export has no rejection threshold"
         )
     )
 
@@ -349,28 +343,38 @@ def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
     read."""
     settle_process()
     models = open_models(args.exports, args.model, args.provider)
-    panel, threads = (
-        Panel([predictor for predictor, _ in models], args.tta),
-        args.threads or _cores(),
-    )
+    ensemble = Ensemble([predictor for predictor, _ in models], args.tta)
+    threads = args.threads or _cores()
     for predictor, provider in models:
         describe(predictor.bundle, predictor.card, provider)
     if args.benchmark:
-        console.say(*latency.measure(panel, photos, threads, args.mode))
+        console.say(*latency.measure(ensemble, photos, threads, args.mode))
         return 0
-    labels = (
-        labels_from_csv(args.labels, photos, panel.tree)
-        if args.labels
-        else labels_from_folders(photos, panel.tree)
-    )
+    if args.labels:
+        labels = labels_from_csv(args.labels, photos, ensemble.tree, parse_names)
+    else:
+        labels = labels_from_folders(photos, ensemble.tree, parse_names)
     plan = (
-        plan_submission(args.submission, photos, panel.tree, args.sample_submission)
+        plan_submission(args.submission, photos, ensemble.tree, args.sample_submission)
         if args.submission
         else None
     )
     return int(
-        predict(panel, Job(tuple(photos), args.output, labels, args.mode, threads, plan)) > 0
+        predict(ensemble, Job(tuple(photos), args.output, labels, args.mode, threads, plan)) > 0
     )
+
+
+def parse_names(names: list[str]) -> list[tuple[str, str] | None]:
+    """Species and disease of class names, as stage 1 reads them; None where it would ask."""
+    # here, since a server does not need the name parser
+    from common.organize.names.parse import ASK_BELOW, parse_class_names
+
+    return [
+        (found.species, found.disease)
+        if found.species and found.disease and found.confidence >= ASK_BELOW
+        else None
+        for found in parse_class_names(names)
+    ]
 
 
 def _whole(least: int, most: int) -> Any:

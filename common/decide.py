@@ -1,12 +1,12 @@
-"""From a model's numbers to an answer: species and disease, species alone, or an honest refusal
-that says why.
+"""From a model's outputs to an answer: species and disease, the species alone, or a rejection that
+says why.
 
-The rule, in order: refuse a stranger (its score lies above its bar), and say whether it is no plant
-or a plant of no species we know; answer the leaf where its probability reaches `rollup.leaf` and
-the disease is none that we do not know; else answer the species where its probability reaches
-`rollup.species`; else refuse as unsure. A poor photo explains a refusal, it never causes one.
-`decide_batch` is the rule over many pictures, for measuring it; `decide` is the same rule over one,
-with words."""
+The rule, in order: reject a picture whose OOD score exceeds its threshold, as no plant or as a
+plant of unknown species; answer the class where its probability reaches `rollup.disease`, unless
+its disease score says the disease is unknown; else roll up to the species where its probability
+reaches `rollup.species`; else reject as unsure. A poor photo explains a rejection but never causes
+one. `decide_batch` applies the rule to many pictures, for measuring it; `decide` applies it to one
+and adds the sentences."""
 
 from __future__ import annotations
 
@@ -19,54 +19,48 @@ import numpy as np
 from common.classes import ClassTree
 
 MODES = ("joint", "routed")
-ANSWERED, ROLLED_UP, NOT_A_PLANT, UNKNOWN_SPECIES, UNSURE = range(
-    5
-)  # the values of `Decisions.outcome`
+# the values of `Decisions.outcome`
+ANSWERED, ROLLED_UP, NOT_A_PLANT, UNKNOWN_SPECIES, UNSURE = range(5)
 
 _WHY = {
     NOT_A_PLANT: (
         "not_a_plant",
         "This does not look like any plant I have learned. Take a close, sharp photo of a single "
-        "leaf in "
-        "daylight and try again. If the plant is not on my list, I cannot name it.",
+        "leaf in daylight and try again. If the plant is not on my list, I cannot name it.",
     ),
     UNKNOWN_SPECIES: (
         "unknown_species",
         "This looks like a plant, but like none that I have learned. If it is on my list, "
-        "photograph "
-        "a single leaf from above, in daylight and against a plain background.",
+        "photograph a single leaf from above, in daylight and against a plain background.",
     ),
     UNSURE: (
         "unsure",
         "I cannot tell this plant with enough certainty. Try a closer, sharper photo of a single "
-        "leaf in even "
-        "daylight, against a plain background, or photograph another leaf of the same plant.",
+        "leaf in even daylight, against a plain background, or photograph another leaf of the same "
+        "plant.",
     ),
 }
 _DISEASE_TEXT = (
     "I know the plant, but what it has looks like nothing that I have learned for it. Photograph "
-    "the marks themselves, close "
-    "and sharp. If they stay unknown, ask someone who can look at the plant."
+    "the marks themselves, close and sharp. If they stay unknown, ask someone who can look at the "
+    "plant."
 )
-# of a photo: the word for what failed, how the number is told, what is needed, and what to do
+# measure of a photo -> the reason given where it is too low, and the sentence
 _PHOTO = {
     "short_side": (
         "small",
         "The photo is small, with {value:.0f} pixels on its short side where {limit:.0f} are "
-        "needed. Send the photo "
-        "itself, not a preview or a screenshot of it.",
+        "needed. Send the photo itself, not a preview or a screenshot of it.",
     ),
     "brightness": (
         "dark",
         "The photo is too dark, with a brightness of {value:.0%} where {limit:.0%} is needed. "
-        "Take it in daylight, "
-        "with the light on the leaf.",
+        "Take it in daylight, with the light on the leaf.",
     ),
     "sharpness": (
         "blurred",
         "The photo is blurred, with a sharpness of {value:.2g} where {limit:.2g} is needed. Hold "
-        "the camera still, "
-        "a hand's breadth from the leaf, and tap on the leaf to focus.",
+        "the camera still, a hand's breadth from the leaf, and tap on the leaf to focus.",
     ),
 }
 THRESHOLDS = ("ood", "plant", "disease")
@@ -75,11 +69,11 @@ PHOTO = ("short_side", "brightness", "sharpness")  # what is measured of a photo
 
 @dataclass(frozen=True)
 class ScoreThreshold:
-    """A score that tells strangers from plants, and where to draw the line.
+    """A score and the threshold above which it rejects.
 
-    score: its name; weights: of the model's `ood` outputs in its sum (K,); threshold: the greatest
-    sum still accepted; quantiles: the sum's percentiles 0, 1 ... 100 on validation plants (101
-    values, never falling)."""
+    score: its name; weights: (K,), the score is this weighted sum of the model's `ood` outputs;
+    threshold: the largest value accepted; quantiles: 101 non-decreasing values, the score's
+    percentiles 0, 1 ... 100 on validation plants."""
 
     score: str
     weights: tuple[float, ...]
@@ -87,19 +81,18 @@ class ScoreThreshold:
     quantiles: tuple[float, ...]
 
     def value(self, ood: np.ndarray) -> np.ndarray:
-        """The sum for pictures: (..., K) -> float64 (...,). An output without weight does not
-        matter, not even as NaN."""
+        """The score of pictures: (..., K) -> float64 (...,). An output of weight 0 is ignored, even
+        where it is NaN."""
         weights = np.asarray(self.weights)
         used = np.flatnonzero(weights)
         return np.asarray(ood, np.float64)[..., used] @ weights[used]
 
     def exceeded(self, ood: np.ndarray) -> np.ndarray:
-        """Whether pictures are strangers: (..., K) -> bool (...,). What is no number is one too."""
+        """Whether the score is above the threshold: (..., K) -> bool (...,). NaN counts too."""
         return ~(self.value(ood) <= self.threshold)
 
     def quantile(self, value: float) -> float:
-        """Share of validation plants with a smaller sum, 0 to 1; 1.0 at and beyond the largest one
-        seen."""
+        """Share of validation plants with a lower score, 0 to 1; 1.0 from their maximum on."""
         if not value < self.quantiles[-1]:
             return 1.0
         return float(np.interp(value, self.quantiles, np.linspace(0.0, 1.0, len(self.quantiles))))
@@ -107,10 +100,12 @@ class ScoreThreshold:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The bars: `stranger` refuses; `plant` says of what is refused whether it is a plant at all
-    (None: nothing is said to be one); `disease` keeps the answer at the species (None: never).
-    `photo` holds the least brightness (0 to 1), sharpness and short side (px) of a photo that is
-    not poor."""
+    """Three thresholds and the limits of a poor photo.
+
+    ood: above it a picture is rejected; plant: a rejected picture above it is no plant, one below
+    it a plant of unknown species (None: always no plant); disease: above it the disease is unknown
+    and the answer is the species (None: never); photo: least brightness (0 to 1), sharpness and
+    short side (px) of a photo that is not poor."""
 
     ood: ScoreThreshold
     plant: ScoreThreshold | None = None
@@ -119,19 +114,19 @@ class Rejection:
 
     @property
     def score(self) -> str:
-        """Name of the score that refuses."""
+        """Name of the OOD score."""
         return self.ood.score
 
     @property
     def threshold(self) -> float:
-        """The greatest score that is not refused."""
+        """The largest OOD score accepted."""
         return self.ood.threshold
 
 
 @dataclass(frozen=True)
 class Rollup:
-    """Least probability, 0 to 1, to answer at a level; `precision` is the share of right answers it
-    was fitted for."""
+    """Least probability, 0 to 1, to answer at each level; `precision` is the share of correct
+    answers that it was fitted for."""
 
     disease: float
     species: float
@@ -142,11 +137,11 @@ class Rollup:
 class Decisions:
     """The rule's outcome for N pictures; every field is an array (N,).
 
-    outcome: int64, `ANSWERED`, `ROLLED_UP`, `NOT_A_PLANT`, `UNKNOWN_SPECIES` or `UNSURE`; leaf:
-    int64 packed index of the best leaf, and species: int64 index of the species that goes with the
-    outcome (the best leaf's, or for `ROLLED_UP` and `UNSURE` the most probable one);
-    leaf_probability and species_probability: float64, 0 to 1, of these two; unknown_disease: bool,
-    whether the bar of the diseases was exceeded."""
+    outcome: int64, `ANSWERED`, `ROLLED_UP`, `NOT_A_PLANT`, `UNKNOWN_SPECIES` or `UNSURE`;
+    class_idx: int64 packed index of the best class; species: int64 index of the species that goes
+    with the outcome (the best class's, or for `ROLLED_UP` and `UNSURE` the most probable one);
+    class_probability and species_probability: float64, 0 to 1, of these two; unknown_disease: bool,
+    whether the disease threshold was exceeded."""
 
     outcome: np.ndarray
     class_idx: np.ndarray
@@ -162,7 +157,7 @@ class Answer:
     0 to 1)."""
 
     decision: str  # answered, rolled_up, rejected
-    level: str  # leaf, species, none
+    level: str  # disease, species, none
     species: str | None
     disease: str | None
     healthy: bool | None
@@ -177,9 +172,8 @@ class Answer:
 
 
 def texts() -> dict[str, Any]:
-    """The sentences of refusals as plain values, for a page that decides by itself: `why` {reason:
-    sentence}, `unknown_disease`, and `photo` {measure: [reason, sentence with {value} and {limit}
-    to fill in]}."""
+    """The sentences as plain values, for a page that decides by itself: `why` {reason: sentence},
+    `unknown_disease`, and `photo` {measure: [reason, sentence with {value} and {limit}]}."""
     return {
         "why": dict(_WHY.values()),
         "unknown_disease": _DISEASE_TEXT,
@@ -188,20 +182,20 @@ def texts() -> dict[str, Any]:
 
 
 def species_probabilities(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """Sum the leaves of each species: (N, L) -> float64 (N, S), 0 to 1. Raises ValueError on
+    """Sum over the classes of each species: (N, C) -> float64 (N, S), 0 to 1. Raises ValueError on
     another width."""
     probabilities = _check(probabilities, tree)
     return np.add.reduceat(probabilities, tree.offsets[:-1], axis=1, dtype=np.float64)
 
 
 def joint_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """The most probable leaf of each row, argmax of P(s) P(d|s): (N, L) -> int64 (N,). Raises as
+    """The most probable class of each row, argmax of P(s) P(d|s): (N, C) -> int64 (N,). Raises as
     above."""
     return _check(probabilities, tree).argmax(axis=1)
 
 
 def routed_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """The best leaf of the most probable species: (N, L) -> int64 (N,). Raises as above."""
+    """The best class of the most probable species: (N, C) -> int64 (N,). Raises as above."""
     best = species_probabilities(probabilities, tree).argmax(axis=1)
     return _best_class_of(_check(probabilities, tree), best, tree)
 
@@ -218,12 +212,12 @@ def decide_batch(
     """Apply the rule to N pictures at once.
 
     Args:
-        probabilities: (N, L), joint P(species, disease), rows summing to 1.
-        ood: (N, K), larger = stranger.
+        probabilities: (N, C), joint P(species, disease), rows summing to 1.
+        ood: (N, K), OOD scores, larger = less like the training data.
         tree: the class tree the columns belong to.
-        rejection: which scores refuse, and above what; None refuses no stranger.
-        rollup: least probabilities per level; None always answers a leaf.
-        mode: `joint` (the most probable leaf) or `routed` (the best leaf of the most probable
+        rejection: the thresholds; None rejects nothing by its scores.
+        rollup: least probabilities per level; None always answers a class.
+        mode: `joint` (the most probable class) or `routed` (the best class of the most probable
             species).
 
     Raises:
@@ -258,7 +252,7 @@ def decide_batch(
     )
     class_p = probabilities[rows, class_idx]
     best_p = per_species[rows, best_species]
-    single = np.diff(tree.offsets)[best_species] == 1  # naming such a species names its only leaf
+    single = np.diff(tree.offsets)[best_species] == 1  # such a species is its only class
 
     disease_threshold, species_threshold = (
         (rollup.disease, rollup.species) if rollup is not None else (0.0, 0.0)
@@ -274,8 +268,7 @@ def decide_batch(
         [ANSWERED, ANSWERED, ROLLED_UP],
         UNSURE,
     )
-    # Below the leaf's bar the answer climbs: to the most probable species, and to its leaf where it
-    # has but one.
+    # Below its threshold the class is given up for the most probable species.
     class_idx = np.where(certain, class_idx, _best_class_of(probabilities, best_species, tree))
     if "ood" in thresholds:
         plant = (
@@ -311,8 +304,8 @@ def decide(
     """Turn one picture's numbers into an answer.
 
     Args:
-        probabilities: (L,), joint P(species, disease), summing to 1.
-        ood: (K,), larger = stranger.
+        probabilities: (C,), joint P(species, disease), summing to 1.
+        ood: (K,), OOD scores.
         tree, rejection, rollup, mode: as for `decide_batch`.
         top_k: how many alternatives to list, most probable first.
         photo: measures of the photo (`brightness`, `sharpness`, `short_side`), compared with
@@ -355,7 +348,7 @@ def decide(
 
 
 def alternatives(probabilities: np.ndarray, tree: ClassTree, top_k: int) -> list[dict[str, Any]]:
-    """The top_k most probable leaves of (L,) in falling order, each with species, disease and
+    """The top_k most probable classes of (C,) in descending order, each with species, disease and
     probability, 0 to 1."""
     probabilities = np.asarray(probabilities, dtype=np.float64)
     order = np.argsort(-probabilities, kind="stable")[: max(0, top_k)]
@@ -376,9 +369,10 @@ def _rejection_words(
     rejection: Rejection | None,
     photo: Mapping[str, float],
 ) -> dict[str, Any]:
-    reason, message, bar = *_WHY.get(outcome, (None, None)), rejection.ood if rejection else None
+    reason, message = _WHY.get(outcome, (None, None))
+    threshold = rejection.ood if rejection else None
     if outcome == ROLLED_UP and unknown_disease:
-        reason, message, bar = "unknown_disease", _DISEASE_TEXT, rejection.disease
+        reason, message, threshold = "unknown_disease", _DISEASE_TEXT, rejection.disease
     failed = []
     if rejection is not None and outcome != ANSWERED:
         failed = [
@@ -391,24 +385,22 @@ def _rejection_words(
     if failed and outcome != ROLLED_UP:
         reason, text = _PHOTO[failed[0]["measure"]]
         message = text.format(**failed[0])
-    value = None if bar is None else float(bar.value(ood))
+    value = None if threshold is None else float(threshold.value(ood))
     return {
         "rejected": outcome not in (ANSWERED, ROLLED_UP),
         "reason": reason,
         "message": message,
-        "score": bar.score if bar else None,
+        "score": threshold.score if threshold else None,
         "value": None if value is None or not np.isfinite(value) else _round(value),
-        "threshold": _round(bar.threshold) if bar else None,
-        "quantile": _round(bar.quantile(value)) if bar else None,
+        "threshold": _round(threshold.threshold) if threshold else None,
+        "quantile": _round(threshold.quantile(value)) if threshold else None,
         "photo": failed,
     }
 
 
 def _best_class_of(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
     class_idx = np.zeros(len(species), dtype=np.int64)
-    for index in np.unique(
-        species
-    ):  # by species, so that a large validation set needs no second (N, L) array
+    for index in np.unique(species):  # species by species, to avoid a second (N, C) array
         rows, start = species == index, tree.offsets[index]
         class_idx[rows] = start + probabilities[rows, start : tree.offsets[index + 1]].argmax(
             axis=1
@@ -421,7 +413,7 @@ def _check(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     if probabilities.ndim != 2 or probabilities.shape[1] != tree.num_classes:
         raise ValueError(
             f"probabilities of shape {probabilities.shape} do not fit a tree of "
-            f"{tree.num_classes} leaves"
+            f"{tree.num_classes} classes"
         )
     return probabilities
 
@@ -434,13 +426,13 @@ def _round(value: float) -> float:
 
 
 def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -> Rejection | None:
-    """Read {"score", "weights", "threshold", "quantiles"}, which is the bar for strangers, with
-    "plant" and "disease" of the same kind, and "photo", {measure: limit}; None stays None.
+    """Read {"score", "weights", "threshold", "quantiles"}, the OOD threshold, with "plant" and
+    "disease" of the same form, and "photo", {measure: limit}; None stays None.
 
     Args:
-        data: the plain values; without "weights" the score is the output of its name; the last
-            three may be missing or None.
-        scores: the names of the model's `ood` columns in order.
+        data: the plain values; without "weights" the score is the model's output of that name;
+            "plant", "disease" and "photo" may be missing or None.
+        scores: the names of the model's `ood` columns, in order.
 
     Raises:
         ValueError, KeyError, TypeError: where a value is missing or makes no sense.
@@ -451,7 +443,7 @@ def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -
     if unknown := [name for name in photo if name not in PHOTO]:
         raise ValueError(f"it measures '{unknown[0]}' of a photo; known are {', '.join(PHOTO)}")
     if not np.isfinite(list(photo.values())).all():
-        raise ValueError("its limits of a poor photo must be finite")
+        raise ValueError("its limits for poor photos must be finite")
     return Rejection(
         _threshold_from_json(data, scores),
         *(
@@ -480,8 +472,8 @@ def _threshold_from_json(data: Mapping[str, Any], scores: Sequence[str]) -> Scor
         or (np.diff(quantiles) < 0).any()
     ):
         raise ValueError(
-            "its rejection needs finite weights and threshold, and 101 finite percentiles that "
-            "never fall"
+            "its rejection needs finite weights and threshold, and 101 finite non-decreasing "
+            "percentiles"
         )
     return ScoreThreshold(str(data["score"]), row, threshold, quantiles)
 
@@ -507,11 +499,9 @@ def rollups_from_json(data: Mapping[str, Any] | None) -> dict[str, Rollup]:
         name: Rollup(float(named[name]["disease"]), float(named[name]["species"]), float(name))
         for name in (default, *(name for name in named if name != default))
     }
-    # A bar above 1 is how a fit says "never answer at this level"; below 0 or NaN is a mistake.
+    # Above 1 means "never answer at this level"; below 0 or NaN is a mistake.
     if not all(rollup.disease >= 0 and rollup.species >= 0 for rollup in rollups.values()):
-        raise ValueError(
-            "its roll-up needs probabilities for `leaf` and `species` that are not negative"
-        )
+        raise ValueError("its roll-up needs `disease` and `species` that are at least 0")
     return rollups
 
 

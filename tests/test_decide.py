@@ -1,4 +1,4 @@
-"""The answer rule: joint against routed, roll-up, refusal, and its edges."""
+"""The answer rule: joint against routed, roll-up, rejection, and its edges."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ TREE = ClassTree(
     ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy"))
 )
 PERCENTILES = tuple(np.linspace(0.0, 3.0, 101))
-BAR = ScoreThreshold("gen", (0.0, 1.0), 2.0, PERCENTILES)
-REJECTION = Rejection(BAR)
-ALL_BARS = Rejection(
-    BAR,
+THRESHOLD = ScoreThreshold("gen", (0.0, 1.0), 2.0, PERCENTILES)
+REJECTION = Rejection(THRESHOLD)
+ALL_THRESHOLDS = Rejection(
+    THRESHOLD,
     ScoreThreshold("far", (-1.0, 2.0), -4.0, PERCENTILES),
     ScoreThreshold("leaf", (1.0, 0.0), 9.2, PERCENTILES),
     {"brightness": 0.2, "sharpness": 0.01, "short_side": 200.0},
@@ -105,7 +105,7 @@ def test_an_unsure_disease_rolls_up_to_its_species():
     assert answer.rejection["rejected"] is False
 
 
-def test_an_unsure_species_is_refused_but_the_best_guess_is_told():
+def test_an_unsure_species_is_rejected_but_the_best_guess_is_told():
     answer = decide(np.array([0.0, 0.4, 0.0, 0.3, 0.3, 0.0]), CALM, TREE, REJECTION, ROLLUP)
     assert (answer.decision, answer.level, answer.species, answer.disease) == (
         "rejected",
@@ -118,7 +118,7 @@ def test_an_unsure_species_is_refused_but_the_best_guess_is_told():
     assert answer.path == []
 
 
-def test_a_stranger_is_refused_however_sure_the_model_is():
+def test_a_picture_out_of_distribution_is_rejected_however_sure_the_model_is():
     answer = decide(
         np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.array([0.0, 2.5]), TREE, REJECTION, ROLLUP
     )
@@ -186,7 +186,7 @@ def test_the_batch_rule_agrees_with_the_single_one(mode):
     rng = np.random.default_rng(2)
     probs, ood = rng.dirichlet(np.full(6, 0.3), size=300), rng.uniform(0, 2.4, size=(300, 2))
     ood[:, 0] *= 4.5
-    batch = decide_batch(probs, ood, TREE, ALL_BARS, ROLLUP, mode=mode)
+    batch = decide_batch(probs, ood, TREE, ALL_THRESHOLDS, ROLLUP, mode=mode)
     words = {
         ANSWERED: "answered",
         ROLLED_UP: "rolled_up",
@@ -196,7 +196,7 @@ def test_the_batch_rule_agrees_with_the_single_one(mode):
     }
     assert set(batch.outcome.tolist()) == set(words)  # the sample meets every outcome
     for row in range(300):
-        single = decide(probs[row], ood[row], TREE, ALL_BARS, ROLLUP, mode=mode)
+        single = decide(probs[row], ood[row], TREE, ALL_THRESHOLDS, ROLLUP, mode=mode)
         assert single.decision == words[int(batch.outcome[row])]
         assert (single.rejection["reason"] == "unknown_disease") == (
             batch.outcome[row] == ROLLED_UP and batch.unknown_disease[row]
@@ -208,18 +208,22 @@ def test_the_batch_rule_agrees_with_the_single_one(mode):
 
 
 def test_quantiles_interpolate_and_end_at_zero_and_one():
-    assert BAR.quantile(1.5) == pytest.approx(0.5)
-    assert BAR.quantile(-4) == 0.0 and BAR.quantile(3.0) == 1.0 and BAR.quantile(99) == 1.0
-    assert BAR.quantile(float("nan")) == 1.0
-    assert replace(BAR, quantiles=(1.0,) * 101).quantile(1.0) == 1.0
+    assert THRESHOLD.quantile(1.5) == pytest.approx(0.5)
+    assert (
+        THRESHOLD.quantile(-4) == 0.0
+        and THRESHOLD.quantile(3.0) == 1.0
+        and THRESHOLD.quantile(99) == 1.0
+    )
+    assert THRESHOLD.quantile(float("nan")) == 1.0
+    assert replace(THRESHOLD, quantiles=(1.0,) * 101).quantile(1.0) == 1.0
 
 
 def test_top_k_is_bounded_by_the_classes():
     assert len(decide(np.full(6, 1 / 6), CALM, TREE, None, None, top_k=99).alternatives) == 6
 
 
-def test_wrong_shapes_and_modes_are_refused():
-    with pytest.raises(ValueError, match="6 leaves"):
+def test_wrong_shapes_and_modes_are_rejected():
+    with pytest.raises(ValueError, match="6 classes"):
         decide(np.ones(5) / 5, CALM, TREE, None, None)
     with pytest.raises(ValueError, match="unknown mode 'best'"):
         decide(np.ones(6) / 6, CALM, TREE, None, None, mode="best")
@@ -232,23 +236,23 @@ def test_wrong_shapes_and_modes_are_refused():
 def test_a_plant_of_no_species_we_know_is_told_apart_from_no_plant():
     sure = np.array([0.0, 0.0, 1.0, 0, 0, 0])
     answer = decide(
-        sure, np.array([9.1, 2.1]), TREE, ALL_BARS, ROLLUP
+        sure, np.array([9.1, 2.1]), TREE, ALL_THRESHOLDS, ROLLUP
     )  # 2 x 2.1 - 9.1 lies below -4
     assert (answer.decision, answer.species) == ("rejected", None) and answer.path == []
     assert answer.rejection["reason"] == "unknown_species" and answer.rejection["score"] == "gen"
     assert answer.rejection["value"] == pytest.approx(2.1) and answer.rejection["threshold"] == 2.0
     assert (
-        decide(sure, np.array([9.1, 2.6]), TREE, ALL_BARS, ROLLUP).rejection["reason"]
+        decide(sure, np.array([9.1, 2.6]), TREE, ALL_THRESHOLDS, ROLLUP).rejection["reason"]
         == "not_a_plant"
     )
-    assert decide(sure, np.array([0.0, 1.9]), TREE, ALL_BARS, ROLLUP).decision == "answered", (
-        "the bar for plants alone refuses nothing"
-    )
+    assert (
+        decide(sure, np.array([0.0, 1.9]), TREE, ALL_THRESHOLDS, ROLLUP).decision == "answered"
+    ), "the plant threshold alone rejects nothing"
 
 
 def test_a_disease_we_do_not_know_keeps_the_answer_at_the_species():
     strange = np.array([9.4, 0.2])
-    answer = decide(np.array([0.0, 0.02, 0.98, 0, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
+    answer = decide(np.array([0.0, 0.02, 0.98, 0, 0, 0]), strange, TREE, ALL_THRESHOLDS, ROLLUP)
     assert (answer.decision, answer.level, answer.species, answer.disease) == (
         "rolled_up",
         "species",
@@ -257,29 +261,29 @@ def test_a_disease_we_do_not_know_keeps_the_answer_at_the_species():
     )
     assert answer.rejection["rejected"] is False and answer.rejection["reason"] == "unknown_disease"
     assert answer.rejection["score"] == "leaf" and "disease" not in answer.rejection["message"]
-    only = decide(np.array([0.0, 0.0, 0.0, 1.0, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
+    only = decide(np.array([0.0, 0.0, 0.0, 1.0, 0, 0]), strange, TREE, ALL_THRESHOLDS, ROLLUP)
     assert (only.decision, only.disease) == ("answered", "healthy"), (
-        "a species with one leaf has no bar for diseases"
+        "a species of one class has no disease threshold"
     )
-    unsure = decide(np.array([0.0, 0.3, 0.35, 0.35, 0, 0]), strange, TREE, ALL_BARS, ROLLUP)
+    unsure = decide(np.array([0.0, 0.3, 0.35, 0.35, 0, 0]), strange, TREE, ALL_THRESHOLDS, ROLLUP)
     assert unsure.rejection["reason"] == "unsure"
     assert (
-        decide(np.array([0.0, 0.0, 1.0, 0, 0, 0]), strange, TREE, ALL_BARS, None).decision
+        decide(np.array([0.0, 0.0, 1.0, 0, 0, 0]), strange, TREE, ALL_THRESHOLDS, None).decision
         == "rolled_up"
     )
 
 
-def test_a_poor_photo_explains_a_refusal_and_never_causes_one():
+def test_a_poor_photo_explains_a_rejection_and_never_causes_one():
     sure, torn = np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.full(6, 1 / 6)
     poor = {"brightness": 0.0812, "sharpness": 0.5, "short_side": 96}
-    good = decide(sure, CALM, TREE, ALL_BARS, ROLLUP, photo=poor)
+    good = decide(sure, CALM, TREE, ALL_THRESHOLDS, ROLLUP, photo=poor)
     assert (
         good.decision == "answered"
         and good.rejection["reason"] is None
         and good.rejection["photo"] == []
     )
     for ood in (CALM, np.array([0.0, 5.0])):
-        answer = decide(torn, ood, TREE, ALL_BARS, ROLLUP, photo=poor)
+        answer = decide(torn, ood, TREE, ALL_THRESHOLDS, ROLLUP, photo=poor)
         assert answer.decision == "rejected" and answer.rejection["reason"] == "small"
         assert "96 pixels" in answer.rejection["message"] and "200" in answer.rejection["message"]
         assert [
@@ -289,7 +293,7 @@ def test_a_poor_photo_explains_a_refusal_and_never_causes_one():
         torn,
         CALM,
         TREE,
-        ALL_BARS,
+        ALL_THRESHOLDS,
         ROLLUP,
         photo={"brightness": 0.0812, "sharpness": 0.01, "short_side": 200},
     )
@@ -298,13 +302,13 @@ def test_a_poor_photo_explains_a_refusal_and_never_causes_one():
         and "8%" in dark.rejection["message"]
         and "20%" in dark.rejection["message"]
     )
-    blurred = decide(torn, CALM, TREE, ALL_BARS, ROLLUP, photo={"sharpness": 0.0031})
+    blurred = decide(torn, CALM, TREE, ALL_THRESHOLDS, ROLLUP, photo={"sharpness": 0.0031})
     assert blurred.rejection["reason"] == "blurred" and "0.0031" in blurred.rejection["message"]
     rolled = decide(
         np.array([0.0, 0.5, 0.45, 0.05, 0.0, 0.0]),
         np.array([0.0, 0.0]),
         TREE,
-        ALL_BARS,
+        ALL_THRESHOLDS,
         ROLLUP,
         photo=poor,
     )
@@ -322,11 +326,11 @@ def test_a_poor_photo_explains_a_refusal_and_never_causes_one():
 def test_every_message_is_a_problem_and_then_advice():
     """The page shows the first sentence as what is wrong and the others as what to do."""
     answers = [
-        decide(np.full(6, 1 / 6), CALM, TREE, ALL_BARS, ROLLUP, photo={name: 0.0})
-        for name in ALL_BARS.photo
+        decide(np.full(6, 1 / 6), CALM, TREE, ALL_THRESHOLDS, ROLLUP, photo={name: 0.0})
+        for name in ALL_THRESHOLDS.photo
     ]
     answers += [
-        decide(np.eye(6)[2], np.array(ood), TREE, ALL_BARS, ROLLUP)
+        decide(np.eye(6)[2], np.array(ood), TREE, ALL_THRESHOLDS, ROLLUP)
         for ood in ([0, 3.0], [9.1, 2.1], [9.4, 0.2])
     ]
     answers.append(decide(np.full(6, 1 / 6), CALM, TREE, None, ROLLUP))
@@ -345,7 +349,7 @@ def test_every_message_is_a_problem_and_then_advice():
         assert len(problem) < 140 and advice and answer.rejection["message"].endswith(".")
 
 
-def test_bars_are_read_from_json_and_nonsense_is_refused():
+def test_thresholds_are_read_from_json_and_nonsense_is_rejected():
     plain = {
         "score": "gen+msp",
         "weights": {"gen": 2, "msp": 0.5},

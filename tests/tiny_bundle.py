@@ -34,16 +34,16 @@ COLORS = np.array(
 )  # corn: blight, healthy
 FLAT_TREE = ClassTree(tuple("abcdef"), tuple((name,) for name in "abcdef"))
 SHARPNESS = 100.0
-STRANGER = (20, 40, 230)  # a blue that is far from every leaf
+NO_PLANT = (20, 40, 230)  # a blue that is far from every class
 
 
 def color_of(class_idx: int) -> tuple[int, int, int]:
-    """The RGB colour, 0 to 255, of which the model is most certain for a leaf."""
+    """The RGB colour, 0 to 255, of which the model is most certain for a class."""
     return tuple(int(round(255 * float(value))) for value in COLORS[class_idx])
 
 
 def between(first: int, second: int) -> tuple[int, int, int]:
-    """The colour halfway between two leaves, where the model is torn."""
+    """The colour halfway between two classes, where the model is undecided."""
     return tuple(
         int(round(127.5 * float(a + b))) for a, b in zip(COLORS[first], COLORS[second], strict=True)
     )
@@ -68,10 +68,10 @@ def model(
     batch: Any = "N",
     rename: dict[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """The model: probabilities by the distance of the mean colour to each leaf's, ood by the least
+    """The model: probabilities by the distance of the mean colour to each class's, ood by the least
     of these distances.
 
-    leaves, image_type, batch and rename (of outputs) make models that break the contract.
+    classes, image_type, batch and rename (of outputs) make models that break the contract.
     """
     rename = rename or {}
     colors = COLORS[:classes]
@@ -165,7 +165,7 @@ def describe(folder: Path, tree: ClassTree = TREE, **changes: Any) -> dict[str, 
     """The contents of bundle.json for the model files in a folder."""
     models = {path.name: card(path, tree.num_species) for path in sorted(folder.glob("*.onnx"))}
     return {
-        "format": 3,
+        "format": 4,
         "name": "foliar",
         "version": "abc1234",
         "created": "2026-01-01T00:00:00+00:00",

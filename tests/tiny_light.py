@@ -22,7 +22,7 @@ SCORES = ("gen", "mahalanobis")
 
 
 def model(tree: ClassTree) -> onnx.ModelProto:
-    """light.onnx: the feature is the mean colour, of which a leaf's logit is linear; scores are the
+    """light.onnx: the feature is the mean colour, of which a class's logit is linear; scores are the
     chance to be wrong and the distance."""
     colors = tiny.COLORS
     segments = (tree.class_species[:, None] == np.arange(tree.num_species)).astype(np.float32)
@@ -46,9 +46,9 @@ def model(tree: ClassTree) -> onnx.ModelProto:
         helper.make_node("ReduceMean", ["map", "over"], ["feature"], keepdims=0),
         helper.make_node("MatMul", ["feature", "weights"], ["products"]),
         helper.make_node("Add", ["products", "norms"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["leaves"], axis=-1),
-        helper.make_node("MatMul", ["leaves", "segments"], ["species"]),
-        helper.make_node("ReduceMax", ["leaves", "last"], ["best"], keepdims=1),
+        helper.make_node("Softmax", ["logits"], ["joint"], axis=-1),
+        helper.make_node("MatMul", ["joint", "segments"], ["species"]),
+        helper.make_node("ReduceMax", ["joint", "last"], ["best"], keepdims=1),
         helper.make_node("Sub", ["one", "best"], ["unsure"]),
         helper.make_node("Mul", ["feature", "feature"], ["squares"]),
         helper.make_node("ReduceSum", ["squares", "last"], ["length"], keepdims=1),
@@ -96,7 +96,7 @@ def add(exports: Path, tree: ClassTree = tiny.TREE, padding: int = 0, **changes:
     )
     card = tiny.card(folder / "light.onnx", tree.num_species)
     settings = {
-        "format": 1,
+        "format": 2,
         "name": "foliar",
         "version": "abc1234",
         "model": {"file": "light.onnx", "sha256": sha256},
@@ -120,7 +120,7 @@ def add(exports: Path, tree: ClassTree = tiny.TREE, padding: int = 0, **changes:
         "heatmap": "exact",
         "rejection": card["rejection"],
         "rollup": card["rollup"],
-        # asks where the best leaf's odds are below about 7 to 1, and sooner for the last species
+        # asks where the best class's odds are below about 7 to 1, and sooner for the last species
         "deferral": {
             "signals": ["confidence", "species_margin", "disease_margin", "gen"],
             "intercept": 1.0,

@@ -1,5 +1,5 @@
-"""From photos to the answer of `POST /predict`: read and run each, put them together with what is
-known, decide. No torch."""
+"""From photos to the answer of `POST /predict`: read and run each photo, fuse the results, decide.
+The batch prediction runs its photos by the same `run_photo`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ import numpy as np
 from common.decide import Answer, decide
 from common.images import MAX_PIXELS, photo_quality
 from common.serve.fusion import (
-    Seen,
+    FLOOR,
     agreement,
+    apply_prior,
+    best,
+    condition,
     fuse_probabilities,
     fuse_quality,
     fuse_scores,
     photo_weight,
 )
-from common.serve.predictor import Outputs, Predictor
-from common.serve.priors import apply_prior, best, condition
+from common.serve.predictor import Outputs, Photo, Predictor
+
+MIDDLE = 0.8  # share of both sides in the middle view: training sees crops of 0.6 to 1 of the area
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,8 @@ class Options:
     """What a request may ask for.
 
     mode: `joint` or `routed`; top_k: alternatives to list; heatmap: whether to add it; species: the
-    declared one; precision: name of the promised precision, None for the export's default; prior:
-    weights by species; short_side: px, of the photos that these are small copies of, None where
-    they are the photos themselves."""
+    known one; precision: name of the wanted precision, None for the export's default; prior:
+    weights by species; short_side: px, of the photos that these are small copies of, or None."""
 
     mode: str = "joint"
     top_k: int = 5
@@ -43,46 +46,122 @@ class Options:
     short_side: int | None = None
 
 
-def look(
-    predictor: Predictor,
+@dataclass(frozen=True)
+class PhotoResult:
+    """What one model, or several together, make of one photo.
+
+    probabilities: (C,), their average, summing to 1; each: (K, C), model by model; ood: float32
+    (scores,) and heatmap: float32 (h, w), 0 to 1, of the first model's plain view; width, height:
+    of the upright photo, px; quality: brightness (0 to 1), sharpness and short_side (px); decode,
+    model: seconds that reading and running took."""
+
+    probabilities: np.ndarray
+    each: np.ndarray
+    ood: np.ndarray
+    heatmap: np.ndarray
+    width: int
+    height: int
+    quality: Mapping[str, float]
+    decode: float
+    model: float
+
+
+def read_photo(
+    predictors: Sequence[Predictor],
     source: bytes | Path,
+    max_pixels: int = MAX_PIXELS,
+    tta: bool = False,
+) -> list[Photo]:
+    """Read a photo, once per size that is needed; one per model. Raises images.ImageError; OSError
+    where a path cannot be read."""
+    read: dict[tuple[int, int | None], Photo] = {}
+    sizes = [(predictor.bundle.size, predictor.bundle.long_side) for predictor in predictors]
+    for size, predictor in zip(sizes, predictors, strict=True):
+        if size not in read:
+            read[size] = predictor.read(
+                source, max_pixels=max_pixels, middle=MIDDLE if tta else None
+            )
+    return [read[size] for size in sizes]
+
+
+def views(photo: Photo) -> np.ndarray:
+    """The views of a photo: uint8 (V, size, size, 3), the plain one first; with a middle also its
+    mirror image and the middle."""
+    if photo.middle is None:
+        return photo.pixels[None]
+    return np.stack([photo.pixels, photo.pixels[:, ::-1], photo.middle])
+
+
+def run_photo(
+    predictors: Sequence[Predictor],
+    source: bytes | Path,
+    *,
     run: Callable[[np.ndarray], Outputs] | None = None,
     max_pixels: int = MAX_PIXELS,
     short_side: int | None = None,
-) -> Seen:
-    """Read a photo, measure it and run the model on it.
+    tta: bool = False,
+) -> PhotoResult:
+    """Read a photo, measure it and run the models on it.
 
     Args:
-        predictor: the model.
+        predictors: one model, or several of the same classes.
         source: the photo's bytes or its path.
-        run: in the place of `predictor.run`.
+        run: in place of the first model's `run`, to put pictures of several photos into one batch.
         max_pixels: what the header of a photo may announce before anything is decoded.
-        short_side: px, of the photo that this is a small copy of; None where it is the photo
-            itself.
+        short_side: px, of the photo that this is a small copy of; None where it is the photo.
+        tta: run each model on three views of the photo instead of one.
 
     Raises:
-        ImageError: where it is no usable picture. OSError where a path cannot be read.
+        ImageError: where it is no usable picture. OSError where a path cannot be read. BundleError
+        as `Predictor.run`.
     """
     start = time.perf_counter()
-    photo = predictor.read(source, max_pixels=max_pixels)
+    photos = read_photo(predictors, source, max_pixels, tta)
     decoded = time.perf_counter()
-    outputs = (run or predictor.run)(photo.pixels[None])
+    runs = [run or predictors[0].run, *(predictor.run for predictor in predictors[1:])]
+    outputs = [run(views(photo)) for run, photo in zip(runs, photos, strict=True)]
     done = time.perf_counter()
-    quality = {name: float(values[0]) for name, values in photo_quality(photo.pixels[None]).items()}
-    quality["short_side"] = short_side or min(photo.width, photo.height)
-    return Seen(
-        outputs.probabilities[0],
-        outputs.ood[0],
-        outputs.heatmap[0],
-        photo.width,
-        photo.height,
+    first = photos[0]
+    quality = {name: float(values[0]) for name, values in photo_quality(first.pixels[None]).items()}
+    quality["short_side"] = short_side or min(first.width, first.height)
+    each = np.stack([average_views(output.probabilities) for output in outputs])
+    return PhotoResult(
+        average(each),
+        each,
+        outputs[0].ood[0],
+        outputs[0].heatmap[0],
+        first.width,
+        first.height,
         quality,
         decoded - start,
         done - decoded,
     )
 
 
-def answer(predictor: Predictor, seen: Sequence[Seen], options: Options) -> dict[str, Any]:
+def average(probabilities: np.ndarray) -> np.ndarray:
+    """The mean over models: (K, C) -> (C,), summing to 1. A single row is returned unchanged."""
+    if len(probabilities) == 1:
+        return probabilities[0]
+    mean = np.asarray(probabilities, np.float64).mean(axis=0)
+    return mean / mean.sum()
+
+
+def average_views(probabilities: np.ndarray) -> np.ndarray:
+    """The geometric mean over views of one photo: (V, C) -> (C,), summing to 1. A single row is
+    returned unchanged.
+
+    Views of a photo are nearly one observation. Their geometric mean is as confident as one view,
+    so that thresholds fitted on plain photos hold; the arithmetic mean is less confident, and more
+    answers would be rolled up."""
+    if len(probabilities) == 1:
+        return probabilities[0]
+    mean = np.exp(np.log(np.maximum(np.asarray(probabilities, np.float64), FLOOR)).mean(axis=0))
+    return mean / mean.sum()
+
+
+def answer(
+    predictor: Predictor, results: Sequence[PhotoResult], options: Options
+) -> dict[str, Any]:
     """Decide about the photos of one plant.
 
     Returns:
@@ -106,13 +185,16 @@ def answer(predictor: Predictor, seen: Sequence[Seen], options: Options) -> dict
             photo=quality,
         )
 
-    probabilities, ood = np.stack([s.probabilities for s in seen]), np.stack([s.ood for s in seen])
-    alone = [decided(s.probabilities, s.ood, s.quality) for s in seen]
-    refused = card.rejection.ood.exceeded(ood) if card.rejection else np.zeros(len(seen), bool)
+    probabilities, ood = (
+        np.stack([s.probabilities for s in results]),
+        np.stack([s.ood for s in results]),
+    )
+    alone = [decided(s.probabilities, s.ood, s.quality) for s in results]
+    rejected = card.rejection.ood.exceeded(ood) if card.rejection else np.zeros(len(results), bool)
     limits = card.rejection.photo if card.rejection else {}
     weights = [
         photo_weight(s.quality, limits, a.rejection["quantile"], bool(r))
-        for s, a, r in zip(seen, alone, refused, strict=True)
+        for s, a, r in zip(results, alone, rejected, strict=True)
     ]
     fused = fuse_probabilities(probabilities, np.asarray(weights))
     known, prior, conditioned = fused, None, None
@@ -130,11 +212,11 @@ def answer(predictor: Predictor, seen: Sequence[Seen], options: Options) -> dict
         conditioned, known = _conditioned(known, options.species, predictor)
     together = (
         alone[0]
-        if known is fused and len(seen) == 1
+        if known is fused and len(results) == 1
         else decided(
             known,
             fuse_scores(ood, np.asarray(weights), [a.rejection["value"] for a in alone]),
-            fuse_quality([s.quality for s in seen]),
+            fuse_quality([s.quality for s in results]),
         )
     )
     result = together.to_dict()
@@ -142,36 +224,24 @@ def answer(predictor: Predictor, seen: Sequence[Seen], options: Options) -> dict
         precision=options.precision or next(iter(card.rollups), None),
         photos=[
             _row(s, a, weight, bool(r))
-            for s, a, weight, r in zip(seen, alone, weights, refused, strict=True)
+            for s, a, weight, r in zip(results, alone, weights, rejected, strict=True)
         ],
         agreement=agreement(alone, weights),
         conditioned=conditioned,
         prior=prior,
         model={"file": card.file, "version": predictor.bundle.version},
-        image={"width": seen[0].width, "height": seen[0].height},
+        image={"width": results[0].width, "height": results[0].height},
     )
     if options.heatmap:
-        shown = seen[int(np.argmax(weights))]
+        shown = results[int(np.argmax(weights))]
         result["heatmap"] = [[round(float(value), 3) for value in row] for row in shown.heatmap]
-    decode, model = sum(s.decode for s in seen), sum(s.model for s in seen)
+    decode, model = sum(s.decode for s in results), sum(s.model for s in results)
     result["timings_ms"] = {
         "decode": ms(decode),
         "model": ms(model),
         "total": ms(decode + model + time.perf_counter() - start),
     }
     return result
-
-
-def answer_photo(
-    predictor: Predictor,
-    source: bytes | Path,
-    *,
-    mode: str = "joint",
-    top_k: int = 5,
-    heatmap: bool = False,
-) -> dict[str, Any]:
-    """Read, run and decide one photo: `answer` over `look`, with their errors."""
-    return answer(predictor, [look(predictor, source)], Options(mode, top_k, heatmap))
 
 
 def ms(seconds: float) -> float:
@@ -193,8 +263,7 @@ def _conditioned(
         if agrees
         else (
             f"You said {species.replace('_', ' ')}, and the answer goes by that. By the photo "
-            f"alone I would "
-            f"have said {before['species'].replace('_', ' ')}."
+            f"alone I would have said {before['species'].replace('_', ' ')}."
         )
     )
     told = {
@@ -207,13 +276,13 @@ def _conditioned(
     return told, condition(probabilities, species, tree)
 
 
-def _row(seen: Seen, alone: Answer, weight: float, refused: bool) -> dict[str, Any]:
+def _row(result: PhotoResult, alone: Answer, weight: float, rejected: bool) -> dict[str, Any]:
     return {
-        "width": seen.width,
-        "height": seen.height,
-        "quality": {name: float(f"{value:.4g}") for name, value in seen.quality.items()},
+        "width": result.width,
+        "height": result.height,
+        "quality": {name: float(f"{value:.4g}") for name, value in result.quality.items()},
         "weight": round(weight, 4),
-        "stranger": refused,
+        "rejected": rejected,
         "decision": alone.decision,
         "reason": alone.rejection["reason"],
         "quantile": alone.rejection["quantile"],

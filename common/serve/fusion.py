@@ -1,78 +1,62 @@
-"""Several photos of one plant as one: how much each counts, what they say together, and whether
-they agree. No torch.
+"""Putting evidence together: several photos of one plant, and what a person knows beside them.
 
-The photos' probabilities are put together as a weighted geometric mean (a mean in log space; the
-weights sum to 1). So the same photo sent twice gives the answer of one, a class that any good photo
-rules out stays ruled out, and the bars that were fitted on single photos keep their meaning. The
-scores of strangeness are put together as the weighted mean over the photos that were not refused;
-as these scores are compared as sums, such a mean lies between the photos' own values. A photo
-refused as a stranger counts nothing; where all are refused, the answer is the refusal of the least
-strange."""
+The photos' probabilities are fused as a weighted geometric mean (a mean in log space; the weights
+sum to 1). So the same photo sent twice gives the answer of one, a class that any good photo rules
+out stays ruled out, and thresholds fitted on single photos keep their meaning. OOD scores are fused
+as the weighted mean over the photos that were not rejected; as thresholds compare weighted sums of
+scores, such a mean lies between the photos' own values. A photo rejected by its OOD score counts
+nothing; where all are rejected, the answer is the rejection with the lowest score."""
 
 from __future__ import annotations
 
+import difflib
+import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from common.classes import ClassTree
 from common.decide import Answer
 
-FLOOR = (
-    1e-12  # least probability: a class that one photo gives 0 is not ruled out by rounding alone
-)
+FLOOR = 1e-12  # least probability, so that rounding alone cannot rule a class out
 LEAST = 0.1  # what a poor photo still counts, per measure
-STRANGE = 0.9  # quantile of strangeness from which a photo counts less
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the model made of one photo.
-
-    probabilities float32 (L,), sum 1; ood float32 (K,); heatmap float32 (h, w), 0 to 1; width and
-    height of the upright photo, px; quality: brightness (0 to 1), sharpness and short_side (px);
-    decode and model: seconds that reading and running took."""
-
-    probabilities: np.ndarray
-    ood: np.ndarray
-    heatmap: np.ndarray
-    width: int
-    height: int
-    quality: Mapping[str, float]
-    decode: float
-    model: float
+HIGH_QUANTILE = 0.9  # quantile of the OOD score from which a photo counts less
+LARGEST = 1e6  # weight of a species
 
 
 def photo_weight(
-    quality: Mapping[str, float], limits: Mapping[str, float], quantile: float | None, refused: bool
+    quality: Mapping[str, float],
+    limits: Mapping[str, float],
+    quantile: float | None,
+    rejected: bool,
 ) -> float:
-    """How much a photo counts, 0 to 1: nothing where it is refused, less where it is poor or
-    strange.
+    """How much a photo counts, 0 to 1: nothing where it is rejected, less where it is poor or its
+    OOD score is high.
 
     Args:
         quality: measures of the photo.
         limits: least measures of a photo that is not poor; from twice a limit on, a measure costs
             nothing.
-        quantile: share of validation plants that are less strange, 0 to 1; None where no score
-            refuses.
-        refused: whether the photo was refused as a stranger.
+        quantile: share of validation plants with a lower OOD score, 0 to 1; None without one.
+        rejected: whether the photo was rejected by its OOD score.
     """
-    if refused:
+    if rejected:
         return 0.0
     weight = 1.0
     for name, limit in limits.items():
         if name in quality and limit > 0:
             share = quality[name] / (2 * limit)
             weight *= min(1.0, max(LEAST, share)) if share == share else LEAST
-    if quantile is not None and quantile > STRANGE:
-        weight *= 1 - (1 - LEAST) * (min(quantile, 1.0) - STRANGE) / (1 - STRANGE)
+    if quantile is not None and quantile > HIGH_QUANTILE:
+        weight *= 1 - (1 - LEAST) * (min(quantile, 1.0) - HIGH_QUANTILE) / (1 - HIGH_QUANTILE)
     return weight
 
 
 def fuse_probabilities(probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted geometric mean of (N, L) by (N,), float64 (L,), sum 1. One row comes back as it is;
-    no weight at all counts all alike."""
+    """Weighted geometric mean of (N, C) by (N,), float64 (C,), sum 1. A single row is returned
+    unchanged; where no row has weight, all count alike."""
     probabilities, weights = np.asarray(probabilities, np.float64), np.asarray(weights, np.float64)
     if len(probabilities) == 1:
         return probabilities[0]
@@ -84,8 +68,8 @@ def fuse_probabilities(probabilities: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def fuse_scores(ood: np.ndarray, weights: np.ndarray, values: Sequence[float | None]) -> np.ndarray:
-    """Weighted mean of (N, K) over the rows with weight; without any, the row whose refusing value
-    is least. Returns float64 (K,)."""
+    """Weighted mean of (N, K) over the rows with weight; without any, the row whose OOD score is
+    lowest. Returns float64 (K,)."""
     ood, weights = np.asarray(ood, np.float64), np.asarray(weights, np.float64)
     used = np.flatnonzero(weights > 0)
     if not len(used):
@@ -94,21 +78,20 @@ def fuse_scores(ood: np.ndarray, weights: np.ndarray, values: Sequence[float | N
 
 
 def fuse_quality(photos: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The best of each measure: a refusal is put down to poor photos only where all of them are
-    poor."""
+    """The best of each measure, so that only photos that are all poor explain a rejection."""
     return {name: max(photo[name] for photo in photos) for name in photos[0]}
 
 
 def agreement(answers: Sequence[Answer], weights: Sequence[float]) -> dict[str, Any]:
-    """Say whether the photos that are sure of something say the same.
+    """Say whether the photos that name a species or disease agree.
 
     Args:
         answers: each photo's answer by itself.
-        weights: of the photos; what has none has no voice.
+        weights: of the photos; those of weight 0 are left out.
 
     Returns:
-        {"agree", "level", "message"}: level is `species` or `leaf`, where they part, or None;
-        message is a sentence or None.
+        {"agree", "level", "message"}: level is `species` or `disease`, at which they differ, or
+        None; message is a sentence or None.
     """
     voices = [
         (i, answer)
@@ -132,3 +115,95 @@ def agreement(answers: Sequence[Answer], weights: Sequence[float]) -> dict[str, 
             else "The plant may have more than one thing, or one photo misleads."
         )
     return {"agree": level is None, "level": level, "message": message}
+
+
+def find_species(text: str, tree: ClassTree) -> str:
+    """The species a person means: capitals, spaces and hyphens do not matter.
+
+    Raises:
+        ValueError: for a species that the model does not know, with those of similar names.
+    """
+    name = "_".join(text.lower().replace("-", " ").replace("_", " ").split())
+    if name in tree.species:
+        return name
+    close = difflib.get_close_matches(name[:80], tree.species, n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else " GET /model lists them."
+    raise ValueError(f"the model knows no species '{text[:40]}'.{hint}")
+
+
+def parse_prior(text: str, tree: ClassTree) -> dict[str, float]:
+    """Read weights on species, written `tomato:3,apple:0.5` or as a JSON object; a species that is
+    not named has weight 1.
+
+    Raises:
+        ValueError: for an unknown species, a weight outside 0 to 1,000,000, or
+            weights that are all 0.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError("the prior is no JSON object") from None
+        pairs = list(found.items())
+    else:
+        pairs = [part.rpartition(":")[::2] for part in text.split(",") if part.strip()]
+    weights: dict[str, float] = {}
+    for name, value in pairs:
+        try:
+            weight = (
+                float(value)
+                if isinstance(value, (str, int, float)) and not isinstance(value, bool)
+                else math.nan
+            )
+        except (ValueError, OverflowError):
+            weight = math.nan
+        if not 0 <= weight <= LARGEST:
+            raise ValueError(
+                f"'{str(name)[:40]}' has the weight '{str(value)[:20]}'; it should be a number "
+                f"from 0 to {LARGEST:,.0f}, as in tomato:3,apple:0.5"
+            )
+        weights[find_species(name, tree)] = weight
+    if not weights:
+        raise ValueError("the prior names no species; it should read like tomato:3,apple:0.5")
+    if len(weights) == tree.num_species and not any(weights.values()):
+        raise ValueError("the prior gives every species the weight 0")
+    return weights
+
+
+def apply_prior(
+    probabilities: np.ndarray, weights: Mapping[str, float], tree: ClassTree
+) -> np.ndarray:
+    """Multiply each class's probability by its species' weight: float (C,) -> float64 (C,), sum 1.
+
+    Probabilities are raised to at least 1e-12 first, so that weights on species that the photo
+    rules out still leave an answer."""
+    row = np.ones(tree.num_species)
+    for name, weight in weights.items():
+        row[tree.species.index(name)] = weight
+    return _normalised(
+        np.maximum(np.asarray(probabilities, np.float64), FLOOR) * row[tree.class_species]
+    )
+
+
+def condition(probabilities: np.ndarray, species: str, tree: ClassTree) -> np.ndarray:
+    """Give a species the probability 1 and keep its diseases' proportions: float (C,) -> float64
+    (C,)."""
+    inside = tree.class_species == tree.species.index(species)
+    return _normalised(
+        np.where(inside, np.maximum(np.asarray(probabilities, np.float64), FLOOR), 0.0)
+    )
+
+
+def best(probabilities: np.ndarray, tree: ClassTree) -> dict[str, Any]:
+    """The most probable class of (C,) as species, disease and probability."""
+    class_idx = int(np.argmax(probabilities))
+    species, disease = tree.pair(class_idx)
+    return {
+        "species": species,
+        "disease": disease,
+        "probability": float(f"{float(probabilities[class_idx]):.6g}"),
+    }
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    return values / values.sum()

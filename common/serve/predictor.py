@@ -1,5 +1,5 @@
-"""The exports/ folder: bundle.json, and `Predictor`, its models over ONNX Runtime. 03 checks with
-it, 04 serves."""
+"""The exports/ folder: bundle.json, `Predictor`, which runs its models with ONNX Runtime, and the
+settings of the light model. 03 checks its exports with it, 04 serves with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.decide import Rejection, Rollup, rejection_from_json, rollups_from_j
 from common.files import file_sha256
 from common.images import FORMATS, MAX_PIXELS, middle_of, read_rgb, resize_to_model
 
-FORMAT = 3
+FORMAT = 4
 FILE_NAME = "bundle.json"
 OUTPUTS = ("probabilities", "ood", "heatmap")
 _PREPROCESSING = {
@@ -32,11 +32,15 @@ _PREPROCESSING = {
 }
 _EXIF_ORIENTATION = 0x0112
 _MEND = "Export with: python 03_export.py"
+# exports/browser/, the light model of the web page
+LIGHT_FORMAT = 2
+MODEL, HEADS, SETTINGS = "light.onnx", "heads.bin", "light.json"
+_MEND_LIGHT = "Export with: python 03_export.py --browser"
 
 
 class BundleError(ValueError):
-    """An exports folder or a model that cannot be used; the message says what, where and how to
-    mend it."""
+    """An exports folder or a model that cannot be used; the message says what, where and what to
+    do."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Outputs:
-    """A batch's probabilities float32 (N, L), rows sum to 1; ood float32 (N, K); heatmap float32
+    """A batch's probabilities float32 (N, C), rows sum to 1; ood float32 (N, K); heatmap float32
     (N, h, w), 0 to 1."""
 
     probabilities: np.ndarray
@@ -94,8 +98,8 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture for the model: pixels uint8 (size, size, 3) RGB, the upright width and height it
-    came with, and perhaps its middle."""
+    """A picture for the model: pixels uint8 (size, size, 3) RGB, the width and height of the
+    upright original, and perhaps its middle as a second view."""
 
     pixels: np.ndarray
     width: int
@@ -104,12 +108,11 @@ class Photo:
 
 
 def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:
-    """Check and write bundle.json, to a temporary file that is flushed and renamed: nobody reads
-    half of it.
+    """Check and write bundle.json, atomically: to a temporary file that is flushed and renamed.
 
     folder already holds the model files; bundle has the plain values of the contract. Returns the
     path written. Raises BundleError where a key is missing or wrong, a model file is absent or has
-    another hash, or a number is NaN or infinite; OSError where the disk refuses."""
+    another hash, or a number is NaN or infinite; OSError where the disk fails."""
     folder = Path(folder)
     try:
         text = json.dumps(bundle, indent=1, allow_nan=False)
@@ -168,12 +171,9 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = (
-        3  # warnings about the graph are for the one who exports, not the one who serves
-    )
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # idle runners would burn cores
+    options.log_severity_level = 3  # warnings about the graph concern whoever exports it
+    # idle threads must not burn cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(
             str(path), options, providers=list(providers or ["CPUExecutionProvider"])
@@ -239,18 +239,14 @@ class Predictor:
             if (shape := getattr(outputs, key).shape) != (len(batch), columns):
                 raise BundleError(
                     f"{self.card.file} gives {key} of shape {shape}, but by {FILE_NAME} it should "
-                    f"be "
-                    f"{(len(batch), columns)}. {_MEND}"
+                    f"be {(len(batch), columns)}. {_MEND}"
                 )
         if outputs.heatmap.ndim != 3 or len(outputs.heatmap) != len(batch):
             raise BundleError(
                 f"{self.card.file} gives a heatmap of shape {outputs.heatmap.shape}, not (N, h, w)"
             )
         if not (np.isfinite(outputs.probabilities).all() and np.isfinite(outputs.heatmap).all()):
-            raise BundleError(
-                f"{self.card.file} gave values that are no numbers (NaN or infinite); use another "
-                f"model"
-            )
+            raise BundleError(f"{self.card.file} gave NaN or infinite values; use another model")
         return outputs
 
     def prepare(self, source: bytes | Path | str) -> np.ndarray:
@@ -300,8 +296,7 @@ class Predictor:
         if wrong:
             raise BundleError(
                 f"{self.bundle.folder / self.card.file} breaks the contract: {'; '.join(wrong)}. "
-                f"It "
-                f"should take `images` as tensor(uint8) ['N', {size}, {size}, 3], N free, and give "
+                f"It should take `images` as tensor(uint8) ['N', {size}, {size}, 3], N free, and give "
                 f"{', '.join(OUTPUTS)} as tensor(float). {_MEND}"
             )
 
@@ -311,7 +306,8 @@ def _parse(folder: Path, data: Any) -> Bundle:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise BundleError(
-            f"{path} has format {found!r}; this program reads format {FORMAT}. {_MEND}"
+            f"{path} has format {found!r}, and this program reads format {FORMAT}: export again "
+            f"with python 03_export.py"
         )
     try:
         preprocessing = data["preprocessing"]
@@ -385,6 +381,36 @@ def _parse_card(
         raise ValueError(f"model '{file}': {error}") from None
 
 
+def read_settings(folder: Path) -> Mapping[str, Any]:
+    """Read and check exports/browser/light.json.
+
+    Raises BundleError where a file is missing, of another format or damaged."""
+    for name in (SETTINGS, MODEL):
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder} holds no {name}. {_MEND_LIGHT}")
+    path = folder / SETTINGS
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] != LIGHT_FORMAT:
+            raise BundleError(
+                f"{path} has format {data['format']!r}, and this program reads format "
+                f"{LIGHT_FORMAT}: export again with python 03_export.py --browser"
+            )
+        species, counts, offsets = data["species"], data["diseases"], data["heads"]["offsets"]
+        if not len(species) == len(counts) == len(offsets) - 1:
+            raise ValueError(
+                f"{len(species)} species, {len(counts)} counts of diseases, {len(offsets)} offsets"
+            )
+        if data["heatmap"] not in ("exact", "activity"):
+            raise ValueError(f"its heatmap is {data['heatmap']!r}")
+        wanted = "model preprocessing scores temperature rejection rollup deferral"
+        return data | {key: data[key] for key in wanted.split()}
+    except BundleError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is not as it should be ({error}). {_MEND_LIGHT}") from None
+
+
 def _pixels(value: Any, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 8192:
         raise ValueError(f"{value!r} is no picture size")
@@ -398,8 +424,7 @@ def _verify(folder: Path, card: ModelCard) -> None:
     if (found := file_sha256(path)) != card.sha256:
         raise BundleError(
             f"{path} is not the file that was exported: its SHA-256 begins with {found[:12]}, and "
-            f"{FILE_NAME} says "
-            f"{card.sha256[:12]}. Copy the whole folder again, or: {_MEND}"
+            f"{FILE_NAME} says {card.sha256[:12]}. Copy the whole folder again, or: {_MEND}"
         )
 
 

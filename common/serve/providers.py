@@ -1,5 +1,5 @@
 """Which of ONNX Runtime's providers runs the model: the best that is installed and loads, or the
-one that a person names. No torch."""
+one that a person names."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "cpu": "CPUExecutionProvider",
-}  # best first
-GPUS = ("cuda", "migraphx", "rocm")  # where batches pay, and FP16
-# total variation, mean over some pictures, that a provider's answers may be from the CPU's
+}  # the best first
+GPUS = ("cuda", "migraphx", "rocm")  # batches and FP16 are faster there
+# greatest mean total variation distance between a provider's answers and the CPU's
 APART = 0.02
 
 
@@ -65,9 +65,7 @@ def open_predictor(
         for file in [model] if model else _files(name, folder):
             try:
                 return _open(folder, file, name, threads), name
-            except (
-                Exception
-            ) as error:  # a driver may fail in any way, at loading or at the first run
+            except Exception as error:  # a driver may fail in any way, when loading or running
                 why = f"{file or 'the model'}: {str(error)[:300]}"
                 if provider == "auto" or not model:
                     warn(f"the provider '{name}' is installed but does not work here with {why}")
@@ -94,8 +92,8 @@ def _open(folder: Path | str, model: str | None, provider: str, threads: int) ->
     )
     if (apart := float(np.abs(found - known).sum(axis=1).mean()) / 2) > APART:
         raise BundleError(
-            f"it answers otherwise than the CPU does: probabilities are {apart:.3f} apart, where "
-            f"{APART} is the most"
+            f"it answers otherwise than the CPU does: probabilities are {apart:.3f} apart, more "
+            f"than {APART}"
         )
     return predictor
 

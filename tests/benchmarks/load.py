@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.console import say, table  # noqa: E402
-from common.serve.answer import answer_photo  # noqa: E402
+from common.serve.answer import Options, answer, run_photo  # noqa: E402
 from common.serve.predictor import Predictor  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -154,7 +154,7 @@ def fastapi_server(exports: Path, port: int) -> None:
     app, predictor = FastAPI(), Predictor(exports)
 
     def predict(photo: UploadFile):  # noqa: ANN202 - FastAPI would make a schema of the return type
-        return answer_photo(predictor, photo.file.read())
+        return answer(predictor, [run_photo([predictor], photo.file.read())], Options())
 
     predict.__annotations__["photo"] = UploadFile
     app.post("/predict")(predict)
@@ -177,7 +177,7 @@ class Api(
         return request["photo"].file.read()
 
     def predict(self, x: bytes) -> dict[str, Any]:
-        return answer_photo(self.predictor, x)
+        return answer(self.predictor, [run_photo([self.predictor], x)], Options())
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
         return output

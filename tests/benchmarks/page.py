@@ -121,7 +121,7 @@ def compare(page: Page, light: LightModel, photos: list[bytes]) -> dict[str, Any
                 if s in wanted.fetched
                 else 0.0,
             )
-        other += starts[numbers["leaf"][0]] + numbers["leaf"][1] != wanted.class_idx
+        other += starts[numbers["class"][0]] + numbers["class"][1] != wanted.class_idx
         times.append(found["timings_ms"]["model"])
     return {"worst": worst, "other": int(other), "ms": float(np.median(times))}
 

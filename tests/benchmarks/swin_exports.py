@@ -3,7 +3,7 @@ speed.
 
   python tests/benchmarks/swin_exports.py exports_swin
 
-It has no bar against strangers and no roll-up, so every photo is answered; what it answers means
+It has no OOD threshold and no roll-up, so every photo is answered; what it answers means
 nothing."""
 
 from __future__ import annotations

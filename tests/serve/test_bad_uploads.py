@@ -29,7 +29,7 @@ def app(tmp_path_factory):
         Settings(runners=1, max_upload_mb=1),
     )
     yield made
-    made.state.engine.stop()
+    made.state.queue.stop()
 
 
 async def post(
@@ -100,7 +100,7 @@ def test_two_thousand_damaged_pictures(app, capfd):
         )
         > 50
     ), counts
-    assert app.state.engine.taken == app.state.engine.held == 0
+    assert app.state.queue.taken == app.state.queue.held == 0
     assert capfd.readouterr().err == ""  # no traceback, no word of a library
 
 

@@ -1,5 +1,5 @@
-"""The README's curl cookbook: every command is run against a server on a tiny bundle, and its
-status and answer are looked at."""
+"""The curl cookbook of common/serve/README.md: every command is run against a server on
+a tiny bundle, and its status and answer are checked."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ EXPECTED = (
 def recipes() -> list[str]:
     """The lines of the cookbook that do something."""
     text = (
-        (ROOT / "README.md")
+        (ROOT / "common" / "serve" / "README.md")
         .read_text(encoding="utf-8")
         .split("<!-- cookbook -->")[1]
         .split("<!-- /cookbook -->")[0]

@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
-from common.serve.answer import Options, answer, look
-from common.serve.fusion import FLOOR, fuse_probabilities, fuse_scores, photo_weight
-from common.serve.http.uploads import Refusal, read_options
+from common.serve.answer import Options, answer, run_photo
+from common.serve.fusion import (
+    FLOOR,
+    apply_prior,
+    best,
+    condition,
+    find_species,
+    fuse_probabilities,
+    fuse_scores,
+    parse_prior,
+    photo_weight,
+)
+from common.serve.http.uploads import RequestError, read_options
 from common.serve.predictor import Predictor
-from common.serve.priors import apply_prior, best, condition, find_species, parse_prior
 
 TREE = tiny.TREE
 
@@ -24,7 +33,7 @@ def predictor(tmp_path_factory):
 def ask(predictor, *colors, size=(200, 160), **options):
     return answer(
         predictor,
-        [look(predictor, tiny.picture(color, size)) for color in colors],
+        [run_photo([predictor], tiny.picture(color, size)) for color in colors],
         Options(**options),
     )
 
@@ -162,7 +171,7 @@ def test_options_of_a_request():
         (("species", "fern"), "fern"),
         (("speces", "corn"), "not known"),
     ):
-        with pytest.raises(Refusal, match=word) as caught:
+        with pytest.raises(RequestError, match=word) as caught:
             read(pair)
         assert caught.value.status == 400 and caught.value.code == "bad_option"
 
@@ -195,23 +204,24 @@ def test_photos_that_disagree_are_told(predictor):
     )
 
 
-def test_a_stranger_among_photos_counts_nothing_and_strangers_alone_are_refused(predictor):
-    mixed, alone = ask(predictor, tiny.STRANGER, tiny.color_of(0)), ask(predictor, tiny.color_of(0))
+def test_a_rejected_photo_counts_nothing_and_such_photos_alone_are_rejected(predictor):
+    mixed, alone = ask(predictor, tiny.NO_PLANT, tiny.color_of(0)), ask(predictor, tiny.color_of(0))
     assert [row["weight"] for row in mixed["photos"]] == [0.0, 1.0] and mixed["photos"][0][
-        "stranger"
+        "rejected"
     ]
     for key in ("decision", "species", "disease", "probabilities", "rejection"):
         assert mixed[key] == alone[key]
     assert mixed["agreement"]["agree"]
-    refused = ask(predictor, tiny.STRANGER, tiny.STRANGER)
-    assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "not_a_plant"
-    one = ask(predictor, tiny.STRANGER)
-    assert refused["rejection"] == one["rejection"]
+    rejected = ask(predictor, tiny.NO_PLANT, tiny.NO_PLANT)
+    assert rejected["decision"] == "rejected" and rejected["rejection"]["reason"] == "not_a_plant"
+    one = ask(predictor, tiny.NO_PLANT)
+    assert rejected["rejection"] == one["rejection"]
 
 
 def test_a_small_photo_counts_less(predictor):
     seen = [
-        look(predictor, tiny.picture(tiny.color_of(0), size)) for size in ((200, 160), (60, 50))
+        run_photo([predictor], tiny.picture(tiny.color_of(0), size))
+        for size in ((200, 160), (60, 50))
     ]
     rows = answer(predictor, seen, Options())["photos"]
     assert rows[0]["weight"] == 1.0 and rows[1]["weight"] == pytest.approx(50 / 80)
@@ -236,7 +246,7 @@ def test_a_declared_species_decides_the_species_and_says_so(predictor):
     right = ask(predictor, tiny.between(1, 2), species="apple")["conditioned"]
     assert right["agrees"] and right["message"] is None
     assert (
-        ask(predictor, tiny.STRANGER, species="corn")["decision"] == "rejected"
+        ask(predictor, tiny.NO_PLANT, species="corn")["decision"] == "rejected"
     )  # a name does not make a plant
 
 
@@ -259,9 +269,9 @@ def test_precision_chooses_the_bars(predictor):
     assert ask(predictor, torn)["precision"] == "0.95"
     low = ask(predictor, torn, precision="0.90")
     assert low["precision"] == "0.90"
-    seen = [look(predictor, tiny.picture(torn))]
+    seen = [run_photo([predictor], tiny.picture(torn))]
     class_idx = answer(predictor, seen, Options())["alternatives"][0]["probability"]
-    assert 0.4 < class_idx < 0.6  # below both bars of a leaf: 0.6 and 0.7
+    assert 0.4 < class_idx < 0.6  # below both class thresholds: 0.6 and 0.7
     between = answer(
         predictor,
         [

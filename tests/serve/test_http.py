@@ -1,4 +1,4 @@
-"""The HTTP application: answers, options, refusals in JSON, limits, the page's headers."""
+"""The HTTP application: answers, options, errors in JSON, limits, the page's headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.serve import answer as answering
 from common.serve.http import service
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
-from common.serve.http.uploads import Refusal, read_photos
+from common.serve.http.uploads import RequestError, read_photos
 from common.serve.predictor import Predictor
 
 
@@ -67,8 +67,8 @@ def test_a_photo_is_answered_as_a_raw_body_and_as_a_form(client):
         assert plain["timings_ms"]["total"] >= plain["timings_ms"]["model"] > 0
 
 
-def test_strangers_and_the_undecided(client):
-    refused = client.post("/predict", content=tiny.picture(tiny.STRANGER)).json()
+def test_no_plants_and_the_undecided(client):
+    refused = client.post("/predict", content=tiny.picture(tiny.NO_PLANT)).json()
     assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "not_a_plant"
     assert refused["rejection"]["quantile"] == 1.0 and refused["species"] is None
     rolled = client.post("/predict", content=tiny.picture(tiny.between(1, 2))).json()
@@ -157,7 +157,7 @@ def test_a_body_too_large_is_dropped_as_it_comes():
 
     tracemalloc.start()
     try:
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(RequestError) as caught:
             asyncio.run(
                 read_photos(
                     Request({"type": "http", "method": "POST", "headers": []}, receive), 2_000_000
@@ -251,7 +251,7 @@ def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, mo
         for thread in threads:
             thread.start()
         assert started.acquire(timeout=10)
-        while app.state.engine.taken < 2:
+        while app.state.queue.taken < 2:
             threading.Event().wait(0.01)
         assert (
             client.get("/healthz").status_code == 200
@@ -265,7 +265,7 @@ def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, mo
         assert (
             client.post("/predict", content=photo).status_code == 200
         )  # the places are free again
-    assert app.state.engine.taken == 0
+    assert app.state.queue.taken == 0
 
 
 def test_a_photo_that_never_arrives_frees_its_place(exports):
@@ -295,7 +295,7 @@ def test_a_photo_that_never_arrives_frees_its_place(exports):
         )
 
     asyncio.run(one_request())
-    assert sent[0]["status"] == 408 and app.state.engine.taken == 0
+    assert sent[0]["status"] == 408 and app.state.queue.taken == 0
 
 
 def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(
@@ -320,8 +320,8 @@ def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, 
         assert bool(re.search(r"GET '/healthz' 200 \d+ ms", out)) is wanted and "token" not in out
 
 
-def test_refusal_carries_what_it_says():
-    refusal = Refusal(418, "teapot", "It is a teapot.")
+def test_an_error_carries_what_it_says():
+    refusal = RequestError(418, "teapot", "It is a teapot.")
     assert (refusal.status, refusal.code, str(refusal)) == (418, "teapot", "It is a teapot.")
 
 
@@ -436,20 +436,20 @@ def test_other_pages_may_ask_only_where_they_are_named(exports):
 def test_metrics_after_some_requests(exports):
     with TestClient(make_app(Predictor(exports), Settings())) as client:
         client.post("/predict", content=tiny.picture(tiny.color_of(0)))
-        client.post("/predict", content=tiny.picture(tiny.STRANGER))
+        client.post("/predict", content=tiny.picture(tiny.NO_PLANT))
         client.post("/predict", content=b"hello")
         answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     for line in (
-        'foliar_requests_total{outcome="answered",reason="none"} 1',
-        'foliar_requests_total{outcome="refused",reason="text"} 1',
-        'foliar_requests_total{outcome="rejected",reason="not_a_plant"} 1',
-        'foliar_http_responses_total{status="200"} 2',
-        "foliar_photos_total 2",
-        "foliar_queue_seconds_count 3",
-        'foliar_score_quantile_bucket{le="+Inf"} 2',
-        "foliar_in_flight 0",
-        "foliar_refused_busy_total 0",
+        'foliar_requests_total{outcome="answered",reason="none"} 1.0',
+        'foliar_requests_total{outcome="refused",reason="text"} 1.0',
+        'foliar_requests_total{outcome="rejected",reason="not_a_plant"} 1.0',
+        'foliar_http_responses_total{status="200"} 2.0',
+        "foliar_photos_total 2.0",
+        "foliar_queue_seconds_count 3.0",
+        'foliar_score_quantile_bucket{le="+Inf"} 2.0',
+        "foliar_in_flight 0.0",
+        "foliar_refused_busy_total 0.0",
     ):
         assert line in answer.text.splitlines(), line
 

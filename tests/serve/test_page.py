@@ -17,7 +17,7 @@ PHOTOS = {
     "scab.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG"),
     "healthy.png": tiny.picture(tiny.color_of(0)),
     "between.png": tiny.picture(tiny.between(1, 2)),
-    "stranger.png": tiny.picture(tiny.STRANGER),
+    "no_plant.png": tiny.picture(tiny.NO_PLANT),
     "corn.png": tiny.picture(tiny.color_of(4)),
     "small.png": tiny.picture(tiny.color_of(2), (40, 24)),
     "text.txt": b"no picture",
@@ -119,7 +119,7 @@ def test_without_a_light_model_the_server_answers_and_the_page_says_so(plain, pl
         "scab.jpg": ("answered", "server"),
         "healthy.png": ("answered", "server"),
         "between.png": ("rolled_up", "server"),
-        "stranger.png": ("rejected", "server"),
+        "no_plant.png": ("rejected", "server"),
         "text.txt": ("error", ""),
         "small.png": ("error", ""),
         "broken.jpg": ("error", ""),
@@ -142,8 +142,8 @@ def test_without_a_light_model_the_server_answers_and_the_page_says_so(plain, pl
         len(seen["between.png"].bars) == 1 + 3
     )  # the plant, and what it may have of this plant's own leaves only
     assert (
-        "Not a plant I know" in seen["stranger.png"].text
-        and "What to do next" in seen["stranger.png"].text
+        "Not a plant I know" in seen["no_plant.png"].text
+        and "What to do next" in seen["no_plant.png"].text
     )
     assert "not a picture" in seen["text.txt"].text and "not a picture" in seen["text.txt"].spoken
     assert "40 × 24" in seen["small.png"].text and "damaged" in seen["broken.jpg"].text
@@ -191,7 +191,7 @@ def test_drop_and_paste_are_taken_too(plain, tab):
 
 def test_a_phone_in_the_dark(plain, places, tab):
     page = tab(plain, "server", width=360, height=740, mobile=True, dark=True)
-    for name in ("scab.jpg", "stranger.png"):
+    for name in ("scab.jpg", "no_plant.png"):
         seen = give(page, places, name)
         assert seen.window == 360 and seen.wide <= 360
     assert page.js("getComputedStyle(document.getElementById('shoot')).display") != "none"
@@ -242,7 +242,7 @@ def test_a_photo_is_answered_in_the_browser_and_nothing_is_sent(light, places, t
         and seen.heat == [tiny_light.CELLS] * 2
         and seen.covers
     )
-    refused = give(page, places, "stranger.png")
+    refused = give(page, places, "no_plant.png")
     assert (refused.state, refused.by) == (
         "rejected",
         "browser",

@@ -65,7 +65,7 @@ def test_it_answers_asks_and_refuses_from_the_server_s_pixels(opened, light, tmp
         "answered",
         "browser",
     ]
-    assert give(firefox, tmp_path / "b.png", tiny.picture(tiny.STRANGER, (300, 200))) == [
+    assert give(firefox, tmp_path / "b.png", tiny.picture(tiny.NO_PLANT, (300, 200))) == [
         "rejected",
         "browser",
     ]

@@ -20,7 +20,7 @@ from common.decide import decide, rejection_from_json, rollups_from_json
 from common.export.browser.light_model import LightModel
 from common.files import file_sha256
 from common.images import photo_quality, read_rgb, resize_to_model
-from common.serve.answer import Options, answer, look
+from common.serve.answer import Options, answer, run_photo
 from common.serve.http import web_files
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
@@ -186,7 +186,7 @@ def test_the_browser_answers_as_python_does(page, exports):
     colors = [tiny.color_of(class_idx) for class_idx in range(6)] + [
         tiny.between(a, b) for a in range(6) for b in range(a)
     ]
-    colors += [tiny.STRANGER, (-12, -12, -12)]
+    colors += [tiny.NO_PLANT, (-12, -12, -12)]
     colors += [
         tuple(int(v) for v in color) for color in np.random.default_rng(0).integers(0, 256, (15, 3))
     ]
@@ -205,7 +205,7 @@ def test_the_browser_answers_as_python_does(page, exports):
         ] == pytest.approx(wanted.ood, abs=1e-4)
         for s, own in numbers["own"]:
             assert own == pytest.approx(wanted.probabilities[offsets[s] : offsets[s + 1]], abs=1e-4)
-        assert offsets[numbers["leaf"][0]] + numbers["leaf"][1] == wanted.class_idx
+        assert offsets[numbers["class"][0]] + numbers["class"][1] == wanted.class_idx
         assert found["ask"] == pytest.approx(wanted.ask, abs=1e-4) and found["asks"] == wanted.asks
         assert np.abs(np.array(found["heatmap"]) - wanted.heatmap).max() < 1e-3
         measured = {name: float(values[0]) for name, values in photo_quality(rgb[None]).items()} | {
@@ -243,13 +243,13 @@ def test_the_server_answers_the_small_copy_as_it_would_the_photo(page, exports):
     assert np.array_equal(predictor.prepare(copy), predictor.prepare(photo))
     sent = ((photo, None), (copy, 50))
     whole, part = (
-        answer(predictor, [look(predictor, data, short_side=side)], Options())
+        answer(predictor, [run_photo([predictor], data, short_side=side)], Options())
         for data, side in sent
     )
     for told in (whole, part):
         del told["timings_ms"], told["image"], told["photos"]
     assert whole == part
-    without = answer(predictor, [look(predictor, copy)], Options())
+    without = answer(predictor, [run_photo([predictor], copy)], Options())
     assert [one["measure"] for one in without["rejection"]["photo"]] == ["short_side"]
 
 
@@ -333,13 +333,13 @@ def test_what_is_missing_is_told(exports, runtime, tmp_path, monkeypatch):
         *web_files.PINNED,
     }
     (runtime / web_files.WASM).write_bytes(b"else")
-    assert f"{web_files.WASM} is not the file that is meant" in web_files.tell_light(exports)
+    assert f"{web_files.WASM} is not the file that is meant" in web_files.describe_light(exports)
     (runtime / web_files.SCRIPT).unlink()
-    assert "run_all.sh" in web_files.tell_light(exports)
+    assert "run_all.sh" in web_files.describe_light(exports)
     other = tiny.make(tmp_path / "exports")
-    assert "--browser" in web_files.tell_light(other)
+    assert "--browser" in web_files.describe_light(other)
     (tiny_light.add(other) / "heads.bin").write_bytes(b"else")
-    assert "heads.bin is not the file" in web_files.tell_light(other)
+    assert "heads.bin is not the file" in web_files.describe_light(other)
     facts = TestClient(make_app(Predictor(other), Settings())).get("/page.json").json()
     assert facts["light"] is None and facts["why"] and str(tmp_path) not in str(facts)
 

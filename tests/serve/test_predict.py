@@ -22,6 +22,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from common.classes import ClassTree
+from common.serve.answer import read_photo
+from common.serve.answer import views as views_of
 from common.serve.batch import ensembles, latency, photo_list, predictions, submission
 from common.serve.predictor import BundleError, Predictor, write_bundle
 
@@ -55,7 +57,7 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two photos of each class in folders named after it, one stranger, and a file that is no
+    """Two photos of each class in folders named after it, one of no plant, and a file that is no
     picture."""
     folder = tmp_path / "photos"
     for class_idx in range(6):
@@ -66,7 +68,7 @@ def photos(tmp_path):
                 tiny.picture(tiny.color_of(class_idx), (80 + i, 60))
             )
     (folder / "not_plants").mkdir()
-    (folder / "not_plants" / "sky.png").write_bytes(tiny.picture(tiny.STRANGER))
+    (folder / "not_plants" / "sky.png").write_bytes(tiny.picture(tiny.NO_PLANT))
     (folder / "apple" / "broken.jpg").write_bytes(b"no picture")
     return folder
 
@@ -121,10 +123,10 @@ def test_folders_say_what_photos_show():
             "corn blight/a.png",
         )
     ]
-    found = photo_list.labels_from_folders(paths, tiny.TREE).tolist()
-    assert found == [2, 2, -1, -1, -1, photo_list.STRANGER, -1, 4]
+    found = photo_list.labels_from_folders(paths, tiny.TREE, serve.parse_names).tolist()
+    assert found == [2, 2, -1, -1, -1, photo_list.NO_PLANT, -1, 4]
     assert photo_list.labels_from_folders(
-        [Path("rose/a.png"), Path("daisy/daisy/a.png")], FLAT
+        [Path("rose/a.png"), Path("daisy/daisy/a.png")], FLAT, serve.parse_names
     ).tolist() == [1, 0]
 
 
@@ -140,18 +142,33 @@ def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
     table.write_text(
         "file,species,disease,more\none/a.png,apple,scab,1\ntwo/a.png,corn,healthy,1\nb.png,Apple,Rust,\nc.png,,,\nd.png,oak,x,\n"
     )
-    assert photo_list.labels_from_csv(table, paths, tiny.TREE).tolist() == [2, 5, 1, -1, -1]
+    assert photo_list.labels_from_csv(table, paths, tiny.TREE, serve.parse_names).tolist() == [
+        2,
+        5,
+        1,
+        -1,
+        -1,
+    ]
     assert "oak/x" in capfd.readouterr().err
     table.write_text("image,label\na.png,apple/scab\nb.png,not_a_plant\n")
-    assert photo_list.labels_from_csv(table, paths[:3], tiny.TREE).tolist() == [
+    assert photo_list.labels_from_csv(table, paths[:3], tiny.TREE, serve.parse_names).tolist() == [
         2,
         2,
-        photo_list.STRANGER,
+        photo_list.NO_PLANT,
     ]
     table.write_text("file,label\nz.png,apple/scab\n")
-    refused("names none of the photos", photo_list.labels_from_csv, table, paths, tiny.TREE)
+    refused(
+        "names none of the photos",
+        photo_list.labels_from_csv,
+        table,
+        paths,
+        tiny.TREE,
+        serve.parse_names,
+    )
     table.write_text("file,class\n")
-    refused("needs a column", photo_list.labels_from_csv, table, paths, tiny.TREE)
+    refused(
+        "needs a column", photo_list.labels_from_csv, table, paths, tiny.TREE, serve.parse_names
+    )
 
 
 # endregion
@@ -202,7 +219,7 @@ def test_a_row_per_file_and_what_the_answers_are_worth(exports, photos, tmp_path
     assert "12 answered, 1 rolled up, 1 rejected, 1 error" in told.out
     assert (
         "labelled 13 photos of 6 classes: species right 1.0000" in told.out
-        and "no plant 1 photos: refused 1.0000" in told.out
+        and "no plant 1 photos: rejected 1.0000" in told.out
     )
     assert "1 photos could not be read" in told.err and "broken.jpg: a text file" in told.err
     assert (
@@ -227,7 +244,7 @@ def test_labels_from_a_csv_outvote_folders(exports, photos, tmp_path, capsys):
         == 0
     )
     told = capsys.readouterr().out
-    assert "species right 1.0000, species and disease both right 0.5000, refused 0.0000" in told
+    assert "species right 1.0000, species and disease both right 0.5000, rejected 0.0000" in told
     assert "given    2 answers, 0 of them of the species alone: 0.5000 right" in told
 
 
@@ -302,7 +319,7 @@ def test_a_part_file_of_something_else_is_not_used(
         tuple(photo_list.find_photos([photos / "apple"])), tmp_path / "o", np.zeros(7)
     )
     with predictions.Part(
-        tmp_path / "out.csv.part", predictions.tie(ensembles.Panel([Predictor(exports)]), job)
+        tmp_path / "out.csv.part", predictions.tie(ensembles.Ensemble([Predictor(exports)]), job)
     ):
         refused("another run is writing", run, "--exports", exports, *flags)
     (photos / "apple" / "scab" / "p20.png").write_bytes(tiny.picture(tiny.color_of(0), (90, 90)))
@@ -402,16 +419,18 @@ def test_models_answer_together_and_the_table_says_what_each_adds(
 
 
 def test_the_average_is_one_of_probabilities(exports, other, photos):
-    panel = ensembles.Panel([Predictor(exports, "model.onnx"), Predictor(other)])
+    ensemble = ensembles.Ensemble([Predictor(exports, "model.onnx"), Predictor(other)])
     photo = photos / "apple" / "healthy" / "p00.png"
-    alone = [ensembles.Panel([predictor]).look(photo) for predictor in panel.predictors]
-    seen = panel.look(photo)
+    alone = [ensembles.Ensemble([predictor]).run(photo) for predictor in ensemble.predictors]
+    seen = ensemble.run(photo)
     assert (
         seen.probabilities == pytest.approx((alone[0].probabilities + alone[1].probabilities) / 2)
         and seen.probabilities.sum() == 1
     )
-    assert (seen.ood == alone[0].ood).all(), "the first model's bars judge the first model's scores"
-    systems = panel.systems(seen)
+    assert (seen.ood == alone[0].ood).all(), (
+        "the first model's thresholds judge the first model's scores"
+    )
+    systems = ensemble.systems(seen)
     assert (
         systems.shape == (5, 6)
         and (systems[1] == seen.each[0]).all()
@@ -425,14 +444,14 @@ def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
     pixels[:60] = pixels[-60:] = tiny.color_of(1)  # outside of the middle, but for ten rows
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    plain, panel = (
-        ensembles.Panel([Predictor(exports)]),
-        ensembles.Panel([Predictor(exports)], tta=True),
+    plain, ensemble = (
+        ensembles.Ensemble([Predictor(exports)]),
+        ensembles.Ensemble([Predictor(exports)], tta=True),
     )
-    (photo,) = panel.read(buffer.getvalue())
-    views = panel.views(photo)
+    (photo,) = read_photo(ensemble.predictors, buffer.getvalue(), tta=True)
+    views = views_of(photo)
     assert (photo.width, photo.height) == (900, 500) and (
-        views[0] == plain.views(*plain.read(buffer.getvalue()))[0]
+        views[0] == views_of(*read_photo(plain.predictors, buffer.getvalue()))[0]
     ).all()
     assert (
         views.shape == (3, tiny.SIZE, tiny.SIZE, 3)
@@ -440,8 +459,8 @@ def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
         and (views[0] != views[1]).any()
     )
     assert (views[2][4, :12] == tiny.color_of(0)).all() and (views[0][1] == tiny.color_of(1)).all()
-    seen = panel.look(buffer.getvalue())
-    each = panel.predictors[0].run(views)
+    seen = ensemble.run(buffer.getvalue())
+    each = ensemble.predictors[0].run(views)
     wanted = np.exp(np.log(np.maximum(each.probabilities.astype(float), 1e-12)).mean(0))
     assert (
         seen.probabilities == pytest.approx(wanted / wanted.sum())
@@ -455,7 +474,7 @@ def test_models_of_other_classes_do_not_answer_together(exports, tmp_path):
     )
     wrong = tiny.make(tmp_path / "wrong", tree)
     with pytest.raises(BundleError, match="corn/blight"):
-        ensembles.Panel([Predictor(exports), Predictor(wrong)])
+        ensembles.Ensemble([Predictor(exports), Predictor(wrong)])
 
 
 # endregion

@@ -44,7 +44,7 @@ def test_what_is_written_is_read_again(folder):
         card.rejection.threshold,
         card.rejection.photo["short_side"],
     ) == ((0.0, 1.0), 0.05, 40)
-    assert (card.rollup.disease, card.rollup.precision, card.rollups["0.90"].class_idx) == (
+    assert (card.rollup.disease, card.rollup.precision, card.rollups["0.90"].disease) == (
         0.7,
         0.95,
         0.6,

@@ -33,7 +33,7 @@ def predictor(tmp_path_factory):
 def running(predictor, **settings):
     app = make_app(predictor, Settings(**settings))
     listener = socket.create_server(("127.0.0.1", 0))
-    server = sockets.Server(sockets.config(app), app.state.engine, worker=False)
+    server = sockets.Server(sockets.config(app), app.state.queue, worker=False)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
@@ -41,7 +41,7 @@ def running(predictor, **settings):
             port=listener.getsockname()[1],
             server=server,
             thread=thread,
-            engine=app.state.engine,
+            queue=app.state.queue,
             app=app,
         )
     finally:
@@ -54,15 +54,15 @@ def running(predictor, **settings):
 def gate(monkeypatch):
     """A runner that has begun waits until `free` is set; `begun` counts."""
     found = SimpleNamespace(free=threading.Event(), begun=threading.Semaphore(0), count=0)
-    original = service.look
+    original = service.run_photo
 
-    def slow(*args):
+    def slow(*args, **options):
         found.count += 1
         found.begun.release()
         assert found.free.wait(20)
-        return original(*args)
+        return original(*args, **options)
 
-    monkeypatch.setattr(service, "look", slow)
+    monkeypatch.setattr(service, "run_photo", slow)
     yield found
     found.free.set()
 
@@ -146,7 +146,7 @@ def test_slow_and_silent_connections_are_ended_while_others_are_answered(predict
         assert time.monotonic() - begin < 8
         stop.set()
         dripper.join()
-        assert ask(live.port)[0] == 200 and live.engine.taken == 0
+        assert ask(live.port)[0] == 200 and live.queue.taken == 0
         until(lambda: len(live.server.server_state.connections) == 0)
 
 
@@ -179,7 +179,7 @@ def test_a_full_queue_answers_before_the_body_comes_and_drops_the_rest(
         waiting = [connect(live.port) for _ in range(2)]
         for connection in waiting:
             connection.sendall(request())
-        until(lambda: live.engine.taken == 2)
+        until(lambda: live.queue.taken == 2)
         with connect(live.port) as late:
             late.sendall(request(b"", length=10_000_000))  # a header alone
             status, told = read(late)
@@ -189,13 +189,13 @@ def test_a_full_queue_answers_before_the_body_comes_and_drops_the_rest(
         assert [read(connection)[0] for connection in waiting] == [200, 200]
 
 
-def test_a_refusal_reaches_clients_that_send_their_whole_body_first_and_close(predictor, gate):
+def test_an_early_error_reaches_clients_that_send_their_whole_body_first_and_close(predictor, gate):
     body = bytes(8_000_000)
     with running(predictor, runners=1, waiting=1) as live:
         waiting = [connect(live.port) for _ in range(2)]
         for connection in waiting:
             connection.sendall(request())
-        until(lambda: live.engine.taken == 2)
+        until(lambda: live.queue.taken == 2)
         for _ in range(
             10
         ):  # closed over what was not read yet, the connection would be reset and the answer lost
@@ -210,13 +210,13 @@ def test_bodies_together_are_bounded_in_bytes(predictor, gate):
     with running(predictor, runners=1, waiting=50, memory_mb=3) as live:
         with connect(live.port) as first, connect(live.port) as second:
             first.sendall(request(b"x", length=2_500_000))
-            until(lambda: live.engine.taken == 1)
+            until(lambda: live.queue.taken == 1)
             assert ask(live.port, b"", length=1_000_000)[0] == 503
             second.sendall(request())
-            until(lambda: live.engine.taken == 2)
+            until(lambda: live.queue.taken == 2)
             gate.free.set()
             assert read(second)[0] == 200
-    assert live.engine.held == 0
+    assert live.queue.held == 0
 
 
 def test_the_work_of_clients_that_left_is_dropped(predictor, gate):
@@ -227,10 +227,10 @@ def test_the_work_of_clients_that_left_is_dropped(predictor, gate):
             gone = [connect(live.port) for _ in range(5)]
             for connection in gone:
                 connection.sendall(request())
-            until(lambda: live.engine.taken == 6)
+            until(lambda: live.queue.taken == 6)
             for connection in gone:
                 connection.close()
-            until(lambda: live.engine.taken == 1)
+            until(lambda: live.queue.taken == 1)
             gate.free.set()
             assert read(served)[0] == 200
         assert ask(live.port)[0] == 200
@@ -281,7 +281,7 @@ def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(predictor, gate):
         accepted = [connect(live.port) for _ in range(8)]
         for connection in accepted:
             connection.sendall(request())
-        until(lambda: live.engine.taken == 8)
+        until(lambda: live.queue.taken == 8)
         live.server.drain()
         with connect(live.port) as probe:
             probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -303,16 +303,16 @@ def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(predictor, gate):
 
 def test_a_second_signal_stops_at_once(predictor):
     app = make_app(predictor, Settings())
-    server = sockets.Server(uvicorn.Config(app), app.state.engine, worker=False)
+    server = sockets.Server(uvicorn.Config(app), app.state.queue, worker=False)
     server.handle_exit(15, None)
-    assert app.state.engine.draining and not server.should_exit
+    assert app.state.queue.draining and not server.should_exit
     server.handle_exit(2, None)
     assert server.should_exit and server.force_exit
     worker = sockets.Server(
-        uvicorn.Config(app), make_app(predictor, Settings()).state.engine, worker=True
+        uvicorn.Config(app), make_app(predictor, Settings()).state.queue, worker=True
     )
     worker.handle_exit(2, None)  # Ctrl-C reaches it too, but the first process decides
-    assert not worker.engine.draining
+    assert not worker.queue.draining
 
 
 def test_more_connections_than_there_may_be_are_sent_away(predictor, monkeypatch):
@@ -341,7 +341,7 @@ def test_a_client_that_is_gone_when_a_connection_would_linger_is_let_go():
         def abort(self):
             told.append("abort")
 
-    patient = sockets.Patient(Transport(), unread=lambda: True, loop=None)
+    patient = sockets.LingeringTransport(Transport(), unread=lambda: True, loop=None)
     patient.close()
     patient.close()
     assert told == ["abort"] and patient.is_closing()

@@ -1,4 +1,4 @@
-"""The engine's batches for a GPU, the choice of a provider, and what is counted."""
+"""The queue's batches for a GPU, the choice of a provider, and what is counted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import tiny_bundle as tiny
 
 from common.serve import providers
-from common.serve.http.metrics import Counter, Histogram, Telemetry
-from common.serve.http.work_queue import Batcher, Busy, Engine
+from common.serve.http.metrics import Telemetry
+from common.serve.http.work_queue import Batcher, Busy, WorkQueue
 from common.serve.predictor import BundleError, Outputs, Predictor
 
 
@@ -120,21 +120,21 @@ def test_batches_give_the_models_own_numbers(exports):
 
 
 def test_places_are_bounded_in_number_and_bytes():
-    engine = Engine(1, 1, memory=100)
-    with engine.place(500):  # a large body alone is let in
+    queue = WorkQueue(1, 1, memory=100)
+    with queue.place(500):  # a large body alone is let in
         with pytest.raises(Busy):
-            with engine.place(1):
+            with queue.place(1):
                 pass
-    with engine.place(60), engine.place(40):
+    with queue.place(60), queue.place(40):
         with pytest.raises(Busy, match="busy"):
-            with engine.place(0):
+            with queue.place(0):
                 pass
-    assert engine.taken == engine.held == 0
-    engine.draining = True
+    assert queue.taken == queue.held == 0
+    queue.draining = True
     with pytest.raises(Busy, match="draining"):
-        with engine.place(0):
+        with queue.place(0):
             pass
-    engine.stop()
+    queue.stop()
 
 
 def test_the_cpu_is_what_auto_comes_to_where_nothing_else_is(exports, monkeypatch):
@@ -237,25 +237,22 @@ def samples(text):
     return found
 
 
-def test_histograms_are_cumulative_and_counters_escape_their_labels():
-    histogram = Histogram("h", "", (0.1, 0.5), label="stage")
-    for value in (0.05, 0.1, 0.2, 7.0):
-        histogram.add(value, "a")
-    assert samples("\n".join(histogram.lines())) == {
-        'h_bucket{stage="a",le="0.1"}': 2,
-        'h_bucket{stage="a",le="0.5"}': 3,
-        'h_bucket{stage="a",le="+Inf"}': 4,
-        'h_sum{stage="a"}': pytest.approx(7.35),
-        'h_count{stage="a"}': 4,
-    }
-    counter = Counter("c", "", ("what",))
-    counter.add('a"b\\\n')
-    counter.add('a"b\\\n', amount=2)
-    assert samples("\n".join(counter.lines())) == {r'c{what="a\"b\\\n"}': 3}
+def test_labels_are_escaped_and_every_metric_is_explained():
+    telemetry = Telemetry({"model": 'a"b\\\n'})
+    telemetry.responses.labels("200").inc()
+    text = telemetry.text().decode()
+    name = next(name for name in samples(text) if name.startswith("foliar_process_info"))
+    assert r'model="a\"b\\\n"' in name
+    kinds = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M)
+    helped = dict(re.findall(r"^# HELP (\S+) (.+)$", text, re.M))
+    assert all(helped[name] for name, _ in kinds)
+    assert ("foliar_queue_seconds", "histogram") in kinds
+    assert ("foliar_in_flight", "gauge") in kinds
 
 
 def test_an_answer_is_counted():
     telemetry = Telemetry({"model": "m"})
+    telemetry.in_flight.set(3)
     telemetry.answered(
         {
             "decision": "rejected",
@@ -268,14 +265,10 @@ def test_an_answer_is_counted():
         },
         0.06,
     )
-    found = samples(telemetry.text({"foliar_in_flight": 3}))
-    assert (
-        found['foliar_requests_total{outcome="rejected",reason="dark"}'] == 1
-        and found["foliar_in_flight"] == 3
-    )
+    found = samples(telemetry.text().decode())
+    assert found['foliar_requests_total{outcome="rejected",reason="dark"}'] == 1
+    assert found["foliar_in_flight"] == 3
     assert found["foliar_photos_total"] == 2 and found["foliar_score_quantile_count"] == 1
-    assert (
-        found['foliar_score_quantile_bucket{le="0.95"}'] == 0
-        and found['foliar_score_quantile_bucket{le="1.0"}'] == 1
-    )
+    assert found['foliar_score_quantile_bucket{le="0.95"}'] == 0
+    assert found['foliar_score_quantile_bucket{le="1.0"}'] == 1
     assert found['foliar_compute_seconds_sum{stage="model"}'] == pytest.approx(0.04)

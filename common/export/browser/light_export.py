@@ -36,6 +36,7 @@ from common.export.outcomes import (
 )
 from common.export.pictures import Pictures
 from common.files import file_sha256
+from common.serve import predictor
 from common.train import checkpoint
 from common.train.metrics import for_json, judge, summarise
 from common.train.model import SwinHierarchical
@@ -128,20 +129,20 @@ def write_browser(
     graph = LightGraph(
         model, parts.features, parts.layers, fitted.species, exact, parts.learned
     ).eval()
-    write_model(graph, folder / light_model.MODEL, size, sample)
-    sha256 = file_sha256(folder / light_model.MODEL)
+    write_model(graph, folder / predictor.MODEL, size, sample)
+    sha256 = file_sha256(folder / predictor.MODEL)
     species = None if model.species_head is None else _arrays(model.species_head)
     packed, offsets = heads_file.pack(
         tree, species, _arrays(model.disease_heads), fitted.disease, bytes.fromhex(sha256[:8])
     )
-    (folder / light_model.HEADS).write_bytes(packed)
+    (folder / predictor.HEADS).write_bytes(packed)
     content = {
         **settings,
-        "format": light_model.FORMAT,
-        "model": {"file": light_model.MODEL, "sha256": sha256},
+        "format": predictor.LIGHT_FORMAT,
+        "model": {"file": predictor.MODEL, "sha256": sha256},
         "heads": {
-            "file": light_model.HEADS,
-            "sha256": file_sha256(folder / light_model.HEADS),
+            "file": predictor.HEADS,
+            "sha256": file_sha256(folder / predictor.HEADS),
             "offsets": offsets,
         },
         "species": list(tree.species),
@@ -208,7 +209,7 @@ def finish_browser(
     checks = _checks(written.model, LightModel(folder), written.temperatures, pictures, test[0])
     files = {
         name: light_model.wire_bytes((folder / name).read_bytes())
-        for name in (light_model.MODEL, light_model.SETTINGS, light_model.HEADS)
+        for name in (predictor.MODEL, predictor.SETTINGS, predictor.HEADS)
     }
     return {
         "backbone": written.model.settings["backbone"],
@@ -277,7 +278,7 @@ def _checks(
 
 
 def _write_settings(folder: Path, content: Mapping[str, Any]) -> None:
-    (folder / light_model.SETTINGS).write_text(
+    (folder / predictor.SETTINGS).write_text(
         json.dumps(content, allow_nan=False, separators=(",", ":")), encoding="utf-8"
     )
 

@@ -15,7 +15,6 @@ that only the heads above it are fetched: nearly always one."""
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,10 +27,15 @@ from common.classes import ClassTree
 from common.export.browser import deferral, heads_file
 from common.export.browser.heads_file import Fetch, Head
 from common.files import file_sha256
-from common.serve.predictor import BundleError, open_session
+from common.serve.predictor import (
+    HEADS,
+    MODEL,
+    SETTINGS,
+    BundleError,
+    open_session,
+    read_settings,
+)
 
-FORMAT = 2
-MODEL, HEADS, SETTINGS = "light.onnx", "heads.bin", "light.json"
 OUTPUTS = ("species", "feature", "ood", "map")
 _MEND = "Export with: python 03_export.py --browser"
 
@@ -190,48 +194,6 @@ class LightModel:
             tuple(self.settings["species"]),
             tuple(tuple(map(str, range(n))) for n in self.settings["diseases"]),
         )
-
-
-def read_settings(folder: Path) -> Mapping[str, Any]:
-    """Read and check light.json. Raises BundleError where a file is missing, or is of another
-    format or damaged."""
-    for name in (SETTINGS, MODEL):
-        if not (folder / name).is_file():
-            raise BundleError(f"{folder} holds no {name}. {_MEND}")
-    try:
-        data = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        if data["format"] != FORMAT:
-            raise BundleError(
-                f"{folder / SETTINGS} has format {data['format']!r}; this program reads format "
-                f"{FORMAT}. {_MEND}"
-            )
-        species, offsets = data["species"], data["heads"]["offsets"]
-        if not len(species) == len(data["diseases"]) == len(offsets) - 1 or data["heatmap"] not in (
-            "exact",
-            "activity",
-        ):
-            raise ValueError(
-                f"{len(species)} species, {len(data['diseases'])} counts of diseases, "
-                f"{len(offsets)} offsets"
-            )
-        return data | {
-            key: data[key]
-            for key in (
-                "model",
-                "preprocessing",
-                "scores",
-                "temperature",
-                "rejection",
-                "rollup",
-                "deferral",
-            )
-        }
-    except BundleError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            f"{folder / SETTINGS} is not as it should be ({error}). {_MEND}"
-        ) from None
 
 
 def wire_bytes(data: bytes) -> dict[str, int | None]:

@@ -1,15 +1,13 @@
-"""Several models, or several views of a photo, answering as one: their probabilities averaged. No
-torch.
+"""Several models, or several views of a photo, answering as one: their probabilities are averaged.
 
-The first model's bars decide what is refused and at which level is answered, by the first model's
-scores of the plain photo: each model's scores have a scale of their own, and the bars were fitted
-on plain photos."""
+The first model's thresholds and its scores of the plain photo decide what is rejected and at which
+level is answered: each model's scores have their own scale, and thresholds were fitted on plain
+photos."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +15,18 @@ import numpy as np
 from common.classes import ClassTree
 from common.console import table
 from common.decide import Answer, decide, joint_class, species_probabilities
-from common.export.measure import Run, measure_ms
-from common.images import photo_quality
+from common.serve.answer import PhotoResult, average, run_photo, views
 from common.serve.predictor import BundleError, Photo, Predictor
 from common.serve.providers import open_predictor
 
-MIDDLE = 0.8  # of both sides: training sees crops of 0.6 to 1 of the area
-TINY = 1e-12
+ROUNDS, WARM_UP = 30, 3  # of timing the models in turn
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the models make of one photo.
+class Ensemble:
+    """One model or several of the same classes, run on one view of a photo or on three; usable from
+    several threads at once.
 
-    probabilities: float64 (leaves,), the average, summing to 1; each: float64 (K, leaves), model by
-    model; ood: float32 (scores,) of the first; photo: measures as `decide.decide` takes them;
-    decode_ms, model_ms: how long reading and running took."""
-
-    probabilities: np.ndarray
-    each: np.ndarray
-    ood: np.ndarray
-    photo: dict[str, float]
-    decode_ms: float
-    model_ms: float
-
-
-class Panel:
-    """One model or several of the same classes, seeing a photo in one view or in several; usable
-    from several threads at once.
-
-    predictors: at least one; tta: see the photo's mirror image and its middle too, at three times
+    predictors: at least one; tta: also run the photo's mirror image and its middle, at three times
     the model's time. Raises BundleError where the models do not have the same classes in the same
     order."""
 
@@ -63,7 +43,7 @@ class Panel:
                 what = (
                     f"'{odd[0]}' is known to one of them alone"
                     if odd
-                    else "the same ones in another order"
+                    else "they are the same in another order"
                 )
                 raise BundleError(
                     f"{first.folder} and {other.folder} cannot answer together: their classes "
@@ -82,95 +62,35 @@ class Panel:
         """How many rows `systems` has."""
         return 1 if len(self.predictors) == 1 else 1 + 2 * len(self.predictors)
 
-    def read(self, source: bytes | Path) -> list[Photo]:
-        """Read a photo once per size that is needed; one per model. Raises images.ImageError;
-        OSError."""
-        read: dict[tuple[int, int | None], Photo] = {}
-        for predictor in self.predictors:
-            kind = (predictor.bundle.size, predictor.bundle.long_side)
-            if kind not in read:
-                read[kind] = predictor.read(source, middle=MIDDLE if self.tta else None)
-        return [
-            read[predictor.bundle.size, predictor.bundle.long_side] for predictor in self.predictors
-        ]
+    def run(self, source: bytes | Path) -> PhotoResult:
+        """Read a photo and run every model on every view: `answer.run_photo`."""
+        return run_photo(self.predictors, source, tta=self.tta)
 
-    def views(self, photo: Photo) -> np.ndarray:
-        """The views of a photo: uint8 (V, size, size, 3), the plain one first."""
-        return (
-            np.stack([photo.pixels, photo.pixels[:, ::-1], photo.middle])
-            if photo.middle is not None
-            else photo.pixels[None]
-        )
-
-    def look(self, source: bytes | Path) -> Seen:
-        """Read a photo and run every model over every view. Raises images.ImageError; OSError;
-        BundleError as `Predictor.run`."""
-        start = time.perf_counter()
-        photos = self.read(source)
-        decoded = time.perf_counter()
-        outputs = [
-            predictor.run(self.views(photo))
-            for predictor, photo in zip(self.predictors, photos, strict=True)
-        ]
-        done = time.perf_counter()
-        each = np.stack([average_views(output.probabilities) for output in outputs])
-        measured = {
-            name: float(values[0]) for name, values in photo_quality(photos[0].pixels[None]).items()
-        }
-        measured["short_side"] = min(photos[0].width, photos[0].height)
-        return Seen(
-            average(each),
-            each,
-            outputs[0].ood[0],
-            measured,
-            1000 * (decoded - start),
-            1000 * (done - decoded),
-        )
-
-    def decide(self, seen: Seen, mode: str) -> Answer:
+    def decide(self, result: PhotoResult, mode: str) -> Answer:
         """The answer to a photo, with its best guess as the one alternative."""
         first = self.predictors[0]
         return decide(
-            seen.probabilities,
-            seen.ood,
+            result.probabilities,
+            result.ood,
             first.bundle.tree,
             first.card.rejection,
             first.card.rollup,
             mode=mode,
             top_k=1,
-            photo=seen.photo,
+            photo=result.quality,
         )
 
-    def systems(self, seen: Seen) -> np.ndarray:
-        """Probabilities of all together, of each model alone, and of all without each: float64 (1 +
-        2 K, leaves); K = 1: (1, leaves)."""
+    def systems(self, result: PhotoResult) -> np.ndarray:
+        """Probabilities of all together, of each model alone, and of all without each: (1 + 2 K,
+        C); K = 1: (1, C)."""
         if self.num_systems == 1:
-            return seen.probabilities[None]
-        without = [average(np.delete(seen.each, i, axis=0)) for i in range(len(seen.each))]
-        return np.stack([seen.probabilities, *seen.each, *without])
-
-
-def average(probabilities: np.ndarray) -> np.ndarray:
-    """The mean over rows: (K, leaves) -> float64 (leaves,), summing to 1."""
-    mean = np.asarray(probabilities, np.float64).mean(axis=0)
-    return mean / mean.sum()
-
-
-def average_views(probabilities: np.ndarray) -> np.ndarray:
-    """The mean over views of one photo, in logarithms: (V, leaves) -> float64 (leaves,), summing to
-    1.
-
-    Views of a photo are nearly one witness. Their mean in logarithms is as certain as one view, so
-    that bars fitted on plain photos hold; a mean of probabilities is less certain, and more answers
-    would be rolled up."""
-    if len(probabilities) == 1:
-        return average(probabilities)
-    mean = np.exp(np.log(np.maximum(np.asarray(probabilities, np.float64), TINY)).mean(axis=0))
-    return mean / mean.sum()
+            return result.probabilities[None]
+        without = [average(np.delete(result.each, i, axis=0)) for i in range(len(result.each))]
+        return np.stack([result.probabilities, *result.each, *without])
 
 
 def best(probabilities: np.ndarray, tree: ClassTree) -> tuple[np.ndarray, np.ndarray]:
-    """Most probable leaf and most probable species of each row: (M, leaves) -> int64 (M,), (M,)."""
+    """Most probable class and most probable species of each row: (M, C) -> int64 (M,), (M,)."""
     return joint_class(probabilities, tree), species_probabilities(probabilities, tree).argmax(
         axis=1
     )
@@ -228,7 +148,7 @@ def name_apart(predictors: Sequence[Predictor]) -> list[str]:
 
 
 def contributions(
-    panel: Panel,
+    ensemble: Ensemble,
     photo: Sequence[Photo],
     class_idx: np.ndarray,
     species: np.ndarray,
@@ -237,23 +157,20 @@ def contributions(
     """Lay out what each model of an ensemble costs and adds.
 
     Args:
-        panel: K models, at least two.
-        photo: a photo as `Panel.read` gives it, to time the models with, one thread each, in turn.
-        leaf, species: int64 (N, 1 + 2 K), the answers of `Panel.systems`.
-        truth: int64 (N,), true leaves; below 0 where they are not known.
+        ensemble: K models, at least two.
+        photo: a photo as `answer.read_photo` gives it, to time the models on, one thread each, in
+            turn.
+        class_idx, species: int64 (N, 1 + 2 K), the answers of `Ensemble.systems`.
+        truth: int64 (N,), true classes; below 0 where they are not known.
 
     Returns:
-        a table: megabytes and milliseconds; share of right answers alone and in what all without it
-        have; what it adds, in points of "both right". Without any true leaf, how often it answers
-        as all together do.
+        a table: megabytes and milliseconds; share of right answers of the model alone and of the
+        ensemble without it; what it adds, in points of "both right". Without any true class, how
+        often it answers as the ensemble does.
     """
-    count, known = len(panel.predictors), truth >= 0
-    models = list(zip(panel.names, panel.predictors, strict=True))
-    runs = {
-        name: _timed(predictor, panel.views(one))
-        for (name, predictor), one in zip(models, photo, strict=True)
-    }
-    times = measure_ms(runs, photo[0].pixels)
+    count, known = len(ensemble.predictors), truth >= 0
+    models = list(zip(ensemble.names, ensemble.predictors, strict=True))
+    times = _measure_ms(models, [views(one) for one in photo])
     rows = []
     if not known.any():
         for i, (name, predictor) in enumerate(models):
@@ -267,7 +184,7 @@ def contributions(
             )
         return table(rows, ("model", "MB", "ms", "answers as all do"))
     both = (class_idx[known] == truth[known, None]).mean(axis=0)
-    plant = (species[known] == panel.tree.class_species[truth[known]][:, None]).mean(axis=0)
+    plant = (species[known] == ensemble.tree.class_species[truth[known]][:, None]).mean(axis=0)
     for i, (name, predictor) in enumerate(models):
         size, added = predictor.card.size_mb, 100 * (both[0] - both[1 + count + i])
         rows.append(
@@ -286,7 +203,7 @@ def contributions(
     rows.append(
         (
             "together",
-            f"{sum(predictor.card.size_mb for predictor in panel.predictors):.1f}",
+            f"{sum(predictor.card.size_mb for predictor in ensemble.predictors):.1f}",
             f"{sum(times.values()):.2f}",
             f"{plant[0]:.4f}",
             f"{both[0]:.4f}",
@@ -312,5 +229,15 @@ def contributions(
     )
 
 
-def _timed(predictor: Predictor, views: np.ndarray) -> Run:
-    return lambda _: [predictor.run(views).probabilities]
+def _measure_ms(
+    models: Sequence[tuple[str, Predictor]], pictures: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Median milliseconds of each model on its views of a photo, timed in turn so that what else
+    the machine does affects all alike."""
+    times: dict[str, list[float]] = {name: [] for name, _ in models}
+    for _ in range(WARM_UP + ROUNDS):
+        for (name, predictor), views_ in zip(models, pictures, strict=True):
+            start = time.perf_counter()
+            predictor.run(views_)
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: float(np.median(found[WARM_UP:])) for name, found in times.items()}

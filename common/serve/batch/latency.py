@@ -1,5 +1,5 @@
-"""How fast photos are answered here: reading, the model, and both, against the model alone in the
-same run. No torch."""
+"""How fast photos are answered here: reading, the model, and both, compared with the model alone in
+the same run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import onnxruntime
 
 from common.console import fail, table
 from common.images import ImageError
-from common.serve.batch.ensembles import Panel, Seen
+from common.serve.answer import PhotoResult, read_photo, views
+from common.serve.batch.ensembles import Ensemble
 from common.serve.batch.predictions import in_order
 
 MOST = 256  # photos that are used
@@ -23,12 +24,12 @@ ROUNDS = 9
 SECONDS = 1.0  # of one round of one way
 
 
-def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> list[str]:
+def measure(ensemble: Ensemble, photos: Sequence[Path], threads: int, mode: str) -> list[str]:
     """Answer photos again and again, on one thread and on several, in turn with the models alone on
     pictures in memory.
 
     Args:
-        panel: the models, and whether a photo is seen in several views.
+        ensemble: the models, and whether a photo is seen in several views.
         photos: the first `MOST` that can be read are used.
         threads: how many photos at once in the second part.
         mode: as for `decide.decide`.
@@ -43,40 +44,41 @@ def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> li
     usable, pictures = [], []
     for photo in photos[:MOST]:
         try:
-            pictures.append([panel.views(one) for one in panel.read(photo)])
+            pictures.append(
+                [views(one) for one in read_photo(ensemble.predictors, photo, tta=ensemble.tta)]
+            )
         except (ImageError, OSError):
             continue
         usable.append(photo)
     if not usable:
         fail(f"none of the first {min(len(photos), MOST)} photos can be read, such as {photos[0]}.")
 
-    def whole(photo: Path) -> tuple[Seen, float]:
+    def whole(photo: Path) -> tuple[PhotoResult, float]:
         start = time.perf_counter()
-        seen = panel.look(photo)
-        panel.decide(seen, mode)
-        return seen, 1000 * (time.perf_counter() - start)
+        result = ensemble.run(photo)
+        ensemble.decide(result, mode)
+        return result, 1000 * (time.perf_counter() - start)
 
     def bare(views: list[np.ndarray]) -> None:
-        for predictor, view in zip(panel.predictors, views, strict=True):
+        for predictor, view in zip(ensemble.predictors, views, strict=True):
             predictor.session.run(None, {"images": view})
 
     rows = []
     for count in dict.fromkeys((1, threads)):
         rates: dict[str, list[float]] = {"whole": [], "bare": []}
-        timed: list[tuple[Seen, float]] = []
+        timed: list[tuple[PhotoResult, float]] = []
         for _ in range(ROUNDS):
             rates["bare"].append(_rate(bare, pictures, count)[0])
             rate, found = _rate(whole, usable, count)
             rates["whole"].append(rate)
             timed += found
         steps = (
-            [seen.decode_ms for seen, _ in timed],
-            [seen.model_ms for seen, _ in timed],
+            [1000 * result.decode for result, _ in timed],
+            [1000 * result.model for result, _ in timed],
             [ms for _, ms in timed],
         )
-        share = np.median(
-            np.divide(rates["whole"], rates["bare"])
-        )  # by round: what else the machine does hits both ways alike
+        # by round: what else the machine does affects both alike
+        share = np.median(np.divide(rates["whole"], rates["bare"]))
         rows.append(
             (
                 count,
@@ -88,12 +90,12 @@ def measure(panel: Panel, photos: Sequence[Path], threads: int, mode: str) -> li
                 f"{share:.2f}",
             )
         )
-    size = sum(predictor.card.size_mb for predictor in panel.predictors)
+    size = sum(predictor.card.size_mb for predictor in ensemble.predictors)
     return [
         f"machine  {processor()}; onnxruntime {onnxruntime.__version__}, "
-        f"{panel.predictors[0].session.get_providers()[0]}",
-        f"models   {', '.join(panel.names)}: {size:.1f} MB"
-        + (", each photo in three views" if panel.tta else ""),
+        f"{ensemble.predictors[0].session.get_providers()[0]}",
+        f"models   {', '.join(ensemble.names)}: {size:.1f} MB"
+        + (", each photo in three views" if ensemble.tta else ""),
         f"photos   {len(usable)}, {ROUNDS} rounds of {SECONDS:g} s; p50 / p95 in ms of one photo",
         "",
         table(rows, ("threads", "decode", "model", "all", "photos/s", "session.run/s", "share")),

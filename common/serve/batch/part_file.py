@@ -1,5 +1,5 @@
 """A part file: what a long run has done so far, line by line, tied to what the run was asked, so
-that a killed run goes on."""
+that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ def hash_of(texts: Iterable[str]) -> str:
 
 
 class Part:
-    """What a run has done so far, as lines of a file that are added one by one; `done` is how many
-    of them stand.
+    """What a run has done so far, one line of a file each; `done` is their number.
 
-    path is the file, new or of a run that was stopped; belongs what it must be tied to. What a kill
-    left of a line is cut off. Raises SystemExit where the file belongs to something else, or
+    path is the file, new or of a run that was stopped; belongs says what run that must be. A line
+    that a kill cut short is removed. Raises SystemExit where the file belongs to something else, or
     another run is writing it."""
 
     def __init__(self, path: Path, belongs: dict[str, str]) -> None:
@@ -51,8 +50,8 @@ class Part:
         if other := [name for name, value in belongs.items() if found.get(name) != value]:
             fail(
                 f"{self.path} is of a run that was stopped, with other {' and '.join(other)}. To "
-                f"go on with that run, repeat its "
-                "command; to begin anew, delete the file or give another --output."
+                "go on with that run, repeat its command; to begin anew, delete the file or "
+                "give another --output."
             )
         end = self.file.tell()
         for line in iter(self.file.readline, b""):

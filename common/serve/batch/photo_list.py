@@ -1,12 +1,12 @@
-"""Which photos a person meant by files, folders and patterns, and what they show where folders or a
-CSV say so. No torch."""
+"""Which photos are meant by files, folders and patterns, and what they show where folders or a CSV
+say so."""
 
 from __future__ import annotations
 
 import csv
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ import numpy as np
 from common.classes import ClassTree, slug
 from common.console import fail, warn
 from common.images import SUFFIXES
-from common.organize.names.parse import ASK_BELOW, parse_class_names
 
-UNKNOWN, STRANGER = -1, -2  # in place of a leaf: nothing is said of the photo; it shows no plant
-STRANGERS = ("not_plants", "not_plant", "not_a_plant")  # folders and labels of such photos
+UNKNOWN, NO_PLANT = -1, -2  # in place of a class: nothing is known of the photo; it shows no plant
+NO_PLANT_NAMES = ("not_plants", "not_plant", "not_a_plant")  # folders and labels of such photos
+# class names as people write them -> (species, disease) of each, None where it cannot be read
+ParseNames = Callable[[list[str]], list[tuple[str, str] | None]]
 FILE_COLUMNS = ("file", "path", "filename", "image")  # of a labels CSV
 
 
@@ -68,12 +69,17 @@ def _pictures(folder: Path) -> list[Path]:
     )
 
 
-def labels_from_folders(photos: Sequence[Path], tree: ClassTree) -> np.ndarray:
+def labels_from_folders(photos: Sequence[Path], tree: ClassTree, parse: ParseNames) -> np.ndarray:
     """Read what photos show from the folders they lie in: `apple/scab/`, `Apple___scab/`,
     `not_plants/`.
 
+    Args:
+        photos: in order.
+        tree: the model's classes.
+        parse: reads names that are not written as the tree's.
+
     Returns:
-        int64 (N,): leaf, `STRANGER` or `UNKNOWN`.
+        int64 (N,): class, `NO_PLANT` or `UNKNOWN`.
     """
     folders = list(dict.fromkeys(photo.parent for photo in photos))
     known = {
@@ -82,11 +88,13 @@ def labels_from_folders(photos: Sequence[Path], tree: ClassTree) -> np.ndarray:
         if (class_idx := _exact(folder.parts, tree)) != UNKNOWN
     }
     unread = [folder for folder in folders if folder not in known and folder.name]
-    known.update(zip(unread, _parsed([folder.name for folder in unread], tree), strict=True))
+    known.update(zip(unread, _parsed([folder.name for folder in unread], tree, parse), strict=True))
     return np.array([known.get(photo.parent, UNKNOWN) for photo in photos], np.int64)
 
 
-def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.ndarray:
+def labels_from_csv(
+    path: Path, photos: Sequence[Path], tree: ClassTree, parse: ParseNames
+) -> np.ndarray:
     """Read what photos show from a CSV with a column `file` (or `path`) and `species` and
     `disease`, or one `label`.
 
@@ -95,7 +103,7 @@ def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.n
     says that a photo shows none.
 
     Returns:
-        int64 (N,): leaf, `STRANGER` or `UNKNOWN`.
+        int64 (N,): class, `NO_PLANT` or `UNKNOWN`.
 
     Raises:
         SystemExit: where the file cannot be read, lacks a column, or names none of the photos.
@@ -125,7 +133,7 @@ def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.n
     wanted = list(dict.fromkeys(label for _, label in rows if label))
     class_idx = {label: _exact(("", *label.split("/")), tree) for label in wanted}
     unread = [label for label in wanted if class_idx[label] == UNKNOWN]
-    class_idx.update(zip(unread, _parsed(unread, tree), strict=True))
+    class_idx.update(zip(unread, _parsed(unread, tree, parse), strict=True))
     by_path: dict[str, int] = {}
     by_name: dict[str, int | None] = {}
     for name, label in rows:
@@ -149,9 +157,9 @@ def labels_from_csv(path: Path, photos: Sequence[Path], tree: ClassTree) -> np.n
 
 
 def _exact(parts: Sequence[str], tree: ClassTree) -> int:
-    """The leaf whose names stand at the end of a path."""
-    if any(part.lower() in STRANGERS for part in parts):
-        return STRANGER
+    """The class whose names stand at the end of a path."""
+    if any(part.lower() in NO_PLANT_NAMES for part in parts):
+        return NO_PLANT
     last, before = parts[-1] if parts else "", parts[-2] if len(parts) > 1 else ""
     for species, disease in ((before, last), (last, None)):
         if species in tree.species:
@@ -165,13 +173,7 @@ def _exact(parts: Sequence[str], tree: ClassTree) -> int:
     return UNKNOWN
 
 
-def _parsed(names: list[str], tree: ClassTree) -> list[int]:
-    """Leaves of names that are written in another way, as stage 1 reads them; what it would ask
-    about stays unknown."""
-    read = parse_class_names(names) if names else []
-    return [
-        _exact((slug(name.species), slug(name.disease)), tree)
-        if name.species and name.disease and name.confidence >= ASK_BELOW
-        else UNKNOWN
-        for name in read
-    ]
+def _parsed(names: list[str], tree: ClassTree, parse: ParseNames) -> list[int]:
+    """Classes of names that are not written as the tree's; what cannot be read stays unknown."""
+    read = parse(names) if names else []
+    return [_exact((slug(pair[0]), slug(pair[1])), tree) if pair else UNKNOWN for pair in read]

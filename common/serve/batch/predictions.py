@@ -1,9 +1,8 @@
-"""Answers for whole folders: a CSV with a row per photo, from a run that may be killed and goes on
-where it was. No torch.
+"""Answers for whole folders: a CSV with a row per photo, from a run that may be killed and resumed.
 
-What is done stands in a part file beside the output: a first line that says which models, flags and
-photos it belongs to, then a line per photo, in order. The output is made from it at the end, whole
-or not at all, so that a run that was killed ends in the very bytes of one that was not."""
+Finished photos are kept in a part file beside the output: a first line that says which models,
+flags and photos it belongs to, then a line per photo, in order. The output is made from it at the
+end, atomically, so that a resumed run writes the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -23,9 +22,10 @@ import numpy as np
 from common import console
 from common.files import whole
 from common.images import ImageError
-from common.serve.batch.ensembles import Panel, best, contributions
+from common.serve.answer import read_photo
+from common.serve.batch.ensembles import Ensemble, best, contributions
 from common.serve.batch.part_file import Part, hash_of
-from common.serve.batch.photo_list import STRANGER
+from common.serve.batch.photo_list import NO_PLANT
 from common.serve.batch.submission import Submission, write_submission
 
 COLUMNS = (
@@ -50,8 +50,8 @@ SHOWN = 5  # files that are named at the end, of those that could not be read
 
 @dataclass(frozen=True)
 class Job:
-    """What to predict: photos in order; the CSV to write; labels int64 (N,) with a leaf, `STRANGER`
-    or `UNKNOWN`; a submission or None."""
+    """What to predict: photos in order; the CSV to write; labels int64 (N,) with a class,
+    `NO_PLANT` or `UNKNOWN`; a submission or None."""
 
     photos: tuple[Path, ...]
     output: Path
@@ -61,7 +61,7 @@ class Job:
     submission: Submission | None = None
 
 
-def predict(panel: Panel, job: Job) -> int:
+def predict(ensemble: Ensemble, job: Job) -> int:
     """Answer every photo into the CSV, going on where a run of the same models, flags and photos
     was stopped.
 
@@ -71,25 +71,25 @@ def predict(panel: Panel, job: Job) -> int:
 
     Raises:
         SystemExit: where a part file of another run is in the way. BundleError: where a model gives
-            no numbers.
+            NaN.
     """
     job.output.parent.mkdir(parents=True, exist_ok=True)
     watch, path = console.Stopwatch(), job.output.with_name(job.output.name + ".part")
-    with Part(path, tie(panel, job)) as part:
+    with Part(path, tie(ensemble, job)) as part:
         if part.done:
             console.say(
                 f"goes on  after {part.done} of {len(job.photos)} photos, which {path} holds"
             )
         rest = job.photos[part.done :]
-        records = in_order(lambda photo: answer(panel, job, photo), rest, job.threads)
+        records = in_order(lambda photo: answer(ensemble, job, photo), rest, job.threads)
         for record in console.progress(records, total=len(rest), desc="predict", unit="photo"):
             part.add(record)
         seconds = watch()
-        seen = _write(part, job, panel.num_systems)
+        found = _write(part, job, ensemble.num_systems)
     path.unlink()
-    _tell(panel, job, seen)
+    _tell(ensemble, job, found)
     numbers = zip(
-        DECISIONS, np.bincount(seen.decision, minlength=len(DECISIONS)).tolist(), strict=True
+        DECISIONS, np.bincount(found.decision, minlength=len(DECISIONS)).tolist(), strict=True
     )
     counts = ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in numbers if number)
     speed = f", {len(rest) / seconds:.0f} a second" if rest else ""
@@ -97,18 +97,19 @@ def predict(panel: Panel, job: Job) -> int:
         f"photos   {len(job.photos)} in {console.duration(seconds)}{speed}: {counts}",
         f"wrote    {job.output}" + (f" and {job.submission.path}" if job.submission else ""),
     )
-    return len(seen.failures)
+    return len(found.failures)
 
 
-def answer(panel: Panel, job: Job, photo: Path) -> dict[str, Any]:
+def answer(ensemble: Ensemble, job: Job, photo: Path) -> dict[str, Any]:
     """A photo's line of the part file.
 
     Returns:
-        row: {column: value} of the CSV; where it could be read also leaf and species, the best of
-        each of `Panel.systems`, and for a submission p, the probabilities as float32 in base64.
+        row: {column: value} of the CSV; where it could be read also class_idx and species, the best
+        of
+        each of `Ensemble.systems`, and for a submission p, the probabilities as float32 in base64.
     """
     try:
-        seen = panel.look(photo)
+        result = ensemble.run(photo)
     except ImageError as error:
         return {
             "row": {
@@ -127,20 +128,19 @@ def answer(panel: Panel, job: Job, photo: Path) -> dict[str, Any]:
                 "error": error.strerror or str(error),
             }
         }
-    class_idx, species = best(panel.systems(seen), panel.tree)
+    class_idx, species = best(ensemble.systems(result), ensemble.tree)
     record = {
-        "row": csv_row(photo, panel.decide(seen, job.mode).to_dict()),
+        "row": csv_row(photo, ensemble.decide(result, job.mode).to_dict()),
         "class_idx": class_idx.tolist(),
         "species": species.tolist(),
     }
     if job.submission is not None:
-        record["p"] = base64.b64encode(seen.probabilities.astype("<f4").tobytes()).decode()
+        record["p"] = base64.b64encode(result.probabilities.astype("<f4").tobytes()).decode()
     return record
 
 
 def csv_row(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """One answer as a row of the CSV; the best guess stands there even where the answer is a
-    refusal."""
+    """One answer as a row of the CSV, with the best guess even where the photo is rejected."""
     guess = found["alternatives"][0]
     return {
         "file": str(path),
@@ -160,7 +160,7 @@ def csv_row(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
-    """Run a job over items on several threads, results in the items' order, never more than a few
+    """Run a job over items on several threads, results in the items' order, only a few
     ahead."""
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -171,14 +171,14 @@ def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> I
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:  # stopped in between: what has not begun need not be done
+        finally:  # stopped in between: cancel what has not begun
             for future in pending:
                 future.cancel()
 
 
-def tie(panel: Panel, job: Job) -> dict[str, str]:
-    """What a part file belongs to: hashes of models with bars and providers, of flags, and of the
-    paths, sizes and times of photos."""
+def tie(ensemble: Ensemble, job: Job) -> dict[str, str]:
+    """What a part file belongs to: hashes of models with thresholds and providers, of flags, and of
+    the paths, sizes and times of photos."""
     models = [
         [
             one.card.sha256,
@@ -188,11 +188,11 @@ def tie(panel: Panel, job: Job) -> dict[str, str]:
             one.bundle.scores,
             one.bundle.tree.to_json(),
         ]
-        for one in panel.predictors
+        for one in ensemble.predictors
     ]
     return {
         "models": hash_of([json.dumps(models, sort_keys=True)]),
-        "flags": hash_of([job.mode, str(panel.tta), str(job.submission is not None)]),
+        "flags": hash_of([job.mode, str(ensemble.tta), str(job.submission is not None)]),
         "photos": hash_of(_stamp(photo) for photo in job.photos),
     }
 
@@ -205,10 +205,10 @@ def _stamp(photo: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Found:
     """What the part file says of N photos: decision, int8 (N,), an index of `DECISIONS`; failures,
-    (file, reason) of those that could not be read; leaf and species, int32 (N, systems), -1 where a
-    photo could not be read."""
+    (file, reason) of those that could not be read; class_idx and species, int32 (N, systems), -1
+    where a photo could not be read."""
 
     decision: np.ndarray
     failures: list[tuple[str, str]]
@@ -216,16 +216,16 @@ class _Seen:
     species: np.ndarray
 
 
-def _write(part: Part, job: Job, systems: int) -> _Seen:
-    """Make the outputs from a part file that is complete; `systems` is `Panel.num_systems`."""
+def _write(part: Part, job: Job, systems: int) -> _Found:
+    """Make the outputs from a part file that is complete; `systems` is `Ensemble.num_systems`."""
     count = len(job.photos)
-    seen = _Seen(
+    found = _Found(
         np.zeros(count, np.int8), [], *(np.full((count, systems), -1, np.int32) for _ in range(2))
     )
     places = np.zeros(count, np.int64)
     with whole(job.output) as temporary:
-        # file names need not be valid text: the odd byte is written as \xNN instead of ending the
-        # run
+        # file names need not be valid text: an odd byte is written as \xNN instead of ending
+        # the run
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -236,11 +236,11 @@ def _write(part: Part, job: Job, systems: int) -> _Seen:
                     f"{part.path}: {row['file']} stands where {photo} belongs"
                 )
                 writer.writerow(row)
-                seen.decision[i] = DECISIONS.index(row["decision"])
+                found.decision[i] = DECISIONS.index(row["decision"])
                 if row["decision"] == "error":
-                    seen.failures.append((row["file"], row["error"]))
+                    found.failures.append((row["file"], row["error"]))
                 else:
-                    seen.class_idx[i], seen.species[i] = record["class_idx"], record["species"]
+                    found.class_idx[i], found.species[i] = record["class_idx"], record["species"]
         if job.submission is not None:  # before the CSV appears: both, or none
             job.submission.path.parent.mkdir(parents=True, exist_ok=True)
             if lost := write_submission(
@@ -250,77 +250,81 @@ def _write(part: Part, job: Job, systems: int) -> _Seen:
                     f"{lost} rows of {job.submission.path} have all classes alike, because their "
                     f"photos could not be read."
                 )
-    return seen
+    return found
 
 
 def _probabilities(record: dict[str, Any]) -> np.ndarray | None:
     return np.frombuffer(base64.b64decode(record["p"]), "<f4") if "p" in record else None
 
 
-def _tell(panel: Panel, job: Job, seen: _Seen) -> None:
+def _tell(ensemble: Ensemble, job: Job, found: _Found) -> None:
     """Print what failed, how right the answers are where that is known, and what each model
     adds."""
-    if seen.failures:
-        more = len(seen.failures) - SHOWN
+    if found.failures:
+        more = len(found.failures) - SHOWN
         console.warn(
             "\n".join(
                 [
-                    f"{len(seen.failures)} photos could not be read:",
-                    *(f"   {file}: {error}" for file, error in seen.failures[:SHOWN]),
+                    f"{len(found.failures)} photos could not be read:",
+                    *(f"   {file}: {error}" for file, error in found.failures[:SHOWN]),
                     *([f"   and {more} more, which {job.output} names"] if more > 0 else []),
                 ]
             )
         )
-    read = seen.class_idx[:, 0] >= 0
-    plants, strangers = read & (job.labels >= 0), read & (job.labels == STRANGER)
-    if plants.any() or strangers.any():
+    read = found.class_idx[:, 0] >= 0
+    plants, no_plant = read & (job.labels >= 0), read & (job.labels == NO_PLANT)
+    if plants.any() or no_plant.any():
         console.say(
             "",
             *accuracy(
-                panel,
-                seen.decision,
-                seen.class_idx[:, 0],
-                seen.species[:, 0],
+                ensemble,
+                found.decision,
+                found.class_idx[:, 0],
+                found.species[:, 0],
                 job.labels,
                 plants,
-                strangers,
+                no_plant,
             ),
             "",
         )
-    if len(panel.predictors) > 1 and read.any():
-        photo = panel.read(job.photos[int(np.flatnonzero(read)[0])])
+    if len(ensemble.predictors) > 1 and read.any():
+        photo = read_photo(
+            ensemble.predictors, job.photos[int(np.flatnonzero(read)[0])], tta=ensemble.tta
+        )
         console.say(
-            contributions(panel, photo, seen.class_idx[read], seen.species[read], job.labels[read]),
+            contributions(
+                ensemble, photo, found.class_idx[read], found.species[read], job.labels[read]
+            ),
             "",
         )
 
 
 def accuracy(
-    panel: Panel,
+    ensemble: Ensemble,
     decision: np.ndarray,
     class_idx: np.ndarray,
     species: np.ndarray,
     labels: np.ndarray,
     plants: np.ndarray,
-    strangers: np.ndarray,
+    no_plant: np.ndarray,
 ) -> list[str]:
     """Say how right the answers to labelled photos are.
 
     Args:
         decision: int (N,), indices of `DECISIONS`.
-        leaf, species: int (N,), best of each photo, whatever was decided.
-        labels: int (N,), true leaves.
-        plants, strangers: bool (N,), photos of known classes, and of no plant.
+        class_idx, species: int (N,), best of each photo, whatever was decided.
+        labels: int (N,), true classes.
+        plants, no_plant: bool (N,), photos of known classes, and of no plant.
     """
-    lines, (answered, rolled, refused) = [], (decision == i for i in range(3))
+    lines, (answered, rolled, rejected) = [], (decision == i for i in range(3))
     if plants.any():
-        plant_right = species[plants] == panel.tree.class_species[labels[plants]]
+        plant_right = species[plants] == ensemble.tree.class_species[labels[plants]]
         both_right = class_idx[plants] == labels[plants]
         lines.append(
             f"labelled {plants.sum()} photos of {len(np.unique(labels[plants]))} classes: species "
-            f"right {plant_right.mean():.4f}, "
-            f"species and disease both right {both_right.mean():.4f}, refused "
-            f"{refused[plants].mean():.4f}"
+            f"right {plant_right.mean():.4f}, species and disease both right "
+            f"{both_right.mean():.4f}, rejected "
+            f"{rejected[plants].mean():.4f}"
         )
         if given := int((answered | rolled)[plants].sum()):
             right = int(both_right[answered[plants]].sum() + plant_right[rolled[plants]].sum())
@@ -328,6 +332,6 @@ def accuracy(
                 f"given    {given} answers, {int(rolled[plants].sum())} of them of the species "
                 f"alone: {right / given:.4f} right"
             )
-    if strangers.any():
-        lines.append(f"no plant {strangers.sum()} photos: refused {refused[strangers].mean():.4f}")
+    if no_plant.any():
+        lines.append(f"no plant {no_plant.sum()} photos: rejected {rejected[no_plant].mean():.4f}")
     return lines

@@ -17,13 +17,13 @@ from common.classes import ClassTree, slug
 from common.console import fail
 from common.files import whole
 
-SUM_OFF_BY = 1e-5  # what rounding to eight digits leaves of a row's sum
+SUM_OFF_BY = 1e-5  # the rounding error of a row's sum at eight digits
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be written: titles of the columns; ids in order; photo and leaf, the photo of each
-    row and the leaf of each column."""
+    """What is to be written: titles of the columns; ids in order; photo and class_idx, the photo
+    of each row and the class of each column."""
 
     path: Path
     titles: tuple[str, ...]
@@ -151,7 +151,7 @@ def write_submission(plan: Submission, probabilities_of: Callable[[int], np.ndar
 
     Args:
         plan: what `plan_submission` returned.
-        probabilities_of: photo -> float (leaves,), summing to 1; None where it could not be read:
+        probabilities_of: photo -> float (classes,), summing to 1; None where it could not be read:
             all classes alike.
 
     Returns:

@@ -1,9 +1,8 @@
-"""The HTTP application: photos in, an answer in JSON out, the raw model, and the web page. No
-torch.
+"""The HTTP application: photos in, an answer in JSON out, the raw model, and the web page.
 
-One job reads, runs and decides a photo, on one thread of a pool with a runner per core, so that the
-event loop only moves bytes. Requests are admitted before their body is read: what waits is bounded
-in number and in memory."""
+One job reads, runs and decides a photo on one thread of a pool, so that the event loop only moves
+bytes. Requests are admitted before their body is read: what waits is bounded in number and in
+memory."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common.console import say
 from common.serve.http import inference_protocol, openapi
 from common.serve.http.service import Service, Settings
-from common.serve.http.uploads import HEADER_BYTES, Refusal
+from common.serve.http.uploads import HEADER_BYTES, RequestError
 from common.serve.http.web_files import page_routes
 from common.serve.predictor import Predictor
 
@@ -56,7 +55,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        service.engine.stop()
+        service.queue.stop()
 
     pages = page_routes(predictor, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb)
     routes = [
@@ -67,10 +66,14 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         Route("/metrics", service.metrics),
         Route("/openapi.json", schema),
         Route("/docs", docs),
-        *inference_protocol.routes(predictor, lambda: not service.engine.draining, service.infer),
+        *inference_protocol.routes(predictor, lambda: not service.queue.draining, service.infer),
     ]
     middleware = [
-        Middleware(Shell, access_log=settings.access_log, count=service.telemetry.responses.add)
+        Middleware(
+            ErrorMiddleware,
+            access_log=settings.access_log,
+            count=lambda status: service.telemetry.responses.labels(status).inc(),
+        )
     ]
     if settings.cors_origins:
         middleware.append(
@@ -85,14 +88,14 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         routes=[*routes, *pages],
         middleware=middleware,
         lifespan=lifespan,
-        exception_handlers={Refusal: _on_refusal, HTTPException: _on_http_exception},
+        exception_handlers={RequestError: _on_request_error, HTTPException: _on_http_exception},
     )
-    app.state.engine = service.engine
+    app.state.queue = service.queue
     return app
 
 
-class Shell:
-    """What surrounds every answer: security headers, a last resort for our own faults, a log line
+class ErrorMiddleware:
+    """Around every answer: security headers, a JSON error for exceptions of ours, and a log line
     without pictures."""
 
     def __init__(self, app: ASGIApp, access_log: bool, count: Callable[[str], None]) -> None:
@@ -132,7 +135,7 @@ class Shell:
                 f"The header of the request has {size} bytes; at most {HEADER_BYTES} are read.",
             )
             await (large if size > HEADER_BYTES else self.app)(scope, receive, send_with_headers)
-        except Exception:  # a fault of ours: the person gets JSON, the terminal gets the traceback
+        except Exception:  # the client gets JSON, the terminal gets the traceback
             traceback.print_exc()
             if status:
                 raise
@@ -144,14 +147,13 @@ class Shell:
         if self.access_log:
             say(
                 f"{time.strftime('%Y-%m-%d %H:%M:%S')} {scope['method']} {scope['path']!r} "
-                f"{status} "
-                f"{1000 * (time.perf_counter() - start):.0f} ms"
+                f"{status} {1000 * (time.perf_counter() - start):.0f} ms"
             )
 
 
-async def _on_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    if request.url.path.startswith("/v2"):  # its protocol has errors of its own form
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    if request.url.path.startswith("/v2"):  # that protocol's own form of an error
         return JSONResponse({"error": error.message}, error.status, error.headers)
     return _error(error.status, error.code, error.message, error.headers)
 

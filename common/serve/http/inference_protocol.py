@@ -1,5 +1,5 @@
 """The Open Inference Protocol (version 2, REST) for the raw model, so that clients written for
-Triton or KServe work. No torch.
+Triton or KServe work.
 
 The tensors are those of the exported file: `images` uint8 (N, size, size, 3) in, `probabilities`,
 `ood` and `heatmap` out. They travel as JSON, or behind it as bytes with the binary tensor data
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from common.serve.http.uploads import Refusal
+from common.serve.http.uploads import RequestError
 from common.serve.predictor import OUTPUTS, Outputs, Predictor
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -38,7 +38,7 @@ def routes(predictor: Predictor, ready: Callable[[], bool], infer: Endpoint) -> 
         async def checked(request: Request) -> Response:
             asked, wanted = request.path_params["name"], request.path_params.get("version", version)
             if (asked, wanted) != (name, version):
-                raise Refusal(
+                raise RequestError(
                     404,
                     "not_found",
                     f"There is no model '{asked[:60]}' of that version; there is '{name}', "
@@ -119,7 +119,7 @@ def run_request(
         run: runs a batch, uint8 (N, size, size, 3).
 
     Raises:
-        Refusal: 400 where it is no request that this model can answer.
+        RequestError: 400 where it is no request that this model can answer.
     """
     asked, tail = _split(body, headers.get(HEADER_LENGTH))
     batch = _images(asked, tail, predictor.bundle.size)
@@ -145,7 +145,7 @@ def run_request(
     try:
         head = json.dumps(answer, allow_nan=False).encode()
     except ValueError:
-        raise Refusal(
+        raise RequestError(
             422, "not_finite", "An output holds values that JSON cannot carry; ask for binary data."
         ) from None
     if not blobs:
@@ -157,8 +157,8 @@ def run_request(
     )
 
 
-def _bad(message: str) -> Refusal:
-    return Refusal(400, "bad_request", message)
+def _bad(message: str) -> RequestError:
+    return RequestError(400, "bad_request", message)
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:

@@ -1,5 +1,4 @@
-"""The server's description for programs (/openapi.json) and for people (/docs), from one table. No
-torch."""
+"""The server's description for programs (/openapi.json) and for people (/docs), from one table."""
 
 from __future__ import annotations
 
@@ -108,7 +107,7 @@ def options(predictor: Predictor) -> list[tuple[str, dict[str, Any], str]]:
             "precision",
             {"type": "string", "enum": sorted(card.rollups)},
             "share of given answers that is "
-            "to be right; a higher one climbs to the species, or refuses, more often",
+            "to be right; a higher one gives the species alone, or rejects, more often",
         ),
         (
             "prior",

@@ -1,5 +1,5 @@
-"""A request's way through the server: key, place, body, engine, answer, and what is counted on the
-way. No torch."""
+"""A request's way through the server: key, admission, body, queue, answer, and what is counted on
+the way."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from common.images import ImageError
-from common.serve.answer import Options, answer, look, ms
-from common.serve.fusion import Seen
+from common.serve.answer import Options, PhotoResult, answer, ms, run_photo
 from common.serve.http import inference_protocol
 from common.serve.http.metrics import Telemetry
 from common.serve.http.uploads import (
     MOST_PHOTOS,
-    Refusal,
+    RequestError,
     expected_bytes,
     read_body,
     read_options,
     read_photos,
 )
-from common.serve.http.work_queue import Batcher, Busy, Engine, Gone
+from common.serve.http.work_queue import Batcher, Busy, ClientGone, WorkQueue
 from common.serve.predictor import Outputs, Predictor
 
 _STATUS = {
@@ -37,7 +36,7 @@ _STATUS = {
     "text": 415,
     "format": 415,
     "too_large": 413,
-}  # of an ImageError's reason; else 422
+}  # by an ImageError's reason; any other is 422
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Settings:
     runners: photos computed at once; waiting: how many more requests may be under way;
     max_upload_mb: bytes of a request's body, in millions; max_megapixels: of one photo; memory_mb:
     of all bodies together; upload_seconds: for a body to arrive; batch: most pictures that a GPU
-    runs together, 0 where there is none; provider: what runs the model; api_key: asked for where it
-    is not empty; cors_origins: pages of other addresses that may ask, `*` for all."""
+    runs together, 0 without one; provider: what runs the model; api_key: required unless empty;
+    cors_origins: pages of other addresses that may ask, `*` for all."""
 
     top_k: int = 5
     mode: str = "joint"
@@ -66,7 +65,7 @@ class Settings:
 
 
 class Service:
-    """What the addresses share: the model, the engine, the counters, and the way of a request
+    """What the routes share: the model, the work queue, the metrics, and how a request passes
     through them."""
 
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
@@ -75,7 +74,7 @@ class Service:
             settings,
             int(settings.max_upload_mb * 1e6),
         )
-        self.engine = Engine(settings.runners, settings.waiting, int(settings.memory_mb * 1e6))
+        self.queue = WorkQueue(settings.runners, settings.waiting, int(settings.memory_mb * 1e6))
         self.telemetry = Telemetry(
             {
                 "model": predictor.card.file,
@@ -83,7 +82,8 @@ class Service:
                 "provider": settings.provider,
             }
         )
-        self.engine.waited = self.telemetry.queue.add
+        self.queue.waited = self.telemetry.queue_seconds.observe
+        self.telemetry.places.set(self.queue.places)
         self.run: Callable[[Any], Outputs] = predictor.run
         if settings.batch > 1:
             batcher = Batcher(predictor.run, settings.batch)
@@ -91,7 +91,7 @@ class Service:
             self.run = batcher.run
 
     def check_key(self, request: Request) -> None:
-        """Raises Refusal (401) where an API key is asked for and the request does not carry it."""
+        """Raises RequestError (401) where the request lacks the API key."""
         if not self.settings.api_key:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -99,7 +99,7 @@ class Service:
             token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
         )
         if not hmac.compare_digest(given.encode("latin-1"), self.settings.api_key.encode()):
-            raise Refusal(
+            raise RequestError(
                 401,
                 "no_key",
                 "This server asks for an API key: send the header `Authorization: Bearer KEY`.",
@@ -108,27 +108,31 @@ class Service:
 
     @contextlib.contextmanager
     def place(self, request: Request) -> Iterator[None]:
-        """Hold a place in the engine. Raises Refusal (503) where there is none, before the body is
-        read."""
+        """Hold a place in the queue. Raises RequestError (503) where there is none, before the body
+        is read."""
+        size, gauges = expected_bytes(request, self.limit), self.telemetry
         try:
-            place = self.engine.place(expected_bytes(request, self.limit))
-            with place:
-                yield
+            with self.queue.place(size), gauges.in_flight.track_inprogress():
+                gauges.body_bytes.inc(size)
+                try:
+                    yield
+                finally:
+                    gauges.body_bytes.dec(size)
         except Busy as error:
-            self.telemetry.busy.add()
+            self.telemetry.busy.inc()
             message = (
                 "The server is stopping."
                 if error.reason == "draining"
                 else "Too many photos are waiting. Try again in a moment."
             )
-            raise Refusal(503, error.reason, message, {"retry-after": "1"}) from None
+            raise RequestError(503, error.reason, message, {"retry-after": "1"}) from None
 
     async def receive(self, reading: Awaitable[Any]) -> Any:
-        """Wait for a body, not for ever. Raises Refusal (408)."""
+        """Wait for a body, within `upload_seconds`. Raises RequestError (408)."""
         try:
             return await asyncio.wait_for(reading, self.settings.upload_seconds)
         except asyncio.TimeoutError:  # noqa: UP041 - its own class before Python 3.11
-            raise Refusal(
+            raise RequestError(
                 408,
                 "too_slow",
                 f"The photo did not arrive within {self.settings.upload_seconds:g} s.",
@@ -140,14 +144,14 @@ class Service:
         start = time.perf_counter()
         try:
             plain = await self._answer(request)
-        except Refusal as refusal:
-            self.telemetry.requests.add("refused", refusal.code)
+        except RequestError as error:
+            self.telemetry.requests.labels("refused", error.code).inc()
             raise
-        except (ClientDisconnect, Gone):
-            self.telemetry.requests.add("vanished", "none")
+        except (ClientDisconnect, ClientGone):
+            self.telemetry.requests.labels("vanished", "none").inc()
             return Response(status_code=400)  # nobody is left to read it
         except Exception:
-            self.telemetry.requests.add("failed", "internal")
+            self.telemetry.requests.labels("failed", "internal").inc()
             raise
         seconds = time.perf_counter() - start
         self.telemetry.answered(plain, seconds)
@@ -165,7 +169,7 @@ class Service:
         )
         with self.place(request):
             photos, said = await self.receive(read_photos(request, self.limit))
-            found = await self.engine.run(
+            found = await self.queue.run(
                 self._jobs(photos, read_options(said, options, tree, known)), lambda: left(request)
             )
         return next(plain for plain in found if plain is not None)
@@ -173,29 +177,29 @@ class Service:
     def _jobs(
         self, photos: Sequence[bytes], options: Options
     ) -> list[Callable[[], dict[str, Any] | None]]:
-        """A job per photo, of which the one that ends last decides about all: nothing waits in the
-        queue a second time."""
-        seen: list[Seen | None] = [None] * len(photos)
+        """A job per photo. The one that ends last decides about all of them, so that nothing queues
+        a second time."""
+        results: list[PhotoResult | None] = [None] * len(photos)
         lock = threading.Lock()
 
         def job(i: int) -> dict[str, Any] | None:
             try:
-                found = look(
-                    self.predictor,
+                found = run_photo(
+                    [self.predictor],
                     photos[i],
-                    self.run,
-                    int(self.settings.max_megapixels * 1e6),
-                    options.short_side,
+                    run=self.run,
+                    max_pixels=int(self.settings.max_megapixels * 1e6),
+                    short_side=options.short_side,
                 )
             except ImageError as error:
                 name = "This" if len(photos) == 1 else f"Photo {i + 1}"
-                raise Refusal(
+                raise RequestError(
                     _STATUS.get(error.reason, 422), error.reason, f"{name} cannot be read: {error}."
                 ) from None
             with lock:
-                seen[i] = found
-                whole = [one for one in seen if one is not None]
-            return answer(self.predictor, whole, options) if len(whole) == len(seen) else None
+                results[i] = found
+                done = [one for one in results if one is not None]
+            return answer(self.predictor, done, options) if len(done) == len(results) else None
 
         return [functools.partial(job, i) for i in range(len(photos))]
 
@@ -212,8 +216,8 @@ class Service:
                     request.headers,
                     self.predictor.run,
                 )
-                return (await self.engine.run([job], lambda: left(request)))[0]
-            except (ClientDisconnect, Gone):
+                return (await self.queue.run([job], lambda: left(request)))[0]
+            except (ClientDisconnect, ClientGone):
                 return Response(status_code=400)
 
     async def healthz(self, _: Request) -> Response:
@@ -230,7 +234,7 @@ class Service:
         """GET /readyz."""
         return (
             JSONResponse({"status": "draining"}, 503)
-            if self.engine.draining
+            if self.queue.draining
             else JSONResponse({"status": "ready"})
         )
 
@@ -241,20 +245,15 @@ class Service:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
         self.check_key(request)
-        gauges = {
-            "foliar_in_flight": self.engine.taken,
-            "foliar_places": self.engine.places,
-            "foliar_body_bytes": self.engine.held,
-            "foliar_draining": self.engine.draining,
-        }
-        return PlainTextResponse(
-            self.telemetry.text(gauges),
+        self.telemetry.draining.set(self.queue.draining)
+        return Response(
+            self.telemetry.text(),
             headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
 
 async def left(request: Request) -> None:
-    """Return when the sender of a request whose body is read has left."""
+    """Return when the client of a request has left; its body is read by then."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

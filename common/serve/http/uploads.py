@@ -1,8 +1,9 @@
-"""What comes in over HTTP: the photos of a request, bounded in bytes, and its options. No torch."""
+"""What comes in over HTTP: the photos of a request, bounded in bytes, and its options."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -14,18 +15,18 @@ from starlette.requests import Request
 from common.classes import ClassTree
 from common.decide import MODES
 from common.serve.answer import Options
-from common.serve.priors import find_species, parse_prior
+from common.serve.fusion import find_species, parse_prior
 
 MOST_PHOTOS = 5  # of one plant, in one request
 HEADER_BYTES = 16 * 1024  # of a request, its address included
 FIELDS = tuple(field.name for field in fields(Options))
-_DRAIN = (
-    64 * 1024 * 1024
-)  # bytes of a too large body that are still read, so that its sender gets to see the reason
+# bytes of a too large body that are still read, so that its sender sees the reason
+_DRAIN = 64 * 1024 * 1024
+_POSITIVE = re.compile("(?=[0-9]*[1-9])[0-9]{1,6}")
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """A request that gets an error as its answer: an HTTP status, a code for programs and a
     sentence for people."""
 
@@ -51,12 +52,12 @@ async def read_photos(request: Request, limit: int) -> tuple[list[bytes], list[t
     """Read the photos of a request, its body or the files of a form, at most `limit` bytes in all,
     and the form's fields.
 
-    Raises Refusal (400, 413) where there is none or too many, the form is damaged or the body too
-    large, whatever its headers say, and starlette's ClientDisconnect where the sender left."""
+    Raises RequestError (400, 413) where there is none or too many, the form is damaged or the body
+    too large, whatever its headers say, and starlette's ClientDisconnect where the sender left."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     body = await read_body(request, limit)
     if not body:
-        raise Refusal(
+        raise RequestError(
             400,
             "empty",
             "The request has no body. Send the photo's bytes: "
@@ -73,26 +74,12 @@ def read_options(
     """Read what a request asks for over what holds by default: `species`, `precision`, `prior`,
     `top_k`, `mode`, `heatmap` and `short_side` (px, of the photo that a small copy is of).
 
-    Raises Refusal (400) for any other key or value.
+    Raises RequestError (400) for any other key or value.
     """
-    found: dict[str, Any] = {"top_k": min(options.top_k, tree.num_classes)}
+    found: dict[str, Any] = {}
     for key, value in given:
         try:
-            if (
-                key == "top_k"
-                and value.isascii()
-                and value.isdigit()
-                and len(value) <= 6
-                and int(value) >= 1
-            ):
-                found[key] = min(int(value), tree.num_classes)
-            elif (
-                key == "short_side"
-                and value.isascii()
-                and value.isdigit()
-                and len(value) <= 6
-                and int(value) >= 1
-            ):
+            if key in ("top_k", "short_side") and _POSITIVE.fullmatch(value):
                 found[key] = int(value)
             elif key == "mode" and value in MODES:
                 found[key] = value
@@ -105,17 +92,16 @@ def read_options(
             elif key == "precision":
                 found[key] = _precision(value, precisions) if value else None
             else:
-                raise Refusal(
+                raise RequestError(
                     400,
                     "bad_option",
                     f"The option {key[:40]}={value[:40]} is not known. There are species, "
-                    f"precision, prior, "
-                    f"top_k (1 or more), mode ({' or '.join(MODES)}), heatmap (0 or 1) and "
-                    f"short_side "
-                    "(pixels).",
+                    f"precision, prior, top_k (1 or more), mode ({' or '.join(MODES)}), heatmap "
+                    f"(0 or 1) and short_side (pixels).",
                 )
         except ValueError as error:
-            raise Refusal(400, "bad_option", f"The option {key}: {error}") from None
+            raise RequestError(400, "bad_option", f"The option {key}: {error}") from None
+    found["top_k"] = min(found.get("top_k", options.top_k), tree.num_classes)
     return replace(options, **found)
 
 
@@ -137,16 +123,16 @@ class _MemoryParser(MultiPartParser):
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes. Raises Refusal (413), and starlette's
+    """Read a body of at most `limit` bytes. Raises RequestError (413), and starlette's
     ClientDisconnect."""
-    too_large = Refusal(
+    too_large = RequestError(
         413,
         "too_large",
         f"The photo has more than {limit / 1e6:g} MB. Send a smaller one.",
         {"connection": "close"},
     )
     with contextlib.suppress(ValueError):
-        # curl waits for leave to send a large body: refused now, it never sends it
+        # curl asks before it sends a large body: answered now, it never sends it
         if int(request.headers.get("content-length", "0")) > limit and "expect" in request.headers:
             raise too_large
     body, size = bytearray(), 0
@@ -170,7 +156,7 @@ async def _read_form(request: Request, body: bytes) -> tuple[list[bytes], list[t
     try:
         form = await _MemoryParser(request.headers, feed(), max_files=16, max_fields=64).parse()
     except Exception as error:  # on bytes from anywhere the parser raises more kinds than its own
-        raise Refusal(
+        raise RequestError(
             400, "bad_form", f"The form cannot be read: {error or type(error).__name__}."
         ) from None
     try:
@@ -180,18 +166,18 @@ async def _read_form(request: Request, body: bytes) -> tuple[list[bytes], list[t
     finally:
         await form.close()
     if not files:
-        raise Refusal(
+        raise RequestError(
             400, "no_file", "The form holds no file. Send one: curl -F photo=@leaf.jpg URL/predict"
         )
     if len(files) > MOST_PHOTOS:
-        raise Refusal(
+        raise RequestError(
             400,
             "too_many",
             f"The form holds {len(files)} photos; at most {MOST_PHOTOS}, all of one plant, are "
             f"put together.",
         )
     if not all(files):
-        raise Refusal(
+        raise RequestError(
             400,
             "empty",
             "The file in the form is empty." if len(files) == 1 else "A file in the form is empty.",

@@ -1,40 +1,40 @@
-"""What the page is made of, over HTTP: its own files, the light model of exports/browser/ and the
-runtime that runs it. No torch.
+"""The files of the web page over HTTP: its own, the light model of exports/browser/, and the
+runtime that runs the model.
 
-Files of the page are asked for anew each time (an ETag answers "unchanged"). The model and the
-runtime stand under an address that holds their hash, so that a browser keeps them for ever. A copy
-compressed beforehand beside a file (`.br`, `.gz`) is sent where the browser takes it and the copy
-is not older than the file; heads.bin is also given by byte ranges."""
+The page's own files are revalidated each time (an ETag answers "unchanged"). The URLs of the model
+and the runtime hold their hash, so that a browser keeps them for ever. A compressed copy beside a
+file (`.br`, `.gz`) is sent where the browser takes it and it is not older than the file; heads.bin
+is fetched by byte ranges."""
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import PIL
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from common import decide
-from common.export.browser.light_model import HEADS, MODEL, SETTINGS, read_settings
 from common.files import file_sha256
 from common.images import MIN_SIDE
-from common.serve.predictor import BundleError, Predictor
+from common.serve.predictor import (
+    HEADS,
+    MODEL,
+    SETTINGS,
+    BundleError,
+    Predictor,
+    read_settings,
+)
+from common.serve.web_runtime import PINNED, RUNTIME, SCRIPT, WASM
 
 WEB = Path(__file__).parents[1] / "web"
-RUNTIME = WEB.parents[2] / ".web" / "onnxruntime-web-1.30.0"  # `run_all.sh` fetches it
-SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
-PINNED = {
-    SCRIPT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
-    WASM: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
-}
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -47,95 +47,57 @@ _TYPES = {
     ".onnx": "application/octet-stream",
     ".bin": "application/octet-stream",
 }
-_PACKED = (("br", ".br"), ("gzip", ".gz"))
-_CHUNK = 1 << 16
-_TOGETHER = 60  # s: a folder that is copied gets the times of its copying, in any order
+_TOGETHER = 60  # s: files of a copied folder get the times of copying, in any order
 # bytes up to which a file without a compressed copy is compressed on its first request
 _ZIP_AT_ONCE = 4_000_000
 
 
 @dataclass
 class Stored:
-    """A file to serve: its type and hash, and the compressed copies that were asked for so far."""
+    """A file to serve: its type and hash, and the copies gzipped on request so far."""
 
     path: Path
     sha256: str
     cache: str
-    packed: dict[str, bytes | None] = field(default_factory=dict)
+    zipped: bytes | None = None
 
-    def read(self, way: str) -> bytes | None:
-        """The file's bytes packed by `br` or `gzip`, or None where there is no such copy;
-        `identity`: as they are."""
-        if way == "identity":
-            return self.path.read_bytes()
-        if way not in self.packed:
-            beside = self.path.with_name(self.path.name + dict(_PACKED)[way])
-            data = None
-            if beside.is_file() and beside.stat().st_mtime >= self.path.stat().st_mtime - _TOGETHER:
-                data = beside.read_bytes()
-            elif (
-                way == "gzip"
-                and self.path.suffix != ".bin"
-                and self.path.stat().st_size <= _ZIP_AT_ONCE
-            ):
-                data = gzip.compress(self.path.read_bytes(), 6, mtime=0)
-            self.packed[way] = data
-        return self.packed[way]
-
-    async def answer(self, request: Request) -> Response:
-        """Answer a GET or HEAD: 304 where the browser has it, 206 or 416 for a byte range, else the
-        whole, packed if that is taken."""
-        tag = f'"{self.sha256[:16]}"'
+    def answer(self, request: Request) -> Response:
+        """Answer a GET or HEAD: 304 where the browser has it, a byte range where one is asked for,
+        else the whole file, compressed where the browser takes that."""
         headers = {
-            "etag": tag,
+            "etag": f'"{self.sha256[:16]}"',
             "cache-control": self.cache,
             "content-type": _TYPES[self.path.suffix],
             "vary": "accept-encoding",
-            "accept-ranges": "bytes",
         }
-        if request.headers.get("if-none-match") == tag:
+        if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
-        if wanted := request.headers.get("range"):
-            data = await asyncio.to_thread(self.read, "identity")
-            return _part(data, wanted, headers)
-        taken = [
-            part.strip() for part in request.headers.get("accept-encoding", "").lower().split(",")
-        ]
-        for way in [way for way, _ in _PACKED if way in taken]:
-            if (data := await asyncio.to_thread(self.read, way)) is not None:
-                return _whole(data, {**headers, "content-encoding": way})
-        return _whole(await asyncio.to_thread(self.read, "identity"), headers)
+        accepted = request.headers.get("accept-encoding", "").lower().split(",")
+        accepted = [] if "range" in request.headers else [part.strip() for part in accepted]
+        for encoding, suffix in (("br", ".br"), ("gzip", ".gz")):
+            copy = self.path.with_name(self.path.name + suffix)
+            if encoding in accepted and _is_current(copy, self.path):
+                return FileResponse(copy, headers={**headers, "content-encoding": encoding})
+        small = self.path.stat().st_size <= _ZIP_AT_ONCE
+        if "gzip" in accepted and small and self.path.suffix != ".bin":
+            self.zipped = self.zipped or gzip.compress(self.path.read_bytes(), 6, mtime=0)
+            return _in_parts(self.zipped, {**headers, "content-encoding": "gzip"})
+        return FileResponse(self.path, headers=headers)
 
 
-def _whole(data: bytes, headers: dict[str, str]) -> Response:
-    """Send in parts: the server cuts off who does not read for a while, and a phone takes minutes
-    for the runtime as one."""
+def _is_current(copy: Path, original: Path) -> bool:
+    return copy.is_file() and copy.stat().st_mtime >= original.stat().st_mtime - _TOGETHER
+
+
+def _in_parts(data: bytes, headers: dict[str, str]) -> Response:
+    """Bytes in parts, as `FileResponse` sends files: the server cuts off clients that read nothing
+    for a while, and a slow phone takes minutes for a single large part."""
 
     async def parts() -> AsyncIterator[bytes]:
-        for start in range(0, len(data), _CHUNK):
-            yield data[start : start + _CHUNK]
+        for start in range(0, len(data), FileResponse.chunk_size):
+            yield data[start : start + FileResponse.chunk_size]
 
-    if len(data) <= _CHUNK:
-        return Response(data, headers=headers)
     return StreamingResponse(parts(), headers={**headers, "content-length": str(len(data))})
-
-
-def _part(data: bytes, wanted: str, headers: dict[str, str]) -> Response:
-    first, _, last = wanted.removeprefix("bytes=").partition("-")
-    if not (wanted.startswith("bytes=") and first.isdecimal() and (last == "" or last.isdecimal())):
-        return _whole(
-            data, headers
-        )  # several ranges, or the last bytes: nobody needs them, and the whole is a right answer
-    start, stop = int(first), min(len(data), int(last) + 1 if last else len(data))
-    if start >= stop:
-        return Response(
-            status_code=416, headers={**headers, "content-range": f"bytes */{len(data)}"}
-        )
-    return Response(
-        data[start:stop],
-        206,
-        headers={**headers, "content-range": f"bytes {start}-{stop - 1}/{len(data)}"},
-    )
 
 
 def light_files(exports: Path, runtime: Path | None = None) -> dict[str, Path]:
@@ -166,13 +128,13 @@ def light_files(exports: Path, runtime: Path | None = None) -> dict[str, Path]:
             raise BundleError(f"{folder / name} is not the file that was exported")
     if missing := [name for name in PINNED if not (runtime / name).is_file()]:
         raise BundleError(
-            f"there is no {runtime / missing[0]}, which runs a model in the browser; `bash "
-            f"run_all.sh` fetches it with npm"
+            f"there is no {runtime / missing[0]}, which runs a model in the browser; `python "
+            f"-m common.serve.web_runtime fetch` fetches it with npm"
         )
     if wrong := [name for name, sha256 in PINNED.items() if file_sha256(runtime / name) != sha256]:
         raise BundleError(
-            f"{runtime / wrong[0]} is not the file that is meant; delete its folder and `bash "
-            f"run_all.sh` fetches it again"
+            f"{runtime / wrong[0]} is not the expected file; delete its folder and run "
+            f"`python -m common.serve.web_runtime fetch`"
         )
     return {
         **{name: folder / name for name in (SETTINGS, MODEL, HEADS)},
@@ -180,9 +142,9 @@ def light_files(exports: Path, runtime: Path | None = None) -> dict[str, Path]:
     }
 
 
-def tell_light(exports: Path) -> str:
-    """Say for the terminal whether the page of an exports folder answers by itself, or why it asks
-    the server for every photo."""
+def describe_light(exports: Path) -> str:
+    """Say whether the page of an exports folder answers by itself, or why it asks the server for
+    every photo."""
     try:
         return (
             f"answers in the browser ({light_files(exports)[MODEL].stat().st_size / 1e6:.1f} "
@@ -200,7 +162,7 @@ def page_routes(
 
     Args:
         predictor: the served model, whose folder may hold a light one.
-        top_k, max_upload_mb: as the server answers and refuses.
+        top_k, max_upload_mb: as of the server.
         runtime: as for `light_files`.
     """
 
@@ -214,7 +176,7 @@ def page_routes(
     }
     try:
         found, why = light_files(predictor.bundle.folder, runtime), None
-    except BundleError:  # `tell_light` says more in the terminal: a visitor has no use for paths
+    except BundleError:  # the terminal says more: a visitor has no use for paths
         found, why = {}, "This server has no model for the browser."
     kept = {
         name: store(path, "public, max-age=31536000, immutable") for name, path in found.items()
@@ -250,15 +212,15 @@ def page_routes(
     async def page_json(_: Request) -> Response:
         return JSONResponse(facts, headers={"cache-control": "no-cache"})
 
-    async def file(request: Request) -> Response:
+    def file(request: Request) -> Response:
         name = request.path_params["name"]
         if urls.get(name) != request.url.path:
             raise HTTPException(404)
-        return await kept[name].answer(request)
+        return kept[name].answer(request)
 
     def page(stored: Stored) -> Any:
-        async def answer(request: Request) -> Response:
-            return await stored.answer(request)
+        def answer(request: Request) -> Response:  # in a thread, as it reads files
+            return stored.answer(request)
 
         return answer
 

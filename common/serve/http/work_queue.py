@@ -1,9 +1,8 @@
-"""The engine behind the server: runner threads, a bounded number of requests, and batches where a
-GPU wants them. No torch.
+"""The work behind the server: a pool of threads, a bounded number of requests, batches on a GPU.
 
 Reading, running and deciding a photo is one job on one thread, with a thread per core and a model
-session of one thread: two stages with a queue between them, or batches, bring nothing on a CPU. A
-GPU wants batches: there `Batcher` runs together whatever waits."""
+session of one thread: neither two stages with a queue between them nor batches are faster on a CPU.
+A GPU needs batches: there `Batcher` runs together whatever is waiting."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from PIL import _imaging
 
 from common.serve.predictor import Outputs
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 Result = TypeVar("Result")
 
 
@@ -34,13 +33,13 @@ class Busy(Exception):
         self.reason = reason
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client left before its answer was ready."""
 
 
-class Engine:
+class WorkQueue:
     """A pool of `runners` threads that admits at most `runners + waiting` requests, and `memory`
-    bytes of their bodies, at once.
+    bytes of their bodies, at a time.
 
     Its methods are called on the event loop; jobs run on the threads, first come, first served.
     """
@@ -50,9 +49,9 @@ class Engine:
         self.places, self.memory = runners + waiting, memory
         self.taken = self.held = 0
         self.draining = False
-        self.waited: Callable[[float], None] = lambda seconds: (
+        self.waited: Callable[[float], Any] = lambda seconds: (
             None
-        )  # told of each job's time in the queue, on the runner
+        )  # called with a job's queueing time
 
     @contextlib.contextmanager
     def place(self, size: int) -> Iterator[None]:
@@ -77,10 +76,10 @@ class Engine:
 
         Args:
             jobs: called without arguments.
-            gone: makes what returns when the client has left.
+            gone: makes an awaitable that ends when the client has left.
 
         Raises:
-            Gone: where the client left. Whatever a job raises.
+            ClientGone: where the client left. Whatever a job raises.
         """
         loop, begun = asyncio.get_running_loop(), time.perf_counter()
 
@@ -98,31 +97,30 @@ class Engine:
                     future.result()  # a failed job ends the others at once
                 open_ -= done
                 if open_ and left in done:
-                    raise Gone
+                    raise ClientGone
             return [future.result() for future in work]
         finally:
             left.cancel()
             for future in work:
                 future.cancel()
                 if future.done() and not future.cancelled():
-                    future.exception()  # seen, so that nothing complains of a second failure
+                    future.exception()  # retrieved, else asyncio would warn of it
 
     def stop(self) -> None:
-        """Let running jobs end and take no more."""
+        """Let running jobs end, and start no more."""
         self.executor.shutdown(wait=True, cancel_futures=True)
 
 
 class Batcher:
-    """Runs together, up to `most`, the pictures that several threads bring while the model is busy
-    with others.
+    """Runs the pictures that threads bring while the model is busy as one batch, of at most `most`.
 
-    Nobody waits for company: a picture that finds the model idle runs at once. Batches are filled
-    up to powers of two, since some providers compile a model anew for every size."""
+    A picture that finds the model idle runs at once. Batches are padded to powers of two, as some
+    providers compile a model anew for every size."""
 
     def __init__(self, run: Callable[[np.ndarray], Outputs], most: int = 32) -> None:
         self._run, self.most = run, most
-        self._door, self._device = threading.Lock(), threading.Lock()
-        self._waiting: list[_Ticket] = []
+        self._lock, self._device = threading.Lock(), threading.Lock()
+        self._waiting: list[_Pending] = []
 
     def warm(self, size: int) -> None:
         """Run every size of batch once; `size` is the pictures' side in px."""
@@ -132,41 +130,41 @@ class Batcher:
             count *= 2
 
     def run(self, batch: np.ndarray) -> Outputs:
-        """Run one picture, uint8 (1, size, size, 3), with the company there is. Raises what the
-        model raises."""
-        ticket = _Ticket(batch)
-        with self._door:
-            self._waiting.append(ticket)
+        """Run one picture, uint8 (1, size, size, 3), together with those that wait. Raises what
+        the model raises."""
+        mine = _Pending(batch)
+        with self._lock:
+            self._waiting.append(mine)
         with self._device:
-            while not ticket.done:  # whoever comes in first has run it along
-                with self._door:
-                    crew, self._waiting = self._waiting[: self.most], self._waiting[self.most :]
-                self._serve(crew)
-        if ticket.error is not None:
-            raise ticket.error
-        assert ticket.outputs is not None
-        return ticket.outputs
+            while not mine.done:  # another thread may have run it in its batch
+                with self._lock:
+                    batch, self._waiting = self._waiting[: self.most], self._waiting[self.most :]
+                self._serve(batch)
+        if mine.error is not None:
+            raise mine.error
+        assert mine.outputs is not None
+        return mine.outputs
 
-    def _serve(self, crew: list[_Ticket]) -> None:
+    def _serve(self, batch: list[_Pending]) -> None:
         try:
-            pictures = np.concatenate([ticket.batch for ticket in crew])
+            pictures = np.concatenate([pending.batch for pending in batch])
             filled = np.zeros(
                 (1 << (len(pictures) - 1).bit_length(), *pictures.shape[1:]), pictures.dtype
             )
             filled[: len(pictures)] = pictures
             found = self._run(filled)
-            for i, ticket in enumerate(crew):
-                ticket.outputs = Outputs(
+            for i, pending in enumerate(batch):
+                pending.outputs = Outputs(
                     found.probabilities[i : i + 1], found.ood[i : i + 1], found.heatmap[i : i + 1]
                 )
         except Exception as error:
-            for ticket in crew:
-                ticket.error = error
-        for ticket in crew:
-            ticket.done = True
+            for pending in batch:
+                pending.error = error
+        for pending in batch:
+            pending.done = True
 
 
-class _Ticket:
+class _Pending:
     def __init__(self, batch: np.ndarray) -> None:
         self.batch, self.done = batch, False
         self.outputs: Outputs | None = None
@@ -174,11 +172,8 @@ class _Ticket:
 
 
 def settle_process() -> None:
-    """Make a process fit to serve: OpenCV stays on the runner's thread, libtiff keeps quiet, freed
-    pictures go back to the system.
-
-    glibc would keep hundreds of megabytes after a few large photos.
-    """
+    """Set up a process to serve: OpenCV uses no threads of its own, libtiff writes no warnings, and
+    freed pictures go back to the system, of which glibc would keep hundreds of megabytes."""
     cv2.setNumThreads(1)
     silence_libtiff()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl
@@ -187,12 +182,9 @@ def settle_process() -> None:
 
 def silence_libtiff() -> None:
     """Keep libtiff from writing about damaged uploads to stderr; the answer says what is wrong."""
-    with contextlib.suppress(
-        OSError, AttributeError, TypeError
-    ):  # where Pillow does not bring libtiff as a library of its own
-        library = ctypes.CDLL(
-            _imaging.__file__
-        )  # the symbols of what it was linked with are found through it
+    # fails where Pillow brings no shared libtiff; its symbols are found through the module's own
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(_imaging.__file__)
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             setter = getattr(library, name)
             setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p

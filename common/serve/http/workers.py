@@ -1,10 +1,14 @@
-"""Several server processes on one listening socket: started, watched, and stopped together. No
-torch."""
+"""Several server processes on one listening socket: started, watched, and stopped together.
+
+uvicorn's own supervisor cannot do this: it runs `uvicorn.Server` instead of ours, which drains, and
+tells nobody when all workers serve."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -12,11 +16,13 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from typing import Any
 
+from prometheus_client.multiprocess import mark_process_dead
+
 from common.console import say, warn
 
-QUICK = 30.0  # a worker that ends sooner after its start than this did not die of a single request
-MOST_QUICK = 3  # such ends in a row after which it is no use to go on
-STOP_SECONDS = 35.0  # until workers that were asked to stop are killed
+QUICK = 30.0  # s: a worker that ends sooner after its start fails by itself, not by one request
+MOST_QUICK = 3  # such ends in a row after which the supervisor gives up
+STOP_SECONDS = 35.0  # before workers that were asked to stop are killed
 
 
 def supervise(
@@ -26,43 +32,58 @@ def supervise(
     *,
     started: Callable[[], None] | None = None,
 ) -> int:
-    """Run `target(*arguments, ready)` in `count` processes until SIGTERM or Ctrl-C, and start anew
-    what dies.
+    """Run `target(*arguments, ready)` in `count` processes until SIGTERM or Ctrl-C, and restart
+    those that die.
 
     Args:
         count: of processes.
-        target: a function of an importable module; `ready` is an event to set once it serves.
-        arguments: that can be pickled; a listening socket can.
+        target: a function that can be pickled; `ready` is an event to set once it serves.
+        arguments: values that can be pickled; a listening socket can.
         started: called once every process serves.
 
     Returns:
-        0 after a stop that was asked for; 1 where the workers do not stay alive, which is said.
+        0 after SIGTERM or Ctrl-C; 1 where the workers do not stay alive.
     """
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # after a fork the model's threads would be missing
+    with tempfile.TemporaryDirectory(prefix="foliar-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read by prometheus_client in the workers
+        try:
+            return _supervise(count, target, arguments, started, folder)
+        finally:
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+
+
+def _supervise(
+    count: int,
+    target: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    started: Callable[[], None] | None,
+    metrics: str,
+) -> int:
+    # after a fork the model's threads would be missing
+    context = multiprocessing.get_context("spawn")
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set())
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    crew: dict[BaseProcess, tuple[Event, float]] = {}
+    running: dict[BaseProcess, tuple[Event, float]] = {}
     quick, told = 0, False
 
     def start() -> None:
         ready = context.Event()
         process = context.Process(target=target, args=(*arguments, ready), daemon=False)
         process.start()
-        crew[process] = ready, time.monotonic()
+        running[process] = ready, time.monotonic()
 
     try:
         for _ in range(count):
             start()
         while not stop.wait(0.1):
-            for process, (ready, since) in list(crew.items()):
+            for process, (ready, since) in list(running.items()):
                 if process.exitcode is None:
                     continue
-                del crew[process]
+                del running[process]
+                mark_process_dead(process.pid, metrics)
                 lived = time.monotonic() - since
                 quick = quick + 1 if lived < QUICK or not ready.is_set() else 0
                 how = (
@@ -78,14 +99,14 @@ def supervise(
                     )
                     return 1
                 start()
-            if not told and crew and all(ready.is_set() for ready, _ in crew.values()):
+            if not told and running and all(ready.is_set() for ready, _ in running.values()):
                 told = True
                 say(f"workers  {count} processes serve")
                 if started is not None:
                     started()
         return 0
     finally:
-        _stop(list(crew))
+        _stop(list(running))
         for number, handler in before.items():
             signal.signal(number, handler)
 

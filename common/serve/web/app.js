@@ -203,8 +203,8 @@ for (const kind of ["online", "offline"]) addEventListener(kind, () => { if (fac
 
 const ready = begin();
 ready.then(() => fetch("/model")).then((response) => response.json()).then((model) => {
-  const flat = model.num_leaves === model.num_species;
-  $("known-summary").textContent = `What I know: ${model.num_species} plants${flat ? "" : `, ${model.num_leaves} conditions`}`;
+  const flat = model.num_classes === model.num_species;
+  $("known-summary").textContent = `What I know: ${model.num_species} plants${flat ? "" : `, ${model.num_classes} conditions`}`;
   $("known-list").replaceChildren(...model.classes.map(({ species, diseases }) => el("li", { text: title(species) },
     flat ? null : el("small", { text: diseases.map(words).join(", ") }))));
   $("known").hidden = false;

@@ -35,7 +35,7 @@ export function ask(settings, species, found, ood) {
   return 1 / (1 + Math.exp(-(rule.intercept + sum(scaled) + rule.species[found.species])));
 }
 
-function barOf(plain, settings, ood) {
+function judge(plain, settings, ood) {
   if (!plain) return null;
   const weights = Object.entries(plain.weights ?? { [plain.score]: 1 });
   const value = sum(weights.map(([name, weight]) => (weight === 0 ? 0 : weight * ood[settings.scores.indexOf(name)])));
@@ -59,15 +59,15 @@ function fill(text, values) {
 // The answer in the shape of the server's POST /predict. photo: brightness, sharpness and short_side.
 export function decide(settings, texts, species, found, ood, photo, topK = 5) {
   const { rejection, rollup } = settings;
-  const bars = rollup ? rollup.precisions[rollup.default] : { disease: 0, species: 0 };
-  const [stranger, plant, disease] = [rejection, rejection?.plant, rejection?.disease].map((bar) => barOf(bar, settings, ood));
+  const least = rollup ? rollup.precisions[rollup.default] : { disease: 0, species: 0 };
+  const [rejected, plant, disease] = [rejection, rejection?.plant, rejection?.disease].map((score) => judge(score, settings, ood));
   const first = argmax(species);
   const unknown = Boolean(disease?.exceeded) && settings.diseases[first] > 1;
-  const certain = found.probability >= bars.disease && !unknown && !found.missing;
-  let outcome = certain || (species[first] >= bars.species && settings.diseases[first] === 1) ? "answered"
-    : species[first] >= bars.species ? "rolled_up" : "unsure";
-  if (stranger?.exceeded) outcome = plant && !plant.exceeded ? "unknown_species" : "not_a_plant";
-  // below the leaf's bar the answer climbs to the most probable species
+  const certain = found.probability >= least.disease && !unknown && !found.missing;
+  let outcome = certain || (species[first] >= least.species && settings.diseases[first] === 1) ? "answered"
+    : species[first] >= least.species ? "rolled_up" : "unsure";
+  if (rejected?.exceeded) outcome = plant && !plant.exceeded ? "unknown_species" : "not_a_plant";
+  // below its threshold the class is given up for the most probable species
   const s = certain ? found.species : first;
   const { names, own } = found.heads.get(s);
   const d = certain ? found.disease : argmax(own);
@@ -84,11 +84,11 @@ export function decide(settings, texts, species, found, ood, photo, topK = 5) {
       species: short(species[s]), disease_given_species: short(species[s] > 0 ? own[d] / species[s] : 0), joint: short(own[d]) },
     path: path.slice(0, { answered: 2, rolled_up: 1, rejected: 0 }[decision]),
     alternatives: alternatives(settings, species, found, topK),
-    rejection: reasons(texts, outcome, unknown, { stranger, disease }, rejection?.photo ?? {}, photo, found.missing),
+    rejection: reasons(texts, outcome, unknown, { ood: rejected, disease }, rejection?.photo ?? {}, photo, found.missing),
   };
 }
 
-// The most probable leaves; of a species whose head was not needed only its sum is known, and its disease is null.
+// The most probable classes; of a species whose head was not needed only its sum is known, and its disease is null.
 function alternatives(settings, species, found, topK) {
   const items = species.flatMap((share, s) => {
     const head = found.heads.get(s);
@@ -99,11 +99,11 @@ function alternatives(settings, species, found, topK) {
   return items.slice(0, topK).map((item) => ({ ...item, probability: short(item.probability) }));
 }
 
-function reasons(texts, outcome, unknown, bars, limits, photo, missing) {
+function reasons(texts, outcome, unknown, scores, limits, photo, missing) {
   let reason = outcome in texts.why ? outcome : null;
   let message = texts.why[outcome] ?? null;
-  let bar = bars.stranger;
-  if (outcome === "rolled_up" && unknown) [reason, message, bar] = ["unknown_disease", texts.unknown_disease, bars.disease];
+  let score = scores.ood;
+  if (outcome === "rolled_up" && unknown) [reason, message, score] = ["unknown_disease", texts.unknown_disease, scores.disease];
   else if (outcome === "rolled_up" && missing) message = "I know the plant. Its diseases are not on this device yet: connect once more.";
   const poor = outcome === "answered" ? [] : Object.keys(texts.photo).filter((name) => name in limits && !(photo[name] >= limits[name]));
   const failed = poor.map((name) => ({ measure: name, value: short(photo[name]), limit: short(limits[name]) }));
@@ -112,9 +112,9 @@ function reasons(texts, outcome, unknown, bars, limits, photo, missing) {
     [reason, message] = [word, fill(text, failed[0])];
   }
   return {
-    rejected: !["answered", "rolled_up"].includes(outcome), reason, message, score: bar?.score ?? null,
-    value: bar && Number.isFinite(bar.value) ? short(bar.value) : null, threshold: bar ? short(bar.threshold) : null,
-    quantile: bar ? short(quantile(bar)) : null, photo: failed,
+    rejected: !["answered", "rolled_up"].includes(outcome), reason, message, score: score?.score ?? null,
+    value: score && Number.isFinite(score.value) ? short(score.value) : null, threshold: score ? short(score.threshold) : null,
+    quantile: score ? short(quantile(score)) : null, photo: failed,
   };
 }
 

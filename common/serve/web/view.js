@@ -1,4 +1,4 @@
-// What the page shows: answers, refusals and errors in plain words, bars, and the heatmap over the photo.
+// What the page shows: answers, rejections and errors in plain words, bars, and the heatmap over the photo.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -109,8 +109,8 @@ function rolledUp(answer) {
 }
 
 function rejected(answer) {
-  const stranger = ["not_a_plant", "unknown_species"].includes(answer.rejection.reason);
-  const heading = stranger ? "Not a plant I know" : answer.rejection.photo.length ? "The photo is too poor" : "I cannot tell";
+  const unknown = ["not_a_plant", "unknown_species"].includes(answer.rejection.reason);
+  const heading = unknown ? "Not a plant I know" : answer.rejection.photo.length ? "The photo is too poor" : "I cannot tell";
   // the server's text is what is wrong, then what to do about it
   const [problem, ...rest] = answer.rejection.message.split(/(?<=\.) /);
   const guesses = bars(answer.alternatives.map((item) => ({ name: className(item), share: item.probability })), "thin");
@@ -120,7 +120,7 @@ function rejected(answer) {
       el("h2", { class: "name", text: heading }),
       el("p", { class: "say", text: problem }),
       nextStep(rest.join(" ")),
-      stranger
+      unknown
         ? el("details", { class: "guesses" }, el("summary", { text: "What I would have guessed" }), guesses)
         : el("div", { class: "guesses" }, el("h3", { text: "My best guesses" }), guesses),
     ],
@@ -135,8 +135,8 @@ function details(answer, by) {
     ["Model", `${answer.model.file}, version ${answer.model.version}`]];
   const { quantile } = answer.rejection;
   if (quantile !== null) {
-    rows.splice(1, 0, ["Strangeness", quantile >= 1 ? "stranger than every plant photo I was checked with"
-      : `stranger than ${percent(quantile)} of the plant photos I was checked with`]);
+    rows.splice(1, 0, ["Unlike known plants", quantile >= 1 ? "more than every plant photo I was checked with"
+      : `more than ${percent(quantile)} of the plant photos I was checked with`]);
   }
   const list = el("dl", { class: "facts" }, ...rows.flatMap(([name, text]) => [el("dt", { text: name }), el("dd", { text })]));
   return el("details", {}, el("summary", { text: "Details" }), list);

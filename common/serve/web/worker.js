@@ -122,7 +122,7 @@ async function answer({ blob }) {
     ...result, image, model: { file: settings.model.file, version: settings.version },
     heatmap: heatmap(settings, outputs.map.data, outputs.map.dims.slice(1), kept.get(found.species), found.disease),
     ask: wish, asks: wish === null ? doubtful : settings.deferral.threshold !== null && wish >= settings.deferral.threshold,
-    numbers: { species, ood, leaf: [found.species, found.disease], own: [...found.heads].map(([s, { own }]) => [s, own]), measures },
+    numbers: { species, ood, class: [found.species, found.disease], own: [...found.heads].map(([s, { own }]) => [s, own]), measures },
     timings_ms: { decode: decoded - began, model: done - decoded, total: performance.now() - began },
   };
 }
