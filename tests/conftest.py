@@ -1,5 +1,5 @@
-"""One thread, no network, the repository root on the path; and the whole line at tiny size, made
-once for all tests."""
+"""Settings and fixtures of all tests: one thread, no network, the repository root on the path, and
+the pipeline at tiny size, run once per process."""
 
 from __future__ import annotations
 
@@ -22,34 +22,7 @@ import cv2  # noqa: E402
 import pytest  # noqa: E402
 import tiny_data  # noqa: E402
 
-TAKEN = pytest.StashKey[dict[str, bool]]()
 cv2.setNumThreads(1)  # OpenCV's threads do not survive the forks of loaders and pools
-
-
-def pytest_addoption(parser) -> None:
-    """`--share DIR`: of several pytest processes that name the same empty folder, each file of
-    tests runs in one."""
-    parser.addoption(
-        "--share",
-        type=Path,
-        metavar="DIR",
-        help="share the files of tests with other processes that name this folder",
-    )
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item, nextitem) -> bool | None:
-    """Leave out (True) what another process has taken; the first to make a file's mark takes it."""
-    share, mine = item.config.getoption("--share"), item.config.stash.setdefault(TAKEN, {})
-    if share is None:
-        return None
-    if item.path.name not in mine:
-        try:
-            (share / item.path.name).touch(exist_ok=False)
-            mine[item.path.name] = True
-        except FileExistsError:
-            mine[item.path.name] = False
-    return None if mine[item.path.name] else True
 
 
 def run(script: str, *argv: object) -> int:
