@@ -273,7 +273,8 @@ def helps() -> dict[str, str]:
             pytest.raises(SystemExit) as caught,
         ):
             importlib.import_module(path.stem).main(["--help"])
-        assert caught.value.code == 0 and err.getvalue() == "", path.name
+        assert caught.value.code == 0, path.name
+        assert err.getvalue() == "", path.name
         found[path.name] = out.getvalue()
     return found
 
