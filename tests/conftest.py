@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ for folder in (ROOT, ROOT / "tests"):
         sys.path.insert(0, str(folder))
 
 import cv2  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tiny_data  # noqa: E402
 
@@ -49,10 +51,27 @@ def refused(capfd):
     return check
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a seed of its own is the same in every run."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def organized(tmp_path_factory) -> Path:
     """data/organized of the tiny set, with pictures of no plant; read only."""
     return tiny_data.organize(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def data(organized):
+    """The tiny set as the trainers load it; read only."""
+    from common.train.dataset import load_organized
+
+    return load_organized(organized)
 
 
 @pytest.fixture(scope="session")
@@ -69,18 +88,26 @@ def trained(organized, tmp_path_factory) -> SimpleNamespace:
 def exported(trained, tmp_path_factory) -> SimpleNamespace:
     """`.exports` too, after 03; read only."""
     exports = tmp_path_factory.mktemp("exported") / "exports"
-    flags = [
-        "--data",
-        trained.data,
-        "--checkpoints",
-        trained.checkpoints,
-        "--output",
-        exports,
-        "--workers",
-        0,
-    ]
+    flags = ["--data", trained.data, "--checkpoints", trained.checkpoints]
+    flags += ["--output", exports, "--workers", 0]
     assert run("03_export", *flags) == 0
     return SimpleNamespace(**vars(trained), exports=exports, flags=flags)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory) -> Path:
+    """The exports folder of `tiny_bundle`, whose model goes by the mean colour; read only."""
+    import tiny_bundle
+
+    return tiny_bundle.make(tmp_path_factory.mktemp("tiny_bundle") / "exports")
+
+
+@pytest.fixture(scope="module")
+def predictor(exports):
+    """A predictor of `exports`."""
+    from common.serve.predictor import Predictor
+
+    return Predictor(exports)
 
 
 @pytest.fixture(scope="session")

@@ -31,11 +31,6 @@ from common.train.dataset import (
 RECIPE = replace(recipes.get("demo"), image_size=32, batch_size=8)
 
 
-@pytest.fixture(scope="module")
-def data(organized):
-    return load_organized(organized)
-
-
 def rows_of(manifest: Path) -> list[dict[str, str]]:
     with manifest.open(newline="") as file:
         return list(csv.DictReader(file))

@@ -89,8 +89,7 @@ def test_accumulation_adds_up_to_the_whole_batch(mix, pieces):
         loss, rel=1e-5
     )
     want, got = gradients(whole), gradients(parts)
-    assert set(want) == set(got)
-    assert len(want) > 20
+    assert set(want) == set(got) and len(want) > 20
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-6, msg=name)
 
@@ -116,8 +115,9 @@ def test_the_joint_loss_is_species_plus_a_share_of_disease():
         disease = engine.hierarchical_loss(model, features, class_idx, B1, RECIPE)
         joint = engine.hierarchical_loss(model, features, class_idx, B3, RECIPE)
     torch.testing.assert_close(joint, species + 0.7 * disease)
-    assert (disease[class_idx == 3] == 0).all(), "a species with one disease costs nothing"
-    assert (disease[class_idx != 3] > 0).all(), "a species with one disease costs nothing"
+    assert (disease[class_idx == 3] == 0).all() and (disease[class_idx != 3] > 0).all(), (
+        "a species with one disease costs nothing"
+    )
 
 
 def test_gradients_are_clipped():
@@ -153,10 +153,9 @@ def test_what_a_phase_moves_and_what_it_leaves(phase, moves):
     }
     assert {name.split(".")[0] for name in changed} == set(moves)
     statistics = {name for name in before if "running_" in name}
-    assert statistics, "batch norm statistics"
-    assert statistics <= changed if "backbone" in moves else not statistics & changed, (
-        "batch norm statistics"
-    )
+    assert statistics and (
+        statistics <= changed if "backbone" in moves else not statistics & changed
+    ), "batch norm statistics"
     if "backbone" in moves:
         weights = {name for name, p in model.named_parameters() if name.startswith("backbone")}
         assert weights <= changed
@@ -187,8 +186,9 @@ def test_rates():
     assert [rate_at(A2, s, 100) for s in (0, 50, 100)] == pytest.approx(
         [1e-4, (1e-4 + 1e-6) / 2, 1e-6]
     )
-    assert rate_at(A2, 99, 100) == pytest.approx(1e-6, rel=0.03)
-    assert rate_at(A2, 500, 100) == pytest.approx(1e-6)
+    assert rate_at(A2, 99, 100) == pytest.approx(1e-6, rel=0.03) and rate_at(
+        A2, 500, 100
+    ) == pytest.approx(1e-6)
     rates = [rate_at(A2, s, 100) for s in range(101)]
     assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
     assert {rate_at(A1, s, 10) for s in range(11)} == {1e-3}
@@ -199,11 +199,11 @@ def test_a_steps_randomness_is_a_function_of_its_place():
     first = engine.seed_step(1, 2, 3).random(4), torch.rand(4)
     torch.rand(100)
     again = engine.seed_step(1, 2, 3).random(4), torch.rand(4)
-    assert np.array_equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
+    assert np.array_equal(first[0], again[0]) and torch.equal(first[1], again[1])
     for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
-        assert not np.array_equal(engine.seed_step(*other).random(4), first[0])
-        assert not torch.equal(torch.rand(4), first[1])
+        assert not np.array_equal(engine.seed_step(*other).random(4), first[0]) and not torch.equal(
+            torch.rand(4), first[1]
+        )
 
 
 def test_a_few_steps_lower_the_loss():
@@ -217,11 +217,9 @@ def test_a_few_steps_lower_the_loss():
 def test_bf16_trains_with_float32_heads():
     model = build()
     compute = engine.choose_compute("cpu", "bf16")
-    assert compute.dtype == torch.bfloat16
-    assert not compute.scaler().is_enabled()
+    assert compute.dtype == torch.bfloat16 and not compute.scaler().is_enabled()
     fine, coarse = step(build(), B3, rate=0.0), step(model, B3, rate=0.0, compute=compute)
-    assert coarse == pytest.approx(fine, rel=0.05)
-    assert coarse != fine
+    assert coarse == pytest.approx(fine, rel=0.05) and coarse != fine
     assert all(g.dtype == torch.float32 for g in gradients(model).values())
 
 
@@ -230,8 +228,7 @@ def test_evaluation_judges_every_picture_and_changes_nothing():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     images, class_idx = batch()
     judged = engine.evaluate(model, [(images[:5], class_idx[:5]), (images[5:], class_idx[5:])], CPU)
-    assert judged.class_idx.tolist() == class_idx.tolist()
-    assert not model.training
+    assert judged.class_idx.tolist() == class_idx.tolist() and not model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 

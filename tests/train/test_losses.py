@@ -50,8 +50,7 @@ def test_equals_the_plain_reference(gamma, smoothing, soft):
         plain(r, s, gamma, 0.25, smoothing)
         for r, s in zip(logits.tolist(), share.tolist(), strict=True)
     ]
-    assert got.shape == (20,)
-    assert got.dtype == torch.float32
+    assert got.shape == (20,) and got.dtype == torch.float32
     torch.testing.assert_close(got, torch.tensor(want), rtol=2e-5, atol=1e-6)
 
 
@@ -109,9 +108,9 @@ def test_a_single_class_costs_nothing(gamma, width):
         classes=torch.ones(3, dtype=torch.int64),
     )
     loss.sum().backward()
-    assert (loss == 0).all()
-    assert torch.isfinite(logits.grad).all()
-    assert logits.grad.abs().max() < 1e-6
+    assert (
+        (loss == 0).all() and torch.isfinite(logits.grad).all() and logits.grad.abs().max() < 1e-6
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -160,8 +159,9 @@ def test_cross_entropy_leaves_padding_out(smoothing):
     torch.testing.assert_close(loss, alone, rtol=1e-5, atol=1e-6)
     assert loss[2] == 0, "a species with one disease costs nothing"
     loss.sum().backward()
-    assert (padded.grad[torch.arange(5) >= sizes[:, None]] == 0).all()
-    assert torch.isfinite(padded.grad).all()
+    assert (padded.grad[torch.arange(5) >= sizes[:, None]] == 0).all() and torch.isfinite(
+        padded.grad
+    ).all()
 
 
 def test_the_recipe_chooses_the_loss():
@@ -273,8 +273,9 @@ def test_the_prior_makes_a_rare_class_as_likely_as_a_frequent_one():
         answers[tail] = float(
             model.probabilities(features[:1], model.species_logits(features[:1]))[0, 1].detach()
         )
-    assert answers["none"] == pytest.approx(1 / 101, rel=0.05)
-    assert answers["balanced_softmax"] == pytest.approx(0.5, rel=0.02)
+    assert answers["none"] == pytest.approx(1 / 101, rel=0.05) and answers[
+        "balanced_softmax"
+    ] == pytest.approx(0.5, rel=0.02)
 
 
 def test_the_neck_stands_between_feature_and_heads():

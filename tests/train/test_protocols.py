@@ -191,8 +191,9 @@ def test_what_a_source_states_is_in_the_table_and_the_rest_is_marked(column):
             if isinstance(value, float)
             else getattr(recipe, name) == value
         ), name
-        assert not isinstance(cell(column, name), Ours), f"{name} is published: no mark of ours"
-        assert cell(column, name) != UNUSED, f"{name} is published: no mark of ours"
+        assert not isinstance(cell(column, name), Ours) and cell(column, name) != UNUSED, (
+            f"{name} is published: no mark of ours"
+        )
     for f in fields(recipe):
         if f.name not in STATED[column] and f.name != "source":
             assert isinstance(cell(column, f.name), Ours) or cell(column, f.name) == UNUSED, (
@@ -449,10 +450,9 @@ def check(
             id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]
         }
         names = {name for name, _ in model.named_parameters() if name.startswith(stage.learns)}
-        assert {name for name, p in model.named_parameters() if p.requires_grad} == names, (
-            phase.name
-        )
-        assert len(group_of) == len(names), phase.name
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == names and len(
+            group_of
+        ) == len(names), phase.name
         for name, module in model.backbone.named_modules():
             if own := [p.requires_grad for p in module.parameters()]:
                 assert module.training == any(own), (
@@ -558,8 +558,7 @@ def test_a_step_of_every_column_moves_what_learns(column):
             rate=phase.lr,
             device_batch=8,
         )
-        assert math.isfinite(float(loss))
-        assert float(loss) > 0
+        assert math.isfinite(float(loss)) and float(loss) > 0
         for name, parameter in model.named_parameters():
             # a residual branch that ends in a norm of weight 0 has no gradient at first
             moved = (
@@ -584,8 +583,9 @@ def test_stochastic_depth_reaches_the_network(monkeypatch):
         for n, m in network(recipe, monkeypatch).backbone.named_modules()
         if n.endswith("drop_path2")
     ]
-    assert len(shares) == 12
-    assert shares == pytest.approx([0.2 * i / 11 for i in range(12)], abs=1e-6)
+    assert len(shares) == 12 and shares == pytest.approx(
+        [0.2 * i / 11 for i in range(12)], abs=1e-6
+    )
 
 
 def test_weights_of_losses_and_sampling():

@@ -179,10 +179,13 @@ def test_a_method_is_deterministic_and_leaves_the_model_as_it_was(plain, feature
     made = retrain_heads(model, *features, method, COUNTS, short, 0, CPU)
     torch.rand(5)  # the state of torch's generator must not matter
     assert same(made, retrain_heads(model, *features, method, COUNTS, short, 0, CPU))
-    assert same(head_state(model), before)
-    assert [p.requires_grad for p in model.parameters()] == learns
-    assert not any(key.startswith("backbone.") for key in made)
-    assert made.keys() <= model.state_dict().keys()
+    assert (
+        same(head_state(model), before) and [p.requires_grad for p in model.parameters()] == learns
+    )
+    assert (
+        not any(key.startswith("backbone.") for key in made)
+        and made.keys() <= model.state_dict().keys()
+    )
     neck = [key for key in made if key.startswith("neck.")]
     assert len(neck) == (2 if kind == "neck" else 0)
     moved = METHODS[method].learns == "heads"
@@ -249,8 +252,7 @@ def test_only_the_heads_asked_for_change(plain, features, part):
             model, *features, method, COUNTS, Schedule(epochs=1, lr=1e-2, heads=part), 0, CPU
         )
         changed = {key.split(".")[0] for key in made if not torch.equal(made[key], before[key])}
-        assert other not in changed
-        assert changed or method == "tau"
+        assert other not in changed and (changed or method == "tau")
 
 
 def test_tau_scales_by_length_and_keeps_the_mean(plain):
@@ -263,8 +265,10 @@ def test_tau_scales_by_length_and_keeps_the_mean(plain):
         norm = head.weight.detach().norm(dim=1)
         torch.testing.assert_close(factor / factor[0], (norm / norm[0]) ** -tau)
         assert float(factor.log().mean()) == pytest.approx(0, abs=1e-6)
-    assert all((f == 1).all() for f in lengths(model, 0, 0))
-    assert (lengths(plain["flat"], 1, 1)[0] == 1).all()
+    assert (
+        all((f == 1).all() for f in lengths(model, 0, 0))
+        and (lengths(plain["flat"], 1, 1)[0] == 1).all()
+    )
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
@@ -311,8 +315,7 @@ def test_sampling(plain, features, monkeypatch):
     retrain_heads(
         plain["hierarchical"], *features, Method("heads", prior=1.0), COUNTS, many, 0, CPU, weights
     )
-    assert (train.rows["class_idx"][0, seen] == 3).all()
-    assert seen
+    assert (train.rows["class_idx"][0, seen] == 3).all() and seen
     seen.clear()
     retrain_heads(plain["hierarchical"], *features, "balanced_softmax", COUNTS, many, 0, CPU)
     assert np.bincount(seen).max() == 10, "shuffled: each picture once per epoch"
@@ -385,16 +388,16 @@ def test_figures_by_size_of_class():
         "few": (2, 2),
         "all": (6, 10),
     }
-    assert found["many"]["cascade_acc"] == 4 / 5
-    assert found["medium"]["cascade_acc"] == 1 / 3
+    assert found["many"]["cascade_acc"] == 4 / 5 and found["medium"]["cascade_acc"] == 1 / 3
     # class 0: 3 hits of 4, said 4 times; class 3: 1 hit of 1, said 3 times
     assert found["many"]["cascade_f1"] == pytest.approx((6 / 8 + 2 / 4) / 2)
     assert found["many"]["disease_f1"] == pytest.approx((8 / 9 + 2 / 3) / 2)
-    assert found["few"]["disease_acc"] == 1.0
-    assert found["few"]["cascade_acc"] == 1.0
+    assert found["few"]["disease_acc"] == 1.0 and found["few"]["cascade_acc"] == 1.0
     # apple: 6 hits of 7, said 6 times; corn: 2 of 2, said 3 times; rice: 1 of 1
-    assert found["all"]["species_f1"] == pytest.approx((3 * 12 / 13 + 2 * 4 / 5 + 1) / 6)
-    assert found["all"]["species_acc"] == 0.9
+    assert (
+        found["all"]["species_f1"] == pytest.approx((3 * 12 / 13 + 2 * 4 / 5 + 1) / 6)
+        and found["all"]["species_acc"] == 0.9
+    )
 
 
 def test_a_species_with_one_class_has_no_disease_figures():
@@ -404,12 +407,16 @@ def test_a_species_with_one_class_has_no_disease_figures():
         TREE,
         np.array([100, 50, 50, 50, 50, 3]),
     )
-    assert np.isnan(found["few"]["disease_f1"])
-    assert np.isnan(found["few"]["disease_acc"])
-    assert found["few"]["cascade_f1"] == 1.0
-    assert found["medium"]["classes"] == 0
-    assert np.isnan(found["medium"]["cascade_acc"])
-    assert found["all"]["classes"] == 2
+    assert (
+        np.isnan(found["few"]["disease_f1"])
+        and np.isnan(found["few"]["disease_acc"])
+        and found["few"]["cascade_f1"] == 1.0
+    )
+    assert (
+        found["medium"]["classes"] == 0
+        and np.isnan(found["medium"]["cascade_acc"])
+        and found["all"]["classes"] == 2
+    )
 
 
 # endregion
