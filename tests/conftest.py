@@ -1,10 +1,11 @@
-"""One thread, no network, the repository root on the path; and the whole line at tiny size, made
-once for all tests."""
+"""Settings and fixtures of all tests: one thread, no network, the repository root on the path, and
+the pipeline at tiny size, run once per process."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,37 +20,11 @@ for folder in (ROOT, ROOT / "tests"):
         sys.path.insert(0, str(folder))
 
 import cv2  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tiny_data  # noqa: E402
 
-TAKEN = pytest.StashKey[dict[str, bool]]()
 cv2.setNumThreads(1)  # OpenCV's threads do not survive the forks of loaders and pools
-
-
-def pytest_addoption(parser) -> None:
-    """`--share DIR`: of several pytest processes that name the same empty folder, each file of
-    tests runs in one."""
-    parser.addoption(
-        "--share",
-        type=Path,
-        metavar="DIR",
-        help="share the files of tests with other processes that name this folder",
-    )
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item, nextitem) -> bool | None:
-    """Leave out (True) what another process has taken; the first to make a file's mark takes it."""
-    share, mine = item.config.getoption("--share"), item.config.stash.setdefault(TAKEN, {})
-    if share is None:
-        return None
-    if item.path.name not in mine:
-        try:
-            (share / item.path.name).touch(exist_ok=False)
-            mine[item.path.name] = True
-        except FileExistsError:
-            mine[item.path.name] = False
-    return None if mine[item.path.name] else True
 
 
 def run(script: str, *argv: object) -> int:
@@ -76,10 +51,27 @@ def refused(capfd):
     return check
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a seed of its own is the same in every run."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def organized(tmp_path_factory) -> Path:
     """data/organized of the tiny set, with pictures of no plant; read only."""
     return tiny_data.organize(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def data(organized):
+    """The tiny set as the trainers load it; read only."""
+    from common.train.dataset import load_organized
+
+    return load_organized(organized)
 
 
 @pytest.fixture(scope="session")
@@ -96,18 +88,26 @@ def trained(organized, tmp_path_factory) -> SimpleNamespace:
 def exported(trained, tmp_path_factory) -> SimpleNamespace:
     """`.exports` too, after 03; read only."""
     exports = tmp_path_factory.mktemp("exported") / "exports"
-    flags = [
-        "--data",
-        trained.data,
-        "--checkpoints",
-        trained.checkpoints,
-        "--output",
-        exports,
-        "--workers",
-        0,
-    ]
+    flags = ["--data", trained.data, "--checkpoints", trained.checkpoints]
+    flags += ["--output", exports, "--workers", 0]
     assert run("03_export", *flags) == 0
     return SimpleNamespace(**vars(trained), exports=exports, flags=flags)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory) -> Path:
+    """The exports folder of `tiny_bundle`, whose model goes by the mean colour; read only."""
+    import tiny_bundle
+
+    return tiny_bundle.make(tmp_path_factory.mktemp("tiny_bundle") / "exports")
+
+
+@pytest.fixture(scope="module")
+def predictor(exports):
+    """A predictor of `exports`."""
+    from common.serve.predictor import Predictor
+
+    return Predictor(exports)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,8 @@ def same(a: object, b: object, where: str = "") -> int:
         assert len(a) == len(b), where
         return sum(same(x, y, f"{where}/{i}") for i, (x, y) in enumerate(zip(a, b, strict=True)))
     if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and a.shape == b.shape, where
+        assert a.dtype == b.dtype, where
+        assert a.shape == b.shape, where
         assert torch.equal(_bits(a), _bits(b)), where
         return 1
     assert a == b or (a != a and b != b), f"{where}: {a} and {b}"
@@ -46,7 +47,8 @@ def same_run(one: Path, other: Path) -> tuple[int, int]:
     assert names == sorted(p.name for p in other.glob("*.pt")), (
         f"{other} holds other checkpoints than {names}"
     )
-    assert "last.pt" in names and any("best" in n or "final" in n for n in names), names
+    assert "last.pt" in names, names
+    assert any("best" in n or "final" in n for n in names), names
     return len(names), sum(
         same(*(torch.load(folder / name, weights_only=True) for folder in (one, other)), name)
         for name in names

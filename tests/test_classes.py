@@ -17,10 +17,10 @@ TREE = ClassTree(
 
 def test_tree_indices() -> None:
     assert (TREE.num_species, TREE.num_classes) == (3, 6)
-    assert TREE.offsets.tolist() == [0, 3, 5, 6] and TREE.offsets.dtype == np.int64
-    assert (
-        TREE.class_species.tolist() == [0, 0, 0, 1, 1, 2] and TREE.class_species.dtype == np.int64
-    )
+    assert TREE.offsets.tolist() == [0, 3, 5, 6]
+    assert TREE.offsets.dtype == np.int64
+    assert TREE.class_species.tolist() == [0, 0, 0, 1, 1, 2]
+    assert TREE.class_species.dtype == np.int64
     for s, diseases in enumerate(TREE.diseases):
         for d, disease in enumerate(diseases):
             class_idx = TREE.class_index(s, d)
@@ -50,13 +50,15 @@ def test_tree_from_pairs_sorts_and_joins() -> None:
     tree = ClassTree.from_pairs(
         [("pear", "scab"), ("apple", "scab"), ("pear", "healthy"), ("apple", "scab")]
     )
-    assert tree.species == ("apple", "pear") and tree.diseases == (("scab",), ("healthy", "scab"))
+    assert tree.species == ("apple", "pear")
+    assert tree.diseases == (("scab",), ("healthy", "scab"))
 
 
 def test_tree_survives_json_and_pickle() -> None:
     assert TREE.to_json()["species"][1] == {"name": "apple", "diseases": ["scab", "healthy"]}
     again = ClassTree.from_json(json.loads(json.dumps(TREE.to_json())))
-    assert again == TREE and again.fingerprint() == TREE.fingerprint()
+    assert again == TREE
+    assert again.fingerprint() == TREE.fingerprint()
     assert pickle.loads(pickle.dumps(TREE)) == TREE
     extra = {"species": [{"name": "fig", "diseases": ["healthy"], "train": [7]}], "format": 1}
     assert ClassTree.from_json(extra).species == ("fig",)

@@ -42,7 +42,8 @@ def test_duration(seconds, text):
 def test_fail_says_what_and_ends_with_2(capsys):
     with pytest.raises(SystemExit) as caught:
         console.fail("there is no folder x.")
-    assert caught.value.code == 2 and capsys.readouterr() == ("", "error: there is no folder x.\n")
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", "error: there is no folder x.\n")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,8 @@ def test_ctrl_c_ends_with_130(capsys):
     def main(argv=None):
         raise KeyboardInterrupt
 
-    assert main([]) == 130 and "Run the same command again" in capsys.readouterr().err
+    assert main([]) == 130
+    assert "Run the same command again" in capsys.readouterr().err
 
 
 def test_flags_are_not_abbreviated(capsys):
@@ -108,4 +110,6 @@ def test_progress_gives_every_item(capsys):
     console.header("title")
     console.warn("look out")
     out, err = capsys.readouterr()
-    assert out.startswith("a\nb\n") and "== title =" in out and "!! look out" in err
+    assert out.startswith("a\nb\n")
+    assert "== title =" in out
+    assert "!! look out" in err

@@ -49,7 +49,9 @@ def reason_of(data: bytes, **limits) -> str:
 def test_formats(kind):
     save = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
     rgb = read_rgb(encode(Image.fromarray(ramp()), kind, **save))
-    assert rgb.dtype == np.uint8 and rgb.shape == (40, 60, 3) and rgb.flags.writeable
+    assert rgb.dtype == np.uint8
+    assert rgb.shape == (40, 60, 3)
+    assert rgb.flags.writeable
     assert np.abs(rgb.astype(int) - ramp()).mean() < (
         15 if kind == "GIF" else 3 if kind == "JPEG" else 0.01
     )
@@ -73,7 +75,8 @@ def test_exif_orientation(orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     rgb = read_rgb(encode(stored, kind, exif=exif, quality=95))
-    assert rgb.shape == (40, 60, 3) and np.abs(rgb.astype(int) - ramp()).mean() < 4
+    assert rgb.shape == (40, 60, 3)
+    assert np.abs(rgb.astype(int) - ramp()).mean() < 4
     small = read_rgb(encode(stored, kind, exif=exif, quality=95), long_side=32, min_side=20)
     assert small.shape == (21, 32, 3)
 
@@ -84,10 +87,8 @@ def test_transparency_shows_white(mode):
     image.paste((10, 20, 200, 255), (0, 0, 20, 40))
     rgb = read_rgb(encode(image.convert(mode)))
     assert (rgb[:, 25:] == 255).all()
-    assert (
-        abs(int(rgb[0, 0, 2]) - (200 if mode != "LA" else int(rgb[0, 0, 0]))) <= 8
-        and rgb[0, 0].min() < 60
-    )
+    assert abs(int(rgb[0, 0, 2]) - (200 if mode != "LA" else int(rgb[0, 0, 0]))) <= 8
+    assert rgb[0, 0].min() < 60
     half = read_rgb(encode(Image.new("RGBA", (40, 40), (0, 0, 0, 128))))
     assert np.abs(half.astype(int) - 127).max() <= 1
 
@@ -96,7 +97,8 @@ def test_a_transparent_colour_of_an_rgb_png_shows_white():
     rgb = ramp()
     rgb[:, :30] = (1, 2, 3)
     got = read_rgb(encode(Image.fromarray(rgb), transparency=(1, 2, 3)))
-    assert (got[:, :30] == 255).all() and np.array_equal(got[:, 30:], rgb[:, 30:])
+    assert (got[:, :30] == 255).all()
+    assert np.array_equal(got[:, 30:], rgb[:, 30:])
 
 
 def test_16_bit_is_scaled_not_clipped():
@@ -104,9 +106,8 @@ def test_16_bit_is_scaled_not_clipped():
     want = (deep / 257.0).round().astype(int)
     for data in (encode(Image.fromarray(deep)), encode(Image.fromarray(deep), "TIFF")):
         rgb = read_rgb(data)
-        assert (
-            np.abs(rgb[..., 0].astype(int) - want).max() <= 1 and (rgb[..., 0] == rgb[..., 1]).all()
-        )
+        assert np.abs(rgb[..., 0].astype(int) - want).max() <= 1
+        assert (rgb[..., 0] == rgb[..., 1]).all()
     dark = (deep // 64).astype(np.uint16)  # a dark picture stays dark
     assert abs(int(read_rgb(encode(Image.fromarray(dark)))[..., 0].max()) - 4) <= 1
 
@@ -139,11 +140,9 @@ def test_icons():
     art.paste((9, 9, 9, 0), (0, 0, 128, 256))
     for save in ({}, {"bitmap_format": "bmp"}):
         rgb = read_rgb(encode(art, "ICO", sizes=[(32, 32), (256, 256)], **save))
-        assert (
-            rgb.shape == (256, 256, 3)
-            and (rgb[:, :128] == 255).all()
-            and np.array_equal(rgb[:, 128:], ramp(256, 256)[:, 128:])
-        )
+        assert rgb.shape == (256, 256, 3)
+        assert (rgb[:, :128] == 255).all()
+        assert np.array_equal(rgb[:, 128:], ramp(256, 256)[:, 128:])
 
 
 # endregion
@@ -201,7 +200,8 @@ def test_shrinking_is_the_area_mean(width, height, long_side):
         size = tuple(
             max(1, round(side * long_side / max(width, height))) for side in (width, height)
         )
-        assert small.shape == (*size[::-1], 3) and small.flags.writeable
+        assert small.shape == (*size[::-1], 3)
+        assert small.flags.writeable
         assert psnr(small, cv2.resize(full, size, interpolation=cv2.INTER_AREA)) > 38
         assert np.array_equal(small, read_rgb(data, long_side=long_side, min_side=1))
 
@@ -296,16 +296,16 @@ def test_reasons():
     assert reason_of(good[: len(good) // 2]) == "truncated"
     assert reason_of(encode(Image.new("RGB", (20, 200)))) == "too_small"
     assert reason_of(encode(Image.new("RGB", (300, 300))), max_pixels=80_000) == "too_large"
-    assert "gif" not in FORMATS and reason_of(encode(Image.new("RGB", (64, 64)), "PPM")) == "format"
+    assert "gif" not in FORMATS
+    assert reason_of(encode(Image.new("RGB", (64, 64)), "PPM")) == "format"
     png = encode(Image.fromarray(ramp()))
     assert reason_of(png[:60]) in ("truncated", "unreadable")
     broken = bytearray(png)
     broken[len(png) // 2] ^= 255
     assert reason_of(bytes(broken)) in ("truncated", "unreadable")
     assert reason_of("naïve – ü\n".encode()) == "text"
-    assert reason_of(png[:8] + bytes(40)) == "unreadable" and "like PNG" in str(
-        pytest.raises(ImageError, read_rgb, png[:8]).value
-    )
+    assert reason_of(png[:8] + bytes(40)) == "unreadable"
+    assert "like PNG" in str(pytest.raises(ImageError, read_rgb, png[:8]).value)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,9 @@ def test_random_damage_never_raises_anything_else():
                 )
             except ImageError:
                 continue
-            assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
+            assert rgb.dtype == np.uint8
+            assert rgb.ndim == 3
+            assert rgb.shape[2] == 3
 
 
 # endregion
@@ -508,9 +510,10 @@ def test_files_that_broke_pillow():
         try:
             small = read_rgb(data, min_side=1, long_side=50).shape
             rgb, reason = read_rgb(data, min_side=1), ""
-            assert (
-                rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and max(small) <= 50
-            )
+            assert rgb.dtype == np.uint8
+            assert rgb.ndim == 3
+            assert rgb.shape[2] == 3
+            assert max(small) <= 50
         except ImageError as error:
             reason = error.reason
         assert time.perf_counter() - begin < 2, row["file"]

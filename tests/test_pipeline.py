@@ -1,9 +1,10 @@
-"""The whole line as a person types it: raw folders in, predictions out, each stage a command that
+"""The pipeline as a person types it: raw folders in, predictions out, each stage a command that
 reads only files."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny_data
-from conftest import ROOT
+from conftest import ROOT, run
 
 
 def command(*argv: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -26,75 +27,60 @@ def stage(script: str, *flags: object) -> str:
     return done.stdout
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.smoke
+def test_the_pipeline_in_one_process(exported, tmp_path, capsys):
+    """01 to 03 ran for the fixture; 04 answers every test photo."""
+    photos, predictions = exported.data / "test", tmp_path / "predictions.csv"
+    assert (
+        run("04_serve", "--exports", exported.exports, "--predict", photos, "--output", predictions)
+        == 0
+    )
+    rows = rows_of(predictions)
+    assert len(rows) == len(list(photos.rglob("*.jpg")))
+    assert {row["decision"] for row in rows} <= {"answered", "rolled_up", "rejected"}
+    report = json.loads((exported.exports / "report.json").read_text(encoding="utf-8"))
+    assert report["test"]["n"] == len(rows)
+
+
 def test_raw_photos_to_predictions(tmp_path):
-    raw, things = (
-        tiny_data.make_raw(tmp_path / "raw", each=8),
-        tiny_data.make_strangers(tmp_path / "things"),
-    )
-    data, checkpoints, exports = (
-        tmp_path / "data" / "organized",
-        tmp_path / "checkpoints",
-        tmp_path / "exports",
-    )
+    raw = tiny_data.make_raw(tmp_path / "raw", each=8)
+    things = tiny_data.make_strangers(tmp_path / "things")
+    data, checkpoints = tmp_path / "data" / "organized", tmp_path / "checkpoints"
+    where, exports = ["--data", data, "--checkpoints", checkpoints], tmp_path / "exports"
     told = stage("01_reorganize.py", raw, "--not-plants", things, "--output", data, "--workers", 2)
     assert "next: python 02a_train_species.py" in told
-    species = [
-        *tiny_data.SPECIES,
-        "--species-finetune-epochs",
-        1,
-        "--species-final-epochs",
-        0,
-        "--workers",
-        2,
-    ]
-    told = stage("02a_train_species.py", "--data", data, "--checkpoints", checkpoints, *species)
+    short = ["--species-finetune-epochs", 1, "--species-final-epochs", 0, "--workers", 2]
+    told = stage("02a_train_species.py", *where, *tiny_data.SPECIES, *short)
     assert "next: python 02b_train_disease.py" in told
-    disease = [*tiny_data.DISEASE, "--disease-boost-epochs", 0, "--joint-epochs", 1]
-    told = stage("02b_train_disease.py", "--data", data, "--checkpoints", checkpoints, *disease)
+    short = ["--disease-boost-epochs", 0, "--joint-epochs", 1]
+    told = stage("02b_train_disease.py", *where, *tiny_data.DISEASE, *short)
     assert "next: python 03_export.py" in told
-    told = stage("03_export.py", "--data", data, "--checkpoints", checkpoints, "--output", exports)
-    assert "next: python 04_serve.py" in told and "species top-1" in told
-    photos = sorted((data / "test").rglob("*.jpg"))
+    told = stage("03_export.py", *where, "--output", exports)
+    assert "next: python 04_serve.py" in told
+    assert "species top-1" in told
+    photos, more = data / "test", raw / "corn healthy"
     predictions = tmp_path / "predictions.csv"
-    stage(
-        "04_serve.py",
-        "--exports",
-        exports,
-        "--predict",
-        data / "test",
-        raw / "corn healthy",
-        "--output",
-        predictions,
-    )
-    with predictions.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(photos) + 8
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "checkpoints",
-        "data",
-        "exports",
-        "predictions.csv",
-        "raw",
-        "things",
-    ]
+    stage("04_serve.py", "--exports", exports, "--predict", photos, more, "--output", predictions)
+    assert len(rows_of(predictions)) == len(list(photos.rglob("*.jpg"))) + 8
+    written = {"checkpoints", "data", "exports", "predictions.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "things", *written}
 
 
 def test_run_all_shows_its_commands(tmp_path):
     """--dry-run names every stage with flags that the scripts know, and runs nothing."""
     raw = tiny_data.make_raw(tmp_path / "raw", each=1)
+    asked = [raw, "--work", tmp_path / "work", "--dry-run"]
+    flags = ["--recipe", "two_core", "--organize", "--near 4", "--train", "--seed 3"]
     done = command(
         "bash",
         ROOT / "run_all.sh",
-        raw,
-        "--work",
-        tmp_path / "work",
-        "--recipe",
-        "two_core",
-        "--dry-run",
-        "--organize",
-        "--near 4",
-        "--train",
-        "--seed 3",
+        *asked,
+        *flags,
         "--not-plants",
         raw / "corn healthy",
         cwd=tmp_path,
@@ -110,33 +96,28 @@ def test_run_all_shows_its_commands(tmp_path):
         "03_export.py",
         "04_serve.py",
     ]
-    assert (
-        "--recipe light_two_core" in lines[3]
-        and "--weights auto" in lines[3]
-        and all("--teacher" in line for line in lines[3:5])
-    )
-    assert "checkpoints/light" in lines[4] and "--browser" in lines[5]
-    plain = command(
-        "bash",
-        ROOT / "run_all.sh",
-        raw,
-        "--work",
-        tmp_path / "work",
-        "--no-browser",
-        "--dry-run",
-        cwd=tmp_path,
-    )
-    assert "light" not in plain.stdout and "--browser" not in plain.stdout
-    assert (
-        "--near 4" in lines[0]
-        and "--not-plants" in lines[0]
-        and "--seed 3" in lines[1]
-        and "--seed 3" in lines[2]
-    )
-    assert "--recipe two_core" in lines[1] and "--recipe" not in lines[2]
-    assert not list((tmp_path / "work").rglob("*")) if (tmp_path / "work").exists() else True
+    organize, species, disease, light_species, light_disease, export, _ = lines
+    assert "--near 4" in organize
+    assert "--not-plants" in organize
+    assert "--seed 3" in species
+    assert "--seed 3" in disease
+    assert "--recipe two_core" in species
+    assert "--recipe" not in disease
+    assert "--recipe light_two_core" in light_species
+    assert "--weights auto" in light_species
+    assert "--teacher" in light_species
+    assert "--teacher" in light_disease
+    assert "checkpoints/light" in light_disease
+    assert "--browser" in export
+    plain = command("bash", ROOT / "run_all.sh", *asked, "--no-browser", cwd=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    assert "03_export.py" in plain.stdout
+    assert "light" not in plain.stdout
+    assert "--browser" not in plain.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -148,13 +129,17 @@ def test_run_all_shows_its_commands(tmp_path):
 )
 def test_mistakes_of_run_all(argv, words, tmp_path):
     done = command("bash", ROOT / "run_all.sh", *argv, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and words in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.smoke
 def test_run_all_helps(tmp_path):
     done = command("bash", ROOT / "run_all.sh", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and all(
-        flag in done.stdout for flag in ("--work", "--recipe", "--weights", "--dry-run", "test")
-    )
+    assert done.returncode == 0
+    for flag in ("--work", "--recipe", "--weights", "--dry-run", "test"):
+        assert flag in done.stdout
+    assert "pipefail" not in done.stdout, "the text, and not the code below it"
     assert os.access(ROOT / "run_all.sh", os.X_OK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     export_plots.scores(panels, folder / "scores.png")
     if result.get("browser"):
         export_plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")
+
+
+if __name__ == "__main__":  # python -m common.export.report exports/report.json
+    print(report_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

@@ -86,9 +86,8 @@ def test_a_turned_view_equals_the_slow_reference(mirror, degrees):
         warp(picture, box, 24, mirror, degrees),
         slow_warp(picture, box, 24, mirror, degrees, "reflect"),
     )
-    assert (
-        np.abs(got - want).max() <= 6 and np.abs(got - want).mean() < 1.0
-    )  # OpenCV counts in 1/32 px
+    assert np.abs(got - want).max() <= 6
+    assert np.abs(got - want).mean() < 1.0  # OpenCV counts in 1/32 px
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -117,11 +116,16 @@ def test_crops_keep_to_area_ratio_and_picture():
     rng, areas, ratios = np.random.default_rng(0), [], []
     for _ in range(2000):
         x, y, w, h = augment._draw_crop(300, 300, LEVELS["full"], rng)
-        assert 0 <= x and x + w <= 300 + 1e-9 and 0 <= y and y + h <= 300 + 1e-9
+        assert 0 <= x
+        assert x + w <= 300 + 1e-9
+        assert 0 <= y
+        assert y + h <= 300 + 1e-9
         areas.append(w * h / 90_000)
         ratios.append(w / h)
-    assert 0.6 <= min(areas) < 0.62 and 0.9 < max(areas) <= 1.0
-    assert 0.75 <= min(ratios) < 0.78 and 1.3 < max(ratios) <= 1.3301
+    assert 0.6 <= min(areas) < 0.62
+    assert 0.9 < max(areas) <= 1.0
+    assert 0.75 <= min(ratios) < 0.78
+    assert 1.3 < max(ratios) <= 1.3301
     assert augment._draw_crop(1000, 10, LEVELS["full"], rng) == (0.0, 0.0, 1000.0, 10.0), (
         "no crop of that shape fits"
     )
@@ -302,17 +306,17 @@ def test_drawn_colours_fill_their_ranges(monkeypatch):
         augment._draw_colours(grey, level, rng)
     gain, offset, chroma, turn = np.array(seen).T
     lively = chroma[chroma > 0]
-    assert 0.25 == pytest.approx(np.mean(chroma == 0), abs=0.03) and 0.8 == pytest.approx(
-        np.mean(turn != 0), abs=0.03
-    )
-    assert 0.7 <= lively.min() < 0.705 and 1.295 < lively.max() <= 1.3
-    assert -0.1 <= turn.min() < -0.098 and 0.098 < turn.max() <= 0.1
-    assert 0.7 * 0.7 * 0.8 <= gain.min() < 0.5 and 1.6 < gain.max() <= 1.3 * 1.3 * 1.2
+    assert 0.25 == pytest.approx(np.mean(chroma == 0), abs=0.03)
+    assert 0.8 == pytest.approx(np.mean(turn != 0), abs=0.03)
+    assert 0.7 <= lively.min() < 0.705
+    assert 1.295 < lively.max() <= 1.3
+    assert -0.1 <= turn.min() < -0.098
+    assert 0.098 < turn.max() <= 0.1
+    assert 0.7 * 0.7 * 0.8 <= gain.min() < 0.5
+    assert 1.6 < gain.max() <= 1.3 * 1.3 * 1.2
     only_exposure = (turn == 0) & (gain != 1)
-    assert (
-        np.mean(only_exposure) == pytest.approx(0.1, abs=0.02)
-        and 48 < np.abs(offset[only_exposure]).max() <= 51
-    )
+    assert np.mean(only_exposure) == pytest.approx(0.1, abs=0.02)
+    assert 48 < np.abs(offset[only_exposure]).max() <= 51
 
 
 # endregion
@@ -330,7 +334,9 @@ def test_views_of_odd_sizes(width, height, size):
         view = train_view(
             jpeg(photo(width, height)), width, height, recipe, np.random.default_rng(seed)
         )
-        assert view.shape == (size, size, 3) and view.dtype == np.uint8 and view.std() > 0
+        assert view.shape == (size, size, 3)
+        assert view.dtype == np.uint8
+        assert view.std() > 0
 
 
 def views(order: list[int]) -> dict[int, bytes]:
@@ -428,7 +434,5 @@ def test_pillow_reads_the_same_pixels_as_the_decoder():
     data = jpeg(photo(64, 48))
     mine = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     theirs = np.array(Image.open(io.BytesIO(data)))
-    assert (
-        np.abs(mine.astype(int) - theirs).max() <= 6
-        and np.abs(mine.astype(int) - theirs).mean() < 0.5
-    )
+    assert np.abs(mine.astype(int) - theirs).max() <= 6
+    assert np.abs(mine.astype(int) - theirs).mean() < 0.5

@@ -38,7 +38,9 @@ def test_there_and_back(model, saved):
     images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(model(images)[1], again(images)[1])
-    assert not again.training and again.tree == TREE and list(saved.parent.iterdir()) == [saved]
+    assert not again.training
+    assert again.tree == TREE
+    assert list(saved.parent.iterdir()) == [saved]
     assert checkpoint.weights_hash(payload) == checkpoint.weights_hash(
         checkpoint.describe_model(again)
     )
@@ -71,7 +73,8 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(saved, {"tree": {}})
-    assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_full_disk(model, tmp_path):
@@ -177,10 +180,8 @@ def test_backbone_weights(model, saved, tmp_path, refused):
 
 
 def test_best(tmp_path):
-    assert (
-        checkpoint.find_best(tmp_path) is None
-        and checkpoint.find_best(tmp_path / "nowhere") is None
-    )
+    assert checkpoint.find_best(tmp_path) is None
+    assert checkpoint.find_best(tmp_path / "nowhere") is None
     for name in ("epoch=02-best.pt", "epoch=10-best.pt", "epoch=10.pt", "epoch=10-best.pt.tmp"):
         (tmp_path / name).touch()
     assert checkpoint.find_best(tmp_path).name == "epoch=10-best.pt"

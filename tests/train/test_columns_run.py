@@ -58,15 +58,12 @@ def test_a_flat_column_learns_all_classes_of_hierarchical_data(organized, tmp_pa
     )
     payload = checkpoint.load(checkpoint.find_best(tmp_path / "species_only"))
     model = checkpoint.build_model(payload)
-    assert (
-        model.flat
-        and model.species_head is None
-        and payload["recipe"]["source"] == recipes.get(name).source
-    )
+    assert model.flat
+    assert model.species_head is None
+    assert payload["recipe"]["source"] == recipes.get(name).source
     rows = rows_of(tmp_path / "species_only")
-    assert [row["phase"][:2] for row in rows] == ["A1", "A2", "A3"] and all(
-        row["train_loss"] > 0 for row in rows
-    )
+    assert [row["phase"][:2] for row in rows] == ["A1", "A2", "A3"]
+    assert all(row["train_loss"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("name", ["hierarchical", "foliar", "two_core", "light"])
@@ -87,10 +84,8 @@ def test_a_hierarchical_column_runs_both_stages(organized, tmp_path, capfd, name
         checkpoint.load(checkpoint.find_best(tmp_path / "hierarchical_full"))["identity"]["recipe"]
         == name
     )
-    assert (
-        "cached features: 2 views" in capfd.readouterr().out
-        and not (tmp_path / "disease_heads" / "features").exists()
-    )
+    assert "cached features: 2 views" in capfd.readouterr().out
+    assert not (tmp_path / "disease_heads" / "features").exists()
 
 
 def test_a_flat_column_on_flat_data_goes_through_to_an_export(tmp_path, capsys):
@@ -127,7 +122,8 @@ def test_a_flat_column_on_flat_data_goes_through_to_an_export(tmp_path, capsys):
         == 0
     )
     report = json.loads((tmp_path / "exports" / "report.json").read_text())
-    assert report["test"]["top1_agreement"] >= 0.99 and report["data"]["classes"] == 7
+    assert report["test"]["top1_agreement"] >= 0.99
+    assert report["data"]["classes"] == 7
 
 
 @pytest.mark.parametrize("tail", ["lws", "tau"])
@@ -145,6 +141,7 @@ def test_heads_are_rescaled_for_rare_classes_once(organized, tmp_path, capfd, ta
     assert run("02a_train_species", *where, *SMALL) == 0
     assert f"tail {tail}: macro F1 on val" in capfd.readouterr().out
     best = checkpoint.load(checkpoint.find_best(tmp_path / "species_only"))
-    assert best["rescaled"] == tail and not (tmp_path / "species_only" / "features").exists()
+    assert best["rescaled"] == tail
+    assert not (tmp_path / "species_only" / "features").exists()
     assert run("02a_train_species", *where, *SMALL) == 0
     assert "macro F1 on val" not in capfd.readouterr().out, "not twice"

@@ -68,9 +68,8 @@ def test_blur_equals_the_slow_reference(place, kernel):
 def test_noise_is_normal_and_its_own_in_every_value(std):
     grey = np.full((160, 160, 3), 128, np.uint8)
     noise = gaussian_noise(grey, std, np.random.default_rng(0)).astype(float) - 128
-    assert noise.mean() == pytest.approx(0, abs=0.1) and noise.std() == pytest.approx(
-        math.hypot(std, 12**-0.5), rel=0.02
-    )
+    assert noise.mean() == pytest.approx(0, abs=0.1)
+    assert noise.std() == pytest.approx(math.hypot(std, 12**-0.5), rel=0.02)
     shares = [np.mean(np.abs(noise) > k * std + 0.5) for k in (1, 2, 3)]
     for k, share in enumerate(shares, 1):
         edge = (math.floor(k * std + 0.5) + 0.5) / std  # noise is whole numbers
@@ -98,9 +97,8 @@ def test_noise_for_pictures_larger_than_the_bank():
 @pytest.mark.parametrize("mean", [0.0, 0.3, 3.0, 20.0, 40.0])
 def test_poisson_quantiles(mean):
     counts = poisson_quantiles(mean)
-    assert counts.mean() == pytest.approx(
-        mean, rel=0.01, abs=0.01
-    ) and counts.var() == pytest.approx(mean, rel=0.04, abs=0.01)
+    assert counts.mean() == pytest.approx(mean, rel=0.01, abs=0.01)
+    assert counts.var() == pytest.approx(mean, rel=0.04, abs=0.01)
     for k in range(60):
         chance = math.exp(-mean) * mean**k / math.factorial(k)
         assert np.mean(counts == k) == pytest.approx(chance, abs=1.01 / 256)
@@ -152,7 +150,8 @@ def test_recompression_equals_pillows(quality):
     Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     want = np.array(Image.open(buffer)).astype(int)
     got = recompress(rgb, quality)
-    assert np.abs(got - want).mean() < 1.0 and np.abs(got - want).max() <= 16
+    assert np.abs(got - want).mean() < 1.0
+    assert np.abs(got - want).max() <= 16
     assert np.abs(got - rgb.astype(int)).mean() > 0.3
 
 
@@ -169,7 +168,8 @@ def test_a_shadow_halves_the_light_within_its_corners():
     assert np.abs(got[inside > 4] - rgb[inside > 4] / 2).max() <= 0.5
     np.testing.assert_array_equal(got[inside < -5], rgb[inside < -5])
     edge = np.abs(inside) < 1
-    assert (got[edge] <= rgb[edge]).all() and (got[edge] >= rgb[edge] / 2 - 0.5).all()
+    assert (got[edge] <= rgb[edge]).all()
+    assert (got[edge] >= rgb[edge] / 2 - 0.5).all()
 
 
 def test_two_shadows_do_not_add_up():
@@ -220,19 +220,19 @@ def test_holes_keep_to_their_ranges_and_to_the_picture():
     for seed in range(300):
         hidden = camera_faults(white, level, 0.0, np.random.default_rng(seed))[..., 0] == 128
         rows, columns = np.flatnonzero(hidden.any(1)), np.flatnonzero(hidden.any(0))
-        assert (
-            10 <= len(rows) <= 30
-            and 10 <= len(columns) <= 30
-            and hidden.sum() == len(rows) * len(columns)
-        )
+        assert 10 <= len(rows) <= 30
+        assert 10 <= len(columns) <= 30
+        assert hidden.sum() == len(rows) * len(columns)
         areas.append((rows[0], columns[0]))
-    assert np.min(areas) < 5 and np.max(areas) > 165
+    assert np.min(areas) < 5
+    assert np.max(areas) > 165
     level = replace(NONE, dropout_p=1.0, dropout_holes=(2, 8))
     shares = [
         (camera_faults(white, level, 0.0, np.random.default_rng(i)) == 128).mean()
         for i in range(200)
     ]
-    assert 2 * 0.05**2 * 0.5 < min(shares) and 0.07 < max(shares) < 8 * 0.15**2
+    assert 2 * 0.05**2 * 0.5 < min(shares)
+    assert 0.07 < max(shares) < 8 * 0.15**2
 
 
 # endregion
@@ -289,19 +289,21 @@ def test_drawn_parameters_fill_their_ranges(monkeypatch):
         ([unit for unit, *_ in seen["grid_mask"]], 0.43, 1.0),
     ]:
         slack = 0.01 * (high - low)
-        assert (
-            low - 1e-6 <= min(values) <= low + slack and high - slack <= max(values) <= high + 1e-6
-        )
+        assert low - 1e-6 <= min(values) <= low + slack
+        assert high - slack <= max(values) <= high + 1e-6
     assert {len(polygons) for (polygons,) in seen["shadow"]} == {1, 2}
     assert {corners.shape for (polygons,) in seen["shadow"] for corners in polygons} == {(4, 2)}
     corners = np.concatenate([np.concatenate(polygons) for (polygons,) in seen["shadow"]])
-    assert 0 <= corners.min() < 0.1 and 7.9 < corners.max() < 8
+    assert 0 <= corners.min() < 0.1
+    assert 7.9 < corners.max() < 8
 
 
 def test_whole_numbers_are_drawn_evenly():
     rng = np.random.default_rng(0)
     counts = np.bincount([corruptions.whole(2, 4, rng) for _ in range(3000)])
-    assert (counts[:2] == 0).all() and len(counts) == 5 and (abs(counts[2:] - 1000) < 120).all()
+    assert (counts[:2] == 0).all()
+    assert len(counts) == 5
+    assert (abs(counts[2:] - 1000) < 120).all()
 
 
 # endregion

@@ -31,11 +31,6 @@ from common.train.dataset import (
 RECIPE = replace(recipes.get("demo"), image_size=32, batch_size=8)
 
 
-@pytest.fixture(scope="module")
-def data(organized):
-    return load_organized(organized)
-
-
 def rows_of(manifest: Path) -> list[dict[str, str]]:
     with manifest.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -77,12 +72,10 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert batches(at(2)) == batches(at(2)) != batches(at(3))
     assert batches(at(2)) != batches(at(2, seed=4))
     pictures = [i for batch in at(2) for _, _, i in batch]
-    assert len(at(2)) == 6 and len(pictures) == 48 == len(set(pictures)), (
-        "each once, the last partial batch dropped"
-    )
-    assert [p for batch in at(2) for _, p, _ in batch] == list(range(48)) and {
-        e for b in at(2) for e, _, _ in b
-    } == {2}
+    assert len(at(2)) == 6, "each once, the last partial batch dropped"
+    assert len(pictures) == 48 == len(set(pictures)), "each once, the last partial batch dropped"
+    assert [p for batch in at(2) for _, p, _ in batch] == list(range(48))
+    assert {e for b in at(2) for e, _, _ in b} == {2}
 
 
 @pytest.mark.parametrize("weights", [None, np.arange(50.0)])
@@ -141,22 +134,26 @@ def test_boosted_rare_classes_fill_at_least_their_share(data):
 
 
 def test_index(data, organized):
-    assert sum(map(len, data.splits.values())) == 70 and list(data.splits) == [
+    assert sum(map(len, data.splits.values())) == 70
+    assert list(data.splits) == [
         "train",
         "val",
         "test",
     ]
-    assert data.class_sizes.tolist() == [10] * 7 and data.long_side == 512
+    assert data.class_sizes.tolist() == [10] * 7
+    assert data.long_side == 512
     for split in data.splits.values():
         for i in range(len(split)):
             species, disease = data.tree.pair(int(split.class_idx[i]))
-            assert split.path(i).is_file() and split.path(i).parts[-3:-1] == (species, disease)
+            assert split.path(i).is_file()
+            assert split.path(i).parts[-3:-1] == (species, disease)
 
 
 def test_eval_views_are_what_is_served(data):
     split = data.splits["val"]
     views, class_idx = next(iter(make_loader(EvalViews(split, 32), 0)))
-    assert views.dtype == torch.uint8 and class_idx.tolist() == split.class_idx.tolist()
+    assert views.dtype == torch.uint8
+    assert class_idx.tolist() == split.class_idx.tolist()
     assert len(views) == len(split) >= 7
     for i in range(len(split)):
         np.testing.assert_array_equal(
@@ -166,44 +163,37 @@ def test_eval_views_are_what_is_served(data):
 
 def test_a_shard_data_set_is_the_same_data_set(data, sharded):
     other = load_organized(sharded)
-    assert (
-        other.tree == data.tree
-        and not list(sharded.glob("t*/*/*"))
-        and other.manifest_hash != data.manifest_hash
-    )
+    assert other.tree == data.tree
+    assert not list(sharded.glob("t*/*/*"))
+    assert other.manifest_hash != data.manifest_hash
     for name, split in data.splits.items():
         theirs = other.splits[name]
         for column in ("class_idx", "width", "height", "size"):
             np.testing.assert_array_equal(
                 getattr(theirs, column), getattr(split, column), err_msg=f"{name} {column}"
             )
-        assert (
-            len(theirs.ends) == len(list((sharded / name).iterdir())) > 1
-            and (split.offset == -1).all()
-        )
+        assert len(theirs.ends) == len(list((sharded / name).iterdir())) > 1
+        assert (split.offset == -1).all()
         for i in range(len(split)):
             assert theirs.read(i) == split.read(i) == split.path(i).read_bytes()
-            assert theirs.path(i).parent == sharded / name and theirs.path(i).suffix == ".tar"
+            assert theirs.path(i).parent == sharded / name
+            assert theirs.path(i).suffix == ".tar"
 
 
 def test_shards_are_opened_once_and_not_too_many(sharded, monkeypatch):
     split = load_organized(sharded).splits["train"]
     want = [split.read(i) for i in range(len(split))]
     held = dict(split._shards)
-    assert (
-        [split.read(i) for i in range(len(split))] == want
-        and split._shards == held
-        and len(held) == len(split.ends) >= 4
-    )
+    assert [split.read(i) for i in range(len(split))] == want
+    assert split._shards == held
+    assert len(held) == len(split.ends) >= 4
     del held
     monkeypatch.setattr(dataset, "OPEN_SHARDS", 2)
     few, held = load_organized(sharded).splits["train"], len(os.listdir("/dev/fd"))
     for i in np.random.default_rng(0).integers(0, len(split), 200).tolist():
-        assert (
-            few.read(i) == want[i]
-            and len(few._shards) <= 2
-            and len(os.listdir("/dev/fd")) <= held + 2
-        )
+        assert few.read(i) == want[i]
+        assert len(few._shards) <= 2
+        assert len(os.listdir("/dev/fd")) <= held + 2
     del few, split
     assert len(os.listdir("/dev/fd")) <= held - 4, "closed with their split"
 
@@ -214,7 +204,8 @@ def test_a_spawned_worker_opens_its_own_shards(sharded):
     sent = pickle.dumps(TrainViews(split, RECIPE, 5))
     del split
     again = pickle.loads(sent).split
-    assert not again._shards and [again.read(i) for i in range(len(again))] == want
+    assert not again._shards
+    assert [again.read(i) for i in range(len(again))] == want
 
 
 def epoch_of(data, workers: int, step: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -227,11 +218,9 @@ def epoch_of(data, workers: int, step: int = 0) -> list[tuple[torch.Tensor, torc
 def test_any_number_of_workers_gives_the_same_batches(data, sharded):
     alone, shards = epoch_of(data, 0), load_organized(sharded)
     steps = len(data.splits["train"]) // 8
-    assert (
-        len(alone) == steps > 4
-        and alone[0][0].shape == (8, 32, 32, 3)
-        and alone[0][0].dtype == torch.uint8
-    )
+    assert len(alone) == steps > 4
+    assert alone[0][0].shape == (8, 32, 32, 3)
+    assert alone[0][0].dtype == torch.uint8
     for source, workers, step in (
         (data, 1, 0),
         (data, 2, 0),
@@ -243,9 +232,8 @@ def test_any_number_of_workers_gives_the_same_batches(data, sharded):
         again = epoch_of(source, workers, step)  # the last forks with all shards open
         assert len(again) == steps - step
         for (a, x), (b, y) in zip(alone[step:], again, strict=True):
-            assert torch.equal(a, b) and torch.equal(x, y), (
-                f"{workers} workers from step {step} of {source.root}"
-            )
+            assert torch.equal(a, b), f"{workers} workers from step {step} of {source.root}"
+            assert torch.equal(x, y), f"{workers} workers from step {step} of {source.root}"
 
 
 def test_training_on_shards_ends_with_the_same_weights(organized, sharded, tmp_path):
@@ -267,23 +255,19 @@ def test_training_on_shards_ends_with_the_same_weights(organized, sharded, tmp_p
         )
         ends.append(torch.load(tmp_path / name / "species_only" / "last.pt", weights_only=True))
     files, shards = (end["model"] for end in ends)
-    assert list(files) == list(shards) and all(
-        torch.equal(files[key], shards[key]) for key in files
-    )
+    assert list(files) == list(shards)
+    assert all(torch.equal(files[key], shards[key]) for key in files)
     same = set(ends[0]["metrics"]) - {"seconds", "wait_share", "images_per_second"}
-    assert len(same) > 10 and all(
-        ends[0]["metrics"][key] == ends[1]["metrics"][key] for key in same
-    )
+    assert len(same) > 10
+    assert all(ends[0]["metrics"][key] == ends[1]["metrics"][key] for key in same)
 
 
 def test_the_same_picture_is_drawn_anew_at_another_place(data):
     views = TrainViews(data.splits["train"], RECIPE, 5)
     one, two, three = (views[item][0] for item in ((0, 0, 4), (0, 1, 4), (1, 0, 4)))
-    assert (
-        not torch.equal(one, two)
-        and not torch.equal(one, three)
-        and torch.equal(one, views[0, 0, 4][0])
-    )
+    assert not torch.equal(one, two)
+    assert not torch.equal(one, three)
+    assert torch.equal(one, views[0, 0, 4][0])
 
 
 def test_a_file_that_broke_is_replaced_with_a_warning(copy, capfd):
@@ -293,12 +277,12 @@ def test_a_file_that_broke_is_replaced_with_a_warning(copy, capfd):
     split.path(2).write_bytes(b"broken")
     split.path(len(split) - 1).unlink()
     got = views[0, 7, 2]
-    assert torch.equal(got[0], want[0]) and got[1] == want[1] == split.class_idx[3], (
-        "the next picture, with its own label"
-    )
+    assert torch.equal(got[0], want[0]), "the next picture, with its own label"
+    assert got[1] == want[1] == split.class_idx[3], "the next picture, with its own label"
     assert views[0, 7, len(split) - 1][1] == split.class_idx[0], "after the last comes the first"
     told = capfd.readouterr().err
-    assert str(split.path(2)) in told and str(split.path(len(split) - 1)) in told
+    assert str(split.path(2)) in told
+    assert str(split.path(len(split) - 1)) in told
     for i in range(len(split)):
         split.path(i).unlink(missing_ok=True)
     with pytest.raises(RuntimeError, match="still complete"):
@@ -316,12 +300,11 @@ def test_a_shard_that_broke_is_named_with_the_place(sharded, tmp_path, capfd):
     want = views[0, 7, stays]
     os.truncate(split.path(last), int(split.offset[last]) + 100)
     got = views[0, 7, last]
-    assert got[1] == split.class_idx[stays] and torch.equal(got[0], want[0])
+    assert got[1] == split.class_idx[stays]
+    assert torch.equal(got[0], want[0])
     told = capfd.readouterr().err
-    assert (
-        f"{split.path(last)} at byte {split.offset[last]} cannot be read (the shard ends" in told
-        and "01_reorganize.py" in told
-    )
+    assert f"{split.path(last)} at byte {split.offset[last]} cannot be read (the shard ends" in told
+    assert "01_reorganize.py" in told
     assert split.file[stays] != split.file[last], "the test needs its neighbour elsewhere"
 
 

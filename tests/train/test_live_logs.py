@@ -15,9 +15,8 @@ from common.train.live_logs import MemoryLog, memory_now, open_live_log
 
 def test_memory_counts_children_and_gpu(monkeypatch):
     before = memory_now()
-    assert 5 < before["ram_mb"] <= before["ram_peak_mb"] and (
-        before["gpu_allocated_mb"] is None or before["gpu_allocated_mb"] >= 0
-    )
+    assert 5 < before["ram_mb"] <= before["ram_peak_mb"]
+    assert before["gpu_allocated_mb"] is None or before["gpu_allocated_mb"] >= 0
     child = subprocess.Popen(
         [
             sys.executable,
@@ -65,7 +64,9 @@ def test_the_memory_log_goes_on_after_a_kill(tmp_path):
     for epoch in range(30):
         again.note(f"epoch {epoch}")
     shown = again.table(most=6).splitlines()
-    assert len(shown) == 2 + 7 and "..." in shown[5] and "epoch 29" in shown[-1]
+    assert len(shown) == 2 + 7
+    assert "..." in shown[5]
+    assert "epoch 29" in shown[-1]
     MemoryLog(tmp_path / "run", fresh=True).note("anew")
     assert len(MemoryLog(tmp_path / "run").table().splitlines()) == 3
 
@@ -112,7 +113,8 @@ def test_without_tensorboard_there_is_silence(tmp_path, monkeypatch, capfd):
     log = open_live_log(tmp_path)
     log.write({"train_loss": 1.0}, 1)
     log.close()
-    assert list(tmp_path.iterdir()) == [] and capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_rows_become_scalars(tmp_path, tensorboard):
@@ -144,7 +146,8 @@ def test_rows_become_scalars(tmp_path, tensorboard):
     log.close()
     log.close()
     log.write({"train_loss": 1.0}, 3)
-    assert tensorboard[0].closed and ("loss/train_loss", 3) not in tensorboard[0].seen
+    assert tensorboard[0].closed
+    assert ("loss/train_loss", 3) not in tensorboard[0].seen
 
 
 def test_a_run_anew_forgets_the_events_and_one_that_goes_on_hides_the_lost(tmp_path, tensorboard):
@@ -156,9 +159,12 @@ def test_a_run_anew_forgets_the_events_and_one_that_goes_on_hides_the_lost(tmp_p
     old.write_text("")
     mine.write_text("")
     open_live_log(tmp_path, first_epoch=3)
-    assert old.exists() and tensorboard[-1].purge_step == 4
+    assert old.exists()
+    assert tensorboard[-1].purge_step == 4
     open_live_log(tmp_path)
-    assert not old.exists() and mine.exists() and tensorboard[-1].purge_step is None
+    assert not old.exists()
+    assert mine.exists()
+    assert tensorboard[-1].purge_step is None
 
 
 def test_a_live_log_that_fails_does_not_stop_the_run(tmp_path, tensorboard, capfd):
@@ -166,7 +172,9 @@ def test_a_live_log_that_fails_does_not_stop_the_run(tmp_path, tensorboard, capf
     log.write({"broken": 1.0}, 1)
     log.write({"train_loss": 1.0}, 2)
     told = capfd.readouterr().err
-    assert told.count("given up") == 1 and "disk is full" in told and tensorboard[0].closed
+    assert told.count("given up") == 1
+    assert "disk is full" in told
+    assert tensorboard[0].closed
 
 
 # endregion

@@ -91,7 +91,8 @@ def test_summary_equals_the_naive_one():
     assert set(got) == set(want)
     for key in want:
         assert got[key] == pytest.approx(want[key], rel=1e-5), key
-    assert 0.2 < got["cascade_top1"] < 0.9 and got["disease_top1"] < got["disease_top3"] < 1
+    assert 0.2 < got["cascade_top1"] < 0.9
+    assert got["disease_top1"] < got["disease_top3"] < 1
 
 
 def test_batches_join_to_the_whole():
@@ -150,20 +151,14 @@ def test_budget_and_decisions_by_counting():
             ("species_head_only", own != s and species == s),
         ):
             counted[name] = counted.get(name, 0) + int(is_so)
-    assert (
-        budget == {**counted, "n": 200}
-        and budget["wrong"] == budget["species_errors"] + budget["disease_errors"]
-    )
+    assert budget == {**counted, "n": 200}
+    assert budget["wrong"] == budget["species_errors"] + budget["disease_errors"]
     assert min(budget.values()) > 0, "every kind of error occurs in this test"
     summary, ways = summarise(judged, TREE, np.full(7, 9)), decision_figures(judged, TREE)
-    assert (
-        ways["joint"]["class"] == summary["cascade_top1"]
-        and ways["joint"]["macro_f1"] == summary["macro_f1"]
-    )
-    assert (
-        ways["routed"]["class"] == summary["routed_top1"]
-        and ways["routed"]["species"] == summary["species_top1"]
-    )
+    assert ways["joint"]["class"] == summary["cascade_top1"]
+    assert ways["joint"]["macro_f1"] == summary["macro_f1"]
+    assert ways["routed"]["class"] == summary["routed_top1"]
+    assert ways["routed"]["species"] == summary["species_top1"]
     assert ways["joint"]["species"] == 1 - budget["species_errors"] / 200
     assert ways["flat"]["class"] == (probabilities.argmin(1) == class_idx).mean()
     assert ways["routed"]["class"] - ways["joint"]["class"] == pytest.approx(
@@ -188,10 +183,10 @@ def test_class_figures_by_counting():
             figures.recall[c], (mine & said).sum() / mine.sum() if mine.any() else np.nan
         )
         wrong = np.bincount(judged.joint[mine & ~said], minlength=7)
-        assert figures.taken[c] == wrong.max() and figures.taken_for[c] == (
-            wrong.argmax() if wrong.any() else -1
-        )
-    assert figures.taken_for[6] == -1 and np.isnan(figures.f1[6])
+        assert figures.taken[c] == wrong.max()
+        assert figures.taken_for[c] == (wrong.argmax() if wrong.any() else -1)
+    assert figures.taken_for[6] == -1
+    assert np.isnan(figures.f1[6])
     sizes = np.array([100, 80, 81, 20, 500, 80, 3])
     rare = tail_f1(judged, TREE, sizes)
     assert rare == {TREE.class_name(i): pytest.approx(figures.f1[i]) for i in (1, 3, 5)}
@@ -199,7 +194,8 @@ def test_class_figures_by_counting():
 
 def test_confused_pairs_come_most_frequent_first():
     pairs, counts = confused_pairs(np.array([3, 0, 1, 3, 3, 2]), np.array([1, 9, 1, 1, 0, 0]))
-    assert pairs.tolist() == [[3, 1], [0, 9], [2, 0], [3, 0]] and counts.tolist() == [2, 1, 1, 1]
+    assert pairs.tolist() == [[3, 1], [0, 9], [2, 0], [3, 0]]
+    assert counts.tolist() == [2, 1, 1, 1]
     assert len(confused_pairs(np.arange(3), np.arange(3))[0]) == 0
 
 
@@ -217,17 +213,17 @@ def test_a_tree_without_diseases_and_an_empty_tail():
         flat,
         np.array([100, 100]),
     )
-    assert (
-        got["species_top1"] == got["cascade_top1"] == 0.5
-        and got["disease_top1"] == 1
-        and got["disease_nll"] == 0
-    )
-    assert math.isnan(got["tail_f1"]) and got["tail_classes"] == 0
+    assert got["species_top1"] == got["cascade_top1"] == 0.5
+    assert got["disease_top1"] == 1
+    assert got["disease_nll"] == 0
+    assert math.isnan(got["tail_f1"])
+    assert got["tail_classes"] == 0
 
 
 def test_impossible_pictures_have_finite_losses():
     judged = judge(np.array([[1.0, 0, 0, 0, 0, 0, 0]], np.float32), np.array([5]), TREE)
-    assert np.isfinite(judged.species_nll).all() and np.isfinite(judged.disease_nll).all()
+    assert np.isfinite(judged.species_nll).all()
+    assert np.isfinite(judged.disease_nll).all()
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -241,8 +237,6 @@ def test_auroc_counts_pairs(ties):
 
 
 def test_auroc_at_the_ends():
-    assert (
-        auroc(np.zeros(5), np.ones(4)) == 1
-        and auroc(np.ones(5), np.zeros(4)) == 0
-        and auroc(np.ones(5), np.ones(4)) == 0.5
-    )
+    assert auroc(np.zeros(5), np.ones(4)) == 1
+    assert auroc(np.ones(5), np.zeros(4)) == 0
+    assert auroc(np.ones(5), np.ones(4)) == 0.5

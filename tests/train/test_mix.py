@@ -19,7 +19,8 @@ def test_mix_shares_and_pixels():
     recipe, seen = replace(RECIPE, mix_share=1.0), set()
     for seed in range(60):
         mix = draw_mix(6, 20, recipe, np.random.default_rng(seed), torch.device("cpu"))
-        assert sorted(mix.partner.tolist()) == list(range(6)) and 0 <= mix.share <= 1
+        assert sorted(mix.partner.tolist()) == list(range(6))
+        assert 0 <= mix.share <= 1
         out = torch.cat([mix.apply(images, slice(0, 4)), mix.apply(images, slice(4, 6))])
         other = images[mix.partner]
         if mix.box is None:

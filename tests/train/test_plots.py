@@ -82,7 +82,8 @@ def test_curves_mark_phases_and_the_best_epoch(phases, tmp_path, drawn):
         assert sorted(upright) == sorted([*boundaries, best])
         assert axis.get_xlim() == (0.5, len(rows) + 0.5)
         ticks = [t for t in axis.get_xticks() if 1 <= t <= len(rows)]
-        assert 1 <= len(ticks) <= 14 and all(t == int(t) for t in ticks)
+        assert 1 <= len(ticks) <= 14
+        assert all(t == int(t) for t in ticks)
     assert all(name in drawn[0].get_suptitle() for name, _ in phases)
 
 
@@ -108,7 +109,8 @@ def test_a_small_matrix_names_all_and_shows_its_shares(tmp_path, drawn):
     judged, _ = outcomes(tree, 500)
     plots.confusion(judged, tree, tmp_path / "c.png", "test")
     axis = drawn[0].axes[0]
-    assert sorted(labels(axis)) == sorted(tree.species) and "test" in axis.get_title()
+    assert sorted(labels(axis)) == sorted(tree.species)
+    assert "test" in axis.get_title()
     shares = axis.images[0].get_array()
     np.testing.assert_allclose(shares.sum(1), 1)
     order = [tree.species.index(name) for name in labels(axis)]
@@ -134,16 +136,13 @@ def test_a_large_matrix_names_the_most_confused_alone(species, classes, tmp_path
     plots.confusion(judged, tree, tmp_path / "c.png")
     whole, zoom = drawn[0].axes[:2]
     shown = labels(zoom)
-    assert (
-        len(shown) == 24 and abs(shown.index("plant_7") - shown.index(f"plant_{species - 9}")) == 1
-    )
+    assert len(shown) == 24
+    assert abs(shown.index("plant_7") - shown.index(f"plant_{species - 9}")) == 1
     assert max(shown.index("plant_7"), shown.index(f"plant_{species - 9}")) < 8, (
         "the most confused come first"
     )
-    assert (
-        whole.images[0].get_array().shape[0] <= 400
-        and max(pixels(tmp_path / "c.png").shape) < 2500 / 4
-    )
+    assert whole.images[0].get_array().shape[0] <= 400
+    assert max(pixels(tmp_path / "c.png").shape) < 2500 / 4
     np.testing.assert_allclose(zoom.images[0].get_array().sum(1), 1)
 
 
@@ -185,7 +184,9 @@ def test_within_the_worst_species(tmp_path, drawn):
     ]
     for axis, s in zip(axes, (4, 1, 5, 2), strict=True):
         names, shares = labels(axis), axis.images[0].get_array()
-        assert len(names) == 17 and names[-1] == "(9 others)" and shares.shape == (17, 18)
+        assert len(names) == 17
+        assert names[-1] == "(9 others)"
+        assert shares.shape == (17, 18)
         np.testing.assert_allclose(shares.sum(1), 1)
         mine = class_idx == tree.offsets[s] + int(names[0].split("_")[1])
         assert shares[0, 0] == pytest.approx((joint[mine] == class_idx[mine]).mean())
@@ -202,10 +203,8 @@ def test_within_the_worst_species(tmp_path, drawn):
         zeros,
         zeros,
     )
-    assert (
-        not plots.within_species(right, tree, tmp_path / "w.png")
-        and not (tmp_path / "w.png").exists()
-    )
+    assert not plots.within_species(right, tree, tmp_path / "w.png")
+    assert not (tmp_path / "w.png").exists()
 
 
 def test_block_order_puts_the_confused_together():

@@ -83,10 +83,8 @@ def test_colours_equal_pillow(name, strength):
             operate(rgb, name, strength, sign).astype(int),
             pillow(rgb, name, strength, sign),
         )
-        assert (
-            np.abs(got - want).max() <= LARGEST[name]
-            and np.abs(got - want).mean() <= LARGEST[name] / 2
-        )
+        assert np.abs(got - want).max() <= LARGEST[name]
+        assert np.abs(got - want).mean() <= LARGEST[name] / 2
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 0.9, 1.0])
@@ -102,7 +100,8 @@ def test_geometry_equals_pillow(name, strength):
         )
         assert inside.mean() > 0.4, "the border that is left out must be thin"
         difference = np.abs(got.astype(int) - want)[inside]
-        assert difference.max() <= 4 and difference.mean() < 0.8
+        assert difference.max() <= 4
+        assert difference.mean() < 0.8
         outside = cv2.dilate(white, np.ones((7, 7))) == 128
         assert (got[outside] == 128).all()
 
@@ -147,4 +146,5 @@ def test_operations_and_directions_are_drawn_evenly(monkeypatch):
     for _ in range(2800):
         rand_augment(photo(1, 1), 2, 9, rng)
     assert set(seen) == {(name, sign) for name in OPERATIONS for sign in (1.0, -1.0)}
-    assert min(seen.values()) > 140 and max(seen.values()) < 260  # 200 each
+    assert min(seen.values()) > 140
+    assert max(seen.values()) < 260  # 200 each

@@ -59,7 +59,8 @@ def test_every_row_and_column_has_its_cells():
                 f"{name} has no effect on any column: leave the row out"
             )
     first = TABLES[0][2]
-    assert list(first) == names and all(row[0] != UNUSED for row in first.values()), (
+    assert list(first) == names, "what has no effect takes the value from here"
+    assert all(row[0] != UNUSED for row in first.values()), (
         "what has no effect takes the value from here"
     )
 
@@ -85,7 +86,8 @@ def test_a_setting_without_effect_comes_from_hierarchical():
     both = recipe_flags.from_flags(
         flags("--recipe", "camera_trap_swin", "--classes", "hierarchical")
     )[0]
-    assert len(recipes.disease_phases(both)) == 2 and recipes.joint_phases(both)[0].epochs == 10
+    assert len(recipes.disease_phases(both)) == 2
+    assert recipes.joint_phases(both)[0].epochs == 10
     assert recipes.disease_phases(flat) == recipes.joint_phases(flat) == []
 
 
@@ -177,11 +179,11 @@ def test_channels():
 
 def test_overrides_are_recorded_and_shown():
     recipe, changed = recipe_flags.from_flags(flags("--joint-epochs", "3", "--focal-gamma", "2.0"))
-    assert recipe.joint_epochs == 3 and changed == {
-        "joint_epochs": recipes.get("demo").joint_epochs
-    }
+    assert recipe.joint_epochs == 3
+    assert changed == {"joint_epochs": recipes.get("demo").joint_epochs}
     shown = recipe_flags.describe("demo", recipe, changed)
-    assert f"<- was {recipes.get('demo').joint_epochs}" in shown and shown.count("<- was") == 1
+    assert f"<- was {recipes.get('demo').joint_epochs}" in shown
+    assert shown.count("<- was") == 1
 
 
 def test_a_recipe_is_inherited_unless_one_is_named():
@@ -202,7 +204,8 @@ def test_settings_of_an_older_checkpoint():
     recipe, changed = recipe_flags.from_flags(
         flags(default=None), {**before, "joint_epochs": 7, "no_longer_there": 1}
     )
-    assert recipe == replace(recipes.get("two_core"), joint_epochs=7) and changed == {}
+    assert recipe == replace(recipes.get("two_core"), joint_epochs=7)
+    assert changed == {}
 
 
 def test_a_constant_rate_stays_one():
@@ -213,7 +216,8 @@ def test_a_constant_rate_stays_one():
     assert (recipe.species_warmup_lr, recipe.species_warmup_lr_end) == (
         0.01,
         0.01,
-    ) and "species_warmup_lr_end" in changed
+    )
+    assert "species_warmup_lr_end" in changed
     assert (recipe.species_finetune_lr, recipe.species_finetune_lr_end) == (
         0.02,
         demo.species_finetune_lr_end,
@@ -253,11 +257,9 @@ def test_backbones_are_listed_and_checked(refused, capfd):
     with pytest.raises(SystemExit) as caught:
         flags("--list-backbones", "resnet18.*")
     shown = capfd.readouterr().out.split()
-    assert (
-        caught.value.code == 0
-        and "resnet18.tv_in1k" in shown
-        and all(name.startswith("resnet18.") for name in shown)
-    )
+    assert caught.value.code == 0
+    assert "resnet18.tv_in1k" in shown
+    assert all(name.startswith("resnet18.") for name in shown)
     with pytest.raises(SystemExit):
         flags("--list-backbones")
     assert len(capfd.readouterr().out.split()) > 500
@@ -323,7 +325,8 @@ def test_what_the_tail_does_to_the_phases():
 def test_cached_views_are_for_frozen_phases_only():
     r = recipes.get("foliar")
     phases = recipes.species_phases(r) + recipes.disease_phases(r) + recipes.joint_phases(r)
-    assert r.cached_views > 0 and {p.cached_views for p in phases if p.frozen} == {r.cached_views}
+    assert r.cached_views > 0
+    assert {p.cached_views for p in phases if p.frozen} == {r.cached_views}
     assert {p.cached_views for p in phases if not p.frozen} == {0}
     assert [p.frozen for p in phases] == [True, False, True, False]
 
@@ -363,7 +366,8 @@ def test_a_phase_of_no_epochs_is_left_out():
     assert [p.name[:2] for p in recipes.species_phases(recipe)] == [
         "A2",
         "A3",
-    ] and recipes.joint_phases(recipe) == []
+    ]
+    assert recipes.joint_phases(recipe) == []
 
 
 def test_the_readme_shows_the_printed_table():
@@ -375,9 +379,9 @@ def test_the_readme_shows_the_printed_table():
         check=True,
     ).stdout
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- recipes -->" in readme and "<!-- /recipes -->" in readme
+    assert "<!-- recipes -->" in readme
+    assert "<!-- /recipes -->" in readme
     shown = readme.split("<!-- recipes -->")[1].split("<!-- /recipes -->")[0]
     assert shown.strip() == printed.strip() == recipes.markdown().strip()
-    assert all(f"`{f.name}`" in printed for f in fields(recipes.Recipe)) and all(
-        f" {name} " in printed for name in recipes.COLUMNS
-    )
+    assert all(f"`{f.name}`" in printed for f in fields(recipes.Recipe))
+    assert all(f" {name} " in printed for name in recipes.COLUMNS)

@@ -71,12 +71,12 @@ def test_files_of_the_runs(trained):
         p.name for p in b.iterdir()
     }
     names = {p.name for p in c.iterdir()}
-    assert {"epoch=01.pt", "last.pt", "report.md"} <= names and len(
-        [n for n in names if n.endswith("-best.pt")]
-    ) == 1
+    assert {"epoch=01.pt", "last.pt", "report.md"} <= names
+    assert len([n for n in names if n.endswith("-best.pt")]) == 1
     assert not list(trained.checkpoints.rglob("*.tmp"))
     rows = [json.loads(line) for line in (a / "log.jsonl").read_text().splitlines()]
-    assert [r["epoch"] for r in rows] == [1, 2, 3, 4] and [r["phase"][:2] for r in rows] == [
+    assert [r["epoch"] for r in rows] == [1, 2, 3, 4]
+    assert [r["phase"][:2] for r in rows] == [
         "A1",
         "A2",
         "A2",
@@ -85,10 +85,8 @@ def test_files_of_the_runs(trained):
     best = max(rows, key=lambda r: r["score"])
     assert (a / f"epoch={best['epoch']:02d}-best.pt").is_file()
     config = json.loads((a / "config.json").read_text())
-    assert (
-        config["batch_size"] == {"value": 8, "from": "flag"}
-        and config["clip_norm"]["from"] == "recipe demo"
-    )
+    assert config["batch_size"] == {"value": 8, "from": "flag"}
+    assert config["clip_norm"]["from"] == "recipe demo"
     assert config["device"]["from"] == "machine"
 
 
@@ -293,7 +291,8 @@ def test_mistakes_of_02a_are_told_before_anything_is_written(organized, tmp_path
         assert not out.exists(), flags
     with pytest.raises(SystemExit) as caught:
         species(organized, out, "--batchsize", 4)
-    assert caught.value.code == 2 and not out.exists()
+    assert caught.value.code == 2
+    assert not out.exists()
 
 
 def test_a_misspelt_augmentation_level_is_told(organized, tmp_path, refused):
@@ -362,10 +361,8 @@ def test_a_flat_set_has_no_stage_b(tmp_path, capsys):
     )
     assert species(tmp_path / "flat", tmp_path, *FEW, "--species-finetune-epochs", 1) == 0
     assert disease(tmp_path / "flat", tmp_path) == 0
-    assert (
-        "no disease to train" in capsys.readouterr().out
-        and not (tmp_path / "disease_heads").exists()
-    )
+    assert "no disease to train" in capsys.readouterr().out
+    assert not (tmp_path / "disease_heads").exists()
 
 
 # endregion

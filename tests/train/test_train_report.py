@@ -97,11 +97,9 @@ def test_classes_without_pictures_and_trees_without_a_tail():
     judged, _ = outcomes(TREE, 60)
     judged.class_idx[judged.class_idx == 6] = 0
     whole, per_class = bootstrap(judged, TREE, np.full(14, 500), resamples=20)
-    assert (
-        np.isnan(per_class[6]).all()
-        and np.isfinite(per_class[0]).all()
-        and np.isnan(whole["tail_f1"]).all()
-    )
+    assert np.isnan(per_class[6]).all()
+    assert np.isfinite(per_class[0]).all()
+    assert np.isnan(whole["tail_f1"]).all()
 
 
 def test_classes_of_one_to_three_pictures_have_an_honest_interval():
@@ -132,7 +130,8 @@ def test_classes_of_one_to_three_pictures_have_an_honest_interval():
         trials.append((f1_per_class(class_idx, joint, 60).mean(), *ends))
     value, low, high = np.array(trials).T
     held = ((low <= value.mean()) & (value.mean() <= high)).mean()
-    assert 0.8 <= held <= 1 and (high - low).mean() < 6 * value.std(), held
+    assert 0.8 <= held <= 1, held
+    assert (high - low).mean() < 6 * value.std(), held
 
 
 def test_a_class_with_all_right_is_not_certain():
@@ -140,7 +139,8 @@ def test_a_class_with_all_right_is_not_certain():
     rare = np.flatnonzero(np.bincount(judged.class_idx, minlength=14) > 2)[-1]
     judged.joint[judged.class_idx == rare] = rare
     low, high = bootstrap(judged, TREE, sizes, resamples=300)[1][rare]
-    assert low < 1 and high > low
+    assert low < 1
+    assert high > low
 
 
 def test_wilson_by_known_values():
@@ -225,25 +225,20 @@ def test_report_of_a_run(tmp_path, capsys):
         "## Memory",
         "## Classes, rarest first",
     ]
-    assert (
-        all(
-            f"![{name}]" in text for name in ("curves.png", "confusion.png", "confusion_within.png")
-        )
-        and "the test split" in text
+    assert all(
+        f"![{name}]" in text for name in ("curves.png", "confusion.png", "confusion_within.png")
     )
+    assert "the test split" in text
     told = capsys.readouterr().out
-    assert (
-        "epoch=10-best.pt on test" in told
-        and f"{metrics['tail_f1']:.3f}" in told
-        and "another species" in told
-    )
+    assert "epoch=10-best.pt on test" in told
+    assert f"{metrics['tail_f1']:.3f}" in told
+    assert "another species" in told
     data = json.loads(
         (tmp_path / "run" / "report.json").read_text(),
         parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
     )
-    assert data["budget"]["wrong"] == int((judged.joint != judged.class_idx).sum()) and set(
-        data["decisions"]
-    ) == {"joint", "routed", "flat"}
+    assert data["budget"]["wrong"] == int((judged.joint != judged.class_idx).sum())
+    assert set(data["decisions"]) == {"joint", "routed", "flat"}
     assert (
         data["intervals"]["macro_f1"][0]
         <= data["metrics"]["macro_f1"]
@@ -280,7 +275,8 @@ def test_a_large_report_stays_readable_and_quick(tmp_path, no_drawing):
     tree, began = tree_of(320, 11_499), time.perf_counter()
     judged, _, _, text = report(tmp_path, tree, 60_000, resamples=10)
     assert time.perf_counter() - began < 20
-    assert len(text.splitlines()) < 230 and max(map(len, text.splitlines())) < 300
+    assert len(text.splitlines()) < 230
+    assert max(map(len, text.splitlines())) < 300
     assert len((tmp_path / "classes.csv").read_text().splitlines()) == 11_500
     rarest, worst = text.split("## The 50 rarest classes")[1].split("## The 50 worst classes")
     assert rarest.count("\n| plant_") == worst.count("\n| plant_") == 50
@@ -294,12 +290,11 @@ def test_a_large_report_stays_readable_and_quick(tmp_path, no_drawing):
 def test_a_flat_tree_speaks_of_classes_alone(tmp_path, capsys, no_drawing):
     *_, text = report(tmp_path, tree_of(6, 6), 200)
     told = capsys.readouterr().out
-    assert (
-        "disease" not in text.replace("Stage B", "")
-        and "disease" not in told
-        and "routed" not in text
-    )
-    assert "plant_0/" not in text and "| plant_0" in text
+    assert "disease" not in text.replace("Stage B", "")
+    assert "disease" not in told
+    assert "routed" not in text
+    assert "plant_0/" not in text
+    assert "| plant_0" in text
 
 
 def test_a_model_that_is_always_right(tmp_path):
@@ -314,7 +309,8 @@ def test_a_model_that_is_always_right(tmp_path):
         "that of the report before would be a lie"
     )
     text = (tmp_path / "report.md").read_text()
-    assert "Most frequent confusions" not in text and "confusion_within" not in text
+    assert "Most frequent confusions" not in text
+    assert "confusion_within" not in text
 
 
 def test_an_empty_split_is_refused(tmp_path):
@@ -329,10 +325,12 @@ def test_an_empty_split_is_refused(tmp_path):
 def test_bands_add_up():
     judged, sizes = outcomes(TREE, 400)
     bands, figures = size_bands(class_figures(judged, TREE), sizes), class_figures(judged, TREE)
-    assert sum(b["classes"] for b in bands) == 14 and sum(b["pictures"] for b in bands) == 400
+    assert sum(b["classes"] for b in bands) == 14
+    assert sum(b["pictures"] for b in bands) == 400
     for band in bands:
         inside = (sizes >= band["from"]) & (sizes <= (band["to"] or 10**9)) & (figures.present > 0)
-        assert band["judged"] == inside.sum() and band["f1_low"] == (figures.f1[inside] < 0.7).sum()
+        assert band["judged"] == inside.sum()
+        assert band["f1_low"] == (figures.f1[inside] < 0.7).sum()
         assert not inside.any() or band["f1"] == pytest.approx(figures.f1[inside].mean())
 
 
