@@ -1,20 +1,22 @@
 """Put raw image folders in order: names read, bad files and duplicates set aside, split without
 leaks, resized, indexed.
 
-Reads   folders of class folders (Tomato___Early_blight/, or tomato/early_blight/), or a labels CSV; never changes them
-Writes  data/organized/: {train,val,test}/<species>/<disease>/<id>.jpg or, with --shards, {train,val,test}/shard-000000.tar;
-        not_plants/{val,test}/, holdout/; species_index.json, manifest.csv, rejected.csv,
-        review.csv, names.csv, report.md, report/
+Reads   folders of class folders (Tomato___Early_blight/, or tomato/early_blight/), or a labels CSV;
+        never changes them
+Writes  data/organized/: {train,val,test}/<species>/<disease>/<id>.jpg or, with --shards,
+        {train,val,test}/shard-000000.tar; not_plants/{val,test}/, holdout/; species_index.json,
+        manifest.csv, rejected.csv, review.csv, names.csv, report.md, report/
 Next    02a_train_species.py
 
-  python 01_reorganize.py --demo                             generated leaves, to see every stage work
-  python 01_reorganize.py ~/photos/PlantVillage --dry-run    how the names would be read; nothing is written
-  python 01_reorganize.py village=~/photos/A field=~/photos/B --not-plants ~/photos/anything_else --report
-  python 01_reorganize.py ~/traps --labels ~/traps/labels.csv --columns file=image_id label=animal group=station --levels 1
-  python 01_reorganize.py --undo                             remove what was made; the sources stay as they are
+  python 01_reorganize.py --demo                          generated pictures, to try every stage
+  python 01_reorganize.py ~/photos/PlantVillage --dry-run show how names are read, write nothing
+  python 01_reorganize.py village=~/photos/A field=~/photos/B --not-plants ~/photos/other --report
+  python 01_reorganize.py ~/traps --labels ~/traps/labels.csv --levels 1 \\
+      --columns file=image_id label=animal group=station
+  python 01_reorganize.py --undo                          remove what was made, but no source
 
-Stopped or killed, the same command goes on where it was. The demo takes half a minute on two cores,
-drawing included."""
+A run that was stopped or killed continues with the same command. The demo takes half a minute on
+two cores, drawing included."""
 
 from __future__ import annotations
 

@@ -49,10 +49,17 @@ def slug(words: str) -> str:
 class ClassTree:
     """Ordered species, each with ordered diseases, and the packed index of all classes.
 
-    species: S names; diseases: S tuples of names, one or more each. Class indices run over the
-    species in order, so the classes of species s are `offsets[s]:offsets[s + 1]`. Raises ValueError,
-    in a sentence, where the two do not match, a name is empty or no string, a name comes twice, or
-    a species has no disease."""
+    Class indices run over the species in order, so the classes of species s are
+    `offsets[s]:offsets[s + 1]`.
+
+    Attributes:
+        species: S names.
+        diseases: S tuples of names, one or more each.
+
+    Raises:
+        ValueError: where the two do not match, a name is empty, no string or not unique, or a
+            species has no disease.
+    """
 
     species: tuple[str, ...]
     diseases: tuple[tuple[str, ...], ...]
@@ -100,7 +107,7 @@ class ClassTree:
             return cls(tuple(row["name"] for row in rows), tuple(row["diseases"] for row in rows))
         except (KeyError, TypeError) as error:
             raise ValueError(
-                'This is no class tree: expected {"species": [{"name": "apple", "diseases": '
+                'This is not a class tree: expected {"species": [{"name": "apple", "diseases": '
                 '["healthy", ...]}, ...]}, '
                 f"and reading it stopped at {type(error).__name__}: {error}."
             ) from error
@@ -128,7 +135,7 @@ class ClassTree:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes L, >= S."""
+        """Number of classes C, >= S."""
         return int(self.offsets[-1])
 
     @cached_property
@@ -139,7 +146,7 @@ class ClassTree:
 
     @cached_property
     def class_species(self) -> np.ndarray:
-        """int64 (L,), read-only: species index of each class."""
+        """int64 (C,), read-only: species index of each class."""
         return _frozen(np.repeat(np.arange(self.num_species), np.diff(self.offsets)))
 
     def class_index(self, species_idx: int, disease_idx: int) -> int:
@@ -181,5 +188,5 @@ def _check_names(names: tuple[str, ...], what: str) -> None:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"A {what} has no name (got {name!r}); every class needs one.")
         if name in seen:
-            raise ValueError(f"The {what} '{name}' comes twice; every name may stand once.")
+            raise ValueError(f"The {what} '{name}' comes twice; every name must be unique.")
         seen.add(name)

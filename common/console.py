@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: headings, progress, tables, and errors that say how to mend
+"""What a person sees in the terminal: headings, progress, tables, and errors that say how to fix
 them."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def warn(message: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """End the run over a mistake that its user can mend.
+    """End the run over a mistake that its user can fix.
 
     Args:
         message: what is wrong, where, and what to do about it.

@@ -47,7 +47,7 @@ SUFFIXES = (
 MAX_PIXELS = (
     100_000_000  # a 100-megapixel photo; Pillow calls twice 89 million a decompression bomb
 )
-MIN_SIDE = 32  # below this there is no leaf to see
+MIN_SIDE = 32  # below this no leaf can be made out
 MAX_BYTES = 64 * 1024 * 1024
 # of a progressive JPEG, which usually has 10: even an empty scan costs a walk over the whole
 # picture
@@ -144,12 +144,12 @@ def read_rgb(
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError(*_name_the_stranger(data)) from None
+        raise ImageError(*_name_other_format(data)) from None
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from None
     except MemoryError:
         raise ImageError("too_large", "there is not enough memory to decode it") from None
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes (struct.error, KeyError, ...)
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise ImageError(
             reason, f"the picture is damaged: {error or type(error).__name__}"
@@ -248,7 +248,7 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
 
 
 def _check_icon(data: bytes, max_pixels: int) -> None:
-    """Look at the header of an icon's largest picture: Pillow decodes it while it opens the
+    """Read the header of an icon's largest picture: Pillow decodes it while it opens the
     file."""
     entries = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry
     if not entries:
@@ -390,7 +390,7 @@ def _exif_tags(block: bytes, order: str, at: int) -> dict[int, str | int]:
     return tags
 
 
-def _name_the_stranger(data: bytes) -> tuple[str, str]:
+def _name_other_format(data: bytes) -> tuple[str, str]:
     head = data[:256].lstrip()
     if head.startswith(b"version https://git-lfs"):
         return (

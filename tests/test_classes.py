@@ -94,7 +94,7 @@ def test_tree_refuses(species: tuple, diseases: tuple, message: str) -> None:
     "data", [{}, {"species": [{"name": "fig"}]}, {"species": ["fig"]}, {"species": None}, []]
 )
 def test_tree_refuses_other_json(data: object) -> None:
-    with pytest.raises(ValueError, match="no class tree"):
+    with pytest.raises(ValueError, match="not a class tree"):
         ClassTree.from_json(data)  # type: ignore[arg-type]
 
 

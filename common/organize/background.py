@@ -1,5 +1,5 @@
 """How much of the class the background alone gives away: a check of the data that no split can
-mend. No torch."""
+repair. No torch."""
 
 from __future__ import annotations
 

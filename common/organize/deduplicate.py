@@ -12,13 +12,8 @@ from common.console import fail
 from common.organize.intake import REASONS
 from common.organize.sources import Files
 
-SPLITS = (
-    "train",
-    "val",
-    "test",
-    "holdout_species",
-    "holdout_diseases",
-)  # the first three are in the class tree
+# the first three are in the class tree
+SPLITS = ("train", "val", "test", "holdout_species", "holdout_diseases")
 HOLDOUT_SPECIES, HOLDOUT_DISEASES = 3, 4
 Pair = tuple[str, str]
 
@@ -84,7 +79,7 @@ def drop_duplicates(
     rejected: Rejected,
     keep_split: bool,
 ) -> np.ndarray:
-    """Keep one of each picture; of a picture under two labels keep none.
+    """Keep one file of each picture, and none of a picture that has two labels.
 
     Two files are one picture where their decoded pixels are equal. The one kept has the smallest
     SHA-256, but with `keep_split` one that the source holds out (test, then val) is kept before one
@@ -172,14 +167,14 @@ def require_sizes(
         their numbers.
 
     Raises:
-        SystemExit: where there are such classes and `small_classes` is `fail`, or where one class is
-            all there is.
+        SystemExit: where there are such classes and `small_classes` is `fail`, or where there is
+            only one class.
     """
     there = np.flatnonzero(sizes)
     if len(there) < 2:
         only = "/".join(classes[there[0]]) if len(there) else "none"
         fail(
-            f"there is only one class ({only}): nothing to tell apart. Give at least two class "
+            f"there is only one class ({only}): nothing to distinguish. Give at least two class "
             f"folders.{note}"
         )
     small = there[sizes[there] < 3]
@@ -205,7 +200,7 @@ def choose(
     keep_split: bool,
     no_label: str,
 ) -> tuple[Kept, np.ndarray]:
-    """Sort out which files stay.
+    """Choose the files that stay.
 
     Args:
         files, facts: N files and what they hold.

@@ -361,7 +361,7 @@ def _alone(submit, chunk: np.ndarray) -> tuple[bytes, str]:
             facts["reason"] = REASONS.index("unreadable")
             return (
                 facts.tobytes(),
-                "reading it ended the process that did (a crash of a decoder, or not enough memory)",
+                "the process that read it died (a decoder crashed, or memory ran out)",
             )
 
 

@@ -1,9 +1,9 @@
-"""Puts pictures into groups, groups into splits, and measures what leaks: the certificate of the
-split."""
+"""Which pictures form a group, which split each group goes to, and how much still leaks."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,9 +12,16 @@ import numpy as np
 from common.console import fail, progress
 from common.organize.deduplicate import HOLDOUT_DISEASES, HOLDOUT_SPECIES, Kept
 from common.organize.duplicates.phash import Near, connected, near_search
-from common.organize.groups import equal_edges, sizes_of, stem_edges
 from common.organize.sources import Files
-from common.organize.splits import TRAIN, draws, keep_given, split_groups
+from common.organize.splits import (
+    TRAIN,
+    draws,
+    equal_edges,
+    keep_given,
+    sizes_of,
+    split_groups,
+    stem_edges,
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ def hold_out(classes: Sequence[tuple[str, str]], species: str, diseases: str) ->
         classes: L sorted (species, disease).
         species: names separated by commas, or a number: so many, chosen by a hash of their name; ""
             for none.
-        diseases: the same for classes: `tomato/leaf_mold`, or `leaf_mold` for that of every species.
-            A number never takes `healthy` or the only disease of a species.
+        diseases: the same for classes: `tomato/leaf_mold`, or `leaf_mold` of every species. A
+            number never takes `healthy` or the only disease of a species.
 
     Returns:
         int8 (L,): 0, HOLDOUT_SPECIES or HOLDOUT_DISEASES.
@@ -63,8 +70,8 @@ def hold_out(classes: Sequence[tuple[str, str]], species: str, diseases: str) ->
     wanted = set(_pick(species, all_species, "--holdout-species", all_species))
     chosen[[s in wanted for s, _ in classes]] = HOLDOUT_SPECIES
     left = [pair for pair, out in zip(classes, chosen, strict=True) if not out]
-    species_left = [s for s, _ in left]
-    free = [f"{s}/{d}" for s, d in left if species_left.count(s) > 1 and d != "healthy"]
+    diseases_left = Counter(s for s, _ in left)
+    free = [f"{s}/{d}" for s, d in left if diseases_left[s] > 1 and d != "healthy"]
     known = ["/".join(pair) for pair in left] + sorted({d for _, d in left})
     wanted = set(_pick(diseases, free, "--holdout-diseases", known))
     named = np.array([not wanted.isdisjoint(("/".join(pair), pair[1])) for pair in classes])
@@ -149,9 +156,8 @@ def partition(
     kept.split, inside = out.copy(), np.flatnonzero(out == 0)
     class_idx, group = kept.class_idx[inside], kept.group[inside]
     first = np.full(len(kept), len(kept))
-    np.minimum.at(
-        first, group, inside
-    )  # a group whose first picture is held out is named by its first one inside
+    # a group whose first picture is held out is named by its first one inside
+    np.minimum.at(first, group, inside)
     local = np.searchsorted(inside, first[group])
     split = split_groups(class_idx, local, draw[inside], val, test)
     kept.split[inside] = keep_given(split, given[inside], group) if keep_split else split

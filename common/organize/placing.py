@@ -154,9 +154,8 @@ def place_not_plants(
     kinds = [files.kind_of(i) for i in good.tolist()]
     number = np.unique(np.array(kinds, str), return_inverse=True)[1]
     split = split_groups(number.astype(np.int64), group, draws(facts["sha256"][good]), 0.0, 0.5)
-    shutil.rmtree(
-        partial / "not_plants", ignore_errors=True
-    )  # of a killed run, perhaps over other pictures
+    # of a killed run, perhaps with other pictures
+    shutil.rmtree(partial / "not_plants", ignore_errors=True)
     for k, i in enumerate(good.tolist()):
         folder = partial / "not_plants" / ("test" if split[k] == TEST else "val") / kinds[k]
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,10 +168,8 @@ def place_not_plants(
 
 def write_index(folder: Path, kept: Kept) -> None:
     """Write species_index.json: the tree in index order with the counts per split."""
-    data, counts = (
-        kept.tree().to_json(),
-        dict(zip(kept.classes, kept.counts().tolist(), strict=True)),
-    )
+    data = kept.tree().to_json()
+    counts = dict(zip(kept.classes, kept.counts().tolist(), strict=True))
     for row in data["species"]:
         row["counts"] = {
             d: dict(zip(SPLITS[:3], counts[row["name"], d], strict=False)) for d in row["diseases"]
@@ -184,9 +181,8 @@ def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[t
     """Rows of manifest.csv, a picture each, by split, species, disease and id."""
     kept = placed.kept
     order = np.lexsort((kept.class_idx, kept.split))
-    for start in range(
-        0, len(order), 4096
-    ):  # Python numbers in blocks: one by one out of arrays they cost ten times as much
+    # in blocks: Python numbers taken one by one out of arrays cost ten times as much
+    for start in range(0, len(order), 4096):
         rows = order[start : start + 4096]
         i = kept.file[rows]
         fact, groups = facts[i], placed.ids[kept.group[rows]]

@@ -200,7 +200,7 @@ def write_report(
                 "",
                 "## Names",
                 "",
-                f"{len(names.review):,} names need a look: `review.csv`. All readings: `names.csv`.",
+                f"{len(names.review):,} names to review: `review.csv`. All readings: `names.csv`.",
                 "",
                 "## Classes that cannot be judged",
                 "",
@@ -295,7 +295,7 @@ def _rejected_by_class(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """{reason: int (classes,)} of files left out, and those in conflict with another class, int
     (classes,)."""
-    number = {class_idx: i for i, class_idx in enumerate(kept.classes)}
+    number = {pair: i for i, pair in enumerate(kept.classes)}
     by_label = np.array(
         [number.get(names.classes.get(label, ("", "")), -1) for label in files.labels] + [-1]
     )

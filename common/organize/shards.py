@@ -179,9 +179,8 @@ def _write_shard(
                 done()
             file.write(bytes(int(plan.shard_bytes[plan.shard[pictures[0]]]) - file.tell()))
             file.flush()
-            os.fsync(
-                file.fileno()
-            )  # a shard is known to be complete by its name: its bytes must not be lost after the rename
+            # a shard is known to be complete by its name, so its bytes must be safe before that
+            os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -1,15 +1,102 @@
-"""Train, val and test: groups stay whole, shares hold per class, and a picture's place follows from
-its content."""
+"""Groups of pictures, and their splits: groups stay whole, the shares of val and test hold per
+class, and a picture's split follows from its content."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 
+from common.organize.sources import Files
+
 TRAIN, VAL, TEST = 0, 1, 2
-# a class's shares may stray so far before its nearest groups are moved: more would break the
-# proportions,
+# How far the shares of a class may be off before its nearest groups are moved: more would break the
+# proportions, less would move pictures whenever some are added.
 SLACK = 0.03
-#               less would move pictures whenever some are added
+# What tools append to the name of a picture that they made from another one: Roboflow's
+# ".rf.<hash>", PlantVillage's augmented sets ("_90deg", "_flipLR", "_newPixel25",
+# "_new30degFlipLR", "_final_masked"), common scripts ("_aug3", "-rotated90").
+_MARK = re.compile(
+    r"(?ix)"
+    r"\.rf\.[0-9a-f]{16,64}$"
+    r"| [ _.-]+ (?: "
+    r"(?:aug|augmented|augmentation|flip(?:ped)?|mirror(?:ed)?|rot(?:ate[ds]?|ation)?|blur(?:red)?"
+    r"|noisy?|bright(?:ness)?|dark(?:er)?|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|resized?|contrast"
+    r"|[hv]flip|copy|copie|kopie|duplicate|(?:final[ _])?masked|segmented)"
+    r"   (?:[ _.-]?[a-z]{0,2}-?\d{0,4})"
+    r"   | (?:\d{2,3}deg(?:rees)?) | flip(?:lr|tb|ud) | newpixel\d* | "
+    r"new\d{1,3}deg(?:flip(?:lr|tb))? )$"
+    r"| \s-\s(?:copy|kopie|copie)(?:\s\(\d+\))?$"
+)
+_PICTURE_ENDING = re.compile(r"(?i)(?:[._](?:jpe?g|png|webp|bmp|tiff?))+$")
+
+
+def stem_of(name: str) -> str | None:
+    """Name of the picture that this file was made from, by its own name; None where it does not say
+    that it was made from one.
+
+    "IMG_7.rf.0a1b....jpg" gives "IMG_7"; "a1b2 3335_90deg.JPG" gives "a1b2 3335". "leaf (2).jpg" is
+    a picture of its own."""
+    stem = _PICTURE_ENDING.sub("", name)
+    short, changed = stem, False
+    while cut := _MARK.search(short):
+        short, changed = _PICTURE_ENDING.sub("", short[: cut.start()]), True
+    # what is left must still name one picture: a number, or enough letters
+    return short if changed and (any(c.isdigit() for c in short) or len(short) >= 6) else None
+
+
+def stem_edges(files: Files, kept: np.ndarray) -> np.ndarray:
+    """Join pictures of one source and class that were made from one picture, by their names, and
+    with that picture itself.
+
+    Args:
+        files: all files.
+        kept: int (K,), the files in question.
+
+    Returns:
+        int64 (E, 2), numbers within `kept`.
+    """
+    names = [files.name(i) for i in kept.tolist()]
+    stems = [stem_of(name) for name in names]
+    wanted = {stem for stem in stems if stem is not None}
+    if not wanted:
+        return np.zeros((0, 2), np.int64)
+    first: dict[tuple[int, int, str], int] = {}
+    edges = []
+    for k, (name, stem) in enumerate(zip(names, stems, strict=True)):
+        stem = stem if stem is not None else _PICTURE_ENDING.sub("", name)
+        if stem in wanted:
+            i = kept[k]
+            other = first.setdefault((int(files.origin[i]), int(files.label[i]), stem), k)
+            if other != k:
+                edges.append((other, k))
+    return np.array(edges, np.int64).reshape(-1, 2)
+
+
+def equal_edges(*values: np.ndarray, none: int) -> np.ndarray:
+    """Join pictures with equal values; `none` in the last array joins nothing.
+
+    Args:
+        values: int (K,) each.
+        none: value of the last one that says nothing.
+
+    Returns:
+        int64 (E, 2).
+    """
+    order = np.lexsort(values)
+    same = np.ones(max(0, len(order) - 1), bool)
+    for value in values:
+        same &= value[order][1:] == value[order][:-1]
+    same &= values[-1][order][1:] != none
+    return np.stack([order[:-1][same], order[1:][same]], axis=1).astype(np.int64).reshape(-1, 2)
+
+
+def sizes_of(groups: np.ndarray) -> Sequence[int]:
+    """Sizes of the groups of two or more, largest first; `groups` int (K,) holds each picture's
+    group."""
+    sizes = np.unique(groups, return_counts=True)[1] if len(groups) else np.zeros(0, int)
+    return sorted(sizes[sizes > 1].tolist(), reverse=True)
 
 
 def draws(sha256: np.ndarray) -> np.ndarray:
@@ -35,9 +122,9 @@ def split_groups(
     nearest to the border cross it. A class with three groups or more has one in every split, one
     with two has no test picture, one with a single group is all train. A group that spans classes
     stays where its draw puts it, unless a class would be without a train picture. So a picture's
-    place depends on its content and in small classes on its class's others, not on order or on other
-    classes. Only where such groups hold most of a class (camera stations), they are balanced
-    together, over all classes that they touch.
+    place depends on its content, and in small classes on the other pictures of the class; it does
+    not depend on the order or on other classes. Only where such groups hold most of a class (camera
+    stations) are they balanced together, over all classes that they touch.
 
     Args:
         class_idx: int (K,), 0..L-1.
@@ -52,9 +139,8 @@ def split_groups(
     heads, which = np.unique(group, return_inverse=True)
     u = draw[heads]
     place = np.where(u < test, TEST, np.where(u < test + val, VAL, TRAIN)).astype(np.int8)
-    pairs, weights = np.unique(
-        class_idx.astype(np.int64) * len(heads) + which, return_counts=True
-    )  # (class, group) and its pictures
+    # (class, group) and its pictures
+    pairs, weights = np.unique(class_idx.astype(np.int64) * len(heads) + which, return_counts=True)
     pair_class, pair_group = np.divmod(pairs, max(1, len(heads)))
     own = np.bincount(pair_group, minlength=len(heads))[pair_group] == 1
     edges = np.flatnonzero(np.diff(pair_class, prepend=-1, append=-1))
@@ -64,10 +150,7 @@ def split_groups(
     cross_class[pair_group[mostly_shared[pair_class] & ~own]] = True
     if cross_class.any():
         _balance(place, u, cross_class, pair_class, pair_group, weights, val, test)
-    for (
-        start,
-        stop,
-    ) in spans:  # before any class is settled, as these are the steps that touch other classes
+    for start, stop in spans:  # first, as these are the steps that touch other classes
         members = pair_group[start:stop]
         if not (place[members] == TRAIN).any():
             mine = members[own[start:stop]] if own[start:stop].any() else members
@@ -108,12 +191,9 @@ def _balance(
     for g in sorted(np.flatnonzero(cross_class).tolist(), key=lambda g: (-sizes[g], u[g])):
         pairs = mine[bounds[g] : bounds[g + 1]]
         classes, count = pair_class[pairs], weights[pairs]
-        lack = (wanted[classes] - have[classes]) / total[
-            classes, None
-        ]  # (classes of the group, 3), shares
-        gain = (2 * lack - (count / total[classes])[:, None]) * (count / total[classes])[
-            :, None
-        ]  # what the squared error falls by
+        lack = (wanted[classes] - have[classes]) / total[classes, None]  # shares
+        part = (count / total[classes])[:, None]
+        gain = (2 * lack - part) * part  # by how much the squared error falls
         place[g] = np.argmax(gain.sum(axis=0))
         have[classes, place[g]] += count
 
@@ -126,9 +206,9 @@ def _settle(
     val: float,
     test: float,
 ) -> np.ndarray:
-    """Mend one class's shares. `place`, `weight` (G,): its own groups in the order of their draws;
-    `others`: pictures, and `other_groups`: groups, per split, that it shares with other classes and
-    that do not move."""
+    """Bring the shares of one class within `SLACK`. `place`, `weight` (G,): its own groups in the
+    order of their draws; `others`: pictures, and `other_groups`: groups, per split, that it shares
+    with other classes and that do not move."""
     place = place.copy()
     total = weight.sum() + others.sum()
     have = np.bincount(place, weight, minlength=3) + others
@@ -157,9 +237,8 @@ def _settle(
             free = np.flatnonzero(place == TRAIN)
             if len(free):
                 move(int(free[np.argmin(weight[free])]), split)
-    if (
-        groups.sum() < 3 and groups[TEST]
-    ):  # with two groups val matters more; with one there is only train
+    # with two groups val matters more; with one there is only train
+    if groups.sum() < 3 and groups[TEST]:
         for g in np.flatnonzero(place == TEST):
             move(int(g), VAL if groups[TRAIN] and not groups[VAL] else TRAIN)
     return place
@@ -179,14 +258,12 @@ def keep_given(ours: np.ndarray, given: np.ndarray, group: np.ndarray) -> np.nda
     """
     lacking = [split for split in (VAL, TEST) if not (given == split).any()]
     _, which = np.unique(group, return_inverse=True)
-    most = np.full(
-        which.max(initial=-1) + 1, -1, np.int8
-    )  # the most held-out split that the source gives any of a group
+    # the most held-out split that the source gives to any picture of a group
+    most = np.full(which.max(initial=-1) + 1, -1, np.int8)
     np.maximum.at(most, which, given)
     kin = most[which]
-    free = np.where(
-        (kin < 0) | ((kin == TRAIN) & np.isin(ours, lacking)), ours, kin
-    )  # pictures without a split follow their group
+    # pictures without a split follow their group
+    free = np.where((kin < 0) | ((kin == TRAIN) & np.isin(ours, lacking)), ours, kin)
     return np.where((given > TRAIN) | ((given == TRAIN) & (kin > TRAIN)), given, free).astype(
         np.int8
     )

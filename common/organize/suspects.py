@@ -331,8 +331,8 @@ def _commonest(
 def _apart(
     class_idx: np.ndarray, value: np.ndarray, species: np.ndarray
 ) -> list[tuple[int, int, float, float]]:
-    """Classes that nearly always have one value which their species' other classes nearly never have:
-    class, value, both shares."""
+    """Classes that nearly always have one value which the other classes of their species nearly
+    never have: class, value, both shares."""
     n = len(species)
     most, which, (classes, values, counts) = _commonest(class_idx, value, n)
     if not len(classes):

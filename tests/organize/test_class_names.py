@@ -273,13 +273,11 @@ def test_slugs_hold_on_every_file_system() -> None:
 
 
 def test_near_identical_proposes_and_leaves_the_rest() -> None:
-    classes = [
-        ("corn", "gray leaf spot"), ("corn", "grey leaf spot"), ("corn", "stem rust"), ("corn", "leaf rust"),
-        ("potato", "early blight"), ("potato", "late blight"), ("potato", "zorbitis"), ("potato", "zorbitus"),
-        ("orange", "citrus greening"), ("orange", "huanglongbing"), ("plum", "spots"), ("plum", "spot"),
-        ("plum", "leaf spot"), ("quandnog", "rust"), ("quandong", "rust"), ("quandong", "scab"), ("pea", "rust"),
-        ("pear", "rust"), ("maize", "wilt"),
-    ]  # fmt: skip
+    text = """corn/gray leaf spot; corn/grey leaf spot; corn/stem rust; corn/leaf rust; potato/early
+blight; potato/late blight; potato/zorbitis; potato/zorbitus; orange/citrus greening;
+orange/huanglongbing; plum/spots; plum/spot; plum/leaf spot; quandnog/rust; quandong/rust;
+quandong/scab; pea/rust; pear/rust; maize/wilt"""
+    classes = [tuple(pair.split("/")) for pair in " ".join(text.split()).split("; ")]
     found = {(gone, kept) for gone, kept, _ in near_identical(classes)}
     assert found == {
         (("corn", "grey leaf spot"), ("corn", "gray leaf spot")),
@@ -304,3 +302,8 @@ def test_import_is_light() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_name_whose_ending_no_other_name_has_is_read() -> None:
+    odd = "ccmt-multi-crop-plant-disease-detection-dataset"
+    assert parse_class_names([odd])[0].raw == odd

@@ -254,12 +254,14 @@ def test_the_page_lists_every_class_rarest_first_with_links_that_lead_somewhere(
 )
 def test_the_page_finds_classes(made, tmp_path):
     probe = """<script>const seen = [];
-const show = () => seen.push(rows.filter((row) => !row.hidden && row.getClientRects().length).map((row) => row.rowIndex).join("+"));
+const shown = () => rows.filter((row) => !row.hidden && row.getClientRects().length);
+const show = () => seen.push(shown().map((row) => row.rowIndex).join("+"));
 show(); find.value = "rust corn"; find.dispatchEvent(new Event("input")); show();
 find.value = "rust apple"; find.dispatchEvent(new Event("input")); show();
 find.value = ""; only.value = "odd"; only.dispatchEvent(new Event("change")); show();
 only.value = "scarce"; only.dispatchEvent(new Event("change")); show();
-seen.push(document.documentElement.scrollWidth <= innerWidth, document.querySelector("input").offsetHeight > 20, left.value);
+seen.push(document.documentElement.scrollWidth <= innerWidth);
+seen.push(document.querySelector("input").offsetHeight > 20, left.value);
 document.title = seen.join("|");</script></body>"""
     page = made.parent / "probe.html"
     page.write_text(made.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.organize.groups import equal_edges, sizes_of, stem_edges, stem_of
 from common.organize.sources import list_files, parse_sources
+from common.organize.splits import equal_edges, sizes_of, stem_edges, stem_of
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_a_file_that_kills_its_reader_is_refused_and_the_rest_goes_on(
         "pipe.jpg": "unreadable",
         "broken.jpg": "unreadable",
     }
-    assert any("ended the process" in detail for detail in details.values())
+    assert any("the process that read it died" in detail for detail in details.values())
 
 
 # endregion

@@ -70,8 +70,9 @@ def test_names_of_public_kinds(block: str) -> None:
     assert all(p.confidence < ASK_BELOW for p in parsed if p.species is None)
 
 
-PLANTS = """hairy vetch; black chokeberry; elephant ear; lemon thyme; red osier; quercus robur; tilia cordata; feijoa; camu camu; zorb;
-field bindweed; giant hogweed; wood sorrel; prickly pear; ulluco; japanese knotweed; rosa canina; sea holly"""
+PLANTS = """hairy vetch; black chokeberry; elephant ear; lemon thyme; red osier; quercus robur;
+tilia cordata; feijoa; camu camu; zorb; field bindweed; giant hogweed; wood sorrel; prickly pear;
+ulluco; japanese knotweed; rosa canina; sea holly"""
 DISEASES = [
     "healthy",
     "leaf spot",

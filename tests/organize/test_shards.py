@@ -138,8 +138,8 @@ def test_the_order_of_the_pictures_changes_nothing(tmp_path):
 
 
 def test_one_who_reads_on_meets_the_classes_mixed():
-    """Classes in long runs, as a manifest has them: in the shards a neighbour is of the same class as
-    often as by chance."""
+    """Classes in long runs, as a manifest has them: in the shards a neighbour is of the same
+    class as often as by chance."""
     class_idx = np.repeat(np.arange(10), 200)
     plan = layout(
         np.random.default_rng(0).integers(0, 2**64, 2000, np.uint64),

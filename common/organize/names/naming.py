@@ -55,7 +55,7 @@ class NameParts(NamedTuple):
         tokens: all words but idle ones.
         disease: words, or None.
         quality: of the disease: healthy, sick, known, partly (known), unknown, none.
-        fixed: a typo was mended.
+        fixed: a typo was corrected.
     """
 
     species: str | None

@@ -102,5 +102,5 @@ def _with_plant(parts: NameParts, facts: ListFacts) -> NameReading:
         reason += f", {_KNOWN[parts.quality]}"
     if parts.fixed:
         confidence -= 0.03
-        reason += "; a typo was mended"
+        reason += "; a typo was corrected"
     return NameReading(parts.species, disease, round(confidence, 3), reason)

@@ -34,9 +34,10 @@ _SHOWN = 5  # other names, or unknown answers, that one sentence lists
 class Names:
     """What was decided about every class name.
 
-    classes: raw name -> (species, disease) as slugs, without names left out. review: rows of REVIEW,
-    one per name that a person should look at and has not answered. table: rows of NAMES, one per
-    name, in the order given. Both tables are text; species and disease are slugs, empty where the
+    classes: raw name -> (species, disease) as slugs, without names left out. review: rows of
+    REVIEW, one per name that a person should check and has not answered. table: rows of NAMES, one
+    per name, in the order given. Both tables are text; species and disease are slugs, empty where
+    the
     name is left out."""
 
     classes: dict[str, Pair]
@@ -103,11 +104,11 @@ def _review(
                 (
                     0,
                     f"no species can be read: {d.reason}; to keep it, write its species and "
-                    f"disease in this row",
+                    "disease in this row",
                 )
             )
         elif float(d.confidence) < ASK_BELOW:
-            notes[name].append((1, f"{d.reason}; right it, or give this row as it stands"))
+            notes[name].append((1, f"{d.reason}; correct this row, or return it unchanged"))
     together: dict[Pair, list[str]] = defaultdict(list)
     for name, pair in classes.items():
         together[pair].append(name)
@@ -120,7 +121,7 @@ def _review(
                         (
                             f"{'/'.join(gone)} would join {'/'.join(kept)}: {why}; to join them, "
                             f"write {kept[0]},{kept[1]} in this row, "
-                            "to keep them apart give it as it stands"
+                            "to keep them apart return it unchanged"
                         ),
                     )
                 )
@@ -146,8 +147,8 @@ def _review(
 
 
 def _with(name: str, raws: Sequence[str], decided: dict[str, _Decided]) -> str:
-    """What is put together with a name; readings that differ and only share their folder name are
-    told."""
+    """Which names form one class with this one; names that are read differently and only make the
+    same folder name are pointed out."""
     others = [raw for raw in raws if raw != name]
     differ = [
         raw
@@ -185,13 +186,13 @@ def _answers(path: Path, names: list[str], levels: int) -> dict[str, _Decided]:
         composed[unicodedata.normalize("NFC", name)].append(name)
     answers: dict[str, _Decided] = {}
     lines: dict[str, int] = {}
-    strangers: list[tuple[int, str]] = []
+    unknown: list[tuple[int, str]] = []
     for line, (raw, species, disease) in _rows(path, known):
         same = composed.get(unicodedata.normalize("NFC", raw), [])
         name = raw if raw in known else same[0] if len(same) == 1 else None
         answer = _answer(path, line, raw, species, disease, levels)
         if name is None:
-            strangers.append((line, raw))
+            unknown.append((line, raw))
             continue
         if name in answers and answers[name].pair != answer.pair:
             first, second = (
@@ -203,13 +204,13 @@ def _answers(path: Path, names: list[str], levels: int) -> dict[str, _Decided]:
             )
         if name not in answers:
             answers[name], lines[name] = answer, line
-    if strangers:
+    if unknown:
         shown = "; ".join(
-            f"line {line}: '{raw}'{_closest(raw, names)}" for line, raw in strangers[:_SHOWN]
+            f"line {line}: '{raw}'{_closest(raw, names)}" for line, raw in unknown[:_SHOWN]
         )
-        more = f"; and {len(strangers) - _SHOWN} more" if len(strangers) > _SHOWN else ""
+        more = f"; and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         warn(
-            f"{path}: {len(strangers)} answers are for names that the sources do not have: "
+            f"{path}: {len(unknown)} answers are for names that the sources do not have: "
             f"{shown}{more}."
         )
     return answers
@@ -271,10 +272,7 @@ def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, 
             if name.strip():
                 yield line, (name, species.strip(), disease.strip())
             elif any(value.strip() for value in row):
-                fail(
-                    f"{path}, line {line}: there is no name in this row, so nobody can tell what "
-                    f"it answers."
-                )
+                fail(f"{path}, line {line}: this row has no name, so it answers nothing.")
             line = reader.line_num + 1
     except csv.Error as error:
         fail(f"{path}, line {line}, is no CSV: {error}. Save the table as 'CSV UTF-8' once more.")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from common.organize.names import crops
 
 PLANT_WORDS = frozenset(word for phrase in crops.PLANTS for word in phrase)
-# A typo is never mended into a short word that is only part of a plant's name ("monkey" is not
+# A typo is never corrected into a short word that is only part of a plant's name ("monkey" is not
 # "money plant").
 _NEVER = {**crops.LATIN, **crops.FOREIGN, **crops.RARE}
 _TARGETS = frozenset(
@@ -71,7 +71,7 @@ LATIN_END = re.compile(r"(us|um|a|ae|is|ii?|ens|ans|oides|x|er|or)$")
 
 class Token(NamedTuple):
     """One lower-case word; brk 2 after a strong separator, 1 after a comma or dash; bracketed;
-    fixed = typo mended."""
+    fixed = typo corrected."""
 
     word: str
     brk: int
