@@ -1,8 +1,9 @@
 """Stage 3: export the trained model as ONNX, quantize it, calibrate it, fit the rejection of
 out-of-distribution pictures, and check it all.
 
-Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/), data/organized/
-Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
+Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/),
+data/organized/ Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with
+--browser,
         bundle.json, report.md with its pictures, report.json
 Next    04_serve.py
 
@@ -11,9 +12,9 @@ Next    04_serve.py
       with further out-of-distribution pictures: half choose thresholds, half are reported
   python 03_export.py --browser checkpoints/light/hierarchical_full/epoch=10-best.pt
 
-Temperatures, thresholds and roll-up are fitted on val for each model; every figure of the reports is from
-test. An INT8 model that does not pass the gate (common/export/gate.py) is not written, and the
-report says what was tried. Takes two minutes for the demo."""
+Temperatures, thresholds and roll-up are fitted on val for each model; every figure of the reports
+is from test. An INT8 model that does not pass the gate (common/export/gate.py) is not written, and
+the report says what was tried. Takes two minutes for the demo."""
 
 from __future__ import annotations
 

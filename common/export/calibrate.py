@@ -325,8 +325,8 @@ def calibration_figures(
             or fewer are the tail.
 
     Returns:
-        {"all", "species", "tail"}: the class answer, the species answer, and the class answer on the
-        pictures of the tail; each as `calibration` has it, and `nll`: mean -log P of the truth.
+        {"all", "species", "tail"}: the class answer, the species answer, and the class answer on
+        the pictures of the tail; each as `calibration` has it, and `nll`: mean -log P of the truth.
     """
     rows, by_species = np.arange(len(class_idx)), species_probabilities(probabilities, tree)
     answers = {

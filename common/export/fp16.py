@@ -16,9 +16,10 @@ from common.export.quantize import TensorStats, is_kept_float, observe, put
 # Whatever is not named here stays float32: above all LayerNormalization, Softmax, means, powers and
 # roots.
 FP16_OPS = frozenset(
-    """Conv MatMul Gemm Add Sub Mul Div Neg Gelu Erf Relu LeakyRelu PRelu Clip HardSwish HardSigmoid Sigmoid Tanh
-    Reshape Transpose Slice Concat Pad Split Squeeze Unsqueeze Flatten Expand Gather GlobalAveragePool AveragePool MaxPool
-    Identity""".split()
+    """Conv MatMul Gemm Add Sub Mul Div Neg Gelu Erf Relu LeakyRelu PRelu Clip HardSwish HardSigmoid
+    Sigmoid Tanh
+    Reshape Transpose Slice Concat Pad Split Squeeze Unsqueeze Flatten Expand Gather
+    GlobalAveragePool AveragePool MaxPool Identity""".split()
 )
 HEAVY_OPS = ("Conv", "MatMul", "Gemm")
 LARGEST = 65504.0
@@ -28,9 +29,9 @@ ROOM = 4.0  # a tensor that comes within this factor of float16's largest value 
 def to_fp16(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> onnx.ModelProto:
     """Make the float16 copy of an FP32 model; input stays uint8 and outputs float32.
 
-    In float16 are the nodes between the first layer with weights and the last one; normalisation of the
-    pixels before, heads and scores behind stay float32, and so does every node between that takes
-    or gives a value near float16's largest on the pictures.
+    In float16 are the nodes between the first layer with weights and the last one; normalisation of
+    the pixels before, heads and scores behind stay float32, and so does every node between that
+    takes or gives a value near float16's largest on the pictures.
 
     Args:
         model: FP32; it is not changed.

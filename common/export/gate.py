@@ -53,8 +53,8 @@ class Side:
         probabilities: float (N, classes), rows sum to 1, by the model's own temperatures where it
             has its own.
         class_idx: int (N,), true classes.
-        plants, ood: float (N,) and (M,), the score by which the model rejects pictures, of plants and
-            of OOD pictures, larger = farther from the training data; None without OOD pictures.
+        plants, ood: float (N,) and (M,), the score by which the model rejects pictures, of plants
+            and of OOD pictures, larger = farther from the training data; None without OOD pictures.
     """
 
     probabilities: np.ndarray
@@ -84,8 +84,8 @@ class Check:
         fp32, candidate: the two figures; None where there is but one, or nothing to judge.
         figure: what is held against the limit: a share, a drop (positive = worse than FP32) or a
             ratio.
-        limit: what it is held against: that of `GateLimits`, or the step that one picture makes where this
-            is wider.
+        limit: what it is held against: that of `GateLimits`, or the step that one picture makes
+            where this is wider.
         one_picture: the greatest change that a single picture can cause here; None where that means
             nothing.
         passed: None where the split has nothing to judge by.

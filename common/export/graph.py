@@ -81,8 +81,8 @@ class FeatureSpace(nn.Module):
         shrinkage: float = 0.05,
         rank: int = RANK,
     ) -> None:
-        """Fit means and covariance; the covariance is about the class means, so that diseases do not
-        widen it.
+        """Fit means and covariance; the covariance is about the class means, so that diseases do
+        not widen it.
 
         Args:
             features: float (N, F) of training pictures, plain (they are normalised here).
@@ -177,9 +177,9 @@ class LearnedScore(nn.Module):
     ) -> None:
         """Fit with both sides weighing the same.
 
-        The inputs are standardised and projected on the `rank` directions of their greatest variance,
-        in units of the root of the standard deviation there: narrow directions count for more than
-        they vary, but not as much as wide ones.
+        The inputs are standardised and projected on the `rank` directions of their greatest
+        variance, in units of the root of the standard deviation there: narrow directions count for
+        more than they vary, but not as much as wide ones.
 
         Args:
             plants, ood: float (N, D) and (M, D), the layers as `extract_features` gives them.

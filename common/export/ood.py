@@ -197,8 +197,8 @@ def _rule(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
 
 
 def _plant_rule(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] | None:
-    """Fit the threshold between no plant and a plant of another species; None without any picture of
-    either."""
+    """Fit the threshold between no plant and a plant of another species; None without any picture
+    of either."""
     possible = [keys for keys in PLANT_SCORES if all(key in plants for key in keys)]
     if not possible or not shown.keys() & {"not_plants", "unknown_species"}:
         return None
@@ -270,8 +270,8 @@ def judge(
         accepted pictures that are plants), both with `_at_least`, which they exceed with 95 %
         confidence; false_rejection_rate_at_most likewise; n_plants, n_ood; kinds: {kind: auroc,
         rejected, rejected_at_1pct_frr, not_a_plant (share of the rejected that are called
-        so), n}; poor_rejected: {kind of poor photo: share rejected}; thresholds: `thresholds_for`. Without OOD
-        only what concerns plants.
+        so), n}; poor_rejected: {kind of poor photo: share rejected}; thresholds: `thresholds_for`.
+        Without OOD only what concerns plants.
     """
     known, turned = value(fitted["weights"], plants), beyond(fitted, plants)
     kept = int((~turned).sum())

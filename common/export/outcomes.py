@@ -133,8 +133,8 @@ def evaluate_thresholds(
     class_sizes: np.ndarray,
     flat: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model with its thresholds on test; `flat` is what one softmax over all classes answers,
-    where it is at hand, int (N,).
+    """Evaluate a model with its thresholds on test; `flat` is what one softmax over all classes
+    answers, where it is at hand, int (N,).
 
     Returns:
         plain values: the figures of `metrics.summarise`, calibration_error, `ood` (of
@@ -173,8 +173,8 @@ def evaluate_thresholds(
 def ood_scores(
     outcome: Outcome, rejection: Mapping[str, Any], names: Sequence[str], split: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The OOD score of a threshold, of the split's plants (N,) and of its pictures of no plant (M,); None
-    where there are none."""
+    """The OOD score of a threshold, of the split's plants (N,) and of its pictures of no plant
+    (M,); None where there are none."""
     weights, kinds = rejection["weights"], outcome.ood[split]["plant"]
     outside = (
         ood.value(weights, ood.columns(np.concatenate([*kinds.values()]), names)) if kinds else None

@@ -1,5 +1,5 @@
-"""The pictures that an export is fitted and judged by: splits, out-of-distribution (OOD) pictures of every kind, and poor
-copies of plants."""
+"""The pictures that an export is fitted and judged by: splits, out-of-distribution (OOD) pictures
+of every kind, and poor copies of plants."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ class Pictures:
     def batches(
         self, split: str, batch_size: int = BATCH, at_most: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (uint8 (N, size, size, 3), class_idx int64 (N,)) of a split; with `at_most`, of some of
-        the pictures it gives without."""
+        """Yield (uint8 (N, size, size, 3), class_idx int64 (N,)) of a split; with `at_most`, of
+        some of the pictures it gives without."""
         chosen = spread(len(self.data.splits[split]), self.at_most)
         yield from self._load(
             split, chosen[spread(len(chosen), at_most or self.at_most)], batch_size
@@ -222,7 +222,8 @@ def balanced(class_idx: np.ndarray, at_most: int) -> np.ndarray:
         at_most: how many to choose.
 
     Returns:
-        int64 (at_most or N,), ascending places in `class_idx`; within a class they are evenly spread.
+        int64 (at_most or N,), ascending places in `class_idx`; within a class they are evenly
+        spread.
     """
     class_idx = np.asarray(class_idx)
     order = np.argsort(class_idx, kind="stable")

@@ -151,8 +151,8 @@ def coverage(
     thresholds of the precisions (PNG).
 
     Args:
-        class_idx, species: by way to decide (joint, routed, flat), (confidence float (N,), right bool
-            (N,)) of that answer.
+        class_idx, species: by way to decide (joint, routed, flat), (confidence float (N,), right
+            bool (N,)) of that answer.
         judged: `rollup.judge`'s figures by name of precision; marked at the left by their class
             answers, at the right by all answers given.
     """

@@ -1,23 +1,23 @@
-"""Answers at the depth one can stand behind: thresholds per precision, with a promise that holds for
-finite val splits. No torch.
+"""Answers at the depth one can stand behind: thresholds per precision, with a promise that holds
+for finite val splits. No torch.
 
 Answers roll up as in hierarchical selective classification (Goren et al., NeurIPS 2024): the class
-where its probability reaches the threshold, else the species where its own does, else none. The thresholds are
-found by fixed-sequence testing (Angelopoulos et al., "Learn then Test", 2021) with exact binomial
-tails, along two sequences of hypotheses that share the risk DELTA:
+where its probability reaches the threshold, else the species where its own does, else none. The
+thresholds are found by fixed-sequence testing (Angelopoulos et al., "Learn then Test", 2021) with
+exact binomial tails, along two sequences of hypotheses that share the risk DELTA:
 
-- class and species at one threshold, tested downwards (`CLASS_SHARE` of the risk). A threshold is taken where
-  both the class answers and all answers given are shown to be right as often as wanted; the first
-  that is not ends the sequence.
+- class and species at one threshold, tested downwards (`CLASS_SHARE` of the risk). A threshold is
+  taken where both the class answers and all answers given are shown to be right as often as wanted;
+  the first that is not ends the sequence.
 - species alone, tested downwards (the rest): what remains where diseases are told apart too badly.
 
-The promise: of repeated val splits, a share of at least 1 - DELTA gives thresholds with which, on further
-pictures drawn as val was, the class answers, and all answers given, are right at least as often as
-wanted; for each precision by itself. It is exact for probabilities and thresholds that do not depend on
-val. The candidates stand fixed, and where a sequence begins follows from the probabilities, never
-from the truth; but temperatures (and the epoch) were chosen on val too. What that costs is measured
-in tests/benchmarks/rollup.py. The promise says nothing about pictures of another kind than val's,
-and nothing about single classes."""
+The promise: of repeated val splits, a share of at least 1 - DELTA gives thresholds with which, on
+further pictures drawn as val was, the class answers, and all answers given, are right at least as
+often as wanted; for each precision by itself. It is exact for probabilities and thresholds that do
+not depend on val. The candidates stand fixed, and where a sequence begins follows from the
+probabilities, never from the truth; but temperatures (and the epoch) were chosen on val too. What
+that costs is measured in tests/benchmarks/rollup.py. The promise says nothing about pictures of
+another kind than val's, and nothing about single classes."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def name_of(precision: float) -> str:
 
 @dataclass(frozen=True)
 class _Tests:
-    """Per candidate threshold and promise (K, promises): answers it speaks of, how many are wrong, how
-    many the probabilities foretell."""
+    """Per candidate threshold and promise (K, promises): answers it speaks of, how many are wrong,
+    how many the probabilities foretell."""
 
     given: np.ndarray
     wrong: np.ndarray
@@ -109,8 +109,8 @@ class _Tests:
 def _tests(
     probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, full: Decisions
 ) -> tuple[_Tests, _Tests]:
-    """Count for the sequence of one threshold for class and species, and for that of species alone; `full`
-    decides without thresholds."""
+    """Count for the sequence of one threshold for class and species, and for that of species alone;
+    `full` decides without thresholds."""
     accepted = _accepted(full)
     probabilities, class_idx = np.asarray(probabilities)[accepted], np.asarray(class_idx)[accepted]
     class_p = np.where(full.unknown_disease, -1.0, full.class_probability)[accepted]
@@ -173,9 +173,11 @@ def fit(
 
     Returns:
         {"default": name, "delta": delta, "precisions": {name: entry}}, as bundle.json has it. An
-        entry: `disease` and `species`, the thresholds (2 = never answer at this level); `promised`: whether
-        the precision is promised; `holds`: what the thresholds do promise, the precision, or else a lower
-        bound at the one threshold of which most can be said; `answers`: `disease` or `species`, the depth;
+        entry: `disease` and `species`, the thresholds (2 = never answer at this level); `promised`:
+            whether
+        the precision is promised; `holds`: what the thresholds do promise, the precision, or else a
+        lower bound at the one threshold of which most can be said; `answers`: `disease` or
+        `species`, the depth;
         `needs`: fewest answers, all right, that the promise takes; `val`: figures of `judge`, on
         the pictures they were fitted on.
     """
@@ -231,9 +233,12 @@ def judge(
 
     Returns:
         n pictures; rejected as out-of-distribution; given, wrong: answers and wrong ones;
-        disease_given, disease_wrong: those that name a class; species_given, species_wrong: those that
-        stop at the species (counts). coverage, disease_coverage: shares of the n answered; precision,
-        disease_precision: shares of right answers with precision_low, disease_precision_low, their lower
+        disease_given, disease_wrong: those that name a class; species_given, species_wrong: those
+            that
+        stop at the species (counts). coverage, disease_coverage: shares of the n answered;
+        precision,
+        disease_precision: shares of right answers with precision_low, disease_precision_low, their
+            lower
         95 % bounds (Clopper-Pearson); None without answers.
     """
     ood = np.zeros((len(class_idx), 0)) if ood is None else ood

@@ -88,7 +88,7 @@ def test_coverage_draws_every_way_and_marks_the_bars(tmp_path, drawn):
     assert all(
         f"{name}: {hits.mean():.1%} of all" in legend(left) for name, (_, hits) in curves.items()
     )
-    assert "bars for 0.95: 96.0% of 90.0%" in legend(right) and "bars for" not in legend(left)
+    assert "thresholds for 0.95: 96.0% of 90.0%" in legend(right) and "bars for" not in legend(left)
     assert right.get_ylim()[0] > 0.3, "a way that fails does not crush the others"
 
 

@@ -37,7 +37,7 @@ class Judge:
     """The gate over 120 pictures against FP32; counts its calls."""
 
     def __init__(self, fp32: Path, reject: tuple[str, ...] = (), agreement: float = 0.99) -> None:
-        self.limits = GateLimits(agreement=agreement)
+        self.limits = limits
         self.pictures, self.calls, self.reject = tiny_nets.pictures(120, seed=4), [], reject
         self.base = self.side(session_run(fp32))
 
@@ -67,9 +67,9 @@ class Judge:
         )
 
 
-def search(folder: Path, make, reject: tuple[str, ...] = (), agreement=0.99, **arguments):
+def search(folder: Path, make, reject: tuple[str, ...] = (), limits=None, **arguments):
     fp32 = tiny_nets.write(folder, "model.onnx", make, **arguments)
-    judge = Judge(fp32, reject, agreement)
+    judge = Judge(fp32, reject, limits)
     tried = int8.search_int8(
         fp32,
         folder / "model.int8.onnx",
@@ -135,7 +135,7 @@ def test_a_model_that_passes_is_written_once(tmp_path):
 
 @pytest.mark.parametrize("place", [1, 2])
 def test_the_harmful_layer_goes_back_to_float(place, tmp_path):
-    tried, judge = search(tmp_path, harmed(place), agreement=0.98)
+    tried, judge = search(tmp_path, harmed(place), limits=GateLimits(0.98, macro_f1=0.05))
     static = tried[0]
     assert not static.rejected and static.layers == 2 and static.of == 3 and static.builds == 2
     model = onnx.load(tmp_path / "model.int8.onnx")

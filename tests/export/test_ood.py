@@ -154,7 +154,7 @@ def test_thirty_plants_are_enough_to_fit_and_too_few_to_promise():
     judged = ood.judge(got, draw(1, 30), {})
     assert "auroc" not in judged and judged["n_plants"] == 30
     text = "\n".join(ood.report_lines(got, got["val"], judged))
-    assert "no pictures of strangers" in text and "without any picture of a stranger" in text
+    assert "no OOD pictures" in text and "without any picture of a stranger" in text
 
 
 def test_poor_photos_raise_the_bar_as_far_as_the_strangers_allow():
@@ -224,9 +224,9 @@ def test_thresholds_for_a_precision_are_the_lowest_that_reach_its_bound():
     ]["threshold"] < rows[2]["threshold"]
     for row in rows:
         wrong, right = (plants > row["threshold"]).sum(), (strangers > row["threshold"]).sum()
-        assert (row["wrong"], row["refused"]) == (wrong, wrong + right)
+        assert (row["wrong"], row["total"]) == (wrong, wrong + right)
         assert row["bound"] == at_least(right, wrong + right) >= row["precision"]
-        assert row["refused"] >= row["needed"], "the claim needs no more than what was refused"
+        assert row["total"] >= row["needed"], "the claim needs no more than what was refused"
         below = row["threshold"] - 0.1
         assert (
             at_least((strangers > below).sum(), (strangers > below).sum() + (plants > below).sum())
@@ -244,4 +244,4 @@ def test_the_report_says_what_was_measured(fitted):
         and f"{judged['kinds']['documents']['auroc']:.4f}" in text
         and "blur" in text
     )
-    assert lower(judged["precision_at_least"]) in text and "refusals the claim takes" in text
+    assert lower(judged["precision_at_least"]) in text and "rejections the claim takes" in text

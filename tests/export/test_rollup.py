@@ -1,5 +1,5 @@
-"""Limits that keep their promise: by simulation, with the rule of `decide`, and in words where val is
-too small."""
+"""Limits that keep their promise: by simulation, with the rule of `decide`, and in words where val
+is too small."""
 
 from __future__ import annotations
 

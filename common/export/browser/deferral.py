@@ -94,15 +94,15 @@ def signals(
     """Compute what the rule goes by.
 
     Args:
-        probabilities: float (N, classes), joint; of species other than the best class's only the sums
-            matter.
+        probabilities: float (N, classes), joint; of species other than the best class's only the
+            sums matter.
         gen: float (N,), the entropy score.
         tree: the classes.
 
     Returns:
-        float64 (N, 4): log-odds of the best class, P(its species) - P(the best other species), P(its
-        disease given the species) - P(the next one) or 1 where the species has one, and gen; int64
-        (N,), the best class's species.
+        float64 (N, 4): log-odds of the best class, P(its species) - P(the best other species),
+        P(its disease given the species) - P(the next one) or 1 where the species has one, and gen;
+        int64 (N,), the best class's species.
     """
     probabilities, rows = np.asarray(probabilities, np.float64), np.arange(len(probabilities))
     best = joint_class(probabilities, tree)

@@ -175,8 +175,8 @@ def finish_browser(
         written: of `write_browser`.
         val, test: (probabilities, ood, class_idx) of `written.light.outputs` over the splits
             (`measure.run_over`).
-        server: {"val": int (N,), "test": int (N,)}, the class that the served model answers for each
-            of these pictures.
+        server: {"val": int (N,), "test": int (N,)}, the class that the served model answers for
+            each of these pictures.
         card: "rejection" and "rollup" fitted on val, as bundle.json has them for every model.
         pictures: those of `test` in batches, in the same order.
         class_sizes: int (classes,), pictures per class.

@@ -5,7 +5,8 @@ light.onnx takes `images` uint8 (N, size, size, 3) RGB and gives
   species  float32 (N, S)        P(species), calibrated
   feature  float32 (N, F)        what the disease heads see
   ood      float32 (N, scores)   out-of-distribution scores, larger = farther from train
-  map      float32 (N, h, w, F)  the last feature map, or (N, h, w, 1) where the heatmap can only say how active each place is
+  map      float32 (N, h, w, F)  the last feature map, or (N, h, w, 1) where the heatmap can only
+  say how active each place is
 heads.bin holds the disease heads (common/export/browser/heads_file.py), light.json all the rest.
 
 An answer: P(class) = P(species) x P(disease given species), by the heads of the best species first.
@@ -54,10 +55,12 @@ class Raw:
 class LightAnswer:
     """One picture's numbers, as the page has them.
 
-    class_idx: packed index of the best class; probabilities: float64 (classes,), exact for species whose
-    head was fetched and evenly spread within the others, so that sums per species and the best class
-    are right; ood: float32 (scores,); heatmap: float32 (h, w), 0..1; fetched: species whose heads
-    were needed; ask: P(the server is right and this is not); asks: whether to send the photo."""
+    class_idx: packed index of the best class; probabilities: float64 (classes,), exact for species
+        whose
+    head was fetched and evenly spread within the others, so that sums per species and the best
+    class are right; ood: float32 (scores,); heatmap: float32 (h, w), 0..1; fetched: species whose
+    heads were needed; ask: P(the server is right and this is not); asks: whether to send the
+    photo."""
 
     class_idx: int
     probabilities: np.ndarray
