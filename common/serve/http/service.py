@@ -28,7 +28,7 @@ from common.serve.http.uploads import (
     read_options,
     read_photos,
 )
-from common.serve.http.work_queue import Batcher, Busy, WorkQueue, ClientGone
+from common.serve.http.work_queue import Batcher, Busy, ClientGone, WorkQueue
 from common.serve.predictor import Outputs, Predictor
 
 _STATUS = {
