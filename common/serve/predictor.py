@@ -296,8 +296,8 @@ class Predictor:
         if wrong:
             raise BundleError(
                 f"{self.bundle.folder / self.card.file} breaks the contract: {'; '.join(wrong)}. "
-                f"It should take `images` as tensor(uint8) ['N', {size}, {size}, 3], N free, and give "
-                f"{', '.join(OUTPUTS)} as tensor(float). {_MEND}"
+                f"It should take `images` as tensor(uint8) ['N', {size}, {size}, 3], N free, and "
+                f"give {', '.join(OUTPUTS)} as tensor(float). {_MEND}"
             )
 
 

@@ -28,7 +28,7 @@ PHOTOS = {
 NO_RUNTIME = any(not (web_files.RUNTIME / name).is_file() for name in web_files.PINNED)
 needs_runtime = pytest.mark.skipif(
     NO_RUNTIME,
-    reason="onnxruntime-web was not fetched: `bash run_all.sh` does that, where there is npm",
+    reason="onnxruntime-web was not fetched: `python -m common.serve.web_runtime fetch` does that",
 )
 
 

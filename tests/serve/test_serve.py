@@ -249,6 +249,10 @@ def test_several_processes_share_a_port_and_one_that_dies_is_started_anew(export
         assert len(first) == 2 and server.pid not in first
         status, body = ask(port, body=tiny.picture(tiny.color_of(3)))
         assert status == 200 and json.loads(body)["species"] == "basil"
+        for _ in range(5):  # whichever worker answers, the counts are those of all
+            assert ask(port, body=tiny.picture(tiny.color_of(3)))[0] == 200
+        for _ in range(5):
+            assert b"foliar_photos_total 6.0\n" in ask(port, "/metrics")[1]
         os.kill(min(first), signal.SIGKILL)
         assert ask(port, body=tiny.picture(tiny.color_of(3)))[0] == 200
         end = time.monotonic() + 20

@@ -18,8 +18,8 @@ SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 
 class Telemetry:
-    """The server's counters, histograms and gauges; facts are labels of `foliar_process_info`, which
-    also has each worker's pid where there are several."""
+    """The server's counters, histograms and gauges; facts are labels of `foliar_process_info`, with
+    each worker's pid where there are several."""
 
     def __init__(self, facts: Mapping[str, str]) -> None:
         prometheus_client.disable_created_metrics()
