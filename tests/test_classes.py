@@ -10,6 +10,8 @@ import pytest
 
 from common.classes import ClassTree, slug
 
+pytestmark = pytest.mark.smoke
+
 TREE = ClassTree(
     ("corn", "apple", "fig"), (("rust", "healthy", "smut"), ("scab", "healthy"), ("healthy",))
 )

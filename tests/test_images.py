@@ -370,6 +370,7 @@ def test_large_files_are_refused_unread(tmp_path):
     assert reason_of(path) == "too_large"
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("width", "height"), [(20_000, 20_000), (200_000, 200_000), (2**31 - 1, 2**31 - 1)]
 )
@@ -501,6 +502,7 @@ def loads(data: bytes) -> bool:
         return False
 
 
+@pytest.mark.timing
 @pytest.mark.filterwarnings("ignore")
 def test_files_that_broke_pillow():
     odd = []

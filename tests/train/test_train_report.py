@@ -271,6 +271,7 @@ def test_classes_csv_holds_every_class_rarest_first(tmp_path, no_drawing):
         assert f"| {row['class']}" in text
 
 
+@pytest.mark.timing
 def test_a_large_report_stays_readable_and_quick(tmp_path, no_drawing):
     tree, began = tree_of(320, 11_499), time.perf_counter()
     judged, _, _, text = report(tmp_path, tree, 60_000, resamples=10)
