@@ -36,7 +36,6 @@ from common.train.machine import (
 )
 from common.train.model import SwinHierarchical
 from common.train.recipes import Recipe
-from common.train.rescale import rescale_heads
 from common.train.run import Run
 
 
@@ -157,8 +156,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics
             )
         run.save_last()
-    if model.flat or data.tree.num_classes == data.tree.num_species:  # else 02b does it
-        rescale_heads(run, checkpoint.find_best(folder))
     run.finish(checkpoint.find_best(folder), "Stage A: species")
     leave()
     say_time("time", clock)

@@ -31,7 +31,6 @@ from common.train.machine import (
     resolve_machine,
     say_time,
 )
-from common.train.rescale import rescale_heads
 from common.train.run import Run
 
 
@@ -93,7 +92,6 @@ def train_jointly(run: Run) -> None:
         if epoch + 1 == phase.epochs // 2:
             run.save(f"epoch={epoch + 1:02d}.pt", judged, metrics)
         run.save_last()
-    rescale_heads(run, checkpoint.find_best(run.folder))
     run.finish(checkpoint.find_best(run.folder), "Stage B: end to end")
 
 

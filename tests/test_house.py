@@ -47,9 +47,7 @@ WITH_TORCH = {
         "train.machine",
         "train.model",
         "train.optim",
-        "train.rescale",
         "train.run",
-        "train.tail",
     )
 }
 # all others, with them 01 and 04, start without it (quantize: older onnxruntimes import it)
