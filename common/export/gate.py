@@ -13,8 +13,7 @@ from common.classes import ClassTree
 from common.console import table
 from common.decide import joint_class
 from common.export.calibrate import calibration_error
-from common.train.metrics import auroc
-from common.train.shots import FEW
+from common.train.metrics import FEW_AT_MOST, auroc
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class GateLimits:
     batch: float = 1e-5
     time: float = 0.95
     time_weights: float = 1.05
-    few: int = FEW
+    few: int = FEW_AT_MOST
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 from common.classes import ClassTree
 from common.decide import joint_class, species_probabilities
 
-TAIL_AT_MOST = 80  # pictures; sources/000 calls a class with no more the tail
+FEW_AT_MOST = 20  # train pictures of a few-shot class (as ImageNet-LT, Liu et al. 2019)
+TAIL_AT_MOST = 80  # train pictures of a tail class, by the hierarchical system's plan
 
 
 @dataclass

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,17 +25,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.train.tail import Schedule, answer, retrain_heads  # noqa: E402
+from few_shot import HeadAnswers, by_size  # noqa: E402  (the benchmark file beside this one)
 
 from common.classes import ClassTree  # noqa: E402
 from common.console import Stopwatch, duration, say, table  # noqa: E402
 from common.train import checkpoint, recipes  # noqa: E402
 from common.train.cached_features import CachedViews, cache_eval, cache_views  # noqa: E402
 from common.train.compute import Compute, choose_compute  # noqa: E402
-from common.train.dataset import Organized, load_organized  # noqa: E402
+from common.train.dataset import EpochSampler, Organized, load_organized  # noqa: E402
+from common.train.loop import step_draws  # noqa: E402
+from common.train.losses import focal_loss  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
 from common.train.recipe_flags import arguments, channels  # noqa: E402
-from common.train.shots import Answers, by_size  # noqa: E402
 
 FIGURES = ("species_acc", "disease_acc", "cascade_acc", "cascade_f1")
 
@@ -113,6 +114,92 @@ class Chosen:
         )
 
 
+def retrain_heads(
+    model: SwinHierarchical, train: Chosen, args: argparse.Namespace, seed: int, compute: Compute
+) -> dict[str, Tensor]:
+    """Train the neck and the heads by cross-entropy: AdamW, cosine from `args.lr` to 0. Returns
+    their state, on the CPU; the model is left as it was."""
+    before = head_state(model)
+    sampler = EpochSampler(train.count, args.batch_size, seed)
+    model.requires_grad_(False)
+    learned = list(model.head_parameters("all"))
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    model.neck.train()
+    groups = [
+        {"params": [p for p in learned if (p.ndim > 1) == decays], "weight_decay": 0.05 * decays}
+        for decays in (True, False)
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=args.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(sampler))
+    for epoch in range(args.epochs):
+        sampler.epoch = epoch
+        for step, items in enumerate(sampler):
+            features, class_idx = (part.to(compute.device) for part in train.batch(items))
+            torch.manual_seed(step_draws(seed, epoch, step)[0])  # dropout of the neck
+            loss = head_loss(model, model.neck(features), class_idx).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)
+            optimizer.step()
+            schedule.step()
+    state = head_state(model)
+    model.load_state_dict(before, strict=False)
+    return state
+
+
+def head_loss(model: SwinHierarchical, hidden: Tensor, class_idx: Tensor) -> Tensor:
+    """Cross-entropy of species and disease, float32 (N,)."""
+    heads, exact = model.disease_heads, {"gamma": 0.0, "alpha": 1.0, "smoothing": 0.0}
+    if model.flat:
+        return focal_loss(heads.all_logits(hidden), class_idx, **exact)
+    species = model.class_species[class_idx]
+    loss = focal_loss(model.species_logits(hidden), species, **exact)
+    if heads.widest > 1:
+        first, sizes = heads.class_of[species][:, 0], heads.sizes[species]
+        logits = model.disease_logits(hidden, species)
+        loss = loss + focal_loss(logits, class_idx - first, classes=sizes, **exact)
+    return loss
+
+
+def head_state(model: SwinHierarchical) -> dict[str, Tensor]:
+    """Copy of everything but the backbone, on the CPU: {name: tensor}."""
+    return {
+        key: value.detach().cpu().clone()
+        for key, value in model.state_dict().items()
+        if not key.startswith("backbone.")
+    }
+
+
+@torch.inference_mode()
+def answer(
+    model: SwinHierarchical,
+    cached: CachedViews,
+    compute: Compute,
+    state: Mapping[str, Tensor] | None = None,
+) -> HeadAnswers:
+    """Let the heads answer for cached features; `state`, where given, in place of the model's own
+    neck and heads."""
+    before: dict[str, Tensor] = head_state(model) if state else {}
+    model.load_state_dict(dict(state or {}), strict=False)
+    model.neck.eval()
+    parts = []
+    for features, class_idx in cached.batches():
+        hidden = model.neck(features.to(compute.device))
+        probs = model.probabilities(hidden, model.species_logits(hidden))
+        own = model.class_species[class_idx.to(probs.device)]
+        by_species = probs.new_zeros(len(probs), model.tree.num_species).index_add_(
+            1, model.class_species, probs
+        )
+        given = probs.masked_fill(model.class_species[None] != own[:, None], -1.0).argmax(1)
+        parts.append(
+            [class_idx.numpy()]
+            + [t.cpu().numpy() for t in (by_species.argmax(1), given, probs.argmax(1))]
+        )
+    model.load_state_dict(before, strict=False)
+    return HeadAnswers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
 def compare(
     args: argparse.Namespace, data: Organized, compute: Compute
 ) -> tuple[float, dict[int, list[dict[str, float]]]]:
@@ -129,7 +216,6 @@ def compare(
         judged_splits(model, data, compute, args),
         np.bincount(split.class_idx, minlength=data.tree.num_classes),
     )
-    schedule = Schedule(epochs=args.epochs, lr=args.lr, batch_size=args.batch_size)
 
     def cache(views: int) -> CachedViews:
         return cache_views(
@@ -159,19 +245,10 @@ def compare(
         order = np.random.default_rng([seed, 5]).permutation(args.epochs)
         for views, figures in found.items():
             clock = Stopwatch()
-            state = retrain_heads(
-                model,
-                Chosen(store, order[:views]),
-                judged["val"],
-                "cross_entropy",
-                counts,
-                schedule,
-                seed,
-                compute,
-            )
+            state = retrain_heads(model, Chosen(store, order[:views]), args, seed, compute)
             trained = clock()
             parts = [answer(model, features, compute, state) for features in judged.values()]
-            both = Answers(
+            both = HeadAnswers(
                 *(
                     np.concatenate([getattr(part, name) for part in parts])
                     for name in ("class_idx", "species", "given", "joint")

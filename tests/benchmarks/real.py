@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from cached import add_flags, new_model  # noqa: E402  (the benchmarks beside this one)
-from tail import long_tail  # noqa: E402
+from few_shot import HeadAnswers, by_size, long_tail  # noqa: E402
 
 from common.console import Stopwatch, duration, progress, say, table  # noqa: E402
 from common.train import checkpoint, recipes  # noqa: E402
@@ -47,7 +47,6 @@ from common.train.loop import evaluate  # noqa: E402
 from common.train.machine import keep_memory  # noqa: E402
 from common.train.metrics import Judged, judge  # noqa: E402
 from common.train.recipe_flags import arguments, channels  # noqa: E402
-from common.train.shots import Answers, by_size  # noqa: E402
 
 EPOCHS = (
     "species_warmup_epochs",
@@ -373,7 +372,7 @@ def main() -> None:
             if not result.is_file():
                 clock = Stopwatch()
                 judged = CONTESTANTS[name](args, data, seed, folder)
-                answers = Answers(
+                answers = HeadAnswers(
                     judged.class_idx, judged.species, given(judged, data), judged.joint
                 )
                 figures = {

@@ -19,12 +19,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from common.export.ranges import choose_range, observe  # noqa: E402
 from int8 import serving_graph  # noqa: E402
 
 from common.classes import ClassTree  # noqa: E402
 from common.export import qdq, quantize  # noqa: E402
 from common.export.graph import SCORES, export_onnx  # noqa: E402
-from common.export.ranges import choose_range, observe  # noqa: E402
 from common.files import file_sha256  # noqa: E402
 from common.serve.predictor import FORMAT, write_bundle  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402

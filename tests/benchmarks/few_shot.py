@@ -1,27 +1,31 @@
-"""What classes with many, medium and few pictures get right."""
+"""Many, medium and few-shot metrics: what classes with many, medium and few train pictures get
+right."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from common.classes import ClassTree
-from common.train.metrics import f1_per_class
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-FEW, MEDIUM = 20, 80  # train pictures at most
+from common.classes import ClassTree  # noqa: E402
+from common.train.dataset import Split  # noqa: E402
+from common.train.metrics import FEW_AT_MOST, TAIL_AT_MOST, f1_per_class  # noqa: E402
 
 
 @dataclass
-class Answers:
+class HeadAnswers:
     """What heads answer for the pictures of a split. All arrays are int64 (N,).
 
     Attributes:
-        leaf: the true leaf.
+        class_idx: the true class.
         species: the predicted species.
-        given: the predicted leaf, given the true species.
-        joint: the predicted leaf, nothing given.
+        given: the predicted class, given the true species.
+        joint: the predicted class, nothing given.
     """
 
     class_idx: np.ndarray
@@ -31,7 +35,11 @@ class Answers:
 
 
 def by_size(
-    answers: Answers, tree: ClassTree, counts: np.ndarray, few: int = FEW, medium: int = MEDIUM
+    answers: HeadAnswers,
+    tree: ClassTree,
+    counts: np.ndarray,
+    few: int = FEW_AT_MOST,
+    medium: int = TAIL_AT_MOST,
 ) -> dict[str, dict[str, float]]:
     """Figures of the classes with many, medium and few train pictures (as ImageNet-LT reports them,
     Liu et al. 2019), and of all.
@@ -39,7 +47,7 @@ def by_size(
     Args:
         answers: of a split.
         tree: the classes.
-        counts: int (leaves,), train pictures per class.
+        counts: int (classes,), train pictures per class.
         few, medium: a class with at most so many has few, or medium; all others many.
 
     Returns:
@@ -85,3 +93,27 @@ def by_size(
             row[f"{what}_f1"] = float(f1[what][classes].mean()) if classes.any() else math.nan
         figures[name] = row
     return figures
+
+
+def long_tail(split: Split, classes: int, largest: int, smallest: int, seed: int) -> Split:
+    """Keep a part of the pictures: class sizes fall geometrically from `largest` to `smallest`, as
+    far as a class has so many."""
+    rng = np.random.default_rng([seed, 4])
+    rank = rng.permutation(classes)
+    sizes = np.round(largest * (smallest / largest) ** (rank / max(classes - 1, 1))).astype(int)
+    order = rng.permutation(len(split))
+    keep = np.sort(
+        np.concatenate(
+            [
+                order[split.class_idx[order] == class_idx][: sizes[class_idx]]
+                for class_idx in range(classes)
+            ]
+        )
+    )
+    return replace(
+        split,
+        **{
+            name: getattr(split, name)[keep]
+            for name in ("file", "offset", "size", "class_idx", "width", "height")
+        },
+    )
