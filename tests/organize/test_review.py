@@ -147,7 +147,7 @@ def test_readings_that_share_only_their_folder_name_are_told() -> None:
             "line 2: 'spots' has the species 'plum' but no disease",
         ),
         ("name,species,disease\nPepper, bell,bell pepper,rust\n", "line 2: 4 values for 3 columns"),
-        ("name,species,disease\n,plum,rust\n", "line 2: there is no name"),
+        ("name,species,disease\n,plum,rust\n", "line 2: this row has no name"),
         ('name,species,disease\n"spots,plum,rust\n', "is no CSV"),
         ("name,species,disease\nspots,plum,ro\0t\n", "line 2, is no UTF-8"),
     ],
