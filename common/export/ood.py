@@ -158,7 +158,7 @@ def _choose(
     AUROC and the share of OOD pictures it rejects, both means over the kinds."""
     has_classes = "mahalanobis_class" in plants  # a light model tells only species apart
     sums = [
-        {key if has_classes else key.removesuffix("_leaf"): times for key, times in keys.items()}
+        {key if has_classes else key.removesuffix("_class"): times for key, times in keys.items()}
         for keys in sums
     ]
     possible = [keys for keys in sums if all(key in plants for key in keys)] or [

@@ -36,7 +36,9 @@ def clock(monkeypatch):
 class Judge:
     """The gate over 120 pictures against FP32; counts its calls."""
 
-    def __init__(self, fp32: Path, reject: tuple[str, ...] = (), agreement: float = 0.99) -> None:
+    def __init__(
+        self, fp32: Path, reject: tuple[str, ...] = (), limits: GateLimits | None = None
+    ) -> None:
         self.limits = limits
         self.pictures, self.calls, self.reject = tiny_nets.pictures(120, seed=4), [], reject
         self.base = self.side(session_run(fp32))
