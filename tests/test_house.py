@@ -22,10 +22,9 @@ WITH_TORCH = {
     for name in (
         "export.browser.light_export",
         "export.browser.light_graph",
-        "export.browser.student",
         "export.fitting",
         "export.graph",
-        "export.int8_gate",
+        "export.int8",
         "export.outcomes",
         "export.pictures",
         "export.quantize",

@@ -399,7 +399,8 @@ def report_lines(
     lines = [
         f"Pictures are rejected by {fitted['score']} above {fitted['threshold']:.3f}; "
         + (
-            f"a rejected picture is called no plant by {naming['score']} above {naming['threshold']:.3f}; "
+            f"a rejected picture is called no plant by {naming['score']} above "
+            f"{naming['threshold']:.3f}; "
             if naming
             else ""
         )
