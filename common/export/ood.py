@@ -158,7 +158,7 @@ def _choose(
     AUROC and the share of OOD pictures it rejects, both means over the kinds."""
     has_classes = "mahalanobis_class" in plants  # a light model tells only species apart
     sums = [
-        {key if has_classes else key.removesuffix("_leaf"): times for key, times in keys.items()}
+        {key if has_classes else key.removesuffix("_class"): times for key, times in keys.items()}
         for keys in sums
     ]
     possible = [keys for keys in sums if all(key in plants for key in keys)] or [
@@ -399,7 +399,8 @@ def report_lines(
     lines = [
         f"Pictures are rejected by {fitted['score']} above {fitted['threshold']:.3f}; "
         + (
-            f"a rejected picture is called no plant by {naming['score']} above {naming['threshold']:.3f}; "
+            f"a rejected picture is called no plant by {naming['score']} above "
+            f"{naming['threshold']:.3f}; "
             if naming
             else ""
         )

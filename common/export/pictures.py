@@ -84,7 +84,7 @@ def known_ood(
     names = [kind.name for kind in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         fail(
-            f"two kinds of out-of-distribution pictures are called {twice}. Give yours another name: "
+            f"two kinds of OOD pictures are called {twice}. Give yours another name: "
             "--ood NAME=DIR, --unknown-plants NAME=DIR."
         )
     return found

@@ -194,7 +194,8 @@ def coverage(
                         elinewidth=1,
                         capsize=3,
                         zorder=5,
-                        label=f"thresholds for {name}: {shown:.1%} of {figures[prefix + 'coverage']:.1%}",
+                        label=f"thresholds for {name}: {shown:.1%} "
+                        f"of {figures[prefix + 'coverage']:.1%}",
                     )
                     lowest.append(figures[prefix + "precision_low"])
             axis.set(

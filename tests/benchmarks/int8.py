@@ -26,15 +26,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.export.ranges import balanced, choose_range, observe  # noqa: E402
 
 from common import images
 from common.classes import ClassTree  # noqa: E402
 from common.console import say, table  # noqa: E402
-from common.export import fp16, int8, qdq, quantize  # noqa: E402
+from common.export import fp16, int8, quantize  # noqa: E402
 from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines  # noqa: E402
 from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, extract_features  # noqa: E402
 from common.export.measure import Run, check_batches, measure_times, run_over, session_run  # noqa: E402
+from common.export.pictures import balanced  # noqa: E402
 from common.train import checkpoint  # noqa: E402
 from common.train.dataset import Organized, Split, load_organized  # noqa: E402
 from common.train.model import SwinHierarchical  # noqa: E402
@@ -115,13 +115,9 @@ def openvino_run(path: Path, threads: int) -> Run | None:
 def write_all(fp32: Path, calibration: list[np.ndarray]) -> dict[str, Path]:
     """Write FP16 and every way to INT8 with all its layers; {name: file}."""
     model, files = quantize.load_fused(fp32), {"FP32": fp32}
-    conv = quantize.main_kind(model) == "Conv"
-    layers = quantize.layers(model, ("Conv", "MatMul") if conv else ("MatMul",))
-    seen = observe(model, qdq.observed_tensors(model, layers), calibration)
-    ranges = {name: choose_range(entry) for name, entry in seen.items()}
-    made = {"INT8 static": qdq.static(model, layers, ranges, seen)}
-    made |= {} if conv else {"INT8 dynamic": quantize.dynamic(model, layers, seen)}
-    made |= {
+    layers = quantize.layers(model, quantize.static_kinds(model))
+    made = {
+        "INT8 static": quantize.static(model, layers, quantize.calibrate(model, calibration)),
         "INT8 weights": quantize.weights(onnx.load(fp32)),
         "FP16": fp16.to_fp16(onnx.load(fp32), calibration[:2]),
     }
@@ -133,11 +129,11 @@ def write_all(fp32: Path, calibration: list[np.ndarray]) -> dict[str, Path]:
 
 def heads_mb(path: Path) -> float:
     """Megabytes of heads and scores, which stay float in every file."""
-    tensors = onnx.load(path).graph.initializer
+    model = onnx.load(path)
     return sum(
         4e-6 * np.prod(t.dims)
-        for t in tensors
-        if any(part in t.name for part in quantize.KEPT_FLOAT)
+        for t in model.graph.initializer
+        if quantize.is_kept_float(model, t.name)
     )
 
 
@@ -270,7 +266,9 @@ def gate_lines(
         )
 
     begin, target = time.process_time(), folder / "model.int8.onnx"
-    tried = int8.make_int8(fp32, target, lambda: iter(calibration), splits["val"][0][0][:8], judge)
+    tried = int8.search_int8(
+        fp32, target, lambda: iter(calibration), splits["val"][0][0][:8], judge
+    )
     spent, kept = time.process_time() - begin, int8.kept(tried)
     results = [attempt.gate for attempt in tried if attempt.gate]
     if kept:

@@ -23,7 +23,7 @@ from common.export.ranges import choose_range, observe  # noqa: E402
 from int8 import serving_graph  # noqa: E402
 
 from common.classes import ClassTree  # noqa: E402
-from common.export import qdq, quantize  # noqa: E402
+from common.export import quantize  # noqa: E402
 from common.export.graph import SCORES, export_onnx  # noqa: E402
 from common.files import file_sha256  # noqa: E402
 from common.serve.predictor import FORMAT, write_bundle  # noqa: E402
@@ -52,11 +52,9 @@ def make(folder: Path) -> Path:
     export_onnx(serving_graph(graph_model, iter(batches)), str(folder / "model.onnx"), SIZE)
     fused = quantize.load_fused(folder / "model.onnx")
     layers = quantize.layers(fused, ("MatMul",))
-    seen = observe(fused, qdq.observed_tensors(fused, layers), [pictures[:8]])
+    ranges = quantize.calibrate(fused, [pictures[:8]])
     onnx.save(
-        qdq.static(
-            fused, layers, {name: choose_range(entry) for name, entry in seen.items()}, seen
-        ),
+        quantize.static(fused, layers, ranges),
         folder / "model.int8.onnx",
     )
     cards = {
