@@ -84,6 +84,7 @@ def test_a_refused_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
     ("change", "words"),
     [
         (lambda d: d.update(format=7), "format 7"),
+        (lambda d: d.update(format=3), "export again with python 03_export.py"),
         (lambda d: d.pop("scores"), "lacks the key 'scores'"),
         (lambda d: d["models"]["model.onnx"].pop("rollup"), "lacks the key 'rollup'"),
         (
