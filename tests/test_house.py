@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,23 @@ WITH_TORCH = {"common.organize.duplicates.cosine", "common.organize.duplicates.e
 OLD_WORDS = r"stranger|plants_lost|\bclimb|\batlas|leaf_idx|num_leaves|sources/\d\d\d"
 
 
-def each(paths: list[Path]) -> pytest.MarkDecorator:
-    """Run a test once for each file."""
-    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
+def each(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """Make a check of one file a test of them all, which names every file that fails and why."""
+
+    def over_all(check: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            failed = {}
+            for path in paths:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    failed[str(path.relative_to(ROOT))] = str(error).splitlines()[0]
+            assert not failed, "\n".join(f"{name}: {why}" for name, why in failed.items())
+
+        test.__doc__ = check.__doc__
+        return test
+
+    return over_all
 
 
 def name_of(path: Path) -> str:

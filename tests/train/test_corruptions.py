@@ -128,10 +128,16 @@ def test_iso_noise_equals_the_slow_reference(shift, intensity):
 def test_iso_noise_follows_the_pictures_contrast():
     flat = np.full((64, 64, 3), (120, 120, 120), np.uint8)
     np.testing.assert_array_equal(iso_noise(flat, 0.05, 0.3, np.random.default_rng(0)), flat)
-    change = iso_noise(photo(64, 64), 0.05, 0.3, np.random.default_rng(0)).astype(int) - photo(
-        64, 64
-    )
-    assert 1 < np.abs(change).mean() < 30
+
+    def change(rgb: np.ndarray, intensity: float) -> float:
+        noisy = iso_noise(rgb, 0.05, intensity, np.random.default_rng(0))
+        return float(np.abs(noisy.astype(int) - rgb).mean())
+
+    rgb = photo(64, 64)
+    pale = (96 + rgb.astype(float) / 4).astype(np.uint8)  # a quarter of the contrast
+    assert change(rgb, 0.3) == pytest.approx(7.2, rel=0.05)
+    assert change(rgb, 0.1) == pytest.approx(change(rgb, 0.3) / 3, rel=0.05)
+    assert change(pale, 0.3) == pytest.approx(change(rgb, 0.3) / 4, rel=0.05)
 
 
 # endregion
