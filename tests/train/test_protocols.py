@@ -6,7 +6,7 @@ phases or in the optimizer shows."""
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -338,7 +338,7 @@ STAGES: dict[str, list[Stage]] = {
 _a1, _a2, _a3, _b1, _b2, _b3 = STAGES["hierarchical"]
 STAGES[
     "foliar"
-] = [  # as many epochs, most of them for everything; log-priors, not samplers; cached views under a frozen backbone
+] = [  # as many epochs, most of them end to end; log-priors; cached views where frozen
     _a1._replace(prior=True, views=5),
     _a2._replace(epochs=5, prior=True),
     _b1._replace(epochs=5, prior=True, views=5, sampling="shuffle"),

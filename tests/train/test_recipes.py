@@ -379,6 +379,5 @@ def test_the_page_of_recipes_shows_the_printed_table():
     assert "<!-- recipes -->" in page and "<!-- /recipes -->" in page
     shown = page.split("<!-- recipes -->")[1].split("<!-- /recipes -->")[0]
     assert shown.strip() == printed.strip() == recipes.markdown().strip()
-    assert all(f"`{f.name}`" in printed for f in fields(recipes.Recipe)) and all(
-        f" {name} " in printed for name in recipes.COLUMNS
-    )
+    assert all(f"`{f.name}`" in printed for f in fields(recipes.Recipe) if f.name != "source")
+    assert all(f" {name} " in printed for name in recipes.COLUMNS)
