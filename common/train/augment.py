@@ -1,4 +1,4 @@
-"""Training views of a picture: tier 1 (geometry, colour), then tier 2 (`faults`) and RandAugment;
+"""Training views of a picture: tier 1 (geometry, colour), then tier 2 (`corruptions`) and RandAugment;
 MixUp and CutMix of batches.
 
 All of it works on uint8 in OpenCV: the JPEG is decoded at the scale that the crop needs, crop,
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common import images
 from common.train.augment_levels import LEVELS, Level
-from common.train.corruptions import between, camera_faults
+from common.train.corruptions import between, camera_corruptions
 from common.train.randaugment import affine, rand_augment
 from common.train.recipes import Recipe
 
@@ -84,7 +84,7 @@ def train_view(
         x, y, w, h = (side / scale for side in box)
         view = warp(picture, (x, y, w, h), size, mirror, angle)
         view = cv2.transform(view, _draw_colours(view, level, rng))
-        view = camera_faults(view, level, recipe.tier2_share, rng)
+        view = camera_corruptions(view, level, recipe.tier2_share, rng)
     if recipe.randaugment_ops:
         view = rand_augment(view, recipe.randaugment_ops, recipe.randaugment_magnitude, rng)
     return view

@@ -47,7 +47,7 @@ class Level:
 
 
 LEVELS: dict[str, Level] = {
-    "full": Level(),  # sources/000, tiers 1 and 2 as stated
+    "full": Level(),  # the hierarchical system's plan, tiers 1 and 2 as stated
     # ours, for a network that starts from random weights and sees each picture a few times: the
     # same, in smaller ranges
     "gentle": Level(
@@ -63,8 +63,8 @@ LEVELS: dict[str, Level] = {
         shadow_p=0.1,
         grey_p=0.0,
     ),
-    "plain": Level(plain=True),  # sources/003: resize and normalise
-    # sources/004 has the four names and says that the last adds coarse dropout, grid mask and wider
+    "plain": Level(plain=True),  # the camera-trap report: resize and normalise
+    # the flower competition has the four names and says that the last adds coarse dropout, grid mask and wider
     # jitter; the numbers are ours
     "light": Level(
         crop_area=(0.8, 1.0),

@@ -19,10 +19,10 @@ BANK = 1 << 20
 STEPS = 32  # of the uint8 bank, per standard deviation
 
 
-def camera_faults(
+def camera_corruptions(
     rgb: np.ndarray, level: Level, share: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the faults of one picture: one of blur, Gaussian or ISO noise; JPEG; shadow; holes; a
+    """Draw the corruptions of one picture: one of blur, Gaussian or ISO noise; JPEG; shadow; holes; a
     grid of holes.
 
     Args:

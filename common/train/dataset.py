@@ -43,7 +43,7 @@ class Split:
         file: int32 (N,), which path.
         offset, size: int64 (N,), where the JPEG begins in a shard and its length, bytes; offset -1:
             a file of its own.
-        leaf: int32 (N,), packed leaf index.
+        class_idx: int32 (N,), packed class index.
         width, height: int32 (N,), px.
     """
 
@@ -114,7 +114,7 @@ class Organized:
 
     @property
     def class_sizes(self) -> np.ndarray:
-        """Pictures per leaf over all splits, int64 (leaves,): the size by which a class is called
+        """Pictures per class over all splits, int64 (classes,): the size by which a class is called
         rare."""
         return sum(
             np.bincount(split.class_idx, minlength=self.tree.num_classes)
@@ -163,7 +163,7 @@ def load_organized(root: Path) -> Organized:
 
 
 class TrainViews(Dataset[tuple[torch.Tensor, int]]):
-    """Augmented views: item (epoch, position, i) -> (uint8 (size, size, 3), leaf index).
+    """Augmented views: item (epoch, position, i) -> (uint8 (size, size, 3), class index).
 
     The draws are a function of (seed, epoch, position), so that neither workers nor a restart
     change them."""
@@ -202,7 +202,7 @@ class TrainViews(Dataset[tuple[torch.Tensor, int]]):
 
 
 class EvalViews(Dataset[tuple[torch.Tensor, int]]):
-    """Pictures as the served model sees them: item i -> (uint8 (size, size, 3), leaf index)."""
+    """Pictures as the served model sees them: item i -> (uint8 (size, size, 3), class index)."""
 
     def __init__(self, split: Split, size: int) -> None:
         self.split, self.size = split, size

@@ -1,4 +1,4 @@
-"""Disease heads: one linear layer per species, stored as one matrix of all leaves; a species' rows
+"""Disease heads: one linear layer per species, stored as one matrix of all classes; a species' rows
 lie side by side."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class DiseaseHeads(nn.Module):
     """One linear layer per species as a single matrix: the rows of species s are
     offsets[s]:offsets[s + 1].
 
-    Parameters: weight float32 (leaves, features), bias float32 (leaves,). Their gradients are
+    Parameters: weight float32 (classes, features), bias float32 (classes,). Their gradients are
     dense: a head without a sample in the batch gets zeros, so that AdamW goes on decaying it and
     following its momentum, as for a row of any linear layer."""
 
@@ -33,7 +33,7 @@ class DiseaseHeads(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
         columns = np.arange(sizes.max())
         self.widest = int(sizes.max())
-        # (species, widest): the leaf in each column; padded columns point at leaf 0 and are masked
+        # (species, widest): the class in each column; padded columns point at class 0 and are masked
         real = columns < sizes[:, None]
         self.register_buffer("sizes", torch.from_numpy(sizes.copy()), persistent=False)
         self.register_buffer("real", torch.from_numpy(real), persistent=False)
@@ -72,17 +72,17 @@ class DiseaseHeads(nn.Module):
         return logits.masked_fill(~self.real[species_idx], PADDING)
 
     def all_logits(self, features: Tensor) -> Tensor:
-        """Compute the logits of all leaves: float (N, features) -> float32 (N, leaves)."""
+        """Compute the logits of all classes: float (N, features) -> float32 (N, classes)."""
         return torch.nn.functional.linear(features.float(), self.weight, self.bias)
 
     def segment_softmax(self, logits: Tensor) -> Tensor:
-        """Softmax within each species: logits float (N, leaves) -> P(disease given species) float
-        (N, leaves)."""
+        """Softmax within each species: logits float (N, classes) -> P(disease given species) float
+        (N, classes)."""
         probs = self._padded(logits).softmax(dim=2)
         return probs.flatten(1)[:, self.real.flatten().nonzero().squeeze(1)]
 
     def segment_logsumexp(self, logits: Tensor) -> Tensor:
-        """Log of the summed exponentials within each species: logits float (N, leaves) -> float (N,
+        """Log of the summed exponentials within each species: logits float (N, classes) -> float (N,
         species)."""
         return self._padded(logits).logsumexp(dim=2)
 
@@ -97,7 +97,7 @@ class _SortedHeads(torch.autograd.Function):
     """Rows sorted by species, one small product per species present; the gradient touches each
     weight once.
 
-    With 11,499 leaves a batch of 256 holds half of 320 species: all logits would cost several times
+    With 11,499 classes a batch of 256 holds half of 320 species: all logits would cost several times
     the work, and a loop over modules spends its time in autograd's bookkeeping."""
 
     @staticmethod

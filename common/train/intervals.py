@@ -37,8 +37,8 @@ def bootstrap(
 
     Returns:
         (low, high) of species_top1, disease_top1, disease_top3, cascade_top1, routed_top1, macro_f1
-        and tail_f1 (NaN where there is no tail) as `summarise` has them; F1 per leaf, float64
-        (leaves, 2), NaN for a class without pictures.
+        and tail_f1 (NaN where there is no tail) as `summarise` has them; F1 per class, float64
+        (classes, 2), NaN for a class without pictures.
     """
     order = np.argsort(judged.class_idx, kind="stable")
     truth, answer = judged.class_idx[order].astype(np.int32), judged.joint[order].astype(np.int32)

@@ -106,57 +106,25 @@ def _tag(key: str) -> str:
 
 # region memory
 
-_COLUMNS = (
-    "ram_mb",
-    "ram_peak_mb",
-    "workers_mb",
-    "gpu_allocated_mb",
-    "gpu_reserved_mb",
-    "gpu_peak_mb",
-)
-_TITLES = (
-    "stage",
-    "RAM",
-    "RAM peak",
-    "loader workers",
-    "GPU allocated",
-    "GPU reserved",
-    "GPU peak",
-)
+_COLUMNS = ("ram_mb", "gpu_allocated_mb", "gpu_reserved_mb")
+_TITLES = ("stage", "RAM", "GPU allocated", "GPU reserved")
 
 
 def memory_now() -> dict[str, int | None]:
-    """Memory of this process, MB (2^20 bytes); None where the system does not tell, or there is no
-    GPU in use.
+    """Memory of this process, MB (2^20 bytes): resident, and allocated and reserved on its GPU.
 
-    Returns:
-        `ram_mb` resident now; `ram_peak_mb` the most it ever held; `workers_mb` of all child
-        processes, shared pages counted once; `gpu_allocated_mb`, `gpu_reserved_mb` now and
-        `gpu_peak_mb`, the most ever allocated, on this process's device. Torch is asked only where
-        it is loaded and has started CUDA.
-    """
-    peak = _status("self", "VmHWM")
-    if peak is None:
-        with contextlib.suppress(ImportError):  # not on Windows
-            import resource
-
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
-                2**20 if sys.platform == "darwin" else 2**10
-            )
-    row: dict[str, int | None] = {
-        "ram_mb": _status("self", "VmRSS"),
-        "ram_peak_mb": peak,
-        "workers_mb": _children_mb(),
-    }
+    None where the system does not tell, or where CUDA is not in use (torch is asked only where it
+    is loaded)."""
+    row: dict[str, int | None] = dict.fromkeys(_COLUMNS)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                row["ram_mb"] = int(line.split()[1]) // 1024
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_available() and cuda.is_initialized():
-        figures = (cuda.memory_allocated(), cuda.memory_reserved(), cuda.max_memory_allocated())
-    else:
-        figures = (None, None, None)
-    return row | {
-        name: None if value is None else round(value / 2**20)
-        for name, value in zip(_COLUMNS[3:], figures, strict=True)
-    }
+        row["gpu_allocated_mb"] = round(cuda.memory_allocated() / 2**20)
+        row["gpu_reserved_mb"] = round(cuda.memory_reserved() / 2**20)
+    return row
 
 
 class MemoryLog:
@@ -209,40 +177,6 @@ class MemoryLog:
             [row[0], *(f"{int(row[i]):,} MB" if row[i] else "" for i in kept[1:])] for row in shown
         ]
         return table(cells, [_TITLES[i] for i in kept]) if rows else ""
-
-
-def _status(process: str, key: str) -> int | None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) // 1024
-    return None
-
-
-def _children_mb() -> int | None:
-    """Proportional memory of all processes below this one, so that pages shared by forked workers
-    count once."""
-    if not any(
-        Path("/proc/self/task").glob("*/children")
-    ):  # no Linux, or a kernel without this list
-        return None
-    waiting, total = ["self"], 0
-    while waiting:
-        process = waiting.pop()
-        with contextlib.suppress(OSError):  # a process may end while it is asked
-            for file in Path(f"/proc/{process}/task").glob("*/children"):
-                children = file.read_text().split()
-                waiting += children
-                total += sum(_proportional_kb(child) for child in children)
-    return total // 1024
-
-
-def _proportional_kb(process: str) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1])
-    return 1024 * (_status(process, "VmRSS") or 0)
 
 
 # endregion

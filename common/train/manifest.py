@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 HOLDOUTS = (
     "holdout_species",
     "holdout_diseases",
-)  # set aside for tests with strangers; their classes are not in the tree
+)  # set aside for tests of out-of-distribution pictures; their classes are not in the tree
 COLUMNS = (
     "path",
     "species",
@@ -57,7 +57,7 @@ def read_manifest(manifest: Path, tree: ClassTree) -> dict[str, dict[str, np.nda
         file: int32 (N,), which path.
         offset, size: int64 (N,), where the JPEG begins in its shard and its bytes; offset -1: a
             file of its own.
-        leaf: int32 (N,), packed leaf index; width, height: int32 (N,), px.
+        class_idx: int32 (N,), packed class index; width, height: int32 (N,), px.
 
     Raises:
         SystemExit: where a column is missing or a row does not fit, with its line.

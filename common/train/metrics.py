@@ -19,15 +19,15 @@ class Judged:
     (N,); 80 bytes a picture.
 
     Attributes:
-        leaf: int64; the true leaf.
-        joint, routed: int64; the leaf of the joint and of the routed decision.
+        class_idx: int64; the true class.
+        joint, routed: int64; the class of the joint and of the routed decision.
         flat: int64; argmax of the packed heads' logits as if they were one softmax, -1 where it was
-            not given. A flat model's joint decision is the same leaf; a hierarchical model's is its
+            not given. A flat model's joint decision is the same class; a hierarchical model's is its
             disease heads without its species head.
         species: int64; the species of the greatest summed probability, which is the species head's
             own answer.
         rank: int64; how many diseases of the true species are put before the true one (0 = right).
-        leaf_rank: int64; how many of all leaves are put before the true one.
+        class_rank: int64; how many of all classes are put before the true one.
         confidence: float64; probability of the joint decision.
         species_nll, disease_nll: float64; -log P(true species), -log P(true disease given the true
             species).
@@ -54,10 +54,10 @@ def judge(
     """Judge joint probabilities against the truth.
 
     Args:
-        probabilities: float (N, leaves), rows sum to 1.
-        leaf: int (N,), true leaves.
+        probabilities: float (N, classes), rows sum to 1.
+        class_idx: int (N,), true classes.
         tree: the classes.
-        flat: int (N,), argmax over the leaf logits of the packed heads, where they are at hand.
+        flat: int (N,), argmax over the class logits of the packed heads, where they are at hand.
 
     Returns:
         one outcome per picture.
@@ -88,7 +88,7 @@ def judge(
 
 
 def _segment(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """The leaves of one species per row, side by side: (N, widest); -1 beyond the species' last."""
+    """The classes of one species per row, side by side: (N, widest); -1 beyond the species' last."""
     sizes, columns = np.diff(tree.offsets)[species], np.arange(np.diff(tree.offsets).max())
     at = np.minimum(tree.offsets[species][:, None] + columns, tree.num_classes - 1)
     return np.where(columns < sizes[:, None], np.take_along_axis(probabilities, at, axis=1), -1)
@@ -125,7 +125,7 @@ def f1_per_class(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.n
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """Figures of each leaf under the joint decision; all arrays (leaves,).
+    """Figures of each class under the joint decision; all arrays (classes,).
 
     Attributes:
         present, said, hits: int64; pictures of the class, answers that name it, both at once.
@@ -146,8 +146,8 @@ class ClassFigures:
 
 
 def class_figures(judged: Judged, tree: ClassTree) -> ClassFigures:
-    """Count right and wrong answers per leaf; time and memory grow with pictures and leaves, never
-    with leaves squared."""
+    """Count right and wrong answers per class; time and memory grow with pictures and classes, never
+    with classes squared."""
     n = tree.num_classes
     present, said = (
         np.bincount(judged.class_idx, minlength=n),
@@ -214,13 +214,13 @@ def summarise(
     Args:
         judged: outcomes of a split.
         tree: the classes.
-        class_sizes: int (leaves,), pictures per class over all splits.
+        class_sizes: int (classes,), pictures per class over all splits.
         tail_at_most: a class with at most so many pictures belongs to the tail.
 
     Returns:
         n; species_top1; disease_top1, disease_top3 given the true species, over species with two
         diseases or more; cascade_top1 (joint decision right, nothing given), routed_top1; macro_f1
-        over leaves, tail_f1 over the tail's leaves (NaN where there is none); species_nll,
+        over classes, tail_f1 over the tail's classes (NaN where there is none); species_nll,
         disease_nll. Fractions are 0..1.
     """
     true_species = tree.class_species[judged.class_idx]
@@ -272,10 +272,10 @@ def error_budget(judged: Judged, tree: ClassTree) -> dict[str, int]:
 
 
 DECISIONS = {
-    "joint": "the most probable leaf of all: argmax P(species) P(disease given species)",
-    "routed": "the most probable species (largest sum over its leaves = the species head's "
+    "joint": "the most probable class of all: argmax P(species) P(disease given species)",
+    "routed": "the most probable species (largest sum over its classes = the species head's "
     "choice), then its best disease",
-    "flat": "the largest logit of all leaves as one softmax: a flat model's own answer, or the "
+    "flat": "the largest logit of all classes as one softmax: a flat model's own answer, or the "
     "disease heads without the species head",
 }
 
@@ -284,10 +284,10 @@ def decision_figures(judged: Judged, tree: ClassTree) -> dict[str, dict[str, flo
     """Compare the ways to decide.
 
     Returns:
-        `joint`: argmax over leaves of P(species) P(disease | species). `routed`: the species of the
+        `joint`: argmax over classes of P(species) P(disease | species). `routed`: the species of the
         greatest summed probability, which is the species head's argmax, then its best disease.
-        `flat`, where it was judged: argmax of one softmax over all leaf logits. Each with `leaf`,
-        `species` (the answered leaf's species is right) and `macro_f1`, 0..1.
+        `flat`, where it was judged: argmax of one softmax over all class logits. Each with `class_idx`,
+        `species` (the answered class's species is right) and `macro_f1`, 0..1.
     """
     answers = {"joint": judged.joint, "routed": judged.routed} | (
         {"flat": judged.flat} if (judged.flat >= 0).all() else {}
@@ -315,11 +315,11 @@ def for_json(metrics: dict[str, object]) -> dict[str, object]:
 
 
 def auroc(known: np.ndarray, strange: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a stranger scores higher than a known picture, ties
+    """Area under the ROC curve: the chance that an out-of-distribution picture scores higher than a known picture, ties
     counting half.
 
     Args:
-        known, strange: float (N,), (M,); larger = stranger.
+        known, strange: float (N,), (M,); larger = further out of distribution.
 
     Returns:
         0..1.

@@ -1,7 +1,7 @@
 """`SwinHierarchical`: any timm backbone, a species head, and one linear disease head per species,
 stored packed.
 
-The same model is flat where asked for: one softmax over all leaves, of which a species' probability
+The same model is flat where asked for: one softmax over all classes, of which a species' probability
 is the sum."""
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class SwinHierarchical(nn.Module):
                 weights.
             pretrained: load timm's weights (needs the network or a cache).
             classes: `hierarchical`, or `flat`: no species head, one softmax over the logits of all
-                leaves.
+                classes.
             neck: arguments of `Neck` after the first; None = no neck.
 
         Raises:
@@ -118,7 +118,7 @@ class SwinHierarchical(nn.Module):
         self.register_buffer("class_prior", None, persistent=False)
 
     def use_counts(self, counts: np.ndarray) -> None:
-        """Take the train split's pictures per leaf, int (leaves,), for the log-prior of
+        """Take the train split's pictures per class, int (classes,), for the log-prior of
         `losses.hierarchical_loss`."""
         self.species_prior, self.class_prior = (
             prior.to(self.mean.device) for prior in log_priors(self.tree, counts)
@@ -172,11 +172,11 @@ class SwinHierarchical(nn.Module):
         species_temperature: float = 1.0,
         disease_temperature: float = 1.0,
     ) -> Tensor:
-        """Joint P(species) x P(disease given species) of every leaf; of a flat model, at
+        """Joint P(species) x P(disease given species) of every class; of a flat model, at
         temperatures 1, its softmax.
 
         Returns:
-            float32 (N, leaves); rows sum to 1.
+            float32 (N, classes); rows sum to 1.
         """
         species = (species_logits / species_temperature).softmax(dim=1)
         disease = self.disease_heads.segment_softmax(
@@ -185,11 +185,11 @@ class SwinHierarchical(nn.Module):
         return species[:, self.class_species] * disease
 
     def class_gradient(self, features: Tensor, class_idx: Tensor) -> Tensor:
-        """Gradient of the predicted leaf's logits (its species' and its own) by the pooled feature.
+        """Gradient of the predicted class's logits (its species' and its own) by the pooled feature.
 
         Args:
             features: float (N, features), pooled.
-            leaf: int64 (N,).
+            class_idx: int64 (N,).
 
         Returns:
             float (N, features).

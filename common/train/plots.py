@@ -58,7 +58,7 @@ def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     waiting for data (PNG).
 
     Phases are shaded in turn and numbered, their boundaries dashed; a thin line marks the epoch of
-    the best score. The 2 x 2 layout is that of sources/002.
+    the best score. The 2 x 2 layout is that of the three-stage protocol.
 
     Args:
         history: rows of log.jsonl, with `epoch` (counted from 1) and `phase`; series that no row

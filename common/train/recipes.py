@@ -1,153 +1,27 @@
-"""The recipe of a training run: its settings, the published protocols by name
-(common/train/protocols.py), and the phases made of it.
+"""A recipe by its name (common/train/protocols.py), and the phases of training that it asks for.
 
-`python -m common.train.recipes` prints the tables of the README.
+`python -m common.train.recipes` prints the tables of common/train/RECIPES.md.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
 from common.console import fail, table
-from common.train.protocols import TABLES, UNUSED, Ours
+from common.train.protocols import BASE, FAMILIES, RECIPES, Recipe
 
-
-def _row(
-    meaning: str, unit: str = "", *, choices: tuple[str, ...] = (), most: float | None = None
-) -> Any:
-    return field(metadata={"meaning": meaning, "unit": unit, "choices": choices, "most": most})
-
-
-METRICS = ("species_top1", "disease_top1", "cascade_top1", "macro_f1", "loss")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything about a training run that a paper would state. Epoch counts may be 0: the phase is
-    left out."""
-
-    source: str = _row("where the column comes from")
-    classes: str = _row(
-        "hierarchical: species, then diseases; flat: one softmax over all leaves",
-        choices=("hierarchical", "flat"),
-    )
-    backbone: str = _row("timm model name")
-    backbone_args: str = _row("extra arguments of timm.create_model, as name=value,name=value")
-    drop_path: str = _row(
-        "stochastic depth: largest share of skipped blocks; `timm` takes the backbone's own"
-    )
-    neck: str = _row(
-        "layers before the heads, as dropout=0.3,width=512,dropout_after=0.15; nothing: none"
-    )
-    image_size: int = _row("side of the square picture the model sees", "px")
-    pixel_mean: str = _row(
-        "mean of the input per channel, 0..1; `timm` takes that of the backbone's weights"
-    )
-    pixel_std: str = _row("standard deviation of the input per channel")
-    batch_size: int = _row("pictures per optimizer step", "images")
-    weight_decay: float = _row("of AdamW")
-    decay_on: str = _row(
-        "what weight decay pulls at: matrices, or all parameters", choices=("matrices", "all")
-    )
-    betas: str = _row("of AdamW: memory of the mean and of the square of the gradient")
-    clip_norm: float = _row("largest norm of the gradient; 0 = not clipped")
-    layer_decay: float = _row(
-        "each block of the backbone learns at this share of the rate of the one above; 1 = alike",
-        most=1.0,
-    )
-    cosine_end: str = _row(
-        "last rate of the backbone: scaled like its first, or the same as the heads'",
-        choices=("scaled", "same"),
-    )
-    ema_decay: float = _row("moving average of the weights; 0 = none", most=0.9999999)
-    best_by: str = _row(
-        "the best epoch has most of this on val; stage: species_top1 in A, disease_top1 in B1 and "
-        "B2, cascade_top1 in B3",
-        choices=("stage", *METRICS),
-    )
-    patience: int = _row(
-        "a phase ends after so many epochs without a better one; 0 = never early", "epochs"
-    )
-    cached_views: int = _row(
-        "frozen phases learn from features of so many views of each picture; 0 = new views each "
-        "epoch"
-    )
-
-    species_sampling: str = _row(
-        "A1 to A3: as they come, or each class as often as any other",
-        choices=("shuffle", "balanced"),
-    )
-    species_warmup_epochs: int = _row("A1: heads of stage A (a flat recipe's only stage)", "epochs")
-    species_warmup_unfreeze: float = _row(
-        "A1: share of the backbone's blocks that learn, from the top", most=1.0
-    )
-    species_warmup_lr: float = _row("A1: first rate")
-    species_warmup_lr_end: float = _row("A1: last rate of the cosine; equal = constant")
-    species_finetune_epochs: int = _row("A2: heads and backbone", "epochs")
-    species_finetune_unfreeze: float = _row(
-        "A2: share of the backbone's blocks that learn", most=1.0
-    )
-    species_finetune_lr: float = _row("A2: first rate")
-    species_finetune_lr_end: float = _row("A2: last rate of the cosine")
-    species_final_epochs: int = _row("A3: heads, and the backbone slower", "epochs")
-    species_final_unfreeze: float = _row("A3: share of the backbone's blocks that learn", most=1.0)
-    species_final_lr: float = _row("A3: first rate of the heads")
-    species_final_lr_end: float = _row("A3: last rate of the heads")
-    species_final_backbone_scale: float = _row(
-        "A3: the backbone's first rate as a share of the heads'"
-    )
-
-    disease_heads_epochs: int = _row("B1: all disease heads, backbone frozen", "epochs")
-    disease_heads_lr: float = _row("B1: constant rate")
-    disease_boost_epochs: int = _row(
-        "B2: the same again; with tail sampler, rare classes oversampled", "epochs"
-    )
-    disease_boost_lr: float = _row("B2: constant rate")
-    joint_epochs: int = _row("B3: everything, species and disease loss together", "epochs")
-    joint_lr: float = _row("B3: first rate")
-    joint_lr_end: float = _row("B3: last rate of the cosine")
-
-    loss: str = _row("focal or cross_entropy", choices=("focal", "cross_entropy"))
-    focal_gamma: float = _row("focal loss: how strongly easy pictures are faded out")
-    focal_alpha: float = _row("focal loss: factor")
-    label_smoothing: float = _row("share of the target spread over all classes", most=0.999)
-    disease_weight: float = _row("joint loss = species + this x disease")
-    tail: str = _row(
-        "against rarity: samplers in B1 and B2, log-priors in the loss, both, or heads scaled "
-        "after training (lws, tau)",
-        choices=("sampler", "none", "balanced_softmax", "softmax_and_sampler", "lws", "tau"),
-    )
-    rare_below: int = _row("a class under this many pictures is rare", "images")
-    rare_weight: float = _row("tail sampler, B1: sampling weight of a rare class")
-    very_rare_below: int = _row("a class under this many pictures is very rare", "images")
-    very_rare_weight: float = _row("tail sampler, B1: sampling weight of a very rare class")
-    boost_share: float = _row(
-        "tail sampler, B2: least share of an epoch that rare classes fill", most=1.0
-    )
-
-    augment: str = _row("tiers 1 and 2, by level (common/train/augment_levels.py)")
-    tier2_share: float = _row(
-        "tier 2: share of pictures with blur, Gaussian or ISO noise", most=1.0
-    )
-    mix_share: float = _row("tier 3: share of batches with MixUp or CutMix", most=1.0)
-    mixup_alpha: float = _row("tier 3: Beta(a, a) of MixUp; 0 = none")
-    cutmix_alpha: float = _row("tier 3: Beta(a, a) of CutMix; 0 = none")
-    randaugment_ops: int = _row("tier 3: RandAugment N; 0 = none")
-    randaugment_magnitude: int = _row("tier 3: RandAugment M, of 10", most=10)
-
-
-COLUMNS = tuple(name for _, columns, _ in TABLES for name in columns)
+COLUMNS = tuple(RECIPES)
 
 
 def get(name: str) -> Recipe:
-    """Return one column of the tables.
+    """Return a recipe by its name.
 
     Raises:
-        SystemExit: for a name that is no column; the message lists those that are.
+        SystemExit: for an unknown name; the message lists those that there are.
     """
     if name not in COLUMNS:
         fail(
@@ -155,16 +29,7 @@ def get(name: str) -> Recipe:
             f"{', '.join(COLUMNS)} "
             "(python -m common.train.recipes prints them)."
         )
-    return Recipe(**{f.name: _value(name, f.name) for f in fields(Recipe)})
-
-
-def _value(column: str, row: str) -> Any:
-    for _, columns, cells in TABLES:
-        if column in columns:
-            found = cells.get(row, (UNUSED,) * len(columns))[columns.index(column)]
-            found = found.value if isinstance(found, Ours) else found
-            return _value(COLUMNS[0], row) if found == UNUSED else found
-    raise KeyError(column)
+    return RECIPES[name].recipe
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
@@ -219,7 +84,7 @@ class Phase:
 
     @property
     def frozen(self) -> bool:
-        """Whether the backbone stands still."""
+        """Whether the backbone does not learn."""
         return self.backbone_scale == 0
 
     def score(self, metrics: Mapping[str, float]) -> float:
@@ -241,7 +106,7 @@ class Phase:
 
 def species_phases(r: Recipe) -> list[Phase]:
     """Return stage A: warm-up, fine-tune, final; phases of 0 epochs are left out. A flat recipe
-    trains all its leaves here."""
+    trains all its classes here."""
     shares = (
         {"heads": "all", "species_weight": 1.0, "disease_weight": 1.0}
         if r.classes == "flat"
@@ -388,30 +253,56 @@ def _some(phases: list[Phase]) -> list[Phase]:
 # endregion
 
 
-def markdown() -> str:
-    """Return the recipe tables as they stand in the README; `*` marks values that the source does
-    not state."""
-    meaning = {
-        f.name: f.metadata["meaning"] + (f" [{f.metadata['unit']}]" if f.metadata["unit"] else "")
-        for f in fields(Recipe)
+def without_effect(r: Recipe) -> set[str]:
+    """Name the settings that change nothing in a run of this recipe."""
+    off = {
+        ("focal_",): r.loss != "focal",
+        ("disease_", "joint_", "rare_", "very_rare_", "boost_"): r.classes == "flat",
+        ("mixup_", "cutmix_"): r.mix_share == 0,
+        ("randaugment_magnitude",): r.randaugment_ops == 0,
     }
+    for stage in ("species_warmup", "species_final", "disease_heads", "disease_boost"):
+        off[f"{stage}_lr", f"{stage}_unfreeze", f"{stage}_backbone"] = (
+            getattr(r, f"{stage}_epochs") == 0
+        )
+    starts = tuple(start for group, is_off in off.items() if is_off for start in group)
+    return {f.name for f in fields(r) if f.name.startswith(starts)}
+
+
+def markdown() -> str:
+    """Return the recipe tables of common/train/RECIPES.md; `*` marks what the source does not
+    state, `-` what has no effect."""
+    rows = [f for f in fields(Recipe) if f.name != "source"]
+    same = [f.name for f in rows if len({getattr(p.recipe, f.name) for p in RECIPES.values()}) == 1]
     parts = []
-    for title, columns, cells in TABLES:
-        first = columns[0] == COLUMNS[0]
-        rows = [
-            [f"`{name}`", *map(_shown, row), *([meaning[name]] if first else [])]
-            for name, row in cells.items()
-        ]
+    for title, columns in FAMILIES.items():
+        cells = {f.name: [_cell(column, f.name) for column in columns] for f in rows}
+        shown = [n for n, row in cells.items() if n not in same and set(row) != {"-"}]
+        sources = [f"`{column}`: {RECIPES[column].recipe.source}" for column in columns]
         parts += [
             f"**{title}**",
-            table(rows, ["setting", *columns, *(["meaning"] if first else [])]),
+            table([[f"`{name}`", *cells[name]] for name in shown], ["setting", *columns]),
+            "Sources: " + "; ".join(sources) + ".",
         ]
-    return "\n\n".join(parts)
+    equal = ", ".join(f"`{name}` {getattr(BASE, name)}" for name in same)
+    meanings = [
+        [
+            f"`{f.name}`",
+            f.metadata["meaning"] + f" [{f.metadata['unit']}]" * bool(f.metadata["unit"]),
+        ]
+        for f in rows
+    ]
+    return "\n\n".join(
+        [*parts, f"The same in all recipes: {equal}.", table(meanings, ["setting", "meaning"])]
+    )
 
 
-def _shown(cell: Any) -> str:
-    value = cell.value if isinstance(cell, Ours) else cell
-    return f"{'none' if value == '' else value}{' *' if isinstance(cell, Ours) else ''}"
+def _cell(column: str, name: str) -> str:
+    recipe, stated = RECIPES[column].recipe, RECIPES[column].stated
+    if name in without_effect(recipe):
+        return "-"
+    value = getattr(recipe, name)
+    return f"{'none' if value == '' else value}{'' if name in stated else ' *'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

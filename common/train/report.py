@@ -36,7 +36,7 @@ BANDS = (
     (TAIL_AT_MOST + 1, 199),
     (200, None),
 )  # pictures per class over all splits
-_FIGURES = (  # key, words, target of sources/000
+_FIGURES = (  # key, words, target of the hierarchical system's plan
     ("tail_f1", "F1, mean over the tail's classes", 0.80),
     ("macro_f1", "F1, mean over all classes", None),
     ("cascade_top1", "species and disease right (joint)", 0.90),
@@ -70,7 +70,7 @@ def evaluate_report(
         folder: where the files go; it is made.
         judged: outcomes of the split, every picture once.
         tree: the classes.
-        class_sizes, train_sizes: int (leaves,), pictures per class over all splits (which decides
+        class_sizes, train_sizes: int (classes,), pictures per class over all splits (which decides
             what is rare) and in train.
         title: heading.
         checkpoint: name of the judged checkpoint.
@@ -197,8 +197,8 @@ def size_bands(figures: ClassFigures, class_sizes: np.ndarray) -> list[dict[str,
     """Sum the classes up by how many pictures they have, fewest first.
 
     Args:
-        figures: of each leaf.
-        class_sizes: int (leaves,), pictures per class.
+        figures: of each class.
+        class_sizes: int (classes,), pictures per class.
 
     Returns:
         per band `from` and `to` pictures (None = no end), `classes`, `judged` (classes with a
@@ -333,11 +333,11 @@ def _errors(
                     )
                     for name, row in decisions.items()
                 ],
-                ("decision", "leaf right", "species right", "macro F1", "what it is"),
+                ("decision", "class right", "species right", "macro F1", "what it is"),
             ),
             "",
-            "Species right: row `routed` by the largest sum over a species' leaves, row `joint` "
-            "by the species of the best leaf.",
+            "Species right: row `routed` by the largest sum over a species' classes, row `joint` "
+            "by the species of the best class.",
             "",
         ]
         out += (
@@ -414,7 +414,7 @@ _CSV_TITLES = (
 
 
 def _names(tree: ClassTree) -> list[str]:
-    """Name of each leaf, without a disease where no species has two."""
+    """Name of each class, without a disease where no species has two."""
     if tree.num_classes == tree.num_species:
         return list(tree.species)
     return [

@@ -19,7 +19,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from common.export.ranges import choose_range, observe  # noqa: E402
 from int8 import serving_graph  # noqa: E402
 
 from common.classes import ClassTree  # noqa: E402

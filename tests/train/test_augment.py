@@ -411,7 +411,7 @@ def test_only_ultra_strong_hides_parts():
         np.full((64, 64, 3), 255, np.uint8),
     )
     hidden = [
-        (corruptions.camera_faults(data, level, 0.0, np.random.default_rng(i)) == 128).any()
+        (corruptions.camera_corruptions(data, level, 0.0, np.random.default_rng(i)) == 128).any()
         for i in range(400)
     ]
     assert np.mean(hidden) == pytest.approx(1 - 0.5 * 0.7, abs=0.06)

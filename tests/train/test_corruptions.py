@@ -16,7 +16,7 @@ from PIL import Image
 from common.train import corruptions
 from common.train.augment_levels import Level
 from common.train.corruptions import (
-    camera_faults,
+    camera_corruptions,
     coarse_dropout,
     gaussian_noise,
     grid_mask,
@@ -54,7 +54,7 @@ class Dice:
 @pytest.mark.parametrize(("place", "kernel"), [(0.0, 3), (0.4, 5), (0.99, 7)])
 def test_blur_equals_the_slow_reference(place, kernel):
     rgb = photo()
-    got = camera_faults(rgb, NONE, 1.0, Dice(0.0, 0.0, place, 0.9, 0.9, 0.9, 0.9))
+    got = camera_corruptions(rgb, NONE, 1.0, Dice(0.0, 0.0, place, 0.9, 0.9, 0.9, 0.9))
     sigma = 0.3 * ((kernel - 1) / 2 - 1) + 0.8
     weights = np.exp(-((np.arange(kernel) - kernel // 2) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -224,7 +224,7 @@ def test_holes_keep_to_their_ranges_and_to_the_picture():
     level = replace(NONE, dropout_p=1.0, dropout_holes=(1, 1))
     white, areas = np.full((200, 200, 3), 255, np.uint8), []
     for seed in range(300):
-        hidden = camera_faults(white, level, 0.0, np.random.default_rng(seed))[..., 0] == 128
+        hidden = camera_corruptions(white, level, 0.0, np.random.default_rng(seed))[..., 0] == 128
         rows, columns = np.flatnonzero(hidden.any(1)), np.flatnonzero(hidden.any(0))
         assert 10 <= len(rows) <= 30
         assert 10 <= len(columns) <= 30
@@ -234,7 +234,7 @@ def test_holes_keep_to_their_ranges_and_to_the_picture():
     assert np.max(areas) > 165
     level = replace(NONE, dropout_p=1.0, dropout_holes=(2, 8))
     shares = [
-        (camera_faults(white, level, 0.0, np.random.default_rng(i)) == 128).mean()
+        (camera_corruptions(white, level, 0.0, np.random.default_rng(i)) == 128).mean()
         for i in range(200)
     ]
     assert 2 * 0.05**2 * 0.5 < min(shares)
@@ -250,12 +250,12 @@ def test_shares_of_the_faults():
     """`share` of the pictures get one of three faults; with every chance at 0 none changes."""
     rgb = photo(32, 32)
     changed = [
-        not np.array_equal(camera_faults(rgb, NONE, 0.3, np.random.default_rng(i)), rgb)
+        not np.array_equal(camera_corruptions(rgb, NONE, 0.3, np.random.default_rng(i)), rgb)
         for i in range(600)
     ]
     assert 0.25 < np.mean(changed) < 0.35
     assert all(
-        np.array_equal(camera_faults(rgb, NONE, 0.0, np.random.default_rng(i)), rgb)
+        np.array_equal(camera_corruptions(rgb, NONE, 0.0, np.random.default_rng(i)), rgb)
         for i in range(50)
     )
 
@@ -266,7 +266,7 @@ def test_shares_of_the_faults():
 def test_shares_of_each_fault(field, share):
     rgb, level = photo(32, 32), replace(NONE, **{field: share})
     changed = [
-        not np.array_equal(camera_faults(rgb, level, 0.0, np.random.default_rng(i)), rgb)
+        not np.array_equal(camera_corruptions(rgb, level, 0.0, np.random.default_rng(i)), rgb)
         for i in range(400)
     ]
     assert np.mean(changed) == pytest.approx(share, abs=0.06)
@@ -286,7 +286,7 @@ def test_drawn_parameters_fill_their_ranges(monkeypatch):
         monkeypatch.setattr(corruptions, name, note(name))
     rng = np.random.default_rng(0)
     for _ in range(3000):
-        camera_faults(photo(8, 8), replace(NONE, jpeg_p=0.5, shadow_p=0.5, grid_p=0.5), 1.0, rng)
+        camera_corruptions(photo(8, 8), replace(NONE, jpeg_p=0.5, shadow_p=0.5, grid_p=0.5), 1.0, rng)
     for values, low, high in [
         ([std**2 for std, _ in seen["gaussian_noise"]], 10, 50),
         ([shift for shift, _, _ in seen["iso_noise"]], 0.01, 0.05),

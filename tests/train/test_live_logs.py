@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -13,38 +12,18 @@ from common.train.live_logs import MemoryLog, memory_now, open_live_log
 # region memory
 
 
-def test_memory_counts_children_and_gpu(monkeypatch):
-    before = memory_now()
-    assert 5 < before["ram_mb"] <= before["ram_peak_mb"]
-    assert before["gpu_allocated_mb"] is None or before["gpu_allocated_mb"] >= 0
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "held = bytearray(b'x') * (120 << 20); print(1, flush=True); input()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        child.stdout.readline()
-        held = memory_now()["workers_mb"]
-    finally:
-        child.communicate(b"\n")
-    if held is None:
-        pytest.skip("this system does not list child processes")
-    assert held - before["workers_mb"] > 100
+def test_memory_of_the_process_and_the_gpu(monkeypatch):
+    assert memory_now()["ram_mb"] > 5
     figures = {
         "is_available": True,
         "is_initialized": True,
         "memory_allocated": 3 << 20,
         "memory_reserved": 5 << 20,
-        "max_memory_allocated": 4 << 20,
     }
     cuda = SimpleNamespace(**{name: lambda value=value: value for name, value in figures.items()})
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     now = memory_now()
-    assert (now["gpu_allocated_mb"], now["gpu_reserved_mb"], now["gpu_peak_mb"]) == (3, 5, 4)
+    assert (now["gpu_allocated_mb"], now["gpu_reserved_mb"]) == (3, 5)
 
 
 def test_the_memory_log_goes_on_after_a_kill(tmp_path):
@@ -60,7 +39,7 @@ def test_the_memory_log_goes_on_after_a_kill(tmp_path):
     again.note("start again")
     lines = again.table().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["start", "epoch 1", "start again"]
-    assert "GPU" not in again.table() or memory_now()["gpu_peak_mb"] is not None
+    assert "GPU" not in again.table() or memory_now()["gpu_reserved_mb"] is not None
     for epoch in range(30):
         again.note(f"epoch {epoch}")
     shown = again.table(most=6).splitlines()

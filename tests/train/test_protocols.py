@@ -6,7 +6,7 @@ phases or in the optimizer shows."""
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from common.train.augment import Mix
 from common.train.augment_levels import LEVELS
 from common.train.compute import Compute
 from common.train.model import SwinHierarchical
-from common.train.protocols import TABLES, UNUSED, Ours
+from common.train.protocols import RECIPES
 from common.train.recipe_flags import model_settings
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -29,7 +29,7 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 
 # what each source states, by the rows of the recipe
 STATED: dict[str, dict[str, Any]] = {
-    "hierarchical": {  # sources/000
+    "hierarchical": {  # the hierarchical system's plan
         "classes": "hierarchical",
         "backbone": "swin_tiny_patch4_window7_224.ms_in22k",
         "neck": "",
@@ -75,7 +75,7 @@ STATED: dict[str, dict[str, Any]] = {
         "randaugment_ops": 2,
         "randaugment_magnitude": 9,
     },
-    "three_stage": {  # sources/002
+    "three_stage": {  # three-stage protocol
         "classes": "flat",
         "backbone": "resnet50.tv_in1k",
         "neck": "dropout=0.3,width=512,dropout_after=0.15",
@@ -104,7 +104,7 @@ STATED: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
     },
 }
-PLAIN = {  # sources/003, what its three models share
+PLAIN = {  # camera-trap report, what its three models share
     "classes": "flat",
     "neck": "",
     "image_size": 224,
@@ -154,7 +154,7 @@ FLOWER = {
     "focal_gamma": 2.0,
     "focal_alpha": 0.25,
     "label_smoothing": 0.1,
-}  # sources/004
+}  # flower competition
 STATED["flower_quick"] = {
     **FLOWER,
     "backbone": "convnext_tiny.fb_in1k",
@@ -175,13 +175,6 @@ STATED["flower_high_performance"] = {
 }
 
 
-def cell(column: str, row: str) -> Any:
-    for _, columns, cells in TABLES:
-        if column in columns:
-            return cells[row][columns.index(column)] if row in cells else UNUSED
-    raise KeyError(column)
-
-
 @pytest.mark.parametrize("column", STATED)
 def test_what_a_source_states_is_in_the_table_and_the_rest_is_marked(column):
     recipe = recipes.get(column)
@@ -191,14 +184,7 @@ def test_what_a_source_states_is_in_the_table_and_the_rest_is_marked(column):
             if isinstance(value, float)
             else getattr(recipe, name) == value
         ), name
-        assert not isinstance(cell(column, name), Ours) and cell(column, name) != UNUSED, (
-            f"{name} is published: no mark of ours"
-        )
-    for f in fields(recipe):
-        if f.name not in STATED[column] and f.name != "source":
-            assert isinstance(cell(column, f.name), Ours) or cell(column, f.name) == UNUSED, (
-                f"{f.name} is not published"
-            )
+    assert RECIPES[column].stated == set(STATED[column]), "all others are marked as ours"
 
 
 def test_columns_of_ours():
@@ -213,7 +199,7 @@ def test_columns_of_ours():
     )
     assert set(recipes.COLUMNS) == {*STATED, *ours}
     for column in ours:
-        assert isinstance(cell(column, "source"), Ours), column
+        assert recipes.get(column).source.startswith("ours"), column
 
 
 def test_foliar_takes_as_many_image_passes_as_hierarchical():
@@ -352,7 +338,7 @@ STAGES: dict[str, list[Stage]] = {
 _a1, _a2, _a3, _b1, _b2, _b3 = STAGES["hierarchical"]
 STAGES[
     "foliar"
-] = [  # as many epochs, most of them for everything; log-priors, not samplers; cached views under a frozen backbone
+] = [  # as many epochs, most of them end to end; log-priors; cached views where frozen
     _a1._replace(prior=True, views=5),
     _a2._replace(epochs=5, prior=True),
     _b1._replace(epochs=5, prior=True, views=5, sampling="shuffle"),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from common.train import recipe_flags, recipes
+from common.train import protocols, recipe_flags, recipes
 from common.train.augment_levels import LEVELS
-from common.train.protocols import TABLES, UNUSED
+from common.train.protocols import BASE, FAMILIES, RECIPES, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,23 +46,23 @@ def test_augmentation_ranges_are_as_published():
     )
 
 
-def test_every_row_and_column_has_its_cells():
-    names = [f.name for f in fields(recipes.Recipe)]
-    assert len(set(recipes.COLUMNS)) == len(recipes.COLUMNS) == 15
-    for _, columns, cells in TABLES:
-        assert [name for name in names if name in cells] == list(cells), (
-            "rows stand in the order of Recipe, and none is unknown"
-        )
-        for name, row in cells.items():
-            assert len(row) == len(columns), name
-            assert any(cell != UNUSED for cell in row), (
-                f"{name} has no effect on any column: leave the row out"
-            )
-    first = TABLES[0][2]
-    assert list(first) == names, "what has no effect takes the value from here"
-    assert all(row[0] != UNUSED for row in first.values()), (
-        "what has no effect takes the value from here"
-    )
+def test_every_recipe_is_in_one_table_and_what_it_states_is_a_setting():
+    names = {f.name for f in fields(recipes.Recipe)}
+    shown = [name for columns in FAMILIES.values() for name in columns]
+    assert shown == list(RECIPES) == list(recipes.COLUMNS)
+    assert len(shown) == 15
+    assert RECIPES["hierarchical"] == Protocol(BASE, RECIPES["hierarchical"].stated)
+    for name, protocol in RECIPES.items():
+        assert protocol.stated <= names - {"source"}, name
+        hidden = recipes.without_effect(protocol.recipe) & protocol.stated
+        assert not hidden or protocol.recipe.source.startswith("ours"), (name, hidden)
+
+
+def test_a_setting_of_a_wrong_name_fails_where_it_stands():
+    with pytest.raises(TypeError, match="join_epochs"):
+        protocols._variant("ours", join_epochs=3)
+    with pytest.raises(TypeError, match="join_epochs"):
+        protocols._protocol("a paper", {"join_epochs": 3})
 
 
 def test_every_cell_has_the_type_of_its_row():
@@ -319,7 +319,7 @@ def test_what_the_tail_does_to_the_phases():
     assert b("sampler") == [("rare", False), ("boost", False), ("shuffle", False)]
     assert b("balanced_softmax") == [("shuffle", True)] * 3
     assert b("softmax_and_sampler") == [("rare", True), ("boost", True), ("shuffle", True)]
-    assert b("none") == b("tau") == b("lws") == [("shuffle", False)] * 3
+    assert b("none") == [("shuffle", False)] * 3
 
 
 def test_cached_views_are_for_frozen_phases_only():
@@ -370,7 +370,7 @@ def test_a_phase_of_no_epochs_is_left_out():
     assert recipes.joint_phases(recipe) == []
 
 
-def test_the_readme_shows_the_printed_table():
+def test_the_page_of_recipes_shows_the_printed_table():
     printed = subprocess.run(
         [sys.executable, "-m", "common.train.recipes"],
         cwd=ROOT,
@@ -378,10 +378,9 @@ def test_the_readme_shows_the_printed_table():
         text=True,
         check=True,
     ).stdout
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- recipes -->" in readme
-    assert "<!-- /recipes -->" in readme
-    shown = readme.split("<!-- recipes -->")[1].split("<!-- /recipes -->")[0]
+    page = (ROOT / "common/train/RECIPES.md").read_text(encoding="utf-8")
+    assert "<!-- recipes -->" in page and "<!-- /recipes -->" in page
+    shown = page.split("<!-- recipes -->")[1].split("<!-- /recipes -->")[0]
     assert shown.strip() == printed.strip() == recipes.markdown().strip()
-    assert all(f"`{f.name}`" in printed for f in fields(recipes.Recipe))
+    assert all(f"`{f.name}`" in printed for f in fields(recipes.Recipe) if f.name != "source")
     assert all(f" {name} " in printed for name in recipes.COLUMNS)
