@@ -1,4 +1,4 @@
-"""Brushes shared by the demo's drawings: smooth noise, colours and anti-aliased shapes. No torch."""
+"""Brushes shared by the demo's drawings: smooth noise, colours and shapes. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaves for the demo pictures: a table of species, and a healthy leaf painted from it. No torch."""
+"""Leaves for the demo pictures: a table of species, and the healthy leaf painted from it."""
 
 from __future__ import annotations
 

@@ -234,9 +234,7 @@ DISEASES: dict[str, Lesion] = {
         ((0.85, 1.05, 0.75, (222, 204, 66)), (0.4, 0.4, 0.1, (170, 130, 60))),
     ),
     # tiger stripes: red-brown with yellow edges between veins that stay green
-    "esca": Lesion(
-        stripes, ((0.9, 0.42, 0.58, (226, 196, 72)), (0.95, 0.66, 0.78, (126, 58, 34)))
-    ),
+    "esca": Lesion(stripes, ((0.9, 0.42, 0.58, (226, 196, 72)), (0.95, 0.66, 0.78, (126, 58, 34)))),
     # blotchy yellow between green veins, stronger on one half of the leaf
     "greening": Lesion(blotches, ((0.95, 0.12, 0.62, (226, 208, 74)),)),
     # pale winding tunnels with a dark thread of droppings inside
@@ -263,9 +261,11 @@ def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
     """Paints `disease` (a key of DISEASES) onto the leaf's `rgb` in place, from mild and faint to
     severe and opaque; every leaf gets the specks of dust of a healthy one."""
     for lesion in map(DISEASES.get, dict.fromkeys(["healthy", disease])):
+        clean, tone = leaf.rgb.copy(), leaf.tone + 0.06 * _bumps(rng, 60)
         field = lesion.field(leaf, rng, 0.08 + 0.92 * rng.beta(1.5, 1.5))
-        cover, tone = leaf.blade * rng.uniform(0.7, 1), leaf.tone + 0.06 * _bumps(rng, 60)
         for opacity, zero, one, rgb in lesion.layers:
-            colour = np.array(rgb) * rng.normal(1, 0.07) + rng.normal(0, 4, 3)
-            mix(leaf.rgb, opacity * cover * ramp(field, zero, one), tinted(tone, colour.clip(0)))
+            colour = np.array(rgb) * rng.normal(1, 0.06) + rng.normal(0, 5, 3)
+            cover = opacity * leaf.blade * ramp(field, zero, one)
+            mix(leaf.rgb, cover, tinted(tone, colour.clip(0)))
+        leaf.rgb += (clean - leaf.rgb) * np.float32(rng.uniform(0, 0.3))
     np.clip(leaf.rgb, 0, 255, out=leaf.rgb)
