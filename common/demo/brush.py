@@ -59,28 +59,32 @@ def mix(image: np.ndarray, amount: np.ndarray, colour: Sequence[float] | np.ndar
         image += colour * cv2.merge([amount] * 3)
 
 
+def _rgb(colour: float | np.ndarray) -> list[float]:
+    return np.broadcast_to(colour, 3).tolist()
+
+
 def _fixed(points: Sequence | np.ndarray) -> np.ndarray:
     return np.round(np.asarray(points, float) * (1 << SUB)).astype(np.int32)
 
 
 def area(image: np.ndarray, points: Sequence | np.ndarray, colour: float | np.ndarray) -> None:
     """Fills the polygon `points` (n, 2) in place."""
-    cv2.fillPoly(image, [_fixed(points)], np.ravel(colour).tolist(), cv2.LINE_AA, SUB)
+    cv2.fillPoly(image, [_fixed(points)], _rgb(colour), cv2.LINE_AA, SUB)
 
 
 def box(
     image: np.ndarray, x0: float, y0: float, x1: float, y1: float, colour: float | np.ndarray
 ) -> None:
     """Fills an upright rectangle of whole pixels, both corners included, in place."""
-    cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)), np.ravel(colour).tolist(), -1)
+    cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)), _rgb(colour), -1)
 
 
 def line(
     image: np.ndarray, points: Sequence | np.ndarray, colour: float | np.ndarray, thick: float
 ) -> None:
     """Draws the open line through `points` (n, 2), at least one pixel thick, in place."""
-    width, colour = max(1, round(thick)), np.ravel(colour).tolist()
-    cv2.polylines(image, [_fixed(points)], False, colour, width, cv2.LINE_AA, SUB)
+    width = max(1, round(thick))
+    cv2.polylines(image, [_fixed(points)], False, _rgb(colour), width, cv2.LINE_AA, SUB)
 
 
 def oval(
@@ -92,5 +96,4 @@ def oval(
 ) -> None:
     """Fills the ellipse of the two `radii`, turned clockwise by `degrees`, in place."""
     centre, radii = _fixed(centre).tolist(), _fixed(np.maximum(radii, 0.5)).tolist()
-    colour = np.ravel(colour).tolist()
-    cv2.ellipse(image, centre, radii, degrees, 0, 360, colour, -1, cv2.LINE_AA, SUB)
+    cv2.ellipse(image, centre, radii, degrees, 0, 360, _rgb(colour), -1, cv2.LINE_AA, SUB)

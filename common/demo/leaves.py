@@ -95,8 +95,8 @@ def _blade(
         tips = np.column_stack([side * 0.92 * np.interp(end, t, x), np.interp(end, t, y)])
         feet = np.column_stack([0 * foot, np.minimum(foot, end - 0.04)])
         veins += [_vein(a, b, 0.5) for a, b, e in zip(feet, tips, end, strict=True) if e < 0.97]
-        for k in np.linspace(0.08, 0.86, parallel):
-            veins.append((np.column_stack([side * k * profile, t])[:-2], 0.28))
+        lines = side * np.linspace(0.08, 0.86, parallel)
+        veins += [(np.column_stack([k * profile, t])[:-2], 0.28) for k in lines]
     foot = np.array([[0, 0.0], [rng.uniform(-0.3, 0.3) * stalk, -stalk]])
     return Shape([np.vstack([sides[0], sides[1][::-1]])], veins, foot)
 
@@ -147,16 +147,9 @@ def _compound(
     return Shape([blade for p in parts for blade in p.blades], [(stem, 1.1), *veins], stem)
 
 
-@dataclass(frozen=True)
-class Species:
-    """What a healthy leaf looks like: its shape; the middle of its range of hues (degrees; the
-    ranges are 48 wide and overlap), depth of the relief, paleness of the veins, and gloss."""
-
-    shape: Callable[[Rng], Shape]
-    hue: float
-    relief: float
-    paleness: float
-    gloss: float
+def bumps(rng: Rng, cells: int) -> np.ndarray:
+    """Noise of the canvas's size."""
+    return noise(rng, CANVAS, CANVAS, cells)
 
 
 _TOMATO = partial(
@@ -165,18 +158,26 @@ _TOMATO = partial(
 _STRAWBERRY = partial(
     _blade, width=(0.38, 0.44), base=0.62, tip=0.33, teeth=9, tooth=0.1, pairs=7, rise=0.24
 )
-SPECIES: dict[str, Species] = {
-    "apple": Species(
+# Shape, then what a healthy blade looks like: the middle of its range of hues (degrees; the ranges
+# are 48 wide and overlap), depth of the relief, paleness of the veins, gloss.
+SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = {
+    "apple": (
         partial(
             _blade, width=(0.3, 0.36), base=0.6, tip=0.8, teeth=15, tooth=0.075, pairs=7, rise=0.26
         ),
-        *(100, 0.42, 0.85, 0.10),
+        100,
+        0.42,
+        0.85,
+        0.10,
     ),
-    "corn": Species(
+    "corn": (
         partial(_blade, width=(0.115, 0.15), base=0.16, tip=0.6, parallel=5, stalk=0.04),
-        *(92, 0.20, 0.75, 0.15),
+        92,
+        0.20,
+        0.75,
+        0.15,
     ),
-    "grape": Species(
+    "grape": (
         partial(
             _palmate,
             lobes=[
@@ -186,17 +187,26 @@ SPECIES: dict[str, Species] = {
             tooth=0.13,
             stalk=0.62,
         ),
-        *(94, 0.34, 0.75, 0.10),
+        94,
+        0.34,
+        0.75,
+        0.10,
     ),
-    "lemon": Species(
+    "lemon": (
         partial(_blade, width=(0.21, 0.26), base=0.8, tip=0.85, pairs=8, rise=0.13),
-        *(106, 0.14, 0.40, 0.55),
+        106,
+        0.14,
+        0.40,
+        0.55,
     ),
-    "oak": Species(
+    "oak": (
         partial(_blade, width=(0.33, 0.4), base=0.75, tip=0.42, lobes=4, lobe=0.62),
-        *(98, 0.22, 0.60, 0.30),
+        98,
+        0.22,
+        0.60,
+        0.30,
     ),
-    "strawberry": Species(
+    "strawberry": (
         partial(
             _compound,
             leaflets=[(0.62, 0.04, 0), (0.58, 0, 0.03)],
@@ -204,21 +214,27 @@ SPECIES: dict[str, Species] = {
             stalk=(-0.36, 0.03),
             leaflet=_STRAWBERRY,
         ),
-        *(104, 0.60, 0.45, 0.10),
+        104,
+        0.60,
+        0.45,
+        0.10,
     ),
-    "sweet potato": Species(
+    "sweet potato": (
         partial(
             _palmate,
             lobes=[
-                *((0, 1.0, 0.8, 1.3), (50, 0.68, 0.75, 2), (-50, 0.68, 0.75, 2)),
-                *((118, 0.6, 0.62, 2), (-118, 0.6, 0.62, 2)),
+                *((0, 1.0, 0.8, 1.15), (48, 0.74, 0.85, 2), (-48, 0.74, 0.85, 2)),
+                *((112, 0.68, 0.8, 2), (-112, 0.68, 0.8, 2)),
             ],
             tooth=0,
             stalk=0.4,
         ),
-        *(98, 0.26, 0.95, 0.20),
+        98,
+        0.26,
+        0.95,
+        0.20,
     ),
-    "tomato": Species(
+    "tomato": (
         partial(
             _compound,
             leaflets=[(0.5, 0.62, 0), (0.42, 0.52, 0.03), (0.46, 0.26, 0.03), (0.38, 0.02, 0.03)],
@@ -227,7 +243,10 @@ SPECIES: dict[str, Species] = {
             pairs=(2, 3),
             leaflet=_TOMATO,
         ),
-        *(96, 0.42, 0.40, 0.05),
+        96,
+        0.42,
+        0.40,
+        0.05,
     ),
 }
 
@@ -245,8 +264,8 @@ def _on_canvas(shape: Shape, bend: float) -> Shape:
 def paint_leaf(name: str, rng: Rng) -> Leaf:
     """One healthy leaf of species `name` (a key of SPECIES); `rng` draws its shape, its green and
     its shading."""
-    species = SPECIES[name]
-    shape = _on_canvas(species.shape(rng), rng.normal(0, 0.09))
+    draw_shape, hue, relief, paleness, gloss = SPECIES[name]
+    shape = _on_canvas(draw_shape(rng), rng.normal(0, 0.09))
     masks = np.zeros((3, CANVAS, CANVAS), np.uint8)
     for points in shape.blades:
         area(masks[0], points, 255)
@@ -257,23 +276,18 @@ def paint_leaf(name: str, rng: Rng) -> Leaf:
     blade, veins, stalk = masks.astype(np.float32) / 255
     veins = cv2.GaussianBlur(veins, (0, 0), 0.7) * blade
 
-    def bumps(cells: int) -> np.ndarray:
-        return noise(rng, CANVAS, CANVAS, cells)
-
-    green = hsv(
-        species.hue + rng.uniform(-24, 24), rng.uniform(0.38, 0.75), rng.uniform(0.34, 0.66)
-    )
+    green = hsv(hue + rng.uniform(-24, 24), rng.uniform(0.38, 0.75), rng.uniform(0.34, 0.66))
     pale = green * 0.55 + hsv(rng.uniform(60, 95), 0.35, 0.9) * 0.45
     ridge, lit_from = cv2.GaussianBlur(veins, (0, 0), 3.0), rng.choice([-1.0, 1.0])
     slope = cv2.Sobel(ridge, cv2.CV_32F, 1, 0) * lit_from + cv2.Sobel(ridge, cv2.CV_32F, 0, 1)
     across = np.linspace(-1, 1, CANVAS, dtype=np.float32)
     tone = 1 + rng.normal(0, 0.07) * np.tanh(3 * across) + rng.normal(0, 0.07) * across[:, None]
-    tone = tone + 0.06 * bumps(5) + 0.03 * bumps(40) + species.relief * slope
+    tone = tone + 0.06 * bumps(rng, 5) + 0.03 * bumps(rng, 40) + relief * slope
     tone += rng.uniform(0, 0.12) * np.tanh(depth / 14) - 0.16 * np.exp(-depth / 3)
     rgb = tinted(tone, green)
-    mix(rgb, np.clip(0.1 + 0.1 * bumps(4), 0, 0.35) * rng.uniform(0, 1), (190, 190, 70))
-    mix(rgb, veins * min(1.0, species.paleness * rng.uniform(0.8, 1.2)), pale)
-    mix(rgb, np.clip(bumps(6) - 1, 0, 1) * species.gloss * rng.uniform(0.2, 1.2), (235, 235, 235))
+    mix(rgb, np.clip(0.1 + 0.1 * bumps(rng, 4), 0, 0.35) * rng.uniform(0, 1), (190, 190, 70))
+    mix(rgb, veins * min(1.0, paleness * rng.uniform(0.8, 1.2)), pale)
+    mix(rgb, np.clip(bumps(rng, 6) - 1, 0, 1) * gloss * rng.uniform(0.2, 1.2), (235, 235, 235))
     mix(rgb, np.clip(stalk - blade, 0, 1), pale * rng.uniform(0.6, 0.95))
     (x0, y0), (x1, y1) = shape.veins[0][0][[0, -1]]
     alpha, along = np.maximum(blade, stalk), float(np.arctan2(y1 - y0, x1 - x0))

@@ -6,33 +6,19 @@ values. Lengths are in the leaf's own unit (`Leaf.unit`), counts are from mild t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import cv2
 import numpy as np
 
-from common.demo.brush import Range, Rng, area, line, mix, noise, ramp, tinted
-from common.demo.leaves import CANVAS, Leaf
+from common.demo.brush import Range, Rng, area, line, mix, ramp, tinted
+from common.demo.leaves import CANVAS, Leaf, bumps
 
 GRID = np.arange(CANVAS, dtype=np.float32)
-Layer = tuple[float, float, float, tuple[int, int, int]]  # opacity, field at 0 and at 1, RGB
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """`field(leaf, rng, severity)` gives float32 (C, C); `layers` are painted in their order."""
-
-    field: Callable[[Leaf, Rng, float], np.ndarray]
-    layers: tuple[Layer, ...]
-
-
-def _bumps(rng: Rng, cells: int) -> np.ndarray:
-    return noise(rng, CANVAS, CANVAS, cells)
-
-
-def _count(counts: Range, severity: float) -> int:
-    return round(counts[0] + (counts[1] - counts[0]) * severity)
+Field = Callable[[Leaf, Rng, float], np.ndarray]  # leaf, rng and severity -> float32 (C, C)
+Layer = tuple[
+    float, float, float, tuple[int, int, int]
+]  # opacity, field where it starts and is full, RGB
 
 
 def _places(mask: np.ndarray, rng: Rng, count: int, apart: float) -> list[tuple[int, int]]:
@@ -70,12 +56,12 @@ def spots(
         "veins": leaf.veins > 0.4,
     }[on]
     field = np.full((CANVAS, CANVAS), 9.0, np.float32)
-    for x, y in _places(mask, rng, _count(count, severity), apart * leaf.unit):
+    for x, y in _places(mask, rng, round(np.interp(severity, (0, 1), count)), apart * leaf.unit):
         r = rng.uniform(*radius) * leaf.unit
         rows, cols = (slice(max(0, int(v - 3 * r)), int(v + 3 * r) + 2) for v in (y, x))
         distance = np.hypot(GRID[None, cols] - x, GRID[rows, None] - y) / r
         np.minimum(field[rows, cols], distance, out=field[rows, cols])
-    field += wobble * _bumps(rng, 30) * np.minimum(field, 1)
+    field += wobble * bumps(rng, 30) * np.minimum(field, 1)
     return field + veins * cv2.GaussianBlur(leaf.veins, (0, 0), 1.2)
 
 
@@ -95,7 +81,9 @@ def streaks(
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
     t = np.linspace(0, 2 * np.pi, 32)
     outline = np.column_stack([np.cos(t), np.sign(np.sin(t)) * np.abs(np.sin(t)) ** power]) / 2
-    for place in _places(_inside(leaf, 3), rng, _count(count, severity), apart * leaf.unit):
+    for place in _places(
+        _inside(leaf, 3), rng, round(np.interp(severity, (0, 1), count)), apart * leaf.unit
+    ):
         size = np.array([rng.uniform(*length), rng.uniform(*width)]) * leaf.unit
         c, s = np.cos(angle := leaf.along + rng.normal(0, 0.05)), np.sin(angle)
         area(layer, outline * size @ np.array([[c, s], [-s, c]]) + place, 255)
@@ -107,7 +95,7 @@ def tunnels(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """Winding tunnels that widen on their way: 0.5 in a tunnel, 1 on the thread of droppings."""
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
     steps = np.arange(44 + int(30 * severity))
-    for place in _places(_inside(leaf, 8), rng, _count((2, 4.4), severity), 26):
+    for place in _places(_inside(leaf, 8), rng, round(np.interp(severity, (0, 1), (2, 4.4))), 26):
         turn = np.cumsum(rng.normal(0, 0.36, len(steps))) + 0.9 * np.sin(steps / 2.5)
         turn += rng.uniform(0, 2 * np.pi)
         step = 3.4 * leaf.unit * np.column_stack([np.cos(turn), np.sin(turn)])
@@ -126,34 +114,35 @@ def _gaps(leaf: Leaf, width: float) -> np.ndarray:
 
 def stripes(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """0 on the veins, growing between them and towards the margin."""
-    reach = ramp(leaf.depth + 7 * _bumps(rng, 6), (26 + 26 * severity) * leaf.unit, 4)
-    return (_gaps(leaf, 4.5) + 0.12 * _bumps(rng, 14)) * (0.45 + 0.75 * reach)
+    reach = ramp(leaf.depth + 7 * bumps(rng, 6), (26 + 26 * severity) * leaf.unit, 4)
+    return (_gaps(leaf, 4.5) + 0.12 * bumps(rng, 14)) * (0.45 + 0.75 * reach)
 
 
 def blotches(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """0 on the veins, up to 1 between them, in blotches and more on one side of the leaf."""
     side = 0.3 * rng.choice([-1, 1]) * np.linspace(-1, 1, CANVAS, dtype=np.float32)
-    return _gaps(leaf, 2.6) * np.clip(0.62 + 0.3 * severity + side + 0.3 * _bumps(rng, 7), 0, 1)
+    return _gaps(leaf, 2.6) * np.clip(0.62 + 0.3 * severity + side + 0.3 * bumps(rng, 7), 0, 1)
 
 
 def mottle(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """Noise of deviation about 1 all over the leaf, less when mild."""
     cells = int(rng.integers(10, 15))
-    return (_bumps(rng, cells) + 0.4 * _bumps(rng, 2 * cells)) * (0.6 + 0.4 * severity)
+    return (bumps(rng, cells) + 0.4 * bumps(rng, 2 * cells)) * (0.6 + 0.4 * severity)
 
 
 def inward(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """0 on the margin, 1 where the dry part ends, larger towards the middle."""
-    return leaf.depth / (leaf.depth.max() * (0.2 + 0.36 * severity)) + 0.28 * _bumps(rng, 9)
+    return leaf.depth / (leaf.depth.max() * (0.2 + 0.36 * severity)) + 0.28 * bumps(rng, 9)
 
 
-DISEASES: dict[str, Lesion] = {
+DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
     # no more than any leaf has: a few specks of dust
-    "healthy": Lesion(
-        partial(spots, count=(0, 5), radius=(0.8, 1.8)), ((0.5, 1.2, 0.8, (120, 110, 80)),)
+    "healthy": (
+        partial(spots, count=(0, 5), radius=(0.8, 1.8)),
+        ((0.5, 1.2, 0.8, (120, 110, 80)),),
     ),
     # a few large brown spots with rings like a target, in a yellow halo
-    "early blight": Lesion(
+    "early blight": (
         partial(spots, count=(2, 8), radius=(8, 15), apart=16, wobble=0.06),
         (
             (0.75, 1.7, 1.0, (215, 195, 60)),
@@ -166,22 +155,22 @@ DISEASES: dict[str, Lesion] = {
         ),
     ),
     # large dark, water-soaked areas that run in from the margin behind a pale grey-green front
-    "late blight": Lesion(
-        partial(spots, count=(1, 4), radius=(22, 40), wobble=0.22, on="margin"),
+    "late blight": (
+        partial(spots, count=(1, 5), radius=(26, 42), wobble=0.22, on="margin"),
         ((0.65, 1.35, 1.05, (165, 175, 120)), (0.92, 1.12, 0.9, (52, 44, 30))),
     ),
     # many small black spots, each in a faint yellow halo
-    "bacterial spot": Lesion(
+    "bacterial spot": (
         partial(spots, count=(20, 85), radius=(1.8, 3.6), apart=4, wobble=0.2),
         ((0.55, 2.6, 1.2, (205, 200, 80)), (0.95, 1.2, 0.8, (36, 26, 18))),
     ),
     # round spots, pale grey in the middle within a dark purple rim
-    "leaf spot": Lesion(
+    "leaf spot": (
         partial(spots, count=(6, 28), radius=(3.2, 7.5), apart=7, wobble=0.18),
         ((0.92, 1.35, 0.9, (88, 36, 44)), (0.9, 0.72, 0.4, (196, 184, 162))),
     ),
     # corky tan spots with a sunken dark middle and a broad bright yellow halo
-    "canker": Lesion(
+    "canker": (
         partial(spots, count=(4, 20), radius=(2.8, 6.5), apart=8),
         (
             (0.85, 2.3, 1.1, (232, 208, 50)),
@@ -190,17 +179,17 @@ DISEASES: dict[str, Lesion] = {
         ),
     ),
     # round red-brown spots with a thin black border and no halo
-    "black rot": Lesion(
+    "black rot": (
         partial(spots, count=(4, 18), radius=(5.5, 10), apart=10, wobble=0.13),
         ((0.95, 1.15, 1.0, (34, 20, 18)), (0.95, 0.82, 0.7, (142, 84, 48))),
     ),
     # olive to black velvety blotches with feathered edges
-    "scab": Lesion(
+    "scab": (
         partial(spots, count=(3, 14), radius=(7, 13), apart=10, wobble=0.4),
         ((0.88, 1.25, 0.55, (50, 46, 26)),),
     ),
     # bright orange spots with a yellow rim and dark dots in the middle
-    "cedar apple rust": Lesion(
+    "cedar apple rust": (
         partial(spots, count=(3, 16), radius=(5, 9), apart=10, wobble=0.1),
         (
             (0.85, 1.45, 1.05, (228, 200, 60)),
@@ -209,48 +198,42 @@ DISEASES: dict[str, Lesion] = {
         ),
     ),
     # very many small orange-brown pustules, long in the direction of the veins
-    "common rust": Lesion(
+    "common rust": (
         partial(streaks, count=(45, 210), length=(4.5, 8.7), width=(2.7, 5.2)),
         ((0.5, 0.0, 0.7, (205, 180, 70)), (0.95, 0.9, 1.3, (176, 78, 22))),
     ),
     # a few long grey-tan lesions shaped like cigars
-    "northern leaf blight": Lesion(
+    "northern leaf blight": (
         partial(streaks, count=(2, 6), length=(55, 100), width=(15, 24), apart=22, power=1.8),
         ((0.95, 0.1, 0.4, (98, 78, 44)), (0.95, 1.6, 1.85, (192, 176, 142))),
     ),
     # many short brown bars with straight sides
-    "gray leaf spot": Lesion(
+    "gray leaf spot": (
         partial(streaks, count=(9, 34), length=(8, 17), width=(4, 7), apart=4, power=0.2),
         ((0.55, 0.0, 0.6, (200, 186, 80)), (0.95, 0.9, 1.3, (122, 88, 58))),
     ),
     # soft white patches like flour
-    "powdery mildew": Lesion(
+    "powdery mildew": (
         partial(spots, count=(2, 12), radius=(12, 22), apart=10, wobble=0.35),
         ((0.88, 1.25, 0.25, (232, 234, 228)),),
     ),
     # oily yellow patches with blocky outlines that stop at the veins
-    "downy mildew": Lesion(
+    "downy mildew": (
         partial(spots, count=(4, 15), radius=(11, 18), apart=14, wobble=0.3, veins=0.9),
         ((0.85, 1.05, 0.75, (222, 204, 66)), (0.4, 0.4, 0.1, (170, 130, 60))),
     ),
     # tiger stripes: red-brown with yellow edges between veins that stay green
-    "esca": Lesion(stripes, ((0.9, 0.42, 0.58, (226, 196, 72)), (0.95, 0.66, 0.78, (126, 58, 34)))),
+    "esca": (stripes, ((0.9, 0.42, 0.58, (226, 196, 72)), (0.95, 0.66, 0.78, (126, 58, 34)))),
     # blotchy yellow between green veins, stronger on one half of the leaf
-    "greening": Lesion(blotches, ((0.95, 0.12, 0.62, (226, 208, 74)),)),
+    "greening": (blotches, ((0.95, 0.12, 0.62, (226, 208, 74)),)),
     # pale winding tunnels with a dark thread of droppings inside
-    "leaf miner": Lesion(
-        tunnels, ((0.92, 0.0, 0.5, (222, 220, 176)), (0.5, 0.55, 1.0, (96, 84, 50)))
-    ),
+    "leaf miner": (tunnels, ((0.92, 0.0, 0.5, (222, 220, 176)), (0.5, 0.55, 1.0, (96, 84, 50)))),
     # light and dark green mottled all over
-    "mosaic virus": Lesion(
-        mottle, ((0.8, 0.0, 0.5, (196, 208, 92)), (0.55, -0.15, -0.7, (24, 66, 26)))
-    ),
+    "mosaic virus": (mottle, ((0.8, 0.0, 0.5, (196, 208, 92)), (0.55, -0.15, -0.7, (24, 66, 26)))),
     # a margin dried up brown, with a thin yellow line towards the green
-    "leaf scorch": Lesion(
-        inward, ((0.8, 1.35, 1.0, (206, 184, 72)), (0.95, 1.0, 0.82, (124, 70, 36)))
-    ),
+    "leaf scorch": (inward, ((0.8, 1.35, 1.0, (206, 184, 72)), (0.95, 1.0, 0.82, (124, 70, 36)))),
     # large jagged tan areas with a dark brown border, along the veins
-    "anthracnose": Lesion(
+    "anthracnose": (
         partial(spots, count=(3, 7), radius=(14, 24), wobble=0.3, on="veins"),
         ((0.95, 1.12, 0.98, (78, 46, 24)), (0.9, 0.86, 0.72, (188, 146, 92))),
     ),
@@ -260,10 +243,10 @@ DISEASES: dict[str, Lesion] = {
 def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
     """Paints `disease` (a key of DISEASES) onto the leaf's `rgb` in place, from mild and faint to
     severe and opaque; every leaf gets the specks of dust of a healthy one."""
-    for lesion in map(DISEASES.get, dict.fromkeys(["healthy", disease])):
-        clean, tone = leaf.rgb.copy(), leaf.tone + 0.06 * _bumps(rng, 60)
-        field = lesion.field(leaf, rng, 0.08 + 0.92 * rng.beta(1.5, 1.5))
-        for opacity, zero, one, rgb in lesion.layers:
+    for field_of, layers in map(DISEASES.get, dict.fromkeys(["healthy", disease])):
+        clean, tone = leaf.rgb.copy(), leaf.tone + 0.06 * bumps(rng, 60)
+        field = field_of(leaf, rng, 0.08 + 0.92 * rng.beta(1.5, 1.5))
+        for opacity, zero, one, rgb in layers:
             colour = np.array(rgb) * rng.normal(1, 0.06) + rng.normal(0, 5, 3)
             cover = opacity * leaf.blade * ramp(field, zero, one)
             mix(leaf.rgb, cover, tinted(tone, colour.clip(0)))

@@ -174,7 +174,7 @@ def compose(leaf: Leaf, style: Style, rng: Rng) -> np.ndarray:
     0..255."""
     frame = np.array([style.width, style.height])
     image = GROUNDS[style.ground](rng, style.height, style.width)
-    card = cv2.merge([*cv2.split(leaf.rgb * leaf.alpha[..., None]), leaf.alpha * 255])
+    card = cv2.merge([*(plane * leaf.alpha for plane in cv2.split(leaf.rgb)), leaf.alpha * 255])
     card = np.clip(card, 0, 255).astype(np.uint8)
     layers: list[tuple[np.ndarray, float, float]] = []  # pose, light, blur
     for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.3 else 0):

@@ -186,6 +186,19 @@ BILLIARDS = Figure(
 BOTTLES = Figure(
     INDOORS, _BOTTLES, {"tall": _GLASS, "low": _GLASS, "label": ((0, 360), (0, 0.5), (0.7, 1))}
 )
+SCREEN = Figure(
+    (partial(surface, value=(0.9, 1)), partial(surface, value=(0.05, 0.2))),
+    [
+        ("box", "accent", -1, -0.8, 1, -0.42),
+        ("box", "side", -1, -0.42, -0.3, 1),
+        *[("box", "ink", -0.5, y / 10, -0.34 - y % 3 / 20, y / 10 + 0.03) for y in range(-3, 5)],
+        ("box", "ink", -0.2, -0.34, 0.1, -0.16),
+        ("box", "accent", -0.2, -0.1, 0.2, 0.12),
+        *[("box", "ink", -0.2, y / 10, 0.1 + y % 3 / 8, y / 10 + 0.04) for y in range(2, 5)],
+    ],
+    {"accent": ANY, "side": (*GREY, (0.2, 0.8)), "ink": (*GREY, (0.3, 0.6))},
+    scatter=((0, 4), (0.02, 0.08), 0.4, (0, 360)),
+)
 COIN = Figure(
     LYING,
     [("oval", "metal", 0, 0, 0.1, 0.1), ("oval", "dark metal", 0, 0, 0.08, 0.08)],
@@ -289,21 +302,6 @@ def tiles(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def screen(rng: Rng, h: int, w: int) -> np.ndarray:
-    """A program's window, dark or light."""
-    page, side, ink = [(28, 48, 190), (246, 226, 70)][int(rng.integers(2))]
-    image, accent, ink = np.full((h, w, 3), page, np.float32), random_colour(rng), np.full(3, ink)
-    box(image, 0, 0, w, 0.09 * h, accent)
-    box(image, 0, 0.09 * h, 0.22 * w, h, side)
-    frame = (0.03 * w, 0.15 * h, 0.2 * w, 0.85 * h)
-    _grid(image, rng, frame, 1, 7, [ink], wide=(0.4, 1), tall=0.3)
-    for k in range(int(rng.integers(3, 8))):
-        x, y = rng.uniform((0.26, 0.13), (0.7, 0.85))
-        wide, tall = rng.uniform((0.08, 0.03), (0.28, 0.2))
-        box(image, x * w, y * h, (x + wide) * w, (y + tall) * h, ink if k % 3 else accent)
-    return image
-
-
 def chart(rng: Rng, h: int, w: int) -> np.ndarray:
     """A chart of bars or of lines."""
     image, n = np.full((h, w, 3), 250, np.float32), int(rng.integers(4, 10))
@@ -357,7 +355,7 @@ THINGS: list[Ground] = [
     bricks,
     fabric,
     tiles,
-    screen,
+    _figure(SCREEN),
     chart,
     _figure(ANIMAL),
     _figure(PLATE),
