@@ -152,12 +152,6 @@ def bumps(rng: Rng, cells: int) -> np.ndarray:
     return noise(rng, CANVAS, CANVAS, cells)
 
 
-_TOMATO = partial(
-    _blade, width=(0.27, 0.33), base=0.55, tip=0.85, teeth=6, tooth=0.13, pairs=5, rise=0.25
-)
-_STRAWBERRY = partial(
-    _blade, width=(0.38, 0.44), base=0.62, tip=0.33, teeth=9, tooth=0.1, pairs=7, rise=0.24
-)
 # Shape, then what a healthy blade looks like: the middle of its range of hues (degrees; the ranges
 # are 48 wide and overlap), depth of the relief, paleness of the veins, gloss.
 SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = {
@@ -212,7 +206,16 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = 
             leaflets=[(0.62, 0.04, 0), (0.58, 0, 0.03)],
             spread=(78, 96),
             stalk=(-0.36, 0.03),
-            leaflet=_STRAWBERRY,
+            leaflet=partial(
+                _blade,
+                width=(0.38, 0.44),
+                base=0.62,
+                tip=0.33,
+                teeth=9,
+                tooth=0.1,
+                pairs=7,
+                rise=0.24,
+            ),
         ),
         104,
         0.60,
@@ -223,8 +226,8 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = 
         partial(
             _palmate,
             lobes=[
-                *((0, 1.0, 0.8, 1.15), (48, 0.74, 0.85, 2), (-48, 0.74, 0.85, 2)),
-                *((112, 0.68, 0.8, 2), (-112, 0.68, 0.8, 2)),
+                *((0, 1.0, 0.8, 1.1), (58, 0.72, 1.0, 2), (-58, 0.72, 1.0, 2)),
+                *((120, 0.68, 0.85, 2), (-120, 0.68, 0.85, 2)),
             ],
             tooth=0,
             stalk=0.4,
@@ -241,7 +244,16 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = 
             spread=(58, 72),
             stalk=(-0.1, 0.66),
             pairs=(2, 3),
-            leaflet=_TOMATO,
+            leaflet=partial(
+                _blade,
+                width=(0.27, 0.33),
+                base=0.55,
+                tip=0.85,
+                teeth=6,
+                tooth=0.13,
+                pairs=5,
+                rise=0.25,
+            ),
         ),
         96,
         0.42,

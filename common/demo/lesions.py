@@ -16,9 +16,7 @@ from common.demo.leaves import CANVAS, Leaf, bumps
 
 GRID = np.arange(CANVAS, dtype=np.float32)
 Field = Callable[[Leaf, Rng, float], np.ndarray]  # leaf, rng and severity -> float32 (C, C)
-Layer = tuple[
-    float, float, float, tuple[int, int, int]
-]  # opacity, field where it starts and is full, RGB
+Layer = tuple[float, float, float, tuple[int, int, int]]  # opacity, field at 0 and at 1, RGB
 
 
 def _places(mask: np.ndarray, rng: Rng, count: int, apart: float) -> list[tuple[int, int]]:
@@ -205,7 +203,7 @@ DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
     # a few long grey-tan lesions shaped like cigars
     "northern leaf blight": (
         partial(streaks, count=(2, 6), length=(55, 100), width=(15, 24), apart=22, power=1.8),
-        ((0.95, 0.1, 0.4, (98, 78, 44)), (0.95, 1.6, 1.85, (192, 176, 142))),
+        ((0.95, 0.1, 0.4, (98, 78, 44)), (0.95, 1.5, 1.75, (192, 176, 142))),
     ),
     # many short brown bars with straight sides
     "gray leaf spot": (

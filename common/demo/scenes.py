@@ -185,17 +185,14 @@ def compose(leaf: Leaf, style: Style, rng: Rng) -> np.ndarray:
     near = np.clip(1.25 / np.sqrt(leaf.unit), 0.95, 1.25)  # narrow leaves are taken from nearer
     size = rng.uniform(0.82, 1.1) * near * (0.75 * frame.min() + 0.25 * frame.max())
     turn = rng.normal(0, 0.45) if rng.random() < 0.8 else rng.uniform(0, 2 * np.pi)
-    layers.append((_pose(rng, size, frame * rng.normal(0.5, 0.035, 2), turn), 1.0, 0.0))
+    layers.append((_pose(rng, size, frame * rng.normal(0.5, 0.035, 2), turn), 1.0, 0.4))
     shift, soft, dark = rng.normal(0, 0.02, 2), rng.uniform(1.5, 6), rng.uniform(0.1, 0.55)
+    move = np.float32(np.column_stack([np.eye(2), shift * frame.min()]))
     for pose, light, blur in layers:
-        warped = cv2.warpPerspective(card, pose, frame.tolist())
-        if blur:
-            warped = cv2.GaussianBlur(warped, (0, 0), blur)
-        else:
-            move = np.float32(np.column_stack([np.eye(2), shift * frame.min()]))
-            shade = cv2.warpAffine(warped[..., 3], move, frame.tolist())
-            shade = cv2.GaussianBlur(shade, (0, 0), soft).astype(np.float32)
-            image *= tinted(1 - shade * (dark / 255), [1] * 3)
+        warped = cv2.GaussianBlur(cv2.warpPerspective(card, pose, frame.tolist()), (0, 0), blur)
+        shadow = cv2.warpAffine(warped[..., 3], move, frame.tolist())
+        shadow = cv2.GaussianBlur(shadow, (0, 0), soft).astype(np.float32)
+        image *= tinted(1 - shadow * (dark / 255), [1] * 3)
         image *= tinted(1 - cv2.extractChannel(warped, 3).astype(np.float32) / 255, [1] * 3)
         image += cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB) * np.float32(light)
     return image
@@ -210,9 +207,8 @@ def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
     light = 1 + style.slope[0] * x + style.slope[1] * y
     light -= 0.35 * style.vignette * (x * x + y * y) ** 2
     angle, edge = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.6)
-    if style.shadow:
-        across = np.cos(angle) * x + np.sin(angle) * y - edge
-        light *= 1 - style.shadow / (1 + np.exp(-12 * across))
+    across = np.cos(angle) * x + np.sin(angle) * y - edge
+    light *= 1 - style.shadow / (1 + np.exp(-12 * across))
     tint = 1 + style.warmth * np.array([1, 0.25, -1])
     image = image * tinted(light, style.brightness * tint)
     if style.blur:
@@ -221,8 +217,7 @@ def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
     turns = {1: 0, 3: 2, 6: 1, 8: 3}[style.orientation]  # the reader turns them back
     stored = np.rot90(np.clip(image, 0, 255).astype(np.uint8), turns)
     buffer, exif = io.BytesIO(), Image.Exif()
-    if style.orientation != 1:
-        exif[0x0112] = style.orientation
+    exif[0x0112] = style.orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(
         buffer, "JPEG", quality=style.quality, exif=exif
     )

@@ -67,155 +67,24 @@ def draw_figure(rng: Rng, h: int, w: int, *, figure: Figure) -> np.ndarray:
     return image
 
 
-_WHEELS = [
-    (shape, colour, side, 0.1, radius, radius)
-    for side in (-0.26, 0.27)
-    for shape, colour, radius in (("oval", (25, 25, 28), 0.085), ("oval", (170, 170, 175), 0.04))
-]
 _CAR = [
     ("box", "road", -3, 0.1, 3, 3),
     ("area", "paint", -0.28, -0.08, -0.17, -0.24, 0.14, -0.24, 0.27, -0.08),
     ("area", (145, 175, 192), -0.2, -0.09, -0.14, -0.21, -0.02, -0.21, -0.02, -0.09),
     ("area", (145, 175, 192), 0.01, -0.09, 0.01, -0.21, 0.12, -0.21, 0.2, -0.09),
     *[("area", "paint", -0.44, 0.1, -0.45, -0.03, -0.28, -0.09, 0.28, -0.09, 0.44, 0, 0.45, 0.1)],
-    *_WHEELS,
-]
-_EYES = [
-    part
-    for side in (-0.28, 0.28)
-    for part in (
-        ("oval", (240, 240, 238), side, -0.12, 0.13, 0.07),
-        ("oval", (50, 35, 25), side, -0.12, 0.06, 0.065),
-        ("rod", (60, 42, 30), side - 0.15, -0.3, side + 0.15, -0.3, 0.06),
-    )
-]
-_BOTTLES = [
-    part
-    for name, x in (("tall", -0.2), ("low", 0.2))
-    for part in (
-        ("box", name, x - 0.035, -0.4, x + 0.035, -0.1),
-        ("area", name, x - 0.035, -0.18, x + 0.035, -0.18, x + 0.1, 0, x - 0.1, 0),
-        ("box", name, x - 0.1, -0.01, x + 0.1, 0.42),
-        ("box", "label", x - 0.09, 0.08, x + 0.09, 0.26),
-        ("rod", (220, 230, 222), x - 0.065, 0.03, x - 0.065, 0.38, 0.02),
-    )
+    *[
+        (shape, colour, side, 0.1, radius, radius)
+        for side in (-0.26, 0.27)
+        for shape, colour, radius in (
+            ("oval", (25, 25, 28), 0.085),
+            ("oval", (170, 170, 175), 0.04),
+        )
+    ],
 ]
 _SKIN = tuple(SKIN.values())
 _ROAD = {"road": (*GREY, (0.25, 0.5))}
 _GLASS = ((80, 160), (0.5, 0.9), (0.25, 0.6))
-
-FACE = Figure(
-    (surface,),
-    [
-        ("oval", "shirt", 0, 2.0, 1.7, 1.0),
-        ("box", "dark skin", -0.3, 0.5, 0.3, 1.25),
-        ("oval", "hair", 0, -0.25, 0.86, 0.95),
-        ("oval", "skin", 0, 0, 0.72, 0.95),
-        *_EYES,
-        ("area", "dark skin", 0, -0.1, -0.1, 0.25, 0.1, 0.25),
-        ("oval", (170, 80, 78), 0, 0.5, 0.24, 0.07),
-    ],
-    {"skin": _SKIN, "hair": ((10, 45), (0.1, 0.7), (0.05, 0.6)), "shirt": ANY},
-    size=(0.3, 0.42),
-    at=(0.5, 0.47),
-)
-HAND = Figure(
-    INDOORS,
-    [
-        *[
-            ("rod", "skin", 0.7 * np.sin(a), -0.6 * np.cos(a), n * np.sin(a), -n * np.cos(a), 0.4)
-            for a, n in ((-0.55, 1.5), (-0.2, 1.9), (0.08, 2.05), (0.36, 1.85), (0.95, 1.3))
-        ],
-        ("oval", "skin", 0, 0, 0.95, 1.05),
-        ("box", "skin", -0.6, 0.6, 0.6, 5),
-        ("rod", "dark skin", -0.5, 0, 0.6, -0.2, 0.05),
-        ("rod", "dark skin", -0.6, 0.35, 0.3, 0.1, 0.05),
-    ],
-    {"skin": _SKIN},
-    size=(0.2, 0.26),
-    at=(0.5, 0.62),
-    degrees=25,
-)
-ROOM = Figure(
-    (surface,),
-    [
-        ("box", "floor", -3, 0.15, 3, 3),
-        ("box", "frame", -0.5, -0.4, -0.2, -0.06),
-        ("box", (190, 215, 235), -0.47, -0.37, -0.23, -0.09),
-        ("box", "sofa", -0.3, -0.2, 0.3, 0.1),
-        ("box", "dark sofa", -0.36, 0.05, 0.36, 0.22),
-        *[("box", (50, 38, 30), x, 0.22, x + 0.04, 0.32) for x in (-0.32, 0.28)],
-        ("rod", (60, 60, 60), 0.45, 0.25, 0.45, -0.2, 0.02),
-        ("area", (235, 220, 170), 0.36, -0.15, 0.54, -0.15, 0.49, -0.32, 0.41, -0.32),
-    ],
-    {"floor": BROWN, "frame": ANY, "sofa": ANY},
-)
-ANIMAL = Figure(
-    (sky, soil, cloth, surface),
-    [
-        *[("rod", "dark fur", x, 0, 1.1 * x, 0.62, 0.12) for x in (-0.42, -0.28, 0.28, 0.42)],
-        ("oval", "fur", 0, 0, 0.6, 0.3),
-        ("rod", "fur", -0.55, -0.1, -0.82, -0.3, 0.08),
-        ("rod", "fur", 0.45, -0.1, 0.68, -0.4, 0.22),
-        ("area", "dark fur", 0.52, -0.55, 0.68, -0.55, 0.6, -0.8),
-        ("area", "dark fur", 0.72, -0.55, 0.88, -0.55, 0.8, -0.8),
-        ("oval", "fur", 0.72, -0.45, 0.22, 0.18),
-        ("oval", "dark fur", 0.92, -0.4, 0.12, 0.09),
-        ("oval", (15, 15, 15), 0.76, -0.5, 0.03, 0.03),
-    ],
-    {"fur": ((15, 40), (0.05, 0.6), (0.1, 0.85))},
-    size=(0.42, 0.55),
-    degrees=5,
-)
-PLATE = Figure(
-    INDOORS,
-    [
-        ("oval", (238, 236, 230), 0, 0, 1, 1),
-        ("oval", (222, 220, 214), 0, 0, 0.72, 0.72),
-        ("rod", (180, 180, 185), -1.15, -0.7, -1.15, 0.7, 0.05),
-    ],
-    size=(0.36, 0.44),
-    scatter=((4, 14), (0.08, 0.26), 0.4, (0, 55)),
-)
-BILLIARDS = Figure(
-    (partial(surface, hue=(110, 155), saturation=(0.55, 0.85), value=(0.3, 0.6)),),
-    [("box", "rail", -3, -0.6, 3, -0.44), ("rod", (200, 165, 110), -0.3, 0.7, 0, 0.1, 0.025)],
-    {"rail": BROWN},
-    scatter=((3, 10), (0.045, 0.05), 0.4, (0, 360)),
-)
-BOTTLES = Figure(
-    INDOORS, _BOTTLES, {"tall": _GLASS, "low": _GLASS, "label": ((0, 360), (0, 0.5), (0.7, 1))}
-)
-SCREEN = Figure(
-    (partial(surface, value=(0.9, 1)), partial(surface, value=(0.05, 0.2))),
-    [
-        ("box", "accent", -1, -0.8, 1, -0.42),
-        ("box", "side", -1, -0.42, -0.3, 1),
-        *[("box", "ink", -0.5, y / 10, -0.34 - y % 3 / 20, y / 10 + 0.03) for y in range(-3, 5)],
-        ("box", "ink", -0.2, -0.34, 0.1, -0.16),
-        ("box", "accent", -0.2, -0.1, 0.2, 0.12),
-        *[("box", "ink", -0.2, y / 10, 0.1 + y % 3 / 8, y / 10 + 0.04) for y in range(2, 5)],
-    ],
-    {"accent": ANY, "side": (*GREY, (0.2, 0.8)), "ink": (*GREY, (0.3, 0.6))},
-    scatter=((0, 4), (0.02, 0.08), 0.4, (0, 360)),
-)
-COIN = Figure(
-    LYING,
-    [("oval", "metal", 0, 0, 0.1, 0.1), ("oval", "dark metal", 0, 0, 0.08, 0.08)],
-    {"metal": METAL},
-)
-HAMMER = Figure(
-    LYING,
-    [("rod", "wood", 0, -0.4, 0, 0.28, 0.06), ("box", "metal", -0.18, 0.26, 0.18, 0.36)],
-    {"wood": BROWN, "metal": METAL},
-    degrees=180,
-)
-PEN = Figure(
-    LYING,
-    [("rod", "ink", 0, -0.36, 0, 0.34, 0.04), ("rod", (40, 40, 45), 0, 0.34, 0, 0.42, 0.02)],
-    {"ink": ANY},
-    degrees=180,
-)
 
 
 def _grid(
@@ -332,52 +201,183 @@ def gradient(rng: Rng, h: int, w: int) -> np.ndarray:
     return tinted(share, random_colour(rng)) + tinted(1 - share, random_colour(rng))
 
 
-def lying(rng: Rng, h: int, w: int) -> np.ndarray:
-    """The very grounds that leaves lie on, bare or with a coin, a hammer or a pen."""
-    figure = [Figure(LYING, []), COIN, HAMMER, PEN][int(rng.integers(4))]
-    return draw_figure(rng, h, w, figure=figure)
-
-
-def _figure(figure: Figure) -> Ground:
-    return partial(draw_figure, figure=figure)
-
-
-THINGS: list[Ground] = [
+THINGS: list[Ground | Figure] = [
     document,
     street,
     sky,
-    _figure(FACE),
-    _figure(HAND),
-    _figure(
-        Figure((street, sky), _CAR, {"paint": ANY, **_ROAD}, size=(0.85, 1.05), at=(0.5, 0.65))
+    # a face
+    Figure(
+        (surface,),
+        [
+            ("oval", "shirt", 0, 2.0, 1.7, 1.0),
+            ("box", "dark skin", -0.3, 0.5, 0.3, 1.25),
+            ("oval", "hair", 0, -0.25, 0.86, 0.95),
+            ("oval", "skin", 0, 0, 0.72, 0.95),
+            *[
+                part
+                for side in (-0.28, 0.28)
+                for part in (
+                    ("oval", (240, 240, 238), side, -0.12, 0.13, 0.07),
+                    ("oval", (50, 35, 25), side, -0.12, 0.06, 0.065),
+                    ("rod", (60, 42, 30), side - 0.15, -0.3, side + 0.15, -0.3, 0.06),
+                )
+            ],
+            ("area", "dark skin", 0, -0.1, -0.1, 0.25, 0.1, 0.25),
+            ("oval", (170, 80, 78), 0, 0.5, 0.24, 0.07),
+        ],
+        {"skin": _SKIN, "hair": ((10, 45), (0.1, 0.7), (0.05, 0.6)), "shirt": ANY},
+        size=(0.3, 0.42),
+        at=(0.5, 0.47),
     ),
-    _figure(ROOM),
+    # a hand
+    Figure(
+        INDOORS,
+        [
+            *[
+                (
+                    "rod",
+                    "skin",
+                    0.7 * np.sin(a),
+                    -0.6 * np.cos(a),
+                    n * np.sin(a),
+                    -n * np.cos(a),
+                    0.4,
+                )
+                for a, n in ((-0.55, 1.5), (-0.2, 1.9), (0.08, 2.05), (0.36, 1.85), (0.95, 1.3))
+            ],
+            ("oval", "skin", 0, 0, 0.95, 1.05),
+            ("box", "skin", -0.6, 0.6, 0.6, 5),
+            ("rod", "dark skin", -0.5, 0, 0.6, -0.2, 0.05),
+            ("rod", "dark skin", -0.6, 0.35, 0.3, 0.1, 0.05),
+        ],
+        {"skin": _SKIN},
+        size=(0.2, 0.26),
+        at=(0.5, 0.62),
+        degrees=25,
+    ),
+    # a car
+    Figure((street, sky), _CAR, {"paint": ANY, **_ROAD}, size=(0.85, 1.05), at=(0.5, 0.65)),
+    # a room
+    Figure(
+        (surface,),
+        [
+            ("box", "floor", -3, 0.15, 3, 3),
+            ("box", "frame", -0.5, -0.4, -0.2, -0.06),
+            ("box", (190, 215, 235), -0.47, -0.37, -0.23, -0.09),
+            ("box", "sofa", -0.3, -0.2, 0.3, 0.1),
+            ("box", "dark sofa", -0.36, 0.05, 0.36, 0.22),
+            *[("box", (50, 38, 30), x, 0.22, x + 0.04, 0.32) for x in (-0.32, 0.28)],
+            ("rod", (60, 60, 60), 0.45, 0.25, 0.45, -0.2, 0.02),
+            ("area", (235, 220, 170), 0.36, -0.15, 0.54, -0.15, 0.49, -0.32, 0.41, -0.32),
+        ],
+        {"floor": BROWN, "frame": ANY, "sofa": ANY},
+    ),
     bricks,
     fabric,
     tiles,
-    _figure(SCREEN),
+    # a program's window
+    Figure(
+        (partial(surface, value=(0.9, 1)), partial(surface, value=(0.05, 0.2))),
+        [
+            ("box", "accent", -1, -0.8, 1, -0.42),
+            ("box", "side", -1, -0.42, -0.3, 1),
+            *[
+                ("box", "ink", -0.5, y / 10, -0.34 - y % 3 / 20, y / 10 + 0.03)
+                for y in range(-3, 5)
+            ],
+            ("box", "ink", -0.2, -0.34, 0.1, -0.16),
+            ("box", "accent", -0.2, -0.1, 0.2, 0.12),
+            *[("box", "ink", -0.2, y / 10, 0.1 + y % 3 / 8, y / 10 + 0.04) for y in range(2, 5)],
+        ],
+        {"accent": ANY, "side": (*GREY, (0.2, 0.8)), "ink": (*GREY, (0.3, 0.6))},
+    ),
     chart,
-    _figure(ANIMAL),
-    _figure(PLATE),
+    # an animal
+    Figure(
+        (sky, soil, cloth, surface),
+        [
+            *[("rod", "dark fur", x, 0, 1.1 * x, 0.62, 0.12) for x in (-0.42, -0.28, 0.28, 0.42)],
+            ("oval", "fur", 0, 0, 0.6, 0.3),
+            ("rod", "fur", -0.55, -0.1, -0.82, -0.3, 0.08),
+            ("rod", "fur", 0.45, -0.1, 0.68, -0.4, 0.22),
+            ("area", "dark fur", 0.52, -0.55, 0.68, -0.55, 0.6, -0.8),
+            ("area", "dark fur", 0.72, -0.55, 0.88, -0.55, 0.8, -0.8),
+            ("oval", "fur", 0.72, -0.45, 0.22, 0.18),
+            ("oval", "dark fur", 0.92, -0.4, 0.12, 0.09),
+            ("oval", (15, 15, 15), 0.76, -0.5, 0.03, 0.03),
+        ],
+        {"fur": ((15, 40), (0.05, 0.6), (0.1, 0.85))},
+        size=(0.42, 0.55),
+        degrees=5,
+    ),
+    # a plate of food
+    Figure(
+        INDOORS,
+        [
+            ("oval", (238, 236, 230), 0, 0, 1, 1),
+            ("oval", (222, 220, 214), 0, 0, 0.72, 0.72),
+            ("rod", (180, 180, 185), -1.15, -0.7, -1.15, 0.7, 0.05),
+        ],
+        size=(0.36, 0.44),
+        scatter=((4, 14), (0.08, 0.26), 0.4, (0, 55)),
+    ),
     gradient,
     surface,
-    _figure(
-        Figure(
-            (sky, surface),
-            _CAR,
-            {"paint": (GREEN, (0.4, 0.9), (0.3, 0.85)), **_ROAD},
-            size=(0.85, 1.05),
-            at=(0.5, 0.65),
-        )
+    # green, but no plant: a car, bottles, billiards, a wall
+    Figure(
+        (sky, surface),
+        _CAR,
+        {"paint": (GREEN, (0.4, 0.9), (0.3, 0.85)), **_ROAD},
+        size=(0.85, 1.05),
+        at=(0.5, 0.65),
     ),
-    _figure(BOTTLES),
-    _figure(BILLIARDS),
+    Figure(
+        INDOORS,
+        [
+            part
+            for name, x in (("tall", -0.2), ("low", 0.2))
+            for part in (
+                ("box", name, x - 0.035, -0.4, x + 0.035, -0.1),
+                ("area", name, x - 0.035, -0.18, x + 0.035, -0.18, x + 0.1, 0, x - 0.1, 0),
+                ("box", name, x - 0.1, -0.01, x + 0.1, 0.42),
+                ("box", "label", x - 0.09, 0.08, x + 0.09, 0.26),
+                ("rod", (220, 230, 222), x - 0.065, 0.03, x - 0.065, 0.38, 0.02),
+            )
+        ],
+        {"tall": _GLASS, "low": _GLASS, "label": ((0, 360), (0, 0.5), (0.7, 1))},
+    ),
+    Figure(
+        (partial(surface, hue=(110, 155), saturation=(0.55, 0.85), value=(0.3, 0.6)),),
+        [("box", "rail", -3, -0.6, 3, -0.44), ("rod", (200, 165, 110), -0.3, 0.7, 0, 0.1, 0.025)],
+        {"rail": BROWN},
+        scatter=((3, 10), (0.045, 0.05), 0.4, (0, 360)),
+    ),
     partial(surface, hue=GREEN, saturation=(0.2, 0.8), value=(0.25, 0.85)),
-    *[lying] * 4,
+    # the very grounds that leaves lie on: bare, with a coin, a hammer, a pen
+    Figure(LYING, []),
+    Figure(
+        LYING,
+        [("oval", "metal", 0, 0, 0.1, 0.1), ("oval", "dark metal", 0, 0, 0.08, 0.08)],
+        {"metal": METAL},
+    ),
+    Figure(
+        LYING,
+        [("rod", "wood", 0, -0.4, 0, 0.28, 0.06), ("box", "metal", -0.18, 0.26, 0.18, 0.36)],
+        {"wood": BROWN, "metal": METAL},
+        degrees=180,
+    ),
+    Figure(
+        LYING,
+        [("rod", "ink", 0, -0.36, 0, 0.34, 0.04), ("rod", (40, 40, 45), 0, 0.34, 0, 0.42, 0.02)],
+        {"ink": ANY},
+        degrees=180,
+    ),
 ]
 
 
 def draw_thing(number: int, rng: Rng, height: int, width: int) -> np.ndarray:
     """Picture `number` of no plant, its subject from THINGS in turn -> RGB float32 (height, width,
     3) in 0..255."""
-    return np.clip(THINGS[number % len(THINGS)](rng, height, width), 0, 255).astype(np.float32)
+    thing = THINGS[number % len(THINGS)]
+    draw = partial(draw_figure, figure=thing) if isinstance(thing, Figure) else thing
+    return np.clip(draw(rng, height, width), 0, 255).astype(np.float32)
