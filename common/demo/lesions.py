@@ -154,7 +154,7 @@ DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
     ),
     # large dark, water-soaked areas that run in from the margin behind a pale grey-green front
     "late blight": (
-        partial(spots, count=(1, 5), radius=(26, 42), wobble=0.22, on="margin"),
+        partial(spots, count=(1, 5), radius=(26, 42), wobble=0.14, on="margin"),
         ((0.65, 1.35, 1.05, (165, 175, 120)), (0.92, 1.12, 0.9, (52, 44, 30))),
     ),
     # many small black spots, each in a faint yellow halo

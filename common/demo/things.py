@@ -93,7 +93,7 @@ def _grid(
     frame: Sequence[float],
     columns: int,
     rows: int,
-    colours: Sequence[np.ndarray],
+    colours: Sequence[float | np.ndarray],
     *,
     wide: Range,
     tall: float,
@@ -112,17 +112,14 @@ def _grid(
 
 
 def document(rng: Rng, h: int, w: int) -> np.ndarray:
-    """A page of print, sometimes with a picture."""
+    """A page of print with a picture."""
     image = surface(rng, h, w, hue=(30, 60), saturation=(0, 0.12), value=(0.8, 1))
-    rows, ink = int(rng.integers(13, 24)), np.full(3, rng.uniform(20, 80))
-    page, shift = np.multiply([0.08, 0.08, 0.92, 0.94], [w, h, w, h]), rng.uniform(0, 0.6, rows)
-    for k in range(2):  # two passes of long and short words
-        _grid(image, rng, page, 9 + 5 * k, rows, [ink], wide=(0.3, 0.9), tall=0.42, shift=shift[:1])
-    if rng.random() < 0.7:
-        top, left = rng.uniform(0.1, 0.6) * h, rng.uniform(0.08, 0.4) * w
-        box(
-            image, left, top, left + 0.5 * w, top + 0.25 * h, random_colour(rng, (0, 360), (0, 0.5))
-        )
+    page, ink = np.multiply([0.08, 0.08, 0.92, 0.94], [w, h, w, h]), rng.uniform(20, 80)
+    rows, (top, left) = rng.integers(13, 24), rng.uniform(0.08, 0.5, 2)
+    for columns in (9, 14):  # long and short words
+        _grid(image, rng, page, columns, rows, [ink], wide=(0.3, 0.9), tall=0.42)
+    colour, size = random_colour(rng, (0, 360), (0, 0.5)), rng.uniform(0, 0.4, 2)
+    box(image, left * w, top * h, (left + size[0]) * w, (top + size[1]) * h, colour)
     return image
 
 
@@ -142,48 +139,28 @@ def street(rng: Rng, h: int, w: int) -> np.ndarray:
     return image
 
 
-def bricks(rng: Rng, h: int, w: int) -> np.ndarray:
-    """A wall of bricks."""
-    image, rows = surface(rng, h, w, value=(0.5, 0.65)), int(rng.integers(9, 17))
-    base = random_colour(rng, (0, 30), (0.2, 0.65), (0.4, 0.75))
-    columns = max(2, round(rows * w / h / 2.4))
-    _grid(
-        image,
-        rng,
-        (0, 0, w, h),
-        columns,
-        rows,
-        [base],
-        wide=(0.94, 0.94),
-        tall=0.86,
-        shift=(0, 0.5),
-        shade=0.18,
-    )
+def wall(
+    rng: Rng, h: int, w: int, *, rows: Range, aspect: float, colours: Sequence[tuple], **cells
+) -> np.ndarray:
+    """A wall of bricks or tiles, `aspect` as wide as they are tall; `cells` are for `_grid`."""
+    image = surface(rng, h, w, saturation=(0, 0.05), value=(0.5, 0.8))
+    rows, colours = int(rng.integers(*rows)), [random_colour(rng, *ranges) for ranges in colours]
+    columns = max(2, round(rows * w / h / aspect))
+    _grid(image, rng, (0, 0, w, h), columns, rows, colours, **cells)
     return image * tinted(1 + 0.05 * noise(rng, h, w, 90), [1] * 3)
 
 
-def tiles(rng: Rng, h: int, w: int) -> np.ndarray:
-    """Tiles in two colours."""
-    image, rows = surface(rng, h, w, saturation=(0, 0.05), value=(0.7, 0.8)), rng.integers(3, 9)
-    colours = random_colour(rng), random_colour(rng, saturation=(0, 0.4))
-    columns = max(2, round(rows * w / h) // 2 * 2 + 1)
-    _grid(image, rng, (0, 0, w, h), columns, rows, colours, wide=(0.95, 0.95), tall=0.95)
-    return image
-
-
 def chart(rng: Rng, h: int, w: int) -> np.ndarray:
-    """A chart of bars or of lines."""
-    image, n = np.full((h, w, 3), 250, np.float32), int(rng.integers(4, 10))
-    frame, colour = (0.1 * w, 0.1 * h, 0.95 * w, 1.0 * h), random_colour(rng)
-    _grid(image, rng, frame, 1, 6, [np.full(3, 215)], wide=(1, 1), tall=0.03)
-    if rng.random() < 0.5:
-        for x in (0.13 + 0.8 * np.arange(n) / n) * w:
-            box(image, x, rng.uniform(0.15, 0.75) * h, x + 0.44 * w / n, 0.87 * h, colour)
-    else:
-        for _ in range(int(rng.integers(1, 4))):
-            y = 0.5 + 0.05 * np.cumsum(rng.normal(0, 1, 30))
-            path = np.column_stack([np.linspace(0.1, 0.95, 30) * w, y * h])
-            line(image, path, random_colour(rng), 2)
+    """A chart of bars, of lines or of both."""
+    image, (bars, lines) = np.full((h, w, 3), 250, np.float32), rng.choice([[8, 0], [5, 2], [0, 3]])
+    _grid(image, rng, (0.1 * w, 0.1 * h, 0.95 * w, h), 1, 6, [215], wide=(1, 1), tall=0.03)
+    colour = random_colour(rng)
+    for x in 0.13 + 0.8 * np.arange(bars) / max(1, bars):
+        box(image, x * w, rng.uniform(0.15, 0.75) * h, (x + 0.44 / bars) * w, 0.87 * h, colour)
+    for _ in range(lines):
+        y = 0.5 + 0.05 * np.cumsum(rng.normal(0, 1, 30))
+        path = np.column_stack([np.linspace(0.1, 0.95, 30), y]) * [w, h]
+        line(image, path, random_colour(rng), 2)
     line(image, np.multiply([[0.1, 0.08], [0.1, 0.87], [0.95, 0.87]], [w, h]), 40, 2)
     return image
 
@@ -272,9 +249,19 @@ THINGS: list[Ground | Figure] = [
         ],
         {"floor": BROWN, "frame": ANY, "sofa": ANY},
     ),
-    bricks,
     fabric,
-    tiles,
+    # bricks and tiles
+    partial(
+        wall,
+        rows=(9, 17),
+        aspect=2.4,
+        colours=[((0, 30), (0.2, 0.65), (0.4, 0.75))],
+        wide=(0.94, 0.94),
+        tall=0.86,
+        shift=(0, 0.5),
+        shade=0.18,
+    ),
+    partial(wall, rows=(3, 9), aspect=1, colours=[ANY, ANY], wide=(0.95, 0.95), tall=0.95),
     # a program's window
     Figure(
         (partial(surface, value=(0.9, 1)), partial(surface, value=(0.05, 0.2))),
