@@ -290,7 +290,7 @@ def paint_leaf(name: str, rng: Rng) -> Leaf:
 
     green = hsv(hue + rng.uniform(-24, 24), rng.uniform(0.38, 0.75), rng.uniform(0.34, 0.66))
     pale = green * 0.55 + hsv(rng.uniform(60, 95), 0.35, 0.9) * 0.45
-    ridge, lit_from = cv2.GaussianBlur(veins, (0, 0), 3.0), rng.choice([-1.0, 1.0])
+    ridge, lit_from = cv2.GaussianBlur(veins, (0, 0), 3.0), float(rng.choice([-1, 1]))
     slope = cv2.Sobel(ridge, cv2.CV_32F, 1, 0) * lit_from + cv2.Sobel(ridge, cv2.CV_32F, 0, 1)
     across = np.linspace(-1, 1, CANVAS, dtype=np.float32)
     tone = 1 + rng.normal(0, 0.07) * np.tanh(3 * across) + rng.normal(0, 0.07) * across[:, None]

@@ -19,8 +19,12 @@ Field = Callable[[Leaf, Rng, float], np.ndarray]  # leaf, rng and severity -> fl
 Layer = tuple[float, float, float, tuple[int, int, int]]  # opacity, field at 0 and at 1, RGB
 
 
-def _places(mask: np.ndarray, rng: Rng, count: int, apart: float) -> list[tuple[int, int]]:
-    """Up to `count` pixels (x, y) of `mask` (C, C), no two closer than `apart` pixels."""
+def _places(
+    mask: np.ndarray, rng: Rng, severity: float, counts: Range, apart: float
+) -> list[tuple[int, int]]:
+    """As many pixels (x, y) of `mask` (C, C) as the severity asks for, no two of them closer than
+    `apart` pixels; fewer where there is no room."""
+    count = round(np.interp(severity, (0, 1), counts))
     free, (ys, xs), places = mask.astype(np.uint8), np.nonzero(mask), []
     for k in rng.integers(0, len(xs), 3 * count).tolist():
         x, y = int(xs[k]), int(ys[k])
@@ -54,7 +58,7 @@ def spots(
         "veins": leaf.veins > 0.4,
     }[on]
     field = np.full((CANVAS, CANVAS), 9.0, np.float32)
-    for x, y in _places(mask, rng, round(np.interp(severity, (0, 1), count)), apart * leaf.unit):
+    for x, y in _places(mask, rng, severity, count, apart * leaf.unit):
         r = rng.uniform(*radius) * leaf.unit
         rows, cols = (slice(max(0, int(v - 3 * r)), int(v + 3 * r) + 2) for v in (y, x))
         distance = np.hypot(GRID[None, cols] - x, GRID[rows, None] - y) / r
@@ -79,9 +83,7 @@ def streaks(
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
     t = np.linspace(0, 2 * np.pi, 32)
     outline = np.column_stack([np.cos(t), np.sign(np.sin(t)) * np.abs(np.sin(t)) ** power]) / 2
-    for place in _places(
-        _inside(leaf, 3), rng, round(np.interp(severity, (0, 1), count)), apart * leaf.unit
-    ):
+    for place in _places(_inside(leaf, 3), rng, severity, count, apart * leaf.unit):
         size = np.array([rng.uniform(*length), rng.uniform(*width)]) * leaf.unit
         c, s = np.cos(angle := leaf.along + rng.normal(0, 0.05)), np.sin(angle)
         area(layer, outline * size @ np.array([[c, s], [-s, c]]) + place, 255)
@@ -93,14 +95,13 @@ def tunnels(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """Winding tunnels that widen on their way: 0.5 in a tunnel, 1 on the thread of droppings."""
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
     steps = np.arange(44 + int(30 * severity))
-    for place in _places(_inside(leaf, 8), rng, round(np.interp(severity, (0, 1), (2, 4.4))), 26):
+    for place in _places(_inside(leaf, 8), rng, severity, (2, 4.4), 26):
         turn = np.cumsum(rng.normal(0, 0.36, len(steps))) + 0.9 * np.sin(steps / 2.5)
         turn += rng.uniform(0, 2 * np.pi)
         step = 3.4 * leaf.unit * np.column_stack([np.cos(turn), np.sin(turn)])
         path = place + np.cumsum(step, axis=0)
-        for part, thick in zip((0, 1, 2), (4, 5, 7), strict=True):
-            third = len(steps) // 3 * np.array([part, part + 1]) + [0, 1]
-            line(layer, path[slice(*third)], 128, thick)
+        for part, thick in zip(np.array_split(path, 3), (4, 5, 7), strict=True):
+            line(layer, part, 128, thick)
         line(layer, path, 255, 1)
     return layer.astype(np.float32) / 255
 
@@ -118,7 +119,7 @@ def stripes(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
 
 def blotches(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """0 on the veins, up to 1 between them, in blotches and more on one side of the leaf."""
-    side = 0.3 * rng.choice([-1, 1]) * np.linspace(-1, 1, CANVAS, dtype=np.float32)
+    side = float(rng.choice([-0.3, 0.3])) * np.linspace(-1, 1, CANVAS, dtype=np.float32)
     return _gaps(leaf, 2.6) * np.clip(0.62 + 0.3 * severity + side + 0.3 * bumps(rng, 7), 0, 1)
 
 
@@ -241,9 +242,10 @@ DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
 def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
     """Paints `disease` (a key of DISEASES) onto the leaf's `rgb` in place, from mild and faint to
     severe and opaque; every leaf gets the specks of dust of a healthy one."""
-    for field_of, layers in map(DISEASES.get, dict.fromkeys(["healthy", disease])):
+    for name in dict.fromkeys(("healthy", disease)):
+        draw_field, layers = DISEASES[name]
         clean, tone = leaf.rgb.copy(), leaf.tone + 0.06 * bumps(rng, 60)
-        field = field_of(leaf, rng, 0.08 + 0.92 * rng.beta(1.5, 1.5))
+        field = draw_field(leaf, rng, 0.08 + 0.92 * rng.beta(1.5, 1.5))
         for opacity, zero, one, rgb in layers:
             colour = np.array(rgb) * rng.normal(1, 0.06) + rng.normal(0, 5, 3)
             cover = opacity * leaf.blade * ramp(field, zero, one)

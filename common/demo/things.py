@@ -344,7 +344,7 @@ THINGS: list[Ground | Figure] = [
     Figure(LYING, []),
     Figure(
         LYING,
-        [("oval", "metal", 0, 0, 0.1, 0.1), ("oval", "dark metal", 0, 0, 0.08, 0.08)],
+        [("oval", "metal", 0, 0, 0.12, 0.12), ("oval", "dark metal", 0, 0, 0.095, 0.095)],
         {"metal": METAL},
     ),
     Figure(
