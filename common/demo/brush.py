@@ -60,7 +60,7 @@ def mix(image: np.ndarray, amount: np.ndarray, colour: Sequence[float] | np.ndar
 
 
 def _rgb(colour: float | np.ndarray) -> list[float]:
-    return np.broadcast_to(colour, 3).tolist()
+    return np.full(3, colour).tolist()
 
 
 def _fixed(points: Sequence | np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def spots(
         distance = np.hypot(GRID[None, cols] - x, GRID[rows, None] - y) / r
         np.minimum(field[rows, cols], distance, out=field[rows, cols])
     field += wobble * bumps(rng, 30) * np.minimum(field, 1)
-    return field + veins * cv2.GaussianBlur(leaf.veins, (0, 0), 1.2)
+    return field + veins * leaf.veins
 
 
 def streaks(
@@ -242,9 +242,9 @@ DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
 def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
     """Paints `disease` (a key of DISEASES) onto the leaf's `rgb` in place, from mild and faint to
     severe and opaque; every leaf gets the specks of dust of a healthy one."""
+    tone = leaf.tone + 0.06 * bumps(rng, 60)
     for name in dict.fromkeys(("healthy", disease)):
-        draw_field, layers = DISEASES[name]
-        clean, tone = leaf.rgb.copy(), leaf.tone + 0.06 * bumps(rng, 60)
+        (draw_field, layers), clean = DISEASES[name], leaf.rgb.copy()
         field = draw_field(leaf, rng, 0.08 + 0.92 * rng.beta(1.5, 1.5))
         for opacity, zero, one, rgb in layers:
             colour = np.array(rgb) * rng.normal(1, 0.06) + rng.normal(0, 5, 3)

@@ -185,11 +185,13 @@ def compose(leaf: Leaf, style: Style, rng: Rng) -> np.ndarray:
     near = np.clip(1.25 / np.sqrt(leaf.unit), 0.95, 1.25)  # narrow leaves are taken from nearer
     size = rng.uniform(0.82, 1.1) * near * (0.75 * frame.min() + 0.25 * frame.max())
     turn = rng.normal(0, 0.45) if rng.random() < 0.8 else rng.uniform(0, 2 * np.pi)
-    layers.append((_pose(rng, size, frame * rng.normal(0.5, 0.035, 2), turn), 1.0, 0.4))
+    layers.append((_pose(rng, size, frame * rng.normal(0.5, 0.035, 2), turn), 1.0, 0.0))
     shift, soft, dark = rng.normal(0, 0.02, 2), rng.uniform(1.5, 6), rng.uniform(0.1, 0.55)
     move = np.float32(np.column_stack([np.eye(2), shift * frame.min()]))
     for pose, light, blur in layers:
-        warped = cv2.GaussianBlur(cv2.warpPerspective(card, pose, frame.tolist()), (0, 0), blur)
+        warped = cv2.warpPerspective(card, pose, frame.tolist())
+        if blur:
+            warped = cv2.GaussianBlur(warped, (0, 0), blur)
         shadow = cv2.warpAffine(warped[..., 3], move, frame.tolist())
         shadow = cv2.GaussianBlur(shadow, (0, 0), soft).astype(np.float32)
         image *= tinted(1 - shadow * (dark / 255), [1] * 3)
