@@ -1,4 +1,4 @@
-"""Leaves for the demo pictures: a table of species, and the healthy leaf painted from it."""
+"""Leaves for the demo pictures: a table of species, and the healthy leaf painted from it. No torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Leaf:
 
     @cached_property
     def unit(self) -> float:
-        """The length in pixels that lesions are measured in: 1 for a leaf of 100 x 100 pixels."""
+        """The length in pixels that lesions are measured in: 1 for a blade of 100 x 100 pixels."""
         return float(np.sqrt(self.blade.sum()) / 100)
 
 
@@ -140,9 +140,8 @@ def _compound(
     parts, turn = [leaflet(rng).placed(top, rng.normal(0, 6), (0, height))], rng.uniform(*spread)
     for scale, height, out in rows[: int(rng.integers(pairs[0], pairs[1] + 1))]:
         for side in (-1, 1):
-            part = leaflet(rng).placed(scale * rng.uniform(0.9, 1.1), 0)
-            at = (side * out, height + rng.uniform(-0.02, 0.02))
-            parts.append(part.placed(1, side * turn + rng.normal(0, 6), at))
+            at, degrees = (side * out, height + rng.uniform(-0.02, 0.02)), side * turn
+            parts.append(leaflet(rng).placed(scale, degrees + rng.normal(0, 6), at))
     veins = [vein for part in parts for vein in part.veins]
     return Shape([blade for p in parts for blade in p.blades], [(stem, 1.1), *veins], stem)
 
@@ -154,22 +153,16 @@ def bumps(rng: Rng, cells: int) -> np.ndarray:
 
 # Shape, then what a healthy blade looks like: the middle of its range of hues (degrees; the ranges
 # are 48 wide and overlap), depth of the relief, paleness of the veins, gloss.
-SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = {
+SPECIES: dict[str, tuple[Callable[[Rng], Shape], tuple[float, float, float, float]]] = {
     "apple": (
         partial(
             _blade, width=(0.3, 0.36), base=0.6, tip=0.8, teeth=15, tooth=0.075, pairs=7, rise=0.26
         ),
-        100,
-        0.42,
-        0.85,
-        0.10,
+        (100, 0.42, 0.85, 0.10),
     ),
     "corn": (
         partial(_blade, width=(0.115, 0.15), base=0.16, tip=0.6, parallel=5, stalk=0.04),
-        92,
-        0.20,
-        0.75,
-        0.15,
+        (92, 0.20, 0.75, 0.15),
     ),
     "grape": (
         partial(
@@ -181,24 +174,15 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = 
             tooth=0.13,
             stalk=0.62,
         ),
-        94,
-        0.34,
-        0.75,
-        0.10,
+        (94, 0.34, 0.75, 0.10),
     ),
     "lemon": (
         partial(_blade, width=(0.21, 0.26), base=0.8, tip=0.85, pairs=8, rise=0.13),
-        106,
-        0.14,
-        0.40,
-        0.55,
+        (106, 0.14, 0.40, 0.55),
     ),
     "oak": (
         partial(_blade, width=(0.33, 0.4), base=0.75, tip=0.42, lobes=4, lobe=0.62),
-        98,
-        0.22,
-        0.60,
-        0.30,
+        (98, 0.22, 0.60, 0.30),
     ),
     "strawberry": (
         partial(
@@ -217,10 +201,7 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = 
                 rise=0.24,
             ),
         ),
-        104,
-        0.60,
-        0.45,
-        0.10,
+        (104, 0.60, 0.45, 0.10),
     ),
     "sweet potato": (
         partial(
@@ -232,10 +213,7 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = 
             tooth=0,
             stalk=0.4,
         ),
-        98,
-        0.26,
-        0.95,
-        0.20,
+        (98, 0.26, 0.95, 0.20),
     ),
     "tomato": (
         partial(
@@ -255,10 +233,7 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], float, float, float, float]] = 
                 rise=0.25,
             ),
         ),
-        96,
-        0.42,
-        0.40,
-        0.05,
+        (96, 0.42, 0.40, 0.05),
     ),
 }
 
@@ -276,7 +251,7 @@ def _on_canvas(shape: Shape, bend: float) -> Shape:
 def paint_leaf(name: str, rng: Rng) -> Leaf:
     """One healthy leaf of species `name` (a key of SPECIES); `rng` draws its shape, its green and
     its shading."""
-    draw_shape, hue, relief, paleness, gloss = SPECIES[name]
+    draw_shape, (hue, relief, paleness, gloss) = SPECIES[name]
     shape = _on_canvas(draw_shape(rng), rng.normal(0, 0.09))
     masks = np.zeros((3, CANVAS, CANVAS), np.uint8)
     for points in shape.blades:

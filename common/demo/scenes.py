@@ -211,8 +211,7 @@ def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
     angle, edge = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.6)
     across = np.cos(angle) * x + np.sin(angle) * y - edge
     light *= 1 - style.shadow / (1 + np.exp(-12 * across))
-    tint = 1 + style.warmth * np.array([1, 0.25, -1])
-    image = image * tinted(light, style.brightness * tint)
+    image = image * tinted(light, style.brightness * (1 + style.warmth * np.array([1, 0.25, -1])))
     if style.blur:
         image = cv2.GaussianBlur(image, (0, 0), style.blur * max(h, w) / 256)
     image += tinted(style.grain * rng.standard_normal((h, w), dtype=np.float32), [1] * 3)
@@ -220,7 +219,6 @@ def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
     stored = np.rot90(np.clip(image, 0, 255).astype(np.uint8), turns)
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = style.orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(
-        buffer, "JPEG", quality=style.quality, exif=exif
-    )
+    photo = Image.fromarray(np.ascontiguousarray(stored))
+    photo.save(buffer, "JPEG", quality=style.quality, exif=exif)
     return buffer.getvalue()
