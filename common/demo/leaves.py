@@ -1,4 +1,4 @@
-"""Leaves for the demo pictures: a table of species, and the healthy leaf painted from it. No torch."""
+"""Leaves for the demo pictures: a table of species, and the blade painted from it. No torch."""
 
 from __future__ import annotations
 
