@@ -1,355 +1,254 @@
-"""Diseases for the demo pictures: each paints its own kind of lesion onto a healthy leaf, in place.
-No torch."""
+"""Diseases for the demo pictures: a table of lesions, painted onto a healthy leaf. No torch.
+
+A lesion is a field over the leaf and the layers of colour painted where the field has their
+values. Lengths are in the leaf's own unit (`Leaf.unit`), counts are from mild to severe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
 
-from common.demo.leaves import CANVAS, SUB, Leaf, fixed, mix, noise, tinted
+from common.demo.brush import Range, Rng, area, line, mix, ramp, tinted
+from common.demo.leaves import CANVAS, Leaf, bumps
 
 GRID = np.arange(CANVAS, dtype=np.float32)
+Field = Callable[[Leaf, Rng, float], np.ndarray]  # leaf, rng and severity -> float32 (C, C)
+Layer = tuple[float, float, float, tuple[int, int, int]]  # opacity, field at 0 and at 1, RGB
 
 
-def _ramp(value: np.ndarray, zero: float, one: float) -> np.ndarray:
-    return np.clip((value - zero) / (one - zero), 0, 1)
+def _places(
+    mask: np.ndarray, rng: Rng, severity: float, counts: Range, apart: float
+) -> list[tuple[int, int]]:
+    """As many pixels (x, y) of `mask` (C, C) as the severity asks for, no two of them closer than
+    `apart` pixels; fewer where there is no room."""
+    count = round(np.interp(severity, (0, 1), counts))
+    free, (ys, xs), places = mask.astype(np.uint8), np.nonzero(mask), []
+    for k in rng.integers(0, len(xs), 3 * count).tolist():
+        x, y = int(xs[k]), int(ys[k])
+        if free[y, x] and len(places) < count:
+            places.append((x, y))
+            cv2.circle(free, (x, y), round(apart), 0, -1)
+    return places
 
 
-def _tint(leaf: Leaf, amount: np.ndarray, colour: np.ndarray) -> None:
-    """Mixes `colour` (RGB 0..255, one or per pixel) into the blade by `amount` (C, C) 0..1, in the
-    blade's light."""
-    mix(leaf.rgb, amount * leaf.blade, tinted(leaf.tone, colour) if colour.ndim == 1 else colour)
+def _inside(leaf: Leaf, margin: float) -> np.ndarray:
+    return leaf.depth > min(margin, 0.6 * leaf.depth.max())
 
 
-def _shade(
-    rng: np.random.Generator, colour: tuple[float, float, float], spread: float = 10.0
-) -> np.ndarray:
-    return np.clip(
-        np.array(colour) + rng.normal(0, spread) + rng.normal(0, spread / 2, 3), 0, 255
-    ).astype(np.float32)
-
-
-def _inside(
-    leaf: Leaf, rng: np.random.Generator, count: int, margin: float = 3.0, apart: float = 0.0
-) -> np.ndarray:
-    """Up to `count` places (n, 2) as x, y on the blade, `margin` pixels from the edge and `apart`
-    from each other."""
-    ys, xs = np.nonzero(leaf.depth > min(margin, 0.6 * float(leaf.depth.max())))
-    pick = rng.integers(0, len(xs), count * 3)
-    kept: list[tuple[float, float]] = []
-    for x, y in zip(xs[pick].tolist(), ys[pick].tolist(), strict=True):
-        if len(kept) < count and all((x - a) ** 2 + (y - b) ** 2 >= apart**2 for a, b in kept):
-            kept.append((x, y))
-    return np.array(kept, dtype=np.float32)
-
-
-def _spots(
-    rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, wobble: float = 0.15
-) -> np.ndarray:
-    """Distance to the nearest spot in units of its radius, float32 (C, C): 0 in the middle, 1 on
-    the rim, 9 far."""
-    field = np.full((CANVAS, CANVAS), 9.0, np.float32)
-    for (x, y), r in zip(places, radii, strict=True):
-        x0, x1 = max(0, int(x - 3 * r)), min(CANVAS, int(x + 3 * r) + 2)
-        y0, y1 = max(0, int(y - 3 * r)), min(CANVAS, int(y + 3 * r) + 2)
-        d = np.sqrt((GRID[None, x0:x1] - x) ** 2 + (GRID[y0:y1, None] - y) ** 2) / r
-        np.minimum(field[y0:y1, x0:x1], d, out=field[y0:y1, x0:x1])
-    return field + wobble * noise(rng, CANVAS, CANVAS, 30) * np.minimum(field, 1)
-
-
-def _many(low: float, high: float, severity: float) -> int:
-    return round(low + (high - low) * severity)
-
-
-def _between_veins(leaf: Leaf, width: float) -> np.ndarray:
-    near = cv2.GaussianBlur(leaf.veins, (0, 0), width)
-    return np.clip(1 - near / max(1e-6, float(near.max())) * 2.6, 0, 1)
-
-
-def healthy(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Nothing but what any leaf has: a few specks of dust, seldom a scratch."""
-    dust = np.zeros((CANVAS, CANVAS), np.uint8)
-    for x, y in _inside(leaf, rng, int(rng.integers(0, 6))):
-        cv2.circle(
-            dust,
-            fixed([x, y]).tolist(),
-            int(rng.uniform(0.6, 1.6) * (1 << SUB)),
-            255,
-            -1,
-            cv2.LINE_AA,
-            SUB,
-        )
-    _tint(leaf, dust / 255 * 0.5, _shade(rng, (120, 110, 80), 30))
-
-
-def early_blight(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """A few large brown spots with rings like a target and a yellow halo."""
-    places = _inside(leaf, rng, _many(2, 8, severity), 5, 16 * leaf.unit)
-    field = _spots(rng, places, rng.uniform(7, 11 + 6 * severity, len(places)) * leaf.unit, 0.06)
-    _tint(leaf, 0.75 * _ramp(field, 1.7, 1.0), _shade(rng, (215, 195, 60)))
-    rings = 0.5 + 0.5 * np.cos(2 * np.pi * 3 * np.clip(field, 0, 1.1))
-    brown = tinted(leaf.tone, _shade(rng, (78, 50, 26))) + tinted(rings, np.array([66, 50, 32]))
-    _tint(leaf, 0.95 * _ramp(field, 1.08, 0.92), brown)
-
-
-def late_blight(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Large dark, water-soaked areas that run in from the tip or the margin, with a pale grey-green
-    front."""
-    edge = np.argwhere((leaf.depth > 0.5) & (leaf.depth < 2.5))[:, ::-1]
-    top = edge[edge[:, 1] < np.percentile(edge[:, 1], 35)] if rng.random() < 0.6 else edge
-    places = top[rng.integers(0, len(top), _many(1, 4, severity))].astype(np.float32)
-    field = _spots(rng, places, rng.uniform(20, 26 + 18 * severity, len(places)) * leaf.unit, 0.22)
-    _tint(leaf, 0.65 * _ramp(field, 1.35, 1.05), _shade(rng, (165, 175, 120)))
-    dark = tinted(leaf.tone + 0.15 * noise(rng, CANVAS, CANVAS, 20), _shade(rng, (52, 44, 30)))
-    _tint(leaf, 0.92 * _ramp(field, 1.12, 0.9), dark)
-
-
-def bacterial_spot(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Many small black spots, each in a faint yellow halo."""
-    places = _inside(leaf, rng, _many(20, 85, severity), 2, 4)
-    field = _spots(rng, places, rng.uniform(1.8, 3.6, len(places)) * leaf.unit, 0.2)
-    _tint(leaf, 0.55 * _ramp(field, 2.6, 1.2), _shade(rng, (205, 200, 80)))
-    _tint(leaf, 0.95 * _ramp(field, 1.2, 0.8), _shade(rng, (36, 26, 18), 5))
-
-
-def leaf_spot(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Round spots, pale grey in the middle within a dark purple rim."""
-    places = _inside(leaf, rng, _many(6, 28, severity), 3, 7 * leaf.unit)
-    field = _spots(rng, places, rng.uniform(3.2, 7.5, len(places)) * leaf.unit, 0.18)
-    _tint(leaf, 0.92 * _ramp(field, 1.35, 0.9), _shade(rng, (88, 36, 44)))
-    _tint(leaf, 0.9 * _ramp(field, 0.72, 0.4), _shade(rng, (196, 184, 162), 14))
-
-
-def canker(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Corky tan spots with a sunken dark middle and a broad bright yellow halo."""
-    places = _inside(leaf, rng, _many(4, 20, severity), 4, 8 * leaf.unit)
-    field = _spots(rng, places, rng.uniform(2.8, 6.5, len(places)) * leaf.unit)
-    _tint(leaf, 0.85 * _ramp(field, 2.3, 1.1), _shade(rng, (232, 208, 50)))
-    _tint(leaf, 0.95 * _ramp(field, 1.1, 0.9), _shade(rng, (158, 112, 66)))
-    _tint(leaf, 0.8 * _ramp(field, 0.5, 0.3), _shade(rng, (80, 52, 34)))
-
-
-def black_rot(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Round red-brown spots with a thin black border and no halo."""
-    places = _inside(leaf, rng, _many(4, 18, severity), 5, 10 * leaf.unit)
-    field = _spots(rng, places, rng.uniform(5.5, 10, len(places)) * leaf.unit, 0.13)
-    _tint(leaf, 0.95 * _ramp(field, 1.15, 1.0), _shade(rng, (34, 20, 18), 5))
-    _tint(leaf, 0.95 * _ramp(field, 0.82, 0.7), _shade(rng, (142, 84, 48)))
-
-
-def scab(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Olive to black velvety blotches with feathered edges."""
-    places = _inside(leaf, rng, _many(3, 14, severity), 4, 10 * leaf.unit)
-    field = _spots(rng, places, rng.uniform(7, 13, len(places)) * leaf.unit, 0.4)
-    velvet = tinted(leaf.tone + 0.2 * noise(rng, CANVAS, CANVAS, 60), _shade(rng, (50, 46, 26), 6))
-    _tint(leaf, 0.88 * _ramp(field, 1.25, 0.55), velvet)
-
-
-def cedar_apple_rust(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Bright orange spots with a yellow rim and dark dots in the middle."""
-    places = _inside(leaf, rng, _many(3, 16, severity), 5, 10 * leaf.unit)
-    field = _spots(rng, places, rng.uniform(5, 9, len(places)) * leaf.unit, 0.1)
-    _tint(leaf, 0.85 * _ramp(field, 1.45, 1.05), _shade(rng, (228, 200, 60)))
-    _tint(leaf, 0.95 * _ramp(field, 1.05, 0.8), _shade(rng, (226, 112, 24)))
-    _tint(leaf, 0.85 * _ramp(field, 0.32, 0.2), _shade(rng, (70, 34, 18)))
-
-
-def common_rust(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Very many small orange-brown pustules, long in the direction of the veins and lined up along
-    them."""
-    layer = np.zeros((CANVAS, CANVAS), np.uint8)
-    for _ in range(_many(45, 210, severity)):
-        rib = leaf.ribs[int(rng.integers(len(leaf.ribs)))] if len(leaf.ribs) > 3 else leaf.ribs[0]
-        k = rng.uniform(0, len(rib) - 1.001)
-        a, b = rib[int(k)], rib[int(k) + 1]
-        x, y = a + (b - a) * (k % 1) + rng.normal(0, 13 * leaf.unit, 2)
-        turn = np.degrees(np.arctan2(b[1] - a[1], b[0] - a[0]))
-        size = fixed(rng.uniform(1.5, 2.9) * leaf.unit * np.array([1.5, 0.9]))
-        cv2.ellipse(
-            layer, fixed([x, y]).tolist(), size.tolist(), turn, 0, 360, 255, -1, cv2.LINE_AA, SUB
-        )
-    around = cv2.GaussianBlur(layer, (0, 0), 2.5 * leaf.unit)
-    _tint(leaf, np.minimum(around / 255 * 0.9, 0.5), _shade(rng, (205, 180, 70)))
-    _tint(leaf, layer / 255 * 0.95, _shade(rng, (176, 78, 22)))
-
-
-def _streaks(
+def spots(
     leaf: Leaf,
-    rng: np.random.Generator,
-    count: int,
-    length: tuple[float, float],
-    width: tuple[float, float],
-    boxy: bool,
+    rng: Rng,
+    severity: float,
+    *,
+    count: Range,
+    radius: Range,
+    apart: float = 0.0,
+    wobble: float = 0.15,
+    on: str = "blade",
+    veins: float = 0.0,
 ) -> np.ndarray:
-    """Lesions along the blade's long veins as a float32 (C, C) layer 0..1: spindles, or bars when
-    `boxy`."""
+    """Distance to the nearest spot in radii: 0 in its middle, 1 on its rim, 9 far away. Spots lie
+    on the "blade", its "margin" or the "veins"; with `veins` > 0 they do not cross veins."""
+    mask = {
+        "blade": _inside(leaf, 4),
+        "margin": (leaf.depth > 0.5) & (leaf.depth < 2.5),
+        "veins": leaf.veins > 0.4,
+    }[on]
+    field = np.full((CANVAS, CANVAS), 9.0, np.float32)
+    for x, y in _places(mask, rng, severity, count, apart * leaf.unit):
+        r = rng.uniform(*radius) * leaf.unit
+        rows, cols = (slice(max(0, int(v - 3 * r)), int(v + 3 * r) + 2) for v in (y, x))
+        distance = np.hypot(GRID[None, cols] - x, GRID[rows, None] - y) / r
+        np.minimum(field[rows, cols], distance, out=field[rows, cols])
+    field += wobble * bumps(rng, 30) * np.minimum(field, 1)
+    return field + veins * leaf.veins
+
+
+def streaks(
+    leaf: Leaf,
+    rng: Rng,
+    severity: float,
+    *,
+    count: Range,
+    length: Range,
+    width: Range,
+    apart: float = 0.0,
+    power: float = 1.0,
+) -> np.ndarray:
+    """0 far from any streak, up to 1 around it, 1 to 2 inside. Streaks lie along the main vein:
+    bars for a `power` near 0, ellipses for 1, pointed spindles for 2."""
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
-    rib = leaf.ribs[0]
-    turn = np.arctan2(*(rib[-1] - rib[0])[::-1])
-    for x, y in _inside(leaf, rng, count, 3, 0.4 * length[0] * leaf.unit):
-        a, b = rng.uniform(*length) / 2 * leaf.unit, rng.uniform(*width) / 2 * leaf.unit
-        angle = turn + rng.normal(0, 0.04)
-        if boxy:
-            box = cv2.boxPoints(((float(x), float(y)), (2 * a, 2 * b), float(np.degrees(angle))))
-            cv2.fillPoly(layer, [fixed(box)], 255, cv2.LINE_AA, SUB)
-        else:
-            s = np.linspace(0, 2 * np.pi, 40)
-            spindle = np.column_stack(
-                [a * np.cos(s), b * np.sin(s) * (0.35 + 0.65 * np.sin(s) ** 2)]
-            )
-            c, n = np.cos(angle), np.sin(angle)
-            cv2.fillPoly(
-                layer,
-                [fixed(spindle @ np.array([[c, n], [-n, c]]) + [x, y])],
-                255,
-                cv2.LINE_AA,
-                SUB,
-            )
+    t = np.linspace(0, 2 * np.pi, 32)
+    outline = np.column_stack([np.cos(t), np.sign(np.sin(t)) * np.abs(np.sin(t)) ** power]) / 2
+    for place in _places(_inside(leaf, 3), rng, severity, count, apart * leaf.unit):
+        size = np.array([rng.uniform(*length), rng.uniform(*width)]) * leaf.unit
+        c, s = np.cos(angle := leaf.along + rng.normal(0, 0.05)), np.sin(angle)
+        area(layer, outline * size @ np.array([[c, s], [-s, c]]) + place, 255)
+    inside = layer.astype(np.float32) / 255
+    return inside + cv2.GaussianBlur(inside, (0, 0), 2.5)
+
+
+def tunnels(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
+    """Winding tunnels that widen on their way: 0.5 in a tunnel, 1 on the thread of droppings."""
+    layer = np.zeros((CANVAS, CANVAS), np.uint8)
+    steps = np.arange(44 + int(30 * severity))
+    for place in _places(_inside(leaf, 8), rng, severity, (2, 4.4), 26):
+        turn = np.cumsum(rng.normal(0, 0.36, len(steps))) + 0.9 * np.sin(steps / 2.5)
+        turn += rng.uniform(0, 2 * np.pi)
+        step = 3.4 * leaf.unit * np.column_stack([np.cos(turn), np.sin(turn)])
+        path = place + np.cumsum(step, axis=0)
+        for part, thick in zip(np.array_split(path, 3), (4, 5, 7), strict=True):
+            line(layer, part, 128, thick)
+        line(layer, path, 255, 1)
     return layer.astype(np.float32) / 255
 
 
-def northern_leaf_blight(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """One to five long grey-tan lesions shaped like cigars."""
-    layer = _streaks(leaf, rng, _many(2, 6, severity), (55, 100), (15, 24), False)
-    soft = cv2.GaussianBlur(layer, (0, 0), 2.0)
-    _tint(leaf, _ramp(soft, 0.08, 0.35), _shade(rng, (98, 78, 44)))
-    _tint(leaf, _ramp(soft, 0.45, 0.7), _shade(rng, (192, 176, 142)))
+def _gaps(leaf: Leaf, width: float) -> np.ndarray:
+    near = cv2.GaussianBlur(leaf.veins, (0, 0), width * leaf.unit)
+    return np.clip(1 - 2.6 * near / max(1e-6, float(near.max())), 0, 1)
 
 
-def gray_leaf_spot(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Many short brown bars with straight sides, kept between the veins."""
-    layer = _streaks(leaf, rng, _many(9, 34, severity), (8, 17), (4, 7), True)
-    _tint(
-        leaf,
-        0.55 * np.minimum(1, cv2.GaussianBlur(layer, (0, 0), 2.5) * 1.5),
-        _shade(rng, (200, 186, 80)),
-    )
-    _tint(leaf, 0.95 * layer, _shade(rng, (122, 88, 58)))
+def stripes(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
+    """0 on the veins, growing between them and towards the margin."""
+    reach = ramp(leaf.depth + 7 * bumps(rng, 6), (26 + 26 * severity) * leaf.unit, 4)
+    return (_gaps(leaf, 4.5) + 0.12 * bumps(rng, 14)) * (0.45 + 0.75 * reach)
 
 
-def powdery_mildew(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Soft white patches like flour, on top of everything."""
-    places = _inside(leaf, rng, _many(2, 12, severity), 3, 10)
-    field = _spots(rng, places, rng.uniform(12, 22, len(places)) * leaf.unit, 0.35)
-    flour = _ramp(field, 1.25, 0.25) * (0.84 + 0.1 * noise(rng, CANVAS, CANVAS, 60))
-    _tint(leaf, np.clip(flour * rng.uniform(0.8, 1.0), 0, 0.95), _shade(rng, (232, 234, 228), 6))
+def blotches(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
+    """0 on the veins, up to 1 between them, in blotches and more on one side of the leaf."""
+    side = float(rng.choice([-0.3, 0.3])) * np.linspace(-1, 1, CANVAS, dtype=np.float32)
+    return _gaps(leaf, 2.6) * np.clip(0.62 + 0.3 * severity + side + 0.3 * bumps(rng, 7), 0, 1)
 
 
-def downy_mildew(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Oily yellow patches with blocky outlines that stop at the veins."""
-    places = _inside(leaf, rng, _many(4, 15, severity), 5, 14)
-    field = _spots(rng, places, rng.uniform(11, 18, len(places)) * leaf.unit, 0.3)
-    patch = _ramp(field, 1.05, 0.75) * np.clip(
-        1.1 - 1.1 * cv2.GaussianBlur(leaf.veins, (0, 0), 1.2), 0.1, 1
-    )
-    _tint(leaf, 0.85 * patch, _shade(rng, (222, 204, 66)))
-    _tint(leaf, 0.4 * _ramp(field, 0.4, 0.1), _shade(rng, (170, 130, 60)))
-
-
-def esca(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Tiger stripes: red-brown dead areas between the veins with yellow edges, the veins stay
-    green."""
-    gap = _between_veins(leaf, 4.5 * leaf.unit) + 0.12 * noise(rng, CANVAS, CANVAS, 14)
-    reach = _ramp(
-        leaf.depth + 7 * noise(rng, CANVAS, CANVAS, 6), (26 + 26 * severity) * leaf.unit, 4
-    )
-    stripe = gap * (0.45 + 0.75 * reach)
-    _tint(leaf, 0.9 * _ramp(stripe, 0.42, 0.58), _shade(rng, (226, 196, 72)))
-    _tint(leaf, 0.95 * _ramp(stripe, 0.66, 0.78), _shade(rng, (126, 58, 34)))
-
-
-def greening(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Blotchy yellow between green veins, stronger on one half of the leaf."""
-    side = 0.3 * float(rng.choice([-1, 1])) * np.linspace(-1, 1, CANVAS, dtype=np.float32)[None]
-    gap = _between_veins(leaf, 2.6 * leaf.unit)
-    blotch = gap * np.clip(0.62 + 0.3 * severity + side + 0.3 * noise(rng, CANVAS, CANVAS, 7), 0, 1)
-    _tint(leaf, 0.95 * _ramp(blotch, 0.12, 0.62), _shade(rng, (226, 208, 74)))
-
-
-def leaf_miner(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Pale winding tunnels that widen on their way, with a dark thread of droppings inside."""
-    track, thread = np.zeros((CANVAS, CANVAS), np.uint8), np.zeros((CANVAS, CANVAS), np.uint8)
-    for place in _inside(leaf, rng, _many(2, 4.4, severity), 8, 26):
-        steps = 44 + int(30 * severity)
-        turns = (
-            np.cumsum(rng.normal(0, 0.36, steps))
-            + rng.uniform(0, 2 * np.pi)
-            + 0.9 * np.sin(np.arange(steps) / 2.5)
-        )
-        path = place + np.cumsum(
-            np.column_stack([np.cos(turns), np.sin(turns)]) * 3.4 * leaf.unit, axis=0
-        )
-        third = steps // 3
-        for part, thick in (
-            (path[: third + 1], 4),
-            (path[third : 2 * third + 1], 5),
-            (path[2 * third :], 7),
-        ):
-            cv2.polylines(track, [fixed(part)], False, 255, thick, cv2.LINE_AA, SUB)
-        cv2.polylines(thread, [fixed(path)], False, 255, 1, cv2.LINE_AA, SUB)
-    _tint(leaf, track / 255 * 0.92, _shade(rng, (222, 220, 176)))
-    _tint(leaf, thread / 255 * 0.5, _shade(rng, (96, 84, 50)))
-
-
-def mosaic(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Mottled light and dark green all over."""
+def mottle(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
+    """Noise of deviation about 1 all over the leaf, less when mild."""
     cells = int(rng.integers(10, 15))
-    mottle = noise(rng, CANVAS, CANVAS, cells) + 0.4 * noise(rng, CANVAS, CANVAS, 2 * cells)
-    _tint(leaf, (0.55 + 0.35 * severity) * _ramp(mottle, 0.0, 0.55), _shade(rng, (196, 208, 92)))
-    _tint(leaf, (0.35 + 0.3 * severity) * _ramp(mottle, -0.2, -0.8), _shade(rng, (24, 66, 26), 6))
+    return (bumps(rng, cells) + 0.4 * bumps(rng, 2 * cells)) * (0.6 + 0.4 * severity)
 
 
-def leaf_scorch(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """The margin dries up brown, with a thin yellow line towards the green."""
-    inward = leaf.depth / (float(leaf.depth.max()) * (0.2 + 0.36 * severity)) + 0.28 * noise(
-        rng, CANVAS, CANVAS, 9
-    )
-    _tint(leaf, 0.8 * _ramp(inward, 1.35, 1.0), _shade(rng, (206, 184, 72)))
-    _tint(leaf, 0.95 * _ramp(inward, 1.0, 0.82), _shade(rng, (124, 70, 36)))
+def inward(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
+    """0 on the margin, 1 where the dry part ends, larger towards the middle."""
+    return leaf.depth / (leaf.depth.max() * (0.2 + 0.36 * severity)) + 0.28 * bumps(rng, 9)
 
 
-def anthracnose(leaf: Leaf, rng: np.random.Generator, severity: float) -> None:
-    """Large jagged tan areas with a dark brown border, following the veins."""
-    feet = np.vstack([rib[rng.integers(0, len(rib))] for rib in leaf.ribs])
-    places = feet[rng.integers(0, len(feet), _many(3, 7, severity))].astype(np.float32)
-    field = _spots(rng, places, rng.uniform(14, 24, len(places)) * leaf.unit, 0.3)
-    _tint(leaf, 0.95 * _ramp(field, 1.12, 0.98), _shade(rng, (78, 46, 24)))
-    _tint(leaf, 0.9 * _ramp(field, 0.86, 0.72), _shade(rng, (188, 146, 92)))
-
-
-DISEASES: dict[str, Callable[[Leaf, np.random.Generator, float], None]] = {
-    "healthy": healthy,
-    "early blight": early_blight,
-    "late blight": late_blight,
-    "bacterial spot": bacterial_spot,
-    "leaf spot": leaf_spot,
-    "canker": canker,
-    "black rot": black_rot,
-    "scab": scab,
-    "cedar apple rust": cedar_apple_rust,
-    "common rust": common_rust,
-    "northern leaf blight": northern_leaf_blight,
-    "gray leaf spot": gray_leaf_spot,
-    "powdery mildew": powdery_mildew,
-    "downy mildew": downy_mildew,
-    "esca": esca,
-    "greening": greening,
-    "leaf miner": leaf_miner,
-    "mosaic virus": mosaic,
-    "leaf scorch": leaf_scorch,
-    "anthracnose": anthracnose,
+DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
+    # no more than any leaf has: a few specks of dust
+    "healthy": (
+        partial(spots, count=(0, 5), radius=(0.8, 1.8)),
+        ((0.5, 1.2, 0.8, (120, 110, 80)),),
+    ),
+    # a few large brown spots with rings like a target, in a yellow halo
+    "early blight": (
+        partial(spots, count=(2, 8), radius=(8, 15), apart=16, wobble=0.06),
+        (
+            (0.75, 1.7, 1.0, (215, 195, 60)),
+            (0.95, 1.08, 0.92, (142, 98, 56)),
+            (0.95, 0.92, 0.8, (80, 52, 28)),
+            (0.95, 0.72, 0.62, (146, 102, 60)),
+            (0.95, 0.56, 0.46, (80, 52, 28)),
+            (0.95, 0.38, 0.28, (146, 102, 60)),
+            (0.95, 0.22, 0.12, (80, 52, 28)),
+        ),
+    ),
+    # large dark, water-soaked areas that run in from the margin behind a pale grey-green front
+    "late blight": (
+        partial(spots, count=(1, 5), radius=(26, 42), wobble=0.14, on="margin"),
+        ((0.65, 1.35, 1.05, (165, 175, 120)), (0.92, 1.12, 0.9, (52, 44, 30))),
+    ),
+    # many small black spots, each in a faint yellow halo
+    "bacterial spot": (
+        partial(spots, count=(20, 85), radius=(1.8, 3.6), apart=4, wobble=0.2),
+        ((0.55, 2.6, 1.2, (205, 200, 80)), (0.95, 1.2, 0.8, (36, 26, 18))),
+    ),
+    # round spots, pale grey in the middle within a dark purple rim
+    "leaf spot": (
+        partial(spots, count=(6, 28), radius=(3.2, 7.5), apart=7, wobble=0.18),
+        ((0.92, 1.35, 0.9, (88, 36, 44)), (0.9, 0.72, 0.4, (196, 184, 162))),
+    ),
+    # corky tan spots with a sunken dark middle and a broad bright yellow halo
+    "canker": (
+        partial(spots, count=(4, 20), radius=(2.8, 6.5), apart=8),
+        (
+            (0.85, 2.3, 1.1, (232, 208, 50)),
+            (0.95, 1.1, 0.9, (158, 112, 66)),
+            (0.8, 0.5, 0.3, (80, 52, 34)),
+        ),
+    ),
+    # round red-brown spots with a thin black border and no halo
+    "black rot": (
+        partial(spots, count=(4, 18), radius=(5.5, 10), apart=10, wobble=0.13),
+        ((0.95, 1.15, 1.0, (34, 20, 18)), (0.95, 0.82, 0.7, (142, 84, 48))),
+    ),
+    # olive to black velvety blotches with feathered edges
+    "scab": (
+        partial(spots, count=(3, 14), radius=(7, 13), apart=10, wobble=0.4),
+        ((0.88, 1.25, 0.55, (50, 46, 26)),),
+    ),
+    # bright orange spots with a yellow rim and dark dots in the middle
+    "cedar apple rust": (
+        partial(spots, count=(3, 16), radius=(5, 9), apart=10, wobble=0.1),
+        (
+            (0.85, 1.45, 1.05, (228, 200, 60)),
+            (0.95, 1.05, 0.8, (226, 112, 24)),
+            (0.85, 0.32, 0.2, (70, 34, 18)),
+        ),
+    ),
+    # very many small orange-brown pustules, long in the direction of the veins
+    "common rust": (
+        partial(streaks, count=(45, 210), length=(4.5, 8.7), width=(2.7, 5.2)),
+        ((0.5, 0.0, 0.7, (205, 180, 70)), (0.95, 0.9, 1.3, (176, 78, 22))),
+    ),
+    # a few long grey-tan lesions shaped like cigars
+    "northern leaf blight": (
+        partial(streaks, count=(2, 6), length=(55, 100), width=(15, 24), apart=22, power=1.8),
+        ((0.95, 0.1, 0.4, (98, 78, 44)), (0.95, 1.5, 1.75, (192, 176, 142))),
+    ),
+    # many short brown bars with straight sides
+    "gray leaf spot": (
+        partial(streaks, count=(9, 34), length=(8, 17), width=(4, 7), apart=4, power=0.2),
+        ((0.55, 0.0, 0.6, (200, 186, 80)), (0.95, 0.9, 1.3, (122, 88, 58))),
+    ),
+    # soft white patches like flour
+    "powdery mildew": (
+        partial(spots, count=(2, 12), radius=(12, 22), apart=10, wobble=0.35),
+        ((0.88, 1.25, 0.25, (232, 234, 228)),),
+    ),
+    # oily yellow patches with blocky outlines that stop at the veins
+    "downy mildew": (
+        partial(spots, count=(4, 15), radius=(11, 18), apart=14, wobble=0.3, veins=0.9),
+        ((0.85, 1.05, 0.75, (222, 204, 66)), (0.4, 0.4, 0.1, (170, 130, 60))),
+    ),
+    # tiger stripes: red-brown with yellow edges between veins that stay green
+    "esca": (stripes, ((0.9, 0.42, 0.58, (226, 196, 72)), (0.95, 0.66, 0.78, (126, 58, 34)))),
+    # blotchy yellow between green veins, stronger on one half of the leaf
+    "greening": (blotches, ((0.95, 0.12, 0.62, (226, 208, 74)),)),
+    # pale winding tunnels with a dark thread of droppings inside
+    "leaf miner": (tunnels, ((0.92, 0.0, 0.5, (222, 220, 176)), (0.5, 0.55, 1.0, (96, 84, 50)))),
+    # light and dark green mottled all over
+    "mosaic virus": (mottle, ((0.8, 0.0, 0.5, (196, 208, 92)), (0.55, -0.15, -0.7, (24, 66, 26)))),
+    # a margin dried up brown, with a thin yellow line towards the green
+    "leaf scorch": (inward, ((0.8, 1.35, 1.0, (206, 184, 72)), (0.95, 1.0, 0.82, (124, 70, 36)))),
+    # large jagged tan areas with a dark brown border, along the veins
+    "anthracnose": (
+        partial(spots, count=(3, 7), radius=(14, 24), wobble=0.3, on="veins"),
+        ((0.95, 1.12, 0.98, (78, 46, 24)), (0.9, 0.86, 0.72, (188, 146, 92))),
+    ),
 }
 
 
-def infect(leaf: Leaf, disease: str, rng: np.random.Generator) -> None:
-    """Paints `disease` (a key of DISEASES) onto `leaf` in place, from mild and faint to strong;
-    dust on every leaf."""
-    healthy(leaf, rng, 0.0)
-    if disease != "healthy":
-        clean = leaf.rgb.copy()
-        DISEASES[disease](leaf, rng, float(0.08 + 0.92 * rng.beta(1.5, 1.5)))
-        faint = rng.uniform(0, 0.3)
-        leaf.rgb += (clean - leaf.rgb) * np.float32(faint)
+def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
+    """Paints `disease` (a key of DISEASES) onto the leaf's `rgb` in place, from mild and faint to
+    severe and opaque; every leaf gets the specks of dust of a healthy one."""
+    tone = leaf.tone + 0.06 * bumps(rng, 60)
+    for name in dict.fromkeys(("healthy", disease)):
+        (draw_field, layers), clean = DISEASES[name], leaf.rgb.copy()
+        field = draw_field(leaf, rng, 0.08 + 0.92 * rng.beta(1.5, 1.5))
+        for opacity, zero, one, rgb in layers:
+            colour = np.array(rgb) * rng.normal(1, 0.06) + rng.normal(0, 5, 3)
+            cover = opacity * leaf.blade * ramp(field, zero, one)
+            mix(leaf.rgb, cover, tinted(tone, colour.clip(0)))
+        leaf.rgb += (clean - leaf.rgb) * np.float32(rng.uniform(0, 0.3))
     np.clip(leaf.rgb, 0, 255, out=leaf.rgb)

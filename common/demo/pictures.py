@@ -18,10 +18,10 @@ from PIL import Image, ImageOps
 from common.console import progress
 from common.demo.leaves import paint_leaf
 from common.demo.lesions import infect
-from common.demo.scenes import Style, compose, draw_style, photograph
+from common.demo.scenes import compose, draw_style, photograph
 from common.demo.things import draw_thing
 
-FORMAT = 2  # raise it when the same seed draws other pictures
+FORMAT = 3  # raise it when the same seed draws other pictures
 MARKER = "demo.json"
 NOT_PLANTS = 240
 NOT_PLANT_CLASS = 1000  # class number that the pictures of no plant are drawn under
@@ -59,13 +59,14 @@ CLASSES: list[tuple[str, str, str, int]] = [
     ("SweetPotato-LeafSpot", "sweet potato", "leaf spot", 54),
     ("Sweet potato mosaic virus", "sweet potato", "mosaic virus", 32),
 ]
+TEXT_POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"5e" * 32 + b"\nsize 48213\n"
+)
+HTML_PAGE = (
+    b"<!DOCTYPE html><html><head><title>404 Not Found</title></head>"
+    b"<body><h1>Not Found</h1></body></html>\n"
+)
 NAME_STYLES = ("IMG_{:04d}.jpg", "leaf ({}).JPG", "{:05d}.jpg", "DSC{:05d}.jpeg", "photo-{}.jpg")
-
-
-def demo_truth() -> dict[str, tuple[str, str]]:
-    """What a careful reader makes of each class folder: name -> (species, disease), lower-case
-    words."""
-    return {folder: (species, disease) for folder, species, disease, _ in CLASSES}
 
 
 def class_sizes(scale: float = 1.0) -> dict[str, int]:
@@ -78,11 +79,6 @@ def streams(seed: int, class_number: int, picture_number: int) -> list[np.random
     noise."""
     first = np.random.default_rng([seed, class_number, picture_number])
     return [np.random.default_rng(first.integers(0, 2**63, 4)) for _ in range(3)]
-
-
-def draw_style_of(seed: int, class_number: int, picture_number: int) -> Style:
-    """The ground, light and camera that a picture gets, without drawing it."""
-    return draw_style(streams(seed, class_number, picture_number)[1])
 
 
 def draw_picture(seed: int, class_number: int, picture_number: int) -> bytes:
@@ -107,10 +103,6 @@ def _draw_file(job: tuple[int, int, int, str]) -> None:
     Path(path).write_bytes(draw_picture(seed, class_number, picture_number))
 
 
-def _one_thread() -> None:
-    cv2.setNumThreads(1)  # the processes already fill the cores
-
-
 def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, str]]:
     for number, (folder, count) in enumerate(class_sizes(scale).items()):
         (root / "plants" / folder).mkdir(parents=True)
@@ -122,12 +114,9 @@ def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, 
         yield seed, NOT_PLANT_CLASS, k, str(root / "not_plants" / f"other_{k + 1:04d}.jpg")
 
 
-def _smaller(data: bytes, quality: int) -> bytes:
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    image = image.resize(
-        (round(image.width * 0.85), round(image.height * 0.85)), Image.Resampling.LANCZOS
-    )
-    buffer = io.BytesIO()
+def _resized(data: bytes, scale: float, quality: int) -> bytes:
+    image, buffer = ImageOps.exif_transpose(Image.open(io.BytesIO(data))), io.BytesIO()
+    image = ImageOps.scale(image, scale, Image.Resampling.LANCZOS)
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
@@ -150,43 +139,21 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
 
     for k in range(2):
         data = files(order[k])[1].read_bytes()
-        add(
-            "truncated",
-            order[k],
-            f"broken_download_{k}.jpg",
-            data[: int(len(data) * rng.uniform(0.3, 0.7))],
-        )
+        part = data[: int(len(data) * rng.uniform(0.3, 0.7))]
+        add("truncated", order[k], f"broken_download_{k}.jpg", part)
         add("zero_bytes", order[2 + k], f"IMG_90{k}.jpg", b"")
-    add(
-        "text_pointers",
-        order[4],
-        "leaf_900.JPG",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"5e" * 32 + b"\nsize 48213\n",
-    )
-    add(
-        "html_pages",
-        order[5],
-        "download.jpg",
-        b"<!DOCTYPE html><html><head><title>404 Not Found</title></head>"
-        b"<body><h1>Not Found</h1></body></html>\n",
-    )
-    thumbnail = io.BytesIO()
-    Image.open(files(order[6])[0]).convert("RGB").resize((12, 9)).save(
-        thumbnail, "JPEG", quality=80
-    )
-    add("thumbnails", order[6], "thumb.jpg", thumbnail.getvalue())
+    add("text_pointers", order[4], "leaf_900.JPG", TEXT_POINTER)
+    add("html_pages", order[5], "download.jpg", HTML_PAGE)
+    with Image.open(files(order[6])[0]) as image, io.BytesIO() as thumbnail:
+        image.resize((12, 9)).save(thumbnail, "JPEG", quality=80)
+        add("thumbnails", order[6], "thumb.jpg", thumbnail.getvalue())
     for k in range(6):
         source = files(order[7 + k])[int(rng.integers(3))]
         add("duplicates", order[7 + k], f"{source.stem} - Copy.jpg", source.read_bytes(), source)
     for k in range(4):
         source = files(order[13 + k])[int(rng.integers(3))]
-        add(
-            "near_duplicates",
-            order[13 + k],
-            f"{source.stem}_small.jpg",
-            _smaller(source.read_bytes(), 72),
-            source,
-        )
+        data = _resized(source.read_bytes(), 0.85, 72)
+        add("near_duplicates", order[13 + k], f"{source.stem}_small.jpg", data, source)
     one = next(n for n in order[17:] if CLASSES[n][2] != "healthy")
     other = next(n for n, c in enumerate(CLASSES) if c[1] == CLASSES[one][1] and n != one)
     source = files(one)[2]
@@ -194,12 +161,12 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
     return planted
 
 
-def _read_marker(folder: Path) -> dict | None:
+def _read_marker(folder: Path) -> dict:
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return marker if isinstance(marker, dict) else None
+        return {}
+    return marker if isinstance(marker, dict) else {}
 
 
 def _result(folder: Path, marker: dict) -> dict:
@@ -225,9 +192,9 @@ def make_demo(
     did not make."""
     folder, wanted = Path(folder), {"format": FORMAT, "seed": seed, "scale": scale}
     marker = _read_marker(folder)
-    if marker and all(marker.get(k) == v for k, v in wanted.items()):
+    if all(marker.get(k) == v for k, v in wanted.items()):
         return _result(folder, marker)
-    if marker is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not marker and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} holds something other than demo pictures; give another folder or move it "
             f"away"
@@ -238,18 +205,12 @@ def make_demo(
     jobs = list(_jobs(growing, seed, scale))
     workers = max(1, workers or os.cpu_count() or 1)
     if workers == 1:
-        threads = cv2.getNumThreads()
-        _one_thread()
-        try:
-            for job in progress(jobs, total=len(jobs), desc="drawing", unit="picture"):
-                _draw_file(job)
-        finally:
-            cv2.setNumThreads(threads)
-    else:
-        with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+        for job in progress(jobs, total=len(jobs), desc="drawing", unit="picture"):
+            _draw_file(job)
+    else:  # one thread each, since the processes already fill the cores
+        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
             done = pool.map(_draw_file, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
-            for _ in progress(done, total=len(jobs), desc="drawing", unit="picture"):
-                pass
+            list(progress(done, total=len(jobs), desc="drawing", unit="picture"))
     planted = _plant_defects(growing, seed)
     marker = {
         **wanted,

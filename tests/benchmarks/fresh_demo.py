@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.classes import slug  # noqa: E402
 from common.console import table  # noqa: E402
-from common.demo.pictures import demo_truth, make_demo  # noqa: E402
+from common.demo.pictures import CLASSES, make_demo  # noqa: E402
 from common.images import ImageError  # noqa: E402
 from common.serve.predictor import Predictor  # noqa: E402
 from common.train.metrics import auroc, judge, summarise  # noqa: E402
@@ -53,7 +53,8 @@ def main() -> None:
     )
     flags.add_argument("--seed", type=int, default=7, help="of the drawing; the demo itself has 0")
     args = flags.parse_args()
-    made, truth, rows = make_demo(args.pictures, seed=args.seed), demo_truth(), []
+    made, rows = make_demo(args.pictures, seed=args.seed), []
+    truth = {folder: (species, disease) for folder, species, disease, _ in CLASSES}
     for name in Predictor(args.exports).bundle.models:
         predictor = Predictor(args.exports, name)
         tree, bars = predictor.bundle.tree, predictor.card.rejection

@@ -32,6 +32,13 @@ KINDS = {
 }
 
 
+TRUTH = {folder: (species, disease) for folder, species, disease, _ in pictures.CLASSES}
+
+
+def style_of(seed: int, class_number: int, picture_number: int) -> Style:
+    return draw_style(pictures.streams(seed, class_number, picture_number)[1])
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -95,7 +102,7 @@ def test_killed_run_leaves_nothing_half_made(
 
 
 def test_truth_and_long_tail() -> None:
-    truth, sizes = pictures.demo_truth(), pictures.class_sizes()
+    truth, sizes = TRUTH, pictures.class_sizes()
     assert list(truth) == list(sizes) and len(set(truth.values())) == len(truth)
     assert 2500 <= sum(sizes.values()) <= 2800
     assert (
@@ -129,7 +136,7 @@ def test_planted_files_are_what_they_claim(made: tuple[Path, dict]) -> None:
         )
     for a, b in planted["label_conflicts"]:
         assert (folder / a).read_bytes() == (folder / b).read_bytes()
-        truth = pictures.demo_truth()
+        truth = TRUTH
         one, other = truth[Path(a).parent.name], truth[Path(b).parent.name]
         assert one[0] == other[0] and one[1] != other[1]
     for a, b in planted["near_duplicates"]:
@@ -158,7 +165,7 @@ def test_grounds_and_cameras_say_nothing_about_the_class() -> None:
     assert list(inspect.signature(draw_style).parameters) == ["rng"]
     styles: list[list[Style]] = []
     for number in range(len(pictures.CLASSES)):
-        styles.append([pictures.draw_style_of(0, number, k) for k in range(100)])
+        styles.append([style_of(0, number, k) for k in range(100)])
     kinds = sorted(GROUNDS)
     counts = np.array([[sum(s.ground == kind for s in row) for kind in kinds] for row in styles])
     chi2 = ((counts - 100 / len(kinds)) ** 2 / (100 / len(kinds))).sum()
@@ -189,7 +196,7 @@ def test_the_ground_is_the_same_whatever_lies_on_it() -> None:
 
 @pytest.mark.parametrize("disease", [d for d in DISEASES if d != "healthy"])
 def test_a_disease_shows_on_the_blade_and_only_there(disease: str) -> None:
-    species = next(s for s, d in pictures.demo_truth().values() if d == disease)
+    species = next(s for s, d in TRUTH.values() if d == disease)
     for k in range(3):
         leaf = paint_leaf(species, np.random.default_rng([7, k]))
         before = leaf.rgb.copy()
@@ -202,7 +209,7 @@ def test_a_disease_shows_on_the_blade_and_only_there(disease: str) -> None:
 def test_pictures_are_upright_once_exif_is_followed() -> None:
     seen = set()
     for k in range(200):
-        style = pictures.draw_style_of(1, 0, k)
+        style = style_of(1, 0, k)
         if (
             style.orientation in seen
             or max(style.width, style.height) > 400
