@@ -16,7 +16,8 @@ Next    02a_train_species.py
   python 01_reorganize.py --undo                          remove what was made, but no source
 
 A run that was stopped or killed continues with the same command. The demo takes half a minute on
-two cores, drawing included."""
+two cores, drawing included.
+"""
 
 from __future__ import annotations
 
@@ -238,7 +239,8 @@ def gather(args: argparse.Namespace) -> Files:
 
 def identity_of(files: Files, args: argparse.Namespace) -> str:
     """Hash of everything that decides the result: the files' paths, sizes and times, and the
-    flags."""
+    flags.
+    """
     machine = {
         "workers",
         "fresh",
@@ -274,7 +276,8 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
 
 def already_there(args: argparse.Namespace, identity: str) -> bool:
     """Whether the output folder holds this very result; another result is an error, unless --fresh
-    says otherwise."""
+    says otherwise.
+    """
     build_info = args.output / "build_info.json"
     if not args.output.exists():
         return False

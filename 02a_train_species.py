@@ -10,7 +10,8 @@ Next    02b_train_disease.py
   python 02a_train_species.py --batch-size 128 --device-batch 32     any cell of the recipe, any machine
 
 Killed or stopped, the same command goes on where it was and ends with the same weights. Expect on
-the generated demo pictures a species accuracy above 0.95 on val at the end of phase A2."""
+the generated demo pictures a species accuracy above 0.95 on val at the end of phase A2.
+"""
 
 from __future__ import annotations
 

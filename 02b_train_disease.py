@@ -65,7 +65,8 @@ def species_checkpoint(args: argparse.Namespace, data: Organized) -> dict[str, A
 
 def train_heads(run: Run) -> None:
     """B1 and B2: all disease heads at once on the frozen backbone, then the rare classes more
-    often."""
+    often.
+    """
     run.resume()
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)

@@ -14,7 +14,8 @@ Next    04_serve.py
 
 Temperatures, thresholds and roll-up are fitted on val for each model; every figure of the reports
 is from test. An INT8 model that does not pass the gate (common/export/gate.py) is not written, and
-the report says what was tried. Takes two minutes for the demo."""
+the report says what was tried. Takes two minutes for the demo.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +149,8 @@ def describe(
     wanted: float,
 ) -> dict[str, Any]:
     """Fit what is fitted per model on val, judge it on test, and compose its entry in
-    bundle.json."""
+    bundle.json.
+    """
     tree = pictures.data.tree
     fitted, on_val = fit_thresholds(outcome, names, tree, photo, wanted)
     metrics = evaluate_thresholds(outcome, fitted, names, tree, pictures.data.class_sizes, flat)

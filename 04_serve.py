@@ -14,7 +14,8 @@ Writes  nothing; with --predict a CSV, one row per photo, with --submission a se
 It starts in about a second and adds a few milliseconds to the model's own time. An answer names
 species and disease, or the species alone, or is a rejection that says why. Only this computer can
 reach the server unless --host says otherwise; it keeps no photo. /docs describes the API. Ctrl-C or
-SIGTERM answers the requests under way, then stops it. Deploying: common/serve/README.md."""
+SIGTERM answers the requests under way, then stops it. Deploying: common/serve/README.md.
+"""
 
 from __future__ import annotations
 
@@ -203,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_batch(args: argparse.Namespace) -> list[Path]:
     """The photos of --predict; none where the flags mean to serve. Ends the run over flags that do
-    not go together."""
+    not go together.
+    """
     if not args.predict:
         for flag in ("tta", "labels", "submission", "sample_submission", "benchmark"):
             if getattr(args, flag):
@@ -261,7 +263,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) -> int:
     """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. A worker sets
-    the event `ready` once it serves."""
+    the event `ready` once it serves.
+    """
     settle_process()
     try:
         predictor, provider = open_predictor(args.exports, args.model, args.provider)
@@ -340,7 +343,8 @@ def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
 
 def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
     """Answer photos into a CSV, or time it; returns the exit code: 1 where a photo could not be
-    read."""
+    read.
+    """
     settle_process()
     models = open_models(args.exports, args.model, args.provider)
     ensemble = Ensemble([predictor for predictor, _ in models], args.tta)

@@ -1,7 +1,8 @@
 """Class trees: species in order, each with its diseases in order.
 
 A `ClassTree` is the one index space of the project: every class is a (species, disease) pair, and
-the classes of a species lie side by side. `slug` is the file-name form of a class's words."""
+the classes of a species lie side by side. `slug` is the file-name form of a class's words.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def slug(words: str) -> str:
     that the result holds no separator, dot or control character and is 1 to 100 characters long.
     Names that cannot be written in ASCII at all become "class_" and 8 hex digits of their SHA-256,
     so that two of them stay apart; names too long are cut and end in the same 8 digits; device
-    names of Windows get "_class" behind them. Raises nothing."""
+    names of Windows get "_class" behind them. Raises nothing.
+    """
     folded = unicodedata.normalize(
         "NFKD", words.replace("ß", "ss").replace("ø", "o").replace("Ø", "o")
     )
@@ -91,7 +93,8 @@ class ClassTree:
     @classmethod
     def from_pairs(cls, classes: Iterable[tuple[str, str]]) -> ClassTree:
         """Tree of (species, disease) pairs, both levels sorted; pairs may repeat. Raises ValueError
-        when empty."""
+        when empty.
+        """
         grouped: dict[str, set[str]] = {}
         for species, disease in classes:
             grouped.setdefault(species, set()).add(disease)
@@ -101,7 +104,8 @@ class ClassTree:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ClassTree:
         """Tree from what `to_json` gave (other keys are ignored). Raises ValueError where it has
-        another shape."""
+        another shape.
+        """
         try:
             rows = data["species"]
             return cls(tuple(row["name"] for row in rows), tuple(row["diseases"] for row in rows))
@@ -114,7 +118,8 @@ class ClassTree:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: {"species": [{"name": "apple", "diseases": ["healthy", "scab"]}, ...]}, in
-        index order."""
+        index order.
+        """
         return {
             "species": [
                 {"name": name, "diseases": list(diseases)}
@@ -124,7 +129,8 @@ class ClassTree:
 
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON; order of species and diseases
-        counts."""
+        counts.
+        """
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
@@ -151,7 +157,8 @@ class ClassTree:
 
     def class_index(self, species_idx: int, disease_idx: int) -> int:
         """Packed index of a class. Raises IndexError where the species or its disease does not
-        exist."""
+        exist.
+        """
         if not 0 <= species_idx < self.num_species:
             raise IndexError(f"Species index {species_idx} is outside 0..{self.num_species - 1}.")
         if not 0 <= disease_idx < len(self.diseases[species_idx]):

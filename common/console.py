@@ -1,5 +1,6 @@
 """What a person sees in the terminal: headings, progress, tables, and errors that say how to fix
-them."""
+them.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +101,8 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 
 def _hides_a_full_disk(error: BaseException | None) -> bool:
     """Whether a failed write stands behind an error: torch's file writer wraps it, or trips over
-    what it left."""
+    what it left.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             return True
@@ -128,7 +130,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Make the argument parser of a numbered script: its docstring as help, no abbreviated
-    flags."""
+    flags.
+    """
     return _Parser(
         description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -228,7 +231,8 @@ class Laps:
 
     def table(self) -> str:
         """Lay out the parts that took a second or more, the sum, and the peak of resident
-        memory."""
+        memory.
+        """
         rows = [(name, duration(seconds)) for name, seconds in self.rows if seconds >= 1] + [
             ("in all", duration(self.whole()))
         ]

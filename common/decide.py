@@ -6,7 +6,8 @@ plant of unknown species; answer the class where its probability reaches `rollup
 its disease score says the disease is unknown; else roll up to the species where its probability
 reaches `rollup.species`; else reject as unsure. A poor photo explains a rejection but never causes
 one. `decide_batch` applies the rule to many pictures, for measuring it; `decide` applies it to one
-and adds the sentences."""
+and adds the sentences.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ class ScoreThreshold:
 
     score: its name; weights: (K,), the score is this weighted sum of the model's `ood` outputs;
     threshold: the largest value accepted; quantiles: 101 non-decreasing values, the score's
-    percentiles 0, 1 ... 100 on validation plants."""
+    percentiles 0, 1 ... 100 on validation plants.
+    """
 
     score: str
     weights: tuple[float, ...]
@@ -82,7 +84,8 @@ class ScoreThreshold:
 
     def value(self, ood: np.ndarray) -> np.ndarray:
         """The score of pictures: (..., K) -> float64 (...,). An output of weight 0 is ignored, even
-        where it is NaN."""
+        where it is NaN.
+        """
         weights = np.asarray(self.weights)
         used = np.flatnonzero(weights)
         return np.asarray(ood, np.float64)[..., used] @ weights[used]
@@ -105,7 +108,8 @@ class Rejection:
     ood: above it a picture is rejected; plant: a rejected picture above it is no plant, one below
     it a plant of unknown species (None: always no plant); disease: above it the disease is unknown
     and the answer is the species (None: never); photo: least brightness (0 to 1), sharpness and
-    short side (px) of a photo that is not poor."""
+    short side (px) of a photo that is not poor.
+    """
 
     ood: ScoreThreshold
     plant: ScoreThreshold | None = None
@@ -126,7 +130,8 @@ class Rejection:
 @dataclass(frozen=True)
 class Rollup:
     """Least probability, 0 to 1, to answer at each level; `precision` is the share of correct
-    answers that it was fitted for."""
+    answers that it was fitted for.
+    """
 
     disease: float
     species: float
@@ -141,7 +146,8 @@ class Decisions:
     class_idx: int64 packed index of the best class; species: int64 index of the species that goes
     with the outcome (the best class's, or for `ROLLED_UP` and `UNSURE` the most probable one);
     class_probability and species_probability: float64, 0 to 1, of these two; unknown_disease: bool,
-    whether the disease threshold was exceeded."""
+    whether the disease threshold was exceeded.
+    """
 
     outcome: np.ndarray
     class_idx: np.ndarray
@@ -154,7 +160,8 @@ class Decisions:
 @dataclass(frozen=True)
 class Answer:
     """One picture's answer in plain values, as `POST /predict` gives it (probabilities and quantile
-    0 to 1)."""
+    0 to 1).
+    """
 
     decision: str  # answered, rolled_up, rejected
     level: str  # disease, species, none
@@ -173,7 +180,8 @@ class Answer:
 
 def texts() -> dict[str, Any]:
     """The sentences as plain values, for a page that decides by itself: `why` {reason: sentence},
-    `unknown_disease`, and `photo` {measure: [reason, sentence with {value} and {limit}]}."""
+    `unknown_disease`, and `photo` {measure: [reason, sentence with {value} and {limit}]}.
+    """
     return {
         "why": dict(_WHY.values()),
         "unknown_disease": _DISEASE_TEXT,
@@ -183,14 +191,16 @@ def texts() -> dict[str, Any]:
 
 def species_probabilities(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     """Sum over the classes of each species: (N, C) -> float64 (N, S), 0 to 1. Raises ValueError on
-    another width."""
+    another width.
+    """
     probabilities = _check(probabilities, tree)
     return np.add.reduceat(probabilities, tree.offsets[:-1], axis=1, dtype=np.float64)
 
 
 def joint_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     """The most probable class of each row, argmax of P(s) P(d|s): (N, C) -> int64 (N,). Raises as
-    above."""
+    above.
+    """
     return _check(probabilities, tree).argmax(axis=1)
 
 
@@ -349,7 +359,8 @@ def decide(
 
 def alternatives(probabilities: np.ndarray, tree: ClassTree, top_k: int) -> list[dict[str, Any]]:
     """The top_k most probable classes of (C,) in descending order, each with species, disease and
-    probability, 0 to 1."""
+    probability, 0 to 1.
+    """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     order = np.argsort(-probabilities, kind="stable")[: max(0, top_k)]
     return [

@@ -23,7 +23,8 @@ def file_sha256(path: Path | str) -> str:
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file beside `path`, which takes its place when the `with` ends
-    well; else it is removed."""
+    well; else it is removed.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

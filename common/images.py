@@ -1,7 +1,8 @@
 """The one way a file or an upload becomes an RGB picture, and the one resize to model size.
 
 Training, calibration, serving and batch prediction all see the pixels that these functions make, so
-a model never meets a resize in service that it was not measured with."""
+a model never meets a resize in service that it was not measured with.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +175,8 @@ def resize_to_model(rgb: np.ndarray, size: int) -> np.ndarray:
 
 def middle_of(rgb: np.ndarray, share: float) -> np.ndarray:
     """Cut out the middle of uint8 (height, width, 3), `share` (0 to 1) of both sides, at least a
-    pixel; own memory."""
+    pixel; own memory.
+    """
     height, width = (max(1, round(share * side)) for side in rgb.shape[:2])
     top, left = (rgb.shape[0] - height) // 2, (rgb.shape[1] - width) // 2
     return np.ascontiguousarray(rgb[top : top + height, left : left + width])
@@ -249,7 +251,8 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
 
 def _check_icon(data: bytes, max_pixels: int) -> None:
     """Read the header of an icon's largest picture: Pillow decodes it while it opens the
-    file."""
+    file.
+    """
     entries = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry
     if not entries:
         raise ImageError("unreadable", "an icon file without a picture")
@@ -289,7 +292,8 @@ def _decode(image: Image.Image, length: int, long_side: int | None) -> np.ndarra
 
 def _draft_scale(image: Image.Image, long_side: int) -> int:
     """Choose libjpeg's scale, 1/8 to 1/1: the smallest that leaves the exact shrink enough to
-    do."""
+    do.
+    """
     scale = 8
     while scale > 1 and (
         max(image.size) < scale * _LEFT_OVER * long_side or min(image.size) < scale
@@ -309,7 +313,8 @@ def _shrink(
 
     OpenCV's INTER_AREA is slow unless the ratio is whole. Where the pixels are `means` of several
     already and the ratio is near 2, a slight blur and a linear resize take a quarter of the time
-    and are as near to the mean over the original pixels."""
+    and are as near to the mean over the original pixels.
+    """
     ratios = tuple(have / want for have, want in zip(extent, target, strict=True))
     kind = cv2.INTER_AREA
     if means and all(_LEFT_OVER <= ratio < 2.05 for ratio in ratios):
@@ -371,7 +376,8 @@ def _scale_grey(values: np.ndarray, deep: bool) -> Image.Image:
 
 def _exif_tags(block: bytes, order: str, at: int) -> dict[int, str | int]:
     """Read the text tags (lower case, clean) and the place of the EXIF directory from one directory
-    of a TIFF block."""
+    of a TIFF block.
+    """
     tags: dict[int, str | int] = {}
     for entry in range(
         at + 2, at + 2 + 12 * min(512, *struct.unpack_from(order + "H", block, at)), 12

@@ -1,5 +1,6 @@
 """A headless Chromium driven by the DevTools protocol over pipes: needs no package, no port and no
-second program."""
+second program.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ class Chromium:
 
     def page(self, url: str, width: int = 1200, height: int = 900, **emulate: Any) -> Page:
         """Open a tab. emulate: `mobile` and `dark` (bool), and `fresh`: in a profile of its own,
-        which has kept nothing."""
+        which has kept nothing.
+        """
         context = (
             {"browserContextId": self.call("Target.createBrowserContext")["browserContextId"]}
             if emulate.get("fresh")
@@ -195,7 +197,8 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Errors of the page so far: exceptions, what the console was told, and refusals by the
-        content policy."""
+        content policy.
+        """
         self.js("0")
         found = []
         for event in self.browser.events:

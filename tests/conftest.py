@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests: one thread, no network, the repository root on the path, and
-the pipeline at tiny size, run once per process."""
+the pipeline at tiny size, run once per process.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def run(script: str, *argv: object) -> int:
 @pytest.fixture
 def refused(capfd):
     """Call a script and expect exit code 2 with a sentence on stderr that holds all of `words`;
-    returns the sentence."""
+    returns the sentence.
+    """
 
     def check(words: str | tuple[str, ...], call, *args: object, **kwargs: object) -> str:
         capfd.readouterr()
@@ -43,7 +45,8 @@ def refused(capfd):
             call(*args, **kwargs)
         told = capfd.readouterr().err
         assert caught.value.code == 2, f"exit code {caught.value.code}: {told}"
-        assert "error:" in told and "Traceback" not in told, told
+        assert "error:" in told, told
+        assert "Traceback" not in told, told
         for word in (words,) if isinstance(words, str) else words:
             assert word in told, f"`{word}` is not in: {told}"
         return told

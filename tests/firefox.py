@@ -1,5 +1,6 @@
 """A headless Firefox driven by Marionette, its own protocol of JSON over TCP: needs no package and
-no second program."""
+no second program.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Firefox:
 
     def js(self, code: str) -> Any:
         """Evaluate an expression or a block that returns; plain values come back. What a call
-        defines is gone in the next."""
+        defines is gone in the next.
+        """
         script = (
             f"const [done] = arguments; (async () => {code})().then((value) => done([value]), "
             "(error) => done(String(error)))"

@@ -1,5 +1,6 @@
 """Outcomes of a made-up model over a made-up tree, without the matrix of probabilities, so that any
-size is quick."""
+size is quick.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def outcomes(
     tree: ClassTree, n: int, accuracy: float = 0.8, seed: int = 0
 ) -> tuple[Judged, np.ndarray]:
     """Outcomes of n pictures with a long tail, and pictures per class; wrong answers are neighbours
-    in index order."""
+    in index order.
+    """
     rng = np.random.default_rng(seed)
     weights = 1 / np.arange(1, tree.num_classes + 1)
     class_idx = rng.choice(tree.num_classes, n, p=weights / weights.sum())

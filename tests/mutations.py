@@ -1,5 +1,6 @@
 """Damaged uploads for tests: pictures of every format, drawn here, with bytes flipped, cut,
-swapped, repeated or set to extremes."""
+swapped, repeated or set to extremes.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def whole(side: int = 48) -> list[bytes]:
 
 def mutated(pictures: list[bytes], count: int, seed: int = 0) -> Iterator[bytes]:
     """`count` damaged copies, the same for the same seed; most damage lies near the beginning,
-    where headers are."""
+    where headers are.
+    """
     draw = random.Random(seed)
     for turn in range(count):
         data = bytearray(pictures[turn % len(pictures)])

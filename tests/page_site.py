@@ -1,5 +1,6 @@
 """The page's server for tests: the real application on a port of its own, which counts what it is
-asked and can be ended."""
+asked and can be ended.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from common.serve.predictor import Predictor
 @dataclass
 class Site:
     """url: where the page is; asked: method, path, query and bytes of the body of each request so
-    far, and sent: the bytes of each answer's body; `stop` ends it."""
+    far, and sent: the bytes of each answer's body; `stop` ends it.
+    """
 
     url: str
     asked: list[list[Any]] = field(default_factory=list)

@@ -17,7 +17,8 @@ FREE = {
 
 def same(a: object, b: object, where: str = "") -> int:
     """Compare nested values, tensors bit for bit; returns how many tensors there are.
-    AssertionError names what differs."""
+    AssertionError names what differs.
+    """
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert set(a) - FREE == set(b) - FREE, where
@@ -42,7 +43,8 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def same_run(one: Path, other: Path) -> tuple[int, int]:
     """Compare the checkpoints of two run folders: the same names, one of them last, one best or
-    final; returns files and tensors."""
+    final; returns files and tensors.
+    """
     names = sorted(p.name for p in one.glob("*.pt"))
     assert names == sorted(p.name for p in other.glob("*.pt")), (
         f"{other} holds other checkpoints than {names}"

@@ -27,6 +27,8 @@ from common.decide import (
     species_probabilities,
 )
 
+pytestmark = pytest.mark.smoke
+
 TREE = ClassTree(
     ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "healthy"))
 )
@@ -84,7 +86,8 @@ def test_a_sure_class_is_answered_with_its_path_and_alternatives():
         {"level": "disease", "name": "scab", "probability": 0.85},
     ]
     assert [item["disease"] for item in answer.alternatives] == ["scab", "healthy"]
-    assert answer.rejection["rejected"] is False and answer.rejection["reason"] is None
+    assert answer.rejection["rejected"] is False
+    assert answer.rejection["reason"] is None
     json.dumps(answer.to_dict(), allow_nan=False)
 
 
@@ -113,7 +116,8 @@ def test_an_unsure_species_is_rejected_but_the_best_guess_is_told():
         None,
         None,
     )
-    assert answer.rejection["reason"] == "unsure" and "photo" in answer.rejection["message"]
+    assert answer.rejection["reason"] == "unsure"
+    assert "photo" in answer.rejection["message"]
     assert answer.alternatives[0] == {"species": "apple", "disease": "rust", "probability": 0.4}
     assert answer.path == []
 
@@ -122,7 +126,8 @@ def test_a_picture_out_of_distribution_is_rejected_however_sure_the_model_is():
     answer = decide(
         np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.array([0.0, 2.5]), TREE, REJECTION, ROLLUP
     )
-    assert answer.decision == "rejected" and answer.species is None
+    assert answer.decision == "rejected"
+    assert answer.species is None
     assert answer.rejection == {
         "rejected": True,
         "reason": "not_a_plant",
@@ -140,14 +145,17 @@ def test_the_threshold_itself_is_still_accepted_and_nan_is_not():
     probs = np.array([0.0, 0.0, 1.0, 0, 0, 0])
     assert decide(probs, np.array([0.0, 2.0]), TREE, REJECTION, ROLLUP).decision == "answered"
     lost = decide(probs, np.array([0.0, np.nan]), TREE, REJECTION, ROLLUP)
-    assert lost.rejection["reason"] == "not_a_plant" and lost.rejection["value"] is None
+    assert lost.rejection["reason"] == "not_a_plant"
+    assert lost.rejection["value"] is None
     json.dumps(lost.to_dict(), allow_nan=False)
 
 
 def test_without_rollup_or_rejection_a_class_is_always_answered():
     answer = decide(np.full(6, 1 / 6), np.array([1e9, 1e9]), TREE, None, None)
-    assert answer.decision == "answered" and answer.disease is not None
-    assert answer.rejection["score"] is None and answer.rejection["quantile"] is None
+    assert answer.decision == "answered"
+    assert answer.disease is not None
+    assert answer.rejection["score"] is None
+    assert answer.rejection["quantile"] is None
 
 
 def test_the_species_level_answers_the_most_probable_species_not_the_best_class():
@@ -209,11 +217,9 @@ def test_the_batch_rule_agrees_with_the_single_one(mode):
 
 def test_quantiles_interpolate_and_end_at_zero_and_one():
     assert THRESHOLD.quantile(1.5) == pytest.approx(0.5)
-    assert (
-        THRESHOLD.quantile(-4) == 0.0
-        and THRESHOLD.quantile(3.0) == 1.0
-        and THRESHOLD.quantile(99) == 1.0
-    )
+    assert THRESHOLD.quantile(-4) == 0.0
+    assert THRESHOLD.quantile(3.0) == 1.0
+    assert THRESHOLD.quantile(99) == 1.0
     assert THRESHOLD.quantile(float("nan")) == 1.0
     assert replace(THRESHOLD, quantiles=(1.0,) * 101).quantile(1.0) == 1.0
 
@@ -238,9 +244,12 @@ def test_a_plant_of_no_species_we_know_is_told_apart_from_no_plant():
     answer = decide(
         sure, np.array([9.1, 2.1]), TREE, ALL_THRESHOLDS, ROLLUP
     )  # 2 x 2.1 - 9.1 lies below -4
-    assert (answer.decision, answer.species) == ("rejected", None) and answer.path == []
-    assert answer.rejection["reason"] == "unknown_species" and answer.rejection["score"] == "gen"
-    assert answer.rejection["value"] == pytest.approx(2.1) and answer.rejection["threshold"] == 2.0
+    assert (answer.decision, answer.species) == ("rejected", None)
+    assert answer.path == []
+    assert answer.rejection["reason"] == "unknown_species"
+    assert answer.rejection["score"] == "gen"
+    assert answer.rejection["value"] == pytest.approx(2.1)
+    assert answer.rejection["threshold"] == 2.0
     assert (
         decide(sure, np.array([9.1, 2.6]), TREE, ALL_THRESHOLDS, ROLLUP).rejection["reason"]
         == "not_a_plant"
@@ -259,8 +268,10 @@ def test_a_disease_we_do_not_know_keeps_the_answer_at_the_species():
         "apple",
         None,
     )
-    assert answer.rejection["rejected"] is False and answer.rejection["reason"] == "unknown_disease"
-    assert answer.rejection["score"] == "leaf" and "disease" not in answer.rejection["message"]
+    assert answer.rejection["rejected"] is False
+    assert answer.rejection["reason"] == "unknown_disease"
+    assert answer.rejection["score"] == "leaf"
+    assert "disease" not in answer.rejection["message"]
     only = decide(np.array([0.0, 0.0, 0.0, 1.0, 0, 0]), strange, TREE, ALL_THRESHOLDS, ROLLUP)
     assert (only.decision, only.disease) == ("answered", "healthy"), (
         "a species of one class has no disease threshold"
@@ -277,15 +288,15 @@ def test_a_poor_photo_explains_a_rejection_and_never_causes_one():
     sure, torn = np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.full(6, 1 / 6)
     poor = {"brightness": 0.0812, "sharpness": 0.5, "short_side": 96}
     good = decide(sure, CALM, TREE, ALL_THRESHOLDS, ROLLUP, photo=poor)
-    assert (
-        good.decision == "answered"
-        and good.rejection["reason"] is None
-        and good.rejection["photo"] == []
-    )
+    assert good.decision == "answered"
+    assert good.rejection["reason"] is None
+    assert good.rejection["photo"] == []
     for ood in (CALM, np.array([0.0, 5.0])):
         answer = decide(torn, ood, TREE, ALL_THRESHOLDS, ROLLUP, photo=poor)
-        assert answer.decision == "rejected" and answer.rejection["reason"] == "small"
-        assert "96 pixels" in answer.rejection["message"] and "200" in answer.rejection["message"]
+        assert answer.decision == "rejected"
+        assert answer.rejection["reason"] == "small"
+        assert "96 pixels" in answer.rejection["message"]
+        assert "200" in answer.rejection["message"]
         assert [
             (row["measure"], row["value"], row["limit"]) for row in answer.rejection["photo"]
         ] == [("short_side", 96, 200), ("brightness", 0.0812, 0.2)]
@@ -297,13 +308,12 @@ def test_a_poor_photo_explains_a_rejection_and_never_causes_one():
         ROLLUP,
         photo={"brightness": 0.0812, "sharpness": 0.01, "short_side": 200},
     )
-    assert (
-        dark.rejection["reason"] == "dark"
-        and "8%" in dark.rejection["message"]
-        and "20%" in dark.rejection["message"]
-    )
+    assert dark.rejection["reason"] == "dark"
+    assert "8%" in dark.rejection["message"]
+    assert "20%" in dark.rejection["message"]
     blurred = decide(torn, CALM, TREE, ALL_THRESHOLDS, ROLLUP, photo={"sharpness": 0.0031})
-    assert blurred.rejection["reason"] == "blurred" and "0.0031" in blurred.rejection["message"]
+    assert blurred.rejection["reason"] == "blurred"
+    assert "0.0031" in blurred.rejection["message"]
     rolled = decide(
         np.array([0.0, 0.5, 0.45, 0.05, 0.0, 0.0]),
         np.array([0.0, 0.0]),
@@ -312,11 +322,9 @@ def test_a_poor_photo_explains_a_rejection_and_never_causes_one():
         ROLLUP,
         photo=poor,
     )
-    assert (
-        rolled.decision == "rolled_up"
-        and rolled.rejection["reason"] is None
-        and len(rolled.rejection["photo"]) == 2
-    )
+    assert rolled.decision == "rolled_up"
+    assert rolled.rejection["reason"] is None
+    assert len(rolled.rejection["photo"]) == 2
     assert (
         decide(torn, CALM, TREE, REJECTION, ROLLUP, photo=poor).rejection["reason"] == "unsure"
     ), "no limits were fitted"
@@ -346,7 +354,9 @@ def test_every_message_is_a_problem_and_then_advice():
     ]
     for answer in answers:
         problem, *advice = answer.rejection["message"].split(". ")
-        assert len(problem) < 140 and advice and answer.rejection["message"].endswith(".")
+        assert len(problem) < 140
+        assert advice
+        assert answer.rejection["message"].endswith(".")
 
 
 def test_thresholds_are_read_from_json_and_nonsense_is_rejected():
@@ -360,11 +370,9 @@ def test_thresholds_are_read_from_json_and_nonsense_is_rejected():
         {**plain, "plant": {**plain, "weights": {"msp": 1}}, "photo": {"brightness": 0.1}},
         ["msp", "gen", "x"],
     )
-    assert (
-        got.ood.weights == (0.5, 2.0, 0.0)
-        and got.plant.weights == (1.0, 0.0, 0.0)
-        and got.disease is None
-    )
+    assert got.ood.weights == (0.5, 2.0, 0.0)
+    assert got.plant.weights == (1.0, 0.0, 0.0)
+    assert got.disease is None
     assert (got.score, got.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
     assert got.ood.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], (
         "what has no weight does not matter"
@@ -372,7 +380,8 @@ def test_thresholds_are_read_from_json_and_nonsense_is_rejected():
     alone = rejection_from_json(
         {"score": "gen", "threshold": 0.0, "quantiles": [0.0] * 101}, ["msp", "gen"]
     )
-    assert alone.ood.weights == (0.0, 1.0) and alone.photo == {}
+    assert alone.ood.weights == (0.0, 1.0)
+    assert alone.photo == {}
     assert rejection_from_json(None, []) is None
     for wrong in (
         {"weights": {"other": 1}},
@@ -397,10 +406,8 @@ def test_rollups_are_read_by_precision_the_default_first():
         },
     }
     got = rollups_from_json(plain)
-    assert (
-        list(got.items()) == [("0.95", Rollup(0.6, 1.1, 0.95)), ("0.90", Rollup(0.5, 0.4, 0.9))]
-        and rollups_from_json(None) == {}
-    )
+    assert list(got.items()) == [("0.95", Rollup(0.6, 1.1, 0.95)), ("0.90", Rollup(0.5, 0.4, 0.9))]
+    assert rollups_from_json(None) == {}
     for wrong in ({"disease": -0.1, "species": 0.5}, {"disease": float("nan"), "species": 0.5}):
         with pytest.raises(ValueError):
             rollups_from_json({**plain, "precisions": {"0.95": wrong}})

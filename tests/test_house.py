@@ -1,5 +1,6 @@
 """The conventions of this repository, as code: its layout, imports, sizes, documentation and
-commands."""
+commands.
+"""
 
 from __future__ import annotations
 
@@ -327,7 +328,8 @@ def test_a_misspelt_flag_stops_every_script():
 
 def commands(text: str) -> list[list[str]]:
     """The commands of a text's code blocks, continued lines joined; without comments, prompts and
-    assignments."""
+    assignments.
+    """
     found = []
     for block in re.findall(r"```(?:bash|sh|console|shell|text)?\n(.*?)```", text, flags=re.S):
         for line in block.replace("\\\n", " ").splitlines():

@@ -1,5 +1,6 @@
 """The one way to read a picture: unusual ones come out right, broken ones say why, bombs are
-refused by their header."""
+refused by their header.
+"""
 
 from __future__ import annotations
 
@@ -208,7 +209,8 @@ def test_shrinking_is_the_area_mean(width, height, long_side):
 
 def area_mean(rgb: np.ndarray, size: int, axis: int) -> np.ndarray:
     """Shrink one axis by the definition: the integral over each small pixel, divided by its
-    width."""
+    width.
+    """
     whole = np.moveaxis(rgb.astype(np.float64), axis, 0)
     integral = np.concatenate([np.zeros_like(whole[:1]), whole.cumsum(0)])
     edges = np.linspace(0, len(whole), size + 1)

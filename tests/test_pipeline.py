@@ -1,5 +1,6 @@
 """The pipeline as a person types it: raw folders in, predictions out, each stage a command that
-reads only files."""
+reads only files.
+"""
 
 from __future__ import annotations
 

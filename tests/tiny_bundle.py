@@ -1,5 +1,6 @@
 """A tiny exports folder for tests: a hand-made ONNX model that goes by the mean colour of a
-picture. No torch."""
+picture. No torch.
+"""
 
 from __future__ import annotations
 
@@ -191,7 +192,8 @@ def describe(folder: Path, tree: ClassTree = TREE, **changes: Any) -> dict[str, 
 
 def make(folder: Path, tree: ClassTree = TREE, **changes: Any) -> Path:
     """Write the folder: model.onnx, model.int8.onnx and bundle.json. `changes` replace keys of
-    bundle.json."""
+    bundle.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("model.onnx", "model.int8.onnx"):
         onnx.save(model(), folder / name)

@@ -1,5 +1,6 @@
 """A tiny set of raw class folders for tests: colour tells the species, texture the disease. No
-torch."""
+torch.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ EACH = 10
 
 def draw(species: str, disease: str, number: int, size: int = 64) -> np.ndarray:
     """Draw one picture, uint8 (size, size, 3): smooth random ground in the species' colour, the
-    disease as marks on it."""
+    disease as marks on it.
+    """
     kinds = sorted({d for _, d in CLASSES.values()})
     rng = np.random.default_rng([sorted(COLORS).index(species), kinds.index(disease), number])
     ground = cv2.resize(
@@ -77,7 +79,8 @@ def make_strangers(folder: Path, count: int = 8) -> Path:
 
 def organize(folder: Path, *flags: object) -> Path:
     """Make raw folders below `folder` and organize them with 01's own main; returns
-    data/organized."""
+    data/organized.
+    """
     raw, strangers = make_raw(folder / "raw"), make_strangers(folder / "things")
     argv = [
         raw,

@@ -1,5 +1,6 @@
 """A tiny exports/browser/ beside tiny_bundle's models: goes by the mean colour too, at another
-size. No torch."""
+size. No torch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ SCORES = ("gen", "mahalanobis")
 
 def model(tree: ClassTree) -> onnx.ModelProto:
     """light.onnx: the feature is the mean colour, of which a class's logit is linear; scores are the
-    chance to be wrong and the distance."""
+    chance to be wrong and the distance.
+    """
     colors = tiny.COLORS
     segments = (tree.class_species[:, None] == np.arange(tree.num_species)).astype(np.float32)
     constants = {

@@ -1,5 +1,6 @@
 """Small networks of the contract as ONNX, with random weights: one of convolutions, one of tokens.
-No torch."""
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ class _Builder:
         **attributes: object,
     ) -> str:
         """A convolution with a bias; `spread` makes the channels' weights differ in size by up to
-        that factor."""
+        that factor.
+        """
         weight = self.rng.normal(0, 1.4 / np.sqrt(of * kernel * kernel), (out, of, kernel, kernel))
         weight *= np.geomspace(1 / spread, 1, out)[:, None, None, None]
         self.constant(f"{name}.weight", weight.astype(np.float32))
@@ -77,7 +79,8 @@ class _Builder:
 
     def heads(self, features: str, feature_map: str, width: int) -> onnx.ModelProto:
         """Probabilities, scores and a heatmap over (N, width) features and an (N, width, h, w)
-        map."""
+        map.
+        """
         self.constant("last", np.array([-1]))
         logits = self.node(
             "Gemm",
@@ -138,7 +141,8 @@ class _Builder:
 
 def conv_net(seed: int = 4, spread: float = 1.0) -> onnx.ModelProto:
     """Stem, depthwise, and an inverted residual block: five convolutions, clipped at 6 as
-    MobileNetV2's are."""
+    MobileNetV2's are.
+    """
     b = _Builder(seed)
     b.constant("zero", np.float32(0))
     b.constant("six", np.float32(6))

@@ -14,7 +14,8 @@ SUB = 4  # fractional bits of OpenCV's drawing coordinates
 
 def noise(rng: Rng, height: int, width: int, cells: int) -> np.ndarray:
     """Smooth noise, float32 (height, width) of mean 0 and deviation about 1, with about `cells`
-    bumps along the longer side."""
+    bumps along the longer side.
+    """
     step = max(height, width) / cells
     shape = [max(2, round(side / step)) + 2 for side in (height, width)]
     grid = rng.standard_normal(shape, dtype=np.float32)
@@ -23,7 +24,8 @@ def noise(rng: Rng, height: int, width: int, cells: int) -> np.ndarray:
 
 def ramp(value: np.ndarray, zero: float, one: float) -> np.ndarray:
     """Linear from 0 where `value` is `zero` to 1 where it is `one`, clipped; `zero` may be the
-    larger."""
+    larger.
+    """
     return np.clip((value - zero) / (one - zero), 0, 1)
 
 
@@ -43,14 +45,16 @@ def random_colour(
 
 def tinted(tone: np.ndarray, colour: Sequence[float] | np.ndarray) -> np.ndarray:
     """tone (h, w) times an RGB colour -> float32 (h, w, 3), plane by plane because numpy is slow
-    over a last axis of 3."""
+    over a last axis of 3.
+    """
     tone = tone.astype(np.float32, copy=False)
     return cv2.merge([tone * np.float32(c) for c in colour])
 
 
 def mix(image: np.ndarray, amount: np.ndarray, colour: Sequence[float] | np.ndarray) -> None:
     """Moves `image` (h, w, 3) in place towards `colour`, an RGB triple or an image, by `amount`
-    (h, w) in 0..1."""
+    (h, w) in 0..1.
+    """
     amount = amount.astype(np.float32, copy=False)
     image *= cv2.merge([1 - amount] * 3)
     if np.ndim(colour) == 1:

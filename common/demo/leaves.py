@@ -17,7 +17,8 @@ CANVAS = 224  # side in pixels of the square that one leaf is painted on, tip up
 @dataclass
 class Shape:
     """Outlines, veins and stalk of one leaf as float points (n, 2), x to the right and y upwards;
-    a vein comes with its relative thickness, and the main vein is the first."""
+    a vein comes with its relative thickness, and the main vein is the first.
+    """
 
     blades: list[np.ndarray]
     veins: list[tuple[np.ndarray, float]]
@@ -74,7 +75,8 @@ def _blade(
     stalk: float = 0.1,
 ) -> Shape:
     """One blade from (0, 0) to (0, 1): a range of half widths, bluntness of `base` and `tip`, a
-    toothed or lobed margin, and `pairs` of side veins (one to each lobe) or `parallel` ones."""
+    toothed or lobed margin, and `pairs` of side veins (one to each lobe) or `parallel` ones.
+    """
     t = np.linspace(0, 1, 60 + 6 * teeth)
     profile = t**base * (1 - t) ** tip
     profile *= rng.uniform(*width) / profile.max()
@@ -105,7 +107,8 @@ def _palmate(
     rng: Rng, *, lobes: Sequence[tuple[float, float, float, float]], tooth: float, stalk: float
 ) -> Shape:
     """A leaf of `lobes` around its stalk: (degrees from the tip, reach, width in radians, power:
-    1 for a sharp tip, 2 for a round one); one vein with side veins runs to each lobe."""
+    1 for a sharp tip, 2 for a round one); one vein with side veins runs to each lobe.
+    """
     angle = np.linspace(-0.97 * np.pi, 0.97 * np.pi, 260)
     rib = Shape([], [(np.array([[0, 0], [0, 0.93]]), 0.95)], np.zeros((1, 2)))
     for f in (0.3, 0.5, 0.7):
@@ -134,7 +137,8 @@ def _compound(
     leaflet: Callable[[Rng], Shape],
 ) -> Shape:
     """A stalk from and to a height, a leaflet at its top, and pairs of leaflets `spread` degrees
-    aside: rows of (scale, height, distance from the stalk), the top one first."""
+    aside: rows of (scale, height, distance from the stalk), the top one first.
+    """
     (top, height, _), *rows = leaflets
     stem = np.array([[0, stalk[1]], [rng.uniform(-0.04, 0.04), stalk[0]]])
     parts, turn = [leaflet(rng).placed(top, rng.normal(0, 6), (0, height))], rng.uniform(*spread)
@@ -250,7 +254,8 @@ def _on_canvas(shape: Shape, bend: float) -> Shape:
 
 def paint_leaf(name: str, rng: Rng) -> Leaf:
     """One healthy leaf of species `name` (a key of SPECIES); `rng` draws its shape, its green and
-    its shading."""
+    its shading.
+    """
     draw_shape, (hue, relief, paleness, gloss) = SPECIES[name]
     shape = _on_canvas(draw_shape(rng), rng.normal(0, 0.09))
     masks = np.zeros((3, CANVAS, CANVAS), np.uint8)

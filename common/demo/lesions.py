@@ -1,7 +1,8 @@
 """Diseases for the demo pictures: a table of lesions, painted onto a healthy leaf. No torch.
 
 A lesion is a field over the leaf and the layers of colour painted where the field has their
-values. Lengths are in the leaf's own unit (`Leaf.unit`), counts are from mild to severe."""
+values. Lengths are in the leaf's own unit (`Leaf.unit`), counts are from mild to severe.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def _places(
     mask: np.ndarray, rng: Rng, severity: float, counts: Range, apart: float
 ) -> list[tuple[int, int]]:
     """As many pixels (x, y) of `mask` (C, C) as the severity asks for, no two of them closer than
-    `apart` pixels; fewer where there is no room."""
+    `apart` pixels; fewer where there is no room.
+    """
     count = round(np.interp(severity, (0, 1), counts))
     free, (ys, xs), places = mask.astype(np.uint8), np.nonzero(mask), []
     for k in rng.integers(0, len(xs), 3 * count).tolist():
@@ -51,7 +53,8 @@ def spots(
     veins: float = 0.0,
 ) -> np.ndarray:
     """Distance to the nearest spot in radii: 0 in its middle, 1 on its rim, 9 far away. Spots lie
-    on the "blade", its "margin" or the "veins"; with `veins` > 0 they do not cross veins."""
+    on the "blade", its "margin" or the "veins"; with `veins` > 0 they do not cross veins.
+    """
     mask = {
         "blade": _inside(leaf, 4),
         "margin": (leaf.depth > 0.5) & (leaf.depth < 2.5),
@@ -79,7 +82,8 @@ def streaks(
     power: float = 1.0,
 ) -> np.ndarray:
     """0 far from any streak, up to 1 around it, 1 to 2 inside. Streaks lie along the main vein:
-    bars for a `power` near 0, ellipses for 1, pointed spindles for 2."""
+    bars for a `power` near 0, ellipses for 1, pointed spindles for 2.
+    """
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
     t = np.linspace(0, 2 * np.pi, 32)
     outline = np.column_stack([np.cos(t), np.sign(np.sin(t)) * np.abs(np.sin(t)) ** power]) / 2
@@ -241,7 +245,8 @@ DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
 
 def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
     """Paints `disease` (a key of DISEASES) onto the leaf's `rgb` in place, from mild and faint to
-    severe and opaque; every leaf gets the specks of dust of a healthy one."""
+    severe and opaque; every leaf gets the specks of dust of a healthy one.
+    """
     tone = leaf.tone + 0.06 * bumps(rng, 60)
     for name in dict.fromkeys(("healthy", disease)):
         (draw_field, layers), clean = DISEASES[name], leaf.rgb.copy()

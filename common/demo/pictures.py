@@ -1,5 +1,6 @@
 """The demo's pictures, for people without photos: 30 classes of drawn leaves and some non-plants.
-No torch."""
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def class_sizes(scale: float = 1.0) -> dict[str, int]:
 
 def streams(seed: int, class_number: int, picture_number: int) -> list[np.random.Generator]:
     """Three independent generators for one picture: its subject, its style and ground, its camera's
-    noise."""
+    noise.
+    """
     first = np.random.default_rng([seed, class_number, picture_number])
     return [np.random.default_rng(first.integers(0, 2**63, 4)) for _ in range(3)]
 
@@ -123,7 +125,8 @@ def _resized(data: bytes, scale: float, quality: int) -> bytes:
 
 def _plant_defects(root: Path, seed: int) -> dict[str, list]:
     """Adds what goes wrong in real collections -> kind -> paths below the root; pairs are
-    [original, copy]."""
+    [original, copy].
+    """
     rng = np.random.default_rng([seed, NOT_PLANT_CLASS + 1])
     order = rng.permutation(len(CLASSES)).tolist()
     planted: dict[str, list] = {}
@@ -189,7 +192,8 @@ def make_demo(
     Returns {"plants": Path, "not_plants": Path, "images": files below plants, "classes": class
     folders, "not_plant_images": files below not_plants, "planted": {kind: paths or [original, copy]
     pairs below `folder`}}. Raises FileExistsError when `folder` holds something that this function
-    did not make."""
+    did not make.
+    """
     folder, wanted = Path(folder), {"format": FORMAT, "seed": seed, "scale": scale}
     marker = _read_marker(folder)
     if all(marker.get(k) == v for k, v in wanted.items()):

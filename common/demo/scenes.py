@@ -1,5 +1,6 @@
 """Grounds, light and cameras for the demo pictures, the same for every class of plant and for
-non-plants. No torch."""
+non-plants. No torch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ SIZE_ODDS = {  # (width, height) -> share of the pictures
 @dataclass
 class Style:
     """All that is chosen about a picture beside its subject: size, ground, light and camera. It
-    never depends on the class."""
+    never depends on the class.
+    """
 
     width: int
     height: int
@@ -48,7 +50,8 @@ class Style:
 
 def draw_style(rng: Rng) -> Style:
     """A Style from `rng` alone: this signature is why ground and quality say nothing about the
-    class."""
+    class.
+    """
     size = rng.choice(len(SIZE_ODDS), p=list(SIZE_ODDS.values()))
     return Style(
         *list(SIZE_ODDS)[size],
@@ -76,7 +79,8 @@ def surface(
     bumps: tuple[Range, ...] = ((0.05, 3), (0.02, 80)),
 ) -> np.ndarray:
     """One colour from the given ranges under `bumps` of light, each (strength, cells along the
-    longer side)."""
+    longer side).
+    """
     tone = 1 + sum(strength * noise(rng, h, w, cells) for strength, cells in bumps)
     return np.clip(tinted(tone, random_colour(rng, hue, saturation, value)), 0, 255)
 
@@ -161,7 +165,8 @@ GROUNDS: dict[str, Callable[[Rng, int, int], np.ndarray]] = {
 
 def _pose(rng: Rng, size: float, centre: np.ndarray, turn: float) -> np.ndarray:
     """The 3x3 matrix that takes the leaf's canvas to the picture, `size` pixels wide there, seen a
-    little askew."""
+    little askew.
+    """
     c, s = np.cos(turn), np.sin(turn)
     square = np.float32([[0, 0], [1, 0], [1, 1], [0, 1]])
     askew = np.array([[rng.uniform(0.87, 1.0), 0], [rng.normal(0, 0.08), 1]])
@@ -171,7 +176,8 @@ def _pose(rng: Rng, size: float, centre: np.ndarray, turn: float) -> np.ndarray:
 
 def compose(leaf: Leaf, style: Style, rng: Rng) -> np.ndarray:
     """The leaf on its ground, sometimes among others of its plant -> float32 (h, w, 3) in
-    0..255."""
+    0..255.
+    """
     frame = np.array([style.width, style.height])
     image = GROUNDS[style.ground](rng, style.height, style.width)
     card = cv2.merge([*(plane * leaf.alpha for plane in cv2.split(leaf.rgb)), leaf.alpha * 255])
@@ -202,7 +208,8 @@ def compose(leaf: Leaf, style: Style, rng: Rng) -> np.ndarray:
 
 def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
     """Light, lens, sensor and JPEG of `style` applied to RGB (h, w, 3) in 0..255 -> the file's
-    bytes, EXIF included."""
+    bytes, EXIF included.
+    """
     h, w = image.shape[:2]
     x = np.linspace(-1, 1, w, dtype=np.float32)
     y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]

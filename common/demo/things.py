@@ -1,5 +1,6 @@
 """Pictures of no plant for the demo: figures from a table, streets, documents, textures; some are
-green on purpose. No torch."""
+green on purpose. No torch.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Figure:
 
     A part is ("box", colour, x0, y0, x1, y1), ("oval", colour, x, y, radius, radius), ("rod",
     colour, x0, y0, x1, y1, thickness) or ("area", colour, x0, y0, x1, y1, ...). A colour is RGB or
-    the name of one drawn from `colours`; "dark" before the name makes it 0.8 of that."""
+    the name of one drawn from `colours`; "dark" before the name makes it 0.8 of that.
+    """
 
     grounds: Sequence[Ground]
     parts: Sequence[tuple]
@@ -101,7 +103,8 @@ def _grid(
     shade: float = 0.0,
 ) -> None:
     """Fills `wide` x `tall` of each cell of a grid within `frame` (x0, y0, x1, y1) with `colours`
-    in turn; rows are shifted by `shift` in turn, in cells."""
+    in turn; rows are shifted by `shift` in turn, in cells.
+    """
     x0, y0, x1, y1 = frame
     dx, dy = (x1 - x0) / columns, (y1 - y0) / rows
     for j in range(rows):
@@ -364,7 +367,8 @@ THINGS: list[Ground | Figure] = [
 
 def draw_thing(number: int, rng: Rng, height: int, width: int) -> np.ndarray:
     """Picture `number` of no plant, its subject from THINGS in turn -> RGB float32 (height, width,
-    3) in 0..255."""
+    3) in 0..255.
+    """
     thing = THINGS[number % len(THINGS)]
     draw = partial(draw_figure, figure=thing) if isinstance(thing, Figure) else thing
     return np.clip(draw(rng, height, width), 0, 255).astype(np.float32)

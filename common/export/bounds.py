@@ -1,5 +1,6 @@
 """What a count can claim: exact bounds of a share, how many pictures a claim takes, and quantiles
-far out. No torch."""
+far out. No torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import numpy as np
 
 def lower(share: float) -> str:
     """A lower bound in per cent with two digits, rounded down: no more is claimed than was
-    shown."""
+    shown.
+    """
     return f"{math.floor(share * 1e4 + 1e-9) / 1e4:.2%}"
 
 

@@ -1,5 +1,6 @@
 """Temperatures fitted on val, and how far probabilities are from the shares that come true, before
-and after."""
+and after.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Temperatures:
     one per species' diseases.
 
     disease_global: the one temperature of all diseases; spread: standard deviation of log T between
-    species as val shows it, 0 where all get the global one."""
+    species as val shows it, 0 where all get the global one.
+    """
 
     species: float
     disease: np.ndarray
@@ -44,7 +46,8 @@ class Temperatures:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: {"species": t, "disease": [t per species], "disease_global": t, "spread":
-        s}."""
+        s}.
+        """
         return {
             "species": float(self.species),
             "disease": [float(t) for t in self.disease],
@@ -225,7 +228,8 @@ def retemper(
 
 def calibration_bins(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> np.ndarray:
     """Cut pictures into bins of equal count by confidence: float64 (bins, 3), count, mean
-    confidence, share right."""
+    confidence, share right.
+    """
     order = np.argsort(confidence, kind="stable")
     parts = np.array_split(order, min(bins, len(order))) if len(order) else []
     return np.array(
@@ -353,7 +357,8 @@ def report_lines(
     names: Sequence[str] = (),
 ) -> list[str]:
     """Lay out calibration before and after temperature as lines of report.md; `names` are the
-    species, for the extremes."""
+    species, for the extremes.
+    """
 
     def cell(row: Mapping[str, float]) -> tuple[str, ...]:
         return (

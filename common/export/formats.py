@@ -1,5 +1,6 @@
 """What belongs to an exported file beside its weights: metadata, a check in a fresh process, a
-Triton model repository. No torch."""
+Triton model repository. No torch.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 class FormatError(ValueError):
     """An exported file that is not as the contract says; the message says which file and what is
-    wrong with it."""
+    wrong with it.
+    """
 
 
 # region metadata
@@ -79,7 +81,8 @@ def metadata(
 
 def stamp(path: Path, facts: Mapping[str, str]) -> None:
     """Write metadata into an ONNX file, in place of all it had but the names of weights that stay
-    float; the file is replaced whole or not at all."""
+    float; the file is replaced whole or not at all.
+    """
     model = onnx.load(path)
     kept = {e.key: e.value for e in model.metadata_props if e.key == KEEP_FLOAT}
     del model.metadata_props[:]

@@ -1,5 +1,6 @@
 """FP16 for GPUs: weights and heavy maths as float16, with islands of float32 where float16
-overflows or loses too much. No torch."""
+overflows or loses too much. No torch.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
 
 def _between_heavy(model: onnx.ModelProto) -> set[str]:
     """Names of nodes of FP16_OPS that a heavy layer of the backbone stands before, or is, and
-    behind, or is."""
+    behind, or is.
+    """
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
     heavy = {

@@ -1,5 +1,6 @@
 """The gate: whether a smaller model may stand in for FP32. Decided on val, reported on test. No
-torch."""
+torch.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ class Side:
 @dataclass(frozen=True)
 class Speed:
     """Cost beside FP32: `ratio` of the times (below 1 = faster), its 95 % interval, and
-    `size_ratio` of the files."""
+    `size_ratio` of the files.
+    """
 
     ratio: float
     low: float
@@ -105,7 +107,8 @@ class Check:
 @dataclass(frozen=True)
 class GateResult:
     """All checks of one candidate on one split, and how many pictures changed from right to wrong
-    and back."""
+    and back.
+    """
 
     way: str
     split: str
@@ -355,7 +358,8 @@ def _macro_f1(answer: np.ndarray, class_idx: np.ndarray, classes: int) -> float:
 
 def _f1_of_one(answer: np.ndarray, class_idx: np.ndarray, classes: int) -> float:
     """The most that macro F1 can lose when one right answer turns wrong: its own class's part, and
-    that of the class now named."""
+    that of the class now named.
+    """
     hits, present, said = _counts(answer, class_idx, classes)
     shown = present > 0
     hits, both = hits[shown], (present + said)[shown].astype(float)

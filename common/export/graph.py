@@ -1,5 +1,6 @@
 """The graph that is exported: pixels in; calibrated joint probabilities, OOD scores and a
-heatmap out."""
+heatmap out.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class FeatureSpace(nn.Module):
     Lee et al. 2018 with the normalisation of Mueller and Hein 2025 ("Mahalanobis++"). Only the
     `rank` directions along which train pictures vary most are whitened; what lies outside them
     counts by its length alone, in units of the mean variance there (the residual of ViM, Wang et
-    al. 2022). At rank F it is the plain distance."""
+    al. 2022). At rank F it is the plain distance.
+    """
 
     keep_float = True  # no INT8: distances need their digits
     fp16_weights = ("basis",)  # in the light model: INT8 would drown what lies outside of it
@@ -134,7 +136,8 @@ class FeatureSpace(nn.Module):
 
     def distances(self, features: Tensor, species: Tensor) -> Tensor:
         """Features float (N, F), predicted species int64 (N,) -> float32 (N, 2): distance to the
-        nearest species mean, and to the nearest class mean of the predicted species."""
+        nearest species mean, and to the nearest class mean of the predicted species.
+        """
         white, rest = self._place(features)
         other = (self.class_species[None, :] != species[:, None]) * FAR
         return torch.cat(
@@ -144,7 +147,8 @@ class FeatureSpace(nn.Module):
 
     def _place(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Whitened coordinates (N, K), and the squared length outside of them in its own units (N,
-        1)."""
+        1).
+        """
         unit = nn.functional.normalize(features, dim=1) - self.centre
         inside = unit @ self.basis
         rest = (unit * unit).sum(1, keepdim=True) - (inside * inside).sum(1, keepdim=True)
@@ -167,7 +171,8 @@ class LearnedScore(nn.Module):
 
     It knows only the kinds of OOD pictures that it was shown, and these very well: it is one score
     beside the distances. Poor copies of plants (`pictures.shifted`) among the plants keep it
-    from taking a blurred leaf for no plant."""
+    from taking a blurred leaf for no plant.
+    """
 
     keep_float = True
     fp16_weights = ("weight", "bias")  # in the light model: a sum over thousands of statistics
@@ -255,7 +260,8 @@ def learn(plants: Tensor, ood: Tensor) -> tuple[LearnedScore | None, np.ndarray 
 
 def _widest(values: Tensor, rank: int) -> Tensor:
     """Directions of the greatest sums of squares: double (N, D) -> (D, rank), orthonormal (Halko et
-    al. 2011: subspace iteration)."""
+    al. 2011: subspace iteration).
+    """
     if values.shape[1] <= 2 * rank:
         return torch.linalg.eigh(values.T @ values).eigenvectors[:, -rank:]
     sketch = values @ torch.randn(
@@ -276,7 +282,8 @@ def _means(values: Tensor, group: Tensor, groups: int) -> Tensor:
 
 def gen_score(species_probs: Tensor) -> Tensor:
     """Generalised entropy of the species probabilities (Liu et al. 2023, GEN): float (N, S) ->
-    float (N,), larger = farther from train."""
+    float (N,), larger = farther from train.
+    """
     top = species_probs.topk(min(GEN_TOP, species_probs.shape[1]), dim=1).values.clamp(1e-12, 1.0)
     return (top**GEN_GAMMA * (1.0 - top).clamp_min(1e-12) ** GEN_GAMMA).sum(dim=1)
 
@@ -358,7 +365,8 @@ class ServingGraph(nn.Module):
 
     def _heatmap(self, feature_map: Tensor, features: Tensor, class_idx: Tensor) -> Tensor:
         """Class activation of the predicted class; where layers follow the pooling, how active each
-        position is."""
+        position is.
+        """
         model = self.model
         if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
             side = int(feature_map.shape[1] ** 0.5)

@@ -1,5 +1,6 @@
 """The search for an INT8 model that passes the gate: what is tried, in which order, and which
-layers go back to float."""
+layers go back to float.
+"""
 
 from __future__ import annotations
 
@@ -215,7 +216,8 @@ class _Search:
 
     def run(self, attempt: Attempt) -> None:
         """Build with all layers; then put the most harmful back to float until the gate passes or
-        nothing is gained."""
+        nothing is gained.
+        """
         attempt.of = len(self.layers)
         if not self.layers:
             attempt.rejected = "there is nothing to quantize"
@@ -261,7 +263,8 @@ class _Search:
     def _by_harm(self) -> tuple[list[list[str]], np.ndarray]:
         """Groups of layers, most harmful first, and their harm: the mean squared change of the
         log-probabilities when this group alone is quantized. Errors of layers add up about
-        independently, so that the sum over those left estimates the error of the whole."""
+        independently, so that the sum over those left estimates the error of the whole.
+        """
         parts = np.array_split(np.array(self.layers), min(GROUPS, len(self.layers)))
         groups, pictures = [part.tolist() for part in parts], np.concatenate(self.calibration)
         pictures = pictures[spread(len(pictures), HARM_PICTURES)]

@@ -1,5 +1,6 @@
 """Running exported models over pictures, timing them against each other, and holding them to
-limits. No torch."""
+limits. No torch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Run = Callable[[np.ndarray], list[np.ndarray]]
 
 class LimitError(ValueError):
     """A model that is larger or slower than was asked for; the message says what, by how much, and
-    how to mend it."""
+    how to mend it.
+    """
 
 
 def run_over(
@@ -29,7 +31,8 @@ def run_over(
 
 def session_run(path: Path, threads: int = 1) -> Run:
     """Make a function that runs an ONNX file: uint8 (N, size, size, 3) -> [probabilities, ood,
-    heatmap]."""
+    heatmap].
+    """
     session = open_session(path, threads)
     return lambda pictures: session.run(None, {"images": np.ascontiguousarray(pictures)})
 

@@ -3,7 +3,8 @@ that is worth. No torch.
 
 Three thresholds: above the first a picture is rejected; the second says of a rejected picture
 whether it shows a plant at all; above the third the disease is none we know, and the answer stays
-at the species. Each compares a weighted sum of the model's scores with a value fitted on val."""
+at the species. Each compares a weighted sum of the model's scores with a value fitted on val.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +156,8 @@ def _choose(
     share: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Choose a sum of scores that are there: its entry but for the threshold, and per sum the
-    AUROC and the share of OOD pictures it rejects, both means over the kinds."""
+    AUROC and the share of OOD pictures it rejects, both means over the kinds.
+    """
     has_classes = "mahalanobis_class" in plants  # a light model tells only species apart
     sums = [
         {key if has_classes else key.removesuffix("_class"): times for key, times in keys.items()}
@@ -198,7 +200,8 @@ def _rule(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
 
 def _plant_rule(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] | None:
     """Fit the threshold between no plant and a plant of another species; None without any picture
-    of either."""
+    of either.
+    """
     possible = [keys for keys in PLANT_SCORES if all(key in plants for key in keys)]
     if not possible or not shown.keys() & {"not_plants", "unknown_species"}:
         return None

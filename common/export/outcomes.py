@@ -1,5 +1,6 @@
 """What an exported model answers for all pictures of an export, and what is fitted on it: its entry
-in bundle.json."""
+in bundle.json.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +175,8 @@ def ood_scores(
     outcome: Outcome, rejection: Mapping[str, Any], names: Sequence[str], split: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The OOD score of a threshold, of the split's plants (N,) and of its pictures of no plant
-    (M,); None where there are none."""
+    (M,); None where there are none.
+    """
     weights, kinds = rejection["weights"], outcome.ood[split]["plant"]
     outside = (
         ood.value(weights, ood.columns(np.concatenate([*kinds.values()]), names)) if kinds else None

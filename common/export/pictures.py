@@ -1,5 +1,6 @@
 """The pictures that an export is fitted and judged by: splits, out-of-distribution (OOD) pictures
-of every kind, and poor copies of plants."""
+of every kind, and poor copies of plants.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ ROLES = ("plant", "species", "disease")
 @dataclass(frozen=True)
 class OodKind:
     """Out-of-distribution pictures of one kind: its name, its role (one of `ROLES`), and per split
-    the files."""
+    the files.
+    """
 
     name: str
     role: str
@@ -141,7 +143,8 @@ class Pictures:
         self, split: str, batch_size: int = BATCH, at_most: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (uint8 (N, size, size, 3), class_idx int64 (N,)) of a split; with `at_most`, of
-        some of the pictures it gives without."""
+        some of the pictures it gives without.
+        """
         chosen = spread(len(self.data.splits[split]), self.at_most)
         yield from self._load(
             split, chosen[spread(len(chosen), at_most or self.at_most)], batch_size
@@ -193,7 +196,8 @@ class Pictures:
         self, kind: str, split: str, at_most: int = POOR_AT_MOST
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield poor copies of some of a split's plants: (uint8 (N, size, size, 3), class_idx int64
-        (N,))."""
+        (N,)).
+        """
         first = 0
         for pictures, class_idx in self.batches(split, at_most=max(1, min(at_most, self.at_most))):
             yield shifted(pictures, kind, first), class_idx
@@ -201,7 +205,8 @@ class Pictures:
 
     def with_poor(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield a split as `batches` does, and poor copies of every kind of one picture in
-        `POOR_SHARE`."""
+        `POOR_SHARE`.
+        """
         yield from self.batches(split)
         for kind in SHIFTS:
             yield from self.poor(

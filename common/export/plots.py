@@ -1,5 +1,6 @@
 """Pictures of an export: reliability, accuracy against coverage, what sending photos to the server
-brings, and OOD scores."""
+brings, and OOD scores.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ MOST_POINTS = 600  # of one curve
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
     """A figure that is written as PNG at the end, without a pyplot window list or a person's own
-    settings."""
+    settings.
+    """
     import matplotlib  # slow to import
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -2,7 +2,8 @@
 quantizer), and weights alone. No torch.
 
 A layer is a Conv or MatMul with constant weights. Everything else stays float: LayerNorm, Softmax,
-GELU, residual sums, products of two activations, and the modules that declare `keep_float`."""
+GELU, residual sums, products of two activations, and the modules that declare `keep_float`.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class TensorStats:
 
 def load_fused(model: Path) -> onnx.ModelProto:
     """Load a model with batch norms and constants folded, so that the weights which are used are
-    quantized, and with every node named."""
+    quantized, and with every node named.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -110,7 +112,8 @@ def storable(model: onnx.ModelProto) -> list[str]:
 
 def static_kinds(model: onnx.ModelProto) -> list[str]:
     """Types of the nodes to quantize with fixed ranges: convolutions only where they hold most
-    weights, as a transformer's patch embedding gains nothing."""
+    weights, as a transformer's patch embedding gains nothing.
+    """
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     chosen, held = set(layers(model)), {"Conv": 0, "MatMul": 0}
     for node in model.graph.node:

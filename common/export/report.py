@@ -21,7 +21,8 @@ from common.train.metrics import DECISIONS
 
 def stage_seconds(checkpoints: Path, student: Path | None) -> dict[str, float]:
     """Seconds that training took, from the logs in the folder of the runs and beside the student's
-    checkpoint."""
+    checkpoint.
+    """
 
     def logged(*folders: str, root: Path = checkpoints) -> float:
         files = [root / folder / "log.jsonl" for folder in folders]
@@ -39,7 +40,8 @@ def compose_report(
     result: dict[str, Any], data: Organized, checkpoints: Path, student: Path | None, seconds: float
 ) -> dict[str, Any]:
     """Compose report.json: data, test figures, rejection, calibration, decisions, models, the gate,
-    the light model, seconds."""
+    the light model, seconds.
+    """
     content, tree = result["bundle"], data.tree
     cards, main = content["models"], content["models"]["model.onnx"]
     probabilities, _, class_idx = result["outcomes"]["model.onnx"].splits["test"]
@@ -241,7 +243,8 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
 
 def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     """Draw the pictures of report.md: reliability.png, coverage.png, scores.png and, with a light
-    model, deferral.png."""
+    model, deferral.png.
+    """
     tree, card, outcome = (
         data.tree,
         result["bundle"]["models"]["model.onnx"],

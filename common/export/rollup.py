@@ -17,7 +17,8 @@ often as wanted; for each precision by itself. It is exact for probabilities and
 not depend on val. The candidates stand fixed, and where a sequence begins follows from the
 probabilities, never from the truth; but temperatures (and the epoch) were chosen on val too. What
 that costs is measured in tests/benchmarks/rollup.py. The promise says nothing about pictures of
-another kind than val's, and nothing about single classes."""
+another kind than val's, and nothing about single classes.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def name_of(precision: float) -> str:
 @dataclass(frozen=True)
 class _Tests:
     """Per candidate threshold and promise (K, promises): answers it speaks of, how many are wrong,
-    how many the probabilities foretell."""
+    how many the probabilities foretell.
+    """
 
     given: np.ndarray
     wrong: np.ndarray
@@ -70,7 +72,8 @@ class _Tests:
 
     def begin(self, risk: float) -> int:
         """The candidate of which the probabilities foretell the strongest promise (Wilson's bound);
-        the truth has no say in it."""
+        the truth has no say in it.
+        """
         z, n = NormalDist().inv_cdf(1 - risk), np.maximum(self.given, 1e-9)
         share = 1 - self.foretold / n
         low = (
@@ -82,7 +85,8 @@ class _Tests:
 
     def holds(self, k: int, risk: float) -> float:
         """What a candidate can promise, tested alone: a lower bound of the share of right answers,
-        0..1."""
+        0..1.
+        """
         return min(
             at_least(int(n - wrong), int(n), 1 - risk) if n else 0.0
             for n, wrong in zip(self.given[k], self.wrong[k], strict=True)
@@ -90,7 +94,8 @@ class _Tests:
 
     def walk(self, precision: float, risk: float) -> int | None:
         """The last candidate up to which every one is shown to keep the precision; None where the
-        first is not."""
+        first is not.
+        """
 
         def kept(k: int) -> bool:
             return all(
@@ -110,7 +115,8 @@ def _tests(
     probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, full: Decisions
 ) -> tuple[_Tests, _Tests]:
     """Count for the sequence of one threshold for class and species, and for that of species alone;
-    `full` decides without thresholds."""
+    `full` decides without thresholds.
+    """
     accepted = _accepted(full)
     probabilities, class_idx = np.asarray(probabilities)[accepted], np.asarray(class_idx)[accepted]
     class_p = np.where(full.unknown_disease, -1.0, full.class_probability)[accepted]
@@ -274,7 +280,8 @@ def judge(
 
 def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lay out thresholds, promises and what test shows as lines of report.md; `test` has `judge`'s
-    figures by name of precision."""
+    figures by name of precision.
+    """
 
     def share(row: Mapping[str, Any], key: str, low: bool = True) -> str:
         if row[key] is None:
@@ -335,7 +342,8 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
 
 def decision_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Lay out `metrics.decision_figures`, the ways to decide without any threshold, as lines of
-    report.md."""
+    report.md.
+    """
     what = {
         "joint": "the most probable class, P(species) x P(disease given species)",
         "routed": "the best class of the most probable species",

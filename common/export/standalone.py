@@ -1,5 +1,6 @@
 """A look at an exported model with nothing but onnxruntime and numpy, as somebody without this
-project would take it."""
+project would take it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Pictures of the organized data: class sizes, a contact sheet per class, and a page that holds
-them all. No torch."""
+them all. No torch.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ CHIPS = ("#c2408f", "#2a7f8e", "#7a55c7", "#b0532a", "#4f7d1f", "#a33a46")
 
 class Member(NamedTuple):
     """One picture of a sheet: its bytes, its split (0 train, 1 val, 2 test), its group, and the
-    group's pictures in the class."""
+    group's pictures in the class.
+    """
 
     data: bytes
     split: int
@@ -132,7 +134,8 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
 
 def size_words(total: np.ndarray) -> list[str]:
     """Say how many classes and pictures there are and how many classes are rare, in two lines;
-    total: int (classes,)."""
+    total: int (classes,).
+    """
     rare = [
         f"{_count(int((total < at).sum()), 'class', 'classes')} below {at}" for at in THRESHOLDS
     ]
@@ -167,7 +170,8 @@ def pick(
 
 def sheet_name(name: str) -> str:
     """File name of a class's sheet: tomato/early_blight -> tomato__early_blight.jpg; different
-    classes get different names."""
+    classes get different names.
+    """
     words = r"[a-z0-9.-]+(_[a-z0-9.-]+)*"
     if len(name) <= 180 and re.fullmatch(f"{words}(/{words})*", name):
         return name.replace("/", "__") + ".jpg"

@@ -57,7 +57,8 @@ class Kept:
 @dataclass
 class Rejected:
     """Why files are left out: `reason` uint8 (N,), index into REASONS, 0 for those that stay;
-    `details` of some of them; `twin` int64 (N,), the file that is kept in its stead, or -1."""
+    `details` of some of them; `twin` int64 (N,), the file that is kept in its stead, or -1.
+    """
 
     reason: np.ndarray
     details: dict[int, str]

@@ -1,5 +1,6 @@
 """Reads every file once, in parallel: hashes, decodes and stores it, and journals what it holds, so
-that a killed run goes on."""
+that a killed run goes on.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +138,8 @@ def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.nd
 
 def _as_it_is(data: bytes, width: int, height: int) -> bool:
     """Whether the bytes are already what would be stored: a baseline RGB JPEG of that size with no
-    EXIF turn."""
+    EXIF turn.
+    """
     with Image.open(io.BytesIO(data)) as image:
         return (
             image.format == "JPEG"
@@ -193,7 +195,8 @@ class Journal:
     what was refused).
 
     Records are appended; a half one that a kill left behind is cut off when the journal is opened
-    again."""
+    again.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -240,7 +243,8 @@ class Journal:
 
 def target_of(key: np.ndarray) -> str:
     """Path below the store of the picture of a file with this key, uint64 (2,); 256 folders keep
-    directories small."""
+    directories small.
+    """
     text = key.tobytes().hex()
     return f"{text[:2]}/{text[2:]}.jpg"
 
@@ -319,7 +323,8 @@ def _in_parallel(
     workers: int,
 ) -> Iterator[tuple[np.ndarray, list[tuple[bytes, str]]]]:
     """Yield (chunk, results) in order, a bounded number under way; a file that kills its reader is
-    refused, and the rest goes on."""
+    refused, and the rest goes on.
+    """
 
     def submit(pool: ProcessPoolExecutor, chunk: np.ndarray) -> Future[list[tuple[bytes, str]]]:
         return pool.submit(

@@ -1,5 +1,6 @@
 """Labels from a CSV file: which column holds the file or its id, the label, the group, the split;
-found or told."""
+found or told.
+"""
 
 from __future__ import annotations
 

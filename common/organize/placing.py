@@ -1,5 +1,6 @@
 """Puts the kept pictures where they belong below data/organized/, writes its index, and takes it
-back."""
+back.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ class Placed:
 
 def plan_places(kept: Kept, facts: np.ndarray, shard_bytes: int) -> tuple[Placed, list[Layout]]:
     """Decide where each picture goes; `shard_bytes` 0: files of their own. Returns the plan, and
-    the shards of each split."""
+    the shards of each split.
+    """
     ids = np.ascontiguousarray(facts["sha256"][kept.file, :8]).view(">u8")[:, 0].astype(np.uint64)
     shard, offset, layouts = np.full(len(kept), -1, np.int32), np.full(len(kept), -1, np.int64), []
     if shard_bytes:
@@ -232,7 +234,8 @@ def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[t
 
 def rejected_rows(files: Files, rejected: Rejected) -> Iterator[tuple[str, ...]]:
     """Rows of rejected.csv: every file that is not in the manifest, and rows of labels CSVs without
-    a file."""
+    a file.
+    """
     not_plants = files.is_not_plant()
     for i in np.flatnonzero(rejected.reason).tolist():
         label = "not_plants" if not_plants[i] else files.label_of(i)
@@ -275,7 +278,8 @@ def foreign(output: Path) -> list[str]:
 
 def clear(output: Path) -> None:
     """Remove what a run needs on its way and a killed one leaves: the store and a half-made
-    folder."""
+    folder.
+    """
     for folder in (output.with_name(output.name + ending) for ending in (".store", ".partial")):
         shutil.rmtree(folder, ignore_errors=True)
     output.with_name(output.name + ".partial.plan").unlink(missing_ok=True)

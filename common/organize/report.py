@@ -226,7 +226,8 @@ def write_report(
 @dataclass(frozen=True)
 class _Sheets:
     """Gives the pictures of each contact sheet; a class, not a closure, so that processes can be
-    given it."""
+    given it.
+    """
 
     store: Path
     keys: np.ndarray
@@ -259,7 +260,8 @@ def write_contact_sheets(
     workers: int,
 ) -> None:
     """Write report/: a contact sheet per class, class sizes, index.html. The pictures are read from
-    the store."""
+    the store.
+    """
     inside = np.flatnonzero(kept.split < HOLDOUT_SPECIES)
     classes, class_idx = np.unique(kept.class_idx[inside], return_inverse=True)
     names = ["/".join(kept.classes[i]) for i in classes]
@@ -294,7 +296,8 @@ def _rejected_by_class(
     kept: Kept, files: Files, rejected: Rejected, names: Names
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """{reason: int (classes,)} of files left out, and those in conflict with another class, int
-    (classes,)."""
+    (classes,).
+    """
     number = {pair: i for i, pair in enumerate(kept.classes)}
     by_label = np.array(
         [number.get(names.classes.get(label, ("", "")), -1) for label in files.labels] + [-1]

@@ -3,7 +3,8 @@ sizes, known before one is written.
 
 A picture is two members, <id>.jpg and <id>.cls (its class index as text). A member is a header of
 512 bytes and its data filled up to a multiple of 512 (POSIX.1-1988, ustar). Time, owner and group
-are 0, so that the same pictures give the same bytes."""
+are 0, so that the same pictures give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +190,8 @@ def _write_shard(
 
 def _is_complete(path: Path, plan: Layout, pictures: list[int], size: int) -> bool:
     """Whether the very shard of the plan stands there: right size, and after each picture its id
-    and its class."""
+    and its class.
+    """
     if not path.is_file() or path.stat().st_size != size:
         return False
     with open(path, "rb", buffering=0) as file:
@@ -222,7 +224,8 @@ def _gap(size: int | np.ndarray) -> int | np.ndarray:
 
 def _header(name: bytes, size: int) -> bytes:
     """Header of a regular file: name, mode, owner, group, size, time, checksum (the sum of its
-    bytes) and the rest."""
+    bytes) and the rest.
+    """
     head = (
         name.ljust(100, b"\0")
         + b"0000644\0"

@@ -1,5 +1,6 @@
 """Which files the sources hold, as packed arrays: a million Python objects would cost gigabytes and
-copies in every worker."""
+copies in every worker.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 @dataclass(frozen=True)
 class Source:
     """A folder to take pictures from. `name` identifies it in the manifest; `not_plants`:
-    its pictures show no plant."""
+    its pictures show no plant.
+    """
 
     name: str
     root: Path
@@ -99,7 +101,8 @@ class Files:
 
     def kind_of(self, i: int) -> str:
         """Which kind of thing file i of no plant shows: the folder of its source that holds it; ""
-        where it lies in none."""
+        where it lies in none.
+        """
         below = os.path.relpath(self.folders[self.folder[i]], self.sources[self.origin[i]].root)
         return "" if below == os.curdir else slug(below.split(os.sep)[0])
 
@@ -197,7 +200,8 @@ def list_files(sources: Sequence[Source]) -> Files:
 
 def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.DirEntry[str]]]]:
     """Every folder below `root` with the names above its files, its split, and its files in
-    order."""
+    order.
+    """
     stack: list[tuple[str, tuple[str, ...], int]] = [(str(root), (), -1)]
     entered = set()
     while stack:

@@ -1,5 +1,6 @@
 """Groups of pictures, and their splits: groups stay whole, the shares of val and test hold per
-class, and a picture's split follows from its content."""
+class, and a picture's split follows from its content.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def stem_of(name: str) -> str | None:
     that it was made from one.
 
     "IMG_7.rf.0a1b....jpg" gives "IMG_7"; "a1b2 3335_90deg.JPG" gives "a1b2 3335". "leaf (2).jpg" is
-    a picture of its own."""
+    a picture of its own.
+    """
     stem = _PICTURE_ENDING.sub("", name)
     short, changed = stem, False
     while cut := _MARK.search(short):
@@ -94,7 +96,8 @@ def equal_edges(*values: np.ndarray, none: int) -> np.ndarray:
 
 def sizes_of(groups: np.ndarray) -> Sequence[int]:
     """Sizes of the groups of two or more, largest first; `groups` int (K,) holds each picture's
-    group."""
+    group.
+    """
     sizes = np.unique(groups, return_counts=True)[1] if len(groups) else np.zeros(0, int)
     return sorted(sizes[sizes > 1].tolist(), reverse=True)
 
@@ -178,7 +181,8 @@ def _balance(
     test: float,
 ) -> None:
     """Place groups that span classes, the largest first, each where it brings the shares of its
-    classes nearest to what is wanted."""
+    classes nearest to what is wanted.
+    """
     total = np.bincount(pair_class, weights)
     have = np.zeros((len(total), 3))
     rest = ~cross_class[pair_group]
@@ -208,7 +212,8 @@ def _settle(
 ) -> np.ndarray:
     """Bring the shares of one class within `SLACK`. `place`, `weight` (G,): its own groups in the
     order of their draws; `others`: pictures, and `other_groups`: groups, per split, that it shares
-    with other classes and that do not move."""
+    with other classes and that do not move.
+    """
     place = place.copy()
     total = weight.sum() + others.sum()
     have = np.bincount(place, weight, minlength=3) + others

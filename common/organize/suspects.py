@@ -1,5 +1,6 @@
 """Classes that a person should look at before training: what is odd about each, and what to do. No
-torch."""
+torch.
+"""
 
 from __future__ import annotations
 
@@ -315,7 +316,8 @@ def _commonest(
     class_idx: np.ndarray, value: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
     """How often each class's commonest value occurs, that value (the smallest of equals; -1: none),
-    and all (class, value, count)."""
+    and all (class, value, count).
+    """
     if not len(class_idx):
         return np.zeros(n, np.int64), np.full(n, -1), (np.zeros(0, np.int64),) * 3
     span = int(value.max()) + 1
@@ -332,7 +334,8 @@ def _apart(
     class_idx: np.ndarray, value: np.ndarray, species: np.ndarray
 ) -> list[tuple[int, int, float, float]]:
     """Classes that nearly always have one value which the other classes of their species nearly
-    never have: class, value, both shares."""
+    never have: class, value, both shares.
+    """
     n = len(species)
     most, which, (classes, values, counts) = _commonest(class_idx, value, n)
     if not len(classes):
@@ -381,7 +384,8 @@ def printed(
     suspects: Sequence[Suspect], names: Sequence[str], most: int = 20, each: int = 6
 ) -> str:
     """Lay out the worst doubts as a table, at most `each` of a kind and `most` in all, and say how
-    many more there are."""
+    many more there are.
+    """
     if not suspects:
         return "No class looks suspicious."
     shown: Counter[str] = Counter()

@@ -1,5 +1,6 @@
 """From photos to the answer of `POST /predict`: read and run each photo, fuse the results, decide.
-The batch prediction runs its photos by the same `run_photo`."""
+The batch prediction runs its photos by the same `run_photo`.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Options:
 
     mode: `joint` or `routed`; top_k: alternatives to list; heatmap: whether to add it; species: the
     known one; precision: name of the wanted precision, None for the export's default; prior:
-    weights by species; short_side: px, of the photos that these are small copies of, or None."""
+    weights by species; short_side: px, of the photos that these are small copies of, or None.
+    """
 
     mode: str = "joint"
     top_k: int = 5
@@ -53,7 +55,8 @@ class PhotoResult:
     probabilities: (C,), their average, summing to 1; each: (K, C), model by model; ood: float32
     (scores,) and heatmap: float32 (h, w), 0 to 1, of the first model's plain view; width, height:
     of the upright photo, px; quality: brightness (0 to 1), sharpness and short_side (px); decode,
-    model: seconds that reading and running took."""
+    model: seconds that reading and running took.
+    """
 
     probabilities: np.ndarray
     each: np.ndarray
@@ -73,7 +76,8 @@ def read_photo(
     tta: bool = False,
 ) -> list[Photo]:
     """Read a photo, once per size that is needed; one per model. Raises images.ImageError; OSError
-    where a path cannot be read."""
+    where a path cannot be read.
+    """
     read: dict[tuple[int, int | None], Photo] = {}
     sizes = [(predictor.bundle.size, predictor.bundle.long_side) for predictor in predictors]
     for size, predictor in zip(sizes, predictors, strict=True):
@@ -86,7 +90,8 @@ def read_photo(
 
 def views(photo: Photo) -> np.ndarray:
     """The views of a photo: uint8 (V, size, size, 3), the plain one first; with a middle also its
-    mirror image and the middle."""
+    mirror image and the middle.
+    """
     if photo.middle is None:
         return photo.pixels[None]
     return np.stack([photo.pixels, photo.pixels[:, ::-1], photo.middle])
@@ -152,7 +157,8 @@ def average_views(probabilities: np.ndarray) -> np.ndarray:
 
     Views of a photo are nearly one observation. Their geometric mean is as confident as one view,
     so that thresholds fitted on plain photos hold; the arithmetic mean is less confident, and more
-    answers would be rolled up."""
+    answers would be rolled up.
+    """
     if len(probabilities) == 1:
         return probabilities[0]
     mean = np.exp(np.log(np.maximum(np.asarray(probabilities, np.float64), FLOOR)).mean(axis=0))

@@ -5,7 +5,8 @@ sum to 1). So the same photo sent twice gives the answer of one, a class that an
 out stays ruled out, and thresholds fitted on single photos keep their meaning. OOD scores are fused
 as the weighted mean over the photos that were not rejected; as thresholds compare weighted sums of
 scores, such a mean lies between the photos' own values. A photo rejected by its OOD score counts
-nothing; where all are rejected, the answer is the rejection with the lowest score."""
+nothing; where all are rejected, the answer is the rejection with the lowest score.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def photo_weight(
 
 def fuse_probabilities(probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted geometric mean of (N, C) by (N,), float64 (C,), sum 1. A single row is returned
-    unchanged; where no row has weight, all count alike."""
+    unchanged; where no row has weight, all count alike.
+    """
     probabilities, weights = np.asarray(probabilities, np.float64), np.asarray(weights, np.float64)
     if len(probabilities) == 1:
         return probabilities[0]
@@ -69,7 +71,8 @@ def fuse_probabilities(probabilities: np.ndarray, weights: np.ndarray) -> np.nda
 
 def fuse_scores(ood: np.ndarray, weights: np.ndarray, values: Sequence[float | None]) -> np.ndarray:
     """Weighted mean of (N, K) over the rows with weight; without any, the row whose OOD score is
-    lowest. Returns float64 (K,)."""
+    lowest. Returns float64 (K,).
+    """
     ood, weights = np.asarray(ood, np.float64), np.asarray(weights, np.float64)
     used = np.flatnonzero(weights > 0)
     if not len(used):
@@ -176,7 +179,8 @@ def apply_prior(
     """Multiply each class's probability by its species' weight: float (C,) -> float64 (C,), sum 1.
 
     Probabilities are raised to at least 1e-12 first, so that weights on species that the photo
-    rules out still leave an answer."""
+    rules out still leave an answer.
+    """
     row = np.ones(tree.num_species)
     for name, weight in weights.items():
         row[tree.species.index(name)] = weight
@@ -187,7 +191,8 @@ def apply_prior(
 
 def condition(probabilities: np.ndarray, species: str, tree: ClassTree) -> np.ndarray:
     """Give a species the probability 1 and keep its diseases' proportions: float (C,) -> float64
-    (C,)."""
+    (C,).
+    """
     inside = tree.class_species == tree.species.index(species)
     return _normalised(
         np.where(inside, np.maximum(np.asarray(probabilities, np.float64), FLOOR), 0.0)

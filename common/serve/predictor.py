@@ -1,5 +1,6 @@
 """The exports/ folder: bundle.json, `Predictor`, which runs its models with ONNX Runtime, and the
-settings of the light model. 03 checks its exports with it, 04 serves with it."""
+settings of the light model. 03 checks its exports with it, 04 serves with it.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ _MEND_LIGHT = "Export with: python 03_export.py --browser"
 
 class BundleError(ValueError):
     """An exports folder or a model that cannot be used; the message says what, where and what to
-    do."""
+    do.
+    """
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class ModelCard:
 
     temperature: {"species": one, "disease": one per species}; rejection, rollup: None where none
     was fitted; rollups: by the name of the precision they were fitted for, such as "0.95", of which
-    `rollup` is the default."""
+    `rollup` is the default.
+    """
 
     file: str
     sha256: str
@@ -68,7 +71,8 @@ class Bundle:
 
     size: the models' pixels per side; long_side: what photos are shrunk to before that (the long
     side at which they were organized), or None; raw: the whole of bundle.json as plain values, with
-    what this class does not name."""
+    what this class does not name.
+    """
 
     folder: Path
     name: str
@@ -89,7 +93,8 @@ class Bundle:
 @dataclass(frozen=True)
 class Outputs:
     """A batch's probabilities float32 (N, C), rows sum to 1; ood float32 (N, K); heatmap float32
-    (N, h, w), 0 to 1."""
+    (N, h, w), 0 to 1.
+    """
 
     probabilities: np.ndarray
     ood: np.ndarray
@@ -99,7 +104,8 @@ class Outputs:
 @dataclass(frozen=True)
 class Photo:
     """A picture for the model: pixels uint8 (size, size, 3) RGB, the width and height of the
-    upright original, and perhaps its middle as a second view."""
+    upright original, and perhaps its middle as a second view.
+    """
 
     pixels: np.ndarray
     width: int
@@ -112,7 +118,8 @@ def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:
 
     folder already holds the model files; bundle has the plain values of the contract. Returns the
     path written. Raises BundleError where a key is missing or wrong, a model file is absent or has
-    another hash, or a number is NaN or infinite; OSError where the disk fails."""
+    another hash, or a number is NaN or infinite; OSError where the disk fails.
+    """
     folder = Path(folder)
     try:
         text = json.dumps(bundle, indent=1, allow_nan=False)
@@ -138,7 +145,8 @@ def read_bundle(folder: Path | str) -> Bundle:
     """Read and check bundle.json and the hash of the default model.
 
     Raises BundleError where the folder or the file is missing, is of another format, lacks a key or
-    holds something else than expected, or the default model is not the file that was exported."""
+    holds something else than expected, or the default model is not the file that was exported.
+    """
     folder = Path(folder)
     path = folder / FILE_NAME
     if not folder.is_dir():
@@ -162,7 +170,8 @@ def open_session(
 
     path is an .onnx file, threads those of one run, providers ONNX Runtime's names in order of
     preference (None: the CPU). Raises BundleError where a provider is not installed or the file is
-    no model that ONNX Runtime loads."""
+    no model that ONNX Runtime loads.
+    """
     available = onnxruntime.get_available_providers()
     if missing := [name for name in providers or () if name not in available]:
         raise BundleError(
@@ -188,7 +197,8 @@ class Predictor:
     model is a file name listed in bundle.json (None: its default); threads and providers as for
     `open_session`. Raises BundleError as `read_bundle` and `open_session` do, and where the model
     is not listed, is not the file that was exported, or does not keep the contract of inputs and
-    outputs."""
+    outputs.
+    """
 
     def __init__(
         self,
@@ -219,7 +229,8 @@ class Predictor:
         """Run a batch of pictures, uint8 (N, size, size, 3) RGB with N >= 1.
 
         Raises ValueError where the batch has another shape or type, BundleError where the model's
-        outputs have other shapes than the bundle says, or are NaN."""
+        outputs have other shapes than the bundle says, or are NaN.
+        """
         size = self.bundle.size
         if (
             batch.dtype != np.uint8
@@ -251,7 +262,8 @@ class Predictor:
 
     def prepare(self, source: bytes | Path | str) -> np.ndarray:
         """Read a picture as the model takes it: uint8 (size, size, 3). Raises images.ImageError
-        where it is none."""
+        where it is none.
+        """
         return self.read(source).pixels
 
     def read(
@@ -262,7 +274,8 @@ class Predictor:
         middle: float | None = None,
     ) -> Photo:
         """Read a picture of at most max_pixels, and the `middle` share of its sides as another.
-        Raises images.ImageError; OSError."""
+        Raises images.ImageError; OSError.
+        """
         rgb = read_rgb(source, long_side=self.bundle.long_side, max_pixels=max_pixels)
         height, width = rgb.shape[:2]
         if self.bundle.long_side is not None and max(height, width) >= self.bundle.long_side:
@@ -384,7 +397,8 @@ def _parse_card(
 def read_settings(folder: Path) -> Mapping[str, Any]:
     """Read and check exports/browser/light.json.
 
-    Raises BundleError where a file is missing, of another format or damaged."""
+    Raises BundleError where a file is missing, of another format or damaged.
+    """
     for name in (SETTINGS, MODEL):
         if not (folder / name).is_file():
             raise BundleError(f"{folder} holds no {name}. {_MEND_LIGHT}")

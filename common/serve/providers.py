@@ -1,5 +1,6 @@
 """Which of ONNX Runtime's providers runs the model: the best that is installed and loads, or the
-one that a person names."""
+one that a person names.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def open_predictor(
 
 def _open(folder: Path | str, model: str | None, provider: str, threads: int) -> Predictor:
     """Load a model on a provider, and hold its answers against those on the CPU. Raises BundleError
-    where they differ."""
+    where they differ.
+    """
     predictor = Predictor(folder, model, threads, [PROVIDERS[provider], PROVIDERS["cpu"]])
     if (active := predictor.session.get_providers()[0]) != PROVIDERS[provider]:
         raise BundleError(
@@ -100,7 +102,8 @@ def _open(folder: Path | str, model: str | None, provider: str, threads: int) ->
 
 def _files(provider: str, folder: Path | str) -> list[str]:
     """Files of a bundle to try on a provider, the fastest first: some providers read INT8 files in
-    a way of their own."""
+    a way of their own.
+    """
     bundle = read_bundle(folder)
     first = (
         ["fp16", "fp32"]

@@ -3,7 +3,8 @@ print the answers, stop it.
 
   python -m common.serve.trial --exports exports --data data/organized
 
-Exit code 0 only where it started, answered both and stopped cleanly on SIGTERM."""
+Exit code 0 only where it started, answered both and stopped cleanly on SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ START_SECONDS, STOP_SECONDS = 60, 40
 def held_out_photo(data: Path) -> tuple[str, bytes]:
     """A photo of the test split, of a diseased plant where there is one: its title and bytes.
 
-    Raises SystemExit where data is no data set of 01, or has no test photo."""
+    Raises SystemExit where data is no data set of 01, or has no test photo.
+    """
     manifest = data / "manifest.csv"
     if not manifest.is_file():
         console.fail(f"there is no {manifest}; write it with 01_reorganize.py.")
@@ -76,7 +78,8 @@ def told(answer: dict[str, Any]) -> str:
 
 def wait_for_url(server: subprocess.Popen[str], lines: list[str]) -> str:
     """The address that the server prints once it serves; its output goes to `lines`. Raises
-    SystemExit where it ends first or takes longer than a minute."""
+    SystemExit where it ends first or takes longer than a minute.
+    """
 
     def read() -> None:
         assert server.stdout is not None

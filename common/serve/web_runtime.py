@@ -4,7 +4,8 @@
   python -m common.serve.web_runtime pack FILE ...   FILE.gz and, where node is installed, FILE.br
 
 Without the runtime the page asks the server for every photo, so that `fetch` ends with exit code 0
-where npm is missing or the network is, and says so."""
+where npm is missing or the network is, and says so.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ def fetch(folder: Path = RUNTIME) -> bool:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack the runtime's two files from the npm package. Raises ValueError where its SHA-512 is
-    not the pinned one."""
+    not the pinned one.
+    """
     digest = hashlib.sha512(archive.read_bytes()).digest()
     if base64.b64encode(digest).decode() != SHA512:
         raise ValueError(f"{archive.name} is not the expected file: its SHA-512 differs")

@@ -4,7 +4,8 @@ MixUp and CutMix of batches.
 All of it works on uint8 in OpenCV: the JPEG is decoded at the scale that the crop needs, crop,
 flip, rotation and resize are one affine warp, and brightness, contrast, saturation, hue and grey
 one 3 x 4 colour matrix, so that a view costs little more than its decode. Every draw comes from the
-generator that is passed in."""
+generator that is passed in.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def train_view(
 
 def decode_scale(pixels: float) -> int:
     """Choose libjpeg's scale (1, 2, 4 or 8: 1/1 to 1/8) for a crop that has `pixels` px for each px
-    of the view."""
+    of the view.
+    """
     return next((scale for scale in (8, 4, 2) if pixels >= (ENOUGH * scale) ** 2), 1)
 
 
@@ -196,7 +198,8 @@ class Mix:
     itself.
 
     `box` (top, bottom, left, right in px) is the patch of CutMix; None is MixUp. share 1 mixes
-    nothing."""
+    nothing.
+    """
 
     partner: Tensor
     share: float = 1.0
@@ -204,7 +207,8 @@ class Mix:
 
     def apply(self, images: Tensor, rows: slice) -> Tensor:
         """Mix some rows of a batch: uint8 (N, size, size, 3) -> uint8 (CutMix, none) or float32
-        (MixUp), 0..255."""
+        (MixUp), 0..255.
+        """
         if self.share == 1.0:
             return images[rows]
         partner = self.partner[rows]
@@ -219,7 +223,8 @@ class Mix:
 
     def of_rows(self, rows: slice) -> Mix:
         """The mix of a process that holds its own rows of a batch and, behind them, those that
-        they are mixed with."""
+        they are mixed with.
+        """
         own = torch.arange(rows.stop - rows.start, device=self.partner.device)
         return Mix(own + len(own) if self.share < 1 else own, self.share, self.box)
 
@@ -228,7 +233,8 @@ def draw_mix(
     count: int, size: int, recipe: Recipe, rng: np.random.Generator, device: torch.device
 ) -> Mix:
     """Draw MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or nothing for a batch of `count`
-    pictures of `size` px."""
+    pictures of `size` px.
+    """
     kinds = [
         name
         for name, alpha in (("mixup", recipe.mixup_alpha), ("cutmix", recipe.cutmix_alpha))

@@ -3,7 +3,8 @@ safe from a kill.
 
 While a backbone is frozen it answers the same for the same view, so that heads may train on stored
 features in minutes. Features cannot be mixed as pixels are: a phase on cached features goes without
-MixUp and CutMix, and `cache_views` says so."""
+MixUp and CutMix, and `cache_views` says so.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
     @property
     def rows(self) -> np.ndarray:
         """The file, mapped read-only: (views, count) of `feature` float16 (features,) and `class_idx`
-        int32."""
+        int32.
+        """
         if self._rows is None:
             self._rows = np.memmap(self.path, self.row, "r", shape=(self.views, self.count))
         return self._rows
@@ -80,7 +82,8 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
 
     def batch(self, items: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
         """Read items (epoch, position, i) at once: float32 (n, features), int64 (n,) class
-        indices."""
+        indices.
+        """
         chosen = np.array(items, np.int64)
         rows = self.rows[chosen[:, 0] % self.views, chosen[:, 2]]
         return torch.from_numpy(rows["feature"].astype(np.float32)), torch.from_numpy(
@@ -98,7 +101,8 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
 
     def batches(self, size: int = 1024, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every picture once, in order, for judging: float32 (n, features), int64 (n,) class
-        indices."""
+        indices.
+        """
         for start in range(0, self.count, size):
             rows = self.rows[view, start : start + size]
             yield (
@@ -109,7 +113,8 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
 
 class HeadsOnFeatures:
     """A model whose backbone has done its work: `features` passes cached features on, everything
-    else is the model's own."""
+    else is the model's own.
+    """
 
     def __init__(self, model: SwinHierarchical) -> None:
         self.model = model
@@ -212,7 +217,8 @@ def _spread(count: int) -> list[int]:
 
 def _pixels(dataset: Dataset[Any], items: Sequence[Any]) -> str:
     """Hash of some views: augmentation code, libraries and pictures may change while every setting
-    stays."""
+    stays.
+    """
     digest = hashlib.sha256()
     for item in items:
         digest.update(dataset[item][0].numpy().tobytes())
@@ -297,7 +303,8 @@ def _store(
     world: World,
 ) -> CachedViews:
     """Fill the cache block by block; a block is written before it is recorded, and its batches
-    never depend on where a run began."""
+    never depend on where a run began.
+    """
     cached = CachedViews(folder / ROWS, source.views, source.count, extract.model.num_features)
     blocks = [
         (k, a, min(a + BLOCK, source.count))

@@ -1,5 +1,6 @@
 """Checkpoints: plain values and tensors in one file, written aside and renamed, read back with a
-check of everything."""
+check of everything.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def _first_line(error: Exception) -> str:
 
 def describe_model(model: SwinHierarchical) -> dict[str, Any]:
     """Return what rebuilds the model: backbone, arguments, preprocessing, neck, hierarchical or
-    flat, class tree and weights."""
+    flat, class tree and weights.
+    """
     state = {
         key.removeprefix("_orig_mod.").removeprefix("module."): value
         for key, value in model.state_dict().items()
@@ -90,7 +92,8 @@ def describe_model(model: SwinHierarchical) -> dict[str, Any]:
 
 def weights_hash(payload: dict[str, Any]) -> str:
     """First 16 hex digits of the SHA-256 over all weights of a checkpoint, whatever else its file
-    holds."""
+    holds.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(payload["model"].items()):
         digest.update(key.encode() + value.contiguous().cpu().numpy().tobytes())

@@ -81,7 +81,8 @@ def choose_compute(
 
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware; oneDNN would emulate it elsewhere, slower than
-    float32."""
+    float32.
+    """
     checks = (
         getattr(torch.cpu, name, None)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -2,7 +2,8 @@
 OpenCV and numpy, no torch.
 
 Random fields are slices of tables that are made once: fresh normal draws for one picture cost more
-than its decode."""
+than its decode.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def between(low: float, high: float, rng: np.random.Generator) -> float:
 
 def whole(low: int, high: int, rng: np.random.Generator) -> int:
     """Draw one of low, low + 1, ..., high; `rng.integers` takes ten times as long for one
-    number."""
+    number.
+    """
     return low + int((high - low + 1) * rng.random())
 
 
@@ -125,7 +127,8 @@ def iso_noise(
 
 def poisson_quantiles(mean: float) -> np.ndarray:
     """The counts at the 256 quantiles 1/512, 3/512, ... of a Poisson distribution, float32 (256,);
-    `mean` 0 to 100."""
+    `mean` 0 to 100.
+    """
     counts = np.arange(1, 2 + int(mean + 6 * math.sqrt(mean) + 6))
     chances = np.cumprod(np.concatenate(([math.exp(-mean)], mean / counts)))
     return np.searchsorted(np.cumsum(chances), (np.arange(256) + 0.5) / 256).astype(np.float32)
@@ -141,7 +144,8 @@ def recompress(rgb: np.ndarray, quality: int) -> np.ndarray:
 
 def shadow(rgb: np.ndarray, polygons: list[np.ndarray]) -> np.ndarray:
     """Darken by half within the hulls of point sets (K, 2) in px (x, y), with an edge of 5 px:
-    uint8 (h, w, 3) -> the same."""
+    uint8 (h, w, 3) -> the same.
+    """
     light = np.full(rgb.shape[:2], 254, np.uint8)
     for corners in polygons:
         cv2.fillConvexPoly(light, cv2.convexHull(corners.astype(np.int32)), 127)

@@ -1,5 +1,6 @@
 """Organized folders or tar shards as packed arrays, training and evaluation views, and loaders
-whose draws do not depend on workers."""
+whose draws do not depend on workers.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class Split:
 
     def read(self, i: int) -> bytes:
         """Read the JPEG of picture i. Raises OSError where its file or shard is gone or too
-        short."""
+        short.
+        """
         if self.offset[i] < 0:
             return self.path(i).read_bytes()
         k, size, offset = int(self.file[i]), int(self.size[i]), int(self.offset[i])
@@ -104,7 +106,8 @@ class _Shard:
 @dataclass(frozen=True)
 class Organized:
     """What 01_reorganize.py wrote: the class tree, the splits, a hash of the manifest, the px that
-    photos were shrunk to."""
+    photos were shrunk to.
+    """
 
     root: Path
     tree: ClassTree
@@ -115,7 +118,8 @@ class Organized:
     @property
     def class_sizes(self) -> np.ndarray:
         """Pictures per class over all splits, int64 (classes,): the size by which a class is called
-        rare."""
+        rare.
+        """
         return sum(
             np.bincount(split.class_idx, minlength=self.tree.num_classes)
             for split in self.splits.values()
@@ -166,7 +170,8 @@ class TrainViews(Dataset[tuple[torch.Tensor, int]]):
     """Augmented views: item (epoch, position, i) -> (uint8 (size, size, 3), class index).
 
     The draws are a function of (seed, epoch, position), so that neither workers nor a restart
-    change them."""
+    change them.
+    """
 
     def __init__(self, split: Split, recipe: Recipe, seed: int) -> None:
         self.split, self.recipe, self.seed = split, recipe, seed
@@ -294,7 +299,8 @@ def rare_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.nd
 
 def balanced_weights(classes: np.ndarray) -> np.ndarray:
     """Sampling weights with which every class comes as often as any other: float64 (N,); `classes`
-    int (N,), of each picture."""
+    int (N,), of each picture.
+    """
     return 1.0 / np.bincount(classes)[classes]
 
 

@@ -20,7 +20,8 @@ class Teacher:
 
     The loss of a picture becomes `(1 - share) x its own + share x T^2 x (KL of species + KL of
     classes)`, both models seeing the same augmented and mixed pixels; each at its own size, so
-    that a teacher of 224 px can teach a student of 96."""
+    that a teacher of 224 px can teach a student of 96.
+    """
 
     def __init__(self, model: SwinHierarchical, share: float, temperature: float) -> None:
         """Freeze the model.

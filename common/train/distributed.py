@@ -1,5 +1,6 @@
 """Several processes as one run: torchrun's environment, shares of a batch, summed gradients,
-gathered outcomes."""
+gathered outcomes.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class World:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by the sum over all processes; one that is missing here counts as
-        0."""
+        0.
+        """
         if self.size == 1:
             return
         for parameter in parameters:
@@ -75,7 +77,8 @@ class World:
 
     def average_buffers(self, model: nn.Module) -> None:
         """Average floating-point buffers, such as the statistics of batch norms, which each process
-        gathers on its share."""
+        gathers on its share.
+        """
         if self.size > 1:
             for buffer in model.buffers():
                 if buffer.is_floating_point():

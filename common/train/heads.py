@@ -1,5 +1,6 @@
 """Disease heads: one linear layer per species, stored as one matrix of all classes; a species' rows
-lie side by side."""
+lie side by side.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class DiseaseHeads(nn.Module):
 
     Parameters: weight float32 (classes, features), bias float32 (classes,). Their gradients are
     dense: a head without a sample in the batch gets zeros, so that AdamW goes on decaying it and
-    following its momentum, as for a row of any linear layer."""
+    following its momentum, as for a row of any linear layer.
+    """
 
     def __init__(self, features: int, tree: ClassTree) -> None:
         super().__init__()
@@ -77,13 +79,15 @@ class DiseaseHeads(nn.Module):
 
     def segment_softmax(self, logits: Tensor) -> Tensor:
         """Softmax within each species: logits float (N, classes) -> P(disease given species) float
-        (N, classes)."""
+        (N, classes).
+        """
         probs = self._padded(logits).softmax(dim=2)
         return probs.flatten(1)[:, self.real.flatten().nonzero().squeeze(1)]
 
     def segment_logsumexp(self, logits: Tensor) -> Tensor:
         """Log of the summed exponentials within each species: logits float (N, classes) -> float (N,
-        species)."""
+        species).
+        """
         return self._padded(logits).logsumexp(dim=2)
 
     def _padded(self, logits: Tensor) -> Tensor:
@@ -98,7 +102,8 @@ class _SortedHeads(torch.autograd.Function):
     weight once.
 
     With 11,499 classes a batch of 256 holds half of 320 species: all logits would cost several times
-    the work, and a loop over modules spends its time in autograd's bookkeeping."""
+    the work, and a loop over modules spends its time in autograd's bookkeeping.
+    """
 
     @staticmethod
     def forward(
@@ -160,7 +165,8 @@ class _Memory:
     at most.
 
     The allocator gives such large pieces back to the system, and taking them anew, page by page,
-    costs more than the arithmetic."""
+    costs more than the arithmetic.
+    """
 
     def __init__(self) -> None:
         self.pieces: list[tuple[Tensor, weakref.ref[np.ndarray]]] = []

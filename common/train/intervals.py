@@ -1,5 +1,6 @@
 """Intervals around the figures of a split: how far they would move with other pictures of the same
-classes."""
+classes.
+"""
 
 from __future__ import annotations
 

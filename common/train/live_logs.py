@@ -1,5 +1,6 @@
 """What a run writes while it goes: event files for TensorBoard where it is installed, and the
-memory that was in use."""
+memory that was in use.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +28,16 @@ _PANELS = {
 
 class LiveLog:
     """Takes one row per epoch and shows it in TensorBoard; takes it and does nothing where
-    TensorBoard is missing."""
+    TensorBoard is missing.
+    """
 
     def __init__(self, writer: Any = None) -> None:
         self.writer = writer
 
     def write(self, row: Mapping[str, Any], epoch: int) -> None:
         """Write the finite numbers of a row under `panel/name` at this epoch; text, None and NaN
-        are passed over."""
+        are passed over.
+        """
         if self.writer is None:
             return
         try:
@@ -114,7 +117,8 @@ def memory_now() -> dict[str, int | None]:
     """Memory of this process, MB (2^20 bytes): resident, and allocated and reserved on its GPU.
 
     None where the system does not tell, or where CUDA is not in use (torch is asked only where it
-    is loaded)."""
+    is loaded).
+    """
     row: dict[str, int | None] = dict.fromkeys(_COLUMNS)
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -136,13 +140,15 @@ class MemoryLog:
 
     def __init__(self, folder: Path, fresh: bool = False) -> None:
         """Begin, or go on with the file of an earlier process; `fresh` forgets it at the first
-        row."""
+        row.
+        """
         self.path = folder / "memory.csv"
         self.fresh = fresh
 
     def note(self, stage: str) -> dict[str, int | None]:
         """Measure now and add a row under a name ("start", "data loaded", "epoch 3"). Returns the
-        figures of `memory_now`."""
+        figures of `memory_now`.
+        """
         row = memory_now()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         begin = self.fresh or not self.path.is_file()

@@ -63,12 +63,14 @@ class Work:
 
 class OutOfMemory(RuntimeError):
     """The device cannot hold `device_batch` images; nothing has changed, so the same step can be
-    taken again in smaller pieces."""
+    taken again in smaller pieces.
+    """
 
 
 def step_draws(seed: int, epoch: int, step: int) -> tuple[int, np.random.Generator]:
     """Randomness of a step as a function of (seed, epoch, step): torch's seed, and a generator for
-    mixing."""
+    mixing.
+    """
     rng = np.random.default_rng([seed, epoch, step, 1])
     return int(rng.integers(2**62)), rng
 

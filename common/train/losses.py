@@ -1,5 +1,6 @@
 """The loss of a phase: species and disease terms, each focal loss or cross-entropy with label
-smoothing."""
+smoothing.
+"""
 
 from __future__ import annotations
 

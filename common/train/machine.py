@@ -24,7 +24,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 def add_training_flags(parser: argparse.ArgumentParser, recipe: str | None) -> None:
     """Add the flags that both trainers share: the data, the machine, and one per recipe setting
-    (default: `recipe`)."""
+    (default: `recipe`).
+    """
     parser.add_argument(
         "--data",
         type=Path,
@@ -165,7 +166,8 @@ def has_depthwise(recipe: Recipe) -> bool:
 
 def keep_memory() -> None:
     """Keep freed memory in the process: glibc would give each large activation back to the system,
-    and fault its pages in anew."""
+    and fault its pages in anew.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl

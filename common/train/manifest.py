@@ -1,5 +1,6 @@
 """manifest.csv as packed arrays: a million rows as Python objects would take gigabytes, in every
-worker."""
+worker.
+"""
 
 from __future__ import annotations
 

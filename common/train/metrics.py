@@ -147,7 +147,8 @@ class ClassFigures:
 
 def class_figures(judged: Judged, tree: ClassTree) -> ClassFigures:
     """Count right and wrong answers per class; time and memory grow with pictures and classes, never
-    with classes squared."""
+    with classes squared.
+    """
     n = tree.num_classes
     present, said = (
         np.bincount(judged.class_idx, minlength=n),
@@ -193,7 +194,8 @@ def tail_f1(
     judged: Judged, tree: ClassTree, class_sizes: np.ndarray, at_most: int = TAIL_AT_MOST
 ) -> dict[str, float]:
     """F1 of each class with at most so many pictures: {"apple/scab": 0.8}; classes absent from the
-    split are left out."""
+    split are left out.
+    """
     f1 = f1_per_class(judged.class_idx, judged.joint, tree.num_classes)
     return {
         tree.class_name(i): float(f1[i])

@@ -2,7 +2,8 @@
 stored packed.
 
 The same model is flat where asked for: one softmax over all classes, of which a species' probability
-is the sum."""
+is the sum.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from common.train.heads import DiseaseHeads
 
 class Neck(nn.Module):
     """Dropout, linear, ReLU, dropout between the pooled feature and the heads: float (N, features)
-    -> float (N, width)."""
+    -> float (N, width).
+    """
 
     def __init__(
         self, features: int, width: int, dropout: float = 0.0, dropout_after: float = 0.0
@@ -40,7 +42,8 @@ class Neck(nn.Module):
         features (N, F) -> (N, F).
 
         A network of ReLUs is linear around each point, so that with a constant it gives the logit
-        exactly."""
+        exactly.
+        """
         return (weight * (self.linear(features) > 0)) @ self.linear.weight
 
 
@@ -49,7 +52,8 @@ class SwinHierarchical(nn.Module):
 
     The input is uint8 pixels; normalisation happens on the device, so that a quarter of the bytes
     travels there and the exported graph has it too. The neck is the identity unless asked for; what
-    leaves it is called hidden."""
+    leaves it is called hidden.
+    """
 
     def __init__(
         self,
@@ -119,19 +123,22 @@ class SwinHierarchical(nn.Module):
 
     def use_counts(self, counts: np.ndarray) -> None:
         """Take the train split's pictures per class, int (classes,), for the log-prior of
-        `losses.hierarchical_loss`."""
+        `losses.hierarchical_loss`.
+        """
         self.species_prior, self.class_prior = (
             prior.to(self.mean.device) for prior in log_priors(self.tree, counts)
         )
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Run the backbone: uint8 or float (N, size, size, 3), 0..255 -> its last feature map, in
-        the backbone's layout."""
+        the backbone's layout.
+        """
         return self.backbone.forward_features(self.normalise(images))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels uint8 or float (N, size, size, 3), 0..255 -> float (N, 3, size, size), of mean 0
-        and deviation 1."""
+        and deviation 1.
+        """
         return ((images.float() - self.mean) / self.std).permute(
             0, 3, 1, 2
         )  # NHWC seen as NCHW: channels_last, no copy
@@ -142,26 +149,30 @@ class SwinHierarchical(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (N, size, size, 3), 0..255 -> (hidden float32 (N, width), species logits float32
-        (N, species))."""
+        (N, species)).
+        """
         hidden = self.neck(self.features(images))
         return hidden, self.species_logits(hidden)
 
     def species_logits(self, hidden: Tensor) -> Tensor:
         """What leaves the neck, float (N, width) -> species logits float32 (N, species); in float32
-        even under autocast."""
+        even under autocast.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             return self.species_scores(hidden.float())
 
     def species_scores(self, hidden: Tensor) -> Tensor:
         """Compute `species_logits` in the precision of the context, as a graph to be exported needs
-        it."""
+        it.
+        """
         if self.species_head is not None:
             return self.species_head(hidden)
         return self.disease_heads.segment_logsumexp(self.disease_heads.all_logits(hidden))
 
     def disease_logits(self, hidden: Tensor, species_idx: Tensor) -> Tensor:
         """Hidden (N, width), species int64 (N,) -> disease logits float32 (N, widest), padded (see
-        `DiseaseHeads`)."""
+        `DiseaseHeads`).
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             return self.disease_heads(hidden, species_idx)
 
@@ -204,7 +215,8 @@ class SwinHierarchical(nn.Module):
 
         The neck learns with `species` and `all`, and stands still while disease heads alone learn:
         the species head relies on it. A flat model has one head, which is `all` and `species` with
-        the neck, and `disease` without."""
+        the neck, and `disease` without.
+        """
         species = list(self.species_head.parameters()) if self.species_head is not None else []
         disease, neck = list(self.disease_heads.parameters()), list(self.neck.parameters())
         return {

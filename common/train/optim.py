@@ -1,5 +1,6 @@
 """What is trained in a phase and at which rate: frozen blocks, parameter groups, AdamW, the cosine
-schedule, the moving average."""
+schedule, the moving average.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def blocks(backbone: nn.Module) -> list[list[str]]:
     ResNet's layer1 to layer4), a block of one that has none, a convolution behind the last stage.
     Layers without a matrix (a last norm) belong to the block below them. Three tenths of these,
     rounded up, are layer3 and layer4 of a ResNet and the last three of the nine of an
-    EfficientNet-B0, as in the three-stage protocol."""
+    EfficientNet-B0, as in the three-stage protocol.
+    """
     found: list[list[str]] = []
     shapes = {name: parameter.ndim for name, parameter in backbone.named_parameters()}
     for names in group_parameters(backbone, backbone.group_matcher(coarse=True)).values():
@@ -44,7 +46,8 @@ def _top(name: str) -> str:
 
 def trainable_names(backbone: nn.Module, share: float) -> set[str]:
     """Names of the parameters in the upper `share` of the blocks, 0..1, rounded up to whole
-    blocks."""
+    blocks.
+    """
     if share >= 1:
         return {name for name, _ in backbone.named_parameters()}
     if share <= 0:
@@ -56,7 +59,8 @@ def trainable_names(backbone: nn.Module, share: float) -> set[str]:
 
 def set_trainable(model: SwinHierarchical, phase: Phase) -> None:
     """Freeze and unfreeze by the phase; what is frozen is in evaluation mode, so that its batch
-    norms stand still."""
+    norms stand still.
+    """
     model.requires_grad_(False)
     chosen = trainable_names(model.backbone, 0.0 if phase.frozen else phase.unfreeze)
     for name, parameter in model.backbone.named_parameters():
@@ -103,7 +107,8 @@ def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> tor
 
     Weight decay applies to matrices alone, or to all parameters (torch's own default) where the
     recipe says so. A group's rate is `scale` times the heads' plus `shift` (see `set_rates`); `head`
-    tells heads from the backbone."""
+    tells heads from the backbone.
+    """
     heads = {id(p) for p in model.head_parameters("all")}
     shares = {
         f"backbone.{name}": share
@@ -134,7 +139,8 @@ def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> tor
 
 def _line(phase: Phase, scale: float) -> tuple[float, float]:
     """Scale and shift that take the heads' rate to that of a group which starts at `scale` of
-    it."""
+    it.
+    """
     if not phase.same_end or phase.lr == phase.lr_end:
         return scale, 0.0
     slope = (phase.lr * scale - phase.lr_end) / (
@@ -145,7 +151,8 @@ def _line(phase: Phase, scale: float) -> tuple[float, float]:
 
 def rate_at(phase: Phase, step: int, steps: int) -> float:
     """Rate of the heads at a step of a phase: cosine from `lr` at step 0 towards `lr_end` at step
-    `steps`."""
+    `steps`.
+    """
     return phase.lr_end + (phase.lr - phase.lr_end) * 0.5 * (
         1.0 + math.cos(math.pi * min(step, steps) / max(steps, 1))
     )
@@ -169,7 +176,8 @@ class Average:
     d grows from 0.1 to `decay` with the steps of the phase, `min(decay, (1 + t) / (10 + t))`, so
     that the weights from before training are soon forgotten. Buffers, such as the statistics of
     batch norms, are taken as they are. A phase ends with the average as the model, so that the next
-    one, whose frozen parts never change, starts from what was judged."""
+    one, whose frozen parts never change, starts from what was judged.
+    """
 
     def __init__(self, model: SwinHierarchical, decay: float) -> None:
         """Copy the model; the average is on its device."""

@@ -1,5 +1,6 @@
 """What a phase learns from: the order of its images, and cached features while its backbone stands
-still."""
+still.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def phase_sampler(
 
 def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
     """With which row each row of a batch is mixed, int64 (count,), or None; the loaders of several
-    processes must know before the step does."""
+    processes must know before the step does.
+    """
     rng = step_draws(seed, epoch, step)[1]
     mix = draw_mix(count, recipe.image_size, recipe, rng, torch.device("cpu"))
     return mix.partner.numpy() if mix.share < 1 else None
@@ -63,7 +65,8 @@ def cache_phase(
     world: World,
 ) -> tuple[CachedViews, _ShareOfFeatures]:
     """Features of the train views, and this process's share of val's in batches, under a frozen
-    backbone; stored in `folder`/features."""
+    backbone; stored in `folder`/features.
+    """
     common: dict[str, Any] = {
         "workers": args.workers,
         "device_batch": args.device_batch,

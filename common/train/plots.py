@@ -1,5 +1,6 @@
 """Pictures of a training run and of how it is judged: curves, confusion between species and within
-the worst of them."""
+the worst of them.
+"""
 
 from __future__ import annotations
 
@@ -185,7 +186,8 @@ def confusion(judged: Judged, tree: ClassTree, path: Path, split: str = "val") -
     Species that are taken for each other stand side by side, the most confused first, so that
     trouble shows as blocks. Up to 40 species all are named; of more, the whole matrix is drawn
     without names and its first 24 species enlarged beside it. The answer is that of the species of
-    greatest probability."""
+    greatest probability.
+    """
     plt = _pyplot()
     truth = tree.class_species[judged.class_idx]
     order = block_order(truth, judged.species, tree.num_species)
@@ -221,7 +223,8 @@ def confusion(judged: Judged, tree: ClassTree, path: Path, split: str = "val") -
 
 def _whole(figure: Any, axis: Any, rows: np.ndarray, columns: np.ndarray, n: int) -> None:
     """Draw the errors of any number of species; the right answers are grey, or their depth would
-    hide everything else."""
+    hide everything else.
+    """
     from matplotlib.colors import PowerNorm
 
     cells = min(n, BINS)
@@ -307,7 +310,8 @@ def _diseases(
     truth: np.ndarray, answer: np.ndarray, names: tuple[str, ...], most: int = 16
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, rows and columns of a species' matrix: answers outside 0..len(names) - 1 go to the
-    column after the last name."""
+    column after the last name.
+    """
     outside = (answer < 0) | (answer >= len(names))
     errors = (truth != answer) & ~outside
     taken = np.bincount(truth[errors], minlength=len(names)) + np.bincount(
@@ -382,7 +386,8 @@ def _shares(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> n
 
 def _matrix(axis: Any, shares: np.ndarray, names: list[str], last: str = "") -> Any:
     """Draw a labelled matrix with its larger cells as numbers; `last` names one column more than
-    there are rows."""
+    there are rows.
+    """
     from matplotlib.colors import PowerNorm
 
     shown = axis.imshow(

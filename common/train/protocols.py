@@ -1,6 +1,7 @@
 """The published training protocols, each as a recipe: what its source states, and what is ours.
 
-To change a value, edit it here, or give it as a flag of the script (`--joint-epochs 20`)."""
+To change a value, edit it here, or give it as a flag of the script (`--joint-epochs 20`).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ METRICS = ("species_top1", "disease_top1", "cascade_top1", "macro_f1", "loss")
 @dataclass(frozen=True)
 class Recipe:
     """Everything about a training run that a paper would state. Epoch counts may be 0: the phase is
-    left out."""
+    left out.
+    """
 
     source: str = _row("where the protocol comes from")
     classes: str = _row(

@@ -1,5 +1,6 @@
 """RandAugment (Cubuk et al. 2020) on uint8 in OpenCV: the 14 operations as Pillow has them, in a
-tenth of its time. No torch."""
+tenth of its time. No torch.
+"""
 
 from __future__ import annotations
 

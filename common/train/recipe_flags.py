@@ -19,7 +19,8 @@ NECK = ("dropout", "width", "dropout_after")
 
 def add_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
     """Add `--recipe`, one flag per row of the tables and `--list-backbones`; without a default the
-    recipe is the checkpoint's."""
+    recipe is the checkpoint's.
+    """
     parser.add_argument(
         "--recipe",
         default=default,

@@ -106,7 +106,8 @@ class Phase:
 
 def species_phases(r: Recipe) -> list[Phase]:
     """Return stage A: warm-up, fine-tune, final; phases of 0 epochs are left out. A flat recipe
-    trains all its classes here."""
+    trains all its classes here.
+    """
     shares = (
         {"heads": "all", "species_weight": 1.0, "disease_weight": 1.0}
         if r.classes == "flat"
@@ -161,7 +162,8 @@ def species_phases(r: Recipe) -> list[Phase]:
 
 def disease_phases(r: Recipe) -> list[Phase]:
     """Return the frozen part of stage B: all disease heads, rare-class boost; nothing for a flat
-    recipe."""
+    recipe.
+    """
     rare, boost = ("rare", "boost") if r.tail.endswith("sampler") else ("shuffle", "shuffle")
     return _some(
         [
@@ -197,7 +199,8 @@ def disease_phases(r: Recipe) -> list[Phase]:
 
 def joint_phases(r: Recipe) -> list[Phase]:
     """Return the end-to-end part of stage B: everything, L_species + disease_weight x L_disease;
-    nothing for a flat recipe."""
+    nothing for a flat recipe.
+    """
     return _some(
         [
             _phase(
@@ -271,7 +274,8 @@ def without_effect(r: Recipe) -> set[str]:
 
 def markdown() -> str:
     """Return the recipe tables of common/train/RECIPES.md; `*` marks what the source does not
-    state, `-` what has no effect."""
+    state, `-` what has no effect.
+    """
     rows = [f for f in fields(Recipe) if f.name != "source"]
     same = [f.name for f in rows if len({getattr(p.recipe, f.name) for p in RECIPES.values()}) == 1]
     parts = []

@@ -1,5 +1,6 @@
 """What a person reads of a trained model: report.md with the tail first, its pictures, classes.csv
-and report.json."""
+and report.json.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +166,8 @@ def _headline(
     metrics: dict[str, float], whole: dict[str, tuple[float, float]], tree: ClassTree
 ) -> str:
     """The figures with interval and target; of a tree without diseases only those that mean
-    something there."""
+    something there.
+    """
     flat = tree.num_classes == tree.num_species
     rows = [
         (
@@ -432,7 +434,8 @@ def _class_rows(
     train_sizes: np.ndarray,
 ) -> list[tuple[object, ...]]:
     """One row per class in the columns of classes.csv, rarest first; cells that are not known are
-    empty."""
+    empty.
+    """
     recall_ends = wilson(figures.hits, figures.present)
     numbers = np.column_stack([figures.precision, figures.recall, figures.f1, f1_ends, recall_ends])
     cells = [["" if v != v else f"{v:.4f}" for v in row] for row in numbers.tolist()]

@@ -1,5 +1,6 @@
 """One training run in its folder: flags, resume, the loop over batches, logs, checkpoints, and what
-is left at the end."""
+is left at the end.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Run:
     """A training run that can be killed at any moment and started again.
 
     All state is in `last.pt`: weights, optimizer, epoch, step, history. The random draws follow
-    from (seed, epoch, step), so that a resumed run takes the same steps as one never stopped."""
+    from (seed, epoch, step), so that a resumed run takes the same steps as one never stopped.
+    """
 
     def __init__(
         self,
@@ -58,7 +60,8 @@ class Run:
         world: World = SINGLE_PROCESS,
     ) -> None:
         """Prepare the folder; `start_from` names the initial weights, as part of what must not
-        change on a resume."""
+        change on a resume.
+        """
         self.folder, self.phases = folder, phases
         self.model, self.data, self.recipe = model, data, recipe
         self.compute, self.args, self.teacher, self.world = compute, args, teacher, world
@@ -145,7 +148,8 @@ class Run:
 
     def epochs(self) -> Iterator[tuple[int, Phase]]:
         """Yield (epoch counted from 0 over all phases, its phase), with model and optimizer ready
-        for it."""
+        for it.
+        """
         if self.epochs_done >= self.total_epochs:
             return
         self.trained = True
@@ -300,7 +304,8 @@ class Run:
 
     def take_step(self, work: loop.Work, *batch: Any) -> Tensor:
         """Take a training step, in smaller pieces where memory runs out. It is the same step, as
-        its draws depend on (seed, epoch, step) alone."""
+        its draws depend on (seed, epoch, step) alone.
+        """
         while True:
             try:
                 return loop.training_step(work, *batch)
@@ -329,7 +334,8 @@ class Run:
 
     def evaluate(self) -> tuple[Judged, dict[str, float]]:
         """Judge the model, or its average where there is one, on val: outcomes per picture, and
-        their summary."""
+        their summary.
+        """
         model = self.average.model if self.average else self.model
         model = HeadsOnFeatures(model) if self.work.phase.cached_views else model
         judged = loop.evaluate(model, self.val_batches, self.compute)
@@ -468,7 +474,8 @@ class Run:
 
     def finish(self, best: Path, title: str) -> None:
         """Write curves, confusion matrix and report of the best checkpoint, judged on val, unless
-        they are there."""
+        they are there.
+        """
         if not self.world.is_main:
             return
         if (self.folder / "report.md").is_file() and not self.trained:

@@ -9,7 +9,8 @@ which is what drawing them anew in every epoch is (tests/test_cached.py holds st
 against those of the views). Each seed trains equal heads for the same epochs on all of them and on
 1, 2, 4 and 8 drawn among them. Augmentation is that of the recipe, without MixUp and CutMix, which
 stored features rule out. Nothing is chosen, so that val and test are judged together. A run that
-was stopped goes on."""
+was stopped goes on.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ def retrain_heads(
     model: SwinHierarchical, train: Chosen, args: argparse.Namespace, seed: int, compute: Compute
 ) -> dict[str, Tensor]:
     """Train the neck and the heads by cross-entropy: AdamW, cosine from `args.lr` to 0. Returns
-    their state, on the CPU; the model is left as it was."""
+    their state, on the CPU; the model is left as it was.
+    """
     before = head_state(model)
     sampler = EpochSampler(train.count, args.batch_size, seed)
     model.requires_grad_(False)
@@ -179,7 +181,8 @@ def answer(
     state: Mapping[str, Tensor] | None = None,
 ) -> HeadAnswers:
     """Let the heads answer for cached features; `state`, where given, in place of the model's own
-    neck and heads."""
+    neck and heads.
+    """
     before: dict[str, Tensor] = head_state(model) if state else {}
     model.load_state_dict(dict(state or {}), strict=False)
     model.neck.eval()
@@ -204,7 +207,8 @@ def compare(
     args: argparse.Namespace, data: Organized, compute: Compute
 ) -> tuple[float, dict[int, list[dict[str, float]]]]:
     """Train with every number of views: seconds per stored view of all pictures, {views: figures
-    per seed}."""
+    per seed}.
+    """
     recipe = replace(
         recipes.get(args.recipe),
         image_size=args.image_size,

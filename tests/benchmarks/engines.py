@@ -6,7 +6,8 @@ onnxruntime-node.
 
 Prints per model file and engine how far the probabilities and scores are from ONNX Runtime's, how
 often the best class is the same, and whether a batch of 8 equals 8 of 1. Engines that are not
-installed are left out. Needs no torch."""
+installed are left out. Needs no torch.
+"""
 
 from __future__ import annotations
 

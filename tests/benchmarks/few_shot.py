@@ -1,5 +1,6 @@
 """Many, medium and few-shot metrics: what classes with many, medium and few train pictures get
-right."""
+right.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +98,8 @@ def by_size(
 
 def long_tail(split: Split, classes: int, largest: int, smallest: int, seed: int) -> Split:
     """Keep a part of the pictures: class sizes fall geometrically from `largest` to `smallest`, as
-    far as a class has so many."""
+    far as a class has so many.
+    """
     rng = np.random.default_rng([seed, 4])
     rank = rng.permutation(classes)
     sizes = np.round(largest * (smallest / largest) ** (rank / max(classes - 1, 1))).astype(int)

@@ -26,7 +26,8 @@ def run(
     predictor: Predictor, files: list[tuple[Path, int]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Answer all files that can be read: probabilities (N, classes), scores of strangers (N,
-    scores), leaves (N,)."""
+    scores), leaves (N,).
+    """
     pictures, classes = [], []
     for path, class_idx in files:
         try:

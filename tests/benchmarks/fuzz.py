@@ -4,7 +4,8 @@ damaged copies of those.
   python tests/benchmarks/fuzz.py --exports exports --count 20000 --folder bad_files
 
 Each gets an answer or a 4xx with a reason in JSON; the server lives, says nothing on stderr, and
-its memory stays bounded."""
+its memory stays bounded.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ round in reverse. Two loops are raced, as torch offers two:
             by what is left of its momentum. The packed matrix does just this; both end with the same weights, which is checked.
 Memory is the peak of a fresh process for each contestant, over what it had before the heads were
 made: weights, gradients, AdamW's two moments and everything passing. Four times the weights is the
-least for the packed matrix."""
+least for the packed matrix.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +169,8 @@ class Contestant:
 
 def compare(tree: ClassTree, batches: list[Batch], device: torch.device) -> str:
     """Say by how much the packed heads differ from the loops: loss and gradient of the features,
-    then weights after a few steps."""
+    then weights after a few steps.
+    """
     packed, skipping, zeros = (Contestant(kind, tree, device) for kind in KINDS[:3])
     seen = []
     for contestant in (packed, zeros):
@@ -197,7 +199,8 @@ def race(
     tree: ClassTree, batches: list[Batch], kinds: list[str], rounds: int, now: Callable[[], float]
 ) -> np.ndarray:
     """Time the kinds: seconds float (kinds, rounds, 2), of forward with backward, and of the
-    optimizer."""
+    optimizer.
+    """
     contestants = [Contestant(kind, tree, batches[0][0].device) for kind in kinds]
     seconds = np.zeros((len(kinds), rounds, 2))
     for turn in progress(
@@ -222,7 +225,8 @@ def ratio(theirs: np.ndarray, mine: np.ndarray) -> str:
 
 def resident(field: str) -> float:
     """MiB of this process by the kernel's count: VmRSS now, VmHWM at most so far; nan where there
-    is no such count."""
+    is no such count.
+    """
     status = Path("/proc/self/status")
     found = re.search(rf"{field}:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) / 1024 if found else float("nan")
@@ -230,7 +234,8 @@ def resident(field: str) -> float:
 
 def peak(kind: str, tree: ClassTree, batches: list[Batch], device: torch.device) -> float:
     """MiB at most while this process makes the heads and takes two rounds of steps, over what it
-    had before."""
+    had before.
+    """
     before = resident("VmRSS")
     contestant = Contestant(kind, tree, device)
     for batch in [*batches, *batches]:

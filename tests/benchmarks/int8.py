@@ -6,7 +6,8 @@ way to INT8.
 
 Within one loop each contestant answers the same picture once per round, so that the machine's moods
 hit all alike. OpenVINO takes part where it is installed. With --data the ways to INT8 are searched
-on val as 03 does it, and the gate is shown on val and test."""
+on val as 03 does it, and the gate is shown on val and test.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def pictures_of(
     split: Split, size: int, at: np.ndarray | None = None, batch: int = 16
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches (uint8 (N, size, size, 3), class_idx (N,)) of a split, or of the pictures at these
-    places."""
+    places.
+    """
     at = np.arange(len(split)) if at is None else at
     for start in range(0, len(at), batch):
         part = at[start : start + batch]

@@ -13,7 +13,8 @@ after random pauses, and go on; the k-th time that one is found at the wanted ki
 SIGKILL instead, while it still stands there. k is drawn evenly from as many times as a run that was
 looked at to its end was found there. Then the same command runs as a person would start it, and
 every checkpoint is compared. Last, a run is killed again and again, at any place, until it gets
-through. The exit code is 1 where a bit differs."""
+through. The exit code is 1 where a bit differs.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +125,8 @@ class Bench:
 
     def folder(self, script: str, name: str) -> Path:
         """A fresh checkpoints folder; for 02b with the species checkpoint of the run never
-        stopped."""
+        stopped.
+        """
         checkpoints = self.store / name
         shutil.rmtree(checkpoints, ignore_errors=True)
         if script == DISEASE:
@@ -160,7 +162,8 @@ class Bench:
 
     def never_killed(self, script: str) -> list[str]:
         """Run a script that is looked at to its end: counts what is found where, and shows that
-        looking changes nothing."""
+        looking changes nothing.
+        """
         checkpoints, seen = self.folder(script, f"looked_{script[:3]}"), Counter()
         watch(
             self.start(script, checkpoints),
@@ -211,7 +214,8 @@ class Bench:
 
     def again_and_again(self, script: str, name: str) -> list[str]:
         """Kill a run at any place, again and again, until it gets through; lives grow, or it might
-        never."""
+        never.
+        """
         checkpoints, deaths, life = self.folder(script, name), [], self.args.life
         while True:
             span, begun = self.rng.exponential(life), []

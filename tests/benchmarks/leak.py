@@ -7,7 +7,8 @@ on splits that do not.
 The model is a linear layer on frozen features of the backbone. Each of the seeds draws both splits
 anew with the shares of stage 1: one puts whole groups (the manifest's) into splits, one puts each
 picture by itself. On the latter, test pictures that have a picture of their group in train are told
-apart from the others: what a model seems to know and what it knows."""
+apart from the others: what a model seems to know and what it knows.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from common.organize.splits import TEST, TRAIN, split_groups  # noqa: E402
 
 def probe(features: torch.Tensor, class_idx: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
     """Fit a linear layer on the train pictures by L-BFGS; returns the answers for all, int64
-    (K,)."""
+    (K,).
+    """
     mean, std = features[train].mean(0), features[train].std(0) + 1e-6
     x = (features - mean) / std
     layer = torch.nn.Linear(x.shape[1], int(class_idx.max()) + 1)

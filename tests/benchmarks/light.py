@@ -7,7 +7,8 @@ taught against one untaught.
 
 `train` runs 02a and 02b twice with one recipe, with --teacher and without, writes both students as
 03 does, and judges them on test beside the teacher: alone, and where unsure photos go to the
-teacher. A run that was stopped goes on. Brotli sizes need that package. """
+teacher. A run that was stopped goes on. Brotli sizes need that package.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ from common.train.model import SwinHierarchical  # noqa: E402
 
 def large_tree(species: int = 320, classes: int = 11_499) -> ClassTree:
     """A tree of that many leaves: 1 to some 150 diseases a species, with names as long as real
-    ones."""
+    ones.
+    """
     rng = np.random.default_rng(0)
     share = rng.lognormal(0, 0.8, species)
     counts = np.maximum(1, np.floor(share / share.sum() * classes).astype(int))
@@ -83,7 +85,8 @@ def large_tree(species: int = 320, classes: int = 11_499) -> ClassTree:
 @torch.inference_mode()
 def size(args: argparse.Namespace) -> None:
     """Print the bytes of a student with random weights, and what rounding its heads to int8 or
-    float16 changes."""
+    float16 changes.
+    """
     tree, recipe = large_tree(), recipes.get("light")
     torch.manual_seed(0)
     model = SwinHierarchical(recipe.backbone, tree, **recipe_flags.model_settings(recipe)).eval()

@@ -8,7 +8,8 @@ The limit is what as many threads as there are cores reach with `session.run` al
 picture (at concurrency 1: one thread). Every round measures each contestant for some seconds, so
 that the machine's moods hit all alike; ratios are taken within a round and their median is shown.
 Processor time per answer, which other work on the machine hardly changes, stands beside (of Linux).
-The client is a process of its own, of raw sockets: it shares the machine, and costs little."""
+The client is a process of its own, of raw sockets: it shares the machine, and costs little.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def a_photo(side: int) -> bytes:
 
 def raw(exports: Path, commands: Any = sys.stdin) -> None:
     """For each line {"threads", "seconds"} run the session alone, and print the milliseconds of
-    each run."""
+    each run.
+    """
     predictor = Predictor(exports)
     size = predictor.bundle.size
     picture = np.asarray(Image.open(io.BytesIO(a_photo(size))).convert("RGB"))[None]
@@ -95,7 +97,8 @@ def raw(exports: Path, commands: Any = sys.stdin) -> None:
 
 def client(commands: Any = sys.stdin) -> None:
     """For each line {"port", "concurrency", "seconds", "side", "form"} ask a server, and print
-    milliseconds and statuses."""
+    milliseconds and statuses.
+    """
     print("ready", flush=True)
     for line in commands:
         asked = json.loads(line)
@@ -147,7 +150,8 @@ async def _ask(asked: dict[str, Any]) -> dict[str, Any]:
 
 def fastapi_server(exports: Path, port: int) -> None:
     """A plain FastAPI handler as its manual shows it: a function with an upload, which runs in
-    FastAPI's pool of threads."""
+    FastAPI's pool of threads.
+    """
     import uvicorn
     from fastapi import FastAPI, UploadFile
 

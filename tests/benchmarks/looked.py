@@ -1,5 +1,6 @@
 """A training process that can be stopped at any instruction, looked at, let go on, and killed where
-it stands (for kills.py)."""
+it stands (for kills.py).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ STARTING = "starting"
 
 def child(note: str, stack: str, script: str, argv: list[str]) -> None:
     """Run a numbered script that notes its step and piece, and that writes its stack and stops when
-    SIGTSTP comes."""
+    SIGTSTP comes.
+    """
     # in C, at any instruction; then what SIGTSTP does by itself: the whole process stops
     faulthandler.register(
         signal.SIGTSTP, file=open(stack, "ab", buffering=0), all_threads=True, chain=True
@@ -69,7 +71,8 @@ def child(note: str, stack: str, script: str, argv: list[str]) -> None:
 
 class Moment(NamedTuple):
     """Where a stopped process stands: seconds since its start, kind of place, the place in words,
-    what is half written."""
+    what is half written.
+    """
 
     after: float
     kind: str

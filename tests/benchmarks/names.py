@@ -3,7 +3,8 @@
 The CSV holds raw_name, species, disease and source; a species or disease of "ambiguous" means that
 the name does not say it. Each source is read as a list of its own. Sources are sorted, and every
 third is kept aside: without --aside only the others are listed in detail, so that the parser can be
-worked on while the rest stays unseen."""
+worked on while the rest stays unseen.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Row = dict[str, str]
 
 def score(pairs: list[tuple[Row, ParsedName]], seconds: float) -> tuple[str, ...]:
     """One row of the table: what is right among rows whose species and disease are known, what is
-    bold, what is asked."""
+    bold, what is asked.
+    """
     known = [(row, p) for row, p in pairs if "ambiguous" not in (row["species"], row["disease"])]
     vague = [p for row, p in pairs if row["species"] == "ambiguous"]
     right = [(p.species, p.disease) == (row["species"], row["disease"]) for row, p in known]
@@ -51,7 +53,8 @@ def score(pairs: list[tuple[Row, ParsedName]], seconds: float) -> tuple[str, ...
 
 def made_up(count: int, species: int = 320) -> list[str]:
     """Names of plants that no table holds, some 36 known and unknown diseases each, to time the
-    reading of a large list."""
+    reading of a large list.
+    """
     rng = random.Random(0)
 
     def word(syllables: int) -> str:

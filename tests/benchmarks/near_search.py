@@ -4,7 +4,8 @@ memory, and a check.
   python tests/benchmarks/near_search.py [--count 1470000] [--radius 6] [--workers 2]
 
 The pairs of a sample of pictures are checked against a comparison with every hash under all 8 flips
-and turns."""
+and turns.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def near(hashes: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
 def collection(count: int, seed: int = 0) -> np.ndarray:
     """Three quarters unrelated pictures; copies of one of them; bursts of 5 to 50; one series of
     0.2 % of all with a fixed camera, in which all are alike; 1 % that show one and the same
-    picture; some blank ones."""
+    picture; some blank ones.
+    """
     rng = np.random.default_rng(seed)
     hashes = likely(count, rng)
     copies, bursts, series, same = np.split(

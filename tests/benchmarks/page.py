@@ -4,7 +4,8 @@
 
 Needs Chromium, the light model in exports/browser, and the runtime that `run_all.sh` fetches. Each
 figure stands beside what is asked of it; the exit code is 1 where one is missed. Cold starts are in
-profiles of their own, which have kept nothing."""
+profiles of their own, which have kept nothing.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def large(path: Path, long_side: int = 4000) -> bytes:
 
 def cold(browser: Chromium, site: Site, photo: bytes) -> tuple[float, int]:
     """Open the page for the first time and answer a photo: seconds until it can answer, bytes sent
-    until it has."""
+    until it has.
+    """
     before = len(site.sent)
     page = browser.page(site.url, fresh=True)
     if page.wait("document.documentElement.dataset.ready", 60) != "browser":
@@ -98,7 +100,8 @@ def cold(browser: Chromium, site: Site, photo: bytes) -> tuple[float, int]:
 
 def compare(page: Page, light: LightModel, photos: list[bytes]) -> dict[str, Any]:
     """Answer photos in the page and in Python: largest difference of a probability, answers that
-    differ, ms of the model."""
+    differ, ms of the model.
+    """
     counts = np.asarray(light.settings["diseases"])
     starts, worst, other, times = np.concatenate([[0], np.cumsum(counts)]), 0.0, 0, []
     for photo in progress(photos, total=len(photos), desc="compare", unit="photo"):

@@ -10,7 +10,8 @@ time, median over the rounds. All end with uint8, as ours do; one row adds the f
 AlbumentationsX usually ends with. Where a peer has no ISO noise it adds Gaussian noise once more,
 where it has no shadow it does without. Then `DataLoader`s of 1 and 2 workers in turn, and what
 uint8 saves on the way to the device. Peers that are not installed (albumentationsx) are left out,
-and named. Needs two cores and nothing else running."""
+and named. Needs two cores and nothing else running.
+"""
 
 from __future__ import annotations
 
@@ -224,7 +225,8 @@ def torchvision_v2(on_tensors: bool) -> View:
 
 def timm_default() -> View:
     """What timm's loader does by default (with its prefetcher: uint8 to the device), and the rest
-    of tiers 1 and 2."""
+    of tiers 1 and 2.
+    """
     first, _, last = create_transform(
         SIZE,
         is_training=True,
@@ -305,7 +307,8 @@ class Photos:
 
 class Ready(Dataset[torch.Tensor]):
     """Hands over one picture again and again: what is left is the way from a worker to this
-    process."""
+    process.
+    """
 
     def __init__(self, as_float: bool, count: int) -> None:
         self.as_float, self.count = as_float, count
@@ -320,7 +323,8 @@ class Ready(Dataset[torch.Tensor]):
 
 def loader_rates(loaders: dict[str, DataLoader[Any]], rounds: int) -> dict[str, float]:
     """Pictures per second of whole passes in turn; workers stay, so that their start counts
-    nowhere."""
+    nowhere.
+    """
     found: dict[str, list[float]] = {name: [] for name in loaders}
     for i in range(-1, rounds):
         for name, loader in loaders.items():

@@ -6,7 +6,8 @@ backward and AdamW.
   --image-size 224 --batch 8
 
 Each way runs in a process of its own, the ways in turn, as kept memory cannot be given back within
-one. Medians over the steps of a process, then over the rounds; ratios within a round."""
+one. Medians over the steps of a process, then over the rounds; ratios within a round.
+"""
 
 from __future__ import annotations
 

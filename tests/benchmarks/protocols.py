@@ -15,7 +15,8 @@ Backbone, size, batch and epochs are shrunk by flags; rates, losses, augmentatio
 all else stay the column's. Each phase is checked: that its rates in log.jsonl are those of the
 column's cosine at that step, that what it freezes ends with the weights it began with, and that
 something else moved. The exit code is 1 where a column does not run, a check fails, or its best
-checkpoint is right on fewer test pictures than the answer `always the commonest class` is. """
+checkpoint is right on fewer test pictures than the answer `always the commonest class` is.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def flowers(given: Path, store: Path, args: argparse.Namespace) -> list[object]:
 
 def camera_trap(given: Path, store: Path, args: argparse.Namespace) -> list[object]:
     """Flags of 01 for labels in a CSV, split by station, a quarter to test as in the source;
-    classes of one or two pictures stay out."""
+    classes of one or two pictures stay out.
+    """
     return [
         given,
         "--labels",
@@ -155,7 +157,8 @@ def told(path: Path) -> Iterator[None]:
 
 def run(script: str, log: Path, *argv: object) -> None:
     """Call a numbered script's main; what it prints goes into a file. Problem where it ends by
-    anything but success."""
+    anything but success.
+    """
     code: object = 0
     try:
         with told(log):
@@ -175,7 +178,8 @@ def run(script: str, log: Path, *argv: object) -> None:
 
 def shrunk(recipe: Recipe, count: int, passes: int) -> dict[str, int]:
     """Epochs of each phase, scaled so that all of them see about `passes` pictures; at least one,
-    never more than the column's."""
+    never more than the column's.
+    """
     whole = asdict(recipe)
     names = EPOCHS if recipe.classes == "hierarchical" else EPOCHS[:3]
     factor = passes / (count * sum(whole[name] for name in names))
@@ -202,7 +206,8 @@ def read(path: Path) -> State:
 
 def steps_of(recipe: Recipe, first: State, checkpoints: Path) -> Iterator[Step]:
     """The phases of a finished column, in order, from what lies in its run folders. Problem where
-    something is missing there."""
+    something is missing there.
+    """
     before = first
     for folder, phases, pattern in (
         ("species_only", recipes.species_phases(recipe), "epoch={:02d}-val_loss=*.pt"),
@@ -233,7 +238,8 @@ def steps_of(recipe: Recipe, first: State, checkpoints: Path) -> Iterator[Step]:
 
 def check(step: Step, recipe: Recipe, count: int, model: SwinHierarchical) -> str:
     """Hold a phase's log and weights against what it should be; returns it in words. Problem where
-    they differ."""
+    they differ.
+    """
     phase, steps = step.phase, max(1, count // recipe.batch_size)
     for k, row in enumerate(step.rows):
         expected = rate_at(phase, (k + 1) * steps - 1, phase.epochs * steps)
@@ -278,7 +284,8 @@ def check(step: Step, recipe: Recipe, count: int, model: SwinHierarchical) -> st
 
 def one_column(column: str, data: Organized, folder: Path, args: argparse.Namespace) -> list[str]:
     """Train and judge a column; returns its row. Problem where it does not run, or not as the table
-    says."""
+    says.
+    """
     clock, count = Stopwatch(), len(data.splits["train"])
     epochs = shrunk(recipes.get(column), count, args.passes)
     changed = {

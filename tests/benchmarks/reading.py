@@ -8,7 +8,8 @@ Four made-up photos (blurred background, leaves, grass, soil) of 12 megapixels, 
 moods hit all alike; CPU time, medians, mean over the photos. Quality: PSNR against a full decode
 and OpenCV's area filter, over the photos in 10 variants (chroma subsampling, sizes that are no
 multiple of 8, portrait, panorama, progressive, smaller cameras). Then two processes against one.
-pyvips takes part where it is installed."""
+pyvips takes part where it is installed.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ PHOTOS: list[bytes] = []  # of a worker process
 
 def octaves(rng: np.random.Generator, first: int, last: int, falloff: float) -> np.ndarray:
     """Sum noise of doubling fineness whose amplitude falls as fineness ** -falloff; float32
-    (HEIGHT, WIDTH), deviation 1."""
+    (HEIGHT, WIDTH), deviation 1.
+    """
     total, cells = np.zeros((HEIGHT, WIDTH), np.float32), first
     while cells <= last:
         noise = rng.standard_normal((cells * HEIGHT // WIDTH + 1, cells), dtype=np.float32)

@@ -9,7 +9,8 @@ epochs are scaled to --passes, the rates of its unfrozen phases by --rate, and i
 that of recipe `two_core`; everything else is its column. The linear probe is the best of several
 regularised logistic regressions on features of the frozen backbone. timm's is timm's own
 augmentation, AdamW and cosine. Each is chosen on val and reported on test. A run that was stopped
-goes on."""
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ FIGURES = (
 
 def write_long_tail(data: Organized, folder: Path, args: argparse.Namespace, seed: int) -> Path:
     """Write an organized data set whose train split is the long tail of a seed; pictures stay where
-    they are."""
+    they are.
+    """
     kept = long_tail(data.splits["train"], data.tree.num_classes, args.largest, args.smallest, seed)
     names = {str(kept.path(i).relative_to(data.root)) for i in range(len(kept))}
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,8 @@ def write_long_tail(data: Organized, folder: Path, args: argparse.Namespace, see
 
 def scaled(name: str, args: argparse.Namespace) -> list[str]:
     """Flags that scale a recipe's epochs to --passes, each phase at least one, and its unfrozen
-    rates by --rate."""
+    rates by --rate.
+    """
     recipe = asdict(recipes.get(name))
     wanted = np.array([recipe[key] for key in EPOCHS], float)
     exact = wanted * args.passes / wanted.sum()
@@ -172,7 +175,8 @@ def by_recipe(name: str, *changed: str) -> Callable[..., Judged]:
 
 def linear_probe(args: argparse.Namespace, data: Organized, seed: int, folder: Path) -> Judged:
     """Logistic regression over all leaves on features of the untouched backbone; val chooses how it
-    is regularised."""
+    is regularised.
+    """
     compute = choose_compute(args.device, "fp32")
     model = new_model(args, data.tree, seed, compute)
     features, class_idx = {}, {}
@@ -229,7 +233,8 @@ class TimmViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 def flat_timm(args: argparse.Namespace, data: Organized, seed: int, folder: Path) -> Judged:
     """One softmax over all leaves, timm's defaults: crops of 8 to 100 %, flip, jitter 0.4,
-    smoothing 0.1, cosine; with AdamW."""
+    smoothing 0.1, cosine; with AdamW.
+    """
     torch.manual_seed(seed)
     mean, std = channels("pixel_mean", args.pixel_mean), channels("pixel_std", args.pixel_std)
     norm: dict[str, Any] = {"mean": mean, "std": std} if mean else {}
@@ -421,7 +426,8 @@ def main() -> None:
 
 def given(judged: Judged, data: Organized) -> np.ndarray:
     """Best leaf given the true species; where it is wrong, which one it is does not matter to
-    accuracy, and F1 is not asked for."""
+    accuracy, and F1 is not asked for.
+    """
     wrong = data.tree.offsets[data.tree.class_species[judged.class_idx]]
     wrong = np.where(
         wrong == judged.class_idx,

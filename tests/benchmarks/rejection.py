@@ -8,7 +8,8 @@ Spaces are fitted on train and poor copies of it, thresholds on val, every figur
 of the pictures of each kind that is no plant (by the hash of the file) are shown: they fit the
 learned score and choose the sum of scores; the other half is reported. In the last table one kind
 at a time is left out of what is shown, and all of it is reported. The backbone runs once; what it
-gave is kept in --store."""
+gave is kept in --store.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def gather(
     args: argparse.Namespace, model: SwinHierarchical, data: Organized
 ) -> dict[str, Outputs]:
     """Outputs for the splits, poor copies of val and test (`val dark`), and each kind of stranger;
-    from --store where they are."""
+    from --store where they are.
+    """
     size, found = model.settings["image_size"], {}
     store = args.store / checkpoint.weights_hash(checkpoint.load(args.checkpoint))[:12]
     store.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,8 @@ def gather(
 
 def exchanged(found: dict[str, Outputs], far: Iterable[str]) -> dict[str, Outputs]:
     """The same with val and test in each other's place, and the shown half of the strangers in that
-    of the other."""
+    of the other.
+    """
     places = {"val": "test", "test": "val"}
     turned = {
         " ".join([places.get(name.split()[0], name.split()[0]), *name.split()[1:]]): outputs
@@ -146,7 +149,8 @@ def plain_scores(
     model: SwinHierarchical, found: dict[str, Outputs]
 ) -> dict[str, dict[str, np.ndarray]]:
     """The scores of the graph without the learned one, and two to compare with, of all but train;
-    spaces are fitted on train."""
+    spaces are fitted on train.
+    """
     class_idx = train_with_poor(found, "class_idx")
     near, near_layers = (
         FeatureSpace(train_with_poor(found, key), class_idx, model.class_species)
@@ -374,7 +378,8 @@ def fit_with(
     kinds: list[str], found: dict[str, Outputs], scores: dict[str, dict[str, np.ndarray]]
 ) -> dict:
     """Fit the learned score and the bars with the shown half of some kinds; adds the learned score
-    to all `scores`."""
+    to all `scores`.
+    """
     seen = {kind: found[kind]["class_idx"].numpy() == 1 for kind in kinds}
     plants, strange = (
         train_with_poor(found, "layers"),
@@ -407,7 +412,8 @@ def show(
     names: tuple[str, ...],
 ) -> dict:
     """Print what bars are worth on test, over the kinds that are no plants together and each alone;
-    returns `rejection.judge`."""
+    returns `rejection.judge`.
+    """
     far = {
         kind: part(scores[kind], hidden[kind], names)
         for kind in args.strangers

@@ -8,7 +8,8 @@ splits of several sizes are drawn from them with replacement, temperatures and b
 promise checked on all of them, which is then the truth. Then they are cut in two again and again,
 class by class; temperatures and bars are fitted on one half and judged on the other, as 03 does it.
 A model's baked temperatures do not matter: all is fitted anew from its answers. A few minutes for
-1,000 pictures."""
+1,000 pictures.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def fit(
     probabilities: np.ndarray, class_idx: np.ndarray, chosen: np.ndarray, tree: ClassTree
 ) -> tuple[np.ndarray, dict]:
     """Fit temperatures and bars on the chosen pictures; all probabilities at these temperatures,
-    and the bars."""
+    and the bars.
+    """
     mine, one = probabilities[chosen], calibrate.Temperatures.none(tree)
     fitted = calibrate.fit_temperatures(
         *calibrate.logits_of(mine, class_idx[chosen], tree), class_idx[chosen], tree
@@ -44,14 +46,16 @@ def fit(
 
 def broken(entry: dict, figures: dict) -> bool:
     """Whether a promise does not hold: of all answers, or of those that name a leaf where the bars
-    were fitted for them."""
+    were fitted for them.
+    """
     names = ("precision", "disease_precision") if entry["answers"] == "disease" else ("precision",)
     return any(figures[name] is not None and figures[name] < entry["holds"] for name in names)
 
 
 def row(label: str, name: str, seen: list[tuple[dict, dict]]) -> tuple[str, ...]:
     """One line: how often promised, how often broken, and means of what was seen where it was
-    promised."""
+    promised.
+    """
     kept = [(entry, figures) for entry, figures in seen if entry["promised"]]
     with_classes = [figures for entry, figures in kept if entry["answers"] == "disease"]
     mean = {

@@ -7,7 +7,8 @@ time and memory of each part.
 The pictures are 48 px, so that everything but decoding costs what it costs with real photos;
 reading is the one part that real photos make slower (tests/benchmarks/reading.py). Class sizes fall
 off as in a long tail; 1 % of the files are exact copies, 1 % are near-duplicates (encoded again),
-and of those some stand under another class."""
+and of those some stand under another class.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +87,8 @@ SYLLABLES = (
 
 def class_names(count: int) -> list[str]:
     """Class folder names of `count` classes: crops that the parser knows, and plants that it has
-    never heard of."""
+    never heard of.
+    """
     rng = np.random.default_rng(0)
     genera = sorted({"".join(rng.choice(SYLLABLES, 3)).capitalize() for _ in range(4 * SPECIES)})
     plants = [*CROPS, *rng.permutation(genera)[: SPECIES - len(CROPS)]]

@@ -6,7 +6,8 @@ index at 1.47 M pictures.
 20,000 small JPEGs (8 to 40 KB) in 500 leaves, organized both ways. Files and shards take turns, so
 that the machine's moods hit both alike. `cold` means that the kernel was asked to drop the contents
 (not the names and sizes) before each round. The index is loaded in a process of its own, so that
-its peak memory is its own. Needs 2.5 GB of disk."""
+its peak memory is its own. Needs 2.5 GB of disk.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def write_index(folder: Path, tree: ClassTree, rows: Iterator[tuple[object, ...]
 
 def make_both(folder: Path, count: int) -> tuple[list[Path], float, float]:
     """Write the pictures as files and as shards, and the shards' files with tar too; returns
-    seconds of both ways of packing."""
+    seconds of both ways of packing.
+    """
     rng, tree = np.random.default_rng(0), make_tree(500)
     jpegs = [
         encode_jpeg(
@@ -181,7 +183,8 @@ def drop(folder: Path) -> None:
 
 def stream(folder: Path) -> int:
     """Read shards from their beginnings with the standard library, as WebDataset does; returns
-    bytes of pictures."""
+    bytes of pictures.
+    """
     total = 0
     for path in sorted(folder.glob("shard-*.tar")):
         with tarfile.open(path, "r|") as tar:

@@ -7,7 +7,8 @@ Capacity is measured first; then requests begin at 1.5 times that rate, whatever
 before (an open loop). One in twenty is a damaged picture, one in twenty leaves before its answer.
 What must hold is judged at the end: nothing but answers, 4xx and 503; memory within 25 MB of what
 it was after the first tenth; accepted requests answered in bounded time; after SIGTERM every
-accepted request answered and exit code 0. The exit code says whether all did."""
+accepted request answered and exit code 0. The exit code says whether all did.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ class Load:
 
     async def open(self, rate: float, seconds: float) -> None:
         """Begin `rate` requests per second for some seconds, or until the server says that it
-        stops."""
+        stops.
+        """
         begin = due = time.perf_counter()
         while due < begin + seconds and not self.draining.is_set():
             due += self.draw.expovariate(rate)

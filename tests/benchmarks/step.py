@@ -9,7 +9,8 @@ Both take uint8 pictures through normalisation, backbone, loss, backward, clippi
 with the same groups and rates, in the same precision. They take turns, in the order ABBA, so that
 neither the machine's moods nor a drift favours one. The hierarchical model has 320 species and
 11,499 diseases and trains all of it (phase B3). `--parts` says where the time goes; on a GPU it
-waits for each part."""
+waits for each part.
+"""
 
 from __future__ import annotations
 

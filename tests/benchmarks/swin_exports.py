@@ -4,7 +4,8 @@ speed.
   python tests/benchmarks/swin_exports.py exports_swin
 
 It has no OOD threshold and no roll-up, so every photo is answered; what it answers means
-nothing."""
+nothing.
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def test_another_seed_or_picture_differs() -> None:
 
 def test_counts_and_marker(made: tuple[Path, dict]) -> None:
     folder, result = made
-    assert result["plants"] == folder / "plants" and result["not_plants"] == folder / "not_plants"
+    assert result["plants"] == folder / "plants"
+    assert result["not_plants"] == folder / "not_plants"
     assert result["classes"] == len(list(result["plants"].iterdir())) == len(pictures.CLASSES)
     assert result["images"] == len(list(result["plants"].glob("*/*")))
     assert result["not_plant_images"] == len(list(result["not_plants"].iterdir())) == 3
@@ -103,14 +104,16 @@ def test_killed_run_leaves_nothing_half_made(
 
 def test_truth_and_long_tail() -> None:
     truth, sizes = TRUTH, pictures.class_sizes()
-    assert list(truth) == list(sizes) and len(set(truth.values())) == len(truth)
+    assert list(truth) == list(sizes)
+    assert len(set(truth.values())) == len(truth)
     assert 2500 <= sum(sizes.values()) <= 2800
-    assert (
-        sum(n < 50 for n in sizes.values()) >= 4 and sum(50 <= n < 80 for n in sizes.values()) >= 5
-    )
-    assert min(sizes.values()) >= 30 and max(sizes.values()) == 160
+    assert sum(n < 50 for n in sizes.values()) >= 4
+    assert sum(50 <= n < 80 for n in sizes.values()) >= 5
+    assert min(sizes.values()) >= 30
+    assert max(sizes.values()) == 160
     per_species = Counter(species for species, _ in truth.values())
-    assert set(per_species) == set(SPECIES) and set(per_species.values()) <= {3, 4, 5}
+    assert set(per_species) == set(SPECIES)
+    assert set(per_species.values()) <= {3, 4, 5}
     for species in SPECIES:
         assert (species, "healthy") in truth.values()
     assert {disease for _, disease in truth.values()} == set(DISEASES)
@@ -130,25 +133,22 @@ def test_planted_files_are_what_they_claim(made: tuple[Path, dict]) -> None:
     assert all((folder / name).stat().st_size == 0 for name in planted["zero_bytes"])
     assert Image.open(folder / planted["thumbnails"][0]).size == (12, 9)
     for a, b in planted["duplicates"]:
-        assert (
-            Path(a).parent == Path(b).parent
-            and (folder / a).read_bytes() == (folder / b).read_bytes()
-        )
+        assert Path(a).parent == Path(b).parent
+        assert (folder / a).read_bytes() == (folder / b).read_bytes()
     for a, b in planted["label_conflicts"]:
         assert (folder / a).read_bytes() == (folder / b).read_bytes()
         truth = TRUTH
         one, other = truth[Path(a).parent.name], truth[Path(b).parent.name]
-        assert one[0] == other[0] and one[1] != other[1]
+        assert one[0] == other[0]
+        assert one[1] != other[1]
     for a, b in planted["near_duplicates"]:
         pair = [
             ImageOps.exif_transpose(Image.open(folder / p)).convert("L").resize((32, 32))
             for p in (a, b)
         ]
         one, two = (np.asarray(p, np.float32) for p in pair)
-        assert (
-            Path(a).parent == Path(b).parent
-            and (folder / a).read_bytes() != (folder / b).read_bytes()
-        )
+        assert Path(a).parent == Path(b).parent
+        assert (folder / a).read_bytes() != (folder / b).read_bytes()
         assert np.abs(one - two).mean() < 4
     pairs = ("duplicates", "near_duplicates", "label_conflicts")
     singles = {name for kind in KINDS.difference(pairs) for name in planted[kind]}
@@ -158,7 +158,8 @@ def test_planted_files_are_what_they_claim(made: tuple[Path, dict]) -> None:
         if str(path.relative_to(folder)) not in singles:
             with Image.open(path) as image:
                 image.load()
-                assert image.mode == "RGB" and min(image.size) >= 170
+                assert image.mode == "RGB"
+                assert min(image.size) >= 170
 
 
 def test_grounds_and_cameras_say_nothing_about_the_class() -> None:
@@ -191,7 +192,8 @@ def test_the_ground_is_the_same_whatever_lies_on_it() -> None:
         infect(leaf, disease, np.random.default_rng(2))
         leaf.alpha[:] = 0  # take the leaf away
         drawn.append(compose(leaf, style, scene))
-    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+    assert np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("disease", [d for d in DISEASES if d != "healthy"])
@@ -227,10 +229,9 @@ def test_every_thing_can_be_drawn_at_any_size() -> None:
     for number in range(len(THINGS)):
         for height, width in ((200, 300), (320, 240)):
             image = draw_thing(number, np.random.default_rng([number, height]), height, width)
-            assert image.shape == (height, width, 3) and image.dtype == np.float32
-            assert (
-                image.min() >= 0
-                and image.max() <= 255
-                and np.isfinite(image).all()
-                and image.std() > 0.5
-            )
+            assert image.shape == (height, width, 3)
+            assert image.dtype == np.float32
+            assert image.min() >= 0
+            assert image.max() <= 255
+            assert np.isfinite(image).all()
+            assert image.std() > 0.5

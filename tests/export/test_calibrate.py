@@ -1,5 +1,6 @@
 """Temperatures: the best one, shrunk where there is little to go by; calibration errors that say
-what chance adds."""
+what chance adds.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +54,8 @@ def test_padding_and_empty_sets_do_not_disturb_it():
     assert calibrate.fit_temperature(np.zeros((0, 4)), np.zeros(0, int)) == 1.0
     assert calibrate.fit_temperature(np.zeros((5, 1)), np.zeros(5, int)) == 1.0
     right = np.eye(3)[[0, 1, 2]] * 9
-    assert (
-        0.05 <= calibrate.fit_temperature(right, np.arange(3)) < 0.5
-        and calibrate.fit_temperature(right, np.array([1, 2, 0])) > 19
-    )
+    assert 0.05 <= calibrate.fit_temperature(right, np.arange(3)) < 0.5
+    assert calibrate.fit_temperature(right, np.array([1, 2, 0])) > 19
 
 
 # region per species
@@ -71,7 +70,8 @@ def tree_of(*sizes: int) -> ClassTree:
 
 def pictures(tree: ClassTree, counts: list[int], true_t: list[float], seed: int = 0):
     """Species logits, padded disease logits of the true species and leaves, where species s needs
-    temperature true_t[s]."""
+    temperature true_t[s].
+    """
     rng, sizes = np.random.default_rng(seed), np.diff(tree.offsets)
     species = np.repeat(np.arange(len(counts)), counts)
     logits = np.where(
@@ -143,10 +143,13 @@ def test_nothing_to_fit_changes_nothing():
     got = calibrate.fit_temperatures(
         np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0, int), tree_of(3, 2)
     )
-    assert got.species == 1.0 and got.disease.tolist() == [1.0, 1.0] and got.spread == 0
+    assert got.species == 1.0
+    assert got.disease.tolist() == [1.0, 1.0]
+    assert got.spread == 0
     one_level = tree_of(1, 1)
     got = calibrate.fit_temperatures(np.eye(2), np.zeros((2, 1)), np.array([0, 1]), one_level)
-    assert got.disease.tolist() == [1.0, 1.0] and got.species < 0.1
+    assert got.disease.tolist() == [1.0, 1.0]
+    assert got.species < 0.1
     assert got.to_json() == {
         "species": got.species,
         "disease": [1.0, 1.0],
@@ -195,7 +198,9 @@ def test_answers_give_their_logits_back_and_move_between_temperatures():
     sure = np.zeros((1, 9), np.float32)
     sure[0, 0] = 1.0
     moved = calibrate.retemper(sure, tree, old, new)
-    assert np.isfinite(moved).all() and moved.sum() == pytest.approx(1.0) and moved.argmax() == 0
+    assert np.isfinite(moved).all()
+    assert moved.sum() == pytest.approx(1.0)
+    assert moved.argmax() == 0
 
 
 # endregion
@@ -220,7 +225,8 @@ def test_calibration_error_against_bins_by_hand():
 
 def calibrated_answers(n: int, sharper: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Confidences like those of a good model, answers that come true as those of the sharper one,
-    and the true error."""
+    and the true error.
+    """
     rng = np.random.default_rng(seed)
     odds = rng.gamma(2.0, 2.0, n)
     confidence, true = 1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(-odds * sharper))
@@ -239,7 +245,8 @@ def test_the_estimate_is_closer_to_the_truth_than_the_count_and_its_interval_hol
     counted, error = (
         np.mean([figures[key] - true for figures, true in rows]) for key in ("counted", "error")
     )
-    assert -0.006 < error < counted and counted > 0
+    assert -0.006 < error < counted
+    assert counted > 0
     assert sum(f["low"] <= true <= f["high"] for f, true in rows) >= 50
     if sharper == 1.0:
         assert np.mean([f["counted"] for f, _ in rows]) == pytest.approx(
@@ -253,17 +260,16 @@ def test_figures_of_a_split_by_hand():
     probabilities = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.5, 0.1, 0.4]])
     class_idx, sizes = np.array([0, 0, 2, 2]), np.array([100, 100, 20])
     got = calibrate.calibration_figures(probabilities, class_idx, tree, sizes)
-    assert (
-        got["all"]["nll"] == pytest.approx(-np.log([0.6, 0.2, 0.8, 0.4]).mean())
-        and got["all"]["accuracy"] == 0.5
-    )
-    assert (
-        got["species"]["nll"] == pytest.approx(-np.log([0.9, 0.9, 0.8, 0.4]).mean())
-        and got["species"]["accuracy"] == 0.75
-    )
-    assert got["tail"]["n"] == 2 and got["tail"]["nll"] == pytest.approx(-np.log([0.8, 0.4]).mean())
+    assert got["all"]["nll"] == pytest.approx(-np.log([0.6, 0.2, 0.8, 0.4]).mean())
+    assert got["all"]["accuracy"] == 0.5
+    assert got["species"]["nll"] == pytest.approx(-np.log([0.9, 0.9, 0.8, 0.4]).mean())
+    assert got["species"]["accuracy"] == 0.75
+    assert got["tail"]["n"] == 2
+    assert got["tail"]["nll"] == pytest.approx(-np.log([0.8, 0.4]).mean())
     empty = calibrate.calibration_figures(probabilities, class_idx, tree, np.full(3, 100))["tail"]
-    assert empty["n"] == 0 and np.isnan(empty["error"]) and np.isnan(empty["nll"])
+    assert empty["n"] == 0
+    assert np.isnan(empty["error"])
+    assert np.isnan(empty["nll"])
     lines = "\n".join(
         calibrate.report_lines(
             got,
@@ -272,11 +278,9 @@ def test_figures_of_a_split_by_hand():
             tree.species,
         )
     )
-    assert (
-        "nan" not in lines
-        and "0.700 (p0) to 0.900 (p1)" in lines
-        and lines.count("class answer, tail") == 1
-    )
+    assert "nan" not in lines
+    assert "0.700 (p0) to 0.900 (p1)" in lines
+    assert lines.count("class answer, tail") == 1
 
 
 # endregion

@@ -1,5 +1,6 @@
 """The rule that sends photos to the server: what it looks at, how it is fitted, what it is
-worth."""
+worth.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ TREE = ClassTree(
 
 def world(n: int, seed: int, browser: float = 0.8, server: float = 0.95) -> tuple[np.ndarray, ...]:
     """Photos whose confidence tells, though not surely, whether the browser is right; species 2
-    fools it more often."""
+    fools it more often.
+    """
     rng = np.random.default_rng(seed)
     species = rng.integers(0, 3, n)
     hard = rng.random(n) < (1 - browser) * np.array([0.7, 0.7, 1.6])[species]
@@ -64,7 +66,8 @@ def test_signals_need_only_the_sums_of_other_species():
             part = slice(TREE.offsets[other], TREE.offsets[other + 1])
             spread[row, part] = p[row, part].mean()
     again = signals(spread, np.zeros(200), TREE)
-    assert np.allclose(whole[0], again[0]) and np.array_equal(whole[1], again[1])
+    assert np.allclose(whole[0], again[0])
+    assert np.array_equal(whole[1], again[1])
 
 
 def test_a_sure_answer_has_finite_signals():
@@ -82,7 +85,8 @@ def test_the_fit_is_at_the_mode_of_its_posterior():
     assert np.allclose(scaled.T @ error, -np.array(rule.weights) * deferral.SPREAD**-2, atol=2e-3)
     own = np.array([error[species == s].sum() for s in range(3)])
     assert np.allclose(own, -np.array(rule.species) * deferral.SPECIES_SPREAD**-2, atol=2e-3)
-    assert rule.weights[0] < 0 and rule.species[2] > max(
+    assert rule.weights[0] < 0
+    assert rule.species[2] > max(
         rule.species[:2]
     )  # less sure, or of the species that fools it: rather sent
 
@@ -94,16 +98,19 @@ def test_species_never_seen_have_no_term_and_rare_ones_a_small_one():
     gain = np.zeros(300, bool)
     gain[:2] = True
     rule = fit(values, species, gain, 3)
-    assert rule.species[2] == 0 and 0 < rule.species[1] < 1.5
+    assert rule.species[2] == 0
+    assert 0 < rule.species[1] < 1.5
 
 
 def test_nothing_to_gain_sends_nothing():
     values, species, browser, _ = world(200, 2)
     rule = fit_deferral(values, species, browser, browser, 3)
-    assert rule.threshold is None and not rule.sends(values, species).any()
+    assert rule.threshold is None
+    assert not rule.sends(values, species).any()
     assert rule.score(values, species).max() < 0.01
     judged = judge_deferral(rule, values, species, browser, browser)
-    assert judged["saved"] is None and judged["sent"] == 0
+    assert judged["saved"] is None
+    assert judged["sent"] == 0
     assert "no photo needs to be sent" in "\n".join(report_lines(judged, judged, rule))
 
 
@@ -119,15 +126,12 @@ def test_the_threshold_keeps_half_a_point_on_photos_not_fitted():
     values, species, browser, server = world(3000, 4)
     rule = fit_deferral(values, species, browser, server, 3)
     judged = judge_deferral(rule, *world(20000, 5))
-    assert (
-        judged["hybrid"] > judged["server"] - 0.015 and judged["browser"] < judged["server"] - 0.1
-    )
+    assert judged["hybrid"] > judged["server"] - 0.015
+    assert judged["browser"] < judged["server"] - 0.1
     assert 0.05 < judged["sent"] < 0.6
     half = next(row for row in judged["by_share"] if row["share"] == 0.2)
-    assert (
-        half["best"] >= half["rule"] > half["confidence"] - 0.002
-        and half["rule"] > judged["browser"] + 0.05
-    )
+    assert half["best"] >= half["rule"] > half["confidence"] - 0.002
+    assert half["rule"] > judged["browser"] + 0.05
 
 
 def test_the_share_is_chosen_by_photos_the_rule_has_not_seen(monkeypatch):
@@ -143,11 +147,9 @@ def test_the_share_is_chosen_by_photos_the_rule_has_not_seen(monkeypatch):
 def test_the_ends_of_the_hybrid_are_browser_and_server():
     _, _, browser, server = world(50, 7)
     curve = hybrid_accuracy(np.random.default_rng(0).permutation(50), browser, server)
-    assert (
-        len(curve) == 51
-        and curve[0] == browser.mean()
-        and curve[-1] == pytest.approx(server.mean())
-    )
+    assert len(curve) == 51
+    assert curve[0] == browser.mean()
+    assert curve[-1] == pytest.approx(server.mean())
 
 
 def test_a_rule_travels_as_json_without_changing():
@@ -155,9 +157,8 @@ def test_a_rule_travels_as_json_without_changing():
     rule = fit_deferral(values, species, browser, server, 3)
     assert rule.threshold is not None
     again = from_json(json.loads(json.dumps(rule.to_json())))
-    assert again == rule and np.array_equal(
-        again.sends(values, species), rule.sends(values, species)
-    )
+    assert again == rule
+    assert np.array_equal(again.sends(values, species), rule.sends(values, species))
 
 
 def test_another_rule_is_refused():

@@ -37,17 +37,14 @@ def test_accuracy_by_coverage_by_hand():
     x, y = export_plots.accuracy_by_coverage(
         np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, False, True, False])
     )
-    assert x.tolist() == [0.25, 0.75, 1.0] and y.tolist() == [1.0, pytest.approx(2 / 3), 0.5], (
-        "equals are answered together"
-    )
+    assert x.tolist() == [0.25, 0.75, 1.0], "equals are answered together"
+    assert y.tolist() == [1.0, pytest.approx(2 / 3), 0.5], "equals are answered together"
     sure, right = answers(50_000)
     x, y = export_plots.accuracy_by_coverage(sure, right)
-    assert (
-        len(x) <= export_plots.MOST_POINTS
-        and x[-1] == 1
-        and y[-1] == right.mean()
-        and (np.diff(x) > 0).all()
-    )
+    assert len(x) <= export_plots.MOST_POINTS
+    assert x[-1] == 1
+    assert y[-1] == right.mean()
+    assert (np.diff(x) > 0).all()
     assert len(export_plots.accuracy_by_coverage(sure[:0], right[:0])[0]) == 0
 
 
@@ -61,11 +58,9 @@ def test_reliability_shows_bins_and_counts(tmp_path, drawn):
     ):
         assert sum(patch.get_height() for patch in below.patches) == len(confidence)
         x, y = top.containers[0][0].get_data()
-        assert (
-            len(x) == 15
-            and x.mean() == pytest.approx(confidence.mean(), abs=0.01)
-            and y.mean() == pytest.approx(hits.mean(), abs=0.01)
-        )
+        assert len(x) == 15
+        assert x.mean() == pytest.approx(confidence.mean(), abs=0.01)
+        assert y.mean() == pytest.approx(hits.mean(), abs=0.01)
         assert "by chance" in top.get_title()
 
 
@@ -88,7 +83,8 @@ def test_coverage_draws_every_way_and_marks_the_bars(tmp_path, drawn):
     assert all(
         f"{name}: {hits.mean():.1%} of all" in legend(left) for name, (_, hits) in curves.items()
     )
-    assert "thresholds for 0.95: 96.0% of 90.0%" in legend(right) and "bars for" not in legend(left)
+    assert "thresholds for 0.95: 96.0% of 90.0%" in legend(right)
+    assert "bars for" not in legend(left)
     assert right.get_ylim()[0] > 0.3, "a way that fails does not crush the others"
 
 
@@ -102,9 +98,8 @@ def test_deferral_marks_what_was_chosen(tmp_path, drawn):
         tmp_path / "d.png",
     )
     (axis,) = drawn[0].axes
-    assert "chosen on val: 20.0% sent, 89.7% right" in legend(
-        axis
-    ) and "server alone: 90.0%" in legend(axis)
+    assert "chosen on val: 20.0% sent, 89.7% right" in legend(axis)
+    assert "server alone: 90.0%" in legend(axis)
     assert axis.lines[1].get_xydata().tolist() == [
         [0, 0.8],
         [50, pytest.approx(0.85)],

@@ -1,5 +1,6 @@
 """FP16, metadata, the check in a fresh process, and the Triton repository, read by a real parser of
-its format."""
+its format.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +67,8 @@ def test_fp16_is_half_as_large_and_answers_alike(make, tmp_path):
     assert [i.type.tensor_type.elem_type for i in made.graph.input] == [TensorProto.UINT8]
     assert [o.type.tensor_type.elem_type for o in made.graph.output] == [TensorProto.FLOAT] * 3
     want, got = session_run(path)(pictures), session_run(small)(pictures)
-    assert (
-        0 < np.abs(got[0] - want[0]).max() < 0.02 and (got[0].argmax(1) == want[0].argmax(1)).all()
-    )
+    assert 0 < np.abs(got[0] - want[0]).max() < 0.02
+    assert (got[0].argmax(1) == want[0].argmax(1)).all()
     np.testing.assert_allclose(got[1], want[1], atol=0.05)
     assert check_batches(session_run(small), pictures[:8]) <= 1e-5
     types = fp16._types(made)
@@ -98,7 +98,8 @@ def overflowing() -> onnx.ModelProto:
 
 def test_what_would_overflow_stays_float32(tmp_path, monkeypatch):
     """Judged by ONNX's own evaluator, which has a float16 of its own: onnxruntime on a CPU computes
-    in float32 between its casts."""
+    in float32 between its casts.
+    """
     path, pictures = (
         tiny_nets.write(tmp_path, "model.onnx", overflowing),
         tiny_nets.pictures(8, seed=9),
@@ -108,7 +109,8 @@ def test_what_would_overflow_stays_float32(tmp_path, monkeypatch):
         ReferenceEvaluator(made).run(None, {"images": pictures})[0], want[0], atol=0.02
     )
     kinds = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
-    assert kinds["embed.weight"] == TensorProto.FLOAT and "embed.weight_fp16" not in kinds
+    assert kinds["embed.weight"] == TensorProto.FLOAT
+    assert "embed.weight_fp16" not in kinds
     assert kinds["up.weight_fp16"] == TensorProto.FLOAT16
     monkeypatch.setattr(fp16, "_large", lambda stats: set())
     with np.errstate(all="ignore"):
@@ -146,27 +148,27 @@ def test_metadata_travels_in_the_file(model):
         "corn/blight",
         "corn/healthy",
     ]
-    assert json.loads(found["species"]) == ["apple", "basil", "corn"] and json.loads(
-        found["scores"]
-    ) == ["gen", "mahalanobis"]
+    assert json.loads(found["species"]) == ["apple", "basil", "corn"]
+    assert json.loads(found["scores"]) == ["gen", "mahalanobis"]
     assert (found["name"], found["version"], found["weights_sha256"]) == (
         "foliar",
         "abc123",
         "f" * 64,
     )
-    assert found["class_tree"] == tiny_nets.TREE.fingerprint() and found["precision"] == "fp32"
+    assert found["class_tree"] == tiny_nets.TREE.fingerprint()
+    assert found["precision"] == "fp32"
     formats.stamp(model, formats.metadata(tiny_nets.TREE, **{**FACTS, "precision": "int8, static"}))
     again = formats.read_metadata(model)
-    assert again["precision"] == "int8, static" and set(again) == set(found), (
-        "replaced, not added to"
-    )
+    assert again["precision"] == "int8, static", "replaced, not added to"
+    assert set(again) == set(found), "replaced, not added to"
     assert [p.name for p in model.parent.iterdir()] == ["model.onnx"]
 
 
 def test_a_fresh_process_needs_no_more_than_onnxruntime(model):
     pictures = tiny_nets.pictures(8)
     found = formats.check_fresh(model, pictures, tiny_nets.TREE, tiny_nets.SCORES)
-    assert found["others"] == [] and found["batches"]["probabilities"] <= 1e-5
+    assert found["others"] == []
+    assert found["batches"]["probabilities"] <= 1e-5
     assert found["top1"] == session_run(model)(pictures)[0].argmax(1).tolist()
     assert found["metadata"]["class_tree"] == tiny_nets.TREE.fingerprint()
     assert found["outputs"][0] == ["probabilities", "tensor(float)", [None, 6]]
@@ -243,7 +245,8 @@ def test_other_classes_and_no_model_are_named(model, tmp_path):
 
 def model_config() -> type:
     """The part of Triton's ModelConfig message that is used here; its text form goes by names, and
-    refuses unknown ones."""
+    refuses unknown ones.
+    """
     file = descriptor_pb2.FileDescriptorProto(
         name="part_of_model_config.proto", package="inference", syntax="proto3"
     )
@@ -311,9 +314,8 @@ def test_the_triton_repository(model, tmp_path):
         for p in (tmp_path / "repository").rglob("*")
         if p.is_file()
     } == {"foliar/1/model.onnx", "foliar/config.pbtxt", "foliar/labels.txt", "foliar/bundle.json"}
-    assert (made / "1" / "model.onnx").read_bytes() == model.read_bytes() and json.loads(
-        (made / "bundle.json").read_text()
-    ) == BUNDLE
+    assert (made / "1" / "model.onnx").read_bytes() == model.read_bytes()
+    assert json.loads((made / "bundle.json").read_text()) == BUNDLE
     assert (made / "labels.txt").read_text().splitlines() == [
         tiny_nets.TREE.class_name(i) for i in range(6)
     ]
@@ -336,15 +338,12 @@ def test_the_triton_repository(model, tmp_path):
     session = {output.name: output.shape for output in open_session(model).get_outputs()}
     assert [o.name for o in config.output] == ["probabilities", "ood", "heatmap"]
     for output in config.output:
-        assert (
-            kind[output.data_type] == "TYPE_FP32" and list(output.dims) == session[output.name][1:]
-        ), "without the batch"
+        assert kind[output.data_type] == "TYPE_FP32", "without the batch"
+        assert list(output.dims) == session[output.name][1:], "without the batch"
         assert output.label_filename == ("labels.txt" if output.name == "probabilities" else "")
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 8, 16, 32]
-    assert (
-        config.dynamic_batching.max_queue_delay_microseconds == 2000
-        and config.instance_group[0].count == 1
-    )
+    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    assert config.instance_group[0].count == 1
     assert config.parameters["class_tree"].string_value == tiny_nets.TREE.fingerprint()
     assert config.parameters["version"].string_value == "abc123"
     with pytest.raises(text_format.ParseError):
@@ -359,11 +358,11 @@ def test_the_triton_repository_is_replaced_but_nothing_else(model, tmp_path):
     formats.write_triton(folder, model, BUNDLE)
     (folder / "foliar" / "1" / "old").write_text("old")
     formats.write_triton(folder, model, BUNDLE, max_batch=1)
-    assert {p.name for p in folder.iterdir()} == {"foliar", "other"} and not (
-        folder / "foliar" / "1" / "old"
-    ).exists()
+    assert {p.name for p in folder.iterdir()} == {"foliar", "other"}
+    assert not (folder / "foliar" / "1" / "old").exists()
     config = text_format.Parse((folder / "foliar" / "config.pbtxt").read_text(), model_config()())
-    assert config.max_batch_size == 1 and not config.HasField("dynamic_batching")
+    assert config.max_batch_size == 1
+    assert not config.HasField("dynamic_batching")
     with pytest.raises(FormatError, match="other is there and is no Triton model"):
         formats.write_triton(folder, model, BUNDLE, name="other")
     with pytest.raises(FormatError, match="no name for a model"):

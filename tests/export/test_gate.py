@@ -35,7 +35,9 @@ def test_a_copy_passes(truth):
     result = judge_gate(
         "static", side, side, TREE, COUNTS, speed=Speed(0.6, 0.55, 0.65, 0.3), batch_difference=0.0
     )
-    assert result.passed and result.why() == "" and (result.lost, result.won) == (0, 0)
+    assert result.passed
+    assert result.why() == ""
+    assert (result.lost, result.won) == (0, 0)
     assert {c.name for c in result.checks} == {
         "agreement",
         "macro_f1",
@@ -52,37 +54,36 @@ def test_a_copy_passes(truth):
 
 def test_figures_by_hand(truth):
     """15 pictures of scab called rust: agreement, macro F1, and recall of the one class with few
-    pictures."""
+    pictures.
+    """
     said = truth.copy()
     said[np.flatnonzero(truth == 2)[:15]] = 1
     result = judge_gate(
         "static", Side(answers(truth), truth), Side(answers(said), truth), TREE, COUNTS
     )
     found = figures(result)
-    assert found["agreement"].figure == pytest.approx(0.985) and found["agreement"].passed is False
+    assert found["agreement"].figure == pytest.approx(0.985)
+    assert found["agreement"].passed is False
     f1 = (1 + 2 * 250 / (250 + 265) + 2 * 235 / (235 + 250) + 1) / 4
-    assert found["macro_f1"].candidate == pytest.approx(f1) and found[
-        "macro_f1"
-    ].figure == pytest.approx(1 - f1)
-    assert found["macro_f1"].passed is False and found["macro_f1"].limit == 0.005
-    assert (
-        found["few_recall"].figure == pytest.approx(15 / 250)
-        and found["few_recall"].passed is False
-    )
-    assert found["auroc"].passed is None and "no OOD pictures" in found["auroc"].note
-    assert (result.lost, result.won) == (15, 0) and not result.passed
+    assert found["macro_f1"].candidate == pytest.approx(f1)
+    assert found["macro_f1"].figure == pytest.approx(1 - f1)
+    assert found["macro_f1"].passed is False
+    assert found["macro_f1"].limit == 0.005
+    assert found["few_recall"].figure == pytest.approx(15 / 250)
+    assert found["few_recall"].passed is False
+    assert found["auroc"].passed is None
+    assert "no OOD pictures" in found["auroc"].note
+    assert (result.lost, result.won) == (15, 0)
+    assert not result.passed
     assert "same top-1 as FP32 0.9850, >= 0.99 is needed" in result.why()
     back = judge_gate(
         "static", Side(answers(said), truth), Side(answers(truth), truth), TREE, COUNTS
     )
-    assert (back.lost, back.won) == (0, 15) and figures(back)["macro_f1"].figure < 0, (
-        "a gain is no drop"
-    )
-    assert (
-        figures(back)["macro_f1"].passed
-        and figures(back)["few_recall"].passed
-        and figures(back)["agreement"].passed is False
-    )
+    assert (back.lost, back.won) == (0, 15), "a gain is no drop"
+    assert figures(back)["macro_f1"].figure < 0, "a gain is no drop"
+    assert figures(back)["macro_f1"].passed
+    assert figures(back)["few_recall"].passed
+    assert figures(back)["agreement"].passed is False
 
 
 def test_ten_of_a_thousand_may_differ(truth):
@@ -99,7 +100,8 @@ def test_ten_of_a_thousand_may_differ(truth):
 
 def test_few_and_only_few_are_counted(truth):
     """Recall is the mean over classes, not over pictures, and a class of exactly `few` pictures is
-    one of them."""
+    one of them.
+    """
     class_idx = np.concatenate([np.zeros(100, int), np.full(4, 2), np.full(40, 3)])
     said = class_idx.copy()
     said[100] = 0
@@ -109,12 +111,11 @@ def test_few_and_only_few_are_counted(truth):
             "x", Side(answers(class_idx), class_idx), Side(answers(said), class_idx), TREE, counts
         )
     )["few_recall"]
-    assert (
-        check.fp32 == 1
-        and check.candidate == pytest.approx((0.75 + 1) / 2)
-        and "2 classes, 44 pictures" in check.note
-    )
-    assert check.passed and check.limit == pytest.approx(0.125), "one picture makes 12.5 points"
+    assert check.fp32 == 1
+    assert check.candidate == pytest.approx((0.75 + 1) / 2)
+    assert "2 classes, 44 pictures" in check.note
+    assert check.passed, "one picture makes 12.5 points"
+    assert check.limit == pytest.approx(0.125), "one picture makes 12.5 points"
     said[101] = 0
     assert (
         figures(
@@ -138,7 +139,9 @@ def test_no_few_shot_class_is_told(counts, words):
     class_idx = np.array([0, 2, 3] * 20)
     side = Side(answers(class_idx), class_idx)
     check = figures(judge_gate("x", side, side, TREE, np.array(counts)))["few_recall"]
-    assert check.passed is None and check.figure is None and words in check.note
+    assert check.passed is None
+    assert check.figure is None
+    assert words in check.note
 
 
 def test_auroc_and_calibration(truth):
@@ -146,18 +149,13 @@ def test_auroc_and_calibration(truth):
     base = Side(answers(truth), truth, known, strange)
     worse = Side(answers(truth, 0.90), truth, known, strange - 20)
     found = figures(judge_gate("x", base, worse, TREE, COUNTS))
-    assert (
-        found["auroc"].fp32 == pytest.approx(0.875, abs=1e-3)
-        and found["auroc"].figure > 0.005
-        and not found["auroc"].passed
-    )
-    assert found["calibration"].fp32 == pytest.approx(0.03, abs=1e-6) and found[
-        "calibration"
-    ].candidate == pytest.approx(0.1, abs=1e-6)
-    assert (
-        found["calibration"].passed is False
-        and figures(judge_gate("x", worse, base, TREE, COUNTS))["calibration"].passed
-    )
+    assert found["auroc"].fp32 == pytest.approx(0.875, abs=1e-3)
+    assert found["auroc"].figure > 0.005
+    assert not found["auroc"].passed
+    assert found["calibration"].fp32 == pytest.approx(0.03, abs=1e-6)
+    assert found["calibration"].candidate == pytest.approx(0.1, abs=1e-6)
+    assert found["calibration"].passed is False
+    assert figures(judge_gate("x", worse, base, TREE, COUNTS))["calibration"].passed
 
 
 def test_thirty_pictures_are_judged_by_one_picture():
@@ -167,10 +165,8 @@ def test_thirty_pictures_are_judged_by_one_picture():
     base, one = Side(answers(class_idx), class_idx), Side(answers(said), class_idx)
     result = judge_gate("x", base, one, TREE, COUNTS)
     assert result.passed, result.why()
-    assert (
-        "one may differ" in figures(result)["agreement"].note
-        and "one picture may make" in figures(result)["macro_f1"].note
-    )
+    assert "one may differ" in figures(result)["agreement"].note
+    assert "one picture may make" in figures(result)["macro_f1"].note
     assert figures(result)["macro_f1"].limit > 0.03
     said[3] = 1
     assert not judge_gate("x", base, Side(answers(said), class_idx), TREE, COUNTS).passed
@@ -178,7 +174,8 @@ def test_thirty_pictures_are_judged_by_one_picture():
 
 def test_one_picture_is_the_worst_that_one_picture_does():
     """The bound on macro F1 holds for every single change of a right answer, and is reached up to
-    what two classes share."""
+    what two classes share.
+    """
     rng = np.random.default_rng(0)
     class_idx = rng.choice(4, 60, p=[0.5, 0.3, 0.15, 0.05])
     ours = np.where(rng.random(60) < 0.8, class_idx, rng.integers(0, 4, 60))
@@ -197,7 +194,8 @@ def test_one_picture_is_the_worst_that_one_picture_does():
                 )
             )["macro_f1"]
             drops.append(check.figure)
-    assert max(drops) <= check.one_picture + 1e-12 and max(drops) > 0.8 * check.one_picture
+    assert max(drops) <= check.one_picture + 1e-12
+    assert max(drops) > 0.8 * check.one_picture
 
 
 def test_cost_and_batches(truth):
@@ -207,9 +205,8 @@ def test_cost_and_batches(truth):
         result = judge_gate("x", side, side, TREE, COUNTS, speed=speed, batch_difference=batch)
         return {check.name for check in result.checks if check.passed is False}
 
-    assert failed(Speed(0.94, 0.9, 0.97, 0.5)) == set() and failed(Speed(0.97, 0.9, 1.0, 0.5)) == {
-        "time"
-    }
+    assert failed(Speed(0.94, 0.9, 0.97, 0.5)) == set()
+    assert failed(Speed(0.97, 0.9, 1.0, 0.5)) == {"time"}
     assert failed(Speed(1.04, 1.0, 1.1, 0.5, weights_only=True)) == set()
     assert failed(Speed(1.06, 1.0, 1.1, 1.0, weights_only=True)) == {"time", "size"}
     assert failed(Speed(0.5, 0.5, 0.5, 0.5), batch=1e-3) == {"batch"}

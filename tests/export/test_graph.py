@@ -1,5 +1,6 @@
 """What the exported graph adds to the model: spaces of few directions, the learned score, a
-temperature per species."""
+temperature per species.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def plants(n: int, seed: int, features: int = 40) -> tuple[torch.Tensor, torch.T
 
 def test_few_directions_and_a_residual_stand_in_for_all():
     """Along the directions kept it is the full distance; outside of them, only the length
-    counts."""
+    counts.
+    """
     train, class_idx = plants(600, 1)
     full, low = (FeatureSpace(train, class_idx, LEAF_SPECIES, rank=rank) for rank in (40, 8))
     fresh, _ = plants(300, 2)
@@ -143,7 +145,8 @@ def test_each_species_has_its_disease_temperature(served):
         torch.testing.assert_close(
             plain(pictures)[0], model.probabilities(hidden, species_logits, 1.5, 0.8)
         )
-    assert plain.scores == SCORES and graph.scores == (*SCORES, LEARNED)
+    assert plain.scores == SCORES
+    assert graph.scores == (*SCORES, LEARNED)
 
 
 def test_the_file_gives_every_score_and_holds_nothing_unused(served):
@@ -160,4 +163,5 @@ def test_the_file_gives_every_score_and_holds_nothing_unused(served):
     assert {
         "feature_space.class_means",
         "layer_space.means",
-    } <= weights and "layer_space.leaf_means" not in weights
+    } <= weights
+    assert "layer_space.leaf_means" not in weights

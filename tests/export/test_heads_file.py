@@ -35,16 +35,18 @@ def packed(h: dict[str, np.ndarray], temperatures=(2.0, 1.0, 0.5)) -> tuple[byte
 
 def test_each_record_holds_its_species(heads):
     data, offsets = packed(heads)
-    assert offsets[0] == 0 and offsets[-1] == len(data) and all(o % 4 == 0 for o in offsets)
+    assert offsets[0] == 0
+    assert offsets[-1] == len(data)
+    assert all(o % 4 == 0 for o in offsets)
     for s, names in enumerate(TREE.diseases):
         head, classes = (
             unpack(data[offsets[s] : offsets[s + 1]], STAMP),
             slice(TREE.offsets[s], TREE.offsets[s + 1]),
         )
-        assert head.names == names and head.temperature == (2.0, 1.0, 0.5)[s]
-        assert (
-            np.array_equal(head.bias, heads["b"][classes]) and head.species_bias == heads["bs"][s]
-        )
+        assert head.names == names
+        assert head.temperature == (2.0, 1.0, 0.5)[s]
+        assert np.array_equal(head.bias, heads["b"][classes])
+        assert head.species_bias == heads["bs"][s]
         # a rounded weight is off by half a step of its own row, whatever the other rows hold
         for mine, true in zip(
             [head.species_row, *head.rows], [heads["ws"][s], *heads["w"][classes]], strict=True
@@ -58,10 +60,8 @@ def test_the_layout_is_the_documented_one(heads):
     assert struct.unpack_from("<4sHHf", record, 4) == (STAMP, 2, 17, 0.5)
     at = 16 + 8 * rows
     small = np.frombuffer(record, np.int8, rows * width, at).reshape(rows, width)
-    assert (
-        np.array_equal(small[1:], stored(heads["w"][4:])[0])
-        and np.abs(small).max(axis=1).tolist() == [127] * 3
-    )
+    assert np.array_equal(small[1:], stored(heads["w"][4:])[0])
+    assert np.abs(small).max(axis=1).tolist() == [127] * 3
     assert record[at + rows * width :].rstrip(b"\0").decode() == "blight\nhäßlich"
 
 

@@ -1,5 +1,6 @@
 """The search for an INT8 model: what is tried, what goes back to float, and that nothing unproven
-is written."""
+is written.
+"""
 
 from __future__ import annotations
 
@@ -119,42 +120,48 @@ def test_a_model_that_passes_is_written_once(tmp_path):
     assert [attempt.way for attempt in tried] == ["static"], (
         "weights alone are for when nothing else passes"
     )
-    assert (
-        kept
-        and kept.layers == kept.of == 3
-        and not kept.kept_float
-        and kept.builds == 1
-        and kept.ratio == 0.5
-    )
+    assert kept
+    assert kept.layers == kept.of == 3
+    assert not kept.kept_float
+    assert kept.builds == 1
+    assert kept.ratio == 0.5
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "model.int8.onnx"}
     written, fp32 = session_run(tmp_path / "model.int8.onnx"), session_run(tmp_path / "model.onnx")
     agreement = (written(judge.pictures)[0].argmax(1) == fp32(judge.pictures)[0].argmax(1)).mean()
-    assert agreement == pytest.approx(kept.to_dict()["val_agreement"]) and agreement >= 0.99
+    assert agreement == pytest.approx(kept.to_dict()["val_agreement"])
+    assert agreement >= 0.99
     batch = {check.name: check for check in kept.gate.checks}["batch"]
-    assert batch.passed and batch.figure <= 1e-5
+    assert batch.passed
+    assert batch.figure <= 1e-5
     json.dumps([attempt.to_dict() for attempt in tried], allow_nan=False)
 
 
 @pytest.mark.parametrize("place", [1, 2])
 def test_the_harmful_layer_goes_back_to_float(place, tmp_path):
-    tried, judge = search(tmp_path, harmed(place), limits=GateLimits(0.97, 0.05, auroc=0.05, calibration=0.05))
+    tried, judge = search(
+        tmp_path, harmed(place), limits=GateLimits(0.97, 0.05, auroc=0.05, calibration=0.05)
+    )
     static = tried[0]
-    assert not static.rejected and static.layers == 2 and static.of == 3 and static.builds == 2
+    assert not static.rejected
+    assert static.layers == 2
+    assert static.of == 3
+    assert static.builds == 2
     model = onnx.load(tmp_path / "model.int8.onnx")
     floats = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     assert len(static.kept_float) == 1
     assert ["embed", "up", "down"][place] + ".weight" in floats
     assert judge.calls == ["static", "static"]
-    assert static.gate.passed and "2 of 3" == static.to_dict()["layers"]
+    assert static.gate.passed
+    assert "2 of 3" == static.to_dict()["layers"]
 
 
 def test_too_slow_is_not_searched_on_and_weights_alone_come_last(tmp_path):
     tried, judge = search(tmp_path, tiny_nets.conv_net, reject=("static",))
-    assert (
-        judge.calls == ["static", "weights"]
-        and "time for one picture / FP32 3.00, <= 0.95 is needed" in tried[0].rejected
-    )
-    assert int8.kept(tried) is tried[1] and tried[1].way == "weights" and tried[1].gate.passed
+    assert judge.calls == ["static", "weights"]
+    assert "time for one picture / FP32 3.00, <= 0.95 is needed" in tried[0].rejected
+    assert int8.kept(tried) is tried[1]
+    assert tried[1].way == "weights"
+    assert tried[1].gate.passed
     size = (tmp_path / "model.int8.onnx").stat().st_size / (tmp_path / "model.onnx").stat().st_size
     assert {check.name: check.figure for check in tried[1].gate.checks}["size"] == pytest.approx(
         size
@@ -177,14 +184,14 @@ def test_where_every_way_is_rejected_nothing_is_written(tmp_path, monkeypatch):
             real,
             **changes,
         )
-        assert int8.kept(tried) is None and [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+        assert int8.kept(tried) is None
+        assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
         return tried
 
     tried = tries()
     assert all("same top-1 as FP32" in attempt.rejected for attempt in tried)
-    assert "would have to stay float" in tried[0].rejected and len(real.calls) <= 2 * (
-        int8.ROUNDS + 1
-    )
+    assert "would have to stay float" in tried[0].rejected
+    assert len(real.calls) <= 2 * (int8.ROUNDS + 1)
     assert len(tries(quick=real)) == 2
 
     def broken(*_: object, **__: object) -> None:
@@ -214,19 +221,15 @@ def test_measuring_takes_turns():
         for n in "ab"
     )
     ms = measure_ms({"a": run_a, "b": run_b}, np.zeros((4, 4, 3), np.uint8), rounds=5)
-    assert (
-        set(ms) == {"a", "b"}
-        and [n for n, _ in calls] == ["a", "b"] * 8
-        and {s for _, s in calls} == {(1, 4, 4, 3)}
-    )
+    assert set(ms) == {"a", "b"}
+    assert [n for n, _ in calls] == ["a", "b"] * 8
+    assert {s for _, s in calls} == {(1, 4, 4, 3)}
     probabilities, ood, class_idx = run_over(
         run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))]
     )
-    assert (
-        probabilities.shape == (5, 2)
-        and ood.shape == (5, 1)
-        and class_idx.tolist() == [0, 1, 2, 0, 1]
-    )
+    assert probabilities.shape == (5, 2)
+    assert ood.shape == (5, 1)
+    assert class_idx.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_speed_is_a_ratio_of_medians(monkeypatch):
@@ -244,7 +247,10 @@ def test_speed_is_a_ratio_of_medians(monkeypatch):
         return run
 
     ratio, low, high = measure_speed(runs(10, 7), runs(4, 5), np.zeros((4, 4, 3), np.uint8))
-    assert ratio == pytest.approx(0.4) and low <= 0.4 <= high, (
+    assert ratio == pytest.approx(0.4), (
+        "every fifth call takes fifty times as long, and the median does not mind"
+    )
+    assert low <= 0.4 <= high, (
         "every fifth call takes fifty times as long, and the median does not mind"
     )
 

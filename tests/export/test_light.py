@@ -1,5 +1,6 @@
 """The light model's files: what stands in them, that they answer as the student does, and that few
-heads are fetched."""
+heads are fetched.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ SIZE = 64  # two by two places in the heatmap
 
 def student(**more: object) -> SwinHierarchical:
     """A student whose random features tell these pictures apart under heads fitted by least
-    squares."""
+    squares.
+    """
     torch.manual_seed(0)
     model = SwinHierarchical("test_resnet", TREE, image_size=SIZE, **more).eval()
     pictures, class_idx = (
@@ -111,7 +113,8 @@ def make(folder: Path, model: SwinHierarchical) -> SimpleNamespace:
     outputs = {
         split: run_over(written.light.outputs, batches(split, SIZE)) for split in ("val", "test")
     }
-    assert outputs["test"][1].shape == (60, len(SCORES)) and np.isfinite(outputs["test"][1]).all()
+    assert outputs["test"][1].shape == (60, len(SCORES))
+    assert np.isfinite(outputs["test"][1]).all()
     report = finish_browser(
         written,
         *outputs.values(),
@@ -150,10 +153,10 @@ def test_it_answers_as_the_student(made, pictures):
         per_class = torch.tensor(temperature["disease"])[made.model.class_species]
         wanted = made.model.probabilities(hidden, logits, temperature["species"], per_class).numpy()
     found = light.outputs(pictures)[0]
-    assert np.allclose(found.sum(1), 1, atol=1e-5) and temperature["species"] != 1
-    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.95 and np.abs(
-        found - wanted
-    ).max() < 0.1  # int8 weights
+    assert np.allclose(found.sum(1), 1, atol=1e-5)
+    assert temperature["species"] != 1
+    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.95
+    assert np.abs(found - wanted).max() < 0.1  # int8 weights
     assert len(set(found.argmax(1))) > 2  # or the comparison says nothing
 
 
@@ -162,7 +165,8 @@ def test_head_by_head_the_answer_is_that_of_all_heads(made, pictures):
     probabilities, ood = light.outputs(pictures)
     for picture, row, scores in zip(pictures, probabilities, ood, strict=True):
         answer = LightModel.answer(light, picture)
-        assert answer.class_idx == row.argmax() and np.allclose(answer.ood, scores, atol=1e-4)
+        assert answer.class_idx == row.argmax()
+        assert np.allclose(answer.ood, scores, atol=1e-4)
         sums = np.add.reduceat(answer.probabilities, TREE.offsets[:-1])
         assert np.allclose(sums, np.add.reduceat(row, TREE.offsets[:-1]), atol=1e-5)
         for s in answer.fetched:
@@ -201,11 +205,9 @@ def test_a_logit_is_the_mean_of_its_heatmap(made, pictures):
         wanted = np.log(raw.species[row].astype(np.float64)) * temperature  # but for a constant
         assert np.allclose(np.diff(logits), np.diff(wanted), atol=2e-3)
         answer = light.answer(pictures[row])
-        assert (
-            answer.heatmap.shape == raw.map.shape[1:3]
-            and answer.heatmap.min() == 0
-            and answer.heatmap.max() == pytest.approx(1)
-        )
+        assert answer.heatmap.shape == raw.map.shape[1:3]
+        assert answer.heatmap.min() == 0
+        assert answer.heatmap.max() == pytest.approx(1)
 
 
 def test_one_picture_or_many(made, pictures):
@@ -236,16 +238,13 @@ def test_large_weights_are_int8_and_names_are_short(made):
 
 def test_its_rule_is_in_the_settings_and_used(made, pictures):
     light = LightModel(made.folder)
-    assert light.settings["rejection"] == {"score": "gen"} and light.settings["rollup"] == {
-        "disease": 0.5
-    }
+    assert light.settings["rejection"] == {"score": "gen"}
+    assert light.settings["rollup"] == {"disease": 0.5}
     judged = made.report["deferral"]["test"]
     sent = [light.answer(p).asks for p in pictures]
-    assert (
-        judged["server"] == 1.0
-        and np.mean(sent) == pytest.approx(judged["sent"], abs=0.02)
-        and judged["sent"] > 0
-    )
+    assert judged["server"] == 1.0
+    assert np.mean(sent) == pytest.approx(judged["sent"], abs=0.02)
+    assert judged["sent"] > 0
     assert any("photos sent" in line for line in report_lines(made.report))
 
 
@@ -254,7 +253,8 @@ def test_bytes_before_the_first_answer_are_model_settings_and_heads(made):
     assert first["gzip"] == pytest.approx(
         files["light.onnx"]["gzip"] + files["light.json"]["gzip"] + first["head_bytes"], abs=2
     )
-    assert 1 <= first["heads_fetched"] <= 3 and first["head_bytes"] <= files["heads.bin"]["raw"]
+    assert 1 <= first["heads_fetched"] <= 3
+    assert first["head_bytes"] <= files["heads.bin"]["raw"]
 
 
 def test_another_model_or_heads_of_another_are_refused(made, tmp_path, pictures):
@@ -283,7 +283,8 @@ def test_another_model_or_heads_of_another_are_refused(made, tmp_path, pictures)
 def test_a_neck_makes_the_heatmap_inexact_and_says_so(pictures):
     model = student(neck={"width": 16, "dropout": 0.0, "dropout_after": 0.0})
     images = torch.from_numpy(pictures[:2])
-    assert not has_exact_map(model, images) and has_exact_map(student(), images)
+    assert not has_exact_map(model, images)
+    assert has_exact_map(student(), images)
 
 
 def test_maps_of_any_layout_become_places():
@@ -321,7 +322,8 @@ def test_a_flat_model_goes_to_the_browser_too(pictures):
         axis=1,
     )
     wanted = model.probabilities(feature, model.species_logits(feature)).numpy()
-    assert np.abs(found - wanted).max() < 0.05 and places.shape[-1] == feature.shape[1]
+    assert np.abs(found - wanted).max() < 0.05
+    assert places.shape[-1] == feature.shape[1]
 
 
 def test_without_the_convolution_behind_the_pooling_the_heatmap_is_exact():
@@ -333,7 +335,8 @@ def test_without_the_convolution_behind_the_pooling_the_heatmap_is_exact():
         SwinHierarchical("mobilenetv3_small_050", TREE, image_size=64, backbone_args=more).eval()
         for more in ({}, {"conv_head": False})
     )
-    assert not has_exact_map(with_it, images) and has_exact_map(without, images)
+    assert not has_exact_map(with_it, images)
+    assert has_exact_map(without, images)
     assert (with_it.num_features, without.num_features) == (1024, 288)
     assert without.settings["backbone_args"] == {
         "conv_head": False

@@ -1,5 +1,6 @@
 """The bars against strangers: chosen on val, kept on fresh pictures, honest where there is little
-to go by."""
+to go by.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +47,13 @@ def fitted() -> dict:
 
 
 def test_strangers_choose_the_scores_and_fresh_pictures_keep_the_promise(fitted):
-    assert fitted["score"] == "gen+mahalanobis_class+layers" and set(fitted["val"]["ranking"]) == {
+    assert fitted["score"] == "gen+mahalanobis_class+layers"
+    assert set(fitted["val"]["ranking"]) == {
         fitted["score"],
         "gen+mahalanobis_class",
     }
-    assert (
-        fitted["val"]["false_rejection_rate"] <= 0.01
-        and fitted["val"]["rejected"]["not_plants"] > 0.98
-    )
+    assert fitted["val"]["false_rejection_rate"] <= 0.01
+    assert fitted["val"]["rejected"]["not_plants"] > 0.98
     assert fitted["val"]["shown"] == {
         "not_plants": 300,
         "unknown_species": 100,
@@ -62,31 +62,28 @@ def test_strangers_choose_the_scores_and_fresh_pictures_keep_the_promise(fitted)
     judged = ood.judge(
         fitted, draw(4, 4000), {"far": draw(5, 500, FAR), "near": draw(6, 500, NEAR)}
     )
-    assert (
-        judged["false_rejection_rate"] <= 0.013
-        and judged["kinds"]["far"]["rejected"] > 0.97
-        and judged["kinds"]["near"]["rejected"] > 0.9
-    )
-    assert (
-        judged["kinds"]["far"]["not_a_plant"] > 0.95
-        and judged["kinds"]["near"]["not_a_plant"] < 0.05
-    )
+    assert judged["false_rejection_rate"] <= 0.013
+    assert judged["kinds"]["far"]["rejected"] > 0.97
+    assert judged["kinds"]["near"]["rejected"] > 0.9
+    assert judged["kinds"]["far"]["not_a_plant"] > 0.95
+    assert judged["kinds"]["near"]["not_a_plant"] < 0.05
 
 
 def test_a_learned_score_counts_for_what_it_is_worth():
     """It is in the sum where it separates, and not where it does not; the scores that need no
-    strangers always are."""
+    strangers always are.
+    """
     strange, rng = draw(1, 300, (1.5, 1.5, 1.5, 1.5)), np.random.default_rng(7)
     names = {}
     for worth in (8.0, 0.0):
         plants = {**PLANTS, "learned": rng.normal(0, 2, 2000)}
         got = ood.fit(plants, not_plants={**strange, "learned": rng.normal(2 * worth, 2, 300)})
         names[worth] = got["score"]
-        assert {"gen", "mahalanobis_class"} <= set(got["weights"]) and got["weights"][
-            "gen"
-        ] == pytest.approx(1 / plants["gen"].std())
+        assert {"gen", "mahalanobis_class"} <= set(got["weights"])
+        assert got["weights"]["gen"] == pytest.approx(1 / plants["gen"].std())
         assert got["plant"]["score"] == "learned"
-    assert "learned" in names[8.0] and "learned" not in names[0.0]
+    assert "learned" in names[8.0]
+    assert "learned" not in names[0.0]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +99,8 @@ def test_what_is_refused_is_called_by_what_was_shown(kinds):
         ood.beyond(got["plant"], draw(seed, 500, moved)).mean()
         for seed, moved in ((5, FAR), (6, NEAR))
     )
-    assert far > 0.8 and near < 0.15
+    assert far > 0.8
+    assert near < 0.15
     if kinds == ("not_plants",):
         assert ood.beyond(got["plant"], pictures["not_plants"]).mean() == pytest.approx(
             1 - ood.CALLED_PLANT, abs=0.01
@@ -127,20 +125,18 @@ def test_bundle_and_rule_agree_with_what_was_fitted(fitted):
     np.testing.assert_array_equal(got.outcome == NOT_A_PLANT, refused & called)
     np.testing.assert_array_equal(got.outcome == UNKNOWN_SPECIES, refused & ~called)
     np.testing.assert_array_equal(got.unknown_disease, ood.beyond(fitted["disease"], mixed))
-    assert refused[:600].mean() < 0.02 and (got.outcome[600:800] == NOT_A_PLANT).mean() > 0.9
+    assert refused[:600].mean() < 0.02
+    assert (got.outcome[600:800] == NOT_A_PLANT).mean() > 0.9
     assert (got.outcome[800:] == UNKNOWN_SPECIES).mean() > 0.8
 
 
 @pytest.mark.parametrize("few", [None, {name: np.zeros(0) for name in NAMES}, draw(1, 29, FAR)])
 def test_without_enough_strangers_the_scores_are_the_usual_ones(few):
     got = ood.fit(PLANTS, not_plants=few)
-    assert (
-        got["score"] == "gen+mahalanobis_class+layers"
-        and got["disease"]["score"] == "mahalanobis_class"
-    )
-    assert got["val"]["ranking"] == {} and got["val"]["shown"] == (
-        {"not_plants": 29} if few and len(few["gen"]) else {}
-    )
+    assert got["score"] == "gen+mahalanobis_class+layers"
+    assert got["disease"]["score"] == "mahalanobis_class"
+    assert got["val"]["ranking"] == {}
+    assert got["val"]["shown"] == ({"not_plants": 29} if few and len(few["gen"]) else {})
     fresh = draw(4, 20_000)
     assert 0.001 < ood.beyond(got, fresh).mean() < 0.0105
     assert 0.005 < ood.beyond(got["disease"], fresh).mean() < 0.03
@@ -148,13 +144,14 @@ def test_without_enough_strangers_the_scores_are_the_usual_ones(few):
 
 def test_thirty_plants_are_enough_to_fit_and_too_few_to_promise():
     got = ood.fit(draw(0, 30))
-    assert got["val"]["false_rejection_rate"] == 0 and got["val"][
-        "false_rejection_rate_at_most"
-    ] == pytest.approx(1 - at_least(30, 30))
+    assert got["val"]["false_rejection_rate"] == 0
+    assert got["val"]["false_rejection_rate_at_most"] == pytest.approx(1 - at_least(30, 30))
     judged = ood.judge(got, draw(1, 30), {})
-    assert "auroc" not in judged and judged["n_plants"] == 30
+    assert "auroc" not in judged
+    assert judged["n_plants"] == 30
     text = "\n".join(ood.report_lines(got, got["val"], judged))
-    assert "no OOD pictures" in text and "without OOD pictures" in text
+    assert "no OOD pictures" in text
+    assert "without OOD pictures" in text
 
 
 def test_poor_photos_raise_the_bar_as_far_as_the_strangers_allow():
@@ -177,7 +174,8 @@ def test_poor_photos_raise_the_bar_as_far_as_the_strangers_allow():
     )
     assert clean["threshold"] < near["threshold"] < raised["threshold"]
     assert near["val"]["rejected"]["not_plants"] >= ood.MIN_REJECTED
-    assert clean["val"]["poor_rejected"] == {} and set(raised["val"]["poor_rejected"]) == {
+    assert clean["val"]["poor_rejected"] == {}
+    assert set(raised["val"]["poor_rejected"]) == {
         "blur",
         "dark",
     }
@@ -193,35 +191,29 @@ def test_judged_figures_by_hand():
         {"far": {"s": np.array([4.5, 5.5, 7, 8])}, "near": {"s": np.array([1.2, 3.5])}},
     )
     got = ood.judge(fitted, plants, strange, {"blur": {"s": np.array([1.0, 2, 9, np.nan])}})
-    assert got["false_rejection_rate"] == pytest.approx(1 / 5) and got["rejected"] == pytest.approx(
-        3 / 6
-    )
-    assert (
-        got["kinds"]["far"]["rejected"] == pytest.approx(3 / 4)
-        and got["kinds"]["near"]["rejected"] == 0
-    )
-    assert (
-        got["kinds"]["far"]["not_a_plant"] == pytest.approx(1 / 3)
-        and got["kinds"]["near"]["not_a_plant"] == 0
-    )
-    assert got["precision"] == pytest.approx(3 / 4) and got["accepted_precision"] == pytest.approx(
-        4 / 7
-    )
+    assert got["false_rejection_rate"] == pytest.approx(1 / 5)
+    assert got["rejected"] == pytest.approx(3 / 6)
+    assert got["kinds"]["far"]["rejected"] == pytest.approx(3 / 4)
+    assert got["kinds"]["near"]["rejected"] == 0
+    assert got["kinds"]["far"]["not_a_plant"] == pytest.approx(1 / 3)
+    assert got["kinds"]["near"]["not_a_plant"] == 0
+    assert got["precision"] == pytest.approx(3 / 4)
+    assert got["accepted_precision"] == pytest.approx(4 / 7)
     assert (got["precision_at_least"], got["accepted_precision_at_least"]) == (
         at_least(3, 4),
         at_least(4, 7),
     )
     assert got["rejected_at_1pct_frr"] == pytest.approx(2 / 6), "no plant may be lost: above 6"
-    assert got["poor_rejected"] == {"blur": 0.5} and (got["n_plants"], got["n_ood"]) == (5, 6)
+    assert got["poor_rejected"] == {"blur": 0.5}
+    assert (got["n_plants"], got["n_ood"]) == (5, 6)
 
 
 def test_thresholds_for_a_precision_are_the_lowest_that_reach_its_bound():
     rng = np.random.default_rng(0)
     plants, strangers = rng.normal(0, 1, 2000), rng.normal(3, 1, 800)
     rows = ood.thresholds_for(plants, strangers)
-    assert [row["precision"] for row in rows] == [0.9, 0.95, 0.99] and rows[0]["threshold"] < rows[
-        1
-    ]["threshold"] < rows[2]["threshold"]
+    assert [row["precision"] for row in rows] == [0.9, 0.95, 0.99]
+    assert rows[0]["threshold"] < rows[1]["threshold"] < rows[2]["threshold"]
     for row in rows:
         wrong, right = (plants > row["threshold"]).sum(), (strangers > row["threshold"]).sum()
         assert (row["wrong"], row["total"]) == (wrong, wrong + right)
@@ -233,15 +225,15 @@ def test_thresholds_for_a_precision_are_the_lowest_that_reach_its_bound():
             < row["precision"]
         )
     few = ood.thresholds_for(plants, strangers[:100])[2]
-    assert few["threshold"] is None and few["needed"] == 299
+    assert few["threshold"] is None
+    assert few["needed"] == 299
 
 
 def test_the_report_says_what_was_measured(fitted):
     judged = ood.judge(fitted, draw(4), {"documents": draw(5, 500, FAR)}, {"blur": draw(6, 100)})
     text = "\n".join(ood.report_lines(fitted, fitted["val"], judged))
-    assert (
-        "documents" in text
-        and f"{judged['kinds']['documents']['auroc']:.4f}" in text
-        and "blur" in text
-    )
-    assert lower(judged["precision_at_least"]) in text and "rejections the claim takes" in text
+    assert "documents" in text
+    assert f"{judged['kinds']['documents']['auroc']:.4f}" in text
+    assert "blur" in text
+    assert lower(judged["precision_at_least"]) in text
+    assert "rejections the claim takes" in text

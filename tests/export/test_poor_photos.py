@@ -21,11 +21,9 @@ def pictures() -> np.ndarray:
 def test_a_copy_is_the_same_in_any_batch_and_leaves_the_original(pictures, kind):
     before = pictures.copy()
     together = shifted(pictures, kind)
-    assert (
-        together.shape == pictures.shape
-        and together.dtype == np.uint8
-        and (together != pictures).any(axis=(1, 2, 3)).all()
-    )
+    assert together.shape == pictures.shape
+    assert together.dtype == np.uint8
+    assert (together != pictures).any(axis=(1, 2, 3)).all()
     one_by_one = np.concatenate([shifted(pictures[i : i + 1], kind, first=i) for i in range(6)])
     np.testing.assert_array_equal(together, one_by_one)
     np.testing.assert_array_equal(pictures, before)
@@ -55,7 +53,8 @@ def test_sharpness_does_not_follow_contrast_or_light(pictures):
         photo_quality(pictures)["sharpness"], rel=0.1
     )
     blank = photo_quality(np.full((1, 32, 32, 3), 255, np.uint8))
-    assert blank["sharpness"][0] == 0 and blank["brightness"][0] == 1
+    assert blank["sharpness"][0] == 0
+    assert blank["brightness"][0] == 1
 
 
 def test_limits_are_low_quantiles_of_the_photos_or_lower_still():

@@ -1,5 +1,6 @@
 """INT8 layers against numpy, what must stay float, and what the runtime makes of the pairs by
-itself."""
+itself.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ def test_layers_are_all_but_heads_and_scores(make, main, count, kinds, tmp_path)
         if np.prod(_weight(model, by_name[name]).shape) >= 1024
         and not quantize.grouped(by_name[name])
     ]
-    assert quantize.storable(model) == large and len(large) >= 2
+    assert quantize.storable(model) == large
+    assert len(large) >= 2
 
 
 @pytest.mark.parametrize("make", [tiny_nets.conv_net, tiny_nets.token_net])
@@ -96,7 +98,8 @@ def test_answers_stay_close_and_heads_stay_float(make, way, tmp_path):
     assert model.SerializeToString() == before, "the FP32 model is not changed"
     onnx.checker.check_model(made)
     found = types_of(made)
-    assert kept and all(found[name] == TensorProto.FLOAT for name in kept)
+    assert kept
+    assert all(found[name] == TensorProto.FLOAT for name in kept)
     end = {"static": "_quantized", "weights": "_int8"}[way]
     int8s = [
         name for name, kind in found.items() if kind == TensorProto.INT8 and name.endswith(end)
@@ -108,10 +111,8 @@ def test_answers_stay_close_and_heads_stay_float(make, way, tmp_path):
     }[way]
     assert len(int8s) == expected
     want, got = answers(model, pictures), answers(made, pictures)
-    assert (
-        np.abs(got[0] - want[0]).max() < 0.17
-        and (got[0].argmax(1) == want[0].argmax(1)).mean() >= 0.9
-    )
+    assert np.abs(got[0] - want[0]).max() < 0.17
+    assert (got[0].argmax(1) == want[0].argmax(1)).mean() >= 0.9
     assert [output.shape for output in got] == [output.shape for output in want]
     if expected:
         assert np.abs(got[0] - want[0]).max() > 0, "something was rounded"
@@ -129,7 +130,8 @@ def test_int8_by_hand():
     values = np.array([[1.27, -0.005, 0.012], [-2.54, 1.0, 0.0]], np.float32)
     small, scale = quantize.int8(values, 0)
     np.testing.assert_allclose(scale, [[0.01], [0.02]], rtol=1e-6)
-    assert small.tolist() == [[127, 0, 1], [-127, 50, 0]] and small.dtype == np.int8
+    assert small.tolist() == [[127, 0, 1], [-127, 50, 0]]
+    assert small.dtype == np.int8
     assert quantize.int8(np.zeros((2, 3), np.float32), 1)[0].tolist() == [[0] * 3] * 2, (
         "a dead channel is no division by zero"
     )
@@ -232,7 +234,8 @@ def test_rounding_weights_alone_no_longer_shifts_the_mean(tmp_path):
 def test_the_runtime_quantizes_nothing_by_itself(left_out, tmp_path):
     """A float convolution between two quantized ones: onnxruntime would give it one scale for all
     channels, and these differ by a factor of a thousand. What it computes after its own
-    optimizations must be what the graph says."""
+    optimizations must be what the graph says.
+    """
     model, names, ranges = ready(tiny_nets.conv_net, tmp_path, spread=1000.0)
     made = quantize.static(
         model, [name for i, name in enumerate(names) if i not in left_out], ranges
@@ -254,7 +257,9 @@ def test_all_convolutions_run_as_int8(tmp_path):
         made.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     kinds = [node.op_type for node in onnx.load(target).graph.node]
-    assert kinds.count("QLinearConv") == 5 and "Conv" not in kinds and "Clip" not in kinds
+    assert kinds.count("QLinearConv") == 5
+    assert "Conv" not in kinds
+    assert "Clip" not in kinds
 
 
 def test_weights_alone_are_folded_and_a_quarter_as_large(tmp_path):
@@ -302,13 +307,16 @@ def test_statistics_do_not_depend_on_the_batches(tmp_path):
 def test_calibration_pictures_are_balanced():
     class_idx = np.concatenate([np.zeros(1000, int), np.ones(3, int), np.full(50, 7)])
     chosen = balanced(class_idx, 30)
-    assert len(chosen) == 30 and (np.diff(chosen) > 0).all()
+    assert len(chosen) == 30
+    assert (np.diff(chosen) > 0).all()
     assert [int((class_idx[chosen] == c).sum()) for c in (0, 1, 7)] == [14, 3, 13]
     large = chosen[class_idx[chosen] == 0]
-    assert large.min() < 100 and large.max() > 850, "spread over the class"
+    assert large.min() < 100, "spread over the class"
+    assert large.max() > 850, "spread over the class"
     assert balanced(class_idx, 5000).tolist() == list(range(1053))
     many = np.arange(500).repeat(2)
-    assert len(set(many[balanced(many, 100)])) == 100 and many[balanced(many, 100)].max() > 450
+    assert len(set(many[balanced(many, 100)])) == 100
+    assert many[balanced(many, 100)].max() > 450
     assert balanced(class_idx, 30).tolist() == balanced(class_idx, 30).tolist()
 
 

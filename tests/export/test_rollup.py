@@ -1,5 +1,6 @@
 """Limits that keep their promise: by simulation, with the rule of `decide`, and in words where val
-is too small."""
+is too small.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def world(
     tree: ClassTree = TREE,
 ):
     """Joint probabilities and truths drawn from them; `boast` sharpens what the model says beyond
-    what is true."""
+    what is true.
+    """
     rng = np.random.default_rng(seed)
     a, b = (
         rng.normal(0, species, (n, tree.num_species)),
@@ -46,7 +48,8 @@ def world(
 @pytest.mark.parametrize(("n", "boast"), [(300, 1.0), (300, 1.6), (1000, 1.6)])
 def test_repeated_val_splits_break_their_promise_no_more_often_than_said(n, boast):
     """The truth is that of 20,000 pictures; boasting probabilities must cost coverage, not the
-    promise."""
+    promise.
+    """
     probabilities, class_idx = world(20_000, 99, boast=boast)
     rng, broken, promised = np.random.default_rng(1), 0, 0
 
@@ -67,7 +70,11 @@ def test_repeated_val_splits_break_their_promise_no_more_often_than_said(n, boas
             broken += seen["precision"] < 0.9 or (
                 fitted["answers"] == "disease" and seen["disease_precision"] < 0.9
             )
-    assert promised >= 50 and broken <= 11, (
+    assert promised >= 50, (
+        promised,
+        broken,
+    )
+    assert broken <= 11, (
         promised,
         broken,
     )  # 11 or more of 60 have a chance of 3 % at 10 %
@@ -75,7 +82,8 @@ def test_repeated_val_splits_break_their_promise_no_more_often_than_said(n, boas
 
 def test_without_the_binomial_tail_the_promise_would_be_broken():
     """The lowest bar that reaches the precision on val itself, which was the rule before, fails
-    about every other time."""
+    about every other time.
+    """
     probabilities, class_idx = world(10_000, 7)
     rng, broken = np.random.default_rng(2), 0
     for _ in range(40):
@@ -95,9 +103,12 @@ def test_without_the_binomial_tail_the_promise_would_be_broken():
 def test_every_kept_bar_is_shown_and_the_next_one_is_not():
     probabilities, class_idx = world(3000, 3, diseases=6.0, species=9.0)
     fitted = rollup.fit(probabilities, class_idx, TREE)
-    assert list(fitted["precisions"]) == ["0.90", "0.95", "0.99"] and fitted["default"] == "0.95"
+    assert list(fitted["precisions"]) == ["0.90", "0.95", "0.99"]
+    assert fitted["default"] == "0.95"
     for name, entry in fitted["precisions"].items():
-        assert entry["promised"] and entry["holds"] == float(name) and entry["answers"] == "disease"
+        assert entry["promised"]
+        assert entry["holds"] == float(name)
+        assert entry["answers"] == "disease"
         k = int(np.flatnonzero(rollup.CANDIDATES == entry["disease"])[0])
 
         def shown(bar: float, precision: float) -> bool:
@@ -111,18 +122,23 @@ def test_every_kept_bar_is_shown_and_the_next_one_is_not():
         assert shown(entry["disease"], float(name))
         assert k + 1 == len(rollup.CANDIDATES) or not shown(rollup.CANDIDATES[k + 1], float(name))
     bars = [entry["disease"] for entry in fitted["precisions"].values()]
-    assert bars == sorted(bars) and bars[0] < bars[-1]
+    assert bars == sorted(bars)
+    assert bars[0] < bars[-1]
     read = rollups_from_json(json.loads(json.dumps(fitted)))
-    assert next(iter(read)) == "0.95" and read["0.99"].disease == bars[-1], "as bundle.json is read"
+    assert next(iter(read)) == "0.95", "as bundle.json is read"
+    assert read["0.99"].disease == bars[-1], "as bundle.json is read"
 
 
 def test_too_few_pictures_are_said_to_be_too_few():
     right = np.full((30, 7), 0.005)
     right[np.arange(30), np.arange(30) % 7] = 0.97
     entry = rollup.fit(right, np.arange(30) % 7, TREE)["precisions"]["0.99"]
-    assert not entry["promised"] and entry["needs"] == pictures_needed(0.99, 0, 0.92) == 252
-    assert entry["holds"] == pytest.approx(at_least(30, 30, 0.92)) and 0.9 < entry["holds"] < 0.95
-    assert entry["answers"] == "disease" and entry["disease"] <= 0.97, "leaves are still named"
+    assert not entry["promised"]
+    assert entry["needs"] == pictures_needed(0.99, 0, 0.92) == 252
+    assert entry["holds"] == pytest.approx(at_least(30, 30, 0.92))
+    assert 0.9 < entry["holds"] < 0.95
+    assert entry["answers"] == "disease", "leaves are still named"
+    assert entry["disease"] <= 0.97, "leaves are still named"
     assert rollup.fit(right, np.arange(30) % 7, TREE)["precisions"]["0.90"]["promised"]
     fitted = rollup.fit(right[:0], np.zeros(0, int), TREE)
     assert {
@@ -139,27 +155,24 @@ def test_where_diseases_cannot_be_told_apart_species_are_still_named():
     tree = ClassTree(("a", "b"), (("x", "y", "z"), ("x", "y")))
     probabilities, class_idx = world(600, 5, diseases=0.3, species=9.0, tree=tree)
     entry = rollup.fit(probabilities, class_idx, tree, precisions=(0.95,))["precisions"]["0.95"]
-    assert (
-        entry["promised"]
-        and entry["answers"] == "species"
-        and entry["disease"] == rollup.NEVER
-        and entry["species"] < 0.95
-    )
+    assert entry["promised"]
+    assert entry["answers"] == "species"
+    assert entry["disease"] == rollup.NEVER
+    assert entry["species"] < 0.95
     probabilities, class_idx = world(5000, 6, diseases=0.3, species=9.0, tree=tree)
     fresh = rollup.judge(entry, probabilities, class_idx, tree)
-    assert (
-        fresh["precision"] >= 0.95
-        and fresh["coverage"] > 0.8
-        and fresh["disease_given"] == 0
-        and fresh["disease_precision"] is None
-    )
+    assert fresh["precision"] >= 0.95
+    assert fresh["coverage"] > 0.8
+    assert fresh["disease_given"] == 0
+    assert fresh["disease_precision"] is None
     text = "\n".join(
         rollup.report_lines(
             rollup.fit(probabilities, class_idx, tree),
             {name: fresh for name in ("0.90", "0.95", "0.99")},
         )
     )
-    assert "At 0.95 no disease is named" in text and "never" in text
+    assert "At 0.95 no disease is named" in text
+    assert "never" in text
 
 
 def test_a_tree_of_one_level_climbs_nowhere():
@@ -169,11 +182,9 @@ def test_a_tree_of_one_level_climbs_nowhere():
     class_idx = (rng.random(2000) < p).astype(int)
     entry = rollup.fit(np.stack([1 - p, p], 1), class_idx, tree)["precisions"]["0.95"]
     figures = rollup.judge(entry, np.stack([1 - p, p], 1), class_idx, tree)
-    assert (
-        entry["promised"]
-        and figures["species_given"] == 0
-        and figures["disease_given"] == figures["given"] > 500
-    )
+    assert entry["promised"]
+    assert figures["species_given"] == 0
+    assert figures["disease_given"] == figures["given"] > 500
 
 
 def test_strangers_and_unknown_diseases_do_not_count_as_class_answers():
@@ -200,7 +211,8 @@ def test_strangers_and_unknown_diseases_do_not_count_as_class_answers():
         alone["species"],
         True,
     )
-    assert got["val"]["rejected"] == 100 and got["val"]["given"] == alone["val"]["given"]
+    assert got["val"]["rejected"] == 100
+    assert got["val"]["given"] == alone["val"]["given"]
     single = TREE.class_species[probabilities[100:200].argmax(1)] == 2
     assert got["val"]["species_given"] >= (~single).sum() * 0.5
 
@@ -224,19 +236,18 @@ def test_judged_figures_by_hand_and_words():
         1,
     )
     assert (got["species_given"], got["species_wrong"], got["coverage"]) == (1, 0, 0.75)
-    assert got["precision"] == pytest.approx(2 / 3) and got["precision_low"] == pytest.approx(
-        at_least(2, 3)
-    )
+    assert got["precision"] == pytest.approx(2 / 3)
+    assert got["precision_low"] == pytest.approx(at_least(2, 3))
     nothing = rollup.judge(
         {"disease": 2.0, "species": 2.0}, probabilities, np.array([0, 1, 6, 0]), TREE
     )
-    assert nothing["precision"] is None and nothing["coverage"] == 0
+    assert nothing["precision"] is None
+    assert nothing["coverage"] == 0
     fitted = rollup.fit(probabilities, np.array([0, 1, 6, 6]), TREE)
     text = "\n".join(rollup.report_lines(fitted, {name: nothing for name in fitted["precisions"]}))
-    assert (
-        "0.95 (default)" in text
-        and "At 0.99 the 4 val pictures do not carry the promise: it takes 252" in text
-    )
+    assert "0.95 (default)" in text
+    assert "At 0.99 the 4 val pictures do not carry the promise: it takes 252" in text
     figures = {"class": 0.5, "species": 0.75, "macro_f1": 0.25}
     assert rollup.decision_lines({"joint": figures, "flat": figures})[0].count("0.7500") == 2
-    assert rollup.name_of(0.9) == "0.90" and rollup.name_of(0.975) == "0.975"
+    assert rollup.name_of(0.9) == "0.90"
+    assert rollup.name_of(0.975) == "0.975"

@@ -55,27 +55,24 @@ def test_the_report_has_its_keys(exported):
         assert keys <= set(report[part]), part
     for card in report["models"].values():
         assert {"size_mb", "ms_p50", "top1_agreement", "species_top1", "cascade_top1"} <= set(card)
-        assert (
-            card["ms_p50"] > 0
-            and 0 <= card["top1_agreement"] <= 1
-            and 0 <= card["species_top1"] <= 1
-        )
-    assert "model.onnx" in report["models"] and report["test"]["n"] == report["data"]["test"] == 10
+        assert card["ms_p50"] > 0
+        assert 0 <= card["top1_agreement"] <= 1
+        assert 0 <= card["species_top1"] <= 1
+    assert "model.onnx" in report["models"]
+    assert report["test"]["n"] == report["data"]["test"] == 10
     assert (report["data"]["species"], report["data"]["classes"], report["data"]["train"]) == (
         3,
         7,
         50,
     )
-    assert all(0 <= report["test"][k] <= 1 for k in KEYS["test"] - {"n"}) and all(
-        0 <= report["ood"][k] <= 1 for k in KEYS["ood"]
-    )
-    assert (
-        report["seconds"]["train_species"] > 0
-        and report["seconds"]["train_disease"] > 0
-        and report["seconds"]["export"] > 0
-    )
+    assert all(0 <= report["test"][k] <= 1 for k in KEYS["test"] - {"n"})
+    assert all(0 <= report["ood"][k] <= 1 for k in KEYS["ood"])
+    assert report["seconds"]["train_species"] > 0
+    assert report["seconds"]["train_disease"] > 0
+    assert report["seconds"]["export"] > 0
     text = (exported.exports / "report.md").read_text()
-    assert "test_resnet" in text and f"{report['test']['cascade_top1']:.4f}" in text
+    assert "test_resnet" in text
+    assert f"{report['test']['cascade_top1']:.4f}" in text
 
 
 def test_the_contract_of_the_models(exported, pictures):
@@ -88,7 +85,8 @@ def test_the_contract_of_the_models(exported, pictures):
             "images",
             "tensor(uint8)",
             [32, 32, 3],
-        ) and not isinstance(image.shape[0], int)
+        )
+        assert not isinstance(image.shape[0], int)
         assert [(o.name, o.type) for o in session.get_outputs()] == [
             (n, "tensor(float)") for n in ("probabilities", "ood", "heatmap")
         ]
@@ -99,13 +97,13 @@ def test_the_contract_of_the_models(exported, pictures):
                 output, np.concatenate(parts), rtol=1e-4, atol=1e-4, err_msg=path.name
             )
         probabilities, ood, heatmap = together
-        assert (
-            probabilities.shape == (8, tree.num_classes)
-            and ood.shape == (8, len(SCORES))
-            and heatmap.ndim == 3
-        )
+        assert probabilities.shape == (8, tree.num_classes)
+        assert ood.shape == (8, len(SCORES))
+        assert heatmap.ndim == 3
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
-        assert heatmap.min() >= 0 and heatmap.max() <= 1 and np.isfinite(ood).all()
+        assert heatmap.min() >= 0
+        assert heatmap.max() <= 1
+        assert np.isfinite(ood).all()
 
 
 def test_fp32_is_the_calibrated_checkpoint(exported, pictures):
@@ -121,12 +119,12 @@ def test_fp32_is_the_calibrated_checkpoint(exported, pictures):
     got = session_run(exported.exports / "model.onnx")(pictures)[0]
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert report_of(exported.exports)["models"]["model.onnx"]["top1_agreement"] == 1.0
-    assert (
-        read.version == checkpoint.weights_hash(payload)[:12]
-        and read.tree == model.tree
-        and read.scores == SCORES
-    )
-    assert read.size == 32 and read.backbone == "test_resnet" and read.recipe == "demo"
+    assert read.version == checkpoint.weights_hash(payload)[:12]
+    assert read.tree == model.tree
+    assert read.scores == SCORES
+    assert read.size == 32
+    assert read.backbone == "test_resnet"
+    assert read.recipe == "demo"
 
 
 def test_reported_figures_are_those_of_the_models(exported):
@@ -156,7 +154,8 @@ PICTURES = {"reliability.png", "coverage.png", "scores.png"}
 def test_int8_agrees_or_is_refused_with_a_reason(exported):
     report = report_of(exported.exports)
     tried = report["int8_tried"]
-    assert tried and all(row["rejected"] or row["gate"]["passed"] for row in tried)
+    assert tried
+    assert all(row["rejected"] or row["gate"]["passed"] for row in tried)
     assert ("model.int8.onnx" in report["models"]) == any(not row["rejected"] for row in tried)
     assert (bool(report["gate"]) and all(gate["passed"] for gate in report["gate"])) == (
         "model.int8.onnx" in report["models"]
@@ -177,27 +176,22 @@ def test_measuring():
         for n in "ab"
     )
     ms = measure_ms({"a": run_a, "b": run_b}, np.zeros((4, 4, 3), np.uint8), rounds=5)
-    assert (
-        set(ms) == {"a", "b"}
-        and [n for n, _ in calls] == ["a", "b"] * 8
-        and {s for _, s in calls} == {(1, 4, 4, 3)}
-    )
+    assert set(ms) == {"a", "b"}
+    assert [n for n, _ in calls] == ["a", "b"] * 8
+    assert {s for _, s in calls} == {(1, 4, 4, 3)}
     probabilities, ood, class_idx = run_over(
         run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))]
     )
-    assert (
-        probabilities.shape == (5, 2)
-        and ood.shape == (5, 1)
-        and class_idx.tolist() == [0, 1, 2, 0, 1]
-    )
+    assert probabilities.shape == (5, 2)
+    assert ood.shape == (5, 1)
+    assert class_idx.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_run_again_it_is_up_to_date(exported, capsys):
     before = {p: p.stat().st_mtime_ns for p in exported.exports.iterdir()}
     assert run("03_export", *exported.flags) == 0
-    assert "up to date" in capsys.readouterr().out and before == {
-        p: p.stat().st_mtime_ns for p in exported.exports.iterdir()
-    }
+    assert "up to date" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in exported.exports.iterdir()}
 
 
 # region mistakes
@@ -228,7 +222,8 @@ def test_checkpoints_that_do_not_fit_are_refused(exported, tmp_path, refused):
         best,
     )
     refused("--precision-wanted", run, "03_export", *flags, "--precision-wanted", 2)
-    assert not (tmp_path / "exports").exists() and not (tmp_path / "exports.partial").exists()
+    assert not (tmp_path / "exports").exists()
+    assert not (tmp_path / "exports.partial").exists()
 
 
 def test_a_folder_that_is_not_ours_is_never_deleted(exported, tmp_path, refused):
@@ -242,7 +237,8 @@ def test_a_folder_that_is_not_ours_is_never_deleted(exported, tmp_path, refused)
 
 def test_heads_without_a_joint_phase_are_exported(trained, tmp_path):
     """With --joint-epochs 0 the trained heads are in disease_heads/: exporting the species run
-    would serve random diseases."""
+    would serve random diseases.
+    """
     script = __import__("importlib").import_module("03_export")
     for name in ("species_only", "disease_heads"):
         shutil.copytree(trained.checkpoints / name, tmp_path / name)
@@ -282,7 +278,8 @@ def test_a_flat_set_without_strangers_is_exported_from_its_species_run(tmp_path)
     assert run("02a_train_species", *where, *tiny_data.SPECIES, *few) == 0
     assert run("03_export", *where, "--output", tmp_path / "exports", "--workers", 0) == 0
     report = report_of(tmp_path / "exports")
-    assert report["ood"] == {} and report["data"]["species"] == report["data"]["classes"] == 7
+    assert report["ood"] == {}
+    assert report["data"]["species"] == report["data"]["classes"] == 7
     assert report["test"]["cascade_top1"] == report["test"]["species_top1"]
 
 
@@ -319,10 +316,8 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
     assert {"not_plants", "toys", "weeds"} == set(report["ood"]["kinds"])
     assert predictor.read_bundle(tmp_path / "e").scores == (*SCORES, LEARNED)
     light = LightModel(tmp_path / "e" / "browser")
-    assert (
-        light.scores[-1] == LEARNED
-        and LEARNED not in light.settings["rejection"]["disease"]["weights"]
-    )
+    assert light.scores[-1] == LEARNED
+    assert LEARNED not in light.settings["rejection"]["disease"]["weights"]
     assert report["browser"]["bars"]["ood"]["kinds"]["toys"]["auroc"] > 0.8
     split = load_organized(exported.data).splits["test"]
     views = EvalViews(split, 32)
@@ -334,12 +329,10 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
         ]
     )
     assert report["browser"]["deferral"]["test"]["browser"] == pytest.approx(right)
-    assert (tmp_path / "e" / "deferral.png").is_file() and "The light model, for the browser" in (
-        tmp_path / "e" / "report.md"
-    ).read_text()
-    assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file() and (
-        tmp_path / "triton" / "foliar" / "config.pbtxt"
-    ).is_file()
+    assert (tmp_path / "e" / "deferral.png").is_file()
+    assert "The light model, for the browser" in (tmp_path / "e" / "report.md").read_text()
+    assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file()
+    assert (tmp_path / "triton" / "foliar" / "config.pbtxt").is_file()
 
 
 def test_a_model_beyond_the_limits_is_an_error(exported, tmp_path, refused):

@@ -1,5 +1,6 @@
 """The reading of class names: one invented example per rule, then whole lists, near-identical
-leaves, flat labels."""
+leaves, flat labels.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +108,9 @@ def test_name(name: str, species: str, disease: str) -> None:
 )
 def test_name_without_plant_is_asked_about(name: str) -> None:
     parsed = parse_class_names([name, "Plum rust", "Okra wilt"])[0]
-    assert parsed.species is None and parsed.confidence < 0.5 and "plant" in parsed.reason
+    assert parsed.species is None
+    assert parsed.confidence < 0.5
+    assert "plant" in parsed.reason
 
 
 @pytest.mark.parametrize(
@@ -133,8 +136,10 @@ def test_odd_names_do_no_harm() -> None:
         "%s {0} \\n",
     ]
     for parsed in parse_class_names(odd):
-        assert 0 <= parsed.confidence <= 1 and parsed.reason
-    assert read_one("((((plum rust") == ("plum", "rust") and read_one("plum\x00rust") == (
+        assert 0 <= parsed.confidence <= 1
+        assert parsed.reason
+    assert read_one("((((plum rust") == ("plum", "rust")
+    assert read_one("plum\x00rust") == (
         "plum",
         "rust",
     )
@@ -171,13 +176,16 @@ def test_strong_separator_before_a_disease_with_a_plants_name() -> None:
 def test_recurring_names_raise_confidence() -> None:
     alone = parse_class_names(["quandong_rust"])[0]
     often = parse_class_names(["quandong_rust", "quandong_scab", "quandong_wilt", "feijoa_rust"])[0]
-    assert often.confidence > alone.confidence and "3 kinds" in often.reason
+    assert often.confidence > alone.confidence
+    assert "3 kinds" in often.reason
 
 
 def test_confidence_falls_with_doubt() -> None:
     names = ["plum rust", "plumm rust", "red okra rust", "fig leaf", "fig", "quandong rust"]
     sure, typo, middle, class_idx, bare, stranger = (p.confidence for p in parse_class_names(names))
-    assert sure > typo >= 0.9 > middle and 0.9 > class_idx > bare and stranger < 0.9
+    assert sure > typo >= 0.9 > middle
+    assert 0.9 > class_idx > bare
+    assert stranger < 0.9
     several = parse_class_names([f"{plant} leaf" for plant in ("fig", "plum", "okra")])
     assert all(p.disease == "healthy" and p.confidence >= 0.9 for p in several)
 
@@ -186,16 +194,17 @@ def test_list_of_one_plant_offers_it_but_asks() -> None:
     names = ["Okra wilt", "Okra rust", "Okra scab", "Healthy"]
     parsed = parse_class_names(names)[3]
     assert (parsed.species, parsed.disease) == ("okra", "healthy")
-    assert parsed.confidence < 0.9 and "okra" in parsed.reason
+    assert parsed.confidence < 0.9
+    assert "okra" in parsed.reason
     assert read_one("Healthy", "Okra wilt", "Okra rust", "Plum scab") == (None, "healthy")
 
 
 def test_order_and_repeats_change_nothing() -> None:
     names = ["quandong_rust", "Plum rust", "quandong_scab", "Plum rust", "healthy"]
     forward, backward = parse_class_names(names), parse_class_names(names[::-1])
-    assert (
-        [p.raw for p in forward] == names and forward == backward[::-1] and forward[1] == forward[3]
-    )
+    assert [p.raw for p in forward] == names
+    assert forward == backward[::-1]
+    assert forward[1] == forward[3]
     assert parse_class_names([]) == []
 
 
@@ -208,7 +217,8 @@ def test_a_large_list() -> None:
     names = [f"{plant}___{tail}" for plant in plants for tail in tails * 3][:11_499]
     parsed = parse_class_names(names)
     right = [p.species == p.raw.split("___")[0] for p in parsed]
-    assert len(parsed) == 11_499 and sum(right) >= 0.98 * len(right)
+    assert len(parsed) == 11_499
+    assert sum(right) >= 0.98 * len(right)
 
 
 def test_demo_names() -> None:
@@ -248,7 +258,8 @@ def test_practice_lists() -> None:
 def test_flat_labels() -> None:
     parsed = parse_flat("Red_Fox (2)")
     assert (parsed.species, parsed.disease, parsed.confidence) == ("red fox 2", "red fox 2", 1.0)
-    assert parse_flat("grevyZebra").species == "grevy zebra" and parse_flat("__").species is None
+    assert parse_flat("grevyZebra").species == "grevy zebra"
+    assert parse_flat("__").species is None
 
 
 def test_slugs_hold_on_every_file_system() -> None:
@@ -266,9 +277,8 @@ def test_slugs_hold_on_every_file_system() -> None:
         "İs rot",
     ]
     slugs = [slug(w) for w in words]
-    assert len({s.casefold() for s in slugs}) == len(words) and all(
-        s == s.lower() and s.isascii() and len(s) <= 100 for s in slugs
-    )
+    assert len({s.casefold() for s in slugs}) == len(words)
+    assert all(s == s.lower() and s.isascii() and len(s) <= 100 for s in slugs)
     assert slug("Late  Blight") == slug("late_blight") == "late_blight"
 
 

@@ -1,5 +1,6 @@
 """Contact sheets: which pictures a sheet shows, what is drawn on it, and a page that finds every
-class."""
+class.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +63,8 @@ def test_a_sheet_shows_its_class_evenly_and_small_classes_whole():
         rng.integers(0, 400, len(class_idx)),
     )
     pictures, starts = contact_sheets.pick(class_idx, split, group, 4)
-    assert np.diff(starts).tolist() == [24, 7, 0, 24] and len(set(pictures.tolist())) == len(
-        pictures
-    )
+    assert np.diff(starts).tolist() == [24, 7, 0, 24]
+    assert len(set(pictures.tolist())) == len(pictures)
     for i in range(4):
         mine = pictures[starts[i] : starts[i + 1]]
         assert (class_idx[mine] == i).all()
@@ -98,10 +98,8 @@ def test_sheet_names_are_safe_and_never_meet():
     files = [contact_sheets.sheet_name(name) for name in names]
     assert len({file.lower() for file in files}) == len(names)
     assert all(re.fullmatch(r"[a-z0-9._-]{1,200}\.jpg", file) and file[0] != "." for file in files)
-    assert (
-        files[0] == "a__b.jpg"
-        and contact_sheets.sheet_name("tomato/early_blight") == "tomato__early_blight.jpg"
-    )
+    assert files[0] == "a__b.jpg"
+    assert contact_sheets.sheet_name("tomato/early_blight") == "tomato__early_blight.jpg"
 
 
 def test_frames_tell_the_split_and_pictures_keep_their_shape():
@@ -111,16 +109,14 @@ def test_frames_tell_the_split_and_pictures_keep_their_shape():
     )
     for k, color in enumerate((contact_sheets.EMPTY, *contact_sheets.FRAMES[1:])):
         pixels = cell(sheet, k)
-        assert (
-            near(pixels[1:3, 20:-20], color).mean() > 0.95
-            and near(pixels[20:-20, -3:-1], color).mean() > 0.95
-        )
+        assert near(pixels[1:3, 20:-20], color).mean() > 0.95
+        assert near(pixels[20:-20, -3:-1], color).mean() > 0.95
         red = near(pixels, (200, 30, 30))
         rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
-        assert abs(len(columns) - 120) <= 2 and abs(len(rows) - 60) <= 2, (
-            "never stretched or enlarged"
-        )
-        assert abs(rows.mean() - CELL / 2) <= 1.5 and abs(columns.mean() - CELL / 2) <= 1.5
+        assert abs(len(columns) - 120) <= 2, "never stretched or enlarged"
+        assert abs(len(rows) - 60) <= 2, "never stretched or enlarged"
+        assert abs(rows.mean() - CELL / 2) <= 1.5
+        assert abs(columns.mean() - CELL / 2) <= 1.5
     large = cell(
         contact_sheets.draw_sheet(
             "a/b", [1, 0, 0], [Member(jpeg((200, 30, 30), (800, 1600)), 0, 0)]
@@ -128,7 +124,8 @@ def test_frames_tell_the_split_and_pictures_keep_their_shape():
         0,
     )
     red = near(large, (200, 30, 30))
-    assert abs(red.any(1).sum() - THUMB) <= 2 and abs(red.any(0).sum() - THUMB / 2) <= 2
+    assert abs(red.any(1).sum() - THUMB) <= 2
+    assert abs(red.any(0).sum() - THUMB / 2) <= 2
 
 
 def test_near_duplicates_share_a_mark_and_others_have_none():
@@ -210,12 +207,12 @@ def test_killed_halfway_or_with_more_workers_it_ends_with_the_same_files(made, t
         return members(class_idx)
 
     wanted = contents(made.parent)
-    assert len(wanted) == len(NAMES) + 3 and not any(name.endswith(".tmp") for name in wanted)
+    assert len(wanted) == len(NAMES) + 3
+    assert not any(name.endswith(".tmp") for name in wanted)
     with pytest.raises(InterruptedError):
         write(tmp_path, from_members=breaks)
-    assert "index.html" not in contents(tmp_path) and len(contents(tmp_path)) == 4, (
-        "the page comes last"
-    )
+    assert "index.html" not in contents(tmp_path), "the page comes last"
+    assert len(contents(tmp_path)) == 4, "the page comes last"
     (tmp_path / (contact_sheets.sheet_name(NAMES[2]) + ".tmp")).write_bytes(b"half")
     write(tmp_path, workers=2)
     assert contents(tmp_path) == wanted
@@ -237,14 +234,11 @@ def test_the_page_lists_every_class_rarest_first_with_links_that_lead_somewhere(
         "rare",
         "odd",
     ]
-    assert (
-        "shares &lt;i&gt;7&lt;/i&gt; pairs" in rows[3]
-        and "<b>" not in text
-        and "note &lt;1&gt; &amp; more" in text
-    )
-    assert ">daisy</a>" in rows[2] and "<small>" not in rows[2], (
-        "a class without diseases is named once"
-    )
+    assert "shares &lt;i&gt;7&lt;/i&gt; pairs" in rows[3]
+    assert "<b>" not in text
+    assert "note &lt;1&gt; &amp; more" in text
+    assert ">daisy</a>" in rows[2], "a class without diseases is named once"
+    assert "<small>" not in rows[2], "a class without diseases is named once"
     assert not re.search(r"(src|href)=\"(https?:)?//", text), "no server is needed"
     assert {"long_tail.png", "long_tail_dark.png"} <= set(contents(made.parent))
 

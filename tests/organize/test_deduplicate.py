@@ -67,13 +67,15 @@ def test_one_of_each_picture_stays_and_the_order_is_that_of_the_content():
 
 def test_a_picture_under_two_labels_is_kept_under_none():
     stay, reasons, refused = dropped(["a", "b", "a", "a"], [1, 1, 1, 2], [3, 4, 3, 5])
-    assert stay == [3] and reasons == ["label_conflict"] * 3 + [""]
+    assert stay == [3]
+    assert reasons == ["label_conflict"] * 3 + [""]
     assert refused.details[0] == "the same picture stands under a/healthy and b/healthy"
 
 
 def test_a_plant_among_the_strangers_is_a_conflict():
     stay, reasons, refused = dropped(["a", "a"], [1, 2, 2, 3], [1, 2, 2, 3], not_plants=2)
-    assert stay == [0, 3] and reasons == ["", "label_conflict", "label_conflict", ""]
+    assert stay == [0, 3]
+    assert reasons == ["", "label_conflict", "label_conflict", ""]
     assert "pictures of no plant" in refused.details[2]
 
 
@@ -90,7 +92,8 @@ def test_many_conflicts_stay_quick():
     stay, reasons, _ = dropped(
         labels, list(np.repeat(np.arange(n // 2), 2)), list(np.arange(n) % 251)
     )
-    assert not stay and set(reasons) == {"label_conflict"}
+    assert not stay
+    assert set(reasons) == {"label_conflict"}
 
 
 def test_choose_accounts_for_every_file(refused):
@@ -114,20 +117,16 @@ def test_choose_accounts_for_every_file(refused):
         ), out
 
     (kept, not_plants), out = run("drop")
-    assert (
-        isinstance(kept, Kept)
-        and kept.classes == [("a", "x"), ("b", "x")]
-        and kept.file.tolist() == [1, 2, 3, 4, 5, 6]
-    )
+    assert isinstance(kept, Kept)
+    assert kept.classes == [("a", "x"), ("b", "x")]
+    assert kept.file.tolist() == [1, 2, 3, 4, 5, 6]
     assert not_plants.tolist() == [11]
     assert [REASONS[r] for r in out.reason] == ["label_conflict"] + [""] * 6 + [
         "small_class"
     ] * 2 + ["no_class"] * 2 + [""]
-    assert (
-        out.details[10] == "nowhere"
-        and "names.csv" in out.details[9]
-        and out.details[0] == "told so"
-    )
+    assert out.details[10] == "nowhere"
+    assert "names.csv" in out.details[9]
+    assert out.details[0] == "told so"
     assert run("train")[0][0].classes == [("a", "x"), ("b", "x"), ("c", "x")]
     refused(("1 of 3 classes", "c/x (2)", "--small-classes train"), run, "fail")
 

@@ -1,5 +1,6 @@
 """Features that survive a kill and are never stale, and all pairs above a cosine against brute
-force."""
+force.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 def clumps(count: int, dim: int, seed: int, spread: float) -> np.ndarray:
     """Rows around a few centres, so that cosines lie on both sides of any threshold; one row of
-    zeros."""
+    zeros.
+    """
     rng = np.random.default_rng(seed)
     centres = np.abs(rng.normal(size=(40, dim)))
     rows = centres[rng.integers(40, size=count)] + spread * rng.normal(
@@ -69,7 +71,8 @@ def test_cosine_pairs_equal_brute_force(threshold, kind):
     rows = clumps(1100, 96, 1, 0.4)  # three rows of tiles
     want = brute(rows, threshold)
     found = cosine_pairs(rows, threshold)
-    assert found.dtype == np.int64 and 100 < len(want) < 100_000
+    assert found.dtype == np.int64
+    assert 100 < len(want) < 100_000
     assert np.array_equal(found, want)
 
 
@@ -94,13 +97,13 @@ def test_short_rows_lose_no_pair(kind, monkeypatch):
     )
     bound = 0.95 - cosine.SLACK[kind]
     short = cosine._short_rows(rows, cosine._norms(rows), 0.95, bound, 10**6)
-    assert short.dtype == np.float16 and short.shape[1] in (33, 65, 129), "shorter than the rows"
+    assert short.dtype == np.float16, "shorter than the rows"
+    assert short.shape[1] in (33, 65, 129), "shorter than the rows"
     products, exact = (a.astype(np.float64) @ a.astype(np.float64).T for a in (short, rows))
     assert (products >= exact - 1.5e-3).all(), "a product of short rows is never below the cosine"
     want = brute(rows, 0.95)
-    assert 100 < len(want) and {(1500 + k, 1706 + k) for k in range(6)} & {
-        tuple(pair) for pair in want.tolist()
-    }
+    assert 100 < len(want)
+    assert {(1500 + k, 1706 + k) for k in range(6)} & {tuple(pair) for pair in want.tolist()}
     assert np.array_equal(cosine_pairs(rows, 0.95), want)
 
 
@@ -109,7 +112,8 @@ def test_cosine_matches_equal_brute_force():
     queries, stored = rows[:90], rows[90:]
     pairs = brute(rows, 0.95)
     want = pairs[(pairs[:, 0] < 90) & (pairs[:, 1] >= 90)] - [0, 90]
-    assert len(want) > 100 and np.array_equal(cosine_matches(queries, stored, 0.95), want)
+    assert len(want) > 100
+    assert np.array_equal(cosine_matches(queries, stored, 0.95), want)
     assert (
         cosine_matches(queries[:0], stored, 0.95).shape
         == cosine_matches(queries, stored[:0], 0.95).shape
@@ -203,7 +207,8 @@ def pictures(monkeypatch) -> Pictures:
 
 def test_features_are_those_of_the_network(pictures, embedder, tmp_path):
     made = pictures.run(embedder, tmp_path / "store")
-    assert made.dtype == np.float16 and made.shape == (27, embedder.dim)
+    assert made.dtype == np.float16
+    assert made.shape == (27, embedder.dim)
     assert np.allclose(np.linalg.norm(made.astype(np.float32), axis=1), 1, atol=1e-3)
     pixels = [images.read_rgb(jpeg) for jpeg in pictures.jpegs]
     assert np.allclose(made, embedder.embed(pixels), atol=2e-3)
@@ -232,8 +237,10 @@ def test_a_killed_run_goes_on_and_ends_the_same(pictures, embedder, tmp_path, at
     pictures.at = -1
     assert np.array_equal(pictures.run(embedder, again), want)
     first = min(pictures.read_numbers)
-    assert pictures.read_numbers == list(range(first, 27)) and first % 8 == 0
-    assert first <= at and first >= max(0, (at - 1 - 3 * embed.AHEAD) // 8 * 8 - 8), (
+    assert pictures.read_numbers == list(range(first, 27))
+    assert first % 8 == 0
+    assert first <= at, "finished blocks are not made again"
+    assert first >= max(0, (at - 1 - 3 * embed.AHEAD) // 8 * 8 - 8), (
         "finished blocks are not made again"
     )
     for name in ("features.f16", "features.done"):
@@ -250,9 +257,8 @@ def test_stale_features_are_never_used(pictures, embedder, weights, tmp_path):
     pictures.keys[10] = pictures.keys[3]
     made = pictures.run(embedder, store)
     assert pictures.read_numbers == list(range(8, 16))
-    assert np.array_equal(made[10], made[3]) and np.array_equal(
-        np.delete(made, 10, 0), np.delete(want, 10, 0)
-    )
+    assert np.array_equal(made[10], made[3])
+    assert np.array_equal(np.delete(made, 10, 0), np.delete(want, 10, 0))
     # another network, stopped half way; then the first one again: what the other wrote must not
     # pass for the first one's
     other = load_embedder(Backbone("test_resnet", str(weights), 32), FP32, views=2)
@@ -267,16 +273,15 @@ def test_stale_features_are_never_used(pictures, embedder, weights, tmp_path):
     with pytest.raises(Killed):
         pictures.run(other, store)
     pictures.at = -1
-    assert np.array_equal(pictures.run(embedder, store), made) and pictures.read_numbers == list(
-        range(27)
-    )
+    assert np.array_equal(pictures.run(embedder, store), made)
+    assert pictures.read_numbers == list(range(27))
     # fewer pictures, and a file that lost its end
-    assert len(pictures.run(embedder, store)) == 27 and pictures.read_numbers == []
+    assert len(pictures.run(embedder, store)) == 27
+    assert pictures.read_numbers == []
     with (store / "features.f16").open("r+b") as file:
         file.truncate(20 * 2 * embedder.dim)
-    assert np.array_equal(pictures.run(embedder, store), made) and pictures.read_numbers == list(
-        range(16, 27)
-    )
+    assert np.array_equal(pictures.run(embedder, store), made)
+    assert pictures.read_numbers == list(range(16, 27))
 
 
 def test_the_identity_names_everything_that_changes_a_feature(embedder, weights, tmp_path):
@@ -311,11 +316,12 @@ def test_averaged_views_make_flips_and_turns_alike(weights, embedder):
     two, eight = (
         load_embedder(Backbone("test_resnet", str(weights), 32), FP32, views=v) for v in (2, 8)
     )
-    assert likeness(embedder, flipped) < 0.9999 and likeness(embedder, turned) < 0.9999, (
-        "otherwise the rest shows nothing"
-    )
-    assert likeness(two, flipped) > 0.99999 and likeness(two, turned) < 0.9999
-    assert likeness(eight, flipped) > 0.99999 and likeness(eight, turned) > 0.99999
+    assert likeness(embedder, flipped) < 0.9999, "otherwise the rest shows nothing"
+    assert likeness(embedder, turned) < 0.9999, "otherwise the rest shows nothing"
+    assert likeness(two, flipped) > 0.99999
+    assert likeness(two, turned) < 0.9999
+    assert likeness(eight, flipped) > 0.99999
+    assert likeness(eight, turned) > 0.99999
     with pytest.raises(ValueError, match="views"):
         load_embedder(Backbone("test_resnet", str(weights), 32), FP32, views=3)
 
@@ -335,11 +341,12 @@ def test_planted_copies_judge_the_search(pictures, embedder, tmp_path):
     wide, narrow = (
         judge_features(pictures.read, sample, made, embedder, groups, t) for t in (0.01, 0.999999)
     )
-    assert [row.copies for row in wide] == [3] * len(wide) and len(wide) >= 7
-    assert all(row.found == 3 for row in wide) and any(row.false for row in wide), (
-        "everything is alike at a low threshold"
-    )
-    assert sum(row.false for row in narrow) == 0 and sum(row.found for row in narrow) < 9
+    assert [row.copies for row in wide] == [3] * len(wide)
+    assert len(wide) >= 7
+    assert all(row.found == 3 for row in wide), "everything is alike at a low threshold"
+    assert any(row.false for row in wide), "everything is alike at a low threshold"
+    assert sum(row.false for row in narrow) == 0
+    assert sum(row.found for row in narrow) < 9
 
 
 # endregion

@@ -73,4 +73,5 @@ def test_equal_values_join_and_nothing_else():
 
 
 def test_sizes_largest_first():
-    assert sizes_of(np.array([0, 0, 2, 3, 3, 3])) == [3, 2] and sizes_of(np.zeros(0, int)) == []
+    assert sizes_of(np.array([0, 0, 2, 3, 3, 3])) == [3, 2]
+    assert sizes_of(np.zeros(0, int)) == []

@@ -35,26 +35,23 @@ def test_a_small_jpeg_becomes_a_hard_link_or_a_copy(tmp_path):
     picture().save(tmp_path / "a.jpg", quality=90)
     facts, detail, target = read(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
+    assert (facts["reason"], detail) == (0, "")
+    assert target.samefile(tmp_path / "a.jpg")
+    assert int(facts["stored"]) == len(data)
+    assert facts["sha256"].tobytes() == hashlib.sha256(data).digest()
     assert (
-        (facts["reason"], detail) == (0, "")
-        and target.samefile(tmp_path / "a.jpg")
-        and int(facts["stored"]) == len(data)
-    )
-    assert facts["sha256"].tobytes() == hashlib.sha256(data).digest() and (
         facts["width"],
         facts["height"],
     ) == (64, 64)
     assert int(facts["phash"]) == perceptual_hash(images.read_rgb(data))
     again, _, _ = read(tmp_path / "a.jpg")  # the target is there already, and is the source
-    assert (
-        again == facts
-        and (tmp_path / "a.jpg").read_bytes() == data
-        and sorted(os.listdir(tmp_path)) == ["a.jpg", "stored.jpg"]
-    )
+    assert again == facts
+    assert (tmp_path / "a.jpg").read_bytes() == data
+    assert sorted(os.listdir(tmp_path)) == ["a.jpg", "stored.jpg"]
     copied, _, target = read(tmp_path / "a.jpg", link=False)
-    assert (
-        copied == facts and not target.samefile(tmp_path / "a.jpg") and target.read_bytes() == data
-    )
+    assert copied == facts
+    assert not target.samefile(tmp_path / "a.jpg")
+    assert target.read_bytes() == data
 
 
 def test_what_replaces_a_link_never_writes_into_the_source(tmp_path):
@@ -63,9 +60,8 @@ def test_what_replaces_a_link_never_writes_into_the_source(tmp_path):
     read(tmp_path / "a.jpg")
     picture(1).save(tmp_path / "b.png")
     read(tmp_path / "b.png")  # the same target, now encoded
-    assert (tmp_path / "a.jpg").read_bytes() == before and (
-        tmp_path / "stored.jpg"
-    ).read_bytes() != before
+    assert (tmp_path / "a.jpg").read_bytes() == before
+    assert (tmp_path / "stored.jpg").read_bytes() != before
 
 
 @pytest.mark.parametrize("change", ["png", "large", "progressive", "turned", "grey"])
@@ -89,8 +85,10 @@ def test_all_else_is_encoded(tmp_path, change):
             == (int(facts["width"]), int(facts["height"]))
             == {"large": (64, 64), "turned": (80, 96)}.get(change, (96, 96))
         )
-        assert stored.mode == "RGB" and stored.getexif().get(0x0112, 1) == 1
-    assert target.stat().st_size == facts["stored"] and not target.samefile(tmp_path / name)
+        assert stored.mode == "RGB"
+        assert stored.getexif().get(0x0112, 1) == 1
+    assert target.stat().st_size == facts["stored"]
+    assert not target.samefile(tmp_path / name)
 
 
 def test_pixels_tell_pictures_apart_and_equal_ones_together(tmp_path):
@@ -98,11 +96,9 @@ def test_pixels_tell_pictures_apart_and_equal_ones_together(tmp_path):
     picture(0).save(tmp_path / "b.bmp")
     picture(1).save(tmp_path / "c.png")
     a, b, c = (read(tmp_path / name)[0] for name in ("a.png", "b.bmp", "c.png"))
-    assert (
-        (a["pixels"] == b["pixels"]).all()
-        and (a["sha256"] != b["sha256"]).any()
-        and (a["pixels"] != c["pixels"]).any()
-    )
+    assert (a["pixels"] == b["pixels"]).all()
+    assert (a["sha256"] != b["sha256"]).any()
+    assert (a["pixels"] != c["pixels"]).any()
 
 
 def test_refusals_have_a_reason_and_store_nothing(tmp_path):
@@ -115,7 +111,9 @@ def test_refusals_have_a_reason_and_store_nothing(tmp_path):
     for name, (data, reason) in cases.items():
         (tmp_path / name).write_bytes(data)
         facts, detail, target = read(tmp_path / name)
-        assert REASONS[int(facts["reason"])] == reason and detail and not target.exists()
+        assert REASONS[int(facts["reason"])] == reason
+        assert detail
+        assert not target.exists()
     assert REASONS[int(read(tmp_path / "gone.jpg")[0]["reason"])] == "unreadable"
 
 
@@ -123,7 +121,8 @@ def test_a_file_of_too_many_bytes_is_not_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 1000)
     (tmp_path / "a.jpg").write_bytes(b"x" * 5000)
     facts, detail, _ = read(tmp_path / "a.jpg")
-    assert REASONS[int(facts["reason"])] == "too_large" and "MB" in detail
+    assert REASONS[int(facts["reason"])] == "too_large"
+    assert "MB" in detail
 
 
 # endregion
@@ -182,13 +181,11 @@ def test_what_the_journal_holds_is_not_read_again(source, tmp_path, monkeypatch,
         intake, "read_files", lambda paths, *rest: asked.extend(paths) or honest(paths, *rest)
     )
     files, again, told = organize(source, tmp_path / "store")
-    assert [Path(p).name for p in asked] == [
-        "new.png"
-    ] and "going on: 6 of 9" in capsys.readouterr().out
+    assert [Path(p).name for p in asked] == ["new.png"]
+    assert "going on: 6 of 9" in capsys.readouterr().out
     same = [i for i in range(len(files)) if files.name(i) != "new.png"]
-    assert (again[same] == facts).all() and [told[i] for i in sorted(told)] == [
-        details[i] for i in sorted(details)
-    ]
+    assert (again[same] == facts).all()
+    assert [told[i] for i in sorted(told)] == [details[i] for i in sorted(details)]
 
 
 @pytest.mark.parametrize("cut", [1, FACTS.itemsize - 1, FACTS.itemsize + 5])
@@ -200,12 +197,12 @@ def test_a_record_cut_short_by_a_kill_is_read_again(source, tmp_path, cut):
         '["0011", "half a li'
     )  # the last record is the one with a detail
     _, again, told = organize(source, tmp_path / "store")
-    assert (again == facts).all() and told == details
+    assert (again == facts).all()
+    assert told == details
     assert (path.stat().st_size - len(HEADER)) % FACTS.itemsize == 0
     _, third, told = organize(source, tmp_path / "store")
-    assert (third == facts).all() and told == details, (
-        "the line after the half one must not be lost"
-    )
+    assert (third == facts).all(), "the line after the half one must not be lost"
+    assert told == details, "the line after the half one must not be lost"
 
 
 def test_a_journal_of_another_version_starts_anew(tmp_path):

@@ -1,5 +1,6 @@
 """Labels from a CSV: columns found or told, files found by path, name or stem, and rows that do not
-fit."""
+fit.
+"""
 
 from __future__ import annotations
 
@@ -75,33 +76,29 @@ def test_species_and_disease_columns_make_a_nested_name(source):
     files, at = labelled(
         source, "\ufeffimage\tspecies\tdisease\n1.jpg\tTomato\tleaf mold\n2.png\tTomato\t\n"
     )
-    assert (
-        files.label_of(at["images/1.jpg"]) == "Tomato/leaf mold"
-        and files.label_of(at["images/2.png"]) == "Tomato"
-    )
+    assert files.label_of(at["images/1.jpg"]) == "Tomato/leaf mold"
+    assert files.label_of(at["images/2.png"]) == "Tomato"
 
 
 def test_the_pattern_tells_files_of_one_name_apart(source):
     files, at = labelled(source, "id,label\n4,a\n", pattern="images/deep/{}.jpg")
-    assert (
-        files.label_of(at["images/deep/4.jpg"]) == "a" and files.label_of(at["other/4.jpg"]) == ""
-    )
+    assert files.label_of(at["images/deep/4.jpg"]) == "a"
+    assert files.label_of(at["other/4.jpg"]) == ""
 
 
 def test_rows_that_do_not_fit_are_listed(source):
     files, at = labelled(
         source, "file,label\n1.jpg,a\n1.jpg,b\n2.png,\n4.jpg,a\nnone.jpg,a\n5.jpg,a\n5.jpg,a\n"
     )
-    assert (
-        files.notes[at["images/1.jpg"]][0] == "label_conflict"
-        and "both a and b" in files.notes[at["images/1.jpg"]][1]
-    )
+    assert files.notes[at["images/1.jpg"]][0] == "label_conflict"
+    assert "both a and b" in files.notes[at["images/1.jpg"]][1]
     assert files.notes[at["images/2.png"]] == ("no_class", "labels.csv, line 4: the label is empty")
     assert [(row[0], row[2]) for row in files.missing] == [
         ("4.jpg", "missing"),
         ("none.jpg", "missing"),
     ], "two files are called 4.jpg"
-    assert at["5.jpg"] not in files.notes and files.label_of(at["5.jpg"]) == "a"
+    assert at["5.jpg"] not in files.notes
+    assert files.label_of(at["5.jpg"]) == "a"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Whole lists of class names as public data sets have them, in our own words, and lists of plants
-that no table knows."""
+that no table knows.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ DISEASES = [
 
 def lists_of(form: str) -> list[tuple[str, str, str]]:
     """(raw name, plant, disease): five diseases for each plant. {P} is the plant with capitals, {p}
-    joined like the form."""
+    joined like the form.
+    """
     joint = next((mark for mark in "_-" if f"}}{mark}{{" in form), " ")
     rows = []
     for i, plant in enumerate(" ".join(words.split()) for words in PLANTS.split(";")):
@@ -108,14 +110,16 @@ def lists_of(form: str) -> list[tuple[str, str, str]]:
 )
 def test_lists_of_unknown_plants(form: str) -> None:
     """The list itself carries plants in no table beside known and unknown diseases; what it leaves
-    unsure is asked."""
+    unsure is asked.
+    """
     rows = lists_of(form)
     parsed = parse_class_names([raw for raw, _, _ in rows])
     right = [(p.species, p.disease) == row[1:] for p, row in zip(parsed, rows, strict=True)]
     sure = [ok for ok, p in zip(right, parsed, strict=True) if p.confidence >= ASK_BELOW]
     wrong = [(p.raw, p.species, p.disease) for ok, p in zip(right, parsed, strict=True) if not ok]
     assert sum(right) >= 0.95 * len(right), wrong
-    assert sum(sure) >= 0.98 * len(sure) and len(sure) >= 0.5 * len(rows), wrong
+    assert sum(sure) >= 0.98 * len(sure), wrong
+    assert len(sure) >= 0.5 * len(rows), wrong
 
 
 def test_state_first_and_unknown_plants() -> None:
@@ -134,9 +138,8 @@ def test_state_first_and_unknown_plants() -> None:
 def test_a_list_of_plants_only() -> None:
     names = ["Maize", "Sugar beet", "Charlock", "Cleavers", "Fat Hen", "Scentless Mayweed", "Mango"]
     parsed = parse_class_names(names)
-    assert {p.disease for p in parsed} == {"healthy"} and all(
-        p.confidence < ASK_BELOW for p in parsed
-    )
+    assert {p.disease for p in parsed} == {"healthy"}
+    assert all(p.confidence < ASK_BELOW for p in parsed)
     assert [p.species for p in parsed][2:6] == [
         "charlock",
         "cleavers",

@@ -105,15 +105,18 @@ def test_the_hashes_of_all_turns_follow_from_one():
             ]
             assert min(apart) <= 1, (shape, apart)
             seen.append(int(np.argmin(apart)))
-        assert sorted(seen) == list(range(8)) and seen[0] == 0, (
+        assert sorted(seen) == list(range(8)), (
             "each turn is another one of the eight, the first none"
         )
+        assert seen[0] == 0, "each turn is another one of the eight, the first none"
 
 
 def test_turns_keep_distances_and_form_a_group():
     hashes = np.random.default_rng(1).integers(0, 2**64, 50, dtype=np.uint64)
     eight = orientations(hashes)
-    assert eight.shape == (50, 8) and eight.dtype == np.uint64 and (eight[:, 0] == hashes).all()
+    assert eight.shape == (50, 8)
+    assert eight.dtype == np.uint64
+    assert (eight[:, 0] == hashes).all()
     apart = np.bitwise_count(eight[:-1] ^ eight[1:])
     assert (apart == apart[:, :1]).all()
     for k in range(8):
@@ -134,7 +137,8 @@ def test_cells_are_area_means():
 def test_copies_are_near_and_others_far():
     picture = blobs(3, 300, 400)
     mine = perceptual_hash(picture)
-    assert isinstance(mine, int) and 0 < mine < 2**64
+    assert isinstance(mine, int)
+    assert 0 < mine < 2**64
     small = cv2.resize(picture, (200, 150), interpolation=cv2.INTER_AREA)
     pressed = cv2.imdecode(
         cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], cv2.IMREAD_COLOR
@@ -170,11 +174,9 @@ def test_pictures_of_one_colour_are_blank_and_have_no_neighbours():
     assert perceptual_hash(faint) != BLANK, "a faint picture is a picture"
     found = near_search(np.array([*blank, perceptual_hash(blobs(1))], np.uint64), 15)
     assert (found.count, found.blank, len(found.first), len(found.edges())) == (0, 5, 1, 0)
-    assert (
-        found.of.tolist() == [-1] * 5 + [0]
-        and not found.has_neighbour_in(np.ones(6, bool)).any()
-        and not len(found.neighbours(0))
-    )
+    assert found.of.tolist() == [-1] * 5 + [0]
+    assert not found.has_neighbour_in(np.ones(6, bool)).any()
+    assert not len(found.neighbours(0))
 
 
 # endregion
@@ -192,7 +194,8 @@ def test_all_pairs_and_nothing_else(kind, monkeypatch):
         assert all(
             np.array_equal(found.neighbours(i), np.flatnonzero(row)) for i, row in enumerate(close)
         )
-        assert found.pairs.dtype == np.int32 and (found.pairs[:, 0] < found.pairs[:, 1]).all()
+        assert found.pairs.dtype == np.int32
+        assert (found.pairs[:, 0] < found.pairs[:, 1]).all()
         with monkeypatch.context() as patch:
             banded(patch)
             again = near_search(hashes, radius)
@@ -220,7 +223,8 @@ def test_edges_join_what_pairs_join():
     for radius in (0, 4, 8):
         found = near_search(hashes, radius)
         edges = found.edges()
-        assert edges.dtype == np.int64 and (edges[:, 0] != edges[:, 1]).all()
+        assert edges.dtype == np.int64
+        assert (edges[:, 0] != edges[:, 1]).all()
         assert len(edges) <= len(hashes) + len(found.pairs), (
             "as many as there are copies, not pairs of copies"
         )
@@ -233,16 +237,16 @@ def test_ten_thousand_copies_of_one_picture_stay_small():
         np.arange(10_000), np.arange(10_000) % 8
     ]
     found = near_search(hashes, 6)
-    assert (
-        found.count == 10_000 * 9_999 // 2
-        and found.pairs.shape == (0, 2)
-        and found.edges().shape == (9_999, 2)
-    )
-    assert not connected(10_000, found.edges()).any() and len(found.neighbours(5)) == 9_999
+    assert found.count == 10_000 * 9_999 // 2
+    assert found.pairs.shape == (0, 2)
+    assert found.edges().shape == (9_999, 2)
+    assert not connected(10_000, found.edges()).any()
+    assert len(found.neighbours(5)) == 9_999
     alone = np.zeros(10_000, bool)
     alone[77] = True
     near = found.has_neighbour_in(alone)
-    assert not near[77] and near.sum() == 9_999, (
+    assert not near[77], "a picture is not its own neighbour, though it may be its own mirror image"
+    assert near.sum() == 9_999, (
         "a picture is not its own neighbour, though it may be its own mirror image"
     )
 
@@ -304,12 +308,12 @@ def test_queries_find_what_is_stored(monkeypatch):
     far[queries == BLANK] = far[:, stored == BLANK] = 99
     for radius in (0, 6, 11):
         want = np.argwhere(far <= radius)
-        assert len(want) > 30 and np.array_equal(matches(queries, stored, radius), want)
+        assert len(want) > 30
+        assert np.array_equal(matches(queries, stored, radius), want)
     banded(monkeypatch)
     assert np.array_equal(matches(queries, stored, 11), want)
-    assert matches(queries[:0], stored, 6).shape == (0, 2) and matches(
-        queries, stored[:0], 6
-    ).shape == (0, 2)
+    assert matches(queries[:0], stored, 6).shape == (0, 2)
+    assert matches(queries, stored[:0], 6).shape == (0, 2)
 
 
 def test_plans_promise_what_they_must():
@@ -319,23 +323,21 @@ def test_plans_promise_what_they_must():
             assert sorted(order.tolist()) == list(range(64))
             if parts[0].width:
                 assert sum(part.slack + 1 for part in parts) == radius + 1, "pigeonhole"
-                assert (
-                    sum(part.width for part in parts) <= 64
-                    and max(part.width for part in parts) <= 16
-                )
+                assert sum(part.width for part in parts) <= 64
+                assert max(part.width for part in parts) <= 16
                 assert np.bitwise_or.reduce([part.mask for part in parts]).bit_count() == sum(
                     part.width for part in parts
                 )
-    assert (
-        bands._plan(100, 100, 6, phash._TOGETHER)[0][0].width == 0
-        and bands._plan(10**6, 10**6, 6, phash._TOGETHER)[0][0].width
-    )
+    assert bands._plan(100, 100, 6, phash._TOGETHER)[0][0].width == 0
+    assert bands._plan(10**6, 10**6, 6, phash._TOGETHER)[0][0].width
 
 
 def test_none_one_and_a_wrong_radius():
     for count in (0, 1):
         found = near_search(np.full(count, 7, np.uint64), 6)
-        assert found.count == 0 and found.pairs.shape == (0, 2) and found.edges().shape == (0, 2)
+        assert found.count == 0
+        assert found.pairs.shape == (0, 2)
+        assert found.edges().shape == (0, 2)
         assert found.has_neighbour_in(np.ones(count, bool)).tolist() == [False] * count
     for radius in (-1, 16):
         with pytest.raises(ValueError, match="0 to 15"):
@@ -367,7 +369,8 @@ def test_groups_are_the_connected_parts():
         for share in (0, 0.3, 0.5, 1, 3):
             edges = rng.integers(0, count, (int(share * count), 2))
             labels = connected(count, edges)
-            assert labels.dtype == np.int64 and labels.tolist() == plain_groups(count, edges)
+            assert labels.dtype == np.int64
+            assert labels.tolist() == plain_groups(count, edges)
     path = rng.permutation(5000)
     star = np.stack([np.full(4999, 4999), np.arange(4999)], axis=1)
     comb = np.concatenate(

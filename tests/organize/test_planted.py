@@ -21,13 +21,16 @@ def test_variants_are_what_they_say():
     picture = PICTURES[0]
     kept = picture.copy()
     made = variants(picture, 3)
-    assert (picture == kept).all() and all(
+    assert (picture == kept).all()
+    assert all(
         v.dtype == np.uint8 and v.ndim == 3 and not np.shares_memory(v, picture)
         for v in made.values()
     )
     shapes = {name: v.shape[:2] for name, v in made.items()}
-    assert shapes["resized to 50 %"] == (45, 60) and shapes["turned by a quarter"] == (120, 90)
-    assert shapes["cropped by 5 %"] == (86, 114) and shapes["cropped by 15 %"] == (76, 102)
+    assert shapes["resized to 50 %"] == (45, 60)
+    assert shapes["turned by a quarter"] == (120, 90)
+    assert shapes["cropped by 5 %"] == (86, 114)
+    assert shapes["cropped by 15 %"] == (76, 102)
     assert all(
         shapes[name] == (90, 120)
         for name in (
@@ -39,7 +42,8 @@ def test_variants_are_what_they_say():
         )
     )
     means = {name: v.mean() / picture.mean() for name, v in made.items()}
-    assert 1.1 < means["brighter, x 1.3"] <= 1.3 and 0.68 < means["darker, x 0.7"] < 0.72
+    assert 1.1 < means["brighter, x 1.3"] <= 1.3
+    assert 0.68 < means["darker, x 0.7"] < 0.72
     assert 0 < np.abs(made["re-encoded, quality 50"].astype(int) - picture).mean() < 10, (
         "colours are not swapped"
     )
@@ -83,25 +87,22 @@ def test_counts_of_a_search_that_is_known():
         )
 
     rows = judge(PICTURES.__getitem__, sample, describe, match, groups)
-    assert [row.kind for row in rows] == kinds and asked == [len(kinds)] * 2
-    assert (
-        rows[0] == Row(kinds[0], 2, 1, 1, 6)
-        and rows[1] == Row(kinds[1], 2, 0, 2, 6)
-        and rows[2] == Row(kinds[2], 2, 0, 0, 6)
-    )
-    assert rows[0].recall == 0.5 and rows[1].false_rate == 2 / 6
+    assert [row.kind for row in rows] == kinds
+    assert asked == [len(kinds)] * 2
+    assert rows[0] == Row(kinds[0], 2, 1, 1, 6)
+    assert rows[1] == Row(kinds[1], 2, 0, 2, 6)
+    assert rows[2] == Row(kinds[2], 2, 0, 0, 6)
+    assert rows[0].recall == 0.5
+    assert rows[1].false_rate == 2 / 6
     assert judge(PICTURES.__getitem__, [], describe, match, groups) == []
     lines = planted_table(rows).splitlines()
-    assert (
-        len(lines) == len(kinds) + 3
-        and "50.0 %" in lines[2]
-        and lines[-1].split("|")[1:4]
-        == [
-            " all".ljust(len(lines[0].split("|")[1])),
-            f" {2 * len(kinds)}".ljust(8),
-            " 5.6 %".ljust(16),
-        ]
-    )
+    assert len(lines) == len(kinds) + 3
+    assert "50.0 %" in lines[2]
+    assert lines[-1].split("|")[1:4] == [
+        " all".ljust(len(lines[0].split("|")[1])),
+        f" {2 * len(kinds)}".ljust(8),
+        " 5.6 %".ljust(16),
+    ]
 
 
 def test_the_hash_finds_its_copies_and_no_others():
@@ -120,9 +121,8 @@ def test_the_hash_finds_its_copies_and_no_others():
         assert rows[kind] == Row(kind, 4, 4, 0, 4 * 29), kind
     assert rows["cropped by 15 %"].found < 4, "cropping is what such a hash does not survive"
     doubled = judge_hashes(lambda i: PICTURES[i % 30], sample, np.tile(hashes, 2), np.arange(60), 6)
-    assert doubled[0].false == 4 and doubled[0].compared == 4 * 59, (
-        "an equal picture in another group is counted as false"
-    )
+    assert doubled[0].false == 4, "an equal picture in another group is counted as false"
+    assert doubled[0].compared == 4 * 59, "an equal picture in another group is counted as false"
     assert judge_hashes(PICTURES.__getitem__, sample, hashes, groups, 6) == list(rows.values())
 
 

@@ -32,36 +32,31 @@ def rows(names: Names) -> dict[str, tuple[str, ...]]:
 
 def test_every_name_is_on_record_and_doubts_are_listed() -> None:
     names = read_names([*RAW, RAW[0]], 2, None)
-    assert [row[0] for row in names.table] == RAW and all(
-        len(row) == len(NAMES) for row in names.table
-    )
-    assert {row[4] for row in names.table} == {"parser"} and names.classes["Pear___Scab"] == (
+    assert [row[0] for row in names.table] == RAW
+    assert all(len(row) == len(NAMES) for row in names.table)
+    assert {row[4] for row in names.table} == {"parser"}
+    assert names.classes["Pear___Scab"] == (
         "pear",
         "scab",
     )
     review = rows(names)
-    assert len(review) == len(names.review) and all(
-        len(row) == len(REVIEW) for row in names.review
-    )  # one row per name
+    assert len(review) == len(names.review)
+    assert all(len(row) == len(REVIEW) for row in names.review)  # one row per name
     assert "Pear___Scab" not in review  # nothing is unsure about it
-    assert (
-        review["spots"][1:3] == ("", "")
-        and review["spots"][4] == "left out"
-        and "spots" not in names.classes
-    )
-    assert review["Plum__leaf"][4] == "unsure" and "no disease named" in review["Plum__leaf"][5]
+    assert review["spots"][1:3] == ("", "")
+    assert review["spots"][4] == "left out"
+    assert "spots" not in names.classes
+    assert review["Plum__leaf"][4] == "unsure"
+    assert "no disease named" in review["Plum__leaf"][5]
     assert names.classes["apple black rots"] == ("apple", "black_rots")  # proposed, not merged
     row = review["apple black rots"]
-    assert row[1:3] == ("apple", "black_rots") and row[4] == "kept apart"
-    assert (
-        "apple/black_rots would join apple/black_rot" in row[5]
-        and "plural" in row[5]
-        and "write apple,black_rot" in row[5]
-    )
-    assert (
-        review["Apple_Black_rot"][4] == "put together"
-        and "Apple___Black_rot" in review["Apple_Black_rot"][5]
-    )
+    assert row[1:3] == ("apple", "black_rots")
+    assert row[4] == "kept apart"
+    assert "apple/black_rots would join apple/black_rot" in row[5]
+    assert "plural" in row[5]
+    assert "write apple,black_rot" in row[5]
+    assert review["Apple_Black_rot"][4] == "put together"
+    assert "Apple___Black_rot" in review["Apple_Black_rot"][5]
 
 
 def test_answers_win_are_kept_and_not_asked_again(tmp_path: Path) -> None:
@@ -74,15 +69,12 @@ def test_answers_win_are_kept_and_not_asked_again(tmp_path: Path) -> None:
     )
     names = read_names(RAW, 2, given)
     assert names.review == []
-    assert names.classes["apple black rots"] == ("apple", "black_rot") and names.classes[
-        "spots"
-    ] == ("plum", "leaf_spot")
+    assert names.classes["apple black rots"] == ("apple", "black_rot")
+    assert names.classes["spots"] == ("plum", "leaf_spot")
     assert "Quandong thing" not in names.classes
     table = {row[0]: row for row in names.table}
-    assert (
-        table["Quandong thing"][1:5] == ("", "", "1.00", "person")
-        and "line 4" in table["Quandong thing"][5]
-    )
+    assert table["Quandong thing"][1:5] == ("", "", "1.00", "person")
+    assert "line 4" in table["Quandong thing"][5]
     assert table["Pear___Scab"][4] == "parser"
 
 
@@ -95,7 +87,8 @@ def test_our_own_tables_work_as_answers_and_change_nothing(tmp_path: Path, colum
             [REVIEW if columns == "review" else NAMES, *getattr(first, columns)]
         )
     again = read_names(RAW, 2, path)
-    assert again.classes == first.classes and again.review == []
+    assert again.classes == first.classes
+    assert again.review == []
 
 
 def test_an_edited_row_of_review_joins(tmp_path: Path) -> None:
@@ -112,12 +105,14 @@ def test_an_edited_row_of_review_joins(tmp_path: Path) -> None:
 
 def test_labels_taken_as_they_stand(tmp_path: Path) -> None:
     names = read_names(["Red Fox", "red_fox", "Red Foxes", "Lynx"], 1, None)
-    assert names.classes["Lynx"] == ("lynx", "lynx") and names.classes["Red Foxes"] == (
+    assert names.classes["Lynx"] == ("lynx", "lynx")
+    assert names.classes["Red Foxes"] == (
         "red_foxes",
         "red_foxes",
     )
     review = rows(names)
-    assert review["Red Fox"][4] == "put together" and "Lynx" not in review
+    assert review["Red Fox"][4] == "put together"
+    assert "Lynx" not in review
     assert "red_foxes/red_foxes would join red_fox/red_fox" in review["Red Foxes"][5]
     given = answers(tmp_path, "name,species,disease\nRed Foxes,red fox,\nLynx,,\n")
     named = read_names(["Red Fox", "Red Foxes", "Lynx"], 1, given)
@@ -126,9 +121,11 @@ def test_labels_taken_as_they_stand(tmp_path: Path) -> None:
 
 def test_readings_that_share_only_their_folder_name_are_told() -> None:
     review = rows(read_names(["Röd Räv", "rod rav"], 1, None))
-    assert len(review) == 2 and all(row[4] == "put together" for row in review.values())
+    assert len(review) == 2
+    assert all(row[4] == "put together" for row in review.values())
     names = read_names(["番茄", "玉米"], 1, None)
-    assert len(set(names.classes.values())) == 2 and names.review == []
+    assert len(set(names.classes.values())) == 2
+    assert names.review == []
 
 
 @pytest.mark.parametrize(
@@ -157,7 +154,8 @@ def test_answers_that_cannot_be_used_say_where(
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         read_names(RAW, 2, answers(tmp_path, text))
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
@@ -182,9 +180,8 @@ def test_answers_for_names_that_do_not_exist_warn_with_the_closest(
     given = answers(tmp_path, "name,species,disease\nPear___Scabb,pear,rust\nzzzz,plum,rust\n")
     assert read_names(RAW, 2, given).classes == read_names(RAW, 2, None).classes
     said = capsys.readouterr().err
-    assert (
-        "line 2: 'Pear___Scabb' (did you mean 'Pear___Scab'?)" in said and "line 3: 'zzzz'" in said
-    )
+    assert "line 2: 'Pear___Scabb' (did you mean 'Pear___Scab'?)" in said
+    assert "line 3: 'zzzz'" in said
 
 
 def test_names_with_accents_and_odd_bytes_find_their_answers(tmp_path: Path) -> None:

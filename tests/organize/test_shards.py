@@ -1,5 +1,6 @@
 """Tar shards: standard readers agree with the arithmetic, and a kill, a full disk or another plan
-leaves no wrong shard."""
+leaves no wrong shard.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def test_the_standard_reader_finds_everything_where_the_layout_says(tmp_path):
     seen = []
     for number, size in enumerate(plan.shard_bytes.tolist()):
         path = tmp_path / shard_name(number)
-        assert path.stat().st_size == size and size % RECORD == 0
+        assert path.stat().st_size == size
+        assert size % RECORD == 0
         found = members(path)
         assert size <= LIMIT or len(found) == 2, "only a picture that is larger has a larger shard"
         for (jpg, stored), (cls, class_idx) in zip(found[::2], found[1::2], strict=True):
@@ -74,13 +76,15 @@ def test_the_standard_reader_finds_everything_where_the_layout_says(tmp_path):
                 jpg.offset_data,
                 jpg.size,
             )
-            assert stored == data[i] and class_idx == b"%d" % plan.class_idx[i]
+            assert stored == data[i]
+            assert class_idx == b"%d" % plan.class_idx[i]
             assert all(
                 (m.mtime, m.uid, m.gid, m.mode, m.uname, m.isfile()) == (0, 0, 0, 0o644, "", True)
                 for m in (jpg, cls)
             )
             seen.append(i)
-    assert seen == plan.order.tolist() and sorted(seen) == list(range(len(data)))
+    assert seen == plan.order.tolist()
+    assert sorted(seen) == list(range(len(data)))
     assert sorted(contents(tmp_path)) == [shard_name(n) for n in range(len(plan.shard_bytes))], (
         "nothing is left aside"
     )
@@ -139,7 +143,8 @@ def test_the_order_of_the_pictures_changes_nothing(tmp_path):
 
 def test_one_who_reads_on_meets_the_classes_mixed():
     """Classes in long runs, as a manifest has them: in the shards a neighbour is of the same
-    class as often as by chance."""
+    class as often as by chance.
+    """
     class_idx = np.repeat(np.arange(10), 200)
     plan = layout(
         np.random.default_rng(0).integers(0, 2**64, 2000, np.uint64),
@@ -173,10 +178,8 @@ def test_sources_are_paths_or_bytes(tmp_path):
 
 def test_no_pictures_are_no_shards(tmp_path):
     empty = np.zeros(0, np.int64)
-    assert (
-        write_shards(tmp_path / "none", layout(empty, empty, empty), []) == 0
-        and contents(tmp_path / "none") == {}
-    )
+    assert write_shards(tmp_path / "none", layout(empty, empty, empty), []) == 0
+    assert contents(tmp_path / "none") == {}
 
 
 def test_memory_holds_a_picture_and_not_a_shard(tmp_path):
@@ -186,7 +189,8 @@ def test_memory_holds_a_picture_and_not_a_shard(tmp_path):
     write_shards(tmp_path, plan, lambda i: bytes(size))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(plan.shard_bytes) == 1 and peak < 4_000_000 < plan.shard_bytes[0] / 3
+    assert len(plan.shard_bytes) == 1
+    assert peak < 4_000_000 < plan.shard_bytes[0] / 3
 
 
 # endregion

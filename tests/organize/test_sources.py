@@ -1,5 +1,6 @@
 """Listing: every file once, in a fixed order, with its class name and the split its folder
-gives."""
+gives.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def test_class_names_are_the_last_two_folders_without_splits_and_wrappers(tmp_pa
 def test_the_order_is_fixed_and_sizes_are_known(tmp_path):
     files, at = listed(make(tmp_path, "b/2.jpg", "a/10.jpg", "a/9.jpg"))
     assert list(at) == ["a/10.jpg", "a/9.jpg", "b/2.jpg"]
-    assert files.size.tolist() == [8, 7, 7] and files.mtime_ns.dtype == np.int64
+    assert files.size.tolist() == [8, 7, 7]
+    assert files.mtime_ns.dtype == np.int64
 
 
 def test_system_files_do_not_count_and_hidden_folders_are_not_entered(tmp_path):
@@ -85,17 +87,18 @@ def test_names_that_are_no_utf8_survive(tmp_path):
     name = b"\xff leaf \xe9.jpg"
     (Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/" + name))).write_bytes(b"x")
     files, _ = listed(tmp_path)
-    assert os.fsencode(files.name(0)) == name and Path(files.path(0)).read_bytes() == b"x"
+    assert os.fsencode(files.name(0)) == name
+    assert Path(files.path(0)).read_bytes() == b"x"
 
 
 def test_keys_name_a_files_state(tmp_path):
     make(tmp_path, "a/1.jpg", "a/2.jpg")
     files, _ = listed(tmp_path)
     keys = files.keys(512, True)
-    assert keys.shape == (2, 2) and len(np.unique(keys, axis=0)) == 2
-    assert (files.keys(512, True) == keys).all() and (files.keys(256, True) != keys).any(
-        axis=1
-    ).all()
+    assert keys.shape == (2, 2)
+    assert len(np.unique(keys, axis=0)) == 2
+    assert (files.keys(512, True) == keys).all()
+    assert (files.keys(256, True) != keys).any(axis=1).all()
     os.utime(tmp_path / "a" / "1.jpg", ns=(1, 1))
     assert (listed(tmp_path)[0].keys(512, True) != keys).any(axis=1).tolist() == [True, False]
 

@@ -1,5 +1,6 @@
 """Splits: groups whole, shares per class, places that follow from content and hardly move when
-pictures are added."""
+pictures are added.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def shas(names) -> np.ndarray:
 
 def split(class_idx, groups=None, names=None, val=0.15, test=0.15) -> np.ndarray:
     """Split pictures given in any order, as 01 does: in the order of their content, groups named by
-    their first picture."""
+    their first picture.
+    """
     class_idx = np.asarray(class_idx)
     sha = shas(range(len(class_idx)) if names is None else names)
     order = np.lexsort(sha.T[::-1])
@@ -41,7 +43,9 @@ def split(class_idx, groups=None, names=None, val=0.15, test=0.15) -> np.ndarray
 
 def test_draws_are_uniform_and_not_the_ids():
     u = draws(shas(range(4000)))
-    assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.02
+    assert 0 <= u.min()
+    assert u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.02
     assert abs(np.corrcoef(u, shas(range(4000))[:, 0])[0, 1]) < 0.05, (
         "ids order shards and name groups; splits must not follow them"
     )
@@ -77,9 +81,8 @@ def test_shares_hold_per_class(pictures):
             minlength=3,
         )
         slack = max(1.0, 0.03 * pictures) + 1e-9
-        assert (
-            abs(got[VAL] - 0.15 * pictures) <= slack and abs(got[TEST] - 0.15 * pictures) <= slack
-        )
+        assert abs(got[VAL] - 0.15 * pictures) <= slack
+        assert abs(got[TEST] - 0.15 * pictures) <= slack
 
 
 def test_groups_stay_whole_and_big_ones_do_not_unbalance_a_class():
@@ -89,7 +92,8 @@ def test_groups_stay_whole_and_big_ones_do_not_unbalance_a_class():
         got = split(np.zeros(300, int), groups, [f"{salt}/{i}" for i in range(300)])
         for g in np.unique(groups):
             assert len(set(got[groups == g].tolist())) == 1
-        assert 0.08 <= (got == TEST).mean() <= 0.22 and 0.08 <= (got == VAL).mean() <= 0.22
+        assert 0.08 <= (got == TEST).mean() <= 0.22
+        assert 0.08 <= (got == VAL).mean() <= 0.22
     one_big = np.r_[np.zeros(80, int), np.arange(1, 21)]
     for salt in range(20):
         got = split(np.zeros(100, int), one_big, [f"{salt}/{i}" for i in range(100)])
@@ -120,7 +124,8 @@ def test_stations_that_all_classes_share_are_balanced_over_the_classes():
         assert all(len(set(got[station == s].tolist())) == 1 for s in range(30))
         for one in range(6):
             shares = np.bincount(got[class_idx == one], minlength=3) / (class_idx == one).sum()
-            assert 0.05 < shares[VAL] < 0.3 and 0.05 < shares[TEST] < 0.3, shares
+            assert 0.05 < shares[VAL] < 0.3, shares
+            assert 0.05 < shares[TEST] < 0.3, shares
 
 
 def test_order_and_other_classes_change_nothing():
@@ -158,9 +163,8 @@ def test_a_given_split_is_kept_and_what_lacks_is_drawn_from_train():
     ours = split(np.zeros(100, int))
     got = keep_given(ours, given, np.arange(100))
     assert (got[80:] == TEST).all(), "their test stays"
-    assert ((got[:80] == VAL) == (ours[:80] == VAL)).all() and not (got[:80] == TEST).any(), (
-        "val comes from their train"
-    )
+    assert ((got[:80] == VAL) == (ours[:80] == VAL)).all(), "val comes from their train"
+    assert not (got[:80] == TEST).any(), "val comes from their train"
     complete = given.copy()
     complete[:10] = VAL
     assert (keep_given(ours, complete, np.arange(100)) == complete).all()

@@ -1,5 +1,6 @@
 """01_reorganize: every file accounted for, sources untouched, killed and repeated runs, and
-mistakes told in time."""
+mistakes told in time.
+"""
 
 from __future__ import annotations
 
@@ -84,11 +85,9 @@ def test_every_file_is_kept_or_has_a_reason(demo):
             == f"{row['split']}/{row['species']}/{row['disease']}/{row['sha256'][:16]}.jpg"
         )
         with Image.open(path) as image:
-            assert (
-                image.size == (int(row["width"]), int(row["height"]))
-                and max(image.size) <= 512
-                and image.mode == "RGB"
-            )
+            assert image.size == (int(row["width"]), int(row["height"]))
+            assert max(image.size) <= 512
+            assert image.mode == "RGB"
         assert hashlib.sha256(Path(row["source"]).read_bytes()).hexdigest() == row["sha256"]
     assert {
         str(p.relative_to(out)) for s in ("train", "val", "test") for p in (out / s).rglob("*.jpg")
@@ -116,9 +115,8 @@ def test_planted_defects_are_found(demo):
     for pair in planted["near_duplicates"]:
         both = [kept[str(source / name)] for name in pair if str(source / name) in kept]
         if len(both) == 2:
-            assert both[0]["group"] == both[1]["group"] and both[0]["split"] == both[1]["split"], (
-                pair
-            )
+            assert both[0]["group"] == both[1]["group"], pair
+            assert both[0]["split"] == both[1]["split"], pair
 
 
 def test_groups_keep_to_one_split_and_the_index_counts_them(demo):
@@ -135,9 +133,8 @@ def test_groups_keep_to_one_split_and_the_index_counts_them(demo):
             assert row["counts"][disease] == {
                 s: counts[row["name"], disease, s] for s in ("train", "val", "test")
             }
-    assert [r["name"] for r in index["species"]] == sorted(
-        r["name"] for r in index["species"]
-    ) and len(index["species"]) == 8
+    assert [r["name"] for r in index["species"]] == sorted(r["name"] for r in index["species"])
+    assert len(index["species"]) == 8
 
 
 # endregion
@@ -150,7 +147,8 @@ def test_names_are_read(organized):
     assert {(Path(r["source"]).parent.name, r["species"], r["disease"]) for r in kept} == {
         (name, *class_idx) for name, class_idx in tiny_data.CLASSES.items()
     }
-    assert len(kept) == 70 and len(list((organized / "not_plants").rglob("*.jpg"))) == 8
+    assert len(kept) == 70
+    assert len(list((organized / "not_plants").rglob("*.jpg"))) == 8
     assert "70 pictures in 7 classes of 3 species" in (organized / "report.md").read_text()
     assert sorted(p.name for p in organized.parent.iterdir()) == ["organized"], (
         "no store, no half-made folder"
@@ -164,9 +162,8 @@ def test_run_again_it_is_up_to_date(organized, capsys):
         organized.parent / "organized.store"
     ).mkdir()  # of a run that was killed between its last two steps
     assert organize(organized, source / "raw", "--not-plants", source / "things") == 0
-    assert "up to date" in capsys.readouterr().out and before == {
-        p: p.stat().st_mtime_ns for p in organized.rglob("*")
-    }
+    assert "up to date" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in organized.rglob("*")}
     assert not (organized.parent / "organized.store").exists()
 
 
@@ -176,17 +173,16 @@ def test_other_settings_are_refused_and_fresh_makes_it_anew(tmp_path, refused):
     refused("--fresh", organize, out, tmp_path / "raw", "--long-side", 64)
     assert digest(out) == before
     assert organize(out, tmp_path / "raw", "--val", 0.3, "--fresh") == 0
-    assert (
-        Counter(r["split"] for r in rows_of(out / "manifest.csv"))["val"] == 21
-        and not (out / "not_plants").exists()
-    )
+    assert Counter(r["split"] for r in rows_of(out / "manifest.csv"))["val"] == 21
+    assert not (out / "not_plants").exists()
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):
     raw = tiny_data.make_raw(tmp_path / "raw", each=3)
     before = digest(tmp_path)
     assert organize(tmp_path / "data" / "organized", raw, "--dry-run") == 0
-    assert digest(tmp_path) == before and sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+    assert digest(tmp_path) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
     assert "late_blight 3" in capsys.readouterr().out
 
 
@@ -236,7 +232,8 @@ def test_small_classes_as_asked(tmp_path, refused):
     for path in sorted((raw / "corn healthy").iterdir())[1:]:
         path.unlink()
     refused(("corn/healthy (1)", "--small-classes"), organize, tmp_path / "out", raw)
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
     assert organize(tmp_path / "kept", raw, "--small-classes", "train") == 0
     kept = rows_of(tmp_path / "kept" / "manifest.csv")
     assert [r["split"] for r in kept if (r["species"], r["disease"]) == ("corn", "healthy")] == [
@@ -248,7 +245,8 @@ def test_small_classes_as_asked(tmp_path, refused):
 
 def test_another_long_side_reads_the_files_again(tmp_path, refused):
     """A run that stopped over a small class leaves its checked pictures; they are of no use at
-    another size."""
+    another size.
+    """
     raw = tiny_data.make_raw(tmp_path / "raw", each=3)
     shutil.rmtree(raw / "corn healthy")
     (raw / "corn healthy").mkdir()
@@ -293,11 +291,9 @@ def test_folders_of_strangers_are_kinds_and_each_is_halved(tmp_path):
     assert {
         kind: found[f"val/{kind}"] + found[f"test/{kind}"] for kind in ("old_toys", "cups")
     } == {"old_toys": 8, "cups": 16}
+    assert sum(found.values()) == 25
     assert (
-        sum(found.values()) == 25
-        and min(
-            found[f"{split}/{kind}"] for split in ("val", "test") for kind in ("old_toys", "cups")
-        )
+        min(found[f"{split}/{kind}"] for split in ("val", "test") for kind in ("old_toys", "cups"))
         >= 3
     )
     kinds = {
@@ -357,7 +353,8 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path):
     workers = children_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert store.is_dir() and not (tmp_path / "out").exists(), "killed half way"
+    assert store.is_dir(), "killed half way"
+    assert not (tmp_path / "out").exists(), "killed half way"
     time.sleep(1.0)
     alive = [
         pid
@@ -396,7 +393,8 @@ def test_a_disk_that_fills_while_pictures_are_placed(
 
     monkeypatch.setattr(module, work, filling)
     refused("the disk is full", organize, tmp_path / "out", raw, *flags)
-    assert not (tmp_path / "out").exists() and len(done) == after
+    assert not (tmp_path / "out").exists()
+    assert len(done) == after
     monkeypatch.setattr(module, work, honest)
     assert organize(tmp_path / "out", raw, *flags) == 0
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
@@ -474,15 +472,12 @@ def test_a_given_split_is_kept_or_made_anew_and_checked_either_way(tmp_path, cap
         "of exact copies the one held out most stays"
     )
     report = (tmp_path / "kept" / "report.md").read_text()
-    assert (
-        "kept as the source gives it, with what leaks" in report
-        and "5 exact copies stood in two parts" in report
-    )
+    assert "kept as the source gives it, with what leaks" in report
+    assert "5 exact copies stood in two parts" in report
     assert organize(tmp_path / "ours", tmp_path / "raw") == 0
     report = (tmp_path / "ours" / "report.md").read_text()
-    assert (
-        "Groups never straddle a split" in report and "in the split that the source gives" in report
-    )
+    assert "Groups never straddle a split" in report
+    assert "in the split that the source gives" in report
     ours = rows_of(tmp_path / "ours" / "manifest.csv")
     assert (
         len(
@@ -516,12 +511,11 @@ def test_whole_species_and_diseases_are_held_out(tmp_path, refused):
         ("holdout_species", "apple", "scab"),
         ("holdout_diseases", "tomato", "early_blight"),
     }
-    assert (
-        all((tmp_path / "out" / r["path"]).is_file() for r in kept)
-        and (tmp_path / "out" / "holdout/species/apple/scab").is_dir()
-    )
+    assert all((tmp_path / "out" / r["path"]).is_file() for r in kept)
+    assert (tmp_path / "out" / "holdout/species/apple/scab").is_dir()
     data = load_organized(tmp_path / "out")
-    assert data.tree.species == ("corn", "tomato") and data.tree.diseases[1] == (
+    assert data.tree.species == ("corn", "tomato")
+    assert data.tree.diseases[1] == (
         "healthy",
         "late_blight",
     )
@@ -551,19 +545,15 @@ def test_shards_hold_what_files_hold(tmp_path):
     from common.train.dataset import load_organized
 
     raw = tiny_data.make_raw(tmp_path / "raw", each=12)
-    assert (
-        organize(tmp_path / "files", raw) == 0
-        and organize(tmp_path / "shards", raw, "--shards", 0.05) == 0
-    )
-    assert len(list((tmp_path / "shards" / "train").glob("shard-*.tar"))) > 1 and not list(
-        (tmp_path / "shards").rglob("*.jpg")
-    )
+    assert organize(tmp_path / "files", raw) == 0
+    assert organize(tmp_path / "shards", raw, "--shards", 0.05) == 0
+    assert len(list((tmp_path / "shards" / "train").glob("shard-*.tar"))) > 1
+    assert not list((tmp_path / "shards").rglob("*.jpg"))
     files, shards = load_organized(tmp_path / "files"), load_organized(tmp_path / "shards")
     for name in ("train", "val", "test"):
         one, two = files.splits[name], shards.splits[name]
-        assert [one.read(i) for i in range(len(one))] == [
-            two.read(i) for i in range(len(two))
-        ] and (one.class_idx == two.class_idx).all()
+        assert [one.read(i) for i in range(len(one))] == [two.read(i) for i in range(len(two))]
+        assert (one.class_idx == two.class_idx).all()
 
 
 def test_pictures_that_need_no_change_are_links_unless_copies_are_asked_for(tmp_path):
@@ -572,9 +562,8 @@ def test_pictures_that_need_no_change_are_links_unless_copies_are_asked_for(tmp_
         out = tmp_path / f"out{len(flags)}"
         assert organize(out, raw, *flags) == 0
         jpegs = [r for r in rows_of(out / "manifest.csv") if r["source"].endswith(".JPG")]
-        assert jpegs and all(
-            os.path.samefile(r["source"], out / r["path"]) == linked for r in jpegs
-        )
+        assert jpegs
+        assert all(os.path.samefile(r["source"], out / r["path"]) == linked for r in jpegs)
     first, second = ((tmp_path / f"out{k}" / "manifest.csv").read_bytes() for k in (0, 1))
     assert first == second
 
@@ -583,21 +572,23 @@ def test_the_report_shows_every_class(tmp_path):
     raw = tiny_data.make_raw(tmp_path / "raw", each=4)
     assert organize(tmp_path / "out", raw, "--report") == 0
     page = (tmp_path / "out" / "report" / "index.html").read_text()
-    assert len(
-        list((tmp_path / "out" / "report").glob("*__*.jpg"))
-    ) == 7 and "early_blight" in page.lower().replace(" ", "_")
+    assert len(list((tmp_path / "out" / "report").glob("*__*.jpg"))) == 7
+    assert "early_blight" in page.lower().replace(" ", "_")
 
 
 def test_undo_takes_back_what_was_made_and_nothing_else(tmp_path, refused, capfd):
     raw = tiny_data.make_raw(tmp_path / "raw", each=4)
     before = digest(raw)
     assert organize(tmp_path / "out", raw, "--report") == 0
-    assert organize(tmp_path / "out", "--undo") == 0 and not (tmp_path / "out").exists()
+    assert organize(tmp_path / "out", "--undo") == 0
+    assert not (tmp_path / "out").exists()
     assert organize(tmp_path / "out", raw, "--shards") == 0
     (tmp_path / "out" / "train" / "notes.txt").write_text("mine")
     refused("notes.txt", organize, tmp_path / "out", raw, "--fresh")
-    assert organize(tmp_path / "out", "--undo") == 0 and "notes.txt" in capfd.readouterr().out
-    assert digest(tmp_path / "out").keys() == {"train/notes.txt"} and digest(raw) == before
+    assert organize(tmp_path / "out", "--undo") == 0
+    assert "notes.txt" in capfd.readouterr().out
+    assert digest(tmp_path / "out").keys() == {"train/notes.txt"}
+    assert digest(raw) == before
     refused("not made by this script", organize, raw, "--undo")
     assert digest(raw) == before
 
@@ -618,7 +609,8 @@ def test_copies_by_name_stay_together_unless_told_otherwise(tmp_path):
                 if "corn healthy/photo 00" in r["source"]
             }
         )
-    assert len(groups[0]) == 1 and len(groups[1]) == 5
+    assert len(groups[0]) == 1
+    assert len(groups[1]) == 5
 
 
 # endregion

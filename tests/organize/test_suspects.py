@@ -1,5 +1,6 @@
 """Suspicious classes: each fault is planted in a tidy set and found there only; and what eight
-background pixels give away."""
+background pixels give away.
+"""
 
 from __future__ import annotations
 
@@ -87,10 +88,10 @@ def test_a_planted_fault_is_found_in_its_class_alone(plant, kinds, words):
     data = tidy()
     plant(data)
     found = judge(data)
-    assert {s.class_idx for s in found} == {1} and {s.kind for s in found} == kinds
-    assert any(words in s.what for s in found) and all(
-        s.advice.endswith(".") and 0 < s.badness <= 1 for s in found
-    )
+    assert {s.class_idx for s in found} == {1}
+    assert {s.kind for s in found} == kinds
+    assert any(words in s.what for s in found)
+    assert all(s.advice.endswith(".") and 0 < s.badness <= 1 for s in found)
     order = np.random.default_rng(1).permutation(len(data.class_idx))
     assert (
         judge(SimpleNamespace(**{key: values[order] for key, values in vars(data).items()}))
@@ -129,17 +130,16 @@ def test_shared_near_duplicates_name_the_other_class_and_count_each_picture_once
     pairs = np.concatenate([hub[:, ::-1], [[41, 90], [0, 1]]])
     found = judge(tidy(), pairs=pairs)
     assert [(s.class_idx, s.other, s.kind) for s in found] == [(2, 1, "shared")]
-    assert (
-        found[0].what == "shares 7 near-duplicate pairs with apple/rust (7 of its 40 pictures)"
-        and found[0].figure == 7 / 40
-    )
+    assert found[0].what == "shares 7 near-duplicate pairs with apple/rust (7 of its 40 pictures)"
+    assert found[0].figure == 7 / 40
     told = reasons_by_class(found, NAMES)
     assert told == {
         2: [found[0].what],
         1: ["apple/scab shares 7 near-duplicate pairs with this class (7 of its 40 pictures)"],
     }
     twice = judge(tidy(), pairs=np.stack([np.arange(40, 80), np.arange(120, 160)], axis=1))
-    assert twice[0].figure == 1 and twice[0].badness > found[0].badness, "worse the more they share"
+    assert twice[0].figure == 1, "worse the more they share"
+    assert twice[0].badness > found[0].badness, "worse the more they share"
 
 
 def test_a_few_shared_pictures_of_a_large_class_are_no_doubt():
@@ -170,17 +170,14 @@ def test_the_worst_come_first_and_one_kind_does_not_drown_the_others():
         k % 5 + 300,
         conflicts=conflicts,
     )
-    assert (
-        [s.class_idx for s in found[:2]] == [4, 3]
-        and all(s.kind == "few" for s in found[2:])
-        and len(found) == 62
-    )
+    assert [s.class_idx for s in found[:2]] == [4, 3]
+    assert all(s.kind == "few" for s in found[2:])
+    assert len(found) == 62
     text = printed(found, names, most=20, each=6)
-    assert text.count("cannot be judged") == 6 and "Not shown: 54 more of few." in text
-    assert (
-        text.index("plant/d4") < text.index("plant/d3 ")
-        and text.count("The two labels cannot both be right") == 1
-    )
+    assert text.count("cannot be judged") == 6
+    assert "Not shown: 54 more of few." in text
+    assert text.index("plant/d4") < text.index("plant/d3 ")
+    assert text.count("The two labels cannot both be right") == 1
     assert printed(found, names, most=1).count("| plant/") == 1
 
 
@@ -209,14 +206,11 @@ def test_border_pixels_are_corners_and_middles(height, width):
     )
     rows, columns = pixels[:, 0], pixels[:, 1] + 256 * pixels[:, 2]
     bottom, right = height - 1, width - 1
-    assert (
-        rows.tolist()[:3] + rows.tolist()[5:] == [0] * 3 + [bottom] * 3
-        and columns[[0, 3, 5]].tolist() == [0] * 3
-    )
+    assert rows.tolist()[:3] + rows.tolist()[5:] == [0] * 3 + [bottom] * 3
+    assert columns[[0, 3, 5]].tolist() == [0] * 3
     assert columns[[2, 4, 7]].tolist() == [right] * 3
-    assert (
-        np.abs(2 * rows[3:5] - bottom).max() <= 1 and np.abs(2 * columns[[1, 6]] - right).max() <= 1
-    )
+    assert np.abs(2 * rows[3:5] - bottom).max() <= 1
+    assert np.abs(2 * columns[[1, 6]] - right).max() <= 1
     assert pixels.shape == (8, 3)
 
 
@@ -227,7 +221,8 @@ def grounds(
     tells: str, count: int = 1500, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Border pixels whose colour follows the class, the species or nothing; the first class of a
-    species is twice as large."""
+    species is twice as large.
+    """
     rng = np.random.default_rng(seed)
     class_idx = rng.choice(12, count, p=np.tile([0.5, 0.25, 0.25], 4) / 4)
     colors = rng.integers(0, 256, (12, 3))
@@ -246,28 +241,23 @@ def grounds(
 
 def test_a_background_that_follows_the_class_is_found():
     result = background_check(*grounds("class"), SPECIES)
-    assert result["accuracy"] > 0.9 and result["disease_accuracy"] > 0.9 and result["chance"] < 0.2
-    assert (
-        0.4 < result["disease_chance"] < 0.6
-        and result["disease_uniform"] == pytest.approx(1 / 3)
-        and result["uniform"] == 1 / 12
-    )
-    assert (
-        result["disease_judged"] == result["judged"]
-        and "tells much of the disease" in result["sentence"]
-    )
-    assert {row[0] for row in result["species"]} == {0, 1, 2, 3} and all(
-        row[2] > row[3] for row in result["species"]
-    )
+    assert result["accuracy"] > 0.9
+    assert result["disease_accuracy"] > 0.9
+    assert result["chance"] < 0.2
+    assert 0.4 < result["disease_chance"] < 0.6
+    assert result["disease_uniform"] == pytest.approx(1 / 3)
+    assert result["uniform"] == 1 / 12
+    assert result["disease_judged"] == result["judged"]
+    assert "tells much of the disease" in result["sentence"]
+    assert {row[0] for row in result["species"]} == {0, 1, 2, 3}
+    assert all(row[2] > row[3] for row in result["species"])
 
 
 def test_a_background_that_follows_the_species_alone_does_not_tell_the_disease():
     result = background_check(*grounds("species"), SPECIES)
     assert result["accuracy"] > 2 * result["chance"]
-    assert (
-        result["disease_accuracy"] < result["disease_chance"] + 0.05
-        and "does not tell the disease" in result["sentence"]
-    )
+    assert result["disease_accuracy"] < result["disease_chance"] + 0.05
+    assert "does not tell the disease" in result["sentence"]
 
 
 @pytest.mark.parametrize("white", [False, True])
@@ -277,9 +267,8 @@ def test_a_background_that_follows_nothing_is_chance(white):
         border, order = np.full_like(border, 255), np.argsort(class_idx)
         class_idx, split = class_idx[order], split[order]
     result = background_check(border, class_idx, split, SPECIES)
-    assert (
-        result["accuracy"] < 0.17 and result["disease_accuracy"] < result["disease_chance"] + 0.05
-    )
+    assert result["accuracy"] < 0.17
+    assert result["disease_accuracy"] < result["disease_chance"] + 0.05
     assert "does not tell the disease" in result["sentence"]
 
 
@@ -289,7 +278,8 @@ def test_samples_are_capped_and_follow_the_seed():
         background_check(*data, SPECIES, seed=seed, most_train=100, most_judged=150)
         for seed in (3, 3, 4)
     )
-    assert first == again and first["accuracy"] != other["accuracy"]
+    assert first == again
+    assert first["accuracy"] != other["accuracy"]
     assert (first["trained"], first["judged"]) == (100, 150)
 
 
@@ -301,15 +291,13 @@ def test_what_cannot_be_judged_says_so():
         (class_idx * 0, split, np.array([0])),
     ):
         empty = background_check(border, classes, splits, species)
-        assert (
-            empty["accuracy"] is None
-            and empty["disease_accuracy"] is None
-            and "could not be checked" in empty["sentence"]
-        )
+        assert empty["accuracy"] is None
+        assert empty["disease_accuracy"] is None
+        assert "could not be checked" in empty["sentence"]
     flat = background_check(border, class_idx, split, np.arange(12))
-    assert (
-        flat["accuracy"] > 0.8 and flat["disease_judged"] == 0 and flat["disease_accuracy"] is None
-    )
+    assert flat["accuracy"] > 0.8
+    assert flat["disease_judged"] == 0
+    assert flat["disease_accuracy"] is None
     assert "disease" not in flat["sentence"]
 
 

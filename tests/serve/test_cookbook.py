@@ -1,5 +1,6 @@
 """The curl cookbook of common/serve/README.md: every command is run against a server on
-a tiny bundle, and its status and answer are checked."""
+a tiny bundle, and its status and answer are checked.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +112,8 @@ def place(tmp_path_factory):
 
 def cook(line: str, port: int, place) -> tuple[int, str]:
     """Run a line of the cookbook as it stands, but for the port, the model's size and the status
-    that curl is to print."""
+    that curl is to print.
+    """
     line = line.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace(
         "(80, 80)", f"({tiny.SIZE}, {tiny.SIZE})"
     )

@@ -1,5 +1,6 @@
 """Several photos of one plant, declared species, priors: the arithmetic, and what the answer says
-of it."""
+of it.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +21,8 @@ from common.serve.fusion import (
     photo_weight,
 )
 from common.serve.http.uploads import RequestError, read_options
-from common.serve.predictor import Predictor
 
 TREE = tiny.TREE
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory):
-    return Predictor(tiny.make(tmp_path_factory.mktemp("fusion") / "exports"))
 
 
 def ask(predictor, *colors, size=(200, 160), **options):
@@ -63,7 +58,8 @@ def test_the_fused_row_is_the_weighted_geometric_mean():
 
 def test_a_zero_is_no_veto_by_rounding_but_nearly_one():
     fused = fuse_probabilities(np.array([[0.0, 1.0], [0.9, 0.1]]), np.ones(2))
-    assert 0 < fused[0] < 1e-4 and fused.sum() == pytest.approx(1)
+    assert 0 < fused[0] < 1e-4
+    assert fused.sum() == pytest.approx(1)
 
 
 def test_scores_lie_between_those_of_the_photos_that_count():
@@ -78,9 +74,8 @@ def test_scores_lie_between_those_of_the_photos_that_count():
 def test_weights_fall_with_poor_light_focus_and_strangeness():
     limits = {"brightness": 0.2, "sharpness": 0.1}
     good = {"brightness": 0.5, "sharpness": 0.3, "short_side": 300.0}
-    assert (
-        photo_weight(good, limits, 0.5, False) == 1.0 and photo_weight(good, {}, None, False) == 1.0
-    )
+    assert photo_weight(good, limits, 0.5, False) == 1.0
+    assert photo_weight(good, {}, None, False) == 1.0
     assert photo_weight(good, limits, 0.5, True) == 0.0
     dark, blurred = dict(good, brightness=0.1), dict(good, sharpness=0.02)
     assert photo_weight(dark, limits, 0.5, False) == pytest.approx(0.25)
@@ -89,11 +84,9 @@ def test_weights_fall_with_poor_light_focus_and_strangeness():
         0.1
     )
     falling = [photo_weight(good, limits, q, False) for q in (0.9, 0.95, 0.99, 1.0)]
-    assert (
-        falling == sorted(falling, reverse=True)
-        and falling[0] == 1.0
-        and falling[-1] == pytest.approx(0.1)
-    )
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] == 1.0
+    assert falling[-1] == pytest.approx(0.1)
 
 
 def test_a_prior_multiplies_and_a_declared_species_conditions():
@@ -173,7 +166,8 @@ def test_options_of_a_request():
     ):
         with pytest.raises(RequestError, match=word) as caught:
             read(pair)
-        assert caught.value.status == 400 and caught.value.code == "bad_option"
+        assert caught.value.status == 400
+        assert caught.value.code == "bad_option"
 
 
 def test_several_photos_become_one_answer_with_a_row_each(predictor):
@@ -181,7 +175,8 @@ def test_several_photos_become_one_answer_with_a_row_each(predictor):
     assert (three["decision"], three["species"], three["disease"]) == ("answered", "apple", "scab")
     assert [row["weight"] for row in three["photos"]] == [1.0, 1.0, three["photos"][2]["weight"]]
     assert three["agreement"] == {"agree": True, "level": None, "message": None}
-    assert len(three["heatmap"]) == tiny.CELLS and three["image"] == {"width": 200, "height": 160}
+    assert len(three["heatmap"]) == tiny.CELLS
+    assert three["image"] == {"width": 200, "height": 160}
     alone, twice = (
         ask(predictor, tiny.color_of(2)),
         ask(predictor, tiny.color_of(2), tiny.color_of(2)),
@@ -192,28 +187,25 @@ def test_several_photos_become_one_answer_with_a_row_each(predictor):
 
 def test_photos_that_disagree_are_told(predictor):
     parted = ask(predictor, tiny.color_of(0), tiny.color_of(3))
-    assert parted["agreement"]["agree"] is False and parted["agreement"]["level"] == "species"
-    assert (
-        "photo 1 says apple healthy" in parted["agreement"]["message"]
-        and "photo 2 says basil" in parted["agreement"]["message"]
-    )
+    assert parted["agreement"]["agree"] is False
+    assert parted["agreement"]["level"] == "species"
+    assert "photo 1 says apple healthy" in parted["agreement"]["message"]
+    assert "photo 2 says basil" in parted["agreement"]["message"]
     diseases = ask(predictor, tiny.color_of(0), tiny.color_of(2))
-    assert (
-        diseases["agreement"]["level"] == "disease"
-        and "photo 2 says apple scab" in diseases["agreement"]["message"]
-    )
+    assert diseases["agreement"]["level"] == "disease"
+    assert "photo 2 says apple scab" in diseases["agreement"]["message"]
 
 
 def test_a_rejected_photo_counts_nothing_and_such_photos_alone_are_rejected(predictor):
     mixed, alone = ask(predictor, tiny.NO_PLANT, tiny.color_of(0)), ask(predictor, tiny.color_of(0))
-    assert [row["weight"] for row in mixed["photos"]] == [0.0, 1.0] and mixed["photos"][0][
-        "rejected"
-    ]
+    assert [row["weight"] for row in mixed["photos"]] == [0.0, 1.0]
+    assert mixed["photos"][0]["rejected"]
     for key in ("decision", "species", "disease", "probabilities", "rejection"):
         assert mixed[key] == alone[key]
     assert mixed["agreement"]["agree"]
     rejected = ask(predictor, tiny.NO_PLANT, tiny.NO_PLANT)
-    assert rejected["decision"] == "rejected" and rejected["rejection"]["reason"] == "not_a_plant"
+    assert rejected["decision"] == "rejected"
+    assert rejected["rejection"]["reason"] == "not_a_plant"
     one = ask(predictor, tiny.NO_PLANT)
     assert rejected["rejection"] == one["rejection"]
 
@@ -224,27 +216,29 @@ def test_a_small_photo_counts_less(predictor):
         for size in ((200, 160), (60, 50))
     ]
     rows = answer(predictor, seen, Options())["photos"]
-    assert rows[0]["weight"] == 1.0 and rows[1]["weight"] == pytest.approx(50 / 80)
+    assert rows[0]["weight"] == 1.0
+    assert rows[1]["weight"] == pytest.approx(50 / 80)
 
 
 def test_a_declared_species_decides_the_species_and_says_so(predictor):
     free = ask(predictor, tiny.color_of(0))
     held = ask(predictor, tiny.color_of(0), species="corn")
-    assert free["conditioned"] is None and free["species"] == "apple"
-    assert held["probabilities"]["species"] == 1.0 and held["path"][0]["name"] == "corn"
+    assert free["conditioned"] is None
+    assert free["species"] == "apple"
+    assert held["probabilities"]["species"] == 1.0
+    assert held["path"][0]["name"] == "corn"
     told = held["conditioned"]
     assert (told["species"], told["agrees"], told["best_before"]["species"]) == (
         "corn",
         False,
         "apple",
     )
-    assert (
-        told["probability_before"] < 0.1
-        and "corn" in told["message"]
-        and "apple" in told["message"]
-    )
+    assert told["probability_before"] < 0.1
+    assert "corn" in told["message"]
+    assert "apple" in told["message"]
     right = ask(predictor, tiny.between(1, 2), species="apple")["conditioned"]
-    assert right["agrees"] and right["message"] is None
+    assert right["agrees"]
+    assert right["message"] is None
     assert (
         ask(predictor, tiny.NO_PLANT, species="corn")["decision"] == "rejected"
     )  # a name does not make a plant
@@ -255,13 +249,12 @@ def test_a_prior_shows_its_effect(predictor):
     plain = ask(predictor, torn)
     other = "basil" if plain["alternatives"][0]["species"] != "basil" else "apple"
     moved = ask(predictor, torn, prior={other: 1e6})["prior"]
-    assert (
-        moved["before"]["species"] != other
-        and moved["after"]["species"] == other
-        and moved["changed"]
-    )
+    assert moved["before"]["species"] != other
+    assert moved["after"]["species"] == other
+    assert moved["changed"]
     same = ask(predictor, tiny.color_of(0), prior={"apple": 2.0})["prior"]
-    assert not same["changed"] and same["weights"] == {"apple": 2.0}
+    assert not same["changed"]
+    assert same["weights"] == {"apple": 2.0}
 
 
 def test_precision_chooses_the_bars(predictor):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import struct
 import threading
@@ -21,11 +20,6 @@ from common.serve.http.app import make_app
 from common.serve.http.service import Settings
 from common.serve.http.uploads import RequestError, read_photos
 from common.serve.predictor import Predictor
-
-
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory):
-    return tiny.make(tmp_path_factory.mktemp("serve") / "exports")
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +56,18 @@ def test_a_photo_is_answered_as_a_raw_body_and_as_a_form(client):
         )
         assert plain["image"] == {"width": 120, "height": 90}
         assert plain["model"] == {"file": "model.int8.onnx", "version": "abc1234"}
-        assert len(plain["alternatives"]) == 3 and "heatmap" not in plain
+        assert len(plain["alternatives"]) == 3
+        assert "heatmap" not in plain
         assert set(plain["timings_ms"]) == {"decode", "model", "total"}
         assert plain["timings_ms"]["total"] >= plain["timings_ms"]["model"] > 0
 
 
 def test_no_plants_and_the_undecided(client):
     refused = client.post("/predict", content=tiny.picture(tiny.NO_PLANT)).json()
-    assert refused["decision"] == "rejected" and refused["rejection"]["reason"] == "not_a_plant"
-    assert refused["rejection"]["quantile"] == 1.0 and refused["species"] is None
+    assert refused["decision"] == "rejected"
+    assert refused["rejection"]["reason"] == "not_a_plant"
+    assert refused["rejection"]["quantile"] == 1.0
+    assert refused["species"] is None
     rolled = client.post("/predict", content=tiny.picture(tiny.between(1, 2))).json()
     assert (rolled["decision"], rolled["species"], rolled["disease"]) == (
         "rolled_up",
@@ -83,7 +80,8 @@ def test_options(client):
     photo = tiny.picture(tiny.color_of(0))
     answer = client.post("/predict?top_k=2&heatmap=1&mode=routed", content=photo).json()
     assert len(answer["alternatives"]) == 2
-    assert len(answer["heatmap"]) == tiny.CELLS and len(answer["heatmap"][0]) == tiny.CELLS
+    assert len(answer["heatmap"]) == tiny.CELLS
+    assert len(answer["heatmap"][0]) == tiny.CELLS
     assert len(client.post("/predict?top_k=500", content=photo).json()["alternatives"]) == 6
     for wrong in (
         "top_k=0",
@@ -114,7 +112,7 @@ def test_what_is_no_photo_gets_a_reason(client):
     photo = tiny.picture(tiny.color_of(0), (300, 200), "JPEG")
     assert code_of(client.post("/predict"), 400) == "empty"
     assert code_of(client.post("/predict", content=b"hello"), 415) == "text"
-    assert code_of(client.post("/predict", content=os.urandom(64)), 415) in ("format", "text")
+    assert code_of(client.post("/predict", content=bytes(range(128, 192))), 415) == "format"
     assert code_of(client.post("/predict", content=photo[: len(photo) // 2]), 422) in (
         "truncated",
         "unreadable",
@@ -188,13 +186,12 @@ def test_other_addresses(client):
     }
     told = client.get("/model").json()
     assert told["classes"][0] == {"species": "apple", "diseases": ["healthy", "rust", "scab"]}
-    assert (
-        told["rejection"] == {"score": "mahalanobis", "threshold": 0.05}
-        and told["num_classes"] == 6
-    )
+    assert told["rejection"] == {"score": "mahalanobis", "threshold": 0.05}
+    assert told["num_classes"] == 6
     assert code_of(client.get("/nothing"), 404) == "not_found"
     wrong = client.get("/predict")
-    assert code_of(wrong, 405) == "method_not_allowed" and wrong.headers["allow"] == "POST"
+    assert code_of(wrong, 405) == "method_not_allowed"
+    assert wrong.headers["allow"] == "POST"
     assert code_of(client.delete("/"), 405) == "method_not_allowed"
     assert code_of(client.get("/../04_serve.py"), 404) == "not_found"
 
@@ -207,7 +204,8 @@ def test_the_page_and_its_headers(client):
         "/leaf.svg": "image/svg+xml",
     }.items():
         answer = client.get(path)
-        assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith(kind)
         assert (
             client.get(path, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
         )
@@ -257,7 +255,8 @@ def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, mo
             client.get("/healthz").status_code == 200
         )  # the event loop is free while the runner works
         refused = client.post("/predict", content=photo)
-        assert code_of(refused, 503) == "busy" and refused.headers["retry-after"] == "1"
+        assert code_of(refused, 503) == "busy"
+        assert refused.headers["retry-after"] == "1"
         free.set()
         for thread in threads:
             thread.join(10)
@@ -295,7 +294,8 @@ def test_a_photo_that_never_arrives_frees_its_place(exports):
         )
 
     asyncio.run(one_request())
-    assert sent[0]["status"] == 408 and app.state.queue.taken == 0
+    assert sent[0]["status"] == 408
+    assert app.state.queue.taken == 0
 
 
 def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(
@@ -308,7 +308,8 @@ def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(
     with TestClient(make_app(Predictor(exports), Settings())) as client:
         answer = client.post("/predict", content=tiny.picture(tiny.color_of(0)))
     assert code_of(answer, 500) == "internal"
-    assert "secret" not in answer.text and answer.headers["x-content-type-options"] == "nosniff"
+    assert "secret" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
     assert "secret detail" in capsys.readouterr().err
 
 
@@ -317,7 +318,8 @@ def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, 
         with TestClient(make_app(Predictor(exports), Settings(access_log=wanted))) as client:
             client.get("/healthz?token=abc")
         out = capsys.readouterr().out
-        assert bool(re.search(r"GET '/healthz' 200 \d+ ms", out)) is wanted and "token" not in out
+        assert bool(re.search(r"GET '/healthz' 200 \d+ ms", out)) is wanted
+        assert "token" not in out
 
 
 def test_an_error_carries_what_it_says():
@@ -335,21 +337,19 @@ def test_several_photos_in_a_form_with_options_in_fields(client):
         files=files,
         data={"species": "Apple", "prior": '{"corn": 2}', "precision": "0.9"},
     ).json()
-    assert (
-        len(told["photos"]) == 3
-        and told["precision"] == "0.90"
-        and told["prior"]["weights"] == {"corn": 2.0}
-    )
-    assert told["conditioned"]["species"] == "apple" and told["agreement"]["level"] == "disease"
+    assert len(told["photos"]) == 3
+    assert told["precision"] == "0.90"
+    assert told["prior"]["weights"] == {"corn": 2.0}
+    assert told["conditioned"]["species"] == "apple"
+    assert told["agreement"]["level"] == "disease"
     assert (
         code_of(client.post("/predict", files=files, data={"species": "fern"}), 400) == "bad_option"
     )
     assert code_of(client.post("/predict", files=files * 2), 400) == "too_many"
     assert code_of(client.post("/predict", files=[*files, ("d", ("d", b""))]), 400) == "empty"
     broken = client.post("/predict", files=[files[0], ("x", ("x", b"no picture"))])
-    assert code_of(broken, 415) == "text" and broken.json()["error"]["message"].startswith(
-        "Photo 2 "
-    )
+    assert code_of(broken, 415) == "text"
+    assert broken.json()["error"]["message"].startswith("Photo 2 ")
 
 
 def test_pixels_are_bounded_by_the_header(exports):
@@ -382,9 +382,8 @@ def test_the_api_key_covers_answers_and_counts_but_not_health(exports):
                 {"authorization": b"Bearer \xff\xfe"},
             ):
                 refused = call(headers=headers)
-                assert (
-                    refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
-                )
+                assert refused.status_code == 401
+                assert refused.headers["www-authenticate"] == "Bearer"
             assert call(headers={"authorization": "Bearer sésame".encode()}).status_code in (
                 200,
                 400,
@@ -423,10 +422,8 @@ def test_other_pages_may_ask_only_where_they_are_named(exports):
             == "https://farm.example"
         )
         answer = client.post("/predict", content=photo, headers={**there, "x-api-key": "k"})
-        assert (
-            answer.status_code == 200
-            and answer.headers["access-control-allow-origin"] == "https://farm.example"
-        )
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://farm.example"
         other = client.post(
             "/predict", content=photo, headers={"origin": "https://evil.example", "x-api-key": "k"}
         )
@@ -461,7 +458,8 @@ def test_the_description_names_every_address_and_its_options(client):
         for route in client.app.routes
         if not route.path.endswith((".js", ".css", ".svg", "/versions/{version}"))
     }
-    assert told["openapi"].startswith("3.1") and {
+    assert told["openapi"].startswith("3.1")
+    assert {
         "/predict",
         "/model",
         "/metrics",
@@ -472,9 +470,11 @@ def test_the_description_names_every_address_and_its_options(client):
     assert names == {"species", "precision", "prior", "top_k", "mode", "heatmap", "short_side"}
     answer = client.post("/predict?heatmap=1", content=tiny.picture(tiny.color_of(0))).json()
     schema = told["components"]["schemas"]["Answer"]
-    assert set(answer) == set(schema["properties"]) and set(schema["required"]) <= set(answer)
+    assert set(answer) == set(schema["properties"])
+    assert set(schema["required"]) <= set(answer)
     page = client.get("/docs")
-    assert page.headers["content-type"].startswith("text/html") and "POST /predict" in page.text
+    assert page.headers["content-type"].startswith("text/html")
+    assert "POST /predict" in page.text
     assert not re.search(
         r"<script|<style|\sstyle=|\son\w+=|https?://", page.text
     )  # the CSP would block it
@@ -493,5 +493,6 @@ def test_answers_say_nothing_of_what_a_camera_wrote(client):
     assert b"SECRETCAM" in buffer.getvalue()
     whole = client.post("/predict?heatmap=1", files={"f": ("SECRETNAME.jpg", buffer.getvalue())})
     cut = client.post("/predict", files={"f": ("SECRETNAME.jpg", buffer.getvalue()[:-200])})
-    assert whole.status_code == 200 and cut.status_code == 422
+    assert whole.status_code == 200
+    assert cut.status_code == 422
     assert "SECRET" not in whole.text + cut.text + client.get("/metrics").text

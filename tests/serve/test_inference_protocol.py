@@ -1,5 +1,6 @@
 """The Open Inference Protocol for the raw model: metadata, tensors as JSON and as bytes, and what
-is refused."""
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +13,9 @@ from starlette.testclient import TestClient
 
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
-from common.serve.predictor import OUTPUTS, Predictor
+from common.serve.predictor import OUTPUTS
 
 URL = "/v2/models/foliar/infer"
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory):
-    return Predictor(tiny.make(tmp_path_factory.mktemp("v2") / "exports"))
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +100,8 @@ def test_tensors_as_bytes(client, predictor):
         content=head + batch.tobytes(),
         headers={"inference-header-content-length": str(len(head))},
     )
-    assert (
-        answer.status_code == 200 and answer.headers["content-type"] == "application/octet-stream"
-    )
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/octet-stream"
     cut = int(answer.headers["inference-header-content-length"])
     first, second = json.loads(answer.content[:cut])["outputs"]
     wanted = predictor.run(batch)
@@ -141,7 +136,8 @@ def test_tensors_as_bytes(client, predictor):
 )
 def test_tensors_that_do_not_fit_are_refused_in_words(client, change, word):
     answer = client.post(URL, json=body(pictures(), **change))
-    assert answer.status_code == 400 and word in answer.json()["error"], answer.text
+    assert answer.status_code == 400, answer.text
+    assert word in answer.json()["error"], answer.text
 
 
 def test_requests_that_make_no_sense_are_refused(client):
@@ -167,5 +163,6 @@ def test_requests_that_make_no_sense_are_refused(client):
         )
     for url in ("/v2/models/other", "/v2/models/other/infer", "/v2/models/foliar/versions/2/infer"):
         answer = client.post(url, content=good) if url.endswith("infer") else client.get(url)
-        assert answer.status_code == 404 and "foliar" in answer.json()["error"]
+        assert answer.status_code == 404
+        assert "foliar" in answer.json()["error"]
     assert client.get(URL).status_code == 405

@@ -1,5 +1,6 @@
 """The web page in a headless Chromium, against a real server: what a person sees for each kind of
-answer, by browser and by server."""
+answer, by browser and by server.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ needs_runtime = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> SimpleNamespace:
     """`.plain`: exports without a light model; `.light`: with one; `.photos`: the folder of
-    `PHOTOS`."""
+    `PHOTOS`.
+    """
     root = tmp_path_factory.mktemp("page")
     plain, light = tiny.make(root / "plain"), tiny.make(root / "light")
     tiny_light.add(light)
@@ -60,7 +62,8 @@ def light(places):
 @pytest.fixture
 def tab(browser):
     """Open pages, wait until they are ready to answer, and close them at the end; a complaint of
-    theirs fails the test."""
+    theirs fails the test.
+    """
     pages = []
 
     def open_(site, wanted="browser", **emulate):
@@ -132,38 +135,33 @@ def test_without_a_light_model_the_server_answers_and_the_page_says_so(plain, pl
         for word in ("Disease found", "Apple", "Scab", "Answered by the server")
     )
     assert seen["scab.jpg"].spoken.startswith("Apple, scab")
-    assert len(seen["scab.jpg"].bars) >= 2 and min(seen["scab.jpg"].bars[:2]) > 90
-    assert (
-        "Looks healthy" in seen["healthy.png"].text
-        and "Disease found" not in seen["healthy.png"].text
-    )
-    assert "Plant only" in seen["between.png"].text and "Rust" in seen["between.png"].text
+    assert len(seen["scab.jpg"].bars) >= 2
+    assert min(seen["scab.jpg"].bars[:2]) > 90
+    assert "Looks healthy" in seen["healthy.png"].text
+    assert "Disease found" not in seen["healthy.png"].text
+    assert "Plant only" in seen["between.png"].text
+    assert "Rust" in seen["between.png"].text
     assert (
         len(seen["between.png"].bars) == 1 + 3
     )  # the plant, and what it may have of this plant's own leaves only
-    assert (
-        "Not a plant I know" in seen["no_plant.png"].text
-        and "What to do next" in seen["no_plant.png"].text
-    )
-    assert "not a picture" in seen["text.txt"].text and "not a picture" in seen["text.txt"].spoken
-    assert "40 × 24" in seen["small.png"].text and "damaged" in seen["broken.jpg"].text
-    assert (
-        seen["scab.jpg"].heat == [tiny.CELLS, tiny.CELLS]
-        and seen["scab.jpg"].covers
-        and seen["text.txt"].heat is None
-    )
-    assert (
-        "no model for the browser" in seen["scab.jpg"].privacy
-        and "32 × 32 pixels" in seen["scab.jpg"].privacy
-    )
+    assert "Not a plant I know" in seen["no_plant.png"].text
+    assert "What to do next" in seen["no_plant.png"].text
+    assert "not a picture" in seen["text.txt"].text
+    assert "not a picture" in seen["text.txt"].spoken
+    assert "40 × 24" in seen["small.png"].text
+    assert "damaged" in seen["broken.jpg"].text
+    assert seen["scab.jpg"].heat == [tiny.CELLS, tiny.CELLS]
+    assert seen["scab.jpg"].covers
+    assert seen["text.txt"].heat is None
+    assert "no model for the browser" in seen["scab.jpg"].privacy
+    assert "32 × 32 pixels" in seen["scab.jpg"].privacy
     assert "700 × 500 pixels" in page.js(
         "document.querySelector('#result details').textContent"
     )  # of the photo, not of its copy
     assert "3 plants" in page.wait("document.getElementById('known').textContent")
     sent = {query: size for _, path, query, size in plain.posts() if path == "/predict"}
-    assert (
-        sent["heatmap=1&short_side=200"] < 1000 and sent["heatmap=1&short_side=500"] < 1000
-    )  # small copies
+    assert sent["heatmap=1&short_side=200"] < 1000
+    assert sent["heatmap=1&short_side=500"] < 1000  # small copies
     assert sent["heatmap=1"] == len(PHOTOS["scan.tif"])  # Chromium cannot read it: the photo itself
 
 
@@ -193,7 +191,8 @@ def test_a_phone_in_the_dark(plain, places, tab):
     page = tab(plain, "server", width=360, height=740, mobile=True, dark=True)
     for name in ("scab.jpg", "no_plant.png"):
         seen = give(page, places, name)
-        assert seen.window == 360 and seen.wide <= 360
+        assert seen.window == 360
+        assert seen.wide <= 360
     assert page.js("getComputedStyle(document.getElementById('shoot')).display") != "none"
     light = page.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert max(light) < 60
@@ -236,17 +235,17 @@ def test_a_photo_is_answered_in_the_browser_and_nothing_is_sent(light, places, t
     assert (seen.state, seen.by) == (
         "answered",
         "browser",
-    ) and "Answered in your browser" in seen.text
-    assert (
-        seen.spoken.startswith("Apple, scab")
-        and seen.heat == [tiny_light.CELLS] * 2
-        and seen.covers
     )
+    assert "Answered in your browser" in seen.text
+    assert seen.spoken.startswith("Apple, scab")
+    assert seen.heat == [tiny_light.CELLS] * 2
+    assert seen.covers
     refused = give(page, places, "no_plant.png")
     assert (refused.state, refused.by) == (
         "rejected",
         "browser",
-    ) and "Not a plant I know" in refused.text
+    )
+    assert "Not a plant I know" in refused.text
     assert len(light.posts()) == before
 
 
@@ -262,7 +261,8 @@ def test_an_unsure_answer_goes_to_the_server_by_itself_and_any_other_by_a_button
         "POST",
         "/predict",
         "heatmap=1&short_side=60",
-    ) and 0 < size < 1000
+    )
+    assert 0 < size < 1000
     give(page, places, "healthy.png")
     page.js("document.querySelector('#result .more button').click()")
     page.wait("document.getElementById('result').dataset.by === 'server'")
@@ -292,11 +292,10 @@ def test_never_send_sends_nothing_and_is_remembered(light, places, tab):
         "huge.bmp": ("answered", "browser"),
         "": ("rolled_up", "browser"),
     }
-    assert (
-        "stays on this device" in seen["scab.jpg"].privacy
-        and "Ask the server" not in seen["scab.jpg"].text
-    )
-    assert "cannot read" in seen["scan.tif"].text and "answer to the first one" in seen[""].text
+    assert "stays on this device" in seen["scab.jpg"].privacy
+    assert "Ask the server" not in seen["scab.jpg"].text
+    assert "cannot read" in seen["scan.tif"].text
+    assert "answer to the first one" in seen[""].text
     page.call("Page.reload")
     page.wait("document.documentElement.dataset.ready === 'browser'")
     assert page.js("document.getElementById('private').checked")
@@ -320,11 +319,9 @@ def test_never_send_without_a_light_model_says_why_there_is_no_answer(plain, pla
     page, before = tab(plain, "server"), len(plain.posts())
     page.js("document.getElementById('private').click()")
     seen = give(page, places, "scab.jpg")
-    assert (
-        seen.state == "error"
-        and "not sent" in seen.text
-        and "no model for the browser" in seen.text
-    )
+    assert seen.state == "error"
+    assert "not sent" in seen.text
+    assert "no model for the browser" in seen.text
     assert len(plain.posts()) == before
 
 
@@ -334,10 +331,8 @@ def test_several_photos_go_to_the_server_together(light, places, tab):
     seen = give(page, places, "scab.jpg", "healthy.png", "scan.tif")
     assert seen.by == "server"
     [[_, _, query, size]] = light.posts()[before:]
-    assert (
-        query == "heatmap=1&short_side=60"
-        and len(PHOTOS["scan.tif"]) < size < len(PHOTOS["scan.tif"]) + 2000
-    )
+    assert query == "heatmap=1&short_side=60"
+    assert len(PHOTOS["scan.tif"]) < size < len(PHOTOS["scan.tif"]) + 2000
 
 
 @needs_runtime
@@ -349,11 +344,9 @@ def test_without_the_server_the_browser_answers_with_a_note_and_the_page_opens_a
         )
         site.stop()
         seen = give(page, places, "between.png")
-        assert (
-            (seen.state, seen.by) == ("rolled_up", "browser")
-            and "cannot be reached" in seen.text
-            and "own answer" in seen.text
-        )
+        assert (seen.state, seen.by) == ("rolled_up", "browser")
+        assert "cannot be reached" in seen.text
+        assert "own answer" in seen.text
         page.call("Page.reload")
         page.wait(
             "document.documentElement.dataset.ready === 'browser' && "
@@ -366,12 +359,10 @@ def test_without_the_server_the_browser_answers_with_a_note_and_the_page_opens_a
             "caches.open(name)).keys()).map((kept) => "
             "new URL(kept.url).pathname))"
         )
-        assert (
-            "/" in names
-            and "/predict" not in names
-            and "/sw.js" not in names
-            and any(re.search("light.onnx$", name) for name in names)
-        )
+        assert "/" in names
+        assert "/predict" not in names
+        assert "/sw.js" not in names
+        assert any(re.search("light.onnx$", name) for name in names)
 
 
 @needs_runtime
@@ -388,17 +379,16 @@ def test_of_many_heads_only_those_that_answers_need_are_fetched_and_kept(tmp_pat
             for row, size in zip(site.asked, site.sent, strict=True)
             if row[1].endswith("heads.bin")
         ]
-        assert len(sizes) == 1 and 1_000_000 < sizes[0] < 1_001_000
+        assert len(sizes) == 1
+        assert 1_000_000 < sizes[0] < 1_001_000
         site.stop()
         page.call("Page.reload")
         page.wait("document.documentElement.dataset.ready === 'browser'")
         assert give(page, places, "scab.jpg").state == "answered"
         other = give(page, places, "corn.png")
-        assert (
-            (other.state, other.by) == ("rolled_up", "browser")
-            and "Corn" in other.text
-            and "connect once more" in other.text
-        )
+        assert (other.state, other.by) == ("rolled_up", "browser")
+        assert "Corn" in other.text
+        assert "connect once more" in other.text
 
 
 @needs_runtime
@@ -421,11 +411,9 @@ def test_a_browser_that_blurs_pixels_sends_the_photo_itself(light, places, tab, 
     assert page.wait("document.documentElement.dataset.ready") == "server"
     before = len(light.posts())
     seen = give(page, places, "scab.jpg")
-    assert (
-        seen.by == "server"
-        and "pixels" in seen.privacy
-        and light.posts()[before:][0][3] == len(PHOTOS["scab.jpg"])
-    )
+    assert seen.by == "server"
+    assert "pixels" in seen.privacy
+    assert light.posts()[before:][0][3] == len(PHOTOS["scab.jpg"])
     page.close()
 
 

@@ -1,5 +1,6 @@
 """The page in a headless Firefox, where there is one: it answers by itself, sees the server's
-pixels, and knows when it may not."""
+pixels, and knows when it may not.
+"""
 
 from __future__ import annotations
 
@@ -94,9 +95,8 @@ def test_where_pixels_are_blurred_against_fingerprinting_the_photo_itself_is_sen
     opened, light, tmp_path
 ):
     firefox, ready = opened(privacy__resistFingerprinting=True)
-    assert ready == "server" and "pixels" in firefox.js(
-        "document.getElementById('privacy').innerText"
-    )
+    assert ready == "server"
+    assert "pixels" in firefox.js("document.getElementById('privacy').innerText")
     photo, before = tiny.picture(tiny.color_of(2), (300, 200), "JPEG"), len(light.posts())
     assert give(firefox, tmp_path / "a.jpg", photo) == ["answered", "server"]
     assert light.posts()[before:] == [["POST", "/predict", "heatmap=1", len(photo)]]

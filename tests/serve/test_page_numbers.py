@@ -1,5 +1,6 @@
 """What the browser computes against Python, to the pixel and to 1e-4: decoding, shrinking, the
-light model, the decision. And its files."""
+light model, the decision. And its files.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def turned(orientation: int, width: int, height: int) -> bytes:
 
 def cases() -> dict[str, bytes]:
     """Photos whose pixels must be equal: every way through the shrink, formats, transparency,
-    rotation."""
+    rotation.
+    """
     found = {}
     for width, height in (
         (64, 48),
@@ -131,7 +133,8 @@ def page(browser, exports):
 
 def seen_by(page, photo: bytes, size: int = SIZE) -> SimpleNamespace:
     """What pixels.js makes of a photo: `.rgb` shrunk, `.small` at model size, `.png` to be sent,
-    `.quality`."""
+    `.quality`.
+    """
     found = SimpleNamespace(
         **page.js(f"run('{base64.b64encode(photo).decode()}', {LONG_SIDE}, {size})")
     )
@@ -153,12 +156,14 @@ def test_the_browser_sees_the_server_s_pixels(page):
         )
         for measure, value in photo_quality(found.small[None]).items():
             assert found.quality[measure] == pytest.approx(value[0], abs=1e-5), f"{name}: {measure}"
-    assert b"Exif" not in found.png and b"eXIf" not in found.png
+    assert b"Exif" not in found.png
+    assert b"eXIf" not in found.png
 
 
 def test_a_jpeg_that_libjpeg_shrinks_is_near(page):
     """Pillow lets libjpeg decode at 1/2 to 1/8, which no browser can: means over boxes stand for
-    it."""
+    it.
+    """
     y, x = np.mgrid[:600, :800]
     smooth = np.stack(
         [127 + 90 * np.sin(x / (40 + 9 * k)) * np.cos(y / (31 + 5 * k)) for k in range(3)], axis=-1
@@ -200,13 +205,13 @@ def test_the_browser_answers_as_python_does(page, exports):
         numbers = found["numbers"]
         sums = np.add.reduceat(wanted.probabilities, offsets[:-1])
         assert numbers["species"] == pytest.approx(sums, abs=1e-4)
-        assert [s for s, _ in numbers["own"]] == list(wanted.fetched) and numbers[
-            "ood"
-        ] == pytest.approx(wanted.ood, abs=1e-4)
+        assert [s for s, _ in numbers["own"]] == list(wanted.fetched)
+        assert numbers["ood"] == pytest.approx(wanted.ood, abs=1e-4)
         for s, own in numbers["own"]:
             assert own == pytest.approx(wanted.probabilities[offsets[s] : offsets[s + 1]], abs=1e-4)
         assert offsets[numbers["class"][0]] + numbers["class"][1] == wanted.class_idx
-        assert found["ask"] == pytest.approx(wanted.ask, abs=1e-4) and found["asks"] == wanted.asks
+        assert found["ask"] == pytest.approx(wanted.ask, abs=1e-4)
+        assert found["asks"] == wanted.asks
         assert np.abs(np.array(found["heatmap"]) - wanted.heatmap).max() < 1e-3
         measured = {name: float(values[0]) for name, values in photo_quality(rgb[None]).items()} | {
             "short_side": height
@@ -282,22 +287,20 @@ def test_files_are_kept_for_ever_and_sent_packed_or_in_part(exports, runtime):
         light["wasm"],
     ):
         answer = client.get(url, headers={"accept-encoding": "identity"})
-        assert (
-            answer.status_code == 200
-            and "immutable" in answer.headers["cache-control"]
-            and "content-encoding" not in answer.headers
-        )
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+        assert "content-encoding" not in answer.headers
         assert client.get(url, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
     assert client.get(light["wasm"]).headers["content-type"] == "application/wasm"
     assert client.get(light["script"]).headers["content-type"].startswith("text/javascript")
     with client.stream(
         "GET", light["wasm"], headers={"accept-encoding": "gzip, deflate, br"}
     ) as answer:
-        assert (
-            answer.headers["content-encoding"] == "br" and b"".join(answer.iter_raw()) == b"small"
-        )
+        assert answer.headers["content-encoding"] == "br"
+        assert b"".join(answer.iter_raw()) == b"small"
     packed = client.get(light["settings"], headers={"accept-encoding": "gzip"})  # made on the fly
-    assert packed.headers["content-encoding"] == "gzip" and packed.json()["format"] == 2
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.json()["format"] == 2
     heads = (exports / "browser" / "heads.bin").read_bytes()
     part = client.get(
         light["heads"]["url"], headers={"range": "bytes=4-19", "accept-encoding": "gzip"}
@@ -343,7 +346,9 @@ def test_what_is_missing_is_told(exports, runtime, tmp_path, monkeypatch):
     (tiny_light.add(other) / "heads.bin").write_bytes(b"else")
     assert "heads.bin is not the file" in web_files.describe_light(other)
     facts = TestClient(make_app(Predictor(other), Settings())).get("/page.json").json()
-    assert facts["light"] is None and facts["why"] and str(tmp_path) not in str(facts)
+    assert facts["light"] is None
+    assert facts["why"]
+    assert str(tmp_path) not in str(facts)
 
 
 # endregion

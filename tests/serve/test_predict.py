@@ -1,5 +1,6 @@
 """04_serve --predict: which photos, what is written, runs that are killed, several models and
-views, submissions, the benchmark."""
+views, submissions, the benchmark.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +33,6 @@ FLAT = ClassTree(("daisy", "rose"), (("daisy",), ("rose",)))
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory):
-    return tiny.make(tmp_path_factory.mktemp("predict") / "exports")
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """A second export whose model takes healthy apples for rusty ones, and knows all else."""
     folder = tiny.make(tmp_path_factory.mktemp("other") / "exports")
@@ -58,7 +54,8 @@ def other(tmp_path_factory):
 @pytest.fixture
 def photos(tmp_path):
     """Two photos of each class in folders named after it, one of no plant, and a file that is no
-    picture."""
+    picture.
+    """
     folder = tmp_path / "photos"
     for class_idx in range(6):
         place = folder / Path(*tiny.TREE.pair(class_idx))
@@ -95,11 +92,9 @@ def test_folders_files_and_patterns_are_found_each_once(photos, tmp_path, monkey
             ["[1].png", "photos/apple/scab", "photos/**/*", "photos/apple/scab/p20.png"]
         )
     ]
-    assert (
-        names[:3] == ["[1].png", "p20.png", "p21.png"]
-        and len(names) == len(set(names)) == 15
-        and "notes.txt" not in names
-    )
+    assert names[:3] == ["[1].png", "p20.png", "p21.png"]
+    assert len(names) == len(set(names)) == 15
+    assert "notes.txt" not in names
     assert photo_list.find_photos(["photos/notes.txt"]) == [
         Path("photos/notes.txt")
     ]  # what is named is tried
@@ -209,19 +204,20 @@ def test_a_row_per_file_and_what_the_answers_are_worth(exports, photos, tmp_path
     assert (rows["sky.png"]["decision"], rows["sky.png"]["reason"]) == (
         "rejected",
         "not_a_plant",
-    ) and rows["sky.png"]["best_guess"]
+    )
+    assert rows["sky.png"]["best_guess"]
     assert (rows["broken.jpg"]["decision"], rows["broken.jpg"]["reason"]) == (
         "error",
         "text",
-    ) and rows["broken.jpg"]["error"]
+    )
+    assert rows["broken.jpg"]["error"]
     assert [path.name for path in output.parent.iterdir()] == ["out.csv"]
     told = capsys.readouterr()
     assert "12 answered, 1 rolled up, 1 rejected, 1 error" in told.out
-    assert (
-        "labelled 13 photos of 6 classes: species right 1.0000" in told.out
-        and "no plant 1 photos: rejected 1.0000" in told.out
-    )
-    assert "1 photos could not be read" in told.err and "broken.jpg: a text file" in told.err
+    assert "labelled 13 photos of 6 classes: species right 1.0000" in told.out
+    assert "no plant 1 photos: rejected 1.0000" in told.out
+    assert "1 photos could not be read" in told.err
+    assert "broken.jpg: a text file" in told.err
     assert (
         run("--exports", exports, "--predict", photos / "apple" / "scab", "--output", output) == 0
     )
@@ -279,7 +275,8 @@ def test_a_run_that_breaks_off_leaves_the_old_file_and_goes_on(
     )
     with pytest.raises(ZeroDivisionError):
         run(*flags, tmp_path / "out.zip", "--output", output)
-    assert output.read_text() == "old" and not (tmp_path / "out.zip").exists()
+    assert output.read_text() == "old"
+    assert not (tmp_path / "out.zip").exists()
     part = tmp_path / "out.csv.part"
     done = part.read_bytes().count(b"\n") - 1
     assert 0 < done <= 8
@@ -292,7 +289,8 @@ def test_a_run_that_breaks_off_leaves_the_old_file_and_goes_on(
     )
     capsys.readouterr()
     assert run(*flags, tmp_path / "out.zip", "--output", output) == 1
-    assert f"after {done - 1} of 14" in capsys.readouterr().out and len(looked) == 14 - (done - 1)
+    assert f"after {done - 1} of 14" in capsys.readouterr().out
+    assert len(looked) == 14 - (done - 1)
     assert output.read_bytes() == fresh.read_bytes()
     with (
         zipfile.ZipFile(tmp_path / "out.zip") as mine,
@@ -302,7 +300,8 @@ def test_a_run_that_breaks_off_leaves_the_old_file_and_goes_on(
     assert sorted(path.name for path in tmp_path.glob("*out*")) == [
         "out.csv",
         "out.zip",
-    ] and not list(tmp_path.glob(".*"))
+    ]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_part_file_of_something_else_is_not_used(
@@ -358,14 +357,12 @@ def test_killed_for_real_it_ends_in_the_same_bytes(exports, photos, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert part.read_bytes().count(b"\n") > 2 and not (tmp_path / "out.csv").exists()
-    assert (
-        run(*command[2:], tmp_path / "out.csv") == 1
-        and run(*command[2:], tmp_path / "fresh.csv") == 1
-    )
-    assert (tmp_path / "out.csv").read_bytes() == (
-        tmp_path / "fresh.csv"
-    ).read_bytes() and not part.exists()
+    assert part.read_bytes().count(b"\n") > 2
+    assert not (tmp_path / "out.csv").exists()
+    assert run(*command[2:], tmp_path / "out.csv") == 1
+    assert run(*command[2:], tmp_path / "fresh.csv") == 1
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "fresh.csv").read_bytes()
+    assert not part.exists()
 
 
 # endregion
@@ -384,20 +381,18 @@ def test_models_answer_together_and_the_table_says_what_each_adds(
         for line in told.splitlines()
         if line.startswith("|")
     ]
-    assert lines[0][:2] == ["model", "MB"] and [line[0] for line in lines[2:]] == [
+    assert lines[0][:2] == ["model", "MB"]
+    assert [line[0] for line in lines[2:]] == [
         "model.onnx",
         "model.int8.onnx",
         "together",
     ]
     right, wrong, both = lines[2], lines[3], lines[4]
-    assert (
-        (right[4], wrong[4]) == ("1.0000", "0.6667")
-        and right[5] == wrong[4]
-        and wrong[5] == right[4]
-    )
-    assert float(right[6]) == pytest.approx(100 * (float(both[4]) - 0.6667), abs=0.01) and float(
-        right[6]
-    ) > float(wrong[6])
+    assert (right[4], wrong[4]) == ("1.0000", "0.6667")
+    assert right[5] == wrong[4]
+    assert wrong[5] == right[4]
+    assert float(right[6]) == pytest.approx(100 * (float(both[4]) - 0.6667), abs=0.01)
+    assert float(right[6]) > float(wrong[6])
     assert float(right[7]) == pytest.approx(float(right[6]) / float(right[2]), rel=0.2)
     flat = [
         Path(path).rename(tmp_path / Path(path).name)
@@ -423,19 +418,17 @@ def test_the_average_is_one_of_probabilities(exports, other, photos):
     photo = photos / "apple" / "healthy" / "p00.png"
     alone = [ensembles.Ensemble([predictor]).run(photo) for predictor in ensemble.predictors]
     seen = ensemble.run(photo)
-    assert (
-        seen.probabilities == pytest.approx((alone[0].probabilities + alone[1].probabilities) / 2)
-        and seen.probabilities.sum() == 1
+    assert seen.probabilities == pytest.approx(
+        (alone[0].probabilities + alone[1].probabilities) / 2
     )
+    assert seen.probabilities.sum() == 1
     assert (seen.ood == alone[0].ood).all(), (
         "the first model's thresholds judge the first model's scores"
     )
     systems = ensemble.systems(seen)
-    assert (
-        systems.shape == (5, 6)
-        and (systems[1] == seen.each[0]).all()
-        and (systems[3] == systems[2]).all()
-    )
+    assert systems.shape == (5, 6)
+    assert (systems[1] == seen.each[0]).all()
+    assert (systems[3] == systems[2]).all()
 
 
 def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
@@ -450,22 +443,18 @@ def test_tta_sees_the_photo_its_mirror_image_and_its_middle(exports):
     )
     (photo,) = read_photo(ensemble.predictors, buffer.getvalue(), tta=True)
     views = views_of(photo)
-    assert (photo.width, photo.height) == (900, 500) and (
-        views[0] == views_of(*read_photo(plain.predictors, buffer.getvalue()))[0]
-    ).all()
-    assert (
-        views.shape == (3, tiny.SIZE, tiny.SIZE, 3)
-        and (views[1] == views[0][:, ::-1]).all()
-        and (views[0] != views[1]).any()
-    )
-    assert (views[2][4, :12] == tiny.color_of(0)).all() and (views[0][1] == tiny.color_of(1)).all()
+    assert (photo.width, photo.height) == (900, 500)
+    assert (views[0] == views_of(*read_photo(plain.predictors, buffer.getvalue()))[0]).all()
+    assert views.shape == (3, tiny.SIZE, tiny.SIZE, 3)
+    assert (views[1] == views[0][:, ::-1]).all()
+    assert (views[0] != views[1]).any()
+    assert (views[2][4, :12] == tiny.color_of(0)).all()
+    assert (views[0][1] == tiny.color_of(1)).all()
     seen = ensemble.run(buffer.getvalue())
     each = ensemble.predictors[0].run(views)
     wanted = np.exp(np.log(np.maximum(each.probabilities.astype(float), 1e-12)).mean(0))
-    assert (
-        seen.probabilities == pytest.approx(wanted / wanted.sum())
-        and (seen.ood == each.ood[0]).all()
-    )
+    assert seen.probabilities == pytest.approx(wanted / wanted.sum())
+    assert (seen.ood == each.ood[0]).all()
 
 
 def test_models_of_other_classes_do_not_answer_together(exports, tmp_path):
@@ -506,11 +495,10 @@ def test_a_submission_has_every_class_and_is_zipped(exports, photos, tmp_path, c
         Path(row["file"]).name for row in rows_of(tmp_path / "o.csv")
     ]
     values = {row[0]: np.array(row[1:], float) for row in rows}
-    assert (
-        all(abs(row.sum() - 1) < 1e-6 for row in values.values())
-        and values["p41.png"].argmax() == 4
-    )
-    assert np.allclose(values["broken.jpg"], 1 / 6) and "1 rows" in capsys.readouterr().err
+    assert all(abs(row.sum() - 1) < 1e-6 for row in values.values())
+    assert values["p41.png"].argmax() == 4
+    assert np.allclose(values["broken.jpg"], 1 / 6)
+    assert "1 rows" in capsys.readouterr().err
 
 
 def test_a_sample_decides_ids_titles_and_order(exports, photos, tmp_path, refused):
@@ -549,7 +537,8 @@ def test_a_sample_decides_ids_titles_and_order(exports, photos, tmp_path, refuse
     assert run(*give(names, classes)) == 0
     with open(tmp_path / "s.csv", newline="") as file:
         titles, *rows = csv.reader(file)
-    assert titles == ["image_id", *classes] and [row[0] for row in rows] == names
+    assert titles == ["image_id", *classes]
+    assert [row[0] for row in rows] == names
     assert [int(np.argmax(np.array(row[1:], float))) for row in rows] == [0, 4, 5, 4, 5, 0]
     refused("such as 'p99'", run, *give([*names, "p99"], classes))
     refused("no id for 1 of 6 photos", run, *give(names[:-1], classes))
@@ -627,12 +616,12 @@ def test_the_benchmark_times_each_step(exports, photos, tmp_path, monkeypatch, c
     assert [row[0] for row in rows[2:]] == ["1", "2"]
     for row in rows[2:]:
         decode, model, together = (float(cell.split(" / ")[0]) for cell in row[1:4])
-        assert (
-            0 < decode <= together
-            and model <= together
-            and all(float(cell) > 0 for cell in row[4:])
-        )
-    assert "machine" in told and "photos   13, " in told and not (tmp_path / "o.csv").exists()
+        assert 0 < decode <= together
+        assert model <= together
+        assert all(float(cell) > 0 for cell in row[4:])
+    assert "machine" in told
+    assert "photos   13, " in told
+    assert not (tmp_path / "o.csv").exists()
     only = tmp_path / "bad"
     only.mkdir()
     (only / "a.jpg").write_bytes(b"no")

@@ -17,6 +17,8 @@ from common.images import ImageError, encode_jpeg, read_rgb, resize_to_model
 from common.serve import predictor as bundle_module
 from common.serve.predictor import BundleError, Predictor, open_session, read_bundle, write_bundle
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -32,10 +34,14 @@ def edit(folder, change):
 
 def test_what_is_written_is_read_again(folder):
     bundle = read_bundle(folder)
-    assert bundle.tree == tiny.TREE and bundle.size == tiny.SIZE and bundle.long_side == 64
-    assert bundle.scores == ("msp", "mahalanobis") and bundle.default_model == "model.int8.onnx"
+    assert bundle.tree == tiny.TREE
+    assert bundle.size == tiny.SIZE
+    assert bundle.long_side == 64
+    assert bundle.scores == ("msp", "mahalanobis")
+    assert bundle.default_model == "model.int8.onnx"
     card = bundle.models["model.onnx"]
-    assert card.sha256 == file_sha256(folder / "model.onnx") and card.temperature == {
+    assert card.sha256 == file_sha256(folder / "model.onnx")
+    assert card.temperature == {
         "species": 1.0,
         "disease": [1.0, 1.0, 1.0],
     }
@@ -141,8 +147,10 @@ def test_predictor_runs_batches_as_single_pictures(folder):
     predictor = Predictor(folder)
     batch = np.random.default_rng(0).integers(0, 256, (5, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
     outputs = predictor.run(batch)
-    assert outputs.probabilities.shape == (5, 6) and outputs.probabilities.dtype == np.float32
-    assert outputs.ood.shape == (5, 2) and outputs.heatmap.shape == (5, tiny.CELLS, tiny.CELLS)
+    assert outputs.probabilities.shape == (5, 6)
+    assert outputs.probabilities.dtype == np.float32
+    assert outputs.ood.shape == (5, 2)
+    assert outputs.heatmap.shape == (5, tiny.CELLS, tiny.CELLS)
     np.testing.assert_allclose(outputs.probabilities.sum(1), 1, atol=1e-6)
     singles = np.concatenate([predictor.run(row[None]).probabilities for row in batch])
     np.testing.assert_allclose(outputs.probabilities, singles, atol=1e-4)

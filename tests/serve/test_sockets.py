@@ -1,5 +1,6 @@
 """The server on real sockets: slow, silent, vanishing and deaf clients, a full queue, and a stop
-that answers what it took."""
+that answers what it took.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +20,8 @@ from starlette.routing import Route
 from common.serve.http import service, sockets
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
-from common.serve.predictor import Predictor
 
 PHOTO = tiny.picture(tiny.color_of(0), kind="JPEG")
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory):
-    return Predictor(tiny.make(tmp_path_factory.mktemp("serving") / "exports"))
 
 
 @contextlib.contextmanager
@@ -80,7 +75,8 @@ def request(body=PHOTO, extra="", length=None, path="/predict"):
 
 def read(connection):
     """The next response of a connection: status and JSON; (0, None) where it was closed without
-    one."""
+    one.
+    """
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while b"\r\n\r\n" not in data:
@@ -146,7 +142,8 @@ def test_slow_and_silent_connections_are_ended_while_others_are_answered(predict
         assert time.monotonic() - begin < 8
         stop.set()
         dripper.join()
-        assert ask(live.port)[0] == 200 and live.queue.taken == 0
+        assert ask(live.port)[0] == 200
+        assert live.queue.taken == 0
         until(lambda: len(live.server.server_state.connections) == 0)
 
 
@@ -165,8 +162,10 @@ def test_what_is_no_http_gets_an_error_in_json(predictor, noise):
         with connect(live.port) as connection:
             connection.sendall(noise)
             status, told = read(connection)
-            assert status in (0, 400, 431) and (
-                status == 0 or told["error"]["code"] in ("bad_http", "too_large")
+            assert status in (0, 400, 431)
+            assert status == 0 or told["error"]["code"] in (
+                "bad_http",
+                "too_large",
             )  # 0: reset while sending
         assert ask(live.port)[0] == 200
 
@@ -273,7 +272,8 @@ def test_a_client_that_reads_slowly_gets_it_all(predictor, monkeypatch):
             while more := slow.recv(65536):
                 size += len(more)
                 time.sleep(0.02)
-            assert size > 3_000_000 and time.monotonic() - begin > 0.6
+            assert size > 3_000_000
+            assert time.monotonic() - begin > 0.6
 
 
 def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(predictor, gate):
@@ -305,9 +305,11 @@ def test_a_second_signal_stops_at_once(predictor):
     app = make_app(predictor, Settings())
     server = sockets.Server(uvicorn.Config(app), app.state.queue, worker=False)
     server.handle_exit(15, None)
-    assert app.state.queue.draining and not server.should_exit
+    assert app.state.queue.draining
+    assert not server.should_exit
     server.handle_exit(2, None)
-    assert server.should_exit and server.force_exit
+    assert server.should_exit
+    assert server.force_exit
     worker = sockets.Server(
         uvicorn.Config(app), make_app(predictor, Settings()).state.queue, worker=True
     )
@@ -344,4 +346,5 @@ def test_a_client_that_is_gone_when_a_connection_would_linger_is_let_go():
     patient = sockets.LingeringTransport(Transport(), unread=lambda: True, loop=None)
     patient.close()
     patient.close()
-    assert told == ["abort"] and patient.is_closing()
+    assert told == ["abort"]
+    assert patient.is_closing()

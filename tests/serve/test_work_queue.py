@@ -16,11 +16,6 @@ from common.serve.http.work_queue import Batcher, Busy, WorkQueue
 from common.serve.predictor import BundleError, Outputs, Predictor
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory):
-    return tiny.make(tmp_path_factory.mktemp("runners") / "exports")
-
-
 class Device:
     """Stands for a GPU: gives back each picture's first value, and waits until it may begin."""
 
@@ -89,7 +84,8 @@ def test_warming_up_runs_each_size_once():
 
 def test_batches_give_the_models_own_numbers(exports):
     """Each thread gets, to the bit, the row of the batch that its own picture was in; only rounding
-    depends on the company."""
+    depends on the company.
+    """
     predictor, ran = Predictor(exports), []
 
     def run(batch):
@@ -144,7 +140,8 @@ def test_the_cpu_is_what_auto_comes_to_where_nothing_else_is(exports, monkeypatc
         lambda: ["AzureExecutionProvider", "CPUExecutionProvider"],
     )
     predictor, name = providers.open_predictor(exports, None, "auto")
-    assert name == "cpu" and predictor.card.file == "model.int8.onnx"
+    assert name == "cpu"
+    assert predictor.card.file == "model.int8.onnx"
     with pytest.raises(BundleError, match="'cuda' is not in this ONNX Runtime. It has: cpu"):
         providers.open_predictor(exports, None, "cuda")
 
@@ -160,9 +157,11 @@ def test_a_provider_that_does_not_load_is_told_of_and_replaced_unless_it_was_nam
     )
     # the real session falls back to the CPU by itself, without an error: that must not pass unseen
     predictor, name = providers.open_predictor(exports, None, "auto")
-    assert name == "cpu" and predictor.run(
-        np.zeros((1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
-    ).probabilities.shape == (1, 6)
+    assert name == "cpu"
+    assert predictor.run(np.zeros((1, tiny.SIZE, tiny.SIZE, 3), np.uint8)).probabilities.shape == (
+        1,
+        6,
+    )
     assert "'cuda' is installed but does not work here" in capsys.readouterr().err
     with pytest.raises(BundleError, match="'cuda' does not work here"):
         providers.open_predictor(exports, None, "cuda")
@@ -173,9 +172,8 @@ def test_a_gpu_gets_the_fp16_file_and_else_the_fp32_one(tmp_path, exports):
     bundle = tiny.describe(folder)
     bundle["models"]["model.int8.onnx"]["precision"] = "int8, static"
     tiny.write_bundle(folder, bundle)
-    assert providers._files("cuda", folder) == ["model.onnx"] and providers._files(
-        "openvino", folder
-    ) == ["model.int8.onnx", "model.onnx"]
+    assert providers._files("cuda", folder) == ["model.onnx"]
+    assert providers._files("openvino", folder) == ["model.int8.onnx", "model.onnx"]
     bundle["models"]["model.int8.onnx"]["precision"] = "fp16"
     tiny.write_bundle(folder, bundle)
     assert providers._files("migraphx", folder) == ["model.int8.onnx", "model.onnx"]
@@ -183,7 +181,8 @@ def test_a_gpu_gets_the_fp16_file_and_else_the_fp32_one(tmp_path, exports):
 
 def test_a_provider_that_answers_otherwise_is_not_used(tmp_path, monkeypatch, capsys):
     """A provider that reads the INT8 file in a way of its own gets the FP32 one; one that reads
-    both wrongly is left alone."""
+    both wrongly is left alone.
+    """
     folder = tiny.make(tmp_path / "exports")
     bundle = tiny.describe(folder)
     bundle["models"]["model.int8.onnx"]["precision"] = "int8, static"
@@ -217,7 +216,8 @@ def test_a_provider_that_answers_otherwise_is_not_used(tmp_path, monkeypatch, ca
         lambda: ["OpenVINOExecutionProvider", "CPUExecutionProvider"],
     )
     predictor, name = providers.open_predictor(folder, None, "auto")
-    assert name == "openvino" and predictor.card.file == "model.onnx"
+    assert name == "openvino"
+    assert predictor.card.file == "model.onnx"
     assert "model.int8.onnx: it answers otherwise than the CPU does" in capsys.readouterr().err
     wrong.add("model.onnx")
     assert providers.open_predictor(folder, None, "auto")[1] == "cpu"
@@ -268,7 +268,8 @@ def test_an_answer_is_counted():
     found = samples(telemetry.text().decode())
     assert found['foliar_requests_total{outcome="rejected",reason="dark"}'] == 1
     assert found["foliar_in_flight"] == 3
-    assert found["foliar_photos_total"] == 2 and found["foliar_score_quantile_count"] == 1
+    assert found["foliar_photos_total"] == 2
+    assert found["foliar_score_quantile_count"] == 1
     assert found['foliar_score_quantile_bucket{le="0.95"}'] == 0
     assert found['foliar_score_quantile_bucket{le="1.0"}'] == 1
     assert found['foliar_compute_seconds_sum{stage="model"}'] == pytest.approx(0.04)

@@ -44,7 +44,8 @@ def slow_warp(
     border: str,
 ) -> np.ndarray:
     """Turn about the middle of the view, mirror it, scale to the box, read bilinearly, all in
-    float64."""
+    float64.
+    """
     x0, y0, w, h = box
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     v, u = np.mgrid[:size, :size] - (size - 1) / 2
@@ -164,7 +165,8 @@ def texture(side: int) -> np.ndarray:
 @pytest.mark.parametrize("ratio", [1.0, 1.3, 1.55, 1.65, 2.0, 2.5, 3.1, 3.3, 4.5, 6.3, 6.5, 9.0])
 def test_the_scale_that_is_chosen_is_about_the_best(ratio):
     """Against evaluation's antialiased resize of the same crop: no other scale is nearer by more
-    than 2 dB, at any shrinkage."""
+    than 2 dB, at any shrinkage.
+    """
     data = jpeg(texture(512), 92)
     full = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     size = int(480 / ratio)
@@ -223,7 +225,8 @@ def step_by_step(
     rgb: np.ndarray, b: float, c: float, s: float, turn: float, c2: float, b2: float
 ) -> np.ndarray:
     """Brightness, contrast about the mean grey of what is there by then, saturation, hue, exposure,
-    each in float64."""
+    each in float64.
+    """
     x = rgb.astype(np.float64) * b
     x = (x - (x @ LUMA).mean()) * c + (x @ LUMA).mean()
     grey = (x @ LUMA)[..., None]

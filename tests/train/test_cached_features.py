@@ -1,5 +1,6 @@
 """Cached features: those of the exact views, whatever the workers and kills; stale ones are never
-used."""
+used.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +18,13 @@ from common.console import friendly
 from common.train import cached_features, recipes
 from common.train.cached_features import CachedViews, cache_eval, cache_views
 from common.train.compute import Compute
-from common.train.dataset import EpochSampler, EvalViews, TrainViews, load_organized, make_loader
+from common.train.dataset import EpochSampler, EvalViews, TrainViews, make_loader
 from common.train.distributed import World
 from common.train.model import SwinHierarchical
 
 RECIPE = replace(recipes.get("demo"), image_size=32, batch_size=8)
 CPU = Compute(torch.device("cpu"), torch.float32)
 VIEWS, SEED = 2, 3
-
-
-@pytest.fixture(scope="module")
-def data(organized):
-    return load_organized(organized)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +80,8 @@ def same(one: CachedViews, other: CachedViews) -> bool:
 
 def test_rows_are_the_features_of_the_exact_views(model, data, whole):
     split = data.splits["train"]
-    assert (
-        whole.features.shape == (VIEWS, len(split), model.num_features)
-        and whole.features.dtype == np.float16
-    )
+    assert whole.features.shape == (VIEWS, len(split), model.num_features)
+    assert whole.features.dtype == np.float16
     views = TrainViews(split, RECIPE, SEED)
     with torch.inference_mode():
         for k in range(VIEWS):
@@ -105,9 +99,11 @@ def test_rows_are_the_features_of_the_exact_views(model, data, whole):
 
 def test_items_are_rows_by_epoch_and_picture(whole):
     features, class_idx = whole[5, 17, 4]
-    assert features.dtype == torch.float32 and type(class_idx) is int
+    assert features.dtype == torch.float32
+    assert type(class_idx) is int
     np.testing.assert_array_equal(features, whole.features[5 % VIEWS, 4].astype(np.float32))
-    assert class_idx == whole.rows["class_idx"][0, 4] and len(whole) == whole.count
+    assert class_idx == whole.rows["class_idx"][0, 4]
+    assert len(whole) == whole.count
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -117,11 +113,9 @@ def test_sampler_and_loader_work_unchanged(whole, workers):
     batches = list(make_loader(whole, workers, sampler=sampler))
     assert len(batches) == len(sampler)
     for (features, class_idx), items in zip(batches, sampler, strict=True):
-        assert (
-            features.shape == (8, whole.num_features)
-            and features.dtype == torch.float32
-            and class_idx.dtype == torch.int64
-        )
+        assert features.shape == (8, whole.num_features)
+        assert features.dtype == torch.float32
+        assert class_idx.dtype == torch.int64
         for row, target, (epoch, _, i) in zip(features, class_idx, items, strict=True):
             np.testing.assert_array_equal(row, whole.features[epoch % VIEWS, i].astype(np.float32))
             assert target == whole.rows["class_idx"][0, i]
@@ -165,9 +159,8 @@ def test_the_backbone_stands_still_while_it_is_cached(model, data, whole, tmp_pa
     made = make(model, data, tmp_path)
     assert model.backbone.training, "left in the mode it was in"
     model.eval()
-    assert same(made, whole) and all(
-        torch.equal(value, before[key]) for key, value in model.state_dict().items()
-    )
+    assert same(made, whole)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 # endregion
@@ -206,7 +199,8 @@ def test_killed_it_goes_on_from_the_last_whole_block(
     assert same(make(model, data, tmp_path), whole)
     assert sum(calls) == VIEWS * whole.count - 10 * (after // 3)
     calls.clear()
-    assert same(make(model, data, tmp_path), whole) and not calls, "all there"
+    assert same(make(model, data, tmp_path), whole), "all there"
+    assert not calls, "all there"
 
 
 def test_a_file_cut_short_is_filled_again(model, data, whole, tmp_path, forwards):
@@ -228,7 +222,8 @@ def test_processes_share_the_work(model, data, whole, tmp_path, forwards, monkey
     # one of the rest
     assert first < sum(forwards) < VIEWS * whole.count
     make(model, data, tmp_path)
-    assert sum(forwards) == VIEWS * whole.count and same(made, whole), "no block twice"
+    assert sum(forwards) == VIEWS * whole.count, "no block twice"
+    assert same(made, whole), "no block twice"
 
 
 # endregion
@@ -238,12 +233,14 @@ def test_processes_share_the_work(model, data, whole, tmp_path, forwards, monkey
 
 def test_more_views_are_added_and_fewer_are_a_part(model, data, whole, tmp_path, forwards):
     make(model, data, tmp_path, views=1)
-    assert same(make(model, data, tmp_path), whole) and sum(forwards) == VIEWS * whole.count
+    assert same(make(model, data, tmp_path), whole)
+    assert sum(forwards) == VIEWS * whole.count
     forwards.clear()
     np.testing.assert_array_equal(
         make(model, data, tmp_path, views=1).features[0], whole.features[0]
     )
-    assert same(make(model, data, tmp_path), whole) and not forwards
+    assert same(make(model, data, tmp_path), whole)
+    assert not forwards
 
 
 CHANGES = {
@@ -267,7 +264,8 @@ def test_what_was_made_of_anything_else_is_made_anew(
     parameter.data[0] += change == "weights"
     made = make(model, data, tmp_path, **CHANGES[change])
     parameter.data.copy_(before)
-    assert sum(forwards) == VIEWS * made.count and "made anew" in capsys.readouterr().out
+    assert sum(forwards) == VIEWS * made.count
+    assert "made anew" in capsys.readouterr().out
 
 
 def test_settings_without_an_effect_on_features_leave_them(model, data, tmp_path, forwards):
@@ -319,7 +317,8 @@ def test_every_setting_that_a_view_reads_is_among_those_compared(data):
             return getattr(replace(RECIPE, randaugment_ops=1), name)
 
     _ = TrainViews(data.splits["train"], Watched(), 0)[0, 0, 0]
-    assert asked <= set(cached_features.VIEW_SETTINGS) and "image_size" in asked
+    assert asked <= set(cached_features.VIEW_SETTINGS)
+    assert "image_size" in asked
 
 
 # endregion
@@ -367,11 +366,9 @@ def test_out_of_memory_takes_smaller_pieces(model, data, whole, tmp_path, monkey
 
     monkeypatch.setattr(model, "features", features)
     made = make(model, data, tmp_path)
-    assert (
-        sizes[:4] == [4, 2, 1, 1]
-        and set(sizes[4:]) == {1}
-        and "1 pictures at once" in capsys.readouterr().out
-    )
+    assert sizes[:4] == [4, 2, 1, 1]
+    assert set(sizes[4:]) == {1}
+    assert "1 pictures at once" in capsys.readouterr().out
     np.testing.assert_allclose(
         made.features.astype(float), whole.features.astype(float), rtol=2e-3, atol=1e-3
     )

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, readable without code, and refused in a sentence where they do
-not fit."""
+not fit.
+"""
 
 from __future__ import annotations
 

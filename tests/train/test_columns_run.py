@@ -1,5 +1,6 @@
 """Every protocol's column runs by name, at tiny size: flat ones on hierarchical and on flat data,
-and through to an export."""
+and through to an export.
+"""
 
 from __future__ import annotations
 
@@ -122,4 +123,5 @@ def test_a_flat_column_on_flat_data_goes_through_to_an_export(tmp_path, capsys):
         == 0
     )
     report = json.loads((tmp_path / "exports" / "report.json").read_text())
-    assert report["test"]["top1_agreement"] >= 0.99 and report["data"]["classes"] == 7
+    assert report["test"]["top1_agreement"] >= 0.99
+    assert report["data"]["classes"] == 7

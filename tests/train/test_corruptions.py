@@ -1,5 +1,6 @@
 """Camera faults and holes: every one against a slow plain reference in float64, and how often they
-are drawn."""
+are drawn.
+"""
 
 from __future__ import annotations
 
@@ -286,7 +287,9 @@ def test_drawn_parameters_fill_their_ranges(monkeypatch):
         monkeypatch.setattr(corruptions, name, note(name))
     rng = np.random.default_rng(0)
     for _ in range(3000):
-        camera_corruptions(photo(8, 8), replace(NONE, jpeg_p=0.5, shadow_p=0.5, grid_p=0.5), 1.0, rng)
+        camera_corruptions(
+            photo(8, 8), replace(NONE, jpeg_p=0.5, shadow_p=0.5, grid_p=0.5), 1.0, rng
+        )
     for values, low, high in [
         ([std**2 for std, _ in seen["gaussian_noise"]], 10, 50),
         ([shift for shift, _, _ in seen["iso_noise"]], 0.01, 0.05),

@@ -315,7 +315,8 @@ def test_a_shard_that_broke_is_named_with_the_place(sharded, tmp_path, capfd):
 
 def test_pictures_held_out_are_in_no_split(copy, data):
     """Their species are not in the class tree; near-duplicates of other leaves may stand
-    between."""
+    between.
+    """
     manifest = copy / "manifest.csv"
     rows = rows_of(manifest)
     for i, name in enumerate(("holdout_species", "holdout_diseases")):
@@ -338,7 +339,8 @@ def test_pictures_held_out_are_in_no_split(copy, data):
 
 def test_a_large_manifest_is_read_in_parts(copy, data, monkeypatch, refused):
     """Parts end in the middle of splits and of shards, and lines are counted on, over quoted line
-    ends too."""
+    ends too.
+    """
     monkeypatch.setattr("common.train.manifest.AT_ONCE", 5)
     again = load_organized(copy)
     for name, split in data.splits.items():

@@ -1,5 +1,6 @@
 """Distillation: the loss against a plain reference, and which answers of the teacher count in a
-phase."""
+phase.
+"""
 
 from __future__ import annotations
 

@@ -21,21 +21,17 @@ from common.train.recipes import get
 def test_shares_are_whole_and_nearly_equal(count):
     shares = [World(rank, 3).share(count) for rank in range(3)]
     rows = [row for share in shares for row in range(count)[share]]
-    assert (
-        rows == list(range(count))
-        and max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
-    )
+    assert rows == list(range(count))
+    assert max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
 
 
 def test_alone_nothing_changes():
     parameter = torch.nn.Parameter(torch.ones(2))
     SINGLE_PROCESS.sum_gradients([parameter])
-    assert (
-        parameter.grad is None
-        and SINGLE_PROCESS.is_main
-        and SINGLE_PROCESS.gather(3) == [3]
-        and SINGLE_PROCESS.any(True, torch.device("cpu"))
-    )
+    assert parameter.grad is None
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.gather(3) == [3]
+    assert SINGLE_PROCESS.any(True, torch.device("cpu"))
     assert SINGLE_PROCESS.share(7) == slice(0, 7)
 
 
@@ -82,7 +78,8 @@ FLAGS = [
 
 def test_two_processes_end_where_one_ends(organized, tmp_path):
     """30 steps with MixUp, CutMix, stochastic depth and an average of the weights; each process
-    sees half of each batch."""
+    sees half of each batch.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -104,9 +101,8 @@ def test_two_processes_end_where_one_ends(organized, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("next: python 02b") == 1 and "2 processes x 1 x 4" in done.stdout, (
-        "one process speaks"
-    )
+    assert done.stdout.count("next: python 02b") == 1, "one process speaks"
+    assert "2 processes x 1 x 4" in done.stdout, "one process speaks"
     assert run("02a_train_species", *where, tmp_path / "one", *FLAGS, "--device-batch", 4) == 0
     one, two = (
         checkpoint.load(tmp_path / name / "species_only" / "last.pt") for name in ("one", "two")

@@ -1,5 +1,6 @@
 """The weights of a run are the same bits with any number of loader workers, however the system
-starts processes."""
+starts processes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from same_runs import same, same_run
 from common.train import recipes
 from common.train.augment import draw_mix
 from common.train.compute import Compute
-from common.train.dataset import EpochSampler, TrainViews, load_organized, make_loader
+from common.train.dataset import EpochSampler, TrainViews, make_loader
 from common.train.loop import Work, step_draws, training_step
 from common.train.model import SwinHierarchical
 from common.train.optim import make_optimizer, set_rates, set_trainable
@@ -33,7 +34,8 @@ METHODS = [
 @contextlib.contextmanager
 def started_by(method: str) -> Iterator[None]:
     """Make `method` the system's way to start processes: fork on most of Linux, forkserver there
-    from Python 3.14, spawn elsewhere."""
+    from Python 3.14, spawn elsewhere.
+    """
     before = multiprocessing.get_start_method(allow_none=True)
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(
@@ -55,7 +57,8 @@ RECIPE = replace(recipes.get("foliar"), image_size=32, batch_size=8, mix_share=1
 
 def short_run(data, workers: int) -> dict[str, object]:
     """All batches of two epochs, and the weights after a step on each: species and disease, MixUp
-    or CutMix, dropout."""
+    or CutMix, dropout.
+    """
     split, batches = data.splits["train"], []
     torch.manual_seed(0)
     model = SwinHierarchical(
@@ -83,11 +86,6 @@ def short_run(data, workers: int) -> dict[str, object]:
             batches.append([images, class_idx, loss])
     assert len(batches) == 2 * len(sampler) > 8
     return {"batches": batches, "model": model.state_dict()}
-
-
-@pytest.fixture(scope="module")
-def data(organized):
-    return load_organized(organized)
 
 
 @pytest.fixture(scope="module")

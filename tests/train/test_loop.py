@@ -1,5 +1,6 @@
 """The loop: signals, memory that runs out, numbers that are none, averages, phases that end early,
-teachers."""
+teachers.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +56,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     monkeypatch.setattr(Run, "take_step", counting)
     with pytest.raises(SystemExit) as caught:
         train(organized, tmp_path)
-    assert caught.value.code == 143 and len(taken) == at, (
-        "the step is finished, and no other is taken"
-    )
+    assert caught.value.code == 143, "the step is finished, and no other is taken"
+    assert len(taken) == at, "the step is finished, and no other is taken"
     assert "and saved" in capfd.readouterr().out
     monkeypatch.setattr(Run, "take_step", honest)
     again = train(organized, tmp_path)
@@ -95,15 +95,14 @@ def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(
 
     monkeypatch.setattr(loop, "hierarchical_loss", hungry)
     parts = train(organized, tmp_path / "parts", *flags)
-    assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
+    assert sizes[:3] == [8, 4, 2]
+    assert set(sizes[3:]) == {2}
     assert (
         weights_differ(parts.model, whole.model) < 1e-4
     )  # 2e-5 seen: sums in another order, which AdamW divides by their size
     told = capfd.readouterr().err
-    assert (
-        "going on with 4 images at once and 2 pieces per step" in told
-        and "--device-batch 2 starts so" in told
-    )
+    assert "going on with 4 images at once and 2 pieces per step" in told
+    assert "--device-batch 2 starts so" in told
 
 
 def test_memory_for_not_even_one_picture_is_told(organized, tmp_path, monkeypatch, refused):
@@ -143,14 +142,14 @@ def test_a_step_that_is_no_number_stops_or_is_left_out(organized, tmp_path, monk
         for line in (tmp_path / "skips" / "species_only" / "log.jsonl").read_text().splitlines()
     ]
     assert [row["skipped_steps"] for row in rows] == [1] + [0] * (len(rows) - 1)
-    assert all(torch.isfinite(v).all() for v in left.model.values()) and all(
-        row["train_loss"] < 10 for row in rows
-    )
+    assert all(torch.isfinite(v).all() for v in left.model.values())
+    assert all(row["train_loss"] < 10 for row in rows)
 
 
 def test_the_average_follows_the_weights_and_is_what_is_judged(organized, tmp_path, plain):
     averaged = train(organized, tmp_path, "--ema-decay", "0.9")
-    assert plain.ema is None and averaged.ema is not None
+    assert plain.ema is None
+    assert averaged.ema is not None
     assert 0 < weights_differ(averaged.ema, averaged.model) < 1
     best = checkpoint.load(checkpoint.find_best(tmp_path / "species_only"))
     assert weights_differ(checkpoint.build_model(best).state_dict(), best["ema"]) == 0, (
@@ -197,10 +196,8 @@ def test_a_killed_run_with_an_average_goes_on_bit_for_bit(organized, tmp_path, m
             train(organized, tmp_path / f"cut{at}", *flags)
         monkeypatch.setattr(Run, "take_step", honest)
         again = train(organized, tmp_path / f"cut{at}", *flags)
-        assert (
-            weights_differ(again.model, whole.model) == 0
-            and weights_differ(again.ema, whole.ema) == 0
-        )
+        assert weights_differ(again.model, whole.model) == 0
+        assert weights_differ(again.ema, whole.ema) == 0
 
 
 def test_a_phase_that_no_longer_improves_ends_early(organized, tmp_path, monkeypatch):
@@ -211,9 +208,8 @@ def test_a_phase_that_no_longer_improves_ends_early(organized, tmp_path, monkeyp
         for line in (tmp_path / "species_only" / "log.jsonl").read_text().splitlines()
     ]
     warm = [row for row in rows if row["phase"].startswith("A1")]
-    assert len(warm) == 3 and warm[-1]["stopped_early"], (
-        "the first epoch, and two that were no better"
-    )
+    assert len(warm) == 3, "the first epoch, and two that were no better"
+    assert warm[-1]["stopped_early"], "the first epoch, and two that were no better"
     assert [row["epoch"] for row in rows][:4] == [1, 2, 3, 7], (
         "the next phase begins where it was planned"
     )
@@ -282,6 +278,7 @@ def test_a_checkpoint_is_judged_without_training(trained, capsys):
     assert run("02b_train_disease", *flags) == 0
     folder = best.with_name(f"{best.stem} on test")
     try:
-        assert (folder / "report.md").is_file() and "species" in capsys.readouterr().out
+        assert (folder / "report.md").is_file()
+        assert "species" in capsys.readouterr().out
     finally:
         shutil.rmtree(folder)

@@ -1,5 +1,6 @@
 """Losses against slow plain references, what padding must not do, flat models, and the log-prior of
-balanced softmax."""
+balanced softmax.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from common.train import losses, recipes
 from common.train.heads import PADDING
 from common.train.losses import class_loss, cross_entropy, focal_loss
 from common.train.model import SwinHierarchical, log_priors
+
+pytestmark = pytest.mark.smoke
 
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
 COUNTS = np.array([100, 10, 1, 30, 0, 50])
@@ -50,7 +53,8 @@ def test_equals_the_plain_reference(gamma, smoothing, soft):
         plain(r, s, gamma, 0.25, smoothing)
         for r, s in zip(logits.tolist(), share.tolist(), strict=True)
     ]
-    assert got.shape == (20,) and got.dtype == torch.float32
+    assert got.shape == (20,)
+    assert got.dtype == torch.float32
     torch.testing.assert_close(got, torch.tensor(want), rtol=2e-5, atol=1e-6)
 
 
@@ -108,9 +112,9 @@ def test_a_single_class_costs_nothing(gamma, width):
         classes=torch.ones(3, dtype=torch.int64),
     )
     loss.sum().backward()
-    assert (
-        (loss == 0).all() and torch.isfinite(logits.grad).all() and logits.grad.abs().max() < 1e-6
-    )
+    assert (loss == 0).all()
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -159,9 +163,8 @@ def test_cross_entropy_leaves_padding_out(smoothing):
     torch.testing.assert_close(loss, alone, rtol=1e-5, atol=1e-6)
     assert loss[2] == 0, "a species with one disease costs nothing"
     loss.sum().backward()
-    assert (padded.grad[torch.arange(5) >= sizes[:, None]] == 0).all() and torch.isfinite(
-        padded.grad
-    ).all()
+    assert (padded.grad[torch.arange(5) >= sizes[:, None]] == 0).all()
+    assert torch.isfinite(padded.grad).all()
 
 
 def test_the_recipe_chooses_the_loss():
@@ -254,7 +257,8 @@ def test_the_prior_is_added_to_the_logits(classes):
 
 def test_the_prior_makes_a_rare_class_as_likely_as_a_frequent_one():
     """100 pictures of one leaf and 1 of another that look the same: plain training says 99 %,
-    balanced softmax 50 %."""
+    balanced softmax 50 %.
+    """
     tree, counts = ClassTree(("a",), (("common", "rare"),)), np.array([100, 1])
     answers = {}
     for tail in ("none", "balanced_softmax"):
@@ -273,9 +277,8 @@ def test_the_prior_makes_a_rare_class_as_likely_as_a_frequent_one():
         answers[tail] = float(
             model.probabilities(features[:1], model.species_logits(features[:1]))[0, 1].detach()
         )
-    assert answers["none"] == pytest.approx(1 / 101, rel=0.05) and answers[
-        "balanced_softmax"
-    ] == pytest.approx(0.5, rel=0.02)
+    assert answers["none"] == pytest.approx(1 / 101, rel=0.05)
+    assert answers["balanced_softmax"] == pytest.approx(0.5, rel=0.02)
 
 
 def test_the_neck_stands_between_feature_and_heads():

@@ -122,7 +122,8 @@ def test_ranks_routes_and_flat_answers_by_hand():
 
 def test_the_summed_species_is_the_species_head():
     """P(species) P(disease | species), as the model makes it: the largest sum over leaves is the
-    species head's argmax."""
+    species head's argmax.
+    """
     rng = np.random.default_rng(4)
     head = rng.dirichlet(np.ones(3), 300)
     within = np.concatenate([rng.dirichlet(np.ones(n), 300) for n in (4, 1, 2)], axis=1)

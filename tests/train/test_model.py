@@ -1,5 +1,6 @@
 """Packed disease heads against a ModuleDict of nn.Linear, probabilities, and backbones of every
-layout."""
+layout.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def dense(heads: DiseaseHeads, features: torch.Tensor, species: torch.Tensor) ->
 @pytest.fixture(scope="module")
 def large():
     """320 species, 11,499 leaves, a batch of 256: heads, modules, features, species, diseases and
-    the loop's results."""
+    the loop's results.
+    """
     tree = ragged_tree()
     sizes = np.diff(tree.offsets)
     assert (tree.num_species, tree.num_classes, sizes.min(), sizes.max()) == (320, 11499, 3, 300)
@@ -117,13 +119,14 @@ def test_packed_heads_equal_a_module_dict(large, path):
         (heads.bias.grad, bias),
     ):
         off = float((got - want).detach().abs().max())
-        assert off < 1e-5 and off < 1e-4 * float(want.abs().max())
+        assert off < 1e-5
+        assert off < 1e-4 * float(want.abs().max())
     absent = torch.ones(320, dtype=torch.bool)
     absent[species] = False
     rows = absent.repeat_interleave(heads.sizes)
-    assert (
-        absent.any() and (heads.weight.grad[rows] == 0).all() and (heads.bias.grad[rows] == 0).all()
-    )
+    assert absent.any()
+    assert (heads.weight.grad[rows] == 0).all()
+    assert (heads.bias.grad[rows] == 0).all()
 
 
 def test_the_sorted_path_gives_the_same_logits_and_padding(large):
@@ -181,16 +184,15 @@ def test_memory_of_a_gradient_is_taken_again_but_never_from_under_one_in_use():
     wanted = [weight_gradient(copy.deepcopy(heads), x, species).clone() for species in (one, two)]
     place = weight_gradient(heads, x, one).data_ptr()
     heads.weight.grad.fill_(torch.nan)  # what clipping by an infinite norm leaves behind
-    assert weight_gradient(heads, x, two).data_ptr() == place and torch.equal(
-        heads.weight.grad, wanted[1]
-    )
+    assert weight_gradient(heads, x, two).data_ptr() == place
+    assert torch.equal(heads.weight.grad, wanted[1])
     held = heads.weight.grad
     assert weight_gradient(heads, x, one).data_ptr() != place
-    assert torch.equal(held, wanted[1]) and torch.equal(heads.weight.grad, wanted[0])
+    assert torch.equal(held, wanted[1])
+    assert torch.equal(heads.weight.grad, wanted[0])
     again = pickle.loads(pickle.dumps(heads))
-    assert torch.equal(weight_gradient(again, x, two), wanted[1]) and torch.equal(
-        heads.weight.grad, wanted[0]
-    )
+    assert torch.equal(weight_gradient(again, x, two), wanted[1])
+    assert torch.equal(heads.weight.grad, wanted[0])
 
 
 def test_features_that_need_no_gradient_change_nothing_for_the_heads(large):
@@ -202,7 +204,8 @@ def test_features_that_need_no_gradient_change_nothing_for_the_heads(large):
 @pytest.mark.parametrize("skipping", [False, True])
 def test_adamw_treats_heads_without_a_sample_as_it_treats_gradients_of_zero(skipping):
     """The loop's default, gradients of None, lets them stand still instead: no decay, no
-    momentum."""
+    momentum.
+    """
     torch.manual_seed(1)
     heads, x = DiseaseHeads(8, SMALL), torch.randn(6, 6, 8)
     modules = as_modules(heads, SMALL)
@@ -286,7 +289,8 @@ def serving(model: SwinHierarchical, species_t: float, disease_t: float) -> Serv
 )
 def test_backbones_of_every_layout(name, arguments, cells):
     """Feature, map and heatmap for convolutions (NCHW), a Swin (NHWC), tokens, and layers behind
-    the pooling."""
+    the pooling.
+    """
     torch.manual_seed(0)
     model = SwinHierarchical(
         name,
@@ -299,11 +303,9 @@ def test_backbones_of_every_layout(name, arguments, cells):
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
         features, species = model(images)
-        assert (
-            features.shape == (4, model.num_features)
-            and features.dtype == torch.float32
-            and species.shape == (4, 3)
-        )
+        assert features.shape == (4, model.num_features)
+        assert features.dtype == torch.float32
+        assert species.shape == (4, 3)
         pixels = (
             images.permute(0, 3, 1, 2) / 255.0 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
         ) / 0.2
@@ -313,23 +315,26 @@ def test_backbones_of_every_layout(name, arguments, cells):
             feature_map, model.feature_map(images), rtol=1e-3, atol=1e-4
         )  # what is exported is what was trained
         torch.testing.assert_close(seen.float(), features, rtol=1e-3, atol=1e-4)
-        assert layers.shape[1] > model.num_features and torch.isfinite(layers).all()
+        assert layers.shape[1] > model.num_features
+        assert torch.isfinite(layers).all()
         probabilities, ood, heatmap = serving(model, 1.5, 0.8)(images)
         want = model.probabilities(features, species, 1.5, 0.8)
     torch.testing.assert_close(probabilities, want, rtol=1e-3, atol=1e-4)
-    assert (
-        probabilities.shape == (4, 6)
-        and ood.shape == (4, len(SCORES))
-        and heatmap.shape[1] == heatmap.shape[2] >= cells
-    )
-    assert heatmap.min() >= 0 and heatmap.max() <= 1 and torch.isfinite(ood).all()
+    assert probabilities.shape == (4, 6)
+    assert ood.shape == (4, len(SCORES))
+    assert heatmap.shape[1] == heatmap.shape[2] >= cells
+    assert heatmap.min() >= 0
+    assert heatmap.max() <= 1
+    assert torch.isfinite(ood).all()
     if heatmap.shape[1] > 1:
-        assert (heatmap.amax((1, 2)) == 1).all() and (heatmap.amin((1, 2)) == 0).all()
+        assert (heatmap.amax((1, 2)) == 1).all()
+        assert (heatmap.amin((1, 2)) == 0).all()
 
 
 def test_the_heatmap_is_the_class_activation():
     """Where the head is linear on the pooled map, activations average to the logit of the leaf but
-    for its bias."""
+    for its bias.
+    """
     torch.manual_seed(2)
     model = SwinHierarchical("test_resnet", SMALL, image_size=64).eval()
     images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
@@ -396,9 +401,8 @@ def test_a_flat_model_is_one_softmax_over_all_classes():
         @ torch.nn.functional.one_hot(torch.from_numpy(SMALL.class_species.copy())).float()
     )
     torch.testing.assert_close(species.softmax(1), sums, rtol=1e-5, atol=1e-7)
-    assert model.species_head is None and not any(
-        "species_head" in name for name in model.state_dict()
-    )
+    assert model.species_head is None
+    assert not any("species_head" in name for name in model.state_dict())
     torch.testing.assert_close(
         model.probabilities(hidden, species, 2.0, 0.5).sum(1), torch.ones(20)
     )
@@ -418,18 +422,17 @@ def test_head_parameters():
     def parts(of: SwinHierarchical, part: str) -> set[str]:
         return {names[id(p)].split(".")[0] for p in of.head_parameters(part)}
 
-    assert parts(model, "species") == {"species_head", "neck"} and parts(model, "disease") == {
-        "disease_heads"
-    }
+    assert parts(model, "species") == {"species_head", "neck"}
+    assert parts(model, "disease") == {"disease_heads"}
     assert parts(model, "all") == {"species_head", "disease_heads", "neck"}
-    assert parts(flat, "species") == parts(flat, "all") == {"disease_heads", "neck"} and parts(
-        flat, "disease"
-    ) == {"disease_heads"}
+    assert parts(flat, "species") == parts(flat, "all") == {"disease_heads", "neck"}
+    assert parts(flat, "disease") == {"disease_heads"}
 
 
 def test_the_neck_drops_out_in_training_only():
     model = small(neck={"dropout": 0.3, "width": 512, "dropout_after": 0.15})
-    assert model.disease_heads.weight.shape == (6, 512) and model.species_head.weight.shape == (
+    assert model.disease_heads.weight.shape == (6, 512)
+    assert model.species_head.weight.shape == (
         3,
         512,
     )
@@ -445,7 +448,8 @@ def test_the_neck_drops_out_in_training_only():
 
 def test_weights_and_random_numbers_of_the_plain_model_are_as_they_were():
     """Heads are drawn before the neck, so that a seed gives the weights that it gave before there
-    were necks."""
+    were necks.
+    """
     torch.manual_seed(3)
     plain = SwinHierarchical("test_resnet", SMALL, image_size=32)
     torch.manual_seed(3)
@@ -457,9 +461,8 @@ def test_weights_and_random_numbers_of_the_plain_model_are_as_they_were():
         torch.equal(a, b)
         for a, b in zip(plain.backbone.parameters(), backbone.parameters(), strict=True)
     )
-    assert torch.equal(plain.species_head.weight, linear.weight) and torch.equal(
-        plain.disease_heads.weight, disease
-    )
+    assert torch.equal(plain.species_head.weight, linear.weight)
+    assert torch.equal(plain.disease_heads.weight, disease)
     assert {name.split(".")[0] for name in plain.state_dict()} == {
         "backbone",
         "species_head",
@@ -484,7 +487,8 @@ def test_a_checkpoint_rebuilds_it(more, tmp_path):
     with torch.inference_mode():
         for got, want in zip(again(images), model(images), strict=True):
             assert torch.equal(got, want)
-    assert again.flat == model.flat and again.settings == model.settings
+    assert again.flat == model.flat
+    assert again.settings == model.settings
 
 
 @pytest.mark.parametrize(
@@ -493,7 +497,8 @@ def test_a_checkpoint_rebuilds_it(more, tmp_path):
 )
 def test_what_is_served_of_flat_models_and_necks(more):
     """Probabilities as trained; and the map of a leaf averages to the slope of its logits by the
-    pooled feature."""
+    pooled feature.
+    """
     model = small(**more)
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():

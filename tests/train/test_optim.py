@@ -1,5 +1,6 @@
 """What learns in a phase: blocks from the top, modes, groups, rates by depth, and the cosine of
-each group."""
+each group.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ SHARES = [
 )
 def test_a_share_of_the_blocks_learns_from_the_top(name, share, count, want):
     backbone = bare(name)
-    assert len(optim.blocks(backbone)) == count and roots(optim.trainable_names(backbone, share)) == want
+    assert len(optim.blocks(backbone)) == count
+    assert roots(optim.trainable_names(backbone, share)) == want
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -86,11 +88,9 @@ def test_blocks_hold_every_parameter_once(name):
     names = [p for p, _ in backbone.named_parameters()]
     assert sorted(p for block in optim.blocks(backbone) for p in block) == sorted(names)
     shares = [optim.trainable_names(backbone, s / 20) for s in range(21)]
-    assert (
-        all(a <= b for a, b in zip(shares, shares[1:], strict=False))
-        and shares[0] == set()
-        and shares[-1] == set(names)
-    )
+    assert all(a <= b for a, b in zip(shares, shares[1:], strict=False))
+    assert shares[0] == set()
+    assert shares[-1] == set(names)
     assert set(optim.depth_scales(backbone, 0.7)) == set(names)
 
 
@@ -133,10 +133,8 @@ def test_modes_of_whole_phases():
     a1, a2, _ = recipes.species_phases(BASE)
     for phase, learns in ((a1, False), (a2, True), (a1, False)):
         optim.set_trainable(model, phase)
-        assert (
-            all(m.training == learns for m in model.backbone.modules())
-            and model.species_head.training
-        )
+        assert all(m.training == learns for m in model.backbone.modules())
+        assert model.species_head.training
         assert all(p.requires_grad == learns for p in model.backbone.parameters())
 
 
@@ -185,18 +183,16 @@ def test_layer_decay_by_hand():
     }
     for name, depth in want.items():
         assert found[name] == pytest.approx(lr * 0.5**depth, rel=1e-12), name
-    assert (
-        found["species_head.weight"] == lr
-        and len(found) == len(list(model.backbone.parameters())) + 2
-    )
+    assert found["species_head.weight"] == lr
+    assert len(found) == len(list(model.backbone.parameters())) + 2
 
 
 def test_layer_decay_reaches_every_rate_of_a_stage():
     found = optim.depth_scales(bare("resnet50"), 0.9)
-    assert found["layer4.2.conv3.weight"] == pytest.approx(0.9) and found[
-        "layer4.0.conv1.weight"
-    ] == pytest.approx(0.9**3)
-    assert found["conv1.weight"] == pytest.approx(0.9**17) and len(set(found.values())) == 17
+    assert found["layer4.2.conv3.weight"] == pytest.approx(0.9)
+    assert found["layer4.0.conv1.weight"] == pytest.approx(0.9**3)
+    assert found["conv1.weight"] == pytest.approx(0.9**17)
+    assert len(set(found.values())) == 17
     assert set(optim.depth_scales(bare("resnet50"), 1.0).values()) == {1.0}
 
 

@@ -1,7 +1,8 @@
 """The published protocols, number by number, and what each step of them trains at which rate.
 
 Written from the sources as data, not from the tables: a slip in common/train/protocols.py, in the
-phases or in the optimizer shows."""
+phases or in the optimizer shows.
+"""
 
 from __future__ import annotations
 
@@ -247,7 +248,8 @@ def test_every_level_of_a_column_is_there():
 
 class Stage(NamedTuple):
     """What a source says about a phase: epochs; rates of head and backbone, first and last; what
-    learns, and by which losses."""
+    learns, and by which losses.
+    """
 
     name: str
     epochs: int
@@ -392,7 +394,8 @@ def network(recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch) -> SwinHier
 
 def depth(name: str) -> int:
     """How many layers stand above a parameter of Swin-Small and itself: 2, 2, 18 and 2 blocks,
-    below them the patches."""
+    below them the patches.
+    """
     parts = name.removeprefix(ALL).split(".")
     if parts[0] != "layers":
         return 25 if parts[0] == "patch_embed" else 1  # the last norm goes with the last block
@@ -436,9 +439,10 @@ def check(
             id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]
         }
         names = {name for name, _ in model.named_parameters() if name.startswith(stage.learns)}
-        assert {name for name, p in model.named_parameters() if p.requires_grad} == names and len(
-            group_of
-        ) == len(names), phase.name
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == names, (
+            phase.name
+        )
+        assert len(group_of) == len(names), phase.name
         for name, module in model.backbone.named_modules():
             if own := [p.requires_grad for p in module.parameters()]:
                 assert module.training == any(own), (
@@ -499,7 +503,8 @@ TOPS = {
 @pytest.mark.parametrize("backbone", TOPS)
 def test_the_other_networks_of_three_stage(backbone, monkeypatch):
     """The source unfreezes features[int(0.7 N):]: torchvision's features 6, 7, 8 of 9, and 9 to 12
-    of 13."""
+    of 13.
+    """
     recipe = replace(recipes.get("three_stage"), backbone=backbone)
     first, second, third = STAGES["three_stage"]
     check(
@@ -512,7 +517,8 @@ def test_the_other_networks_of_three_stage(backbone, monkeypatch):
 @pytest.mark.parametrize("column", recipes.COLUMNS)
 def test_a_step_of_every_column_moves_what_learns(column):
     """On a small network, to the end of the line: loss, gradient, clipping (none where the norm is
-    0), rates, AdamW."""
+    0), rates, AdamW.
+    """
     recipe = replace(
         recipes.get(column), backbone="test_resnet", backbone_args="", image_size=32, batch_size=8
     )
@@ -534,7 +540,8 @@ def test_a_step_of_every_column_moves_what_learns(column):
         work = loop.Work(model, optimizer, CPU.scaler(), CPU, phase, recipe, 8, 8)
         optim.set_rates(optimizer, phase.lr)
         loss = loop.training_step(work, images, torch.arange(8) % 6, Mix(torch.arange(8)))
-        assert math.isfinite(float(loss)) and float(loss) > 0
+        assert math.isfinite(float(loss))
+        assert float(loss) > 0
         for name, parameter in model.named_parameters():
             # a residual branch that ends in a norm of weight 0 has no gradient at first
             moved = (
@@ -559,9 +566,8 @@ def test_stochastic_depth_reaches_the_network(monkeypatch):
         for n, m in network(recipe, monkeypatch).backbone.named_modules()
         if n.endswith("drop_path2")
     ]
-    assert len(shares) == 12 and shares == pytest.approx(
-        [0.2 * i / 11 for i in range(12)], abs=1e-6
-    )
+    assert len(shares) == 12
+    assert shares == pytest.approx([0.2 * i / 11 for i in range(12)], abs=1e-6)
 
 
 def test_weights_of_losses_and_sampling():

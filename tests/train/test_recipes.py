@@ -1,5 +1,6 @@
 """The recipe tables: the checks on them, and the flags and phases made from them (published
-numbers: test_protocols.py)."""
+numbers: test_protocols.py).
+"""
 
 from __future__ import annotations
 
@@ -379,7 +380,8 @@ def test_the_page_of_recipes_shows_the_printed_table():
         check=True,
     ).stdout
     page = (ROOT / "common/train/RECIPES.md").read_text(encoding="utf-8")
-    assert "<!-- recipes -->" in page and "<!-- /recipes -->" in page
+    assert "<!-- recipes -->" in page
+    assert "<!-- /recipes -->" in page
     shown = page.split("<!-- recipes -->")[1].split("<!-- /recipes -->")[0]
     assert shown.strip() == printed.strip() == recipes.markdown().strip()
     assert all(f"`{f.name}`" in printed for f in fields(recipes.Recipe) if f.name != "source")

@@ -1,5 +1,6 @@
 """02a and 02b: what they leave, and that a run killed at any moment ends with the same weights, bit
-for bit."""
+for bit.
+"""
 
 from __future__ import annotations
 
@@ -172,7 +173,8 @@ def start(data: Path, checkpoints: Path, *flags: object, driver: str = "") -> su
 
 def test_killed_within_an_epoch_it_ends_the_same(organized, whole, tmp_path):
     """kill -9 as soon as a state within an epoch of A2 is there, wherever the process is by
-    then."""
+    then.
+    """
     process = start(organized, tmp_path, *FEW, "--save-minutes", "0.000001")
     last, limit = tmp_path / "species_only" / "last.pt", time.monotonic() + 60
     while time.monotonic() < limit and process.poll() is None:
@@ -316,7 +318,8 @@ def test_a_run_of_no_epochs_is_told(organized, tmp_path, refused):
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(organized, tmp_path, refused):
     """A rate that explodes: the sentence comes, and no state with NaN is on disk, however often
-    states are saved."""
+    states are saved.
+    """
     wild = [
         "--species-warmup-epochs",
         0,

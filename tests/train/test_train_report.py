@@ -104,7 +104,8 @@ def test_classes_without_pictures_and_trees_without_a_tail():
 
 def test_classes_of_one_to_three_pictures_have_an_honest_interval():
     """Of 40 repeated judgements nearly all intervals hold the mean; each class drawn from alone
-    they hold 60 %."""
+    they hold 60 %.
+    """
     rng = np.random.default_rng(1)
     tree, zeros = tree_of(15, 60), np.zeros(200)
     class_idx = np.repeat(np.arange(60), rng.integers(1, 4, 60))

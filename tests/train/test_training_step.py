@@ -1,5 +1,6 @@
 """The training step: accumulation, clipping, what is frozen, rates, and the stops over numbers that
-are none."""
+are none.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from common.train.compute import Compute, choose_compute
 from common.train.model import SwinHierarchical
 from common.train.optim import make_optimizer, rate_at, set_rates, set_trainable
 from common.train.recipes import Phase
+
+pytestmark = pytest.mark.smoke
 
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x",), ("x", "y")))
 RECIPE = replace(recipes.get("hierarchical"), image_size=32, batch_size=8)
@@ -76,7 +79,8 @@ def test_accumulation_adds_up_to_the_whole_batch(mix, pieces):
         loss, rel=1e-5
     )
     want, got = gradients(whole), gradients(parts)
-    assert set(want) == set(got) and len(want) > 20
+    assert set(want) == set(got)
+    assert len(want) > 20
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-6, msg=name)
 
@@ -102,9 +106,8 @@ def test_the_joint_loss_is_species_plus_a_share_of_disease():
         disease = losses.hierarchical_loss(model, features, class_idx, B1, RECIPE)
         joint = losses.hierarchical_loss(model, features, class_idx, B3, RECIPE)
     torch.testing.assert_close(joint, species + 0.7 * disease)
-    assert (disease[class_idx == 3] == 0).all() and (disease[class_idx != 3] > 0).all(), (
-        "a species with one disease costs nothing"
-    )
+    assert (disease[class_idx == 3] == 0).all(), "a species with one disease costs nothing"
+    assert (disease[class_idx != 3] > 0).all(), "a species with one disease costs nothing"
 
 
 def test_gradients_are_clipped():
@@ -140,9 +143,10 @@ def test_what_a_phase_moves_and_what_it_leaves(phase, moves):
     }
     assert {name.split(".")[0] for name in changed} == set(moves)
     statistics = {name for name in before if "running_" in name}
-    assert statistics and (
-        statistics <= changed if "backbone" in moves else not statistics & changed
-    ), "batch norm statistics"
+    assert statistics, "batch norm statistics"
+    assert statistics <= changed if "backbone" in moves else not statistics & changed, (
+        "batch norm statistics"
+    )
     if "backbone" in moves:
         weights = {name for name, p in model.named_parameters() if name.startswith("backbone")}
         assert weights <= changed
@@ -173,9 +177,8 @@ def test_rates():
     assert [rate_at(A2, s, 100) for s in (0, 50, 100)] == pytest.approx(
         [1e-4, (1e-4 + 1e-6) / 2, 1e-6]
     )
-    assert rate_at(A2, 99, 100) == pytest.approx(1e-6, rel=0.03) and rate_at(
-        A2, 500, 100
-    ) == pytest.approx(1e-6)
+    assert rate_at(A2, 99, 100) == pytest.approx(1e-6, rel=0.03)
+    assert rate_at(A2, 500, 100) == pytest.approx(1e-6)
     rates = [rate_at(A2, s, 100) for s in range(101)]
     assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
     assert {rate_at(A1, s, 10) for s in range(11)} == {1e-3}
@@ -205,9 +208,11 @@ def test_a_few_steps_lower_the_loss():
 def test_bf16_trains_with_float32_heads():
     model = build()
     compute = choose_compute("cpu", "bf16")
-    assert compute.dtype == torch.bfloat16 and not compute.scaler().is_enabled()
+    assert compute.dtype == torch.bfloat16
+    assert not compute.scaler().is_enabled()
     fine, coarse = step(build(), B3, rate=0.0), step(model, B3, rate=0.0, compute=compute)
-    assert coarse == pytest.approx(fine, rel=0.05) and coarse != fine
+    assert coarse == pytest.approx(fine, rel=0.05)
+    assert coarse != fine
     assert all(g.dtype == torch.float32 for g in gradients(model).values())
 
 
@@ -216,7 +221,8 @@ def test_evaluation_judges_every_picture_and_changes_nothing():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     images, class_idx = batch()
     judged = loop.evaluate(model, [(images[:5], class_idx[:5]), (images[5:], class_idx[5:])], CPU)
-    assert judged.class_idx.tolist() == class_idx.tolist() and not model.training
+    assert judged.class_idx.tolist() == class_idx.tolist()
+    assert not model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 

@@ -3,7 +3,8 @@ right and the browser is not".
 
 It goes by what the browser knows once it has answered: how sure it is of the class, how far the
 best species and the best disease lie ahead of the next, the entropy score, and which species it
-sees. The species' own terms are shrunk hard towards none."""
+sees. The species' own terms are shrunk hard towards none.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Rule:
     mean) / spread + species term).
 
     weights, mean, spread: one value per name of `SIGNALS`; species: one value per species;
-    threshold: photos with at least this probability are sent, None sends none."""
+    threshold: photos with at least this probability are sent, None sends none.
+    """
 
     intercept: float
     weights: tuple[float, ...]
@@ -281,7 +283,8 @@ def judge_deferral(
 
 def report_lines(val: Mapping[str, Any], test: Mapping[str, Any], rule: Rule) -> list[str]:
     """Lay out the hybrid for report.md: lines of Markdown, from `judge_deferral` on val and on
-    test."""
+    test.
+    """
     if rule.threshold is None:
         found = (
             "The browser alone is within half a point of the server on val: no photo needs to "

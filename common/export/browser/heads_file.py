@@ -16,7 +16,8 @@ bytes:
 | the rest    | the diseases' names as UTF-8, one a line, filled up with zeros to a multiple of 4 bytes    |
 
 logit = scale x (row . feature) + bias. The species' own row is there for the heatmap, which is the
-map's product with the sum of both rows; the probability of the species comes from the model."""
+map's product with the sum of both rows; the probability of the species comes from the model.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class HeadsError(ValueError):
 @dataclass(frozen=True)
 class Head:
     """One species' head: names of D diseases, the temperature, float32 species_row (F,), rows (D,
-    F) and bias (D,)."""
+    F) and bias (D,).
+    """
 
     names: tuple[str, ...]
     temperature: float
@@ -51,7 +53,8 @@ class Head:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """P(disease given this species): features float32 (N, F) -> float32 (N, D), rows sum to
-        1."""
+        1.
+        """
         if len(self.names) == 1:
             return np.ones((len(features), 1), np.float32)
         logits = (features @ self.rows.T + self.bias) / np.float32(self.temperature)
@@ -61,7 +64,8 @@ class Head:
 
 def stored(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round rows to int8 with a scale each: float (N, F) -> int8 (N, F), float32 (N, 1); rows are
-    about their product."""
+    about their product.
+    """
     scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-8).astype(
         np.float32
     ) / np.float32(127)

@@ -1,5 +1,6 @@
 """The light model for the browser: a student's checkpoint -> exports/browser/
-(common/export/browser/light_model.py says what stands there)."""
+(common/export/browser/light_model.py says what stands there).
+"""
 
 from __future__ import annotations
 
@@ -97,7 +98,8 @@ class Written:
 
     light: its files, ready to run (`light.outputs` is a `measure.Run` whose scores `light.scores`
     names); content: light.json as it stands; learned: the learned score of the OOD pictures of
-    val, float32 (M,), each by a fit that has not seen it, or None."""
+    val, float32 (M,), each by a fit that has not seen it, or None.
+    """
 
     model: SwinHierarchical
     light: LightModel
@@ -243,7 +245,8 @@ def _checks(
     most: int = 500,
 ) -> dict[str, Any]:
     """Compare the files with the student in floats, a batch with its pictures, and the page's way
-    with all heads at once."""
+    with all heads at once.
+    """
     disease = torch.from_numpy(np.asarray(temperatures.disease, np.float32))[model.class_species]
     done, same, worst, fetched, together = 0, 0, 0.0, [], 0.0
     for pictures, _ in batches:
@@ -285,7 +288,8 @@ def _write_settings(folder: Path, content: Mapping[str, Any]) -> None:
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Lay out the light model's part of report.md: lines of Markdown, from what `finish_browser`
-    returns."""
+    returns.
+    """
     first, checks, m, rule = (
         report["first_answer"],
         report["checks"],

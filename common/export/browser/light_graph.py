@@ -44,7 +44,8 @@ class LightGraph(nn.Module):
         learned: LearnedScore | None = None,
     ) -> None:
         """Put the parts together; `exact` as `has_exact_map` says, `learned` where there are
-        pictures of no plant."""
+        pictures of no plant.
+        """
         super().__init__()
         self.model, self.near, self.near_layers, self.temperature, self.exact = (
             model,
@@ -57,7 +58,8 @@ class LightGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pixels uint8 (N, size, size, 3) -> species, feature, ood, map as
-        common/export/browser/light_model.py has them."""
+        common/export/browser/light_model.py has them.
+        """
         feature_map, features, layers = extract_features(self.model, images)
         hidden = self.model.neck(features)
         species = (self.model.species_scores(hidden) / self.temperature).softmax(dim=1)
@@ -166,7 +168,8 @@ def _to_fp16(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Leave out where each node came from, and name weights by number: such words would be a fifth
-    of the file."""
+    of the file.
+    """
     graph = model.graph
     names = {tensor.name: f"w{i}" for i, tensor in enumerate(graph.initializer)}
     for tensor in graph.initializer:

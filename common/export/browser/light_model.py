@@ -11,7 +11,8 @@ heads.bin holds the disease heads (common/export/browser/heads_file.py), light.j
 
 An answer: P(class) = P(species) x P(disease given species), by the heads of the best species first.
 A species whose probability is not above the best class found so far cannot hold a better one, so
-that only the heads above it are fetched: nearly always one."""
+that only the heads above it are fetched: nearly always one.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class LightAnswer:
     head was fetched and evenly spread within the others, so that sums per species and the best
     class are right; ood: float32 (scores,); heatmap: float32 (h, w), 0..1; fetched: species whose
     heads were needed; ask: P(the server is right and this is not); asks: whether to send the
-    photo."""
+    photo.
+    """
 
     class_idx: int
     probabilities: np.ndarray
@@ -76,7 +78,8 @@ class LightModel:
 
     folder holds light.onnx and light.json; fetch reads a byte range of heads.bin (None: the file
     beside them). Raises BundleError where a file is missing, is not the one that was exported or
-    breaks the contract; heads_file.HeadsError as heads are fetched."""
+    breaks the contract; heads_file.HeadsError as heads are fetched.
+    """
 
     def __init__(self, folder: Path | str, threads: int = 1, fetch: Fetch | None = None) -> None:
         self.folder = Path(folder)
@@ -104,7 +107,8 @@ class LightModel:
 
     def head(self, species: int) -> Head:
         """Return a species' head; it is fetched once. Raises HeadsError where its record is not as
-        it should be."""
+        it should be.
+        """
         if species not in self._heads:
             record = self.fetch(self.offsets[species], self.offsets[species + 1])
             self.fetched_bytes += len(record)
@@ -131,7 +135,8 @@ class LightModel:
 
     def outputs(self, pictures: np.ndarray) -> list[np.ndarray]:
         """Pictures as for `run` -> joint probabilities float32 (N, classes) and scores float32 (N,
-        K), by all heads, as the large models."""
+        K), by all heads, as the large models.
+        """
         raw = self.run(pictures)
         return [
             np.concatenate(
@@ -146,7 +151,8 @@ class LightModel:
 
     def answer(self, picture: np.ndarray) -> LightAnswer:
         """Answer one picture uint8 (size, size, 3) as the page does: with as few heads as the best
-        class needs."""
+        class needs.
+        """
         raw, counts = self.run(picture[None]), np.asarray(self.settings["diseases"])
         starts, species = (
             np.concatenate([[0], np.cumsum(counts)]),
@@ -181,7 +187,8 @@ class LightModel:
 
     def heatmap(self, feature_map: np.ndarray, class_idx: int, starts: np.ndarray) -> np.ndarray:
         """Class activation of a class: feature map (h, w, F or 1), its packed index, first class of
-        each species -> (h, w), 0..1."""
+        each species -> (h, w), 0..1.
+        """
         heat = feature_map[..., 0]
         if self.settings["heatmap"] == "exact":
             s = int(np.searchsorted(starts, class_idx, side="right") - 1)
@@ -201,7 +208,8 @@ class LightModel:
 
 def wire_bytes(data: bytes) -> dict[str, int | None]:
     """Bytes as they are, by gzip 9, and by brotli 11 where that package is installed (None
-    elsewhere)."""
+    elsewhere).
+    """
     try:
         import brotli
     except ImportError:

@@ -5,7 +5,8 @@ The bits are dealt into bands. Of a pair within the radius one band differs in n
 two (pigeonhole), so only hashes in neighbouring buckets of a band are compared, whole buckets at a
 time. A band holds a coefficient together with its mirror image, so a turned picture has a turned
 key, and each hash needs to be looked up under the smallest of its 8 keys only. Multi-index hashing:
-Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012."""
+Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _TASKS = 64  # shares of a band's buckets, dealt to the workers as they get free
 @dataclass(frozen=True)
 class _Band:
     """Bits shift .. shift + width - 1 of a regrouped hash; a pair counts as found here where at
-    most `slack` of them differ."""
+    most `slack` of them differ.
+    """
 
     shift: int
     width: int
@@ -166,7 +168,8 @@ def _plan(
 
 def _regroup(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Reorder bits: place p of the result holds bit order[p]; a table of 256 entries per byte does
-    eight bits at once."""
+    eight bits at once.
+    """
     target = np.empty(64, np.uint64)
     target[order] = np.arange(64, dtype=np.uint64)
     values, result = np.arange(256, dtype=np.uint64), np.zeros_like(hashes)
@@ -202,7 +205,8 @@ class _Joiner:
 
     def _sort(self, band: _Band) -> None:
         """Sort the right side under all 8 keys and the left side under the smallest of its 8
-        keys."""
+        keys.
+        """
         edges = np.arange(2**band.width + 1)
         keys = band.keys(self.right)
         self.smallest = np.zeros(2**band.width, np.uint16)  # of the 8 keys, for each key in use

@@ -115,7 +115,8 @@ def cosine_matches(
 
 def _plan(threshold: float, device: torch.device) -> tuple[torch.dtype, float, int, int]:
     """Precision of the products, what they must reach for a pair to be measured, height and width
-    of a tile."""
+    of a tile.
+    """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}; it must lie above 0 and below 1")
     if device.type == "cpu":
@@ -191,7 +192,8 @@ def _unit(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
 
 def _cut(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Rows float32 (n, dim) -> their coordinates along the basis and the length of the rest,
-    float32 (n, directions + 1)."""
+    float32 (n, directions + 1).
+    """
     part = rows @ basis
     rest = np.square(rows).sum(axis=1) - np.square(part).sum(axis=1)
     return np.column_stack(
@@ -217,7 +219,8 @@ def _measured(
     threshold: float,
 ) -> np.ndarray:
     """Those of the pairs (row of the left, row of the right), in ascending order, whose cosine
-    reaches the threshold."""
+    reaches the threshold.
+    """
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     reach, one, other = np.zeros(len(pairs), bool), _tensor(left), _tensor(right)
     for a in range(0, len(pairs), CHUNK):

@@ -1,5 +1,6 @@
 """Features for finding near-duplicates that a perceptual hash misses: the pooled output of a
-pretrained timm backbone, kept on disk so that a killed run continues."""
+pretrained timm backbone, kept on disk so that a killed run continues.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +122,8 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Embed a batch: uint8 (N, size, size, 3) RGB -> float16 (N, dim) of length 1 (0 where a
-        feature is all zero)."""
+        feature is all zero).
+        """
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         views = (self._view(view) for view in _orientations(batch, self.views))
         return nn.functional.normalize(sum(views), dim=1).to(torch.float16).cpu().numpy()
@@ -148,7 +150,8 @@ def _orientations(batch: Tensor, views: int) -> Iterator[Tensor]:
 
 def _dtype(device: torch.device, precision: str) -> torch.dtype:
     """Type of autocast; `auto` is bf16 where the hardware multiplies it, else fp16 on a GPU and
-    fp32 on a CPU."""
+    fp32 on a CPU.
+    """
     if precision == "fp16" and device.type == "cpu":
         fail("--precision fp16 needs a GPU. On a CPU use bf16 or fp32.")
     if precision != "auto":
@@ -235,7 +238,8 @@ def _load_weights(model: nn.Module, backbone: Backbone) -> None:
 
 def _skip_unreachable_hub() -> None:
     """Let timm use its cache alone where the model hub cannot be reached: otherwise it retries for
-    two minutes before it says so. Behind a proxy nothing is changed."""
+    two minutes before it says so. Behind a proxy nothing is changed.
+    """
     address = urlsplit(huggingface_hub.constants.ENDPOINT)
     if urllib.request.getproxies():
         return
@@ -341,7 +345,8 @@ def _still_good(
     rows_file: Path, done_file: Path, wanted: list[bytes], count: int, width: int
 ) -> list[bool]:
     """Say which blocks are done, strike out all others in the record, and give both files their
-    size."""
+    size.
+    """
     have = done_file.read_bytes() if done_file.is_file() else b""
     size = rows_file.stat().st_size if rows_file.is_file() else 0
     done = [
@@ -376,7 +381,8 @@ def _decoded(
     read: Callable[[int], bytes], spans: list[tuple[int, int]], size: int, workers: int
 ) -> Iterator[np.ndarray]:
     """Yield the pixels of each span, uint8 (n, size, size, 3), decoded in threads a few spans ahead
-    (Pillow frees the lock)."""
+    (Pillow frees the lock).
+    """
 
     def pixels(number: int) -> np.ndarray:
         try:

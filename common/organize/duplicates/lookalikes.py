@@ -1,5 +1,6 @@
 """01's --embed: near-duplicates by the features of a pretrained backbone. torch is imported only
-when it is used."""
+when it is used.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from common.organize.duplicates.planted import Row
 @dataclass(frozen=True)
 class Lookalikes:
     """What the search by features found: `pairs` int64 (M, 2), pictures at least `cosine` alike;
-    `judge` looks altered copies up."""
+    `judge` looks altered copies up.
+    """
 
     pairs: np.ndarray
     cosine: float

@@ -3,7 +3,8 @@ them.
 
 A bit is the sign of one coefficient of the cosine transform. A mirror image flips the signs of the
 odd coefficients and a quarter turn swaps the axes, so the hashes of all 8 flips and turns of a
-picture follow from one stored value."""
+picture follow from one stored value.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def perceptual_hash(rgb: np.ndarray) -> int:
 def _means(grey: np.ndarray) -> np.ndarray:
     """float32 (32, 32): the means of 32 x 32 equal cells, whose borders may cut pixels. As
     `cv2.resize` with INTER_AREA does it, but from sums over rectangles, which is five times as fast
-    where the sides are no multiples of 32, and without rounding."""
+    where the sides are no multiples of 32, and without rounding.
+    """
     sums = cv2.integral(grey, sdepth=cv2.CV_32S if grey.size < 2**31 // 255 else cv2.CV_64F)
     for axis, length in enumerate(grey.shape):
         at = np.arange(33) * (length / 32)
@@ -122,7 +124,8 @@ class Near:
 
     def edges(self) -> np.ndarray:
         """int64 (E, 2): pairs of pictures, not all, but enough to join every picture with its
-        neighbours (`connected`)."""
+        neighbours (`connected`).
+        """
         first = np.where(
             self.of >= 0, self.first[self.of] if len(self.first) else 0, np.arange(len(self.of))
         )
@@ -164,7 +167,8 @@ class Near:
     @functools.cached_property
     def _lists(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The partners of each number and the pictures of each number, each as one array with its
-        starts."""
+        starts.
+        """
         ends = np.concatenate([self.pairs, self.pairs[:, ::-1]])
         ends = ends[np.argsort(ends[:, 0], kind="stable")]
         pictures = np.argsort(self.of, kind="stable")[self.blank :]

@@ -39,7 +39,8 @@ class Row:
     @property
     def false_rate(self) -> float:
         """Share of comparisons with pictures of other groups that were taken for duplicates,
-        0..1."""
+        0..1.
+        """
         return self.false / max(1, self.compared)
 
 

@@ -3,7 +3,8 @@ and synonyms.
 
 The tables seed `parse.parse_class_names`; what they lack is learned from the list of names at hand.
 To teach the parser a plant or a disease, add it here. A plant entry is "name = other ways to write
-it"."""
+it".
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ Pair = tuple[str, str]
 
 def near_identical(classes: Iterable[Pair]) -> list[tuple[Pair, Pair, str]]:
     """(class, the class it would become, reason) for classes that look like one; each pair once,
-    sorted."""
+    sorted.
+    """
     by_species: dict[str, set[str]] = defaultdict(set)
     for species, disease in classes:
         by_species[species].add(disease)
@@ -37,7 +38,8 @@ def near_identical(classes: Iterable[Pair]) -> list[tuple[Pair, Pair, str]]:
 
 def _direction(a: str, b: str, size_a: int, size_b: int) -> tuple[str, str]:
     """(name that would go, name that would stay): known words stay, then the larger, the shorter,
-    the first."""
+    the first.
+    """
 
     def worth(name: str, size: int) -> tuple[int, int, int]:
         words = name.split()
@@ -63,7 +65,8 @@ def _plain(name: str) -> list[str]:
 
 def _alike(names: Iterable[str], plants: bool) -> list[tuple[str, str, str]]:
     """Pairs of names that look like one, with the reason; the strongest reason where several
-    hold."""
+    hold.
+    """
     ordered = sorted(names)
     pairs: dict[tuple[str, str], str] = {}
 
@@ -92,7 +95,8 @@ def _alike(names: Iterable[str], plants: bool) -> list[tuple[str, str, str]]:
 
 def _add_typos(ordered: list[str], plants: bool, pairs: dict[tuple[str, str], str]) -> None:
     """Adds pairs of equal length in words that differ in one word by a slip, where one of the two
-    is in no table."""
+    is in no table.
+    """
     slots: dict[tuple[object, ...], list[tuple[str, str]]] = defaultdict(list)
     for name in ordered:
         words = name.split()

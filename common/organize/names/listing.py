@@ -2,7 +2,8 @@
 not.
 
 Endings that recur over many beginnings are diseases; beginnings that recur over many endings are
-plants. `parse.parse_class_names` is the public entry."""
+plants. `parse.parse_class_names` is the public entry.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class NameReading(NamedTuple):
 @lru_cache(maxsize=200_000)
 def quality(words: Words) -> str:
     """How `naming.disease_name` judges words left beside a plant: healthy, sick, known, partly,
-    unknown, none."""
+    unknown, none.
+    """
     return naming.disease_name(list(words))[1]
 
 
@@ -57,7 +59,8 @@ def main_words(tokens: Iterable[Token]) -> Words:
 
 def turned(words: Words) -> Words:
     """Words with the healthy or sick words in front put behind: "healthy tomato leaf" -> "tomato
-    leaf healthy"."""
+    leaf healthy".
+    """
     count = next((i for i, w in enumerate(words) if w not in STATES), 0)
     return words[count:] + words[:count]
 
@@ -103,19 +106,22 @@ class ListFacts:
 
     def only_plant(self) -> str | None:
         """The one plant of the list, where at least three names give it and no name gives
-        another."""
+        another.
+        """
         return (
             next(iter(self.plants)) if len(self.plants) == 1 and self.plants.total() >= 3 else None
         )
 
     def plants_only(self) -> bool:
         """Whether the list names plants and next to no diseases, so that an unknown name is a plant
-        too."""
+        too.
+        """
         return self.bare[False] >= 2 and self.names >= 6 and self.ill <= 0.15 * self.names
 
     def find_learned(self, words: Words) -> tuple[int, int] | None:
         """(start, end) of the longest learned plant at the beginning of words or right behind "on",
-        "of" or "in"."""
+        "of" or "in".
+        """
         places = [0, *(i + 1 for i, w in enumerate(words) if w in {"on", "of", "in"})]
         for start in places:
             for end in range(min(start + 4, len(words)), start, -1):
@@ -125,7 +131,8 @@ class ListFacts:
 
     def _learn(self) -> dict[Words, int]:
         """Phrases with endings that stand on their own as diseases; longer ones before the shorter
-        they contain."""
+        they contain.
+        """
         learned: dict[Words, int] = {}
         for phrase in sorted((p for p, ends in self.endings.items() if len(ends) > 1), key=len):
             if not _may_be_plant(phrase):
@@ -143,7 +150,8 @@ class ListFacts:
 
     def _stands_alone(self, end: Words, strict: bool) -> bool:
         """Whether an ending is a disease in itself. strict: not where the word before could be part
-        of its name."""
+        of its name.
+        """
         if not end or all(w in crops.ORGANS for w in end) or quality(end) in {"healthy", "sick"}:
             return True
         known = quality(end) == "known"
@@ -161,7 +169,8 @@ def _inner(words: Words) -> Words:
 
 def _may_be_plant(phrase: Words) -> bool:
     """Whether a phrase in no table could name a plant: it holds a word that belongs to no disease,
-    in a fit place."""
+    in a fit place.
+    """
     if phrase[0] in _NOT_FIRST or any(w in crops.PATHOGENS or w in STATES for w in phrase):
         return False
     if naming.plant_of(phrase) or naming.same_plant(phrase):
@@ -181,5 +190,6 @@ def _may_be_plant(phrase: Words) -> bool:
 
 def is_known(word: str) -> bool:
     """Whether a word is known as anything but a part of a plant's name (where a whole plant was
-    named, nobody asks)."""
+    named, nobody asks).
+    """
     return spelling.is_disease_word(word) or spelling.is_known(word, plants=False)

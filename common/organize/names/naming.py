@@ -140,7 +140,8 @@ def _choose(tokens: list[Token], plants: list[Plant]) -> tuple[Plant, str]:
 
 def _swallow(tokens: list[Token], plants: list[Plant], chosen: Plant) -> int:
     """End of the chosen plant with its repetitions right behind it: "Tomato___Tomato_mosaic",
-    "pepper bell bell"."""
+    "pepper bell bell".
+    """
     start, end, name = chosen
     words = [t.word for t in tokens]
     organ = end - start > 1 and words[end - 1] in crops.ORGANS
@@ -215,7 +216,8 @@ def _without_noise(tokens: list[Token]) -> list[Token]:
 
 def _field_plant(tokens: list[Token], i: int) -> bool:
     """Whether "field" belongs to a plant's name: "field bindweed", but not "field images" or "field
-    tomato"."""
+    tomato".
+    """
     following = tokens[i + 1 : i + 2]
     return tokens[i].word == "field" and any(not t.brk and t.word not in KNOWN for t in following)
 
@@ -239,7 +241,8 @@ def _without_folder(tokens: list[Token]) -> list[Token]:
 
 def disease_name(words: list[str]) -> tuple[str | None, str]:
     """Words left beside the plant -> (disease in plain words or None, quality as in
-    `NameParts`)."""
+    `NameParts`).
+    """
     words = _expand(words)
     text = " ".join(words)
     while words and words[0] in crops.LINKS | {"and"}:
@@ -336,7 +339,8 @@ def _idle_end(words: list[str]) -> int:
 
 def _one_name(words: list[str]) -> list[str]:
     """One name where two of the same disease stand in a row, and a Latin name without its
-    authors."""
+    authors.
+    """
     if len(words) > 2 and GENUS.match(words[0]) and words[1] not in KNOWN and "and" in words[2:]:
         return words[:2]
     if tuple(words) in _TWO_NAMES:

@@ -2,7 +2,8 @@
 parser, which sees a whole list at once.
 
 parse -> unknown_plants -> listing -> naming -> spelling -> crops; each imports only what is on its
-right."""
+right.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def parse_class_names(names: list[str]) -> list[ParsedName]:
     """Folder names or nested "species/disease" names -> species and disease, in the order given.
 
     The list is read as a whole: what recurs in it tells unknown plants from unknown diseases.
-    Raises TypeError where a name is no text."""
+    Raises TypeError where a name is no text.
+    """
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"Class names must be text, got {name!r}.")
@@ -55,7 +57,8 @@ def parse_class_names(names: list[str]) -> list[ParsedName]:
 
 def parse_flat(name: str) -> ParsedName:
     """One label without a second level (animals, flowers) as plain words: species and disease are
-    both the label."""
+    both the label.
+    """
     words = " ".join(token.word for token in tokenise(name, mend=False))
     if not words:
         return ParsedName(name, None, None, 0.0, "the name holds no words")

@@ -1,5 +1,6 @@
 """Class names as classes of the tree: what the parser reads, what a person answers, and what a
-person should look at."""
+person should look at.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Names:
     REVIEW, one per name that a person should check and has not answered. table: rows of NAMES, one
     per name, in the order given. Both tables are text; species and disease are slugs, empty where
     the
-    name is left out."""
+    name is left out.
+    """
 
     classes: dict[str, Pair]
     review: list[tuple[str, ...]]
@@ -148,7 +150,8 @@ def _review(
 
 def _with(name: str, raws: Sequence[str], decided: dict[str, _Decided]) -> str:
     """Which names form one class with this one; names that are read differently and only make the
-    same folder name are pointed out."""
+    same folder name are pointed out.
+    """
     others = [raw for raw in raws if raw != name]
     differ = [
         raw

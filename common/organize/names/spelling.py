@@ -71,7 +71,8 @@ LATIN_END = re.compile(r"(us|um|a|ae|is|ii?|ens|ans|oides|x|er|or)$")
 
 class Token(NamedTuple):
     """One lower-case word; brk 2 after a strong separator, 1 after a comma or dash; bracketed;
-    fixed = typo corrected."""
+    fixed = typo corrected.
+    """
 
     word: str
     brk: int
@@ -81,7 +82,8 @@ class Token(NamedTuple):
 
 def tokenise(raw: str, mend: bool = True) -> list[Token]:
     """Words of a raw name in order: lower-case, accents folded; mend: numbers gone, typos mended.
-    Raises nothing."""
+    Raises nothing.
+    """
     text = unicodedata.normalize("NFKC", raw[:_LONGEST]).replace("\u0640", " ")
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     folded = unicodedata.normalize("NFKD", text)
@@ -171,7 +173,8 @@ def spell(word: str) -> tuple[str, ...]:
 
     Conservative: no mending below 4 letters, at 4 only two letters swapped, from 5 one slip (a
     swap, a letter too many, too few or wrong), from 8 two; the first letter must hold unless two
-    letters were swapped."""
+    letters were swapped.
+    """
     if (
         word in KNOWN
         or singular(word) in KNOWN
@@ -242,7 +245,8 @@ def _segment(word: str) -> tuple[str, ...]:
 
 def deletes(word: str, reach: int) -> set[str]:
     """The word and every form of it with up to `reach` letters left out; two words a slip apart
-    share a form."""
+    share a form.
+    """
     keys = {word}
     for _ in range(reach):
         keys |= {key[:i] + key[i + 1 :] for key in keys for i in range(len(key))}
@@ -252,7 +256,8 @@ def deletes(word: str, reach: int) -> set[str]:
 @lru_cache(maxsize=1)
 def _delete_index() -> dict[str, list[str]]:
     """Every known word under each form it takes with up to two letters left out (symmetric-delete
-    look-up)."""
+    look-up).
+    """
     index: dict[str, list[str]] = {}
     for word in sorted(_TARGETS):
         if len(word) >= 4:
@@ -263,7 +268,8 @@ def _delete_index() -> dict[str, list[str]]:
 
 def edit_distance(a: str, b: str) -> int:
     """Slips between two words: letters added, lost, wrong, or swapped with their neighbour (each
-    counts 1)."""
+    counts 1).
+    """
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -279,13 +285,15 @@ def edit_distance(a: str, b: str) -> int:
 
 def is_disease_word(word: str) -> bool:
     """Whether a word belongs to the name of a disease, pest or disorder, or to a healthy or sick
-    plant."""
+    plant.
+    """
     known = word in _STATES or singular(word) in _STATES
     return known or (len(word) >= 7 and GENUS.match(word) is not None)
 
 
 def is_known(word: str, plants: bool = True) -> bool:
     """Whether a word stands in the tables: diseases, organs, idle and linking words, and, if asked,
-    parts of plants."""
+    parts of plants.
+    """
     table = KNOWN if plants else _OTHER
     return word in table or singular(word) in table

@@ -23,7 +23,8 @@ from common.organize.names.spelling import Token
 
 def separated(parts: NameParts, facts: ListFacts) -> NameReading | None:
     """A plant in no table before a strong separator or a bracket with a disease: "Rose_Hip___rust",
-    "Medlar (rust)"."""
+    "Medlar (rust)".
+    """
     tokens = parts.tokens
     strong = (i for i in range(1, len(tokens)) if tokens[i].brk == 2 and not tokens[i].bracketed)
     bracket = (i for i in range(1, len(tokens)) if tokens[i].bracketed)
@@ -89,7 +90,8 @@ def _two_names(
     main: list[str], other: list[str], parts: NameParts, facts: ListFacts
 ) -> NameReading | None:
     """A plant and its other name in brackets, with no disease in either: "Ficus religiosa (peepal
-    tree)"."""
+    tree)".
+    """
     ill = any(spelling.is_disease_word(w) and not naming.is_plant(w) for w in main + other)
     if ill or len(facts.bracketed[tuple(other)]) >= 2:
         return None
@@ -108,7 +110,8 @@ def _two_names(
 
 def learned(parts: NameParts, facts: ListFacts) -> NameReading | None:
     """A plant that the list itself shows: it begins names with several diseases. None where it does
-    not."""
+    not.
+    """
     words = turned(main_words(parts.tokens))
     found = facts.find_learned(words)
     if not found:
@@ -143,7 +146,8 @@ def _round(confidence: float, parts: NameParts) -> float:
 
 def unknown_before_known(parts: NameParts, facts: ListFacts) -> int:
     """Words of an unknown plant before a known one ("quandong___peach_leaf_curl"); 0 where there is
-    none."""
+    none.
+    """
     if parts.how not in {"middle", "last", "borrowed", "abbreviation"}:
         return 0
     tokens = [t for t in parts.tokens if not t.bracketed]
@@ -162,7 +166,8 @@ def unknown_before_known(parts: NameParts, facts: ListFacts) -> int:
 
 def without_plant(parts: NameParts, facts: ListFacts, before: int) -> NameReading:
     """A name that no table and no other name explains: where its plant ends, or what the list says
-    instead."""
+    instead.
+    """
     tokens = [t for t in parts.tokens if not t.bracketed]
     words = tuple(t.word for t in tokens)
     unknown = [i for i, w in enumerate(words) if not is_known(w)]
@@ -195,7 +200,8 @@ def _split(
     tokens: list[Token], unknown: list[int], facts: ListFacts, before: int
 ) -> tuple[Words, Words, float, str] | None:
     """(plant words, other words, confidence, reason) of a name whose plant is in no table; None
-    where it has none."""
+    where it has none.
+    """
     words = tuple(t.word for t in tokens)
     if any(w in crops.PATHOGENS or spelling.GENUS.match(w) for w in words[:1]):
         return None  # "Cercospora fictiva" is one Latin name

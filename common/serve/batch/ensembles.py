@@ -2,7 +2,8 @@
 
 The first model's thresholds and its scores of the plain photo decide what is rejected and at which
 level is answered: each model's scores have their own scale, and thresholds were fitted on plain
-photos."""
+photos.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Ensemble:
 
     predictors: at least one; tta: also run the photo's mirror image and its middle, at three times
     the model's time. Raises BundleError where the models do not have the same classes in the same
-    order."""
+    order.
+    """
 
     def __init__(self, predictors: Sequence[Predictor], tta: bool = False) -> None:
         self.predictors, self.tta = tuple(predictors), tta
@@ -82,7 +84,8 @@ class Ensemble:
 
     def systems(self, result: PhotoResult) -> np.ndarray:
         """Probabilities of all together, of each model alone, and of all without each: (1 + 2 K,
-        C); K = 1: (1, C)."""
+        C); K = 1: (1, C).
+        """
         if self.num_systems == 1:
             return result.probabilities[None]
         without = [average(np.delete(result.each, i, axis=0)) for i in range(len(result.each))]
@@ -98,7 +101,8 @@ def best(probabilities: np.ndarray, tree: ClassTree) -> tuple[np.ndarray, np.nda
 
 def locate(exports: Path, name: str | None) -> tuple[Path, str | None]:
     """The exports folder and the model file that --model means: a file of `exports`, another
-    exports folder, or a model file in one."""
+    exports folder, or a model file in one.
+    """
     path = Path(name or "")
     if name and path.is_dir():
         return path, None
@@ -136,7 +140,8 @@ def open_models(
 
 def name_apart(predictors: Sequence[Predictor]) -> list[str]:
     """Short names of models: the file; with its folder's name, or the folder's whole path, where
-    that is not enough to tell them apart."""
+    that is not enough to tell them apart.
+    """
     cards = [(predictor.card.file, predictor.bundle.folder) for predictor in predictors]
     for names in (
         [file for file, _ in cards],
@@ -233,7 +238,8 @@ def _measure_ms(
     models: Sequence[tuple[str, Predictor]], pictures: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Median milliseconds of each model on its views of a photo, timed in turn so that what else
-    the machine does affects all alike."""
+    the machine does affects all alike.
+    """
     times: dict[str, list[float]] = {name: [] for name, _ in models}
     for _ in range(WARM_UP + ROUNDS):
         for (name, predictor), views_ in zip(models, pictures, strict=True):

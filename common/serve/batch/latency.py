@@ -1,5 +1,6 @@
 """How fast photos are answered here: reading, the model, and both, compared with the model alone in
-the same run."""
+the same run.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ def measure(ensemble: Ensemble, photos: Sequence[Path], threads: int, mode: str)
 
 def _rate(job: Callable[[Any], Any], items: Sequence[Any], threads: int) -> tuple[float, list[Any]]:
     """Run a job over items, round and round, for `SECONDS`; how many a second, and what came of
-    them."""
+    them.
+    """
     end = time.perf_counter() + SECONDS
 
     def supply() -> Any:

@@ -1,5 +1,6 @@
 """A part file: what a long run has done so far, line by line, tied to what the run was asked, so
-that a killed run can be resumed."""
+that a killed run can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Part:
 
     path is the file, new or of a run that was stopped; belongs says what run that must be. A line
     that a kill cut short is removed. Raises SystemExit where the file belongs to something else, or
-    another run is writing it."""
+    another run is writing it.
+    """
 
     def __init__(self, path: Path, belongs: dict[str, str]) -> None:
         self.path, self.done, self.flushed = path, 0, time.monotonic()

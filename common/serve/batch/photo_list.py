@@ -1,5 +1,6 @@
 """Which photos are meant by files, folders and patterns, and what they show where folders or a CSV
-say so."""
+say so.
+"""
 
 from __future__ import annotations
 

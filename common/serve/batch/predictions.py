@@ -2,7 +2,8 @@
 
 Finished photos are kept in a part file beside the output: a first line that says which models,
 flags and photos it belongs to, then a line per photo, in order. The output is made from it at the
-end, atomically, so that a resumed run writes the same bytes as an uninterrupted one."""
+end, atomically, so that a resumed run writes the same bytes as an uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ SHOWN = 5  # files that are named at the end, of those that could not be read
 @dataclass(frozen=True)
 class Job:
     """What to predict: photos in order; the CSV to write; labels int64 (N,) with a class,
-    `NO_PLANT` or `UNKNOWN`; a submission or None."""
+    `NO_PLANT` or `UNKNOWN`; a submission or None.
+    """
 
     photos: tuple[Path, ...]
     output: Path
@@ -161,7 +163,8 @@ def csv_row(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
     """Run a job over items on several threads, results in the items' order, only a few
-    ahead."""
+    ahead.
+    """
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -178,7 +181,8 @@ def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> I
 
 def tie(ensemble: Ensemble, job: Job) -> dict[str, str]:
     """What a part file belongs to: hashes of models with thresholds and providers, of flags, and of
-    the paths, sizes and times of photos."""
+    the paths, sizes and times of photos.
+    """
     models = [
         [
             one.card.sha256,
@@ -208,7 +212,8 @@ def _stamp(photo: Path) -> str:
 class _Found:
     """What the part file says of N photos: decision, int8 (N,), an index of `DECISIONS`; failures,
     (file, reason) of those that could not be read; class_idx and species, int32 (N, systems), -1
-    where a photo could not be read."""
+    where a photo could not be read.
+    """
 
     decision: np.ndarray
     failures: list[tuple[str, str]]
@@ -259,7 +264,8 @@ def _probabilities(record: dict[str, Any]) -> np.ndarray | None:
 
 def _tell(ensemble: Ensemble, job: Job, found: _Found) -> None:
     """Print what failed, how right the answers are where that is known, and what each model
-    adds."""
+    adds.
+    """
     if found.failures:
         more = len(found.failures) - SHOWN
         console.warn(

@@ -1,5 +1,6 @@
 """A CSV of class probabilities as competitions take it: an id and a column per class, checked after
-it is written, perhaps zipped."""
+it is written, perhaps zipped.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ SUM_OFF_BY = 1e-5  # the rounding error of a row's sum at eight digits
 @dataclass(frozen=True)
 class Submission:
     """What is to be written: titles of the columns; ids in order; photo and class_idx, the photo
-    of each row and the class of each column."""
+    of each row and the class of each column.
+    """
 
     path: Path
     titles: tuple[str, ...]
@@ -203,7 +205,8 @@ def check_submission(path: Path, plan: Submission) -> None:
     number from 0 to 1 per class, sums of 1.
 
     path is a CSV, or a zip that holds one alone. Raises ValueError, with the line, where something
-    does not hold."""
+    does not hold.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if len(archive.namelist()) != 1 or archive.testzip():

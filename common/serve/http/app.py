@@ -2,7 +2,8 @@
 
 One job reads, runs and decides a photo on one thread of a pool, so that the event loop only moves
 bytes. Requests are admitted before their body is read: what waits is bounded in number and in
-memory."""
+memory.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ _HEADERS = {
 
 def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     """Build the application: POST /predict, GET /model, health, metrics, /v2, the descriptions, and
-    the page at GET /."""
+    the page at GET /.
+    """
     service = Service(predictor, settings)
     described, told = openapi.document(predictor), openapi.page(predictor)
 
@@ -96,7 +98,8 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
 
 class ErrorMiddleware:
     """Around every answer: security headers, a JSON error for exceptions of ours, and a log line
-    without pictures."""
+    without pictures.
+    """
 
     def __init__(self, app: ASGIApp, access_log: bool, count: Callable[[str], None]) -> None:
         self.app, self.access_log, self.count = app, access_log, count

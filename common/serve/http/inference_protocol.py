@@ -3,7 +3,8 @@ Triton or KServe work.
 
 The tensors are those of the exported file: `images` uint8 (N, size, size, 3) in, `probabilities`,
 `ood` and `heatmap` out. They travel as JSON, or behind it as bytes with the binary tensor data
-extension. Source: github.com/kserve/open-inference-protocol."""
+extension. Source: github.com/kserve/open-inference-protocol.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def routes(predictor: Predictor, ready: Callable[[], bool], infer: Endpoint) -> 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
     """The model's metadata: name, versions, platform, and name, datatype and shape of each tensor
-    (-1 where a side is free)."""
+    (-1 where a side is free).
+    """
 
     def told(nodes: Any) -> list[dict[str, Any]]:
         kinds = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}

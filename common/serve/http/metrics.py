@@ -1,7 +1,8 @@
 """What the server counts, for Prometheus. Nothing of a photo is kept, and nothing of its sender.
 
 With several workers, `workers.supervise` sets PROMETHEUS_MULTIPROC_DIR before they start: each then
-counts into files of that folder, and any of them answers `/metrics` for all."""
+counts into files of that folder, and any of them answers `/metrics` for all.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 class Telemetry:
     """The server's counters, histograms and gauges; facts are labels of `foliar_process_info`, with
-    each worker's pid where there are several."""
+    each worker's pid where there are several.
+    """
 
     def __init__(self, facts: Mapping[str, str]) -> None:
         prometheus_client.disable_created_metrics()

@@ -15,7 +15,8 @@ from common.serve.predictor import Predictor
 @dataclass(frozen=True)
 class Address:
     """One method of one address: what it is for, what it answers with ({status: words}), whether it
-    asks for the key."""
+    asks for the key.
+    """
 
     method: str
     path: str

@@ -1,5 +1,6 @@
 """A request's way through the server: key, admission, body, queue, answer, and what is counted on
-the way."""
+the way.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Settings:
     max_upload_mb: bytes of a request's body, in millions; max_megapixels: of one photo; memory_mb:
     of all bodies together; upload_seconds: for a body to arrive; batch: most pictures that a GPU
     runs together, 0 without one; provider: what runs the model; api_key: required unless empty;
-    cors_origins: pages of other addresses that may ask, `*` for all."""
+    cors_origins: pages of other addresses that may ask, `*` for all.
+    """
 
     top_k: int = 5
     mode: str = "joint"
@@ -66,7 +68,8 @@ class Settings:
 
 class Service:
     """What the routes share: the model, the work queue, the metrics, and how a request passes
-    through them."""
+    through them.
+    """
 
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.predictor, self.settings, self.limit = (
@@ -109,7 +112,8 @@ class Service:
     @contextlib.contextmanager
     def place(self, request: Request) -> Iterator[None]:
         """Hold a place in the queue. Raises RequestError (503) where there is none, before the body
-        is read."""
+        is read.
+        """
         size, gauges = expected_bytes(request, self.limit), self.telemetry
         try:
             with self.queue.place(size), gauges.in_flight.track_inprogress():
@@ -178,7 +182,8 @@ class Service:
         self, photos: Sequence[bytes], options: Options
     ) -> list[Callable[[], dict[str, Any] | None]]:
         """A job per photo. The one that ends last decides about all of them, so that nothing queues
-        a second time."""
+        a second time.
+        """
         results: list[PhotoResult | None] = [None] * len(photos)
         lock = threading.Lock()
 

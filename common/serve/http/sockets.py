@@ -1,5 +1,6 @@
 """uvicorn with timeouts for slow senders and readers, errors in JSON, and a stop that first answers
-the accepted requests."""
+the accepted requests.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ class LingeringTransport:
 
 class TimeoutProtocol(H11Protocol):
     """One connection, closed where it keeps the server waiting: uvicorn alone would wait for ever
-    for a header or a reader."""
+    for a header or a reader.
+    """
 
     _timer: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
@@ -182,7 +184,8 @@ class TimeoutProtocol(H11Protocol):
 
 class Server(uvicorn.Server):
     """A server that, asked to stop, rejects new requests and ends once the accepted ones are
-    answered."""
+    answered.
+    """
 
     def __init__(self, config: uvicorn.Config, queue: WorkQueue, *, worker: bool) -> None:
         super().__init__(config)

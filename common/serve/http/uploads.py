@@ -28,7 +28,8 @@ _SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 class RequestError(Exception):
     """A request that gets an error as its answer: an HTTP status, a code for programs and a
-    sentence for people."""
+    sentence for people.
+    """
 
     def __init__(
         self, status: int, code: str, message: str, headers: dict[str, str] | None = None
@@ -39,7 +40,8 @@ class RequestError(Exception):
 
 def expected_bytes(request: Request, limit: int) -> int:
     """How many bytes a request may bring into memory: what its header says, at most `limit`;
-    `limit` where it does not say."""
+    `limit` where it does not say.
+    """
     length = request.headers.get("content-length", "")
     return (
         min(int(length), limit)
@@ -53,7 +55,8 @@ async def read_photos(request: Request, limit: int) -> tuple[list[bytes], list[t
     and the form's fields.
 
     Raises RequestError (400, 413) where there is none or too many, the form is damaged or the body
-    too large, whatever its headers say, and starlette's ClientDisconnect where the sender left."""
+    too large, whatever its headers say, and starlette's ClientDisconnect where the sender left.
+    """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     body = await read_body(request, limit)
     if not body:
@@ -124,7 +127,8 @@ class _MemoryParser(MultiPartParser):
 
 async def read_body(request: Request, limit: int) -> bytes:
     """Read a body of at most `limit` bytes. Raises RequestError (413), and starlette's
-    ClientDisconnect."""
+    ClientDisconnect.
+    """
     too_large = RequestError(
         413,
         "too_large",

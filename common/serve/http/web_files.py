@@ -4,7 +4,8 @@ runtime that runs the model.
 The page's own files are revalidated each time (an ETag answers "unchanged"). The URLs of the model
 and the runtime hold their hash, so that a browser keeps them for ever. A compressed copy beside a
 file (`.br`, `.gz`) is sent where the browser takes it and it is not older than the file; heads.bin
-is fetched by byte ranges."""
+is fetched by byte ranges.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ class Stored:
 
     def answer(self, request: Request) -> Response:
         """Answer a GET or HEAD: 304 where the browser has it, a byte range where one is asked for,
-        else the whole file, compressed where the browser takes that."""
+        else the whole file, compressed where the browser takes that.
+        """
         headers = {
             "etag": f'"{self.sha256[:16]}"',
             "cache-control": self.cache,
@@ -91,7 +93,8 @@ def _is_current(copy: Path, original: Path) -> bool:
 
 def _in_parts(data: bytes, headers: dict[str, str]) -> Response:
     """Bytes in parts, as `FileResponse` sends files: the server cuts off clients that read nothing
-    for a while, and a slow phone takes minutes for a single large part."""
+    for a while, and a slow phone takes minutes for a single large part.
+    """
 
     async def parts() -> AsyncIterator[bytes]:
         for start in range(0, len(data), FileResponse.chunk_size):
@@ -144,7 +147,8 @@ def light_files(exports: Path, runtime: Path | None = None) -> dict[str, Path]:
 
 def describe_light(exports: Path) -> str:
     """Say whether the page of an exports folder answers by itself, or why it asks the server for
-    every photo."""
+    every photo.
+    """
     try:
         return (
             f"answers in the browser ({light_files(exports)[MODEL].stat().st_size / 1e6:.1f} "

@@ -2,7 +2,8 @@
 
 Reading, running and deciding a photo is one job on one thread, with a thread per core and a model
 session of one thread: neither two stages with a queue between them nor batches are faster on a CPU.
-A GPU needs batches: there `Batcher` runs together whatever is waiting."""
+A GPU needs batches: there `Batcher` runs together whatever is waiting.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ class Batcher:
     """Runs the pictures that threads bring while the model is busy as one batch, of at most `most`.
 
     A picture that finds the model idle runs at once. Batches are padded to powers of two, as some
-    providers compile a model anew for every size."""
+    providers compile a model anew for every size.
+    """
 
     def __init__(self, run: Callable[[np.ndarray], Outputs], most: int = 32) -> None:
         self._run, self.most = run, most
@@ -131,7 +133,8 @@ class Batcher:
 
     def run(self, batch: np.ndarray) -> Outputs:
         """Run one picture, uint8 (1, size, size, 3), together with those that wait. Raises what
-        the model raises."""
+        the model raises.
+        """
         mine = _Pending(batch)
         with self._lock:
             self._waiting.append(mine)
@@ -173,7 +176,8 @@ class _Pending:
 
 def settle_process() -> None:
     """Set up a process to serve: OpenCV uses no threads of its own, libtiff writes no warnings, and
-    freed pictures go back to the system, of which glibc would keep hundreds of megabytes."""
+    freed pictures go back to the system, of which glibc would keep hundreds of megabytes.
+    """
     cv2.setNumThreads(1)
     silence_libtiff()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl

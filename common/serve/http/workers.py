@@ -1,7 +1,8 @@
 """Several server processes on one listening socket: started, watched, and stopped together.
 
 uvicorn's own supervisor cannot do this: it runs `uvicorn.Server` instead of ours, which drains, and
-tells nobody when all workers serve."""
+tells nobody when all workers serve.
+"""
 
 from __future__ import annotations
 
