@@ -137,7 +137,9 @@ def test_a_model_that_passes_is_written_once(tmp_path):
 
 @pytest.mark.parametrize("place", [1, 2])
 def test_the_harmful_layer_goes_back_to_float(place, tmp_path):
-    tried, judge = search(tmp_path, harmed(place), limits=GateLimits(0.97, 0.05, auroc=0.05, calibration=0.05))
+    tried, judge = search(
+        tmp_path, harmed(place), limits=GateLimits(0.97, 0.05, auroc=0.05, calibration=0.05)
+    )
     static = tried[0]
     assert not static.rejected and static.layers == 2 and static.of == 3 and static.builds == 2
     model = onnx.load(tmp_path / "model.int8.onnx")
