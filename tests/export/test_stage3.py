@@ -323,7 +323,7 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
         light.scores[-1] == LEARNED
         and LEARNED not in light.settings["rejection"]["disease"]["weights"]
     )
-    assert report["browser"]["bars"]["ood"]["kinds"]["toys"]["auroc"] > 0.8
+    assert report["browser"]["thresholds"]["ood"]["kinds"]["toys"]["auroc"] > 0.8
     split = load_organized(exported.data).splits["test"]
     views = EvalViews(split, 32)
     answers = [light.answer(views[i][0].numpy()) for i in range(len(split))]
