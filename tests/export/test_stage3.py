@@ -316,9 +316,11 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
     assert {"not_plants", "toys", "weeds"} == set(report["ood"]["kinds"])
     assert predictor.read_bundle(tmp_path / "e").scores == (*SCORES, LEARNED)
     light = LightModel(tmp_path / "e" / "browser")
-    assert light.scores[-1] == LEARNED
-    assert LEARNED not in light.settings["rejection"]["disease"]["weights"]
-    assert report["browser"]["bars"]["ood"]["kinds"]["toys"]["auroc"] > 0.8
+    assert (
+        light.scores[-1] == LEARNED
+        and LEARNED not in light.settings["rejection"]["disease"]["weights"]
+    )
+    assert report["browser"]["thresholds"]["ood"]["kinds"]["toys"]["auroc"] > 0.8
     split = load_organized(exported.data).splits["test"]
     views = EvalViews(split, 32)
     answers = [light.answer(views[i][0].numpy()) for i in range(len(split))]

@@ -4,16 +4,16 @@ byte range the one it needs.
 A record, little-endian, for a species of D diseases and F features; it begins on a multiple of 4
 bytes:
 
-| bytes       | what                                                                                       |
-|-------------|--------------------------------------------------------------------------------------------|
-| 4           | uint32, CRC-32 of all that follows in the record                                           |
-| 4           | stamp: the first bytes of the SHA-256 of the model these heads belong to                   |
-| 2, 2        | uint16 D, uint16 F                                                                         |
-| 4           | float32, temperature of the species' diseases                                              |
-| 4 (D + 1)   | float32, scale of each row: first the species' own, then its diseases in order             |
-| 4 (D + 1)   | float32, bias of each row                                                                  |
-| F (D + 1)   | int8 rows                                                                                  |
-| the rest    | the diseases' names as UTF-8, one a line, filled up with zeros to a multiple of 4 bytes    |
+| bytes      | what                                                                               |
+|------------|------------------------------------------------------------------------------------|
+| 4          | uint32, CRC-32 of all that follows in the record                                   |
+| 4          | stamp: the first bytes of the SHA-256 of the model these heads belong to           |
+| 2, 2       | uint16 D, uint16 F                                                                 |
+| 4          | float32, temperature of the species' diseases                                      |
+| 4 (D + 1)  | float32, scale of each row: first the species' own, then its diseases in order     |
+| 4 (D + 1)  | float32, bias of each row                                                          |
+| F (D + 1)  | int8 rows                                                                          |
+| the rest   | the diseases' names as UTF-8, one a line, zero-filled to a multiple of 4 bytes     |
 
 logit = scale x (row . feature) + bias. The species' own row is there for the heatmap, which is the
 map's product with the sum of both rows; the probability of the species comes from the model.
