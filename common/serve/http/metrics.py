@@ -7,6 +7,8 @@ counts into files of that folder, and any of them answers `/metrics` for all.
 from __future__ import annotations
 
 import os
+import struct
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,4 +92,9 @@ class Telemetry:
             return prometheus_client.generate_latest(self.registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
+        for _ in range(50):
+            try:
+                return prometheus_client.generate_latest(registry)
+            except struct.error:  # a worker that starts has a file that is still empty
+                time.sleep(0.01)
         return prometheus_client.generate_latest(registry)
