@@ -68,8 +68,8 @@ def log_priors(tree: ClassTree, counts: np.ndarray) -> tuple[Tensor, Tensor]:
     """Log of the pictures per species and per class, to be added to the logits in training (Ren et
     al. 2020, equation 4).
 
-    A species' pictures are divided by its number of classes: the model then answers for classes that
-    come equally often, and a species of many classes comes more often than one of few. A class
+    A species' pictures are divided by its number of classes: the model then answers for classes
+    that come equally often, and a species of many classes comes more often than one of few. A class
     without pictures counts as one with one.
 
     Args:
