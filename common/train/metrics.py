@@ -287,7 +287,7 @@ def decision_figures(judged: Judged, tree: ClassTree) -> dict[str, dict[str, flo
         `joint`: argmax over classes of P(species) P(disease | species). `routed`: the species of
         the greatest summed probability, which is the species head's argmax, then its best disease.
         `flat`, where it was judged: argmax of one softmax over all class logits. Each with
-        `class` (the answered class is right), `species` (the answered class's species is right) and `macro_f1`, 0..1.
+        `class` (the answered class is right), `species` (its species is) and `macro_f1`, 0..1.
     """
     answers = {"joint": judged.joint, "routed": judged.routed} | (
         {"flat": judged.flat} if (judged.flat >= 0).all() else {}
