@@ -23,8 +23,8 @@ SCORES = ("gen", "mahalanobis")
 
 
 def model(tree: ClassTree) -> onnx.ModelProto:
-    """light.onnx: the feature is the mean colour, of which a class's logit is linear; scores are the
-    chance to be wrong and the distance.
+    """light.onnx: the feature is the mean colour, of which a class's logit is linear; scores are
+    the chance to be wrong and the distance.
     """
     colors = tiny.COLORS
     segments = (tree.class_species[:, None] == np.arange(tree.num_species)).astype(np.float32)

@@ -1,5 +1,5 @@
-"""Training views of a picture: tier 1 (geometry, colour), then tier 2 (`corruptions`) and RandAugment;
-MixUp and CutMix of batches.
+"""Training views of a picture: tier 1 (geometry, colour), then tier 2 (`corruptions`) and
+RandAugment; MixUp and CutMix of batches.
 
 All of it works on uint8 in OpenCV: the JPEG is decoded at the scale that the crop needs, crop,
 flip, rotation and resize are one affine warp, and brightness, contrast, saturation, hue and grey

@@ -64,8 +64,8 @@ LEVELS: dict[str, Level] = {
         grey_p=0.0,
     ),
     "plain": Level(plain=True),  # the camera-trap report: resize and normalise
-    # the flower competition has the four names and says that the last adds coarse dropout, grid mask and wider
-    # jitter; the numbers are ours
+    # the flower competition has the four names and says that the last adds coarse dropout, grid
+    # mask and wider jitter; the numbers are ours
     "light": Level(
         crop_area=(0.8, 1.0),
         crop_ratio=(0.87, 1.15),

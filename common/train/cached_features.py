@@ -40,8 +40,8 @@ SAMPLE = 16  # views whose pixels are compared, so that an edited augmentation i
 
 
 class CachedViews(Dataset[tuple[Tensor, int]]):
-    """Stored features in place of pictures: item (epoch, position, i) -> (float32 (features,), class
-    index).
+    """Stored features in place of pictures: item (epoch, position, i) -> (float32 (features,),
+    class index).
 
     It is row [epoch % views, i], so that `EpochSampler` and `make_loader` serve it as they serve
     pictures, and the training step gets features (N, features) in place of pixels.
@@ -68,8 +68,8 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
 
     @property
     def rows(self) -> np.ndarray:
-        """The file, mapped read-only: (views, count) of `feature` float16 (features,) and `class_idx`
-        int32.
+        """The file, mapped read-only: (views, count) of `feature` float16 (features,) and
+        `class_idx` int32.
         """
         if self._rows is None:
             self._rows = np.memmap(self.path, self.row, "r", shape=(self.views, self.count))

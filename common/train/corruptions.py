@@ -23,8 +23,8 @@ STEPS = 32  # of the uint8 bank, per standard deviation
 def camera_corruptions(
     rgb: np.ndarray, level: Level, share: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the corruptions of one picture: one of blur, Gaussian or ISO noise; JPEG; shadow; holes; a
-    grid of holes.
+    """Draw the corruptions of one picture: one of blur, Gaussian or ISO noise; JPEG; shadow; holes;
+    a grid of holes.
 
     Args:
         rgb: uint8 (size, size, 3).

@@ -35,7 +35,7 @@ class DiseaseHeads(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
         columns = np.arange(sizes.max())
         self.widest = int(sizes.max())
-        # (species, widest): the class in each column; padded columns point at class 0 and are masked
+        # (species, widest): the class in each column; padded columns point at 0, masked
         real = columns < sizes[:, None]
         self.register_buffer("sizes", torch.from_numpy(sizes.copy()), persistent=False)
         self.register_buffer("real", torch.from_numpy(real), persistent=False)
@@ -85,8 +85,8 @@ class DiseaseHeads(nn.Module):
         return probs.flatten(1)[:, self.real.flatten().nonzero().squeeze(1)]
 
     def segment_logsumexp(self, logits: Tensor) -> Tensor:
-        """Log of the summed exponentials within each species: logits float (N, classes) -> float (N,
-        species).
+        """Log of the summed exponentials within each species: logits float (N, classes) -> float
+        (N, species).
         """
         return self._padded(logits).logsumexp(dim=2)
 
@@ -101,8 +101,8 @@ class _SortedHeads(torch.autograd.Function):
     """Rows sorted by species, one small product per species present; the gradient touches each
     weight once.
 
-    With 11,499 classes a batch of 256 holds half of 320 species: all logits would cost several times
-    the work, and a loop over modules spends its time in autograd's bookkeeping.
+    With 11,499 classes a batch of 256 holds half of 320 species: all logits would cost several
+    times the work, and a loop over modules spends its time in autograd's bookkeeping.
     """
 
     @staticmethod

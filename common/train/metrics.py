@@ -22,8 +22,8 @@ class Judged:
         class_idx: int64; the true class.
         joint, routed: int64; the class of the joint and of the routed decision.
         flat: int64; argmax of the packed heads' logits as if they were one softmax, -1 where it was
-            not given. A flat model's joint decision is the same class; a hierarchical model's is its
-            disease heads without its species head.
+            not given. A flat model's joint decision is the same class; a hierarchical model's is
+            its disease heads without its species head.
         species: int64; the species of the greatest summed probability, which is the species head's
             own answer.
         rank: int64; how many diseases of the true species are put before the true one (0 = right).
@@ -88,7 +88,7 @@ def judge(
 
 
 def _segment(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """The classes of one species per row, side by side: (N, widest); -1 beyond the species' last."""
+    """The classes of one species per row, side by side: (N, widest); -1 beyond its last."""
     sizes, columns = np.diff(tree.offsets)[species], np.arange(np.diff(tree.offsets).max())
     at = np.minimum(tree.offsets[species][:, None] + columns, tree.num_classes - 1)
     return np.where(columns < sizes[:, None], np.take_along_axis(probabilities, at, axis=1), -1)
@@ -146,8 +146,8 @@ class ClassFigures:
 
 
 def class_figures(judged: Judged, tree: ClassTree) -> ClassFigures:
-    """Count right and wrong answers per class; time and memory grow with pictures and classes, never
-    with classes squared.
+    """Count right and wrong answers per class; time and memory grow with pictures and classes,
+    never with classes squared.
     """
     n = tree.num_classes
     present, said = (
@@ -286,10 +286,10 @@ def decision_figures(judged: Judged, tree: ClassTree) -> dict[str, dict[str, flo
     """Compare the ways to decide.
 
     Returns:
-        `joint`: argmax over classes of P(species) P(disease | species). `routed`: the species of the
-        greatest summed probability, which is the species head's argmax, then its best disease.
-        `flat`, where it was judged: argmax of one softmax over all class logits. Each with `class_idx`,
-        `species` (the answered class's species is right) and `macro_f1`, 0..1.
+        `joint`: argmax over classes of P(species) P(disease | species). `routed`: the species of
+        the greatest summed probability, which is the species head's argmax, then its best disease.
+        `flat`, where it was judged: argmax of one softmax over all class logits. Each with
+        `class` (the answered class is right), `species` (its species is) and `macro_f1`, 0..1.
     """
     answers = {"joint": judged.joint, "routed": judged.routed} | (
         {"flat": judged.flat} if (judged.flat >= 0).all() else {}
@@ -317,8 +317,8 @@ def for_json(metrics: dict[str, object]) -> dict[str, object]:
 
 
 def auroc(known: np.ndarray, strange: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that an out-of-distribution picture scores higher than a known picture, ties
-    counting half.
+    """Area under the ROC curve: the chance that an OOD picture scores higher than a known one,
+    ties counting half.
 
     Args:
         known, strange: float (N,), (M,); larger = further out of distribution.

@@ -1,8 +1,8 @@
 """`SwinHierarchical`: any timm backbone, a species head, and one linear disease head per species,
 stored packed.
 
-The same model is flat where asked for: one softmax over all classes, of which a species' probability
-is the sum.
+The same model is flat where asked for: one softmax over all classes, of which a species'
+probability is the sum.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class SwinHierarchical(nn.Module):
         return species[:, self.class_species] * disease
 
     def class_gradient(self, features: Tensor, class_idx: Tensor) -> Tensor:
-        """Gradient of the predicted class's logits (its species' and its own) by the pooled feature.
+        """Gradient of the predicted class's logits (its species' and its own) by the feature.
 
         Args:
             features: float (N, features), pooled.

@@ -106,8 +106,8 @@ def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> tor
     """Make AdamW over what the phase trains, in groups of one rate and one weight decay.
 
     Weight decay applies to matrices alone, or to all parameters (torch's own default) where the
-    recipe says so. A group's rate is `scale` times the heads' plus `shift` (see `set_rates`); `head`
-    tells heads from the backbone.
+    recipe says so. A group's rate is `scale` times the heads' plus `shift` (see `set_rates`);
+    `head` tells heads from the backbone.
     """
     heads = {id(p) for p in model.head_parameters("all")}
     shares = {
@@ -170,8 +170,8 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class Average:
-    """Exponential moving average (EMA) of a model's weights: `average = d x average + (1 - d) x weights` after each
-    step.
+    """Exponential moving average (EMA) of a model's weights: `average = d x average + (1 - d) x
+    weights` after each step.
 
     d grows from 0.1 to `decay` with the steps of the phase, `min(decay, (1 + t) / (10 + t))`, so
     that the weights from before training are soon forgotten. Buffers, such as the statistics of

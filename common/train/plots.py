@@ -294,7 +294,8 @@ def within_species(
         )
         _matrix(axis, _shares(rows, columns, len(names), len(names) + 1), names, "another species")
         axis.set_title(
-            f"{tree.species[s]}: {errors[s]:,} disease errors in {mine.sum():,} pictures of {split}",
+            f"{tree.species[s]}: {errors[s]:,} disease errors in {mine.sum():,} pictures of "
+            f"{split}",
             fontsize=10,
         )
     for axis in axes.flat[len(chosen) :]:

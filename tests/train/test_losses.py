@@ -206,7 +206,7 @@ def test_log_priors_by_hand():
     torch.testing.assert_close(
         species, torch.tensor([111 / 3, 30 / 1, 51 / 2]).log()
     )  # pictures per leaf of the species
-    with pytest.raises(ValueError, match="6 leaves"):
+    with pytest.raises(ValueError, match="6 classes"):
         log_priors(TREE, COUNTS[:5])
 
 
