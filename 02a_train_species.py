@@ -1,13 +1,15 @@
 """Stage A: train the backbone and the species head of SwinHierarchical.
 
 Reads   data/organized/ (01_reorganize.py)
-Writes  checkpoints/species_only/: epoch=NN-val_loss=X.pt after each phase, epoch=NN-best.pt, last.pt (to go on from),
-        log.jsonl, config.json, curves.png, confusion.png, report.md
+Writes  checkpoints/species_only/: epoch=NN-val_loss=X.pt after each phase, epoch=NN-best.pt,
+        last.pt (to go on from), log.jsonl, config.json, curves.png, confusion.png, report.md
 Next    02b_train_disease.py
 
-  python 02a_train_species.py                                   recipe hierarchical: Swin-Tiny, 224 px, for a GPU
+  python 02a_train_species.py
+      recipe hierarchical: Swin-Tiny, 224 px, for a GPU
   python 02a_train_species.py --recipe demo --weights none      minutes on two CPU cores
-  python 02a_train_species.py --batch-size 128 --device-batch 32     any cell of the recipe, any machine
+  python 02a_train_species.py --batch-size 128 --device-batch 32
+      any cell of the recipe, any machine
 
 Killed or stopped, the same command goes on where it was and ends with the same weights. Expect on
 the generated demo pictures a species accuracy above 0.95 on val at the end of phase A2.

@@ -6,7 +6,8 @@ Writes  checkpoints/disease_heads/: disease_heads_epoch=NN.pt, disease_heads_fin
         and in each log.jsonl, config.json, curves.png, confusion.png, report.md
 Next    03_export.py
 
-  python 02b_train_disease.py                                   with the recipe that the species checkpoint was trained by
+  python 02b_train_disease.py
+      with the recipe that the species checkpoint was trained by
   python 02b_train_disease.py --joint-epochs 20 --device-batch 32
 
 Killed or stopped, the same command goes on where it was and ends with the same weights.

@@ -26,18 +26,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from few_shot import HeadAnswers, by_size  # noqa: E402  (the benchmark file beside this one)
+from few_shot import HeadAnswers, by_size
 
-from common.classes import ClassTree  # noqa: E402
-from common.console import Stopwatch, duration, say, table  # noqa: E402
-from common.train import checkpoint, recipes  # noqa: E402
-from common.train.cached_features import CachedViews, cache_eval, cache_views  # noqa: E402
-from common.train.compute import Compute, choose_compute  # noqa: E402
-from common.train.dataset import EpochSampler, Organized, load_organized  # noqa: E402
-from common.train.loop import step_draws  # noqa: E402
-from common.train.losses import focal_loss  # noqa: E402
-from common.train.model import SwinHierarchical  # noqa: E402
-from common.train.recipe_flags import arguments, channels  # noqa: E402
+from common.classes import ClassTree
+from common.console import Stopwatch, duration, say, table
+from common.train import checkpoint, recipes
+from common.train.cached_features import CachedViews, cache_eval, cache_views
+from common.train.compute import Compute, choose_compute
+from common.train.dataset import EpochSampler, Organized, load_organized
+from common.train.loop import step_draws
+from common.train.losses import focal_loss
+from common.train.model import SwinHierarchical
+from common.train.recipe_flags import arguments, channels
 
 FIGURES = ("species_acc", "disease_acc", "cascade_acc", "cascade_f1")
 

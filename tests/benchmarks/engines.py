@@ -2,7 +2,8 @@
 onnxruntime-node.
 
   python tests/benchmarks/engines.py --exports exports --data data/organized
-  python tests/benchmarks/engines.py --exports exports --data data/organized --node DIR     a folder with node_modules/onnxruntime-node
+  python tests/benchmarks/engines.py --exports exports --data data/organized --node DIR
+      a folder with node_modules/onnxruntime-node
 
 Prints per model file and engine how far the probabilities and scores are from ONNX Runtime's, how
 often the best class is the same, and whether a batch of 8 equals 8 of 1. Engines that are not
@@ -25,8 +26,8 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.console import fail, say, table  # noqa: E402
-from common.serve.predictor import OUTPUTS, Predictor  # noqa: E402
+from common.console import fail, say, table
+from common.serve.predictor import OUTPUTS, Predictor
 
 BATCH = 8
 NODE = """
@@ -37,9 +38,11 @@ const [model, input, output, count, size, batch, names] = process.argv.slice(1);
   const bytes = new Uint8Array(fs.readFileSync(input)), each = size * size * 3, parts = [];
   for (let at = 0; at < count; at += Number(batch)) {
     const many = Math.min(batch, count - at);
-    const images = new ort.Tensor("uint8", bytes.subarray(at * each, (at + many) * each), [many, +size, +size, 3]);
+    const images = new ort.Tensor("uint8", bytes.subarray(at * each, (at + many) * each), [many,
+      +size, +size, 3]);
     const found = await session.run({ images }, names.split(","));
-    for (const name of names.split(",")) parts.push(Buffer.from(Float32Array.from(found[name].data).buffer));
+    for (const name of names.split(","))
+      parts.push(Buffer.from(Float32Array.from(found[name].data).buffer));
   }
   fs.writeFileSync(output, Buffer.concat(parts));
 })().catch((error) => { console.error(error); process.exit(1); });

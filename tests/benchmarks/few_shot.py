@@ -13,9 +13,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.classes import ClassTree  # noqa: E402
-from common.train.dataset import Split  # noqa: E402
-from common.train.metrics import FEW_AT_MOST, TAIL_AT_MOST, f1_per_class  # noqa: E402
+from common.classes import ClassTree
+from common.train.dataset import Split
+from common.train.metrics import FEW_AT_MOST, TAIL_AT_MOST, f1_per_class
 
 
 @dataclass

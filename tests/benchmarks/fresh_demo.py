@@ -14,12 +14,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.classes import slug  # noqa: E402
-from common.console import table  # noqa: E402
-from common.demo.pictures import CLASSES, make_demo  # noqa: E402
-from common.images import ImageError  # noqa: E402
-from common.serve.predictor import Predictor  # noqa: E402
-from common.train.metrics import auroc, judge, summarise  # noqa: E402
+from common.classes import slug
+from common.console import table
+from common.demo.pictures import CLASSES, make_demo
+from common.images import ImageError
+from common.serve.predictor import Predictor
+from common.train.metrics import auroc, judge, summarise
 
 
 def run(

@@ -23,11 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
 
-import mutations  # noqa: E402
-from load import free_port, stop  # noqa: E402
-from soak import memory_mb, wait_for  # noqa: E402
+import mutations
+from load import free_port, stop
+from soak import memory_mb, wait_for
 
-from common.console import say, table  # noqa: E402
+from common.console import say, table
 
 STATUSES = {200, 400, 413, 415, 422}
 

@@ -1,19 +1,25 @@
 """Packed disease heads against a loop over a ModuleDict of nn.Linear: time and memory of a training
 step of the heads.
 
-  python tests/benchmarks/heads.py                               320 species: 11,499 leaves of a long tail, and 96,000; batch 256 and 512
+  python tests/benchmarks/heads.py
+      320 species: 11,499 leaves of a long tail, and 96,000; batch 256 and 512
   python tests/benchmarks/heads.py --species 640 --leaves 96000  ragged at that size, too
   python tests/benchmarks/heads.py --device cuda                 on a GPU
-  python tests/benchmarks/heads.py --clock cpu --threads 1       processor time, for a machine that has other work
+  python tests/benchmarks/heads.py --clock cpu --threads 1
+      processor time, for a machine that has other work
 
 A head has 3 to 300 diseases, 768 features; 320 species with 96,000 leaves leave no choice: every
 head has 300. A step is forward, focal loss, backward to the weights and to the features, and fused
 AdamW; eight batches come in turn, the contestants take turns within each round, and every other
 round in reverse. Two loops are raced, as torch offers two:
-  skipping  zero_grad(set_to_none=True), the default: AdamW leaves heads alone that have no sample in the batch; their moments stand
+  skipping  zero_grad(set_to_none=True),
+    the default: AdamW leaves heads alone that have no sample in the batch; their moments stand
             still, and so do their counts of steps. Less work than the packed matrix does.
-  zeros     zero_grad(set_to_none=False): a head without a sample has a gradient of zeros, and AdamW decays its weights and moves it
-            by what is left of its momentum. The packed matrix does just this; both end with the same weights, which is checked.
+  zeros
+      zero_grad(set_to_none=False): a head without a sample has a gradient of zeros,
+        and AdamW decays its weights and moves it
+            by what is left of its momentum. The packed matrix does just this;
+              both end with the same weights, which is checked.
 Memory is the peak of a fresh process for each contestant, over what it had before the heads were
 made: weights, gradients, AdamW's two moments and everything passing. Four times the weights is the
 least for the packed matrix.
@@ -36,10 +42,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.classes import ClassTree  # noqa: E402
-from common.console import progress, table  # noqa: E402
-from common.train.heads import PADDING, DiseaseHeads  # noqa: E402
-from common.train.losses import focal_loss  # noqa: E402
+from common.classes import ClassTree
+from common.console import progress, table
+from common.train.heads import PADDING, DiseaseHeads
+from common.train.losses import focal_loss
 
 FEATURES, FEWEST, MOST = 768, 3, 300
 BATCHES = 8
@@ -348,7 +354,13 @@ def main() -> int:
                     memory = (
                         "-"
                         if args.no_memory
-                        else f"{peak_elsewhere(kind, args.species, classes, batch, threads, args.device):.0f}"
+                        else str(
+                            round(
+                                peak_elsewhere(
+                                    kind, args.species, classes, batch, threads, args.device
+                                )
+                            )
+                        )
                     )
                     parts = [
                         f"{1e3 * value:.1f}"

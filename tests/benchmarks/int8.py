@@ -1,8 +1,10 @@
 """INT8, FP16 and FP32 of one model: milliseconds for a picture, all in turn, and the gate of every
 way to INT8.
 
-  python tests/benchmarks/int8.py                                   # Swin-Tiny 224 with random weights: speed alone
-  python tests/benchmarks/int8.py --checkpoint checkpoints/hierarchical_full/epoch=10-best.pt --data data/organized
+  python tests/benchmarks/int8.py
+      # Swin-Tiny 224 with random weights: speed alone
+  python tests/benchmarks/int8.py --checkpoint checkpoints/hierarchical_full/epoch=10-best.pt \
+      --data data/organized
 
 Within one loop each contestant answers the same picture once per round, so that the machine's moods
 hit all alike. OpenVINO takes part where it is installed. With --data the ways to INT8 are searched
@@ -29,16 +31,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 from common import images
-from common.classes import ClassTree  # noqa: E402
-from common.console import say, table  # noqa: E402
-from common.export import fp16, int8, quantize  # noqa: E402
-from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines  # noqa: E402
-from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, extract_features  # noqa: E402
-from common.export.measure import Run, check_batches, measure_times, run_over, session_run  # noqa: E402
-from common.export.pictures import balanced  # noqa: E402
-from common.train import checkpoint  # noqa: E402
-from common.train.dataset import Organized, Split, load_organized  # noqa: E402
-from common.train.model import SwinHierarchical  # noqa: E402
+from common.classes import ClassTree
+from common.console import say, table
+from common.export import fp16, int8, quantize
+from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines
+from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, extract_features
+from common.export.measure import Run, check_batches, measure_times, run_over, session_run
+from common.export.pictures import balanced
+from common.train import checkpoint
+from common.train.dataset import Organized, Split, load_organized
+from common.train.model import SwinHierarchical
 
 CALIBRATION = 128  # pictures
 SCORE = SCORES.index("layers")

@@ -1,6 +1,7 @@
 """A training run killed at random moments ends with the bits of a run never stopped.
 
-  python tests/benchmarks/kills.py                                        on a tiny data set that it draws and organizes
+  python tests/benchmarks/kills.py
+      on a tiny data set that it draws and organizes
   python tests/benchmarks/kills.py --data data/organized --image-size 64 --store kills
 
 Recipe `foliar`, shrunk: cached views in the frozen phases, weighted draws, an average of the
@@ -48,7 +49,7 @@ from looked import (
     Looked,
     Moment,
     watch,
-)  # noqa: E402  (beside this one)
+)
 
 SPECIES, DISEASE = "02a_train_species.py", "02b_train_disease.py"
 FOLDERS = {SPECIES: ("species_only",), DISEASE: ("disease_heads", "hierarchical_full")}

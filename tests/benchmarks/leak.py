@@ -22,9 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.console import table  # noqa: E402
-from common.organize.duplicates import embed, lookalikes  # noqa: E402
-from common.organize.splits import TEST, TRAIN, split_groups  # noqa: E402
+from common.console import table
+from common.organize.duplicates import embed, lookalikes
+from common.organize.splits import TEST, TRAIN, split_groups
 
 
 def probe(features: torch.Tensor, class_idx: torch.Tensor, train: torch.Tensor) -> torch.Tensor:

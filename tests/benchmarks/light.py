@@ -1,8 +1,10 @@
 """The light model: bytes before its first answer at full size, rounding of its heads, and a student
 taught against one untaught.
 
-  python tests/benchmarks/light.py size                                   320 species, 11,499 diseases, random weights; a minute
-  python tests/benchmarks/light.py train --data data/organized --teacher checkpoints/hierarchical_full/epoch=12-best.pt \\
+  python tests/benchmarks/light.py size
+      320 species, 11,499 diseases, random weights; a minute
+  python tests/benchmarks/light.py train --data data/organized \
+      --teacher checkpoints/hierarchical_full/epoch=12-best.pt \\
       --recipe light_demo --weights checkpoints/hierarchical_full/epoch=12-best.pt --store DIR
 
 `train` runs 02a and 02b twice with one recipe, with --teacher and without, writes both students as
@@ -28,26 +30,26 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.classes import ClassTree  # noqa: E402
-from common.console import say, table  # noqa: E402
-from common.decide import joint_class  # noqa: E402
+from common.classes import ClassTree
+from common.console import say, table
+from common.decide import joint_class
 from common.export.browser import heads_file
-from common.export.browser.light_export import finish_browser, report_lines, write_browser  # noqa: E402
+from common.export.browser.light_export import finish_browser, report_lines, write_browser
 from common.export.browser.light_graph import (
     LAYERS_RANK,
     RANK,
     LightGraph,
     has_exact_map,
     write_model,
-)  # noqa: E402
-from common.export.browser.light_model import first_answer, wire_bytes  # noqa: E402
-from common.export.graph import FeatureSpace, LearnedScore, extract_features  # noqa: E402
-from common.export.measure import run_over  # noqa: E402
-from common.export.pictures import Pictures  # noqa: E402
-from common.files import file_sha256  # noqa: E402
-from common.train import checkpoint, recipe_flags, recipes  # noqa: E402
-from common.train.dataset import EvalViews, Organized, load_organized, make_loader  # noqa: E402
-from common.train.model import SwinHierarchical  # noqa: E402
+)
+from common.export.browser.light_model import first_answer, wire_bytes
+from common.export.graph import FeatureSpace, LearnedScore, extract_features
+from common.export.measure import run_over
+from common.export.pictures import Pictures
+from common.files import file_sha256
+from common.train import checkpoint, recipe_flags, recipes
+from common.train.dataset import EvalViews, Organized, load_organized, make_loader
+from common.train.model import SwinHierarchical
 
 # region size
 

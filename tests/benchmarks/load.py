@@ -1,8 +1,10 @@
 """The server under load on loopback, against the raw `session.run` limit and other servers doing
 the same work, all in turn.
 
-  python tests/benchmarks/swin_exports.py exports_swin          # once: Swin-Tiny INT8, random weights
-  python tests/benchmarks/load.py --exports exports_swin        # FastAPI and LitServe take part where they are installed
+  python tests/benchmarks/swin_exports.py exports_swin
+      # once: Swin-Tiny INT8, random weights
+  python tests/benchmarks/load.py --exports exports_swin
+      # FastAPI and LitServe take part where they are installed
 
 The limit is what as many threads as there are cores reach with `session.run` alone on a prepared
 picture (at concurrency 1: one thread). Every round measures each contestant for some seconds, so
@@ -36,9 +38,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.console import say, table  # noqa: E402
-from common.serve.answer import Options, answer, run_photo  # noqa: E402
-from common.serve.predictor import Predictor  # noqa: E402
+from common.console import say, table
+from common.serve.answer import Options, answer, run_photo
+from common.serve.predictor import Predictor
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.console import table  # noqa: E402
-from common.organize.names.parse import ASK_BELOW, ParsedName, parse_class_names  # noqa: E402
-from common.organize.names.review import read_names  # noqa: E402
+from common.console import table
+from common.organize.names.parse import ASK_BELOW, ParsedName, parse_class_names
+from common.organize.names.review import read_names
 
 Row = dict[str, str]
 

@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.console import Stopwatch, progress, table  # noqa: E402
-from common.organize.duplicates import phash  # noqa: E402
+from common.console import Stopwatch, progress, table
+from common.organize.duplicates import phash
 
 # Fitted to the hashes of 4,019 leaf photos. Nearly all signs are even coins, with two exceptions. A
 # thing in the middle of the frame, larger or smaller, lighter or darker than its ground, moves the

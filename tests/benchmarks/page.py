@@ -23,16 +23,17 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from chromium import Chromium, Page  # noqa: E402
-from page_site import Site, serve  # noqa: E402
+from chromium import Chromium, Page
+from page_site import Site, serve
 
-from common.console import fail, progress, say, table  # noqa: E402
-from common.export.browser.light_model import LightModel  # noqa: E402
-from common.images import SUFFIXES, read_rgb, resize_to_model  # noqa: E402
-from common.serve.http import web_files  # noqa: E402
+from common.console import fail, progress, say, table
+from common.export.browser.light_model import LightModel
+from common.images import SUFFIXES, read_rgb, resize_to_model
+from common.serve.http import web_files
 
 HELPERS = """(async () => {
-  globalThis.blobOf = (encoded) => new Blob([Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))], { type: 'image/jpeg' });
+  globalThis.blobOf = (encoded) => new Blob([Uint8Array.from(atob(encoded), (c) =>
+    c.charCodeAt(0))], { type: 'image/jpeg' });
   globalThis.light = await import('/light.js');
   const result = document.getElementById('result');
   globalThis.timed = (blob, by) => new Promise((done) => {
@@ -44,7 +45,8 @@ HELPERS = """(async () => {
       self.disconnect();
       requestAnimationFrame(() => setTimeout(() => done(performance.now() - began)));
     }).observe(result, { attributes: true });
-    document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: given, bubbles: true, cancelable: true }));
+    document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: given, bubbles: true,
+      cancelable: true }));
   });
 })()"""
 
@@ -200,7 +202,7 @@ def main() -> int:
                 row("model, median", same["ms"], 15, "ms", 1)
                 near = compare(page, light, big)
                 row(
-                    f"the same, {len(big)} JPEGs of 12 megapixels, which libjpeg shrinks for Python",
+                    f"the same, {len(big)} JPEGs of 12 megapixels shrunk by libjpeg",
                     near["worst"],
                     None,
                     "",

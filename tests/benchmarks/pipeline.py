@@ -50,15 +50,15 @@ except ImportError:
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
-import reading  # noqa: E402
+import reading
 
-from common.console import table  # noqa: E402
-from common.demo.pictures import draw_picture  # noqa: E402
-from common.images import encode_jpeg, read_rgb  # noqa: E402
-from common.train import recipes  # noqa: E402
-from common.train.augment import train_view  # noqa: E402
-from common.train.augment_levels import LEVELS  # noqa: E402
-from common.train.dataset import EpochSampler, TrainViews, make_loader  # noqa: E402
+from common.console import table
+from common.demo.pictures import draw_picture
+from common.images import encode_jpeg, read_rgb
+from common.train import recipes
+from common.train.augment import train_view
+from common.train.augment_levels import LEVELS
+from common.train.dataset import EpochSampler, TrainViews, make_loader
 
 SIZE, LEVEL = 224, LEVELS["full"]
 RECIPE = replace(

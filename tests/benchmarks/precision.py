@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.console import say, table  # noqa: E402
+from common.console import say, table
 
 WAYS = (("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True))
 

@@ -39,13 +39,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.console import Stopwatch, duration, say, table  # noqa: E402
-from common.files import write_rows  # noqa: E402
-from common.train import checkpoint, recipes  # noqa: E402
-from common.train.dataset import Organized, load_organized  # noqa: E402
-from common.train.model import SwinHierarchical  # noqa: E402
-from common.train.optim import rate_at, trainable_names  # noqa: E402
-from common.train.recipes import COLUMNS, Phase, Recipe  # noqa: E402
+from common.console import Stopwatch, duration, say, table
+from common.files import write_rows
+from common.train import checkpoint, recipes
+from common.train.dataset import Organized, load_organized
+from common.train.model import SwinHierarchical
+from common.train.optim import rate_at, trainable_names
+from common.train.recipes import COLUMNS, Phase, Recipe
 
 STRESSES = (
     "healthy",

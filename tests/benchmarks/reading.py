@@ -37,8 +37,8 @@ except (ImportError, OSError):  # not installed, or without its C library
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.console import table  # noqa: E402
-from common.images import read_rgb  # noqa: E402
+from common.console import table
+from common.images import read_rgb
 
 SIDE, WIDTH, HEIGHT = 512, 4000, 3000
 OURS, THUMBNAIL, FLOORS = (

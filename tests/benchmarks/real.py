@@ -1,8 +1,10 @@
 """Recipes on real photos against a linear probe and against flat fine-tuning as timm does it, all
 with the same image passes.
 
-  python tests/benchmarks/real.py --data data/organized --weights FILE [--backbone-args ... --pixel-mean ... --pixel-std ...]
-  python tests/benchmarks/real.py ... --largest 45 --smallest 3          on a long tail of the same photos, another one per seed
+  python tests/benchmarks/real.py --data data/organized --weights FILE [--backbone-args ... \
+      --pixel-mean ... --pixel-std ...]
+  python tests/benchmarks/real.py ... --largest 45 --smallest 3
+      on a long tail of the same photos, another one per seed
 
 A recipe runs through 02a and 02b as a person would run them, at a budget of two CPU cores: its
 epochs are scaled to --passes, the rates of its unfrozen phases by --rate, and its augmentation is
@@ -37,17 +39,17 @@ from torch.nn.functional import cross_entropy
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from cached import add_flags, new_model  # noqa: E402  (the benchmarks beside this one)
-from few_shot import HeadAnswers, by_size, long_tail  # noqa: E402
+from cached import add_flags, new_model
+from few_shot import HeadAnswers, by_size, long_tail
 
-from common.console import Stopwatch, duration, progress, say, table  # noqa: E402
-from common.train import checkpoint, recipes  # noqa: E402
-from common.train.compute import choose_compute  # noqa: E402
-from common.train.dataset import EvalViews, Organized, Split, load_organized, make_loader  # noqa: E402
-from common.train.loop import evaluate  # noqa: E402
-from common.train.machine import keep_memory  # noqa: E402
-from common.train.metrics import Judged, judge  # noqa: E402
-from common.train.recipe_flags import arguments, channels  # noqa: E402
+from common.console import Stopwatch, duration, progress, say, table
+from common.train import checkpoint, recipes
+from common.train.compute import choose_compute
+from common.train.dataset import EvalViews, Organized, Split, load_organized, make_loader
+from common.train.loop import evaluate
+from common.train.machine import keep_memory
+from common.train.metrics import Judged, judge
+from common.train.recipe_flags import arguments, channels
 
 EPOCHS = (
     "species_warmup_epochs",

@@ -27,10 +27,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import images
-from common.console import fail, progress, say, table  # noqa: E402
-from common.export import ood  # noqa: E402
-from common.export.bounds import at_least  # noqa: E402
-from common.export.calibrate import fit_temperature  # noqa: E402
+from common.console import fail, progress, say, table
+from common.export import ood
+from common.export.bounds import at_least
+from common.export.calibrate import fit_temperature
 from common.export.graph import (
     LEARNED,
     SCORES,
@@ -39,12 +39,12 @@ from common.export.graph import (
     cross_fitted,
     extract_features,
     gen_score,
-)  # noqa: E402
-from common.export.pictures import SHIFTS, shifted  # noqa: E402
-from common.train import checkpoint  # noqa: E402
-from common.train.dataset import EvalViews, Organized, load_organized  # noqa: E402
-from common.train.metrics import auroc  # noqa: E402
-from common.train.model import SwinHierarchical  # noqa: E402
+)
+from common.export.pictures import SHIFTS, shifted
+from common.train import checkpoint
+from common.train.dataset import EvalViews, Organized, load_organized
+from common.train.metrics import auroc
+from common.train.model import SwinHierarchical
 
 Outputs = dict[
     str, torch.Tensor

@@ -21,9 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.classes import ClassTree  # noqa: E402
-from common.console import table  # noqa: E402
-from common.export import calibrate, rollup  # noqa: E402
+from common.classes import ClassTree
+from common.console import table
+from common.export import calibrate, rollup
 
 PRECISIONS = (0.90, 0.95, 0.97, 0.99)
 

@@ -1,7 +1,8 @@
 """Stage 1 at the size it is made for: a generated tree of 1.47 M small JPEGs in 11,499 folders,
 time and memory of each part.
 
-  python tests/benchmarks/scale.py --folder /some/empty/folder                 all of it: 6 GB of disk, about an hour on two cores
+  python tests/benchmarks/scale.py --folder /some/empty/folder
+      all of it: 6 GB of disk, about an hour on two cores
   python tests/benchmarks/scale.py --folder /some/empty/folder --share 0.1     a tenth
 
 The pictures are 48 px, so that everything but decoding costs what it costs with real photos;

@@ -30,10 +30,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.classes import ClassTree  # noqa: E402
-from common.console import table  # noqa: E402
-from common.images import encode_jpeg  # noqa: E402
-from common.organize.shards import layout, shard_name, write_shards  # noqa: E402
+from common.classes import ClassTree
+from common.console import table
+from common.images import encode_jpeg
+from common.organize.shards import layout, shard_name, write_shards
 
 HEADER = (
     "path",
@@ -290,7 +290,8 @@ def peak():  # of this process alone: ru_maxrss knows the parent's too
 before, begin = peak(), time.perf_counter()
 data = common.train.dataset.load_organized(Path(sys.argv[1]))
 seconds = time.perf_counter() - begin
-held = sum(a.nbytes for split in data.splits.values() for a in vars(split).values() if isinstance(a, np.ndarray))
+held = sum(a.nbytes for split in data.splits.values()
+ for a in vars(split).values() if isinstance(a, np.ndarray))
 print(sum(map(len, data.splits.values())), seconds, before, peak(), held / 2**20)
 """
 

@@ -30,10 +30,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
 
-import mutations  # noqa: E402
-from load import CORES, a_photo, free_port, stop  # noqa: E402
+import mutations
+from load import CORES, a_photo, free_port, stop
 
-from common.console import say, table  # noqa: E402
+from common.console import say, table
 
 MORE_MB = 25  # that memory may grow
 BAD, LEAVING = 0.05, 0.05  # shares

@@ -1,9 +1,11 @@
 """What the hierarchy costs: a training step of the hierarchical model against the bare backbone
 with a head of 1,000 classes.
 
-  python tests/benchmarks/step.py                                        Swin-Tiny, 224 px, batch 32, two threads
+  python tests/benchmarks/step.py
+      Swin-Tiny, 224 px, batch 32, two threads
   python tests/benchmarks/step.py --batch 8 32 64 --threads 1            several batches
-  python tests/benchmarks/step.py --device cuda --batch 256 --rounds 50  on a GPU, with images/s and peak memory
+  python tests/benchmarks/step.py --device cuda --batch 256 \
+      --rounds 50  on a GPU, with images/s and peak memory
 
 Both take uint8 pictures through normalisation, backbone, loss, backward, clipping and fused AdamW
 with the same groups and rates, in the same precision. They take turns, in the order ABBA, so that
@@ -28,14 +30,14 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.classes import ClassTree  # noqa: E402
-from common.console import table  # noqa: E402
-from common.train import recipes  # noqa: E402
-from common.train.augment import Mix  # noqa: E402
-from common.train.compute import Compute, choose_compute  # noqa: E402
-from common.train.loop import Work, training_step  # noqa: E402
-from common.train.model import SwinHierarchical  # noqa: E402
-from common.train.optim import make_optimizer, set_rates, set_trainable  # noqa: E402
+from common.classes import ClassTree
+from common.console import table
+from common.train import recipes
+from common.train.augment import Mix
+from common.train.compute import Compute, choose_compute
+from common.train.loop import Work, training_step
+from common.train.model import SwinHierarchical
+from common.train.optim import make_optimizer, set_rates, set_trainable
 
 PARTS = ("forward and loss", "backward", "clipping", "optimizer")
 CONTESTANTS = ("hierarchical", "bare backbone")

@@ -20,14 +20,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from int8 import serving_graph  # noqa: E402
+from int8 import serving_graph
 
-from common.classes import ClassTree  # noqa: E402
-from common.export import quantize  # noqa: E402
-from common.export.graph import SCORES, export_onnx  # noqa: E402
-from common.files import file_sha256  # noqa: E402
-from common.serve.predictor import FORMAT, write_bundle  # noqa: E402
-from common.train.model import SwinHierarchical  # noqa: E402
+from common.classes import ClassTree
+from common.export import quantize
+from common.export.graph import SCORES, export_onnx
+from common.files import file_sha256
+from common.serve.predictor import FORMAT, write_bundle
+from common.train.model import SwinHierarchical
 
 SIZE = 224
 

@@ -95,12 +95,17 @@ def settle(page, timeout=20):
         **page.js("""(() => {
         const $ = (id) => document.getElementById(id);
         if (!$('heat-switch').hidden) $('heat-switch').click();
-        const [heat, photo] = [$('heat').getBoundingClientRect(), $('preview').getBoundingClientRect()];
-        return { state: $('result').dataset.state, by: $('result').dataset.by, text: $('result').innerText, spoken: $('spoken').textContent,
-          bars: [...document.querySelectorAll('#result .bar i')].map((bar) => parseFloat(bar.style.width)),
+        const [heat, photo] = [$('heat').getBoundingClientRect(),
+          $('preview').getBoundingClientRect()];
+        return { state: $('result').dataset.state, by: $('result').dataset.by,
+          text: $('result').innerText, spoken: $('spoken').textContent,
+          bars: [...document.querySelectorAll('#result .bar i')].map((bar) =>
+            parseFloat(bar.style.width)),
           heat: $('heat').hidden ? null : [$('heat').width, $('heat').height],
-          covers: Math.abs(heat.width - photo.width) < 1 && Math.abs(heat.height - photo.height) < 1,
-          framed: !$('frame').hidden, privacy: $('privacy').innerText, wide: document.documentElement.scrollWidth, window: innerWidth };
+          covers: Math.abs(heat.width - photo.width) < 1 &&
+            Math.abs(heat.height - photo.height) < 1,
+          framed: !$('frame').hidden, privacy: $('privacy').innerText,
+            wide: document.documentElement.scrollWidth, window: innerWidth };
     })()""")
     )
 
@@ -180,7 +185,8 @@ def test_drop_and_paste_are_taken_too(plain, tab):
             pen.fillStyle = 'rgb({red}, {green}, {blue})';
             pen.fillRect(0, 0, 90, 60);
             const given = new DataTransfer();
-            given.items.add(new File([await pen.canvas.convertToBlob()], 'a.png', {{ type: 'image/png' }}));
+            given.items.add(new File([await pen.canvas.convertToBlob()], 'a.png',
+              {{ type: 'image/png' }}));
             document.getElementById('result').dataset.state = 'waiting';
             document.body.dispatchEvent({event});
         }})()""")
@@ -402,8 +408,10 @@ def test_a_browser_that_blurs_pixels_sends_the_photo_itself(light, places, tab, 
           const text = `const own = OffscreenCanvasRenderingContext2D.prototype.getImageData;
             OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...a) {
               const d = own.apply(this, a); d.data[5] ^= 1; return d; };
-            onmessage = (first) => import('${location.origin}${url}').then(() => onmessage(first));`;
-          return new Real(URL.createObjectURL(new Blob([text], { type: 'text/javascript' })), options);
+            onmessage = (first) => import('${location.origin}${url}').then(() =>
+              onmessage(first));`;
+          return new Real(URL.createObjectURL(new Blob([text], { type: 'text/javascript' })),
+            options);
         };""",
     )
     page.call("Page.setBypassCSP", enabled=True)

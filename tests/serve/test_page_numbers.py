@@ -29,15 +29,18 @@ from common.serve.predictor import Predictor
 
 LONG_SIDE, SIZE = 64, tiny_light.SIZE
 RUN = """(async () => {
-  globalThis.blobOf = (encoded) => new Blob([Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))]);
+  globalThis.blobOf = (encoded) => new Blob([Uint8Array.from(atob(encoded), (c) =>
+    c.charCodeAt(0))]);
   const pixels = await import('/pixels.js');
-  const text = (data) => { let s = ''; for (const byte of data) s += String.fromCharCode(byte); return btoa(s); };
+  const text = (data) => { let s = ''; for (const byte of data) s += String.fromCharCode(byte);
+    return btoa(s); };
   const { server } = await (await fetch('/page.json')).json();
   globalThis.run = async (encoded, longSide, size) => {
     const { rgb } = await pixels.read(blobOf(encoded), longSide);
     const small = pixels.resize(rgb, size, server.tall_first);
     const png = new Uint8Array(await (await pixels.png(small)).arrayBuffer());
-    return { width: rgb.width, height: rgb.height, rgb: text(rgb.data), small: text(small.data), png: text(png),
+    return { width: rgb.width, height: rgb.height, rgb: text(rgb.data), small: text(small.data),
+      png: text(png),
       quality: pixels.quality(small) };
   };
 })()"""
