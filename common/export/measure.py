@@ -26,7 +26,8 @@ def run_over(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run a model over batches: probabilities (N, classes), ood (N, scores), true classes (N,)."""
     parts = [(*run(pictures)[:2], class_idx) for pictures, class_idx in batches]
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+    probabilities, ood, class_idx = zip(*parts, strict=True)
+    return np.concatenate(probabilities), np.concatenate(ood), np.concatenate(class_idx)
 
 
 def session_run(path: Path, threads: int = 1) -> Run:

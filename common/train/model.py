@@ -280,7 +280,7 @@ def log_priors(tree: ClassTree, counts: np.ndarray) -> tuple[Tensor, Tensor]:
         ValueError: where there is not one count per leaf.
     """
     if np.shape(counts) != (tree.num_classes,):
-        raise ValueError(f"{tree.num_classes} leaves, but counts of shape {np.shape(counts)}.")
+        raise ValueError(f"{tree.num_classes} classes, but counts of shape {np.shape(counts)}.")
     class_idx = np.maximum(np.asarray(counts, np.float64), 1.0)
     species = np.add.reduceat(class_idx, tree.offsets[:-1]) / np.diff(tree.offsets)
     return torch.from_numpy(np.log(species)).float(), torch.from_numpy(np.log(class_idx)).float()

@@ -179,7 +179,7 @@ class Api(
     def setup(self, device: str) -> None:
         self.predictor = Predictor(self.exports)
 
-    def decode_request(self, request) -> bytes:  # noqa: ANN001 - LitServe would read another type than its own out of Any
+    def decode_request(self, request) -> bytes:
         return request["photo"].file.read()
 
     def predict(self, x: bytes) -> dict[str, Any]:

@@ -135,7 +135,8 @@ def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
         tmp_path / "d.png",
     ]
     table.write_text(
-        "file,species,disease,more\none/a.png,apple,scab,1\ntwo/a.png,corn,healthy,1\nb.png,Apple,Rust,\nc.png,,,\nd.png,oak,x,\n"
+        "file,species,disease,more\none/a.png,apple,scab,1\ntwo/a.png,corn,healthy,1\n"
+        "b.png,Apple,Rust,\nc.png,,,\nd.png,oak,x,\n"
     )
     assert photo_list.labels_from_csv(table, paths, tiny.TREE, serve.parse_names).tolist() == [
         2,
