@@ -18,12 +18,12 @@ def hierarchical_loss(
     """Species loss plus disease loss of each sample under its own species' head, weighted by the
     phase.
 
-    A flat model has one loss over all its leaves. Where the phase has a prior, log-priors are added
-    to the logits (balanced softmax, Ren et al. 2020), as `model.use_counts` set them.
+    A flat model has one loss over all its classes. Where the phase has a prior, log-priors are
+    added to the logits (balanced softmax, Ren et al. 2020), as `model.use_counts` set them.
 
     Args:
         features: float (N, features), pooled.
-        leaf: int64 (N,), true leaves.
+        class_idx: int64 (N,), true classes.
 
     Returns:
         float32 (N,).

@@ -263,21 +263,21 @@ def create_backbone(
 
 
 def log_priors(tree: ClassTree, counts: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Log of the pictures per species and per leaf, to be added to the logits in training (Ren et
+    """Log of the pictures per species and per class, to be added to the logits in training (Ren et
     al. 2020, equation 4).
 
-    A species' pictures are divided by its number of leaves: the model then answers for leaves that
-    come equally often, and a species of many leaves comes more often than one of few. A leaf
+    A species' pictures are divided by its number of classes: the model then answers for classes
+    that come equally often, and a species of many classes comes more often than one of few. A class
     without pictures counts as one with one.
 
     Args:
-        counts: int (leaves,), pictures of the train split.
+        counts: int (classes,), pictures of the train split.
 
     Returns:
-        float32 (species,), float32 (leaves,).
+        float32 (species,), float32 (classes,).
 
     Raises:
-        ValueError: where there is not one count per leaf.
+        ValueError: where there is not one count per class.
     """
     if np.shape(counts) != (tree.num_classes,):
         raise ValueError(f"{tree.num_classes} classes, but counts of shape {np.shape(counts)}.")
