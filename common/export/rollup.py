@@ -340,31 +340,4 @@ def report_lines(fitted: Mapping[str, Any], test: Mapping[str, Mapping[str, Any]
     ]
 
 
-def decision_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Lay out `metrics.decision_figures`, the ways to decide without any threshold, as lines of
-    report.md.
-    """
-    what = {
-        "joint": "the most probable class, P(species) x P(disease given species)",
-        "routed": "the best class of the most probable species",
-        "flat": "the greatest logit among all classes, for which heads trained apart per species "
-        "are not made",
-    }
-    return [
-        table(
-            [
-                (
-                    name,
-                    f"{row['class']:.4f}",
-                    f"{row['species']:.4f}",
-                    f"{row['macro_f1']:.4f}",
-                    what[name],
-                )
-                for name, row in figures.items()
-            ],
-            ("decision", "class right", "species right", "macro F1", "what it is"),
-        )
-    ]
-
-
 # endregion

@@ -3,7 +3,7 @@ step of the heads.
 
   python tests/benchmarks/heads.py
       320 species: 11,499 leaves of a long tail, and 96,000; batch 256 and 512
-  python tests/benchmarks/heads.py --species 640 --leaves 96000  ragged at that size, too
+  python tests/benchmarks/heads.py --species 640 --classes 96000  ragged at that size, too
   python tests/benchmarks/heads.py --device cuda                 on a GPU
   python tests/benchmarks/heads.py --clock cpu --threads 1
       processor time, for a machine that has other work
@@ -265,7 +265,7 @@ def peak_elsewhere(
             kind,
             "--species",
             str(species),
-            "--leaves",
+            "--classes",
             str(classes),
             "--batch",
             str(batch),
@@ -292,7 +292,7 @@ def main() -> int:
         allow_abbrev=False,
     )
     flags.add_argument("--species", type=int, default=320)
-    flags.add_argument("--leaves", type=int, nargs="+", default=[11_499, 96_000])
+    flags.add_argument("--classes", type=int, nargs="+", default=[11_499, 96_000])
     flags.add_argument("--batch", type=int, nargs="+", default=[256, 512])
     flags.add_argument("--rounds", type=int, default=24)
     flags.add_argument("--threads", type=int, nargs="+", default=[1, 2])

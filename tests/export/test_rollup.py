@@ -247,7 +247,5 @@ def test_judged_figures_by_hand_and_words():
     text = "\n".join(rollup.report_lines(fitted, {name: nothing for name in fitted["precisions"]}))
     assert "0.95 (default)" in text
     assert "At 0.99 the 4 val pictures do not carry the promise: it takes 252" in text
-    figures = {"class": 0.5, "species": 0.75, "macro_f1": 0.25}
-    assert rollup.decision_lines({"joint": figures, "flat": figures})[0].count("0.7500") == 2
     assert rollup.name_of(0.9) == "0.90"
     assert rollup.name_of(0.975) == "0.975"
