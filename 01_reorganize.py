@@ -19,8 +19,6 @@ A run that was stopped or killed continues with the same command. The demo takes
 two cores, drawing included.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -15,8 +15,6 @@ Killed or stopped, the same command goes on where it was and ends with the same 
 the generated demo pictures a species accuracy above 0.95 on val at the end of phase A2.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

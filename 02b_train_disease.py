@@ -13,8 +13,6 @@ Next    03_export.py
 Killed or stopped, the same command goes on where it was and ends with the same weights.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -17,8 +17,6 @@ is from test. An INT8 model that does not pass the gate (common/export/gate.py) 
 the report says what was tried. Takes two minutes for the demo.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json

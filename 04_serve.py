@@ -17,8 +17,6 @@ reach the server unless --host says otherwise; it keeps no photo. /docs describe
 SIGTERM answers the requests under way, then stops it. Deploying: common/serve/README.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import os

@@ -4,8 +4,6 @@ A `ClassTree` is the one index space of the project: every class is a (species, 
 the classes of a species lie side by side. `slug` is the file-name form of a class's words.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -91,7 +89,7 @@ class ClassTree:
             _check_names(diseases, f"disease of '{name}'")
 
     @classmethod
-    def from_pairs(cls, classes: Iterable[tuple[str, str]]) -> ClassTree:
+    def from_pairs(cls, classes: Iterable[tuple[str, str]]) -> "ClassTree":
         """Tree of (species, disease) pairs, both levels sorted; pairs may repeat. Raises ValueError
         when empty.
         """
@@ -102,7 +100,7 @@ class ClassTree:
         return cls(names, tuple(tuple(sorted(grouped[name])) for name in names))
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ClassTree:
+    def from_json(cls, data: dict[str, Any]) -> "ClassTree":
         """Tree from what `to_json` gave (other keys are ignored). Raises ValueError where it has
         another shape.
         """

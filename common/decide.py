@@ -9,8 +9,6 @@ one. `decide_batch` applies the rule to many pictures, for measuring it; `decide
 and adds the sentences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any

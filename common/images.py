@@ -4,8 +4,6 @@ Training, calibration, serving and batch prediction all see the pixels that thes
 a model never meets a resize in service that it was not measured with.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import logging

@@ -2,8 +2,6 @@
 second program.
 """
 
-from __future__ import annotations
-
 import base64
 import fcntl
 import itertools
@@ -102,7 +100,7 @@ class Chromium:
         message, _, self.rest = self.rest.partition(b"\0")
         return json.loads(message)
 
-    def page(self, url: str, width: int = 1200, height: int = 900, **emulate: Any) -> Page:
+    def page(self, url: str, width: int = 1200, height: int = 900, **emulate: Any) -> "Page":
         """Open a tab. emulate: `mobile` and `dark` (bool), and `fresh`: in a profile of its own,
         which has kept nothing.
         """

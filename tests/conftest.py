@@ -2,8 +2,6 @@
 the pipeline at tiny size, run once per process.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import random

@@ -2,8 +2,6 @@
 no second program.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -2,8 +2,6 @@
 swapped, repeated or set to extremes.
 """
 
-from __future__ import annotations
-
 import io
 import random
 from collections.abc import Iterator

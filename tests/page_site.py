@@ -2,8 +2,6 @@
 asked and can be ended.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

@@ -1,7 +1,5 @@
 """Whether two runs left the same: every checkpoint, bit for bit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Class trees, their index and their file form, and names that are safe as file names."""
 
-from __future__ import annotations
-
 import json
 import pickle
 

@@ -1,7 +1,5 @@
 """What people see: tables, durations, and errors that end in a sentence."""
 
-from __future__ import annotations
-
 import errno
 
 import pytest

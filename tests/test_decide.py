@@ -1,7 +1,5 @@
 """The answer rule: joint against routed, roll-up, rejection, and its edges."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

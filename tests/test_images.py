@@ -2,8 +2,6 @@
 refused by their header.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import struct

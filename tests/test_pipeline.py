@@ -2,8 +2,6 @@
 reads only files.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

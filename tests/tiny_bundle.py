@@ -2,8 +2,6 @@
 picture. No torch.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

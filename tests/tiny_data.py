@@ -2,8 +2,6 @@
 torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 size. No torch.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from pathlib import Path

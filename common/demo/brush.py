@@ -1,7 +1,5 @@
 """Brushes shared by the demo's drawings: smooth noise, colours and shapes. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -1,7 +1,5 @@
 """Leaves for the demo pictures: a table of species, and the blade painted from it. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,12 +22,12 @@ class Shape:
     veins: list[tuple[np.ndarray, float]]
     stalk: np.ndarray
 
-    def moved(self, move: Callable[[np.ndarray], np.ndarray], thickness: float = 1.0) -> Shape:
+    def moved(self, move: Callable[[np.ndarray], np.ndarray], thickness: float = 1.0) -> "Shape":
         """Every point taken through `move`, and the veins' thickness multiplied."""
         veins = [(move(points), weight * thickness) for points, weight in self.veins]
         return Shape([move(points) for points in self.blades], veins, move(self.stalk))
 
-    def placed(self, scale: float, degrees: float, at: Sequence[float] = (0, 0)) -> Shape:
+    def placed(self, scale: float, degrees: float, at: Sequence[float] = (0, 0)) -> "Shape":
         """Scaled, turned clockwise by `degrees` and moved to `at`."""
         c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
         return self.moved(lambda points: points @ np.array([[c, -s], [s, c]]) + at, scale**0.7)

@@ -4,8 +4,6 @@ A lesion is a field over the leaf and the layers of colour painted where the fie
 values. Lengths are in the leaf's own unit (`Leaf.unit`), counts are from mild to severe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

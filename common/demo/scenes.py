@@ -2,8 +2,6 @@
 non-plants. No torch.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass

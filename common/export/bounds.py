@@ -2,8 +2,6 @@
 far out. No torch.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

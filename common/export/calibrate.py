@@ -2,8 +2,6 @@
 and after.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ class Temperatures:
     spread: float = 0.0
 
     @classmethod
-    def none(cls, tree: ClassTree) -> Temperatures:
+    def none(cls, tree: ClassTree) -> "Temperatures":
         """Temperatures of 1, which change nothing."""
         return cls(1.0, np.ones(tree.num_species))
 

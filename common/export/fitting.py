@@ -1,7 +1,5 @@
 """What is fitted before a graph can be exported: temperatures on val, OOD scores on train."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -2,8 +2,6 @@
 Triton model repository. No torch.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

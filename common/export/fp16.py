@@ -2,8 +2,6 @@
 overflows or loses too much. No torch.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path

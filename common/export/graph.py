@@ -2,8 +2,6 @@
 heatmap out.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

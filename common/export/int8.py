@@ -2,8 +2,6 @@
 layers go back to float.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

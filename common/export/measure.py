@@ -2,8 +2,6 @@
 limits. No torch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path

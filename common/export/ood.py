@@ -6,8 +6,6 @@ whether it shows a plant at all; above the third the disease is none we know, an
 at the species. Each compares a weighted sum of the model's scores with a value fitted on val.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -2,8 +2,6 @@
 of every kind, and poor copies of plants.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -135,7 +133,7 @@ class Pictures:
             workers,
         )
 
-    def at(self, size: int) -> Pictures:
+    def at(self, size: int) -> "Pictures":
         """The same pictures for a model of another size."""
         return Pictures(self.data, size, self.kinds, self.at_most, self.workers)
 

@@ -5,8 +5,6 @@ A layer is a Conv or MatMul with constant weights. Everything else stays float: 
 GELU, residual sums, products of two activations, and the modules that declare `keep_float`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

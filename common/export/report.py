@@ -1,7 +1,5 @@
 """report.json, report.md and the pictures of an export."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -20,8 +20,6 @@ that costs is measured in tests/benchmarks/rollup.py. The promise says nothing a
 another kind than val's, and nothing about single classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist

@@ -2,8 +2,6 @@
 project would take it.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -2,8 +2,6 @@
 them all. No torch.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import hashlib

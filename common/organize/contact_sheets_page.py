@@ -1,7 +1,5 @@
 """index.html of the contact sheets: one page with all classes, which works without a server."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from html import escape
 from urllib.parse import quote

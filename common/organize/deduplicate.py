@@ -1,7 +1,5 @@
 """Which files stay as pictures of the data set, and why the others do not."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

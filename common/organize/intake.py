@@ -2,8 +2,6 @@
 that a killed run goes on.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import io

@@ -2,8 +2,6 @@
 found or told.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """Which pictures form a group, which split each group goes to, and how much still leaks."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a person reads of stage 1: how names are read, what was made, report.md and report/."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

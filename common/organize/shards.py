@@ -6,8 +6,6 @@ A picture is two members, <id>.jpg and <id>.cls (its class index as text). A mem
 are 0, so that the same pictures give the same bytes.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 copies in every worker.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from array import array

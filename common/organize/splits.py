@@ -2,8 +2,6 @@
 class, and a picture's split follows from its content.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

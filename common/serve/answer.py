@@ -2,8 +2,6 @@
 The batch prediction runs its photos by the same `run_photo`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

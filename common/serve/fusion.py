@@ -8,8 +8,6 @@ scores, such a mean lies between the photos' own values. A photo rejected by its
 nothing; where all are rejected, the answer is the rejection with the lowest score.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import math

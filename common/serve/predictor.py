@@ -2,8 +2,6 @@
 settings of the light model. 03 checks its exports with it, 04 serves with it.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -2,8 +2,6 @@
 one that a person names.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

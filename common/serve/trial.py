@@ -6,8 +6,6 @@ print the answers, stop it.
 Exit code 0 only where it started, answered both and stopped cleanly on SIGTERM.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

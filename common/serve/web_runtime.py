@@ -7,8 +7,6 @@ Without the runtime the page asks the server for every photo, so that `fetch` en
 where npm is missing or the network is, and says so.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib

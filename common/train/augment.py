@@ -7,8 +7,6 @@ one 3 x 4 colour matrix, so that a view costs little more than its decode. Every
 generator that is passed in.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -221,7 +219,7 @@ class Mix:
         mixed[:, top:bottom, left:right] = images[:, top:bottom, left:right][partner]
         return mixed
 
-    def of_rows(self, rows: slice) -> Mix:
+    def of_rows(self, rows: slice) -> "Mix":
         """The mix of a process that holds its own rows of a batch and, behind them, those that
         they are mixed with.
         """

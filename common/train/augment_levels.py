@@ -1,7 +1,5 @@
 """Parameter ranges of the augmentation tiers 1 and 2, by level."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -6,8 +6,6 @@ features in minutes. Features cannot be mixed as pixels are: a phase on cached f
 MixUp and CutMix, and `cache_views` says so.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -2,8 +2,6 @@
 check of everything.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """Where and in which precision a run computes: device, autocast, gradient scaler."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

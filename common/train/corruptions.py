@@ -5,8 +5,6 @@ Random fields are slices of tables that are made once: fresh normal draws for on
 than its decode.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

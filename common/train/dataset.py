@@ -2,8 +2,6 @@
 whose draws do not depend on workers.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -57,7 +55,9 @@ class Split:
     class_idx: np.ndarray
     width: np.ndarray
     height: np.ndarray
-    _shards: dict[int, _Shard] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _shards: dict[int, "_Shard"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.class_idx)

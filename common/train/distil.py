@@ -1,7 +1,5 @@
 """Distillation: a trained model's answers as targets for a smaller one, on the same crops."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -2,8 +2,6 @@
 gathered outcomes.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 from collections.abc import Sequence

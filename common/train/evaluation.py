@@ -1,7 +1,5 @@
 """`--evaluate CHECKPOINT`: a trained model judged on a split, without training."""
 
-from __future__ import annotations
-
 import argparse
 
 import numpy as np

@@ -2,8 +2,6 @@
 lie side by side.
 """
 
-from __future__ import annotations
-
 import weakref
 from typing import Any
 
@@ -114,7 +112,7 @@ class _SortedHeads(torch.autograd.Function):
         species_idx: Tensor,
         offsets: list[int],
         widest: int,
-        memory: _Memory,
+        memory: "_Memory",
     ) -> Tensor:
         order = torch.argsort(species_idx, stable=True)
         present, counts = torch.unique_consecutive(species_idx[order], return_counts=True)
@@ -171,7 +169,7 @@ class _Memory:
     def __init__(self) -> None:
         self.pieces: list[tuple[Tensor, weakref.ref[np.ndarray]]] = []
 
-    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:
+    def __reduce__(self) -> tuple[type["_Memory"], tuple[()]]:
         return _Memory, ()  # a copy of the heads has its own
 
     def like(self, tensor: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 classes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from common.classes import ClassTree

@@ -2,8 +2,6 @@
 memory that was in use.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import math

@@ -4,8 +4,6 @@ One image travels `dataset.py` -> `augment.py` -> here. What surrounds the loop 
 resume, memory that runs out, reports) is in `run.py`; this page knows nothing of it.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """The flags that both trainers share, and what a run prints about itself before it spends time."""
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import os

@@ -2,8 +2,6 @@
 worker.
 """
 
-from __future__ import annotations
-
 import csv
 from array import array
 from itertools import islice
@@ -86,7 +84,7 @@ def read_manifest(manifest: Path, tree: ClassTree) -> dict[str, dict[str, np.nda
     return {name: part.columns() for name, part in packed.parts.items()}
 
 
-def _name_the_line(manifest: Path, packed: _Rows, rows: list[list[str]], line: int) -> None:
+def _name_the_line(manifest: Path, packed: "_Rows", rows: list[list[str]], line: int) -> None:
     """Fail at the row that does not fit; `line` is the one before the first."""
     for row in rows:
         line += 1

@@ -1,7 +1,5 @@
 """What a hierarchical classifier is measured by, from its joint probabilities."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 import numpy as np

@@ -5,8 +5,6 @@ The same model is flat where asked for: one softmax over all classes, of which a
 probability is the sum.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -2,8 +2,6 @@
 schedule, the moving average.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 

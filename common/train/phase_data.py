@@ -2,8 +2,6 @@
 still.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from functools import partial
@@ -63,7 +61,7 @@ def cache_phase(
     folder: Path,
     args: argparse.Namespace,
     world: World,
-) -> tuple[CachedViews, _ShareOfFeatures]:
+) -> tuple[CachedViews, "_ShareOfFeatures"]:
     """Features of the train views, and this process's share of val's in batches, under a frozen
     backbone; stored in `folder`/features.
     """

@@ -3,8 +3,6 @@
 To change a value, edit it here, or give it as a flag of the script (`--joint-epochs 20`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any
 

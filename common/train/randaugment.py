@@ -2,8 +2,6 @@
 tenth of its time. No torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache

@@ -1,7 +1,5 @@
 """The recipe tables on the command line: every row but `source` is a flag of both trainers."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import math
@@ -42,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
     for f in fields(Recipe):
         if f.name != "source":
-            kind = {"str": str, "int": int, "float": float}[str(f.type)]
+            kind = f.type
             unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
             group.add_argument(
                 "--" + f.name.replace("_", "-"),

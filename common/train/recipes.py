@@ -3,8 +3,6 @@
 `python -m common.train.recipes` prints the tables of common/train/RECIPES.md.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

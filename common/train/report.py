@@ -2,8 +2,6 @@
 and report.json.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -2,8 +2,6 @@
 is left at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

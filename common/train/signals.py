@@ -1,7 +1,5 @@
 """SIGTERM and Ctrl-C as a request to stop at the next step, where everything can be saved."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -25,7 +23,7 @@ class StopRequest:
         self.asked = ""
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> "StopRequest":
         if (
             threading.current_thread() is threading.main_thread()
         ):  # elsewhere Python takes no handlers

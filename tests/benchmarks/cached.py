@@ -12,8 +12,6 @@ stored features rule out. Nothing is chosen, so that val and test are judged tog
 was stopped goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Mapping, Sequence

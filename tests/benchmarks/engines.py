@@ -10,8 +10,6 @@ often the best class is the same, and whether a batch of 8 equals 8 of 1. Engine
 installed are left out. Needs no torch.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import platform

@@ -2,8 +2,6 @@
 right.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ or chosen on them.
 python tests/benchmarks/fresh_demo.py --exports exports --pictures /some/empty/folder
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -7,8 +7,6 @@ Each gets an answer or a 4xx with a reason in JSON; the server lives, says nothi
 its memory stays bounded.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib

@@ -25,8 +25,6 @@ made: weights, gradients, AdamW's two moments and everything passing. Four times
 least for the packed matrix.
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 import re

@@ -11,8 +11,6 @@ hit all alike. OpenVINO takes part where it is installed. With --data the ways t
 on val as 03 does it, and the gate is shown on val and test.
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 import sys

@@ -17,8 +17,6 @@ every checkpoint is compared. Last, a run is killed again and again, at any plac
 through. The exit code is 1 where a bit differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

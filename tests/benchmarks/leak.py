@@ -10,8 +10,6 @@ picture by itself. On the latter, test pictures that have a picture of their gro
 apart from the others: what a model seems to know and what it knows.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import sys

@@ -12,8 +12,6 @@ taught against one untaught.
 teacher. A run that was stopped goes on. Brotli sizes need that package.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -13,8 +13,6 @@ Processor time per answer, which other work on the machine hardly changes, stand
 The client is a process of its own, of raw sockets: it shares the machine, and costs little.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

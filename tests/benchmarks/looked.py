@@ -2,8 +2,6 @@
 it stands (for kills.py).
 """
 
-from __future__ import annotations
-
 import ast
 import faulthandler
 import json

@@ -6,8 +6,6 @@ third is kept aside: without --aside only the others are listed in detail, so th
 worked on while the rest stays unseen.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import itertools

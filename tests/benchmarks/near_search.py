@@ -7,8 +7,6 @@ The pairs of a sample of pictures are checked against a comparison with every ha
 and turns.
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 import resource

@@ -7,8 +7,6 @@ figure stands beside what is asked of it; the exit code is 1 where one is missed
 profiles of their own, which have kept nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import io

@@ -13,8 +13,6 @@ uint8 saves on the way to the device. Peers that are not installed (albumentatio
 and named. Needs two cores and nothing else running.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import math

@@ -9,8 +9,6 @@ Each way runs in a process of its own, the ways in turn, as kept memory cannot b
 one. Medians over the steps of a process, then over the rounds; ratios within a round.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -18,8 +18,6 @@ something else moved. The exit code is 1 where a column does not run, a check fa
 checkpoint is right on fewer test pictures than the answer `always the commonest class` is.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

@@ -11,8 +11,6 @@ multiple of 8, portrait, panorama, progressive, smaller cameras). Then two proce
 pyvips takes part where it is installed.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

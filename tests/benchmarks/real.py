@@ -14,8 +14,6 @@ augmentation, AdamW and cosine. Each is chosen on val and reported on test. A ru
 goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

@@ -11,8 +11,6 @@ at a time is left out of what is shown, and all of it is reported. The backbone 
 gave is kept in --store.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import sys

@@ -11,8 +11,6 @@ A model's baked temperatures do not matter: all is fitted anew from its answers.
 1,000 pictures.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

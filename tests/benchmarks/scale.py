@@ -11,8 +11,6 @@ off as in a long tail; 1 % of the files are exact copies, 1 % are near-duplicate
 and of those some stand under another class.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import itertools

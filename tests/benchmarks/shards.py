@@ -9,8 +9,6 @@ that the machine's moods hit both alike. `cold` means that the kernel was asked 
 its peak memory is its own. Needs 2.5 GB of disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import hashlib

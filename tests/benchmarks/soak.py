@@ -10,8 +10,6 @@ it was after the first tenth; accepted requests answered in bounded time; after 
 accepted request answered and exit code 0. The exit code says whether all did.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import collections

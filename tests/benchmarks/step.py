@@ -14,8 +14,6 @@ neither the machine's moods nor a drift favours one. The hierarchical model has 
 waits for each part.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

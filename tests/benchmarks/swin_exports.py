@@ -7,8 +7,6 @@ It has no OOD threshold and no roll-up, so every photo is answered; what it answ
 nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

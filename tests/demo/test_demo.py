@@ -1,7 +1,5 @@
 """The demo's pictures: repeatable, fairly mixed, and broken only where they say so."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import io

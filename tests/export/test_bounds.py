@@ -1,7 +1,5 @@
 """Exact bounds against the sums they are defined by, and quantiles far out."""
 
-from __future__ import annotations
-
 from math import comb
 
 import numpy as np

@@ -2,8 +2,6 @@
 what chance adds.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

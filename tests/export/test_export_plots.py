@@ -1,7 +1,5 @@
 """Pictures of an export: that they show the numbers they are given, at any size."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,7 +1,5 @@
 """The gate: every figure by hand, its bar, and what it says where a split is too small to judge."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

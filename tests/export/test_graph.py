@@ -2,8 +2,6 @@
 temperature per species.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import pytest

@@ -1,7 +1,5 @@
 """heads.bin: records by byte range, their contents, and what is refused."""
 
-from __future__ import annotations
-
 import struct
 
 import numpy as np

@@ -2,8 +2,6 @@
 is written.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 heads are fetched.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -2,8 +2,6 @@
 to go by.
 """
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Poor copies of pictures, and the measures that tell them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

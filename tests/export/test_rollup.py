@@ -2,8 +2,6 @@
 is too small.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 

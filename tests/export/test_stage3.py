@@ -1,7 +1,5 @@
 """03_export: the contract of the exports, what the report holds, and the exports it must refuse."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

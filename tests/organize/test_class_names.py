@@ -2,8 +2,6 @@
 leaves, flat labels.
 """
 
-from __future__ import annotations
-
 import csv
 import subprocess
 import sys

@@ -2,8 +2,6 @@
 class.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import re

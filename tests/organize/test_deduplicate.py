@@ -1,7 +1,5 @@
 """Which files stay: one of each picture, none under two labels, classes large enough."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -2,8 +2,6 @@
 force.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Groups by file names, columns and moments."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

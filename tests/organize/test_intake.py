@@ -1,7 +1,5 @@
 """Reading: what is stored and how, the journal that survives kills, and readers that die."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading

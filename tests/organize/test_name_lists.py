@@ -2,8 +2,6 @@
 that no table knows.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from common.organize.names.parse import ASK_BELOW, parse_class_names

@@ -1,7 +1,5 @@
 """The hash under flips, turns and re-encoding, and the search against comparing all with all."""
 
-from __future__ import annotations
-
 import multiprocessing
 
 import cv2

@@ -1,7 +1,5 @@
 """Duplicates made on purpose, and the count of what a search finds of them."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

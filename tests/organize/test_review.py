@@ -1,7 +1,5 @@
 """Names as leaves: a person's answers, what is asked, and that nothing is merged in silence."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 leaves no wrong shard.
 """
 
-from __future__ import annotations
-
 import itertools
 import shutil
 import subprocess

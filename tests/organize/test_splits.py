@@ -2,8 +2,6 @@
 pictures are added.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -2,8 +2,6 @@
 mistakes told in time.
 """
 
-from __future__ import annotations
-
 import csv
 import errno
 import hashlib

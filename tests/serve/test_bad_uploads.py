@@ -2,8 +2,6 @@
 server goes on.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import json

@@ -2,8 +2,6 @@
 a tiny bundle, and its status and answer are checked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

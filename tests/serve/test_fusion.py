@@ -2,8 +2,6 @@
 of it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import tiny_bundle as tiny

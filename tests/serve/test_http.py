@@ -1,7 +1,5 @@
 """The HTTP application: answers, options, errors in JSON, limits, the page's headers."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import struct

@@ -2,8 +2,6 @@
 answer, by browser and by server.
 """
 
-from __future__ import annotations
-
 import re
 from types import SimpleNamespace
 

@@ -2,8 +2,6 @@
 pixels, and knows when it may not.
 """
 
-from __future__ import annotations
-
 import base64
 
 import numpy as np

@@ -2,8 +2,6 @@
 light model, the decision. And its files.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from types import SimpleNamespace

@@ -2,8 +2,6 @@
 views, submissions, the benchmark.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib
 import io

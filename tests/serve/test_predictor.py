@@ -1,7 +1,5 @@
 """bundle.json written and read, and Predictor against the contract of the exported models."""
 
-from __future__ import annotations
-
 import io
 import json
 

@@ -2,8 +2,6 @@
 test_predict.py.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import http.client

@@ -2,8 +2,6 @@
 that answers what it took.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

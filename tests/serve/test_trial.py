@@ -1,7 +1,5 @@
 """The trial of a running server, and the runtime of the page."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import os

@@ -1,7 +1,5 @@
 """The queue's batches for a GPU, the choice of a provider, and what is counted."""
 
-from __future__ import annotations
-
 import re
 import threading
 

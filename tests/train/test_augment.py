@@ -1,7 +1,5 @@
 """Training views against slow plain references and against evaluation's resize."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 from dataclasses import replace

@@ -2,8 +2,6 @@
 used.
 """
 
-from __future__ import annotations
-
 import errno
 import pickle
 from collections import namedtuple

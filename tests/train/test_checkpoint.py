@@ -2,8 +2,6 @@
 not fit.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 and through to an export.
 """
 
-from __future__ import annotations
-
 import json
 
 import pytest

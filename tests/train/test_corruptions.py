@@ -2,8 +2,6 @@
 are drawn.
 """
 
-from __future__ import annotations
-
 import colorsys
 import io
 import math

@@ -1,7 +1,5 @@
 """Index, sampling and views: what an epoch holds must not depend on workers, order or a restart."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

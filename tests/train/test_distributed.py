@@ -1,7 +1,5 @@
 """Several processes: shares, and two processes under torchrun that end where one ends."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """What a run writes while it goes: memory, and event files for TensorBoard."""
 
-from __future__ import annotations
-
 import sys
 from types import SimpleNamespace
 
@@ -58,7 +56,7 @@ def test_the_memory_log_goes_on_after_a_kill(tmp_path):
 class Writer:
     """Stands for TensorBoard's writer."""
 
-    made: list[Writer] = []
+    made: list["Writer"] = []
 
     def __init__(self, folder: str, purge_step: int | None = None) -> None:
         self.folder, self.purge_step, self.seen, self.closed = folder, purge_step, {}, False

@@ -2,8 +2,6 @@
 starts processes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Metrics against naive references."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """MixUp and CutMix: how batches are drawn and mixed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

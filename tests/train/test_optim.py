@@ -2,8 +2,6 @@
 each group.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Pictures of training: what is drawn and named, at small and at large class counts."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from judged_data import outcomes, tree_of

@@ -4,8 +4,6 @@ Written from the sources as data, not from the tables: a slip in common/train/pr
 phases or in the optimizer shows.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any, NamedTuple

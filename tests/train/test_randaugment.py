@@ -1,7 +1,5 @@
 """RandAugment's 14 operations against Pillow's own, and how they are drawn."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import cv2

@@ -2,8 +2,6 @@
 for bit.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

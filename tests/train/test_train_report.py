@@ -1,7 +1,5 @@
 """Reports and intervals of training: against slow references, and as files a person reads."""
 
-from __future__ import annotations
-
 import csv
 import json
 import time

@@ -6,8 +6,6 @@ best species and the best disease lie ahead of the next, the entropy score, and 
 sees. The species' own terms are shrunk hard towards none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

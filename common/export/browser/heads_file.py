@@ -19,8 +19,6 @@ logit = scale x (row . feature) + bias. The species' own row is there for the he
 map's product with the sum of both rows; the probability of the species comes from the model.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Callable

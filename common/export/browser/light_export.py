@@ -2,8 +2,6 @@
 (common/export/browser/light_model.py says what stands there).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """light.onnx: what the light model computes, and how it becomes a small file."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Sequence
 from pathlib import Path

@@ -14,8 +14,6 @@ A species whose probability is not above the best class found so far cannot hold
 that only the heads above it are fetched: nearly always one.
 """
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

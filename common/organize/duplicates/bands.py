@@ -8,8 +8,6 @@ key, and each hash needs to be looked up under the smallest of its 8 keys only. 
 Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -1,7 +1,5 @@
 """All pairs of unit vectors above a cosine, exact, among millions."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -2,8 +2,6 @@
 pretrained timm backbone, kept on disk so that a killed run continues.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -2,8 +2,6 @@
 when it is used.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import re

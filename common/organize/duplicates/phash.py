@@ -6,8 +6,6 @@ odd coefficients and a quarter turn swaps the axes, so the hashes of all 8 flips
 picture follow from one stored value.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

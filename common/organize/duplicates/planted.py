@@ -1,7 +1,5 @@
 """Recall and false rate of a duplicate search, measured on duplicates that are made on purpose."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

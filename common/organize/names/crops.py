@@ -6,8 +6,6 @@ To teach the parser a plant or a disease, add it here. A plant entry is "name = 
 it".
 """
 
-from __future__ import annotations
-
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())

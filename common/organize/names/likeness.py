@@ -4,8 +4,6 @@ before training.
 `near_identical` proposes, and never merges.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import combinations

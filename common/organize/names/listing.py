@@ -5,8 +5,6 @@ Endings that recur over many beginnings are diseases; beginnings that recur over
 plants. `parse.parse_class_names` is the public entry.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import lru_cache

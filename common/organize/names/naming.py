@@ -4,8 +4,6 @@ Each step is an ordered table of rules, of which the first that holds decides.
 `parse.parse_class_names` reads whole lists with these.
 """
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ parse -> unknown_plants -> listing -> naming -> spelling -> crops; each imports 
 right.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from common.organize.names import crops, naming, unknown_plants

@@ -2,8 +2,6 @@
 person should look at.
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import io

@@ -4,8 +4,6 @@ words run together.
 Plain functions over the tables of `crops`; no state but caches.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from functools import lru_cache

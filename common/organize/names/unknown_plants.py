@@ -4,8 +4,6 @@ plant ends.
 `parse` asks these in turn; each gives a `NameReading` or None.
 """
 
-from __future__ import annotations
-
 from common.organize.names import crops, naming, spelling
 from common.organize.names.listing import (
     STATES,

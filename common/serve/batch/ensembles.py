@@ -5,8 +5,6 @@ level is answered: each model's scores have their own scale, and thresholds were
 photos.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -2,8 +2,6 @@
 the same run.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import time

@@ -2,8 +2,6 @@
 that a killed run can be resumed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
@@ -85,7 +83,7 @@ class Part:
         self.file.seek(at)
         return json.loads(self.file.readline())
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> "Part":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,8 +2,6 @@
 say so.
 """
 
-from __future__ import annotations
-
 import csv
 import glob
 import os

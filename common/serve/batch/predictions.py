@@ -5,8 +5,6 @@ flags and photos it belongs to, then a line per photo, in order. The output is m
 end, atomically, so that a resumed run writes the same bytes as an uninterrupted one.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import csv

@@ -2,8 +2,6 @@
 it is written, perhaps zipped.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -5,8 +5,6 @@ bytes. Requests are admitted before their body is read: what waits is bounded in
 memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 import traceback

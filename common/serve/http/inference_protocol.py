@@ -6,8 +6,6 @@ The tensors are those of the exported file: `images` uint8 (N, size, size, 3) in
 extension. Source: github.com/kserve/open-inference-protocol.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any

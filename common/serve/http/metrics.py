@@ -4,8 +4,6 @@ With several workers, `workers.supervise` sets PROMETHEUS_MULTIPROC_DIR before t
 counts into files of that folder, and any of them answers `/metrics` for all.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import time

@@ -1,7 +1,5 @@
 """The server's description for programs (/openapi.json) and for people (/docs), from one table."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 the way.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

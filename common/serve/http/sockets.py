@@ -2,8 +2,6 @@
 the accepted requests.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import multiprocessing

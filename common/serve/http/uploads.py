@@ -1,7 +1,5 @@
 """What comes in over HTTP: the photos of a request, bounded in bytes, and its options."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Iterable, Sequence

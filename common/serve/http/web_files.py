@@ -7,8 +7,6 @@ file (`.br`, `.gz`) is sent where the browser takes it and it is not older than 
 is fetched by byte ranges.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 from collections.abc import AsyncIterator

@@ -5,8 +5,6 @@ session of one thread: neither two stages with a queue between them nor batches 
 A GPU needs batches: there `Batcher` runs together whatever is waiting.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ctypes
@@ -148,7 +146,7 @@ class Batcher:
         assert mine.outputs is not None
         return mine.outputs
 
-    def _serve(self, batch: list[_Pending]) -> None:
+    def _serve(self, batch: list["_Pending"]) -> None:
         try:
             pictures = np.concatenate([pending.batch for pending in batch])
             filled = np.zeros(

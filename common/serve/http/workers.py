@@ -4,8 +4,6 @@ uvicorn's own supervisor cannot do this: it runs `uvicorn.Server` instead of our
 tells nobody when all workers serve.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
