@@ -332,7 +332,7 @@ def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
     console.say(
         "rejects  "
         + (
-            f"{card.rejection.score} above {card.rejection.threshold:.4g}"
+            f"{card.rejection.ood.score} above {card.rejection.ood.threshold:.4g}"
             if card.rejection
             else "nothing: this export has no rejection threshold"
         )

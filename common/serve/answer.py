@@ -4,7 +4,7 @@ The batch prediction runs its photos by the same `run_photo`.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def answer(
             fuse_quality([s.quality for s in results]),
         )
     )
-    result = together.to_dict()
+    result = asdict(together)
     result.update(
         precision=options.precision or next(iter(card.rollups), None),
         photos=[

@@ -16,7 +16,7 @@ from common.serve import answer as answering
 from common.serve.http import service
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
-from common.serve.http.uploads import RequestError, read_photos
+from common.serve.http.uploads import MOST_PHOTOS, RequestError, read_photos
 from common.serve.predictor import Predictor
 
 
@@ -466,6 +466,10 @@ def test_the_description_names_every_address_and_its_options(client):
     assert set(told["paths"]) <= routes
     names = {row["name"] for row in told["paths"]["/predict"]["post"]["parameters"]}
     assert names == {"species", "precision", "prior", "top_k", "mode", "heatmap", "short_side"}
+    form = told["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert set(form["schema"]["properties"]) == names | {"photo"}
+    assert form["schema"]["properties"]["photo"]["maxItems"] == MOST_PHOTOS
+    assert f"1 to {MOST_PHOTOS} photos" in told["paths"]["/predict"]["post"]["summary"]
     answer = client.post("/predict?heatmap=1", content=tiny.picture(tiny.color_of(0))).json()
     schema = told["components"]["schemas"]["Answer"]
     assert set(answer) == set(schema["properties"])

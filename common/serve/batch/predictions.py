@@ -12,7 +12,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def answer(ensemble: Ensemble, job: Job, photo: Path) -> dict[str, Any]:
         }
     class_idx, species = best(ensemble.systems(result), ensemble.tree)
     record = {
-        "row": csv_row(photo, ensemble.decide(result, job.mode).to_dict()),
+        "row": csv_row(photo, asdict(ensemble.decide(result, job.mode))),
         "class_idx": class_idx.tolist(),
         "species": species.tolist(),
     }
