@@ -371,7 +371,7 @@ def test_thresholds_are_read_from_json_and_nonsense_is_rejected():
     assert got.ood.weights == (0.5, 2.0, 0.0)
     assert got.plant.weights == (1.0, 0.0, 0.0)
     assert got.disease is None
-    assert (got.score, got.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
+    assert (got.ood.score, got.ood.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
     assert got.ood.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], (
         "what has no weight does not matter"
     )

@@ -12,7 +12,6 @@ from PIL import Image
 
 from common.files import file_sha256
 from common.images import ImageError, encode_jpeg, read_rgb, resize_to_model
-from common.serve import predictor as bundle_module
 from common.serve.predictor import BundleError, Predictor, open_session, read_bundle, write_bundle
 
 pytestmark = pytest.mark.smoke
@@ -77,7 +76,7 @@ def test_a_rejected_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle_module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError):
         write_bundle(folder, plain)
     assert (folder / "bundle.json").read_bytes() == before
