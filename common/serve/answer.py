@@ -13,7 +13,6 @@ import numpy as np
 from common.decide import Answer, decide
 from common.images import MAX_PIXELS, photo_quality
 from common.serve.fusion import (
-    FLOOR,
     agreement,
     apply_prior,
     best,
@@ -157,10 +156,7 @@ def average_views(probabilities: np.ndarray) -> np.ndarray:
     so that thresholds fitted on plain photos hold; the arithmetic mean is less confident, and more
     answers would be rolled up.
     """
-    if len(probabilities) == 1:
-        return probabilities[0]
-    mean = np.exp(np.log(np.maximum(np.asarray(probabilities, np.float64), FLOOR)).mean(axis=0))
-    return mean / mean.sum()
+    return fuse_probabilities(probabilities, np.ones(len(probabilities)))
 
 
 def answer(

@@ -437,14 +437,14 @@ def test_metrics_after_some_requests(exports):
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     for line in (
         'foliar_requests_total{outcome="answered",reason="none"} 1.0',
-        'foliar_requests_total{outcome="refused",reason="text"} 1.0',
+        'foliar_requests_total{outcome="request_rejected",reason="text"} 1.0',
         'foliar_requests_total{outcome="rejected",reason="not_a_plant"} 1.0',
         'foliar_http_responses_total{status="200"} 2.0',
         "foliar_photos_total 2.0",
         "foliar_queue_seconds_count 3.0",
         'foliar_score_quantile_bucket{le="+Inf"} 2.0',
         "foliar_in_flight 0.0",
-        "foliar_refused_busy_total 0.0",
+        "foliar_rejected_busy_total 0.0",
     ):
         assert line in answer.text.splitlines(), line
 
