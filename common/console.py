@@ -60,7 +60,7 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     """Wrap a script's `main` so that a full disk, a missing permission or Ctrl-C ends in a
     sentence.
 
-    Anything else is a fault of ours and keeps its traceback.
+    Anything else is a bug of ours and keeps its traceback.
     """
 
     @functools.wraps(main)

@@ -90,8 +90,8 @@ def read_rgb(
         source: the bytes of a picture, or the path of one.
         long_side: shrink to at most this many pixels on the long side (never enlarged), each the
             mean of the area it covers.
-        max_pixels: refuse a picture whose header announces more, before anything is decoded.
-        min_side: refuse a picture whose short side has fewer pixels.
+        max_pixels: reject a picture whose header announces more, before anything is decoded.
+        min_side: reject a picture whose short side has fewer pixels.
 
     Returns:
         uint8 (height, width, 3), RGB, own memory.
@@ -162,7 +162,7 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 92) -> bytes:
 
 
 def capture_moment(data: bytes) -> str:
-    """Name the camera and the minute of a photo, as its EXIF block has them, so that shots of one
+    """Name the camera and the minute of a photo, as its EXIF block has them, so that photos of one
     scene can be grouped.
 
     Args:

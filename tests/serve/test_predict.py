@@ -72,6 +72,14 @@ def run(*argv):
     return serve.main([str(part) for part in argv])
 
 
+@pytest.fixture
+def predict(exports, tmp_path):
+    """Predict photos into o.csv of the test's folder: takes paths, then more flags."""
+    return lambda *argv: run(
+        "--exports", exports, "--output", tmp_path / "o.csv", "--predict", *argv
+    )
+
+
 def rows_of(path):
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -222,19 +230,14 @@ def test_a_row_per_file_and_what_the_answers_are_worth(exports, photos, tmp_path
     )
 
 
-def test_labels_from_a_csv_outvote_folders(exports, photos, tmp_path, capsys):
+def test_labels_from_a_csv_outvote_folders(predict, photos, tmp_path, capsys):
     table = tmp_path / "labels.csv"
     table.write_text("file,label\np20.png,apple/scab\np21.png,apple/rust\n")
     assert (
-        run(
-            "--exports",
-            exports,
-            "--predict",
+        predict(
             photos / "apple" / "scab",
             "--labels",
             table,
-            "--output",
-            tmp_path / "o.csv",
         )
         == 0
     )
@@ -369,7 +372,7 @@ def test_killed_for_real_it_ends_in_the_same_bytes(exports, photos, tmp_path):
 
 
 def test_models_answer_together_and_the_table_says_what_each_adds(
-    exports, other, photos, tmp_path, capsys
+    exports, predict, other, photos, tmp_path, capsys
 ):
     flags = ["--predict", photos, "--output", tmp_path / "o.csv"]
     run("--exports", exports, *flags, "--model", "model.onnx", "--model", other)
@@ -396,18 +399,7 @@ def test_models_answer_together_and_the_table_says_what_each_adds(
         Path(path).rename(tmp_path / Path(path).name)
         for path in sorted((photos / "corn").rglob("*.png"))
     ]
-    run(
-        "--exports",
-        exports,
-        "--predict",
-        *flat,
-        "--output",
-        tmp_path / "o.csv",
-        "--model",
-        "model.onnx",
-        "--model",
-        "model.int8.onnx",
-    )
+    predict(*flat, "--model", "model.onnx", "--model", "model.int8.onnx")
     assert "answers as all do" in capsys.readouterr().out
 
 
@@ -469,16 +461,11 @@ def test_models_of_other_classes_do_not_answer_together(exports, tmp_path):
 # region submissions
 
 
-def test_a_submission_has_every_class_and_is_zipped(exports, photos, tmp_path, capsys):
+def test_a_submission_has_every_class_and_is_zipped(predict, photos, tmp_path, capsys):
     target = tmp_path / "deep" / "s.zip"
     assert (
-        run(
-            "--exports",
-            exports,
-            "--predict",
+        predict(
             photos,
-            "--output",
-            tmp_path / "o.csv",
             "--submission",
             target,
         )
@@ -578,19 +565,16 @@ def test_a_submission_that_breaks_off_leaves_nothing(tmp_path):
 # endregion
 
 
-def test_the_benchmark_times_each_step(exports, photos, tmp_path, monkeypatch, capfd, refused):
+def test_the_benchmark_times_each_step(
+    exports, predict, photos, tmp_path, monkeypatch, capfd, refused
+):
     monkeypatch.setattr(latency, "SECONDS", 0.02)
     assert (
-        run(
-            "--exports",
-            exports,
-            "--predict",
+        predict(
             photos,
             "--benchmark",
             "--threads",
             2,
-            "--output",
-            tmp_path / "o.csv",
         )
         == 0
     )

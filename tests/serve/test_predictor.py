@@ -169,7 +169,7 @@ def test_predictor_runs_batches_as_single_pictures(folder):
         np.zeros((0, 32, 32, 3), np.uint8),
     ],
 )
-def test_predictor_refuses_other_batches(folder, batch):
+def test_predictor_rejects_other_batches(folder, batch):
     with pytest.raises(ValueError, match="takes pictures as uint8"):
         Predictor(folder).run(batch)
 
