@@ -329,7 +329,9 @@ def commands(text: str) -> list[list[str]]:
     assignments.
     """
     found = []
-    for block in re.findall(r"```(?:bash|sh|console|shell|text)?\n(.*?)```", text, flags=re.S):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.S | re.M):
+        if language not in ("", "bash", "sh", "console", "shell", "text"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             line = line.strip().removeprefix("$ ")
             if re.match(r"(\S+=\S+ )*(\S*/)?(python3? |torchrun |bash run_all\.sh)", line):

@@ -75,13 +75,11 @@ def read_photo(
     """Read a photo, once per size that is needed; one per model. Raises images.ImageError; OSError
     where a path cannot be read.
     """
-    read: dict[tuple[int, int | None], Photo] = {}
     sizes = [(predictor.bundle.size, predictor.bundle.long_side) for predictor in predictors]
-    for size, predictor in zip(sizes, predictors, strict=True):
-        if size not in read:
-            read[size] = predictor.read(
-                source, max_pixels=max_pixels, middle=MIDDLE if tta else None
-            )
+    read = {
+        size: predictor.read(source, max_pixels=max_pixels, middle=MIDDLE if tta else None)
+        for size, predictor in dict(zip(sizes, predictors, strict=True)).items()
+    }
     return [read[size] for size in sizes]
 
 
@@ -185,10 +183,7 @@ def answer(
             photo=quality,
         )
 
-    probabilities, ood = (
-        np.stack([s.probabilities for s in results]),
-        np.stack([s.ood for s in results]),
-    )
+    ood = np.stack([s.ood for s in results])
     alone = [decided(s.probabilities, s.ood, s.quality) for s in results]
     rejected = card.rejection.ood.exceeded(ood) if card.rejection else np.zeros(len(results), bool)
     limits = card.rejection.photo if card.rejection else {}
@@ -196,7 +191,7 @@ def answer(
         photo_weight(s.quality, limits, a.rejection["quantile"], bool(r))
         for s, a, r in zip(results, alone, rejected, strict=True)
     ]
-    fused = fuse_probabilities(probabilities, np.asarray(weights))
+    fused = fuse_probabilities(np.stack([s.probabilities for s in results]), np.asarray(weights))
     known, prior, conditioned = fused, None, None
     if options.prior:
         known = apply_prior(fused, options.prior, tree)

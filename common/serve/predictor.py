@@ -305,11 +305,11 @@ def _parse(folder: Path, data: Any) -> Bundle:
         )
     try:
         preprocessing = data["preprocessing"]
-        for key, value in _PREPROCESSING.items():
-            if preprocessing[key] != value:
-                raise ValueError(
-                    f"preprocessing {key} is {preprocessing[key]!r}; only {value!r} is known"
-                )
+        if wrong := [key for key in _PREPROCESSING if preprocessing[key] != _PREPROCESSING[key]]:
+            raise ValueError(
+                f"preprocessing {wrong[0]} is {preprocessing[wrong[0]]!r}; only "
+                f"{_PREPROCESSING[wrong[0]]!r} is known"
+            )
         scores = tuple(str(score) for score in data["scores"])
         tree = ClassTree.from_json(data["tree"])
         models = {
