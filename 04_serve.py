@@ -92,15 +92,16 @@ def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) 
         cors_origins=tuple(args.cors_origin),
     )
     app = make_app(predictor, settings)
+    sockets.serve(
+        app,
+        listener,
+        worker=ready is not None,
+        started=ready.set
+        if ready
+        else lambda: announce(args, listener, predictor.bundle, predictor.card, provider),
+    )
     if ready is None:
-        sockets.serve(
-            app,
-            listener,
-            started=lambda: announce(args, listener, predictor.bundle, predictor.card, provider),
-        )
         console.say("stopped")
-    else:
-        sockets.serve(app, listener, worker=True, started=ready.set)
     return 0
 
 
