@@ -1,7 +1,7 @@
 """What a person reads of stage 1: how names are read, what was made, report.md and report/."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from common.files import write_text
 from common.organize import contact_sheets, suspects
 from common.organize.background import background_check
 from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Pair, Rejected
-from common.organize.duplicates.planted import Row, planted_table
+from common.organize.duplicates.planted import planted_table
 from common.organize.intake import REASONS, target_of
 from common.organize.names.review import Names
 from common.organize.partition import Certificate
@@ -89,7 +89,6 @@ def show_result(
     kept: Kept,
     rejected: Rejected,
     certificate: Certificate,
-    planted: Mapping[str, Sequence[Row]],
 ) -> None:
     """Print what was made."""
     counts, tree = kept.counts(), kept.tree()
@@ -119,7 +118,7 @@ def show_result(
             ("what", "how many"),
         ),
     )
-    for search, rows in planted.items():
+    for search, rows in certificate.planted.items():
         say("", f"copies made to try the search, found by {search}:", planted_table(rows))
     if unjudged := _unjudged(counts):
         warn(
@@ -146,7 +145,6 @@ def write_report(
     rejected: Rejected,
     names: Names,
     certificate: Certificate,
-    planted: Mapping[str, Sequence[Row]],
     not_plants: np.ndarray,
 ) -> tuple[list[suspects.Suspect], str]:
     """Write report.md.
@@ -180,14 +178,14 @@ def write_report(
         conflicts=conflicts,
         origins=[s.name for s in files.sources],
     )
-    species = np.unique([class_idx[0] for pair in kept.classes], return_inverse=True)[1]
+    species = np.unique([pair[0] for pair in kept.classes], return_inverse=True)[1]
     background = background_check(chosen["border"][inside], class_idx, split, species)
     write_text(
         folder / "report.md",
         "\n".join(
             [
                 *_counts(kept, files, rejected, not_plants),
-                *_certified(kept, files, rejected, certificate, planted),
+                *_certified(kept, files, rejected, certificate),
                 "## What the background gives away",
                 "",
                 background["sentence"],
@@ -368,7 +366,6 @@ def _certified(
     files: Files,
     rejected: Rejected,
     c: Certificate,
-    planted: Mapping[str, Sequence[Row]],
 ) -> list[str]:
     copies = np.flatnonzero(rejected.twin >= 0)
     theirs, of = files.given[copies], files.given[rejected.twin[copies]]
@@ -432,7 +429,7 @@ def _certified(
             ),
             "",
         ]
-    for search, rows in planted.items():
+    for search, rows in c.planted.items():
         lines += [
             f"Altered copies of pictures of this set, made to try the search, found by {search}:",
             "",

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from common import images
 from common.console import fail, progress, say
-from common.organize.duplicates import planted
-from common.organize.duplicates.cosine import cosine_matches
 
 BLOCK = 1024  # pictures that are recorded as done together
 # Least cosine of near-duplicates, by the number of averaged views. Measured with MobileNetV2
@@ -406,43 +404,6 @@ def _decoded(
             yield collect(waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-# endregion
-
-# region how good the search is
-
-
-def judge_features(
-    read: Callable[[int], bytes],
-    sample: Sequence[int],
-    stored: np.ndarray,
-    embedder: Embedder,
-    groups: np.ndarray,
-    threshold: float,
-    seed: int = 0,
-) -> list[planted.Row]:
-    """Judge the search by features (`cosine.cosine_pairs`) on copies that are made on purpose.
-
-    Args:
-        read: picture number -> its file's bytes.
-        sample: (S,) numbers of pictures; one costs a forward pass per kind of copy and view.
-        stored: float16 (N, dim), from `features`.
-        embedder: what made them.
-        groups: int (N,), pictures that may rightly be found together with each other.
-        threshold: cosine.
-        seed: of the copies.
-
-    Returns:
-        a row per kind of copy.
-    """
-
-    def match(queries: np.ndarray) -> np.ndarray:
-        return cosine_matches(queries, stored, threshold, embedder.device)
-
-    return planted.judge(
-        lambda i: images.read_rgb(read(i), min_side=1), sample, embedder.embed, match, groups, seed
-    )
 
 
 # endregion
