@@ -24,10 +24,19 @@ _ONLY_PLANT = PLANT_WORDS - crops.ORGANS - crops.DISEASE_WORDS
 _FULL = crops.HEADS | crops.PESTS
 _COMPLETE = frozenset(singular(w) for w in _FULL) - {"yellow"}
 _DISEASE = {"disease", "diseases"}
+_PARTS_AND_LINKS = crops.ORGANS | crops.LINKS
+_LINKING = crops.LINKS | {"and"}
+_AFTER_SICK = _PARTS_AND_LINKS | crops.SICK
+_SICK_BY = crops.SICK | {"with", "by"}
+_BEFORE_DISEASE = _FULL | crops.ORGANS | {"curl", "hole"}
+_NAMED = crops.HEADS | crops.SIGNS
+_TAILS = crops.IDLE_TAILS - _DISEASE
+_FULL_OR_SIGNS = _FULL | crops.SIGNS
 _AFFECTED = {"affected", "infected", "infested"}
 _TOLD = _FULL | crops.SIGNS | crops.HEALTHY | (crops.SICK - _DISEASE)
-_BESIDE = crops.ORGANS | crops.LINKS | {"and"}
+_BESIDE = _PARTS_AND_LINKS | {"and"}
 _IDLE = crops.HEALTHY | crops.SICK | crops.ORGANS | crops.LINKS | {"no", "not", "non", "un"}
+_PLANT_WORDS_ONLY = PLANT_WORDS - _IDLE
 _NOT_SICK = re.compile(
     r"\b(no|non|not|un|without) ?(disease|diseased|diseases|infected|affected)\b|\bdisease free\b"
 )
@@ -119,7 +128,7 @@ def _plant_at(tokens: list[Token], i: int, n: int) -> Plant | None:
 def _choose(tokens: list[Token], plants: list[Plant]) -> tuple[Plant, str]:
     """The plant that the name is about, and how it was found."""
     words, end = [t.word for t in tokens], len(tokens)
-    first = (i for i, w in enumerate(words) if w not in _IDLE or w in PLANT_WORDS - _IDLE)
+    first = (i for i, w in enumerate(words) if w not in _IDLE or w in _PLANT_WORDS_ONLY)
     lead = next(first, 0)
     while end > 0 and words[end - 1] in _IDLE:
         end -= 1
@@ -187,14 +196,14 @@ def read(raw: str) -> NameParts:
     species, how, taken = _plant(tokens)
     rest = [t for i, t in enumerate(tokens) if i not in taken]
     main = [t for t in rest if not t.bracketed]
-    if all(t.word in crops.ORGANS | crops.LINKS for t in main):  # the disease is in the brackets
+    if all(t.word in _PARTS_AND_LINKS for t in main):  # the disease is in the brackets
         main = [t for t in rest if t.word not in _ONLY_PLANT] or main
     words = [t.word for t in main]
     if species and how == "start":  # its name again, behind a full disease name: a synonym begins
         again = (
             i
             for i in range(1, len(words))
-            if words[i] in species.split() and words[i - 1] in crops.HEADS | crops.SIGNS
+            if words[i] in species.split() and words[i - 1] in _NAMED
         )
         words = words[: next(again, None)]
     disease, quality = disease_name(words)
@@ -243,11 +252,11 @@ def disease_name(words: list[str]) -> tuple[str | None, str]:
     """
     words = _expand(words)
     text = " ".join(words)
-    while words and words[0] in crops.LINKS | {"and"}:
+    while words and words[0] in _LINKING:
         words = words[1:]
-    while words and words[-1] in crops.LINKS | {"and"}:
+    while words and words[-1] in _LINKING:
         words = words[:-1]
-    content = [w for w in words if w not in crops.ORGANS | crops.LINKS]
+    content = [w for w in words if w not in _PARTS_AND_LINKS]
     healthy = not crops.HEALTHY.isdisjoint(content) and _FULL.isdisjoint(content)
     rules: tuple[tuple[object, tuple[str | None, str]], ...] = (
         (_NOT_SICK.search(text), ("healthy", "healthy")),
@@ -298,12 +307,11 @@ def _idle_front(words: list[str]) -> bool:
     """Whether the first of two or more words says nothing about the disease."""
     first, second, rust = words[0], words[1], words[-1] == "rust"
     organ = first in crops.ORGANS
-    beside = crops.ORGANS | crops.SICK | crops.LINKS
     return (
         first in crops.LINKS
-        or (first in crops.SICK and not beside.issuperset(words[1:]))
+        or (first in crops.SICK and not _AFTER_SICK.issuperset(words[1:]))
         or (first in {"plant", "tree", "crop"} and second not in crops.PESTS)
-        or (organ and second in crops.SICK | {"with", "by"})
+        or (organ and second in _SICK_BY)
         or (organ and singular(second) not in crops.COMPOUND and is_disease_word(second))
         or (organ and second in {"strip", "stripe"} and rust)
         or (first in {"strip", "stripe"} and rust and len(words) > 2)
@@ -328,9 +336,9 @@ def _idle_end(words: list[str]) -> int:
         (many and last == "damage" and before in crops.ORGANS, 1),
         (organ and singular(before) in _COMPLETE, 1),  # "rust leaf"
         (many and words[-2:] == ["water", "mold"] and words[-3] in _FULL, 2),
-        (last in _DISEASE and before in _FULL | crops.ORGANS | {"curl", "hole"}, 1),
+        (last in _DISEASE and before in _BEFORE_DISEASE, 1),
         (last == "damage" and singular(before) in {"insect", "pest"}, 0),
-        (last in crops.IDLE_TAILS - _DISEASE and before in _FULL | crops.SIGNS, 1),
+        (last in _TAILS and before in _FULL_OR_SIGNS, 1),
     )
     return next((count for holds, count in rules if holds), 0)
 
