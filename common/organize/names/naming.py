@@ -5,6 +5,7 @@ Each step is an ordered table of rules, of which the first that holds decides.
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from common.organize.names import crops
@@ -76,6 +77,7 @@ class NameParts(NamedTuple):
 # region the plant
 
 
+@lru_cache(maxsize=100_000)
 def plant_of(words: tuple[str, ...]) -> str | None:
     """The known plant that exactly these words name, in singular or plural, or None."""
     return crops.PLANTS.get(words) or crops.PLANTS.get(tuple(map(_base, words)))
@@ -113,15 +115,15 @@ def find_plants(tokens: list[Token]) -> list[Plant]:
 
 def _plant_at(tokens: list[Token], i: int, n: int) -> Plant | None:
     """The plant that the n words from i on name."""
-    words, following = [t.word for t in tokens[i : i + n]], tokens[i + n : i + n + 1]
-    if len(words) < n:
+    if i + n > len(tokens):
         return None
-    plant = plant_of(tuple(words))
+    words, following = tuple(t.word for t in tokens[i : i + n]), tokens[i + n : i + n + 1]
+    plant = plant_of(words)
     if not plant and n == 2 and (tokens[i + 1].brk == 1 or tokens[i + 1].bracketed):
         plant = crops.PLANTS.get((_base(words[1]), _base(words[0])))  # "Pepper, bell"
     if not plant:
         return None
-    genus = n == 1 and (words[0],) in crops.LATIN and following and not following[0].brk
+    genus = n == 1 and words in crops.LATIN and following and not following[0].brk
     return i, i + n + bool(genus and is_epithet(following[0].word)), plant  # "Musa acuminata"
 
 
@@ -165,10 +167,10 @@ def _plant(tokens: list[Token]) -> tuple[str | None, str, range]:
     """The species, how it was found, and the tokens that name it."""
     words = [t.word for t in tokens]
     borrowed = [
-        (i, i + len(phrase), plant)
-        for phrase, plant in crops.BORROWED.items()
-        for i in range(len(words))
-        if tuple(words[i : i + len(phrase)]) == phrase
+        (i, i + n, crops.BORROWED[phrase])
+        for i in range(len(words) - 1)
+        for n in (2, 3)
+        if (phrase := tuple(words[i : i + n])) in crops.BORROWED
     ]
     plants = [p for p in find_plants(tokens) if not any(i <= p[0] < j for i, j, _ in borrowed)]
     if plants:
@@ -229,13 +231,17 @@ def _field_plant(tokens: list[Token], i: int) -> bool:
     return tokens[i].word == "field" and any(not t.brk and t.word not in KNOWN for t in following)
 
 
+def _tells(tokens: list[Token]) -> bool:
+    """Whether words name a plant or tell of its state."""
+    return bool(find_plants(tokens)) or any(t.word in _TOLD for t in tokens)
+
+
 def _without_folder(tokens: list[Token]) -> list[Token]:
     """Tokens without folders above a plant's own: "My photos/Potato/rust" -> "Potato/rust"."""
     starts = [0, *(i for i in range(1, len(tokens)) if tokens[i].brk == 2), len(tokens)]
     parts = [tokens[a:b] for a, b in zip(starts, starts[1:], strict=False)]
-    telling = [bool(find_plants(p)) or any(t.word in _TOLD for t in p) for p in parts]
     for n in range(1, len(parts) - 1):
-        if plant_of(tuple(t.word for t in parts[n])) and not any(telling[:n]):
+        if plant_of(tuple(t.word for t in parts[n])) and not any(map(_tells, parts[:n])):
             tokens = tokens[starts[n] :]
             break
     return [tokens[0]._replace(brk=0), *tokens[1:]] if tokens else tokens
