@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,6 @@ from common.organize.intake import REASONS, target_of
 from common.organize.names.review import Names
 from common.organize.partition import Certificate
 from common.organize.sources import Files
-
-SHEET = 24  # pictures on a contact sheet
 
 
 def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.ndarray) -> None:
@@ -175,33 +172,6 @@ def write_report(
     return found, background["sentence"]
 
 
-@dataclass(frozen=True)
-class _Sheets:
-    """Gives the pictures of each contact sheet; a class, not a closure, so that processes can be
-    given it.
-    """
-
-    store: Path
-    keys: np.ndarray
-    split: np.ndarray
-    group: np.ndarray
-    copies: np.ndarray
-    shown: np.ndarray
-    starts: np.ndarray
-
-    def __call__(self, class_idx: int) -> list[contact_sheets.Member]:
-        shown = self.shown[self.starts[class_idx] : self.starts[class_idx + 1]].tolist()
-        return [
-            contact_sheets.Member(
-                (self.store / target_of(self.keys[k])).read_bytes(),
-                int(self.split[k]),
-                int(self.group[k]),
-                int(self.copies[k]),
-            )
-            for k in shown
-        ]
-
-
 def write_contact_sheets(
     folder: Path,
     kept: Kept,
@@ -216,29 +186,32 @@ def write_contact_sheets(
     """
     inside = np.flatnonzero(kept.split < HOLDOUT_SPECIES)
     classes, class_idx = np.unique(kept.class_idx[inside], return_inverse=True)
-    names = ["/".join(kept.classes[i]) for i in classes]
-    group = kept.group[inside].astype(np.int64)
-    _, which, sizes = np.unique(
-        group * len(classes) + class_idx, return_inverse=True, return_counts=True
-    )
-    shown, starts = contact_sheets.pick(class_idx, kept.split[inside], group, len(classes), SHEET)
-    sheets = _Sheets(
-        store,
-        facts["key"][kept.file[inside]],
-        kept.split[inside],
-        group,
-        sizes[which],
-        shown,
-        starts,
-    )
+    keys, split, group = facts["key"][kept.file[inside]], kept.split[inside], kept.group[inside]
+    both = group.astype(np.int64) * len(classes) + class_idx
+    _, which, sizes = np.unique(both, return_inverse=True, return_counts=True)
+    copies = sizes[which]
+    shown, starts = contact_sheets.pick(class_idx, split, group, len(classes))
+
+    def members(i: int) -> list[contact_sheets.Member]:
+        return [
+            contact_sheets.Member(
+                (store / target_of(keys[k])).read_bytes(),
+                int(split[k]),
+                int(group[k]),
+                int(copies[k]),
+            )
+            for k in shown[starts[i] : starts[i + 1]].tolist()
+        ]
+
     number = {int(i): n for n, i in enumerate(classes)}
-    reasons = suspects.reasons_by_class(found, ["/".join(pair) for pair in kept.classes])
+    names = ["/".join(pair) for pair in kept.classes]
+    reasons = suspects.reasons_by_class(found, names).items()
     contact_sheets.write_contact_sheets(
         folder,
-        names,
-        sheets,
+        [names[i] for i in classes],
+        members,
         kept.counts()[classes, :3],
-        {number[i]: told for i, told in reasons.items()},
+        {number[i]: sentences for i, sentences in reasons},
         workers,
         [note],
     )

@@ -237,12 +237,8 @@ def test_a_background_that_follows_the_class_is_found():
     assert result["disease_accuracy"] > 0.9
     assert result["chance"] < 0.2
     assert 0.4 < result["disease_chance"] < 0.6
-    assert result["disease_uniform"] == pytest.approx(1 / 3)
-    assert result["uniform"] == 1 / 12
     assert result["disease_judged"] == result["judged"]
     assert "tells much of the disease" in result["sentence"]
-    assert {row[0] for row in result["species"]} == {0, 1, 2, 3}
-    assert all(row[2] > row[3] for row in result["species"])
 
 
 def test_a_background_that_follows_the_species_alone_does_not_tell_the_disease():

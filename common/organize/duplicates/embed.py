@@ -369,10 +369,6 @@ def _flush(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-class _Unreadable(Exception):
-    """A stored picture that is gone or damaged."""
-
-
 def _decoded(
     read: Callable[[int], bytes], spans: list[tuple[int, int]], size: int, workers: int
 ) -> Iterator[np.ndarray]:
@@ -381,23 +377,22 @@ def _decoded(
     """
 
     def pixels(number: int) -> np.ndarray:
-        try:
-            return images.resize_to_model(images.read_rgb(read(number), min_side=1), size)
-        except (images.ImageError, OSError) as error:
-            raise _Unreadable(
-                f"stored picture {number} cannot be read any more ({error})"
-            ) from error
+        return images.resize_to_model(images.read_rgb(read(number), min_side=1), size)
 
-    def collect(batch: list[Future[np.ndarray]]) -> np.ndarray:
+    def collect(batch: dict[int, Future[np.ndarray]]) -> np.ndarray:
         try:
-            return np.stack([one.result() for one in batch])
-        except _Unreadable as error:
-            fail(f"{error}: the store was changed, or the disk is failing. Run again with --fresh.")
+            return np.stack([batch[number].result() for number in batch])
+        except (images.ImageError, OSError) as error:
+            number = next(number for number, one in batch.items() if one.exception())
+            fail(
+                f"stored picture {number} cannot be read any more ({error}): the store was "
+                "changed, or the disk is failing. Run again with --fresh."
+            )
 
     pool, waiting = ThreadPoolExecutor(max(1, workers)), deque()
     try:
         for span in spans:
-            waiting.append([pool.submit(pixels, number) for number in range(*span)])
+            waiting.append({number: pool.submit(pixels, number) for number in range(*span)})
             if len(waiting) > AHEAD:
                 yield collect(waiting.popleft())
         while waiting:
