@@ -314,16 +314,16 @@ def _words(name: str) -> str:
 
 
 def reasons_by_class(suspects: Sequence[Suspect], names: Sequence[str]) -> dict[int, list[str]]:
-    """Sentences per class, worst first; a class that shares pictures is told at both classes."""
-    told: dict[int, list[str]] = defaultdict(list)
+    """Sentences per class, worst first; shared pictures are named at both classes."""
+    sentences: dict[int, list[str]] = defaultdict(list)
     for suspect in suspects:
-        told[suspect.class_idx].append(suspect.what)
+        sentences[suspect.class_idx].append(suspect.what)
         if suspect.other >= 0:
-            told[suspect.other].append(
+            sentences[suspect.other].append(
                 f"{names[suspect.class_idx]} "
                 f"{suspect.what.replace(names[suspect.other], 'this class', 1)}"
             )
-    return dict(told)
+    return dict(sentences)
 
 
 def printed(

@@ -98,7 +98,7 @@ class ListFacts:
                     self.beginnings[words[k:]].add(words[:k])
         self.learned = self._learn()
 
-    def told(self, aside: Words) -> bool:
+    def is_disease(self, aside: Words) -> bool:
         """Whether words in brackets are a disease: known, or written behind several names."""
         return bool(aside) and (
             quality(aside) in {"healthy", "sick", "known"} or len(self.bracketed[aside]) >= 2

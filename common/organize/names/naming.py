@@ -176,10 +176,10 @@ def _plant(tokens: list[Token]) -> tuple[str | None, str, range]:
     if plants:
         chosen, how = _choose(tokens, plants)
         return chosen[2], how, range(chosen[0], _swallow(tokens, plants, chosen))
-    told = [plant for _, _, plant in borrowed if plant]
+    implying = [plant for _, _, plant in borrowed if plant]
     implied = {crops.ABBREVIATIONS[w][0] for w in words if w in crops.ABBREVIATIONS} - {None}
-    if told:
-        return told[0], "borrowed", range(0)
+    if implying:
+        return implying[0], "borrowed", range(0)
     if len(implied) == 1:
         return implied.pop(), "abbreviation", range(0)
     return None, "", range(0)

@@ -150,23 +150,23 @@ def _separated(parts: NameParts, facts: ListFacts) -> NameReading | None:
         for i, t in enumerate(left)
         if t.word in main and t.word not in _PARTS and not any(a <= i < b for a, b, _ in known)
     ]
-    told = [t.word for t in right]
+    behind = [t.word for t in right]
     name = known[0][2].split() if known else []
     if spare and len(name) > 1 and all(w in name for w in spare):
         return None  # "Pepper__bell"
-    both = _two_names(main, told, parts, facts) if aside and main else None
+    both = _two_names(main, behind, parts, facts) if aside and main else None
     if both:
         return both
     rest = [t._replace(bracketed=False) for t in right] if aside else list(right)
-    kind = quality(tuple(told))
+    kind = quality(tuple(behind))
     no_plant = (
         not spare
         or main[0] in STATES
         or any(w in _CAUSES for w in main)
         or (not known and all(map(is_known, main)))
         # "cabbage club root (plasmodiophora brassicae)"
-        or (aside and known and told[0] in crops.PATHOGENS)
-        or (aside and (not facts.told(tuple(told)) or naming.find_plants(rest)))
+        or (aside and known and behind[0] in crops.PATHOGENS)
+        or (aside and (not facts.is_disease(tuple(behind)) or naming.find_plants(rest)))
         # "Cassava mosaic (CMD)"
         or (aside and known and any(is_known(w) and w not in crops.COLOURS for w in spare))
         or (known and kind in {"none", "unknown"} and tuple(main) not in facts.learned)
@@ -222,7 +222,7 @@ def _learned(parts: NameParts, facts: ListFacts) -> NameReading | None:
     start, end = found
     plant, rest = words[start:end], words[end:] + words[: max(0, start - 1)]
     aside = tuple(t.word for t in parts.tokens if t.bracketed)
-    if not rest and facts.told(aside):
+    if not rest and facts.is_disease(aside):
         rest = aside
     while rest[: len(plant)] == plant:
         rest = rest[len(plant) :]
