@@ -168,7 +168,7 @@ def _write(path: str, data: bytes) -> None:
 def read_files(
     paths: list[str], targets: list[str], long_side: int, link: bool
 ) -> list[tuple[bytes, str]]:
-    """`read_file` for several files; records as bytes, which are cheap to send to a process."""
+    """`read_file` for several files; records as bytes, which are cheap to send."""
     return [
         (facts.tobytes(), detail)
         for facts, detail in (

@@ -281,9 +281,11 @@ def _certified(kept: Kept, files: Files, rejected: Rejected, c: Certificate) -> 
     if len(c.cosine):
         near += f", or features as alike as --cosine asks ({len(c.cosine):,} pairs)"
     blank = c.near.blank if c.near else 0
-    straddle = "The split was kept as the source gives it, with what leaks."
-    if c.leak == 0:
-        straddle = "Groups never straddle a split."
+    straddle = (
+        "The split was kept as the source gives it, with what leaks."
+        if c.leak
+        else "Groups never straddle a split."
+    )
     largest = ", ".join(f"{n:,}" for n in c.group_sizes[:5]) or "none"
     links = [(what, f"{n:,}") for what, n in c.joined.items()]
     paragraphs = [

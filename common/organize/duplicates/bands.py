@@ -4,7 +4,8 @@ The bits are divided into bands. By the pigeonhole principle, a pair within the 
 most a bit or two of some band, so only hashes in neighbouring buckets of a band are compared, whole
 buckets at a time. A band holds each coefficient together with its transpose, so turning a picture
 permutes its keys, and a hash is looked up only under the smallest of its 8 keys.
-Multi-index hashing: Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012.
+Source: Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR
+2012.
 """
 
 import itertools
