@@ -10,8 +10,8 @@ from functools import partial
 import cv2
 import numpy as np
 
-from common.demo.brush import Range, Rng, area, line, mix, ramp, tinted
-from common.demo.leaves import CANVAS, Leaf, bumps
+from common.demo.leaves import Leaf
+from common.demo.scenes import CANVAS, Range, Rng, area, line, mix, noise, ramp, tinted, turned
 
 GRID = np.arange(CANVAS, dtype=np.float32)
 Field = Callable[[Leaf, Rng, float], np.ndarray]  # leaf, rng and severity -> float32 (C, C)
@@ -64,7 +64,7 @@ def spots(
         rows, cols = (slice(max(0, int(v - 3 * r)), int(v + 3 * r) + 2) for v in (y, x))
         distance = np.hypot(GRID[None, cols] - x, GRID[rows, None] - y) / r
         np.minimum(field[rows, cols], distance, out=field[rows, cols])
-    field += wobble * bumps(rng, 30) * np.minimum(field, 1)
+    field += wobble * noise(rng, 30) * np.minimum(field, 1)
     return field + veins * leaf.veins
 
 
@@ -87,8 +87,8 @@ def streaks(
     outline = np.column_stack([np.cos(t), np.sign(np.sin(t)) * np.abs(np.sin(t)) ** power]) / 2
     for place in _places(_inside(leaf, 3), rng, severity, count, apart * leaf.unit):
         size = np.array([rng.uniform(*length), rng.uniform(*width)]) * leaf.unit
-        c, s = np.cos(angle := leaf.along + rng.normal(0, 0.05)), np.sin(angle)
-        area(layer, outline * size @ np.array([[c, s], [-s, c]]) + place, 255)
+        matrix = turned(leaf.along + rng.normal(0, 0.05))
+        area(layer, outline * size @ matrix + place, 255)
     inside = layer.astype(np.float32) / 255
     return inside + cv2.GaussianBlur(inside, (0, 0), 2.5)
 
@@ -115,25 +115,25 @@ def _gaps(leaf: Leaf, width: float) -> np.ndarray:
 
 def stripes(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """0 on the veins, growing between them and towards the margin."""
-    reach = ramp(leaf.depth + 7 * bumps(rng, 6), (26 + 26 * severity) * leaf.unit, 4)
-    return (_gaps(leaf, 4.5) + 0.12 * bumps(rng, 14)) * (0.45 + 0.75 * reach)
+    reach = ramp(leaf.depth + 7 * noise(rng, 6), (26 + 26 * severity) * leaf.unit, 4)
+    return (_gaps(leaf, 4.5) + 0.12 * noise(rng, 14)) * (0.45 + 0.75 * reach)
 
 
 def blotches(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """0 on the veins, up to 1 between them, in blotches and more on one side of the leaf."""
     side = float(rng.choice([-0.3, 0.3])) * np.linspace(-1, 1, CANVAS, dtype=np.float32)
-    return _gaps(leaf, 2.6) * np.clip(0.62 + 0.3 * severity + side + 0.3 * bumps(rng, 7), 0, 1)
+    return _gaps(leaf, 2.6) * np.clip(0.62 + 0.3 * severity + side + 0.3 * noise(rng, 7), 0, 1)
 
 
 def mottle(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """Noise of deviation about 1 all over the leaf, less when mild."""
     cells = int(rng.integers(10, 15))
-    return (bumps(rng, cells) + 0.4 * bumps(rng, 2 * cells)) * (0.6 + 0.4 * severity)
+    return (noise(rng, cells) + 0.4 * noise(rng, 2 * cells)) * (0.6 + 0.4 * severity)
 
 
 def inward(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     """0 on the margin, 1 where the dry part ends, larger towards the middle."""
-    return leaf.depth / (leaf.depth.max() * (0.2 + 0.36 * severity)) + 0.28 * bumps(rng, 9)
+    return leaf.depth / (leaf.depth.max() * (0.2 + 0.36 * severity)) + 0.28 * noise(rng, 9)
 
 
 DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
@@ -245,13 +245,13 @@ def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
     """Paints `disease` (a key of DISEASES) onto the leaf's `rgb` in place, from mild and faint to
     severe and opaque; every leaf gets the specks of dust of a healthy one.
     """
-    tone = leaf.tone + 0.06 * bumps(rng, 60)
+    tone = leaf.tone + 0.06 * noise(rng, 60)
     for name in dict.fromkeys(("healthy", disease)):
         (draw_field, layers), clean = DISEASES[name], leaf.rgb.copy()
         field = draw_field(leaf, rng, 0.08 + 0.92 * rng.beta(1.5, 1.5))
         for opacity, zero, one, rgb in layers:
             colour = np.array(rgb) * rng.normal(1, 0.06) + rng.normal(0, 5, 3)
-            cover = opacity * leaf.blade * ramp(field, zero, one)
-            mix(leaf.rgb, cover, tinted(tone, colour.clip(0)))
+            painted = cv2.split(tinted(tone, colour.clip(0)))
+            mix(leaf.rgb, opacity * leaf.blade * ramp(field, zero, one), painted)
         leaf.rgb += (clean - leaf.rgb) * np.float32(rng.uniform(0, 0.3))
     np.clip(leaf.rgb, 0, 255, out=leaf.rgb)

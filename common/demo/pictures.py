@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common.console import progress
-from common.demo.leaves import paint_leaf
+from common.demo.leaves import compose, paint_leaf
 from common.demo.lesions import infect
-from common.demo.scenes import compose, draw_style, photograph
+from common.demo.scenes import Style, photograph
 from common.demo.things import draw_thing
 
 FORMAT = 3  # raise it when the same seed draws other pictures
@@ -87,7 +87,7 @@ def draw_picture(seed: int, class_number: int, picture_number: int) -> bytes:
     class_number indexes CLASSES; NOT_PLANT_CLASS draws a picture of no plant.
     """
     subject, scene, camera = streams(seed, class_number, picture_number)
-    style = draw_style(scene)
+    style = Style(scene)
     if class_number == NOT_PLANT_CLASS:
         image = draw_thing(picture_number, subject, style.height, style.width)
     else:

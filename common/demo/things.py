@@ -8,8 +8,27 @@ from functools import partial
 
 import numpy as np
 
-from common.demo.brush import Range, Rng, area, box, line, noise, oval, random_colour, tinted
-from common.demo.scenes import SKIN, cloth, gravel, paper, skin, sky, soil, surface, wood
+from common.demo.scenes import (
+    SKIN,
+    Range,
+    Rng,
+    area,
+    box,
+    cloth,
+    gravel,
+    line,
+    noise,
+    oval,
+    paper,
+    random_colour,
+    skin,
+    sky,
+    soil,
+    surface,
+    tinted,
+    turned,
+    wood,
+)
 
 Ground = Callable[[Rng, int, int], np.ndarray]
 ANY, GREEN, GREY = ((0, 360), (0.2, 0.9), (0.2, 0.95)), (85.0, 150.0), ((0, 360), (0, 0.1))
@@ -35,36 +54,37 @@ class Figure:
     degrees: float = 0  # turned by up to this much
     scatter: tuple[Range, Range, float, Range] | None = None  # ovals: count, radius, spread, hue
 
-
-def draw_figure(rng: Rng, h: int, w: int, *, figure: Figure) -> np.ndarray:
-    """The figure on one of its grounds, stretched, mirrored, turned and coloured at random."""
-    image = figure.grounds[int(rng.integers(len(figure.grounds)))](rng, h, w)
-    palette = {name: random_colour(rng, *ranges) for name, ranges in figure.colours.items()}
-    palette |= {f"dark {name}": 0.8 * colour for name, colour in palette.items()}
-    unit = min(h, w) * rng.uniform(*figure.size)
-    at = np.array([w, h]) * (figure.at + rng.normal(0, 0.02, 2))
-    stretch, degrees = rng.uniform(0.88, 1.12, 2), rng.uniform(-1, 1) * figure.degrees
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    matrix = np.diag(stretch * [rng.choice([-1, 1]), 1]) @ np.array([[c, s], [-s, c]]) * unit
-    for shape, colour, *numbers in figure.parts:
-        colour = palette[colour] if isinstance(colour, str) else colour
-        points = np.reshape(numbers[: len(numbers) // 2 * 2], (-1, 2))
-        if shape == "oval":
-            oval(image, points[0] @ matrix + at, points[1] * stretch * unit, colour, degrees)
-        elif shape == "rod":
-            line(image, points @ matrix + at, colour, numbers[-1] * unit)
-        else:
-            corners = points[[0, 0, 1, 1]] * [1, 0] + points[[0, 1, 1, 0]] * [0, 1]
-            area(image, (corners if shape == "box" else points) @ matrix + at, colour)
-    if figure.scatter:
-        count, radius, spread, hue = figure.scatter
-        for _ in range(int(rng.integers(*count))):
-            centre = at + unit * rng.uniform(-spread, spread, 2)
-            radii, colour = unit * rng.uniform(*radius, 2), random_colour(rng, hue)
-            oval(image, centre + 0.3 * radii, radii, image.mean((0, 1)) * 0.6)
-            oval(image, centre, radii, colour, turn := rng.uniform(0, 180))
-            oval(image, centre - 0.25 * radii, 0.4 * radii, 0.8 * colour + 45, turn)
-    return image
+    def __call__(self, rng: Rng, h: int, w: int) -> np.ndarray:
+        """The figure on one of its grounds, stretched, mirrored, turned and coloured at random ->
+        RGB (h, w, 3).
+        """
+        image = self.grounds[int(rng.integers(len(self.grounds)))](rng, h, w)
+        palette = {name: random_colour(rng, *ranges) for name, ranges in self.colours.items()}
+        palette |= {f"dark {name}": 0.8 * colour for name, colour in palette.items()}
+        unit = min(h, w) * rng.uniform(*self.size)
+        at = np.array([w, h]) * (self.at + rng.normal(0, 0.02, 2))
+        stretch, degrees = rng.uniform(0.88, 1.12, 2), rng.uniform(-1, 1) * self.degrees
+        mirrored = np.diag(stretch * [rng.choice([-1, 1]), 1])
+        matrix = mirrored @ turned(np.radians(degrees)) * unit
+        for shape, colour, *numbers in self.parts:
+            colour = palette[colour] if isinstance(colour, str) else colour
+            points = np.reshape(numbers[: len(numbers) // 2 * 2], (-1, 2))
+            if shape == "oval":
+                oval(image, points[0] @ matrix + at, points[1] * stretch * unit, colour, degrees)
+            elif shape == "rod":
+                line(image, points @ matrix + at, colour, numbers[-1] * unit)
+            else:
+                corners = points[[0, 0, 1, 1]] * [1, 0] + points[[0, 1, 1, 0]] * [0, 1]
+                area(image, (corners if shape == "box" else points) @ matrix + at, colour)
+        if self.scatter:
+            count, radius, spread, hue = self.scatter
+            for _ in range(int(rng.integers(*count))):
+                centre = at + unit * rng.uniform(-spread, spread, 2)
+                radii, colour = unit * rng.uniform(*radius, 2), random_colour(rng, hue)
+                oval(image, centre + 0.3 * radii, radii, image.mean((0, 1)) * 0.6)
+                oval(image, centre, radii, colour, turn := rng.uniform(0, 180))
+                oval(image, centre - 0.25 * radii, 0.4 * radii, 0.8 * colour + 45, turn)
+        return image
 
 
 _CAR = [
@@ -148,7 +168,7 @@ def wall(
     rows, colours = int(rng.integers(*rows)), [random_colour(rng, *ranges) for ranges in colours]
     columns = max(2, round(rows * w / h / aspect))
     _grid(image, rng, (0, 0, w, h), columns, rows, colours, **cells)
-    return image * tinted(1 + 0.05 * noise(rng, h, w, 90), [1] * 3)
+    return image * tinted(1 + 0.05 * noise(rng, 90, h, w))
 
 
 def chart(rng: Rng, h: int, w: int) -> np.ndarray:
@@ -170,16 +190,16 @@ def fabric(rng: Rng, h: int, w: int) -> np.ndarray:
     """Checked fabric."""
     x, y = np.arange(w) / w, np.arange(h)[:, None] / h
     across, down = (np.sign(np.sin(rng.uniform(20, 90) * v)) * rng.uniform(0, 0.3) for v in (x, y))
-    return tinted(1 + across + down + 0.1 * np.sin(2 * noise(rng, h, w, 3)), random_colour(rng))
+    return tinted(1 + across + down + 0.1 * np.sin(2 * noise(rng, 3, h, w)), random_colour(rng))
 
 
 def gradient(rng: Rng, h: int, w: int) -> np.ndarray:
     """Two colours that run into each other."""
-    share = 1 / (1 + np.exp(-noise(rng, h, w, int(rng.choice([1, 2, 4, 30])))))
+    share = 1 / (1 + np.exp(-noise(rng, int(rng.choice([1, 2, 4, 30])), h, w)))
     return tinted(share, random_colour(rng)) + tinted(1 - share, random_colour(rng))
 
 
-THINGS: list[Ground | Figure] = [
+THINGS: list[Ground] = [
     document,
     street,
     sky,
@@ -367,6 +387,4 @@ def draw_thing(number: int, rng: Rng, height: int, width: int) -> np.ndarray:
     """Picture `number` of no plant, its subject from THINGS in turn -> RGB float32 (height, width,
     3) in 0..255.
     """
-    thing = THINGS[number % len(THINGS)]
-    draw = partial(draw_figure, figure=thing) if isinstance(thing, Figure) else thing
-    return np.clip(draw(rng, height, width), 0, 255).astype(np.float32)
+    return np.clip(THINGS[number % len(THINGS)](rng, height, width), 0, 255).astype(np.float32)
