@@ -81,7 +81,7 @@ def _blade(
     parallel: int = 0,
     stalk: float = 0.1,
 ) -> Shape:
-    """One blade from (0, 0) to (0, 1): a range of half widths, bluntness of both `ends` (base, tip),
+    """One blade from (0, 0) to (0, 1): a range of half widths, bluntness of its `ends` (base, tip),
     a margin of `teeth` or `lobes` (number, depth), `pairs` of side veins (number, rise; one to each
     lobe) or `parallel` ones, and the length of the stalk.
     """
@@ -126,13 +126,13 @@ def _palmate(
     radius, veins = 0.0, []
     for degrees, reach, width, power in lobes:
         degrees, reach = degrees + rng.normal(0, 3), reach * rng.uniform(0.94, 1.06)
-        apart = np.abs(angle - np.radians(degrees)) / width
-        radius = radius + (reach * np.exp(-0.62 * apart**power)) ** 10
+        lobe = np.exp(-0.62 * (np.abs(angle - np.radians(degrees)) / width) ** power)
+        radius = radius + (reach * lobe) ** 10
         veins += rib.placed(reach, degrees).veins
     radius = radius**0.1 * (1 + tooth * ((angle * 5.2) % 1 - 0.4))
     outline = np.column_stack([np.sin(angle), np.cos(angle)]) * radius[:, None]
-    foot = np.array([[0, 0], [rng.uniform(-0.1, 0.1), -stalk]])
-    return Shape([np.vstack([outline, [[0, 0]]])], veins, foot)
+    stem = np.array([[0, 0], [rng.uniform(-0.1, 0.1), -stalk]])
+    return Shape([np.vstack([outline, [[0, 0]]])], veins, stem)
 
 
 def _compound(
@@ -264,10 +264,13 @@ def paint_leaf(name: str, rng: Rng) -> Leaf:
     tone = tone + 0.06 * noise(rng, 5) + 0.03 * noise(rng, 40) + relief * slope
     tone += rng.uniform(0, 0.12) * np.tanh(depth / 14) - 0.16 * np.exp(-depth / 3)
     rgb = tinted(tone, green)
-    mix(rgb, np.clip(0.1 + 0.1 * noise(rng, 4), 0, 0.35) * rng.uniform(0, 1), (190, 190, 70))
-    mix(rgb, veins * min(1.0, paleness * rng.uniform(0.8, 1.2)), pale)
-    mix(rgb, np.clip(noise(rng, 6) - 1, 0, 1) * gloss * rng.uniform(0.2, 1.2), (235, 235, 235))
-    mix(rgb, np.clip(stalk - blade, 0, 1), pale * rng.uniform(0.6, 0.95))
+    for amount, colour in (
+        (np.clip(0.1 + 0.1 * noise(rng, 4), 0, 0.35) * rng.uniform(0, 1), (190, 190, 70)),
+        (veins * min(1.0, paleness * rng.uniform(0.8, 1.2)), pale),
+        (np.clip(noise(rng, 6) - 1, 0, 1) * gloss * rng.uniform(0.2, 1.2), (235, 235, 235)),
+        (np.clip(stalk - blade, 0, 1), pale * rng.uniform(0.6, 0.95)),
+    ):
+        mix(rgb, amount, colour)
     alpha, (x, y) = np.maximum(blade, stalk), np.diff(shape.veins[0][0][[0, -1]], axis=0)[0]
     return Leaf(np.clip(rgb, 0, 255), blade, alpha, veins, depth, tone, np.arctan2(y, x))
 
@@ -294,8 +297,7 @@ def compose(leaf: Leaf, style: Style, rng: Rng) -> np.ndarray:
     for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.3 else 0):
         side = rng.uniform(0, 2 * np.pi)  # others lie half outside, darker and out of focus
         centre = frame * (0.5 + 0.56 * np.array([np.cos(side), np.sin(side)]))
-        size, turn = rng.uniform(0.5, 0.85) * frame.min(), rng.uniform(0, 2 * np.pi)
-        pose = _pose(rng, size, centre, turn)
+        pose = _pose(rng, rng.uniform(0.5, 0.85) * frame.min(), centre, rng.uniform(0, 2 * np.pi))
         layers.append((pose, rng.uniform(0.5, 0.8), rng.uniform(1.0, 2.5)))
     near = np.clip(1.25 / np.sqrt(leaf.unit), 0.95, 1.25)  # narrow leaves are taken from nearer
     size = rng.uniform(0.82, 1.1) * near * (0.75 * frame.min() + 0.25 * frame.max())

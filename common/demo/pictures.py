@@ -106,19 +106,19 @@ def _draw_file(job: tuple[int, int, int, str]) -> None:
 def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, str]]:
     for number, (folder, count) in enumerate(class_sizes(scale).items()):
         (root / "plants" / folder).mkdir(parents=True)
-        style = NAME_STYLES[number % len(NAME_STYLES)]
         for k in range(count):
-            yield seed, number, k, str(root / "plants" / folder / style.format(k + 1))
+            name = NAME_STYLES[number % len(NAME_STYLES)].format(k + 1)
+            yield seed, number, k, str(root / "plants" / folder / name)
     (root / "not_plants").mkdir()
     for k in range(max(3, round(NOT_PLANTS * scale))):
         yield seed, NOT_PLANT_CLASS, k, str(root / "not_plants" / f"other_{k + 1:04d}.jpg")
 
 
-def _resized(data: bytes, scale: float, quality: int) -> bytes:
-    image, buffer = ImageOps.exif_transpose(Image.open(io.BytesIO(data))), io.BytesIO()
-    image = ImageOps.scale(image, scale, Image.Resampling.LANCZOS)
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+def _shrunk(path: Path) -> bytes:
+    with Image.open(path) as image, io.BytesIO() as buffer:
+        upright = ImageOps.exif_transpose(image)
+        ImageOps.scale(upright, 0.85, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=72)
+        return buffer.getvalue()
 
 
 def _plant_defects(root: Path, seed: int) -> dict[str, list]:
@@ -140,8 +140,8 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
 
     for k in range(2):
         data = files(order[k])[1].read_bytes()
-        part = data[: int(len(data) * rng.uniform(0.3, 0.7))]
-        add("truncated", order[k], f"broken_download_{k}.jpg", part)
+        end = int(len(data) * rng.uniform(0.3, 0.7))
+        add("truncated", order[k], f"broken_download_{k}.jpg", data[:end])
         add("zero_bytes", order[2 + k], f"IMG_90{k}.jpg", b"")
     add("text_pointers", order[4], "leaf_900.JPG", TEXT_POINTER)
     add("html_pages", order[5], "download.jpg", HTML_PAGE)
@@ -153,8 +153,7 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
         add("duplicates", order[7 + k], f"{source.stem} - Copy.jpg", source.read_bytes(), source)
     for k in range(4):
         source = files(order[13 + k])[int(rng.integers(3))]
-        data = _resized(source.read_bytes(), 0.85, 72)
-        add("near_duplicates", order[13 + k], f"{source.stem}_small.jpg", data, source)
+        add("near_duplicates", order[13 + k], f"{source.stem}_small.jpg", _shrunk(source), source)
     one = next(n for n in order[17:] if CLASSES[n][2] != "healthy")
     other = next(n for n, c in enumerate(CLASSES) if c[1] == CLASSES[one][1] and n != one)
     source = files(one)[2]
@@ -164,18 +163,9 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
 
 def _read_marker(folder: Path) -> dict:
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / MARKER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return marker if isinstance(marker, dict) else {}
-
-
-def _result(folder: Path, marker: dict) -> dict:
-    return {
-        "plants": folder / "plants",
-        "not_plants": folder / "not_plants",
-        **{k: marker[k] for k in ("images", "classes", "not_plant_images", "planted")},
-    }
 
 
 def make_demo(
@@ -187,15 +177,16 @@ def make_demo(
     the end (they grow in a hidden folder beside it). Class sizes are multiplied by `scale`. The
     bytes depend on `seed` and `scale` alone.
 
-    Returns {"plants": Path, "not_plants": Path, "images": files below plants, "classes": class
-    folders, "not_plant_images": files below not_plants, "planted": {kind: paths or [original, copy]
-    pairs below `folder`}}. Raises FileExistsError when `folder` holds something that this function
-    did not make.
+    Returns what the marker holds ("images": files below plants, "classes": class folders,
+    "not_plant_images": files below not_plants, "planted": {kind: paths or [original, copy] pairs
+    below `folder`}, format, seed and scale) and the folders "plants" and "not_plants". Raises
+    FileExistsError when `folder` holds something that this function did not make.
     """
-    folder, wanted = Path(folder), {"format": FORMAT, "seed": seed, "scale": scale}
+    wanted = {"format": FORMAT, "seed": seed, "scale": scale}
+    places = {name: folder / name for name in ("plants", "not_plants")}
     marker = _read_marker(folder)
-    if all(marker.get(k) == v for k, v in wanted.items()):
-        return _result(folder, marker)
+    if wanted.items() <= marker.items():
+        return marker | places
     if not marker and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} holds something other than demo pictures; give another folder or move it "
@@ -206,13 +197,10 @@ def make_demo(
     growing.mkdir(parents=True)
     jobs = list(_jobs(growing, seed, scale))
     workers = max(1, workers or os.cpu_count() or 1)
-    if workers == 1:
-        for job in progress(jobs, total=len(jobs), desc="drawing", unit="picture"):
-            _draw_file(job)
-    else:  # one thread each, since the processes already fill the cores
-        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            done = pool.map(_draw_file, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
-            list(progress(done, total=len(jobs), desc="drawing", unit="picture"))
+    # one thread each, since the processes already fill the cores; they start with the first job
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        done = pool.map(_draw_file, jobs, chunksize=16) if workers > 1 else map(_draw_file, jobs)
+        list(progress(done, total=len(jobs), desc="drawing", unit="picture"))
     planted = _plant_defects(growing, seed)
     marker = {
         **wanted,
@@ -222,7 +210,6 @@ def make_demo(
         "planted": planted,
     }
     (growing / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     growing.rename(folder)
-    return _result(folder, marker)
+    return marker | places

@@ -146,7 +146,6 @@ def surface(
     rng: Rng,
     h: int,
     w: int,
-    *,
     hue: Range = (0, 360),
     saturation: Range = (0, 0.4),
     value: Range = (0.2, 0.95),
@@ -165,9 +164,8 @@ def gravel(rng: Rng, h: int, w: int) -> np.ndarray:
     image = np.full((h, w, 3), base, np.float32)
     for _ in range(170):
         grey = base * rng.uniform(1.1, 2.2) + rng.normal(0, 6, 3)
-        oval(
-            image, rng.uniform(0, (w, h)), size * rng.uniform(0.4, 1, 2), grey, rng.uniform(0, 180)
-        )
+        at, radii = rng.uniform(0, (w, h)), size * rng.uniform(0.4, 1, 2)
+        oval(image, at, radii, grey, rng.uniform(0, 180))
     return cv2.GaussianBlur(image, (3, 3), 0) * tinted(1 + 0.1 * noise(rng, 60, h, w))
 
 
@@ -198,7 +196,7 @@ def wood(rng: Rng, h: int, w: int) -> np.ndarray:
 
 def skin(rng: Rng, h: int, w: int) -> np.ndarray:
     """The palm of a hand."""
-    image = surface(rng, h, w, **SKIN, bumps=((0.08, 3), (0.02, 70)))
+    image = surface(rng, h, w, *SKIN, bumps=((0.08, 3), (0.02, 70)))
     x = np.linspace(-0.1, 1.1, 20)
     for _ in range(int(rng.integers(1, 4))):  # creases of the palm
         y = rng.uniform(0, 1) + rng.normal(0, 0.4) * (x - 0.5) + rng.normal(0, 0.5) * (x - 0.5) ** 2
@@ -215,23 +213,24 @@ def sky(rng: Rng, h: int, w: int) -> np.ndarray:
     return np.clip(image, 0, 255)
 
 
-SKIN = {"hue": (14, 28), "saturation": (0.28, 0.55), "value": (0.4, 0.92)}
-soil = partial(
-    surface,
-    hue=(18, 36),
-    saturation=(0.25, 0.5),
-    value=(0.25, 0.5),
-    bumps=((0.14, 6), (0.16, 40), (0.14, 110)),
-)
-paper = partial(surface, saturation=(0, 0.08), value=(0.45, 0.95), bumps=((0.02, 3), (0.01, 90)))
-cloth = partial(surface, saturation=(0, 0.45), value=(0.1, 0.6), bumps=((0.1, 4), (0.05, 120)))
+SKIN = ((14, 28), (0.28, 0.55), (0.4, 0.92))
 GROUNDS: dict[str, Callable[[Rng, int, int], np.ndarray]] = {
-    "soil": soil,
+    "soil": partial(
+        surface,
+        hue=(18, 36),
+        saturation=(0.25, 0.5),
+        value=(0.25, 0.5),
+        bumps=((0.14, 6), (0.16, 40), (0.14, 110)),
+    ),
     "gravel": gravel,
     "foliage": foliage,
     "wood": wood,
-    "paper": paper,
-    "cloth": cloth,
+    "paper": partial(
+        surface, saturation=(0, 0.08), value=(0.45, 0.95), bumps=((0.02, 3), (0.01, 90))
+    ),
+    "cloth": partial(
+        surface, saturation=(0, 0.45), value=(0.1, 0.6), bumps=((0.1, 4), (0.05, 120))
+    ),
     "skin": skin,
     "sky": sky,
 }
@@ -244,8 +243,8 @@ def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
     h, w = image.shape[:2]
     x = np.linspace(-1, 1, w, dtype=np.float32)
     y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
-    vignette = 0.35 * style.vignette * (x * x + y * y) ** 2
-    light = 1 + style.slope[0] * x + style.slope[1] * y - vignette
+    light = 1 + style.slope[0] * x + style.slope[1] * y
+    light -= 0.35 * style.vignette * (x * x + y * y) ** 2
     angle = rng.uniform(0, 2 * np.pi)
     across = np.cos(angle) * x + np.sin(angle) * y - rng.uniform(-0.3, 0.6)
     light *= 1 - style.shadow / (1 + np.exp(-12 * across))
@@ -253,9 +252,11 @@ def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
     if style.blur:
         image = cv2.GaussianBlur(image, (0, 0), style.blur * max(h, w) / 256)
     image += tinted(style.grain * rng.standard_normal((h, w), dtype=np.float32))
-    turns = {1: 0, 3: 2, 6: 1, 8: 3}[style.orientation]  # the reader turns them back
-    stored = np.ascontiguousarray(np.rot90(np.clip(image, 0, 255).astype(np.uint8), turns))
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    stored = np.rot90(pixels, {1: 0, 3: 2, 6: 1, 8: 3}[style.orientation])  # a reader turns it back
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = style.orientation
-    Image.fromarray(stored).save(buffer, "JPEG", quality=style.quality, exif=exif)
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        buffer, "JPEG", quality=style.quality, exif=exif
+    )
     return buffer.getvalue()

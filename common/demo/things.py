@@ -9,32 +9,27 @@ from functools import partial
 import numpy as np
 
 from common.demo.scenes import (
+    GROUNDS,
     SKIN,
     Range,
     Rng,
     area,
     box,
-    cloth,
-    gravel,
     line,
     noise,
     oval,
-    paper,
     random_colour,
-    skin,
     sky,
-    soil,
     surface,
     tinted,
     turned,
-    wood,
 )
 
 Ground = Callable[[Rng, int, int], np.ndarray]
 ANY, GREEN, GREY = ((0, 360), (0.2, 0.9), (0.2, 0.95)), (85.0, 150.0), ((0, 360), (0, 0.1))
 METAL, BROWN = ((30, 50), (0, 0.5), (0.5, 0.85)), ((18, 36), (0.4, 0.7), (0.25, 0.7))
-INDOORS = (surface, wood, cloth)
-LYING = (soil, gravel, wood, paper, cloth, skin)
+INDOORS = (surface, GROUNDS["wood"], GROUNDS["cloth"])
+LYING = [GROUNDS[name] for name in ("soil", "gravel", "wood", "paper", "cloth", "skin")]
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,6 @@ _CAR = [
         )
     ],
 ]
-_SKIN = tuple(SKIN.values())
 _ROAD = {"road": (*GREY, (0.25, 0.5))}
 _GLASS = ((80, 160), (0.5, 0.9), (0.25, 0.6))
 
@@ -111,25 +105,23 @@ def _grid(
     image: np.ndarray,
     rng: Rng,
     frame: Sequence[float],
-    columns: int,
-    rows: int,
+    cells: tuple[int, int],
     colours: Sequence[float | np.ndarray],
     *,
-    wide: Range,
-    tall: float,
+    fill: tuple[float, float, float],
     shift: Sequence[float] = (0,),
     shade: float = 0.0,
 ) -> None:
-    """Fills `wide` x `tall` of each cell of a grid within `frame` (x0, y0, x1, y1) with `colours`
-    in turn; rows are shifted by `shift` in turn, in cells.
+    """Fills a part of each of `cells` (columns, rows) of `frame` (x0, y0, x1, y1) with `colours`
+    in turn: `fill` is least width, largest width and height. Rows are shifted by `shift` in turn,
+    in cells, and colours darker or lighter by up to `shade`.
     """
-    x0, y0, x1, y1 = frame
+    (columns, rows), (x0, y0, x1, y1) = cells, frame
     dx, dy = (x1 - x0) / columns, (y1 - y0) / rows
-    for j in range(rows):
-        for i in range(columns + len(shift) - 1):
-            x, y = x0 + (i - shift[j % len(shift)]) * dx, y0 + j * dy
-            colour = colours[(i + j) % len(colours)] * (1 + shade * rng.uniform(-1, 1))
-            box(image, x, y, x + rng.uniform(*wide) * dx, y + tall * dy, colour)
+    for j, i in np.ndindex(rows, columns + len(shift) - 1):
+        x, y = x0 + (i - shift[j % len(shift)]) * dx, y0 + j * dy
+        colour = colours[(i + j) % len(colours)] * (1 + shade * rng.uniform(-1, 1))
+        box(image, x, y, x + rng.uniform(*fill[:2]) * dx, y + fill[2] * dy, colour)
 
 
 def document(rng: Rng, h: int, w: int) -> np.ndarray:
@@ -138,7 +130,7 @@ def document(rng: Rng, h: int, w: int) -> np.ndarray:
     page, ink = np.multiply([0.08, 0.08, 0.92, 0.94], [w, h, w, h]), rng.uniform(20, 80)
     rows, (top, left) = rng.integers(13, 24), rng.uniform(0.08, 0.5, 2)
     for columns in (9, 14):  # long and short words
-        _grid(image, rng, page, columns, rows, [ink], wide=(0.3, 0.9), tall=0.42)
+        _grid(image, rng, page, (columns, rows), [ink], fill=(0.3, 0.9, 0.42))
     colour, size = random_colour(rng, (0, 360), (0, 0.5)), rng.uniform(0, 0.4, 2)
     box(image, left * w, top * h, (left + size[0]) * w, (top + size[1]) * h, colour)
     return image
@@ -152,29 +144,29 @@ def street(rng: Rng, h: int, w: int) -> np.ndarray:
         box(image, x, top, x + wide, h, random_colour(rng, (0, 60), (0, 0.4), (0.25, 0.8)))
         panes, (columns, rows) = random_colour(rng, (190, 230), (0, 0.4)), rng.integers(2, 8, 2)
         frame = (x + 0.25 * wide / columns, top + 0.03 * h, x + wide, ground)
-        _grid(image, rng, frame, columns, rows, [panes], wide=(0.5, 0.5), tall=0.5)
+        _grid(image, rng, frame, (columns, rows), [panes], fill=(0.5, 0.5, 0.5))
         x += wide
     box(image, 0, ground, w, h, random_colour(rng, *GREY, (0.25, 0.5)))
     middle, white = (ground + h) / 2, np.array([225, 220, 200])
-    _grid(image, rng, (0, middle, w, middle + 4), 5, 1, [white], wide=(0.5, 0.5), tall=1)
+    _grid(image, rng, (0, middle, w, middle + 4), (5, 1), [white], fill=(0.5, 0.5, 1))
     return image
 
 
 def wall(
-    rng: Rng, h: int, w: int, *, rows: Range, aspect: float, colours: Sequence[tuple], **cells
+    rng: Rng, h: int, w: int, *, rows: Range, aspect: float, colours: Sequence[tuple], **look
 ) -> np.ndarray:
-    """A wall of bricks or tiles, `aspect` as wide as they are tall; `cells` are for `_grid`."""
+    """A wall of bricks or tiles, `aspect` as wide as they are tall; `look` is for `_grid`."""
     image = surface(rng, h, w, saturation=(0, 0.05), value=(0.5, 0.8))
     rows, colours = int(rng.integers(*rows)), [random_colour(rng, *ranges) for ranges in colours]
     columns = max(2, round(rows * w / h / aspect))
-    _grid(image, rng, (0, 0, w, h), columns, rows, colours, **cells)
+    _grid(image, rng, (0, 0, w, h), (columns, rows), colours, **look)
     return image * tinted(1 + 0.05 * noise(rng, 90, h, w))
 
 
 def chart(rng: Rng, h: int, w: int) -> np.ndarray:
     """A chart of bars, of lines or of both."""
     image, (bars, lines) = np.full((h, w, 3), 250, np.float32), rng.choice([[8, 0], [5, 2], [0, 3]])
-    _grid(image, rng, (0.1 * w, 0.1 * h, 0.95 * w, h), 1, 6, [215], wide=(1, 1), tall=0.03)
+    _grid(image, rng, (0.1 * w, 0.1 * h, 0.95 * w, h), (1, 6), [215], fill=(1, 1, 0.03))
     colour = random_colour(rng)
     for x in 0.13 + 0.8 * np.arange(bars) / max(1, bars):
         box(image, x * w, rng.uniform(0.15, 0.75) * h, (x + 0.44 / bars) * w, 0.87 * h, colour)
@@ -223,7 +215,7 @@ THINGS: list[Ground] = [
             ("area", "dark skin", 0, -0.1, -0.1, 0.25, 0.1, 0.25),
             ("oval", (170, 80, 78), 0, 0.5, 0.24, 0.07),
         ],
-        {"skin": _SKIN, "hair": ((10, 45), (0.1, 0.7), (0.05, 0.6)), "shirt": ANY},
+        {"skin": SKIN, "hair": ((10, 45), (0.1, 0.7), (0.05, 0.6)), "shirt": ANY},
         size=(0.3, 0.42),
         at=(0.5, 0.47),
     ),
@@ -248,7 +240,7 @@ THINGS: list[Ground] = [
             ("rod", "dark skin", -0.5, 0, 0.6, -0.2, 0.05),
             ("rod", "dark skin", -0.6, 0.35, 0.3, 0.1, 0.05),
         ],
-        {"skin": _SKIN},
+        {"skin": SKIN},
         size=(0.2, 0.26),
         at=(0.5, 0.62),
         degrees=25,
@@ -277,12 +269,11 @@ THINGS: list[Ground] = [
         rows=(9, 17),
         aspect=2.4,
         colours=[((0, 30), (0.2, 0.65), (0.4, 0.75))],
-        wide=(0.94, 0.94),
-        tall=0.86,
+        fill=(0.94, 0.94, 0.86),
         shift=(0, 0.5),
         shade=0.18,
     ),
-    partial(wall, rows=(3, 9), aspect=1, colours=[ANY, ANY], wide=(0.95, 0.95), tall=0.95),
+    partial(wall, rows=(3, 9), aspect=1, colours=[ANY, ANY], fill=(0.95, 0.95, 0.95)),
     # a program's window
     Figure(
         (partial(surface, value=(0.9, 1)), partial(surface, value=(0.05, 0.2))),
@@ -302,7 +293,7 @@ THINGS: list[Ground] = [
     chart,
     # an animal
     Figure(
-        (sky, soil, cloth, surface),
+        (sky, GROUNDS["soil"], GROUNDS["cloth"], surface),
         [
             *[("rod", "dark fur", x, 0, 1.1 * x, 0.62, 0.12) for x in (-0.42, -0.28, 0.28, 0.42)],
             ("oval", "fur", 0, 0, 0.6, 0.3),
