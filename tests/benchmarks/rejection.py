@@ -58,7 +58,7 @@ def pictures_of(data: Organized, split: str, size: int) -> Iterator[tuple[np.nda
 def ood_pictures_of(
     folder: Path, size: int, long_side: int | None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the pictures below a folder, and for each whether it is fitted on (1) or reported (0)."""
+    """Yield the pictures below a folder, each with 1 if it is fitted on and 0 if reported."""
     for path in sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES
     ):
@@ -88,8 +88,8 @@ def run_model(
 def gather(
     args: argparse.Namespace, model: SwinHierarchical, data: Organized
 ) -> dict[str, Outputs]:
-    """Outputs for the splits, poor copies of val and test (`val dark`), and each kind of OOD picture;
-    from --store where they are.
+    """Outputs for the splits, poor copies of val and test (`val dark`), and each kind of OOD
+    picture, from --store where they are.
     """
     size, found = model.settings["image_size"], {}
     store = args.store / checkpoint.weights_hash(checkpoint.load(args.checkpoint))[:12]
@@ -406,7 +406,7 @@ def show(
     args: argparse.Namespace,
     names: tuple[str, ...],
 ) -> dict:
-    """Print what thresholds are worth on test, over the kinds that are no plants together and each alone;
+    """Print what thresholds are worth on test, over all kinds that are no plants and each alone;
     returns `ood.judge`.
     """
     far = {

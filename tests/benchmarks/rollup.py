@@ -1,14 +1,14 @@
-"""Whether the promise of the thresholds holds on real answers, temperatures fitted on the same pictures,
-and what it costs in coverage.
+"""Whether the thresholds keep their promise on real answers when temperatures are fitted on the same
+pictures, and what it costs in coverage.
 
   python tests/benchmarks/rollup.py --model exports/model.onnx --data data/organized
 
-Takes all held-out pictures (val and test) of an exported model. First they are the world: val
-splits of several sizes are drawn from them with replacement, temperatures and thresholds fitted, and the
-promise checked on all of them, which is then the truth. Then they are cut in two again and again,
-class by class; temperatures and thresholds are fitted on one half and judged on the other, as 03 does it.
-A model's baked temperatures do not matter: all is fitted anew from its answers. A few minutes for
-1,000 pictures.
+Takes all held-out pictures (val and test) of an exported model, in two ways. First they stand for
+the world: val splits of several sizes are drawn from them with replacement, temperatures and
+thresholds are fitted, and the promise is checked on all of them. Then they are split in two again
+and again, class by class; temperatures and thresholds are fitted on one half and judged on the
+other, as 03 does it. The temperatures in the model do not matter: all is fitted anew from its
+answers. A few minutes for 1,000 pictures.
 """
 
 import argparse
@@ -29,8 +29,8 @@ PRECISIONS = (0.90, 0.95, 0.97, 0.99)
 def fit(
     probabilities: np.ndarray, class_idx: np.ndarray, chosen: np.ndarray, tree: ClassTree
 ) -> tuple[np.ndarray, dict]:
-    """Fit temperatures and thresholds on the chosen pictures; all probabilities at these temperatures,
-    and the thresholds.
+    """Fit temperatures and thresholds on the chosen pictures; returns all probabilities at these
+    temperatures, and the thresholds.
     """
     mine, one = probabilities[chosen], calibrate.Temperatures.none(tree)
     fitted = calibrate.fit_temperatures(
@@ -43,7 +43,7 @@ def fit(
 
 
 def broken(entry: dict, figures: dict) -> bool:
-    """Whether a promise does not hold: of all answers, or of those that name a class where thresholds
+    """Whether a promise is broken: of all answers, or of those that name a class where thresholds
     were fitted for them.
     """
     names = ("precision", "disease_precision") if entry["answers"] == "disease" else ("precision",)
@@ -51,9 +51,7 @@ def broken(entry: dict, figures: dict) -> bool:
 
 
 def row(label: str, name: str, results: list[tuple[dict, dict]]) -> tuple[str, ...]:
-    """One line: how often promised, how often broken, and means of the results where it was
-    promised.
-    """
+    """One line: how often promised, how often broken, and the means where it was promised."""
     kept = [(entry, figures) for entry, figures in results if entry["promised"]]
     with_classes = [figures for entry, figures in kept if entry["answers"] == "disease"]
     mean = {
