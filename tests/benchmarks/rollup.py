@@ -1,5 +1,5 @@
-"""Whether the thresholds keep their promise on real answers when temperatures are fitted on the same
-pictures, and what it costs in coverage.
+"""Whether the thresholds keep their promise on real answers when temperatures are fitted on the
+same pictures, and what it costs in coverage.
 
   python tests/benchmarks/rollup.py --model exports/model.onnx --data data/organized
 
