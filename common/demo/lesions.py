@@ -97,8 +97,8 @@ def tunnels(leaf: Leaf, rng: Rng, severity: float) -> np.ndarray:
     layer = np.zeros((CANVAS, CANVAS), np.uint8)
     steps = np.arange(44 + int(30 * severity))
     for place in _draw_places(_inside(leaf, 8), rng, severity, (2, 4.4, 26), 1):
-        turn = np.cumsum(rng.normal(0, 0.36, len(steps))) + 0.9 * np.sin(steps / 2.5)
-        turn += rng.uniform(0, 2 * np.pi)
+        wander = rng.normal(0, 0.36, len(steps)).cumsum()
+        turn = wander + 0.9 * np.sin(steps / 2.5) + rng.uniform(0, 2 * np.pi)
         step = 3.4 * leaf.unit * np.column_stack([np.cos(turn), np.sin(turn)])
         path = place + step.cumsum(axis=0)
         for part, thick in zip(np.array_split(path, 3), (4, 5, 7), strict=True):
@@ -240,9 +240,9 @@ DISEASES: dict[str, tuple[Field, tuple[Layer, ...]]] = {
 }
 
 
-def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
-    """Paints `disease` (a key of DISEASES) onto the leaf's `rgb` in place, from mild and faint to
-    severe and opaque; every leaf gets the specks of dust of a healthy one.
+def infect(leaf: Leaf, disease: str, rng: Rng) -> Leaf:
+    """The leaf with `disease` (a key of DISEASES) painted onto its `rgb` in place, from mild and
+    faint to severe and opaque; every leaf gets the specks of dust of a healthy one.
     """
     tone = leaf.tone + 0.06 * noise(rng, 60)
     for name in dict.fromkeys(("healthy", disease)):
@@ -254,3 +254,4 @@ def infect(leaf: Leaf, disease: str, rng: Rng) -> None:
             mix(leaf.rgb, opacity * leaf.blade * ramp(field, zero, one), painted)
         leaf.rgb += (clean - leaf.rgb) * np.float32(rng.uniform(0, 0.3))
     np.clip(leaf.rgb, 0, 255, out=leaf.rgb)
+    return leaf

@@ -92,26 +92,24 @@ def draw_picture(seed: int, class_number: int, picture_number: int) -> bytes:
         image = draw_thing(picture_number, subject, style.height, style.width)
     else:
         _, species, disease, _ = CLASSES[class_number]
-        leaf = paint_leaf(species, subject)
-        infect(leaf, disease, subject)
-        image = compose(leaf, style, scene)
+        image = compose(infect(paint_leaf(species, subject), disease, subject), style, scene)
     return photograph(image, style, camera)
 
 
-def _draw_file(job: tuple[int, int, int, str]) -> None:
-    seed, class_number, picture_number, path = job
-    Path(path).write_bytes(draw_picture(seed, class_number, picture_number))
+def _draw_file(job: tuple[int, int, int, Path]) -> None:
+    *numbers, path = job
+    path.write_bytes(draw_picture(*numbers))
 
 
-def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, str]]:
+def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, Path]]:
     for number, (folder, count) in enumerate(class_sizes(scale).items()):
         (root / "plants" / folder).mkdir(parents=True)
         for k in range(count):
             name = NAME_STYLES[number % len(NAME_STYLES)].format(k + 1)
-            yield seed, number, k, str(root / "plants" / folder / name)
+            yield seed, number, k, root / "plants" / folder / name
     (root / "not_plants").mkdir()
     for k in range(max(3, round(NOT_PLANTS * scale))):
-        yield seed, NOT_PLANT_CLASS, k, str(root / "not_plants" / f"other_{k + 1:04d}.jpg")
+        yield seed, NOT_PLANT_CLASS, k, root / "not_plants" / f"other_{k + 1:04d}.jpg"
 
 
 def _shrunk(path: Path) -> bytes:
@@ -140,8 +138,8 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
 
     for k in range(2):
         data = files(order[k])[1].read_bytes()
-        end = int(len(data) * rng.uniform(0.3, 0.7))
-        add("truncated", order[k], f"broken_download_{k}.jpg", data[:end])
+        part = data[: int(len(data) * rng.uniform(0.3, 0.7))]
+        add("truncated", order[k], f"broken_download_{k}.jpg", part)
         add("zero_bytes", order[2 + k], f"IMG_90{k}.jpg", b"")
     add("text_pointers", order[4], "leaf_900.JPG", TEXT_POINTER)
     add("html_pages", order[5], "download.jpg", HTML_PAGE)
@@ -161,13 +159,6 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
     return planted
 
 
-def _read_marker(folder: Path) -> dict:
-    try:
-        return dict(json.loads((folder / MARKER).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def make_demo(
     folder: Path, *, seed: int = 0, workers: int | None = None, scale: float = 1.0
 ) -> dict:
@@ -184,7 +175,10 @@ def make_demo(
     """
     wanted = {"format": FORMAT, "seed": seed, "scale": scale}
     places = {name: folder / name for name in ("plants", "not_plants")}
-    marker = _read_marker(folder)
+    try:
+        marker = dict(json.loads((folder / MARKER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        marker = {}  # none, or not ours
     if wanted.items() <= marker.items():
         return marker | places
     if not marker and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -205,8 +199,8 @@ def make_demo(
     marker = {
         **wanted,
         "classes": len(CLASSES),
-        "images": sum(1 for _ in (growing / "plants").glob("*/*")),
-        "not_plant_images": sum(1 for _ in (growing / "not_plants").iterdir()),
+        "images": len([*growing.glob("plants/*/*")]),
+        "not_plant_images": len([*growing.glob("not_plants/*")]),
         "planted": planted,
     }
     (growing / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")

@@ -69,7 +69,7 @@ class Figure:
             elif shape == "rod":
                 line(image, points @ matrix + at, colour, numbers[-1] * unit)
             else:
-                corners = points[[0, 0, 1, 1]] * [1, 0] + points[[0, 1, 1, 0]] * [0, 1]
+                corners = np.column_stack([points[[0, 0, 1, 1], 0], points[[0, 1, 1, 0], 1]])
                 area(image, (corners if shape == "box" else points) @ matrix + at, colour)
         if self.scatter:
             count, radius, spread, hue = self.scatter
