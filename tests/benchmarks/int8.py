@@ -64,7 +64,7 @@ def pictures_of(
         )
 
 
-def strangers_of(data: Organized, split: str, size: int) -> Iterator[np.ndarray]:
+def not_plants_of(data: Organized, split: str, size: int) -> Iterator[np.ndarray]:
     """Batches of the pictures of no plant that 01 set aside for a split."""
     found = sorted(map(str, (data.root / "not_plants" / split).rglob("*.jpg")))
     for start in range(0, len(found), 16):
@@ -245,7 +245,7 @@ def gate_lines(
         )
         for name in ("val", "test")
     }
-    strange = {name: list(strangers_of(data, name, size)) for name in splits}
+    strange = {name: list(not_plants_of(data, name, size)) for name in splits}
 
     def side(run: Run, name: str) -> Side:
         probabilities, ood, class_idx = run_over(run, splits[name])
