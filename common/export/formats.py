@@ -18,11 +18,12 @@ import onnx
 
 from common.classes import ClassTree
 from common.export.quantize import KEEP_FLOAT
-from common.files import write_text
+from common.files import whole, write_text
 from common.serve.predictor import OUTPUTS
 
 BATCH_TOLERANCE = 1e-5  # greatest difference that another batch may make to a probability
 SUM_TOLERANCE = 1e-3
+TIMEOUT = 600  # seconds for the check in a fresh process
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,45 +36,32 @@ class FormatError(ValueError):
 # region metadata
 
 
-def metadata(
-    tree: ClassTree,
-    *,
-    name: str,
-    version: str,
-    weights_hash: str,
-    precision: str,
-    size: int,
-    scores: Sequence[str],
-    created: str,
-) -> dict[str, str]:
+def metadata(bundle: Mapping[str, Any], precision: str) -> dict[str, str]:
     """Compose what a file says about itself.
 
     Args:
-        tree: the classes, in index order.
-        name, version, created: as in bundle.json.
-        weights_hash: of the checkpoint; all formats of one checkpoint share it.
+        bundle: bundle.json, as far as it does not concern single models.
         precision: such as `fp32` or `int8, static`.
-        size: pixels per side.
-        scores: names of the columns of `ood`.
 
     Returns:
         texts only, as ONNX has it; lists are JSON.
     """
+    tree, size = ClassTree.from_json(bundle["tree"]), bundle["preprocessing"]["size"]
     return {
-        "name": name,
-        "version": version,
-        "weights_sha256": weights_hash,
+        "name": bundle["name"],
+        "version": bundle["version"],
+        "weights_sha256": bundle["version"],
         "precision": precision,
-        "created": created,
+        "created": bundle["created"],
         "class_tree": tree.fingerprint(),
         "species": json.dumps(list(tree.species)),
         "classes": json.dumps([tree.class_name(i) for i in range(tree.num_classes)]),
-        "scores": json.dumps(list(scores)),
+        "scores": json.dumps(list(bundle["scores"])),
         "input": f"images: uint8 (N, {size}, {size}, 3), RGB, resized by Pillow's BILINEAR with "
         f"antialias",
         "outputs": "probabilities (N, classes): joint P(species) x P(disease | species), rows sum "
-        "to 1; "
-        "ood (N, scores): larger = farther from the training pictures; heatmap (N, h, w): 0 to 1",
+        "to 1; ood (N, scores): larger = farther from the training pictures; heatmap (N, h, w): "
+        "0 to 1",
     }
 
 
@@ -85,9 +73,8 @@ def stamp(path: Path, facts: Mapping[str, str]) -> None:
     kept = {e.key: e.value for e in model.metadata_props if e.key == KEEP_FLOAT}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {**kept, **facts})
-    aside = path.with_name(path.name + ".tmp")
-    onnx.save(model, aside)
-    os.replace(aside, path)
+    with whole(path) as aside:
+        onnx.save(model, aside)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -107,9 +94,7 @@ def check_fresh(
     pictures: np.ndarray,
     tree: ClassTree,
     scores: Sequence[str],
-    *,
     batch_tolerance: float = BATCH_TOLERANCE,
-    timeout: float = 600.0,
 ) -> dict[str, Any]:
     """Run a file in a new process that has nothing but onnxruntime and numpy, and hold it to the
     contract.
@@ -120,10 +105,9 @@ def check_fresh(
         tree, scores: what its outputs should be of.
         batch_tolerance: greatest difference of a probability between one by one, all at once and a
             ragged last batch.
-        timeout: seconds.
 
     Returns:
-        what `fresh.examine` found.
+        what `standalone.examine` found.
 
     Raises:
         FormatError: where the process fails, or the contract is broken; all that is wrong is named.
@@ -146,11 +130,11 @@ def check_fresh(
                 cwd=_ROOT,
                 capture_output=True,
                 text=True,
-                timeout=timeout,
+                timeout=TIMEOUT,
             )
         except subprocess.TimeoutExpired:
             raise FormatError(
-                f"{path.name} gave no answer within {timeout:.0f} s in a fresh process."
+                f"{path.name} gave no answer within {TIMEOUT} s in a fresh process."
             ) from None
     if done.returncode:
         raise FormatError(

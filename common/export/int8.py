@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 
 from common.console import warn
-from common.export import quantize
+from common.export import ood, quantize
+from common.export.fitting import Outcome, outcome_of
 from common.export.gate import GateResult, Side, Speed, judge_gate
 from common.export.measure import Run, check_batches, measure_speed, run_over, session_run
-from common.export.outcomes import Outcome, ood_scores, outcome_of
-from common.export.pictures import Pictures, spread
+from common.export.pictures import spread
 from common.train.dataset import default_workers
 
 # checks of the gate that more float layers can mend
@@ -80,11 +80,9 @@ class Attempt:
 def export_int8(
     source: Path,
     target: Path,
-    pictures: Pictures,
     fp32: Outcome,
-    names: Sequence[str],
-    rejection: Mapping[str, Any],
-    learned: np.ndarray | None,
+    weights: Mapping[str, float],
+    held_out: np.ndarray | None,
     some: np.ndarray,
 ) -> tuple[list[Attempt], Outcome | None, list[GateResult]]:
     """Search for an INT8 model that passes the gate on val, and hold it against test.
@@ -92,26 +90,27 @@ def export_int8(
     Args:
         source: the FP32 model.
         target: the file to write; it is not there afterwards where no way passes.
-        pictures: of the export.
-        fp32: what the FP32 model answers for them.
-        names: of the scores.
-        rejection: thresholds of the FP32 model, whose OOD score the gate compares.
-        learned: as for `outcome_of`.
+        fp32: what the FP32 model answers.
+        weights: of the scores in the FP32 model's rejection, whose AUROC the gate compares.
+        held_out: as for `outcome_of`.
         some: uint8 (8, size, size, 3), for the clock and for batches.
 
     Returns:
         what was tried; the answers of the model that is kept, or None; the verdicts on val and on
         test, as far as they were reached.
     """
-    data = pictures.data
+    pictures, data = fp32.pictures, fp32.pictures.data
     counts = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
 
     def side(outcome: Outcome, split: str) -> Side:
         probabilities, _, class_idx = outcome.splits[split]
-        return Side(probabilities, class_idx, *ood_scores(outcome, rejection, names, split))
+        groups = outcome.columns(split), outcome.shown("plant", split)
+        return Side(
+            probabilities, class_idx, *(ood.value(weights, g) if g else None for g in groups)
+        )
 
     def judge(way: str, run: Run, speed: Speed, difference: float) -> GateResult:
-        found = side(outcome_of(run, pictures, learned, splits=("val",)), "val")
+        found = side(outcome_of(run, pictures, fp32.names, held_out, ("val",)), "val")
         cost = {"speed": speed, "batch_difference": difference}
         return judge_gate(way, side(fp32, "val"), found, data.tree, counts, **cost)
 
@@ -128,7 +127,7 @@ def export_int8(
         why = "; ".join(f"{row.way}: {row.rejected}" for row in tried)
         warn(f"NO INT8 MODEL is written: {why}")
         return tried, None, []
-    found = outcome_of(session_run(target, default_workers()), pictures, learned)
+    found = outcome_of(session_run(target, default_workers()), pictures, fp32.names, held_out)
     verdict = judge_gate(
         best.way, side(fp32, "test"), side(found, "test"), data.tree, counts, split="test"
     )

@@ -9,10 +9,10 @@ import numpy as np
 
 from common.console import table
 from common.decide import joint_class, routed_class, species_probabilities
-from common.export import calibrate, gate, ood, rollup
-from common.export import plots as export_plots
+from common.export import calibrate, gate, ood, plots, rollup
 from common.export.browser import light_export
 from common.export.calibrate import Temperatures, calibration_figures, retemper
+from common.files import write_text
 from common.train.dataset import Organized
 from common.train.metrics import DECISIONS
 
@@ -32,6 +32,31 @@ def stage_seconds(checkpoints: Path, student: Path | None) -> dict[str, float]:
     runs = ("species_only", "disease_heads", "hierarchical_full")
     light = {"train_light": logged(*runs, root=student.parent.parent)} if student else {}
     return {"train_species": logged(runs[0]), "train_disease": logged(*runs[1:]), **light}
+
+
+def write_report(
+    folder: Path,
+    result: dict[str, Any],
+    data: Organized,
+    checkpoints: Path,
+    student: Path | None,
+    seconds: float,
+) -> str:
+    """Write report.json, report.md and its pictures; returns the table of the main figures.
+
+    Args:
+        folder: of the export.
+        result: what `export` of 03 returns.
+        data: the organized data.
+        checkpoints, student: where the logs of the training runs are: the folder of the runs, and
+            the light model's checkpoint.
+        seconds: that the export took.
+    """
+    report = compose_report(result, data, checkpoints, student, seconds)
+    write_text(folder / "report.json", json.dumps(report, indent=1))
+    write_text(folder / "report.md", report_text(report, result))
+    draw(folder, result, data)
+    return report_table(report)
 
 
 def compose_report(
@@ -66,11 +91,11 @@ def compose_report(
             }
             for name, card in cards.items()
         },
-        "int8_tried": result["tried"],
+        "int8_tried": [attempt.to_dict() for attempt in result["tried"]],
         "gate": [verdict.to_dict() for verdict in result["verdicts"]],
         "torch_ms_p50": result["torch_ms"],
         "default_model": content["default_model"],
-        "browser": result.get("browser"),
+        "browser": result["browser"],
         "temperature": main["temperature"],
         "rejection": {k: v for k, v in main["rejection"].items() if k != "quantiles"},
         "rollup": {**main["rollup"], "test": main["metrics"]["rollup"]},
@@ -250,7 +275,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     )
     probabilities, _, class_idx = outcome.splits["test"]
     plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
-    export_plots.reliability(
+    plots.reliability(
         *((p.max(1), p.argmax(1) == class_idx) for p in (plain, probabilities)),
         folder / "reliability.png",
     )
@@ -262,7 +287,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     for name, answer in classes.items():
         kind = tree.class_species[answer]
         kinds[name] = (sums[rows, kind], kind == tree.class_species[class_idx])
-    export_plots.coverage(
+    plots.coverage(
         {
             name: (probabilities[rows, answer], answer == class_idx)
             for name, answer in classes.items()
@@ -288,9 +313,9 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
                 rule["threshold"],
             )
         )
-    export_plots.scores(panels, folder / "scores.png")
-    if result.get("browser"):
-        export_plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")
+    plots.scores(panels, folder / "scores.png")
+    if result["browser"]:
+        plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")
 
 
 if __name__ == "__main__":  # python -m common.export.report exports/report.json
