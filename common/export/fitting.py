@@ -14,12 +14,13 @@ from common.decide import rejection_from_json
 from common.export import ood, rollup
 from common.export.calibrate import Temperatures, calibration_error, fit_temperatures
 from common.export.graph import (
+    ENOUGH,
     RANK,
     FeatureSpace,
     LearnedScore,
     ServingGraph,
+    cross_fitted,
     extract_features,
-    learn,
 )
 from common.export.measure import Run, run_over
 from common.export.pictures import BATCH, ROLES, SHIFTS, Pictures
@@ -126,7 +127,9 @@ def fit_parts(
             for batch in kind
         )
         layers = features_of(model, batches, -(-count // BATCH), "features of no plants")[1]
-        learned, held_out = learn(train_layers, layers)
+        if len(layers) >= ENOUGH:
+            learned = LearnedScore(train_layers, layers)
+            held_out = cross_fitted(train_layers, layers).numpy()
     return Fitted(*spaces, fitted, learned, held_out)
 
 

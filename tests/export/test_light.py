@@ -15,9 +15,9 @@ import torch
 from common.classes import ClassTree
 from common.export.browser import heads_file
 from common.export.browser.light_export import finish_browser, report_lines, write_browser
-from common.export.browser.light_graph import SCORES, LightGraph, has_exact_map, places_of
+from common.export.browser.light_graph import SCORES, LightGraph, has_exact_map
 from common.export.browser.light_model import LightModel
-from common.export.graph import FeatureSpace, extract_features
+from common.export.graph import FeatureSpace, extract_features, places_of
 from common.export.measure import run_over
 from common.serve.predictor import BundleError
 from common.train.model import SwinHierarchical

@@ -92,7 +92,7 @@ class LightModel:
             tuple(self.settings["scores"]),
         )
         self.stamp, self.offsets = bytes.fromhex(found[:8]), list(self.settings["heads"]["offsets"])
-        self.fetch, self.fetched_bytes = fetch or self._read, 0
+        self.fetch = fetch or self._read
         rule = self.settings.get("deferral")
         self.rule = None if rule is None else deferral.from_json(rule)
         self.session = open_session(self.folder / MODEL, threads)
@@ -109,7 +109,6 @@ class LightModel:
         """
         if species not in self._heads:
             record = self.fetch(self.offsets[species], self.offsets[species + 1])
-            self.fetched_bytes += len(record)
             head = heads_file.unpack(record, self.stamp)
             if len(head.names) != self.settings["diseases"][species]:
                 raise heads_file.HeadsError(
