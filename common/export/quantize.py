@@ -264,7 +264,7 @@ def weights(
     are small, and lose most by rounding.
 
     Args:
-        model: it is changed, and returned.
+        model: it is not changed.
         chosen: names of nodes whose weights are stored so; None = every Conv, MatMul and Gemm that
             may be quantized.
         smallest: weights below this count stay float.
@@ -272,8 +272,8 @@ def weights(
         stats: of the tensors that convolutions read: their biases make up for the shift of each
             output's mean by rounding (Nagel et al. 2019); None leaves them.
     """
-    graph, nodes = model.graph, []
-    users = defaultdict(list)
+    model = copy.deepcopy(model)
+    graph, nodes, users = model.graph, [], defaultdict(list)
     for node in graph.node:
         for tensor in node.input[1:2]:
             users[tensor].append(node)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.export.browser.light_model import LightModel
 from common.export.graph import LEARNED, SCORES
-from common.export.measure import measure_ms, run_over, session_run
+from common.export.measure import session_run
 from common.serve import predictor
 from common.train import checkpoint
 from common.train.dataset import EvalViews, load_organized
@@ -165,24 +165,6 @@ def test_int8_agrees_or_is_refused_with_a_reason(exported):
         *PICTURES,
         *report["models"],
     }
-
-
-def test_measuring():
-    calls = []
-    run_a, run_b = (
-        lambda p, n=n: calls.append((n, p.shape)) or [np.zeros((len(p), 2)), np.zeros((len(p), 1))]
-        for n in "ab"
-    )
-    ms = measure_ms({"a": run_a, "b": run_b}, np.zeros((4, 4, 3), np.uint8), rounds=5)
-    assert set(ms) == {"a", "b"}
-    assert [n for n, _ in calls] == ["a", "b"] * 8
-    assert {s for _, s in calls} == {(1, 4, 4, 3)}
-    probabilities, ood, class_idx = run_over(
-        run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))]
-    )
-    assert probabilities.shape == (5, 2)
-    assert ood.shape == (5, 1)
-    assert class_idx.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_run_again_it_is_up_to_date(exported, capsys):
