@@ -88,10 +88,7 @@ def fit(
         "unknown_diseases": unknown_diseases,
     }
     shown = {name: scores for name, scores in shown.items() if scores and _count(scores)}
-    outside, poor = (
-        {name: shown[name] for name in ("not_plants", "unknown_species") if name in shown},
-        poor or {},
-    )
+    outside, poor = {k: v for k, v in shown.items() if k != "unknown_diseases"}, poor or {}
     rule, ranking = _choose(REJECTION_SCORES, plants, outside, TARGET_SHARE * MAX_FALSE_REJECTION)
     rule["threshold"] = _threshold(
         value(rule["weights"], plants),
@@ -102,7 +99,7 @@ def fit(
     disease, disease_ranking = _choose(
         DISEASE_SCORES,
         plants,
-        {name: shown[name] for name in ("unknown_diseases",) if name in shown},
+        {k: v for k, v in shown.items() if k == "unknown_diseases"},
         MAX_DISEASE_REJECTION,
     )
     disease["threshold"] = tail_quantile(value(disease["weights"], plants), MAX_DISEASE_REJECTION)
@@ -201,14 +198,11 @@ def _plant_rule(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] |
     of either.
     """
     possible = [keys for keys in PLANT_SCORES if all(key in plants for key in keys)]
-    if not possible or not shown.keys() & {"not_plants", "unknown_species"}:
+    shown = {k: v for k, v in shown.items() if k != "unknown_diseases"}
+    if not possible or not shown:
         return None
     rule = _rule(possible[-1] if "not_plants" in shown else possible[0], plants)
-    others = {
-        name: value(rule["weights"], shown[name])
-        for name in ("not_plants", "unknown_species")
-        if name in shown
-    }
+    others = {name: value(rule["weights"], scores) for name, scores in shown.items()}
     if len(others) == 2:  # the level with the fewest mistakes, either kind weighing the same
         levels = np.unique(np.concatenate([*others.values()]))
         wrong = [
@@ -396,97 +390,84 @@ def report_lines(
         f"{val['rejected'][name]:.1%} of {count} {names[name]}"
         for name, count in val["shown"].items()
     )
-    naming = fitted["plant"]
-    lines = [
-        f"Pictures are rejected by {fitted['score']} above {fitted['threshold']:.3f}; "
-        + (
-            f"a rejected picture is called no plant by {naming['score']} above "
-            f"{naming['threshold']:.3f}; "
-            if naming
-            else ""
-        )
-        + f"the answer stays at the species by {fitted['disease']['score']} above "
-        f"{fitted['disease']['threshold']:.3f} "
+    plant, disease = fitted["plant"], fitted["disease"]
+    rules = [f"Pictures are rejected by {fitted['score']} above {fitted['threshold']:.3f}"]
+    if plant:
+        called = f"{plant['score']} above {plant['threshold']:.3f}"
+        rules.append(f"a rejected picture is called no plant by {called}")
+    rules.append(
+        f"the answer stays at the species by {disease['score']} above {disease['threshold']:.3f} "
         f"({val['kept_at_species']:.1%} of val plants). Fitted on {val['plants']} val plants"
-        + (f"; rejected there: {shown}." if shown else ", without OOD pictures."),
+        + (f"; rejected there: {shown}." if shown else ", without OOD pictures.")
+    )
+    poor = [(kind, f"{share:.1%}") for kind, share in judged["poor_rejected"].items()]
+    return [
+        "; ".join(rules),
         "",
         f"False rejection rate on test: {judged['false_rejection_rate']:.2%} of "
         f"{judged['n_plants']}, with 95 % confidence at most "
         f"{upper(judged['false_rejection_rate_at_most'])}.",
         "",
+        *([table(poor, ("poor photos of plants", "rejected")), ""] if poor else ()),
+        *(_ood_lines(judged) if "kinds" in judged else _WITHOUT_OOD),
     ]
-    if judged["poor_rejected"]:
-        lines += [
-            table(
-                [(kind, f"{share:.1%}") for kind, share in judged["poor_rejected"].items()],
-                ("poor photos of plants", "rejected"),
-            ),
-            "",
-        ]
-    if "kinds" not in judged:
-        return [
-            *lines,
-            "There are no OOD pictures to measure it with; 01_reorganize.py takes them "
-            "with --not-plants.",
-            "",
-        ]
+
+
+_WITHOUT_OOD = (
+    "There are no OOD pictures to measure it with; 01_reorganize.py takes them with --not-plants.",
+    "",
+)
+_KIND_TITLES = (
+    "OOD pictures",
+    "pictures",
+    "AUROC",
+    "rejected",
+    "rejected at 1 % false rejections",
+    "of these called no plant",
+)
+_THRESHOLD_TITLES = (
+    "wanted precision of rejections",
+    "threshold",
+    "OOD rejected",
+    "false rejection rate",
+    "rejections the claim takes",
+)
+
+
+def _ood_lines(judged: Mapping[str, Any]) -> list[str]:
+    """What concerns OOD pictures: each kind, all of them, and the thresholds of wanted
+    precisions.
+    """
+    shares = ("rejected", "rejected_at_1pct_frr", "not_a_plant")
     kinds = [
-        (
-            kind,
-            f"{row['n']}",
-            f"{row['auroc']:.4f}",
-            f"{row['rejected']:.1%}",
-            f"{row['rejected_at_1pct_frr']:.1%}",
-            f"{row['not_a_plant']:.1%}",
-        )
+        (kind, f"{row['n']}", f"{row['auroc']:.4f}", *(f"{row[key]:.1%}" for key in shares))
         for kind, row in judged["kinds"].items()
     ]
-    lines += [
-        table(
-            kinds,
-            (
-                "OOD pictures",
-                "pictures",
-                "AUROC",
-                "rejected",
-                "rejected at 1 % false rejections",
-                "of these called no plant",
+    thresholds = [
+        (
+            f"{row['precision']:.0%}",
+            *(
+                ("too few pictures", "-", "-")
+                if row["threshold"] is None
+                else (
+                    f"{row['threshold']:.3f}",
+                    f"{row['rejected']:.1%}",
+                    f"{row['false_rejection_rate']:.2%}",
+                )
             ),
-        ),
+            f"{row['needed']}",
+        )
+        for row in judged["thresholds"]
+    ]
+    return [
+        table(kinds, _KIND_TITLES),
         "",
-        f"Of the rejected pictures {judged['precision']:.1%} are OOD (with 95 % confidence "
-        f"at least "
-        f"{lower(judged['precision_at_least'])}); of those accepted "
+        f"Of the rejected pictures {judged['precision']:.1%} are OOD (with 95 % confidence at "
+        f"least {lower(judged['precision_at_least'])}); of those accepted "
         f"{judged['accepted_precision']:.1%} are plants (at least "
         f"{lower(judged['accepted_precision_at_least'])}), in this mixture of "
-        f"{judged['n_plants']} plants and "
-        f"{judged['n_ood']} OOD pictures.",
+        f"{judged['n_plants']} plants and {judged['n_ood']} OOD pictures.",
         "",
-        table(
-            [
-                (
-                    f"{row['precision']:.0%}",
-                    *(
-                        ("too few pictures", "-", "-")
-                        if row["threshold"] is None
-                        else (
-                            f"{row['threshold']:.3f}",
-                            f"{row['rejected']:.1%}",
-                            f"{row['false_rejection_rate']:.2%}",
-                        )
-                    ),
-                    f"{row['needed']}",
-                )
-                for row in judged["thresholds"]
-            ],
-            (
-                "wanted precision of rejections",
-                "threshold",
-                "OOD rejected",
-                "false rejection rate",
-                "rejections the claim takes",
-            ),
-        ),
+        table(thresholds, _THRESHOLD_TITLES),
         "",
     ]
-    return lines

@@ -230,12 +230,9 @@ def balanced(class_idx: np.ndarray, at_most: int) -> np.ndarray:
     turn = np.empty(len(class_idx), np.float64)
     quota = max(1, -(-at_most // max(1, len(starts))))
     for start, count in zip(starts, counts, strict=True):
-        spread = np.linspace(0, count - 1, min(quota, count)).round().astype(int)
-        turns = np.full(count, np.inf)
-        turns[spread] = np.arange(len(spread))
-        rest = np.flatnonzero(np.isinf(turns))
-        turns[rest] = len(spread) + np.arange(len(rest))
-        turn[order[start : start + count]] = turns
+        first = np.linspace(0, count - 1, min(quota, count)).round().astype(int)
+        places = np.concatenate([first, np.setdiff1d(np.arange(count), first)])
+        turn[order[start + places]] = np.arange(count)
     classes = np.unique(class_idx, return_inverse=True)[1]
     if at_most < len(starts):  # fewer pictures than classes: classes evenly spread
         kept = np.isin(classes, np.linspace(0, len(starts) - 1, at_most).round().astype(int))
