@@ -30,14 +30,11 @@ WANTED = (0.90, 0.95, 0.99)
 # Sums of scores, each in units of its spread over plants. Scores that need no OOD pictures are
 # always part of the sum: they find the kinds that the learned score was not shown.
 ALONE = {"gen": 1, "mahalanobis_class": 1, "layers": 1}
+FEWER = {"gen": 1, "mahalanobis_class": 1}
 REJECTION_SCORES = (
     ALONE,
-    {"gen": 1, "mahalanobis_class": 1},
-    *(
-        {**scores, "learned": weight}
-        for weight in (1, 2)
-        for scores in (ALONE, {"gen": 1, "mahalanobis_class": 1})
-    ),
+    FEWER,
+    *({**scores, "learned": weight} for weight in (1, 2) for scores in (ALONE, FEWER)),
 )
 PLANT_SCORES = ({"layers": 1}, {"learned": 1})
 DISEASE_SCORES = (
@@ -89,6 +86,7 @@ def fit(
     }
     shown = {name: scores for name, scores in shown.items() if scores and _count(scores)}
     outside, poor = {k: v for k, v in shown.items() if k != "unknown_diseases"}, poor or {}
+    others = {k: v for k, v in shown.items() if k == "unknown_diseases"}
     rule, ranking = _choose(REJECTION_SCORES, plants, outside, TARGET_SHARE * MAX_FALSE_REJECTION)
     rule["threshold"] = _threshold(
         value(rule["weights"], plants),
@@ -96,12 +94,7 @@ def fit(
         [value(rule["weights"], scores) for scores in poor.values()],
         TARGET_SHARE * MAX_FALSE_REJECTION,
     )
-    disease, disease_ranking = _choose(
-        DISEASE_SCORES,
-        plants,
-        {k: v for k, v in shown.items() if k == "unknown_diseases"},
-        MAX_DISEASE_REJECTION,
-    )
+    disease, disease_ranking = _choose(DISEASE_SCORES, plants, others, MAX_DISEASE_REJECTION)
     disease["threshold"] = tail_quantile(value(disease["weights"], plants), MAX_DISEASE_REJECTION)
     fitted = {**rule, "plant": _plant_rule(plants, shown), "disease": disease}
     rejected = beyond(fitted, plants)
@@ -109,21 +102,13 @@ def fit(
         "plants": len(rejected),
         "false_rejection_rate": float(rejected.mean()),
         "false_rejection_rate_at_most": 1 - at_least(int((~rejected).sum()), len(rejected)),
-        "poor_rejected": {
-            kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()
-        },
-        "rejected": {
-            name: float(beyond(fitted, scores).mean()) for name, scores in outside.items()
-        },
+        "poor_rejected": _shares_beyond(fitted, poor),
+        "rejected": _shares_beyond(fitted, outside) | _shares_beyond(disease, others),
         "shown": {name: _count(scores) for name, scores in shown.items()},
         "ranking": ranking,
         "disease_ranking": disease_ranking,
         "kept_at_species": float(beyond(disease, plants).mean()),
     }
-    if "unknown_diseases" in shown:
-        figures["rejected"]["unknown_diseases"] = float(
-            beyond(disease, shown["unknown_diseases"]).mean()
-        )
     return {**fitted, "val": figures}
 
 
@@ -142,6 +127,10 @@ def value(weights: Mapping[str, float], scores: Scores) -> np.ndarray:
 def beyond(rule: Mapping[str, Any], scores: Scores) -> np.ndarray:
     """Whether pictures lie beyond a threshold: bool (N,). NaN counts as beyond."""
     return ~(value(rule["weights"], scores) <= rule["threshold"])
+
+
+def _shares_beyond(rule: Mapping[str, Any], kinds: Mapping[str, Scores]) -> dict[str, float]:
+    return {kind: float(beyond(rule, scores).mean()) for kind, scores in kinds.items()}
 
 
 def _choose(
@@ -165,24 +154,19 @@ def _choose(
     ranking: dict[str, Any] = {}
     rules = [_rule(keys, plants) for keys in possible]
     for rule in rules if ood else []:
-        known, others = (
-            value(rule["weights"], plants),
-            [value(rule["weights"], scores) for scores in ood.values()],
-        )
+        known = value(rule["weights"], plants)
+        others = [value(rule["weights"], scores) for scores in ood.values()]
         limit = tail_quantile(known, share)
         ranking[rule["score"]] = {
             "auroc": float(np.mean([auroc(known, values) for values in others])),
             "rejected": float(np.mean([(values > limit).mean() for values in others])),
         }
-    if not ranking:
-        return rules[0], ranking
-    return max(
-        rules,
-        key=lambda rule: (
-            round(ranking[rule["score"]]["rejected"], 2),
-            ranking[rule["score"]]["auroc"],
-        ),
-    ), ranking
+
+    def worth(rule: Mapping[str, Any]) -> tuple[float, float]:
+        found = ranking[rule["score"]]
+        return round(found["rejected"], 2), found["auroc"]
+
+    return max(rules, key=worth) if ranking else rules[0], ranking
 
 
 def _rule(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
@@ -274,25 +258,16 @@ def judge(
         "n_plants": len(known),
         "false_rejection_rate": float(turned.mean()),
         "false_rejection_rate_at_most": 1 - at_least(kept, len(known)),
-        "poor_rejected": {
-            kind: float(beyond(fitted, scores).mean()) for kind, scores in (poor or {}).items()
-        },
+        "poor_rejected": _shares_beyond(fitted, poor or {}),
     }
     scored = {
         kind: value(fitted["weights"], scores) for kind, scores in ood.items() if _count(scores)
     }
     if not scored:
         return judged
-    limit, caught = (
-        highest_kept(known, rate),
-        {kind: beyond(fitted, ood[kind]) for kind in scored},
-    )
-    called = {
-        kind: beyond(fitted["plant"], ood[kind])
-        if fitted["plant"]
-        else np.ones(len(caught[kind]), bool)
-        for kind in scored
-    }
+    limit = highest_kept(known, rate)
+    caught = {kind: beyond(fitted, ood[kind]) for kind in scored}
+    called = {kind: beyond(fitted["plant"] or fitted, ood[kind]) for kind in scored}
     judged["kinds"] = {
         kind: {
             "auroc": auroc(known, values),
@@ -346,11 +321,7 @@ def thresholds_for(
     )
     rows = []
     for share in wanted:
-        row: dict[str, Any] = {
-            "precision": share,
-            "threshold": None,
-            "needed": pictures_needed(share),
-        }
+        row = {"precision": share, "threshold": None, "needed": pictures_needed(share)}
         for level in levels:
             wrong, right = int((plants > level).sum()), int((ood > level).sum())
             if claims(right, right + wrong, share):
