@@ -246,13 +246,12 @@ def calibration(
     perfect = np.sqrt(np.maximum(sure * (1 - sure), 0.0) / count)
     if counted <= np.quantile(np.abs(perfect * dice) @ weight, 0.975):
         low = 0.0  # a perfectly calibrated model may well be counted as this
-    by_chance = float(weight @ perfect) * math.sqrt(2 / math.pi)
     return {
         "error": error,
         "low": max(0.0, float(low)),
         "high": max(error, float(high)),
         "counted": counted,
-        "by_chance": by_chance,
+        "by_chance": float(weight @ perfect) * math.sqrt(2 / math.pi),
         "confidence": float(weight @ sure),
         "accuracy": float(weight @ share),
         "n": int(count.sum()),

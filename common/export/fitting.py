@@ -230,8 +230,13 @@ def outcome_of(
         split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
         for split in (splits if len(splits) > 1 else ())
     }
-    answers = {split: run_over(run, pictures.batches(split)) for split in splits}
-    return Outcome(pictures, names, answers, kinds, poor)
+    return Outcome(
+        pictures,
+        names,
+        {split: run_over(run, pictures.batches(split)) for split in splits},
+        kinds,
+        poor,
+    )
 
 
 def fit_thresholds(outcome: Outcome, precision: float) -> tuple[dict[str, Any], dict[str, Any]]:

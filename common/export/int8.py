@@ -115,8 +115,8 @@ def export_int8(
     tried = search_int8(source, target, list(pictures.calibration()), some, judge)
     best = kept(tried)
     if not best:
-        why = "; ".join(f"{row.way}: {row.rejected}" for row in tried)
-        warn(f"NO INT8 MODEL is written: {why}")
+        reasons = [f"{row.way}: {row.rejected}" for row in tried]
+        warn("NO INT8 MODEL is written: " + "; ".join(reasons))
         return tried, None, []
     found = outcome_of(session_run(target, default_workers()), pictures, fp32.names, held_out)
     verdict = judge_gate(

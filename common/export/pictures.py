@@ -237,8 +237,7 @@ def balanced(class_idx: np.ndarray, at_most: int) -> np.ndarray:
     if at_most < len(starts):  # fewer pictures than classes: classes evenly spread
         kept = np.isin(classes, np.linspace(0, len(starts) - 1, at_most).round().astype(int))
         turn[~kept] = np.inf
-    chosen = np.lexsort((classes, turn))[: min(at_most, len(class_idx))]
-    return np.sort(chosen)
+    return np.sort(np.lexsort((classes, turn))[:at_most])
 
 
 def shifted(pictures: np.ndarray, kind: str, first: int = 0) -> np.ndarray:

@@ -123,23 +123,16 @@ def report_table(report: dict[str, Any]) -> str:
         "tail_f1": "macro F1 of classes <= 80 pictures",
         "calibration_error": "calibration error",
     }
-    rows = []
-    for key, label in names.items():
-        value = report["test"][key]
-        rows.append(
-            (
-                label,
-                "-" if value is None else f"{value:.4f}",
-                f">= {TARGETS[key]}" if key in TARGETS else "",
-            )
-        )
-    rows.append(
+    test, error = report["test"], report["calibration"]["after"]["all"]["error"]
+    rows = [
         (
-            "calibration error without chance",
-            f"{report['calibration']['after']['all']['error']:.4f}",
-            "<= 0.03",
+            label,
+            "-" if test[key] is None else f"{test[key]:.4f}",
+            f">= {TARGETS[key]}" if key in TARGETS else "",
         )
-    )
+        for key, label in names.items()
+    ]
+    rows += [("calibration error without chance", f"{error:.4f}", "<= 0.03")]
     if report["ood"]:
         rows += [
             ("pictures of no plant rejected", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
@@ -151,14 +144,14 @@ def report_table(report: dict[str, Any]) -> str:
             ("rejection AUROC", f"{report['ood']['auroc']:.4f}", ""),
         ]
     rows += [
-        (f"{name}: agrees with PyTorch", f"{m['top1_agreement']:.4f}", ">= 0.99")
-        for name, m in report["models"].items()
+        (f"{name}: {label}", format(card[key], digits), target)
+        for label, key, digits, target in (
+            ("agrees with PyTorch", "top1_agreement", ".4f", ">= 0.99"),
+            ("ms per picture, 1 thread", "ms_p50", ".1f", ""),
+            ("MB", "size_mb", ".2f", ""),
+        )
+        for name, card in report["models"].items()
     ]
-    rows += [
-        (f"{name}: ms per picture, 1 thread", f"{m['ms_p50']:.1f}", "")
-        for name, m in report["models"].items()
-    ]
-    rows += [(f"{name}: MB", f"{m['size_mb']:.2f}", "") for name, m in report["models"].items()]
     if report["browser"]:
         found = report["browser"]["deferral"]["test"]
         rows += [

@@ -294,13 +294,11 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     def size(value: int | None) -> str:
         return "-" if value is None else f"{value / 1000:,.0f} KB"
 
+    files = {**report["files"], "before the first answer": first}
     rows = [
         (name, *(size(values[way]) for way in ("raw", "gzip", "brotli")))
-        for name, values in report["files"].items()
+        for name, values in files.items()
     ]
-    rows.append(
-        ("before the first answer", *(size(first[way]) for way in ("raw", "gzip", "brotli")))
-    )
     return [
         "## The light model, for the browser",
         "",

@@ -208,17 +208,15 @@ def first_answer(
         fetched: for each of some answers, the species whose heads it needed; none: one of mean size
             is counted.
     """
-    heads = (
-        float(np.mean([sizes[list(one)].sum() for one in fetched]))
-        if fetched
-        else float(sizes.mean())
-    )
-    found: dict[str, Any] = {
-        "heads_fetched": float(np.mean([len(one) for one in fetched])) if fetched else 1.0,
+    fetched = fetched or [(s,) for s in range(len(sizes))]
+    heads = float(np.mean([sizes[list(one)].sum() for one in fetched]))
+    model, settings = files[MODEL], files[SETTINGS]
+    return {
+        "heads_fetched": float(np.mean([len(one) for one in fetched])),
         "head_bytes": round(heads),
         "head_bytes_most": int(sizes.max()),
+        **{
+            way: None if model[way] is None else round(model[way] + settings[way] + heads)
+            for way in ("raw", "gzip", "brotli")
+        },
     }
-    for way in ("raw", "gzip", "brotli"):
-        parts = [files[name][way] for name in (MODEL, SETTINGS)]
-        found[way] = None if None in parts else round(sum(parts) + heads)
-    return found
