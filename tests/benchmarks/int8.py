@@ -256,21 +256,11 @@ def gate_lines(
 
     base = {name: side(session_run(fp32), name) for name in splits}
 
-    def judge(way: str, run: Run, speed: Speed, difference: float) -> GateResult:
-        return judge_gate(
-            way,
-            base["val"],
-            side(run, "val"),
-            data.tree,
-            counts,
-            speed=speed,
-            batch_difference=difference,
-        )
+    def judge(way: str, run: Run, speed: Speed) -> GateResult:
+        return judge_gate(way, base["val"], side(run, "val"), data.tree, counts, speed=speed)
 
     begin, target = time.process_time(), folder / "model.int8.onnx"
-    tried = int8.search_int8(
-        fp32, target, lambda: iter(calibration), splits["val"][0][0][:8], judge
-    )
+    tried = int8.search_int8(fp32, target, calibration, splits["val"][0][0][:8], judge)
     spent, kept = time.process_time() - begin, int8.kept(tried)
     results = [attempt.gate for attempt in tried if attempt.gate]
     if kept:

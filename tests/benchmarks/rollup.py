@@ -21,9 +21,42 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.classes import ClassTree
 from common.console import table
+from common.decide import species_probabilities
 from common.export import calibrate, rollup
 
 PRECISIONS = (0.90, 0.95, 0.97, 0.99)
+
+
+def logits_of(
+    probabilities: np.ndarray,
+    class_idx: np.ndarray,
+    tree: ClassTree,
+    at: calibrate.Temperatures | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recover logits from a model's answers, so that an exported model can be calibrated anew.
+
+    Args:
+        probabilities: float (N, classes), joint, made at the temperatures `at` (None: 1).
+        class_idx: int (N,), true classes.
+
+    Returns:
+        species logits float64 (N, species) and, of the true species, disease logits float64 (N,
+        widest), each up to a constant per row, which no softmax sees. Probabilities below 1e-30
+        count as that.
+    """
+    at = at or calibrate.Temperatures.none(tree)
+    species, sizes = tree.class_species[class_idx], np.diff(tree.offsets)
+    by_species = species_probabilities(probabilities, tree)
+    columns = np.arange(sizes.max())
+    picked = np.minimum(tree.offsets[species][:, None] + columns, tree.num_classes - 1)
+    own = np.take_along_axis(np.asarray(probabilities), picked, axis=1).astype(np.float64)
+    own = np.log(
+        np.maximum(
+            own / np.maximum(by_species[np.arange(len(class_idx)), species], 1e-300)[:, None], 1e-30
+        )
+    )
+    disease = np.where(columns < sizes[species][:, None], own * at.disease[species][:, None], -1e4)
+    return np.log(np.maximum(by_species, 1e-30)) * at.species, disease
 
 
 def fit(
@@ -34,7 +67,7 @@ def fit(
     """
     mine, one = probabilities[chosen], calibrate.Temperatures.none(tree)
     fitted = calibrate.fit_temperatures(
-        *calibrate.logits_of(mine, class_idx[chosen], tree), class_idx[chosen], tree
+        *logits_of(mine, class_idx[chosen], tree), class_idx[chosen], tree
     )
     moved = calibrate.retemper(probabilities, tree, one, fitted)
     return moved, rollup.fit(moved[chosen], class_idx[chosen], tree, precisions=PRECISIONS)[
