@@ -40,7 +40,6 @@ def outcomes(
             np.where(right, joint, routed),
             species,
             rank,
-            (joint != class_idx) * 1,
             *losses,
         ),
         np.bincount(class_idx, minlength=tree.num_classes) * 5 + 3,

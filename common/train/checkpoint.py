@@ -63,7 +63,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         fail(
             f"{path} cannot be read: it is damaged, cut short or no checkpoint "
-            f"({_first_line(error)}). "
+            f"({first_line(error)}). "
             "Delete it and run the same command again, or give another one."
         )
     if not isinstance(payload, dict) or "format" not in payload or "tree" not in payload:
@@ -73,7 +73,7 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
@@ -197,7 +197,7 @@ def load_backbone(model: SwinHierarchical, path: Path) -> str:
     except Exception as error:  # as in `load`
         fail(
             f"--weights {path} cannot be read: it is damaged, or no file of weights "
-            f"({_first_line(error)})."
+            f"({first_line(error)})."
         )
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

@@ -4,7 +4,7 @@ whose draws do not depend on workers.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,11 @@ class Organized:
     splits: dict[str, Split]
     manifest_hash: str
     long_side: int
+
+    @property
+    def train_sizes(self) -> np.ndarray:
+        """Pictures per class of the train split, int64 (classes,)."""
+        return np.bincount(self.splits["train"].class_idx, minlength=self.tree.num_classes)
 
     @property
     def class_sizes(self) -> np.ndarray:
@@ -327,11 +332,11 @@ def make_loader(
     dataset: Dataset[Any],
     workers: int,
     *,
-    sampler: EpochSampler | None = None,
+    sampler: Iterable[list[Any]] | None = None,
     batch_size: int = 64,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Make a loader: by `sampler` for training, in order and complete for evaluation."""
+    """Make a loader: of the batches of items that `sampler` names, else in order and complete."""
     cv2.setNumThreads(
         1
     )  # a pool of OpenCV threads in this process would not survive the fork into a worker

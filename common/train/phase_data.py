@@ -2,28 +2,27 @@
 still.
 """
 
-import argparse
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.train.augment import draw_mix
-from common.train.cached_features import CachedViews, cache_eval, cache_views
-from common.train.compute import Compute
+from common.train.cached_features import CachedViews, Extraction, cache_eval, cache_views
 from common.train.dataset import (
     EpochSampler,
     Organized,
+    TrainViews,
     balanced_weights,
     boost_weights,
     rare_weights,
 )
 from common.train.distributed import World
 from common.train.loop import step_draws
+from common.train.machine import Setup
 from common.train.model import SwinHierarchical
 from common.train.recipes import Phase, Recipe
 
@@ -53,29 +52,25 @@ def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -
 
 
 def cache_phase(
-    phase: Phase,
-    model: SwinHierarchical,
-    data: Organized,
-    recipe: Recipe,
-    compute: Compute,
-    folder: Path,
-    args: argparse.Namespace,
-    world: World,
+    phase: Phase, model: SwinHierarchical, setup: Setup, folder: Path
 ) -> tuple[CachedViews, "_ShareOfFeatures"]:
     """Features of the train views, and this process's share of val's in batches, under a frozen
     backbone; stored in `folder`/features.
     """
-    common: dict[str, Any] = {
-        "workers": args.workers,
-        "device_batch": args.device_batch,
-        "manifest_hash": data.manifest_hash,
-        "world": world,
-    }
-    train, val = (folder / "features" / name for name in ("train", "val"))
-    views, seed = phase.cached_views, args.seed
-    cached = cache_views(model, data.splits["train"], recipe, compute, train, views, seed, **common)
-    judged = cache_eval(model, data.splits["val"], compute, val, **common)
-    return cached, _ShareOfFeatures(judged, world)
+    extraction = Extraction(
+        model,
+        setup.compute,
+        device_batch=setup.args.device_batch,
+        workers=setup.args.workers,
+        manifest_hash=setup.data.manifest_hash,
+        world=setup.world,
+    )
+    train, val = setup.data.splits["train"], setup.data.splits["val"]
+    seed, stored = setup.args.seed, folder / "features"
+    views = TrainViews(train, setup.recipe, seed)
+    cached = cache_views(extraction, views, phase.cached_views, stored / "train")
+    judged = cache_eval(extraction, val, stored / "val")
+    return cached, _ShareOfFeatures(judged, setup.world)
 
 
 class _ShareOfFeatures:
