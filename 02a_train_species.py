@@ -25,8 +25,8 @@ from common.classes import ClassTree
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
 from common.files import file_sha256
 from common.train import checkpoint, recipe_flags, recipes
+from common.train.compute import shut_down
 from common.train.dataset import load_organized
-from common.train.distributed import shut_down
 from common.train.machine import add_training_flags, evaluate_checkpoint, set_up
 from common.train.model import SwinHierarchical
 from common.train.recipes import Recipe

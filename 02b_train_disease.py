@@ -20,8 +20,8 @@ from typing import Any
 
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say
 from common.train import checkpoint, recipe_flags, recipes
+from common.train.compute import shut_down
 from common.train.dataset import Organized, load_organized
-from common.train.distributed import shut_down
 from common.train.machine import add_training_flags, evaluate_checkpoint, set_up
 from common.train.recipes import Phase
 from common.train.run import Run

@@ -24,9 +24,8 @@ from common.console import fail, progress, say
 from common.files import write_text
 from common.train.augment_levels import LEVELS
 from common.train.checkpoint import weights_hash
-from common.train.compute import Compute
+from common.train.compute import SINGLE_PROCESS, Compute, World
 from common.train.dataset import EvalViews, Split, TrainViews, make_loader
-from common.train.distributed import SINGLE_PROCESS, World
 from common.train.model import SwinHierarchical
 
 BLOCK = 2048  # pictures of one view that are recorded as done together

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from common.train.augment import Mix, draw_mix
-from common.train.compute import Compute
-from common.train.distil import Teacher
-from common.train.distributed import SINGLE_PROCESS, World
-from common.train.losses import hierarchical_loss
+from common.train.compute import SINGLE_PROCESS, Compute, World
+from common.train.losses import Teacher, hierarchical_loss
 from common.train.metrics import Judged, join, judge
 from common.train.model import SwinHierarchical
 from common.train.optim import Average, rate_at, set_rates

@@ -13,11 +13,10 @@ from torch import nn
 from common.console import fail, mute, say, table
 from common.files import file_sha256
 from common.train import checkpoint, recipe_flags
-from common.train.compute import Compute, choose_compute
+from common.train.compute import Compute, World, choose_compute, join, local_device
 from common.train.dataset import EvalViews, Organized, default_workers, load_organized, make_loader
-from common.train.distil import Teacher, load_teacher
-from common.train.distributed import World, join, local_device
 from common.train.loop import evaluate
+from common.train.losses import Teacher
 from common.train.model import create_backbone
 from common.train.recipes import Phase, Recipe
 from common.train.report import evaluate_report
@@ -251,14 +250,10 @@ def find_teacher(args: argparse.Namespace, data: Organized, compute: Compute) ->
         return None
     if not 0 < args.teacher_share <= 1 or args.teacher_temperature <= 0:
         fail("--teacher-share must be above 0 and at most 1, --teacher-temperature above 0.")
-    return load_teacher(
-        args.teacher,
-        data.tree,
-        data.root,
-        compute.device,
-        args.teacher_share,
-        args.teacher_temperature,
-    )
+    payload = checkpoint.load(args.teacher)
+    checkpoint.require_tree(payload, data.tree, args.teacher, data.root)
+    model = checkpoint.build_model(payload).to(compute.device, memory_format=torch.channels_last)
+    return Teacher(model, args.teacher_share, args.teacher_temperature)
 
 
 def print_plan(data: Organized, phases: list[Phase], recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.train.augment import draw_mix
 from common.train.cached_features import CachedViews, Extraction, cache_eval, cache_views
+from common.train.compute import World
 from common.train.dataset import (
     EpochSampler,
     Organized,
@@ -20,7 +21,6 @@ from common.train.dataset import (
     boost_weights,
     rare_weights,
 )
-from common.train.distributed import World
 from common.train.loop import step_draws
 from common.train.machine import Setup
 from common.train.model import SwinHierarchical

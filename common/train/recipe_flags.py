@@ -4,7 +4,6 @@ import argparse
 import ast
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -30,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
         "--list-backbones",
         nargs="?",
         const="*",
-        action=_ListBackbones,
+        type=_list_backbones,
         metavar="PATTERN",
         help="print the timm names that have pretrained weights, such as those like *swin*, and "
         "exit",
@@ -79,13 +78,9 @@ def from_flags(
         if getattr(args, f.name, None) is not None
     }
     for first in [name for name in given if name.endswith("_lr")]:
-        last = first + "_end"  # a constant rate stays one
-        if (
-            hasattr(base, last)
-            and last not in given
-            and getattr(base, first) == getattr(base, last)
-        ):
-            given[last] = given[first]
+        last = first + "_end"
+        if getattr(base, last, None) == getattr(base, first):  # a constant rate stays one
+            given.setdefault(last, given[first])
     recipe = replace(base, **given)
     _check(recipe)
     return recipe, {
@@ -95,11 +90,8 @@ def from_flags(
 
 def _check(recipe: Recipe) -> None:
     for f in fields(Recipe):
-        value, flag, most = (
-            getattr(recipe, f.name),
-            "--" + f.name.replace("_", "-"),
-            f.metadata["most"],
-        )
+        value, flag = getattr(recipe, f.name), "--" + f.name.replace("_", "-")
+        most = f.metadata["most"]
         choices = tuple(LEVELS) if f.name == "augment" else f.metadata["choices"]
         if choices and value not in choices:
             fail(
@@ -168,9 +160,8 @@ def arguments(
         SystemExit: where a part is not name=value.
     """
     found: dict[str, Any] = {}
-    for part in filter(
-        None, (p.strip() for p in re.split(r",(?![^\[(]*[\])])", text))
-    ):  # commas within brackets stay
+    parts = re.split(r",(?![^\[(]*[\])])", text)  # commas within brackets stay
+    for part in filter(None, map(str.strip, parts)):
         name, equals, value = part.partition("=")
         if not equals:
             fail(f"{flag}: `{part}` is not name=value (example: {example}).")
@@ -307,16 +298,9 @@ def require_backbone(name: str) -> None:
         )
 
 
-class _ListBackbones(argparse.Action):
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        say(*backbone_names(str(values)))
-        parser.exit(0)
+def _list_backbones(pattern: str) -> None:
+    say(*backbone_names(pattern))
+    raise SystemExit(0)
 
 
 # endregion

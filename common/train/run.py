@@ -21,7 +21,7 @@ from common.train import checkpoint, loop
 from common.train.cached_features import HeadsOnFeatures
 from common.train.compute import Compute
 from common.train.dataset import EvalViews, TrainViews, make_loader
-from common.train.live_logs import LiveLog, MemoryLog, open_live_log
+from common.train.live_logs import LiveLog, MemoryLog
 from common.train.machine import Setup
 from common.train.metrics import Judged, for_json, join, summarise, tail_f1
 from common.train.model import SwinHierarchical
@@ -61,7 +61,7 @@ class Run:
         self.resumed: dict[str, Any] | None = None
         self.trained = False  # whether this process trained anything
         self.work: loop.Work | None = None
-        self.live, self.memory = LiveLog(), MemoryLog(folder, fresh=self.args.fresh)
+        self.memory = MemoryLog(folder, fresh=self.args.fresh)
         self.skipped = torch.zeros((), dtype=torch.int64, device=self.compute.device)
 
     # region start and resume
@@ -114,7 +114,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.world.is_main:
             write_text(self.folder / "config.json", json.dumps(self.setup.config(), indent=1))
-            self.live = open_live_log(self.folder, self.epochs_done)
+            self.live = LiveLog(self.folder, self.epochs_done)
             self.memory.note("loaded")
         self.model.to(self.compute.device, memory_format=torch.channels_last)
         first = 0
@@ -129,9 +129,9 @@ class Run:
             first += phase.epochs
             if self.average is not None:
                 self.average.copy_to(self.model)
-        self.live.close()
         self.world.barrier()  # the others read what the first wrote
         if self.world.is_main:
+            self.live.close()
             # gigabytes that nobody needs any more
             shutil.rmtree(self.folder / "features", ignore_errors=True)
 

@@ -15,9 +15,8 @@ import torch
 from common.console import friendly
 from common.train import cached_features, recipes
 from common.train.cached_features import CachedViews, Extraction, cache_eval, cache_views
-from common.train.compute import Compute
+from common.train.compute import Compute, World
 from common.train.dataset import EpochSampler, EvalViews, TrainViews, make_loader
-from common.train.distributed import World
 from common.train.model import SwinHierarchical
 
 RECIPE = replace(recipes.get("demo"), image_size=32, batch_size=8)

@@ -11,7 +11,7 @@ import torch
 from common.classes import ClassTree
 from common.train import recipes
 from common.train.compute import choose_compute
-from common.train.distil import Teacher
+from common.train.losses import Teacher
 from common.train.model import SwinHierarchical
 
 TREE = ClassTree(

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, run
 
 from common.train import checkpoint
-from common.train.distributed import SINGLE_PROCESS, World
+from common.train.compute import SINGLE_PROCESS, World
 from common.train.phase_data import mix_partners
 from common.train.recipes import get
 
