@@ -18,7 +18,7 @@ from torch import Tensor
 from common import images
 from common.train.augment_levels import LEVELS, Level
 from common.train.corruptions import between, camera_corruptions
-from common.train.randaugment import affine, rand_augment
+from common.train.randaugment import LUMA, affine, rand_augment
 from common.train.recipes import Recipe
 
 # A JPEG is decoded at the smallest scale that leaves this many px along a side of the crop for each
@@ -37,7 +37,6 @@ DECODE = {
 
 Box = tuple[float, float, float, float]  # x, y, width, height in px
 
-LUMA = np.array([0.299, 0.587, 0.114])
 GREY = np.tile(LUMA, (3, 1))
 COLOUR = np.eye(3) - GREY  # what is left of a colour without its grey
 # A quarter turn of hue, in the I, Q plane of NTSC's YIQ

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import fsync
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,23 +52,20 @@ class CachedViews(Dataset[tuple[Tensor, int]]):
         self.path, self.views, self.count, self.num_features = path, views, count, num_features
         # the class stands beside its feature: another picture replaces one that cannot be read
         self.row = np.dtype([("feature", "<f2", (num_features,)), ("class_idx", "<i4")])
-        self._rows: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # pickled, a memory map would travel whole; a spawned worker opens its own
-        return {**self.__dict__, "_rows": None}
+        return {key: value for key, value in self.__dict__.items() if key != "rows"}
 
     def __len__(self) -> int:
         return self.count
 
-    @property
+    @cached_property
     def rows(self) -> np.ndarray:
         """The file, mapped read-only: (views, count) of `feature` float16 (features,) and
         `class_idx` int32.
         """
-        if self._rows is None:
-            self._rows = np.memmap(self.path, self.row, "r", shape=(self.views, self.count))
-        return self._rows
+        return np.memmap(self.path, self.row, "r", shape=(self.views, self.count))
 
     def batch(self, items: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
         """Read items (epoch, position, i) at once: float32 (n, features), int64 (n,) class

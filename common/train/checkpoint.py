@@ -118,8 +118,9 @@ def build_model(payload: dict[str, Any]) -> SwinHierarchical:
     Raises:
         SystemExit: where the installed timm builds other tensors under that name.
     """
-    s = payload["settings"]
-    model = SwinHierarchical(tree=ClassTree.from_json(payload["tree"]), **s)
+    s = dict(payload["settings"])
+    tree, pixel_stats = ClassTree.from_json(payload["tree"]), (s.pop("mean"), s.pop("std"))
+    model = SwinHierarchical(tree=tree, pixel_stats=pixel_stats, **s)
     try:
         # the average is what was judged
         model.load_state_dict(payload.get("ema") or payload["model"])

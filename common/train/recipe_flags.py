@@ -145,8 +145,10 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
         "backbone_args": extra,
         "classes": recipe.classes,
         "neck": neck(recipe.neck),
-        "mean": channels("pixel_mean", recipe.pixel_mean),
-        "std": channels("pixel_std", recipe.pixel_std),
+        "pixel_stats": (
+            channels("pixel_mean", recipe.pixel_mean),
+            channels("pixel_std", recipe.pixel_std),
+        ),
     }
 
 

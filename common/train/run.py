@@ -59,7 +59,6 @@ class Run:
         self.loss_sum = self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self.resumed: dict[str, Any] | None = None
-        self.trained = False  # whether this process trained anything
         self.work: loop.Work | None = None
         self.memory = MemoryLog(folder, fresh=self.args.fresh)
         self.skipped = torch.zeros((), dtype=torch.int64, device=self.compute.device)
@@ -110,7 +109,6 @@ class Run:
         """
         if self.epochs_done >= self.total_epochs:
             return
-        self.trained = True
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.world.is_main:
             write_text(self.folder / "config.json", json.dumps(self.setup.config(), indent=1))
@@ -409,7 +407,7 @@ class Run:
         """
         if not self.world.is_main:
             return
-        if (self.folder / "report.md").is_file() and not self.trained:
+        if (self.folder / "report.md").is_file() and self.work is None:
             say(
                 f"{self.folder} is trained already: {self.total_epochs} epochs (--fresh repeats it)"
             )

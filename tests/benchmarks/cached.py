@@ -72,8 +72,10 @@ def new_model(
         tree,
         image_size=args.image_size,
         backbone_args=arguments(args.backbone_args),
-        mean=channels("pixel_mean", args.pixel_mean),
-        std=channels("pixel_std", args.pixel_std),
+        pixel_stats=(
+            channels("pixel_mean", args.pixel_mean),
+            channels("pixel_std", args.pixel_std),
+        ),
     )
     checkpoint.load_backbone(model, Path(args.weights))
     return model.eval().to(compute.device, memory_format=torch.channels_last)

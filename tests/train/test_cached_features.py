@@ -28,7 +28,7 @@ VIEWS, SEED = 2, 3
 def model(data):
     torch.manual_seed(0)
     return SwinHierarchical(
-        "test_resnet", data.tree, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3
+        "test_resnet", data.tree, image_size=32, pixel_stats=((0.5,) * 3, (0.5,) * 3)
     ).eval()
 
 

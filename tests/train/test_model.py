@@ -295,8 +295,7 @@ def test_backbones_of_every_layout(name, arguments, cells):
         SMALL,
         image_size=32,
         backbone_args=arguments,
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.2, 0.2),
+        pixel_stats=((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)),
     ).eval()
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():

@@ -234,8 +234,7 @@ def test_settings_of_the_model():
         "backbone_args": {"drop_path_rate": 0.2},
         "classes": "flat",
         "neck": None,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
+        "pixel_stats": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     }
     assert recipe_flags.model_settings(recipes.get("three_stage"))["neck"] == {
         "dropout": 0.3,
