@@ -226,6 +226,14 @@ class Mix:
         return Mix(own + len(own) if self.share < 1 else own, self.share, self.box)
 
 
+def step_draws(seed: int, epoch: int, step: int) -> tuple[int, np.random.Generator]:
+    """Randomness of a step as a function of (seed, epoch, step): torch's seed, and a generator for
+    mixing.
+    """
+    rng = np.random.default_rng([seed, epoch, step, 1])
+    return int(rng.integers(2**62)), rng
+
+
 def draw_mix(
     count: int, size: int, recipe: Recipe, rng: np.random.Generator, device: torch.device
 ) -> Mix:

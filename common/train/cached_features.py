@@ -9,7 +9,7 @@ MixUp and CutMix, and `cache_views` says so.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import fsync
@@ -27,7 +27,9 @@ from common.train.augment_levels import LEVELS
 from common.train.checkpoint import weights_hash
 from common.train.compute import SINGLE_PROCESS, Compute, World
 from common.train.dataset import EvalViews, Split, TrainViews, make_loader
+from common.train.machine import Setup
 from common.train.model import SwinHierarchical
+from common.train.recipes import Phase
 
 BLOCK = 2048  # pictures of one view that are recorded as done together
 ROWS, DONE, MADE_OF = "features.f16", "features.done", "features.json"
@@ -335,6 +337,45 @@ def _fill(
 def _flush(file: Any) -> None:
     file.flush()
     fsync(file.fileno())
+
+
+# endregion
+
+# region a phase
+
+
+def cache_phase(
+    phase: Phase, model: SwinHierarchical, setup: Setup, folder: Path
+) -> tuple[CachedViews, "_ShareOfFeatures"]:
+    """Features of the train views, and this process's share of val's in batches, under a frozen
+    backbone; stored in `folder`/features.
+    """
+    extraction = Extraction(
+        model,
+        setup.compute,
+        device_batch=setup.args.device_batch,
+        workers=setup.args.workers,
+        manifest_hash=setup.data.manifest_hash,
+        world=setup.world,
+    )
+    train, val = setup.data.splits["train"], setup.data.splits["val"]
+    seed, stored = setup.args.seed, folder / "features"
+    views = TrainViews(train, setup.recipe, seed)
+    cached = cache_views(extraction, views, phase.cached_views, stored / "train")
+    judged = cache_eval(extraction, val, stored / "val")
+    return cached, _ShareOfFeatures(judged, setup.world)
+
+
+class _ShareOfFeatures:
+    """A process's share of cached features, in batches, each time it is iterated over."""
+
+    def __init__(self, cached: CachedViews, world: World) -> None:
+        self.cached, self.rows = cached, world.share(len(cached))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(self.rows.start, self.rows.stop, 1024):
+            stop = min(start + 1024, self.rows.stop)
+            yield self.cached.batch([(0, i, i) for i in range(start, stop)])
 
 
 # endregion

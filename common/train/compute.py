@@ -190,11 +190,6 @@ class World:
 SINGLE_PROCESS = World()
 
 
-def local_device() -> str:
-    """The GPU that torchrun's LOCAL_RANK names, as `--device auto` takes it: `cuda:1`."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-
-
 def join(device: torch.device) -> World:
     """Join the other processes where torchrun started several: NCCL (RCCL) on GPUs, gloo on CPUs.
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +19,10 @@ from common import images
 from common.classes import ClassTree
 from common.console import fail, warn
 from common.files import file_sha256
-from common.train.augment import train_view
+from common.train.augment import draw_mix, step_draws, train_view
 from common.train.compute import SINGLE_PROCESS, World
 from common.train.manifest import read_manifest
-from common.train.recipes import Recipe
+from common.train.recipes import Phase, Recipe
 
 OPEN_SHARDS = 128  # per process and split: the system may allow no more than 256 open files
 
@@ -312,6 +313,30 @@ def boost_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.n
             weights * (1 - recipe.boost_share) / (1 - share),
         )
     return weights
+
+
+def phase_sampler(
+    phase: Phase, data: Organized, recipe: Recipe, seed: int, world: World
+) -> EpochSampler:
+    """The order in which a phase sees the train split, by its way of sampling."""
+    split = data.splits["train"]
+    weigh = {"rare": rare_weights, "boost": boost_weights}.get(phase.sampling)
+    weights = weigh(split, data.class_sizes, recipe) if weigh else None
+    if phase.sampling == "balanced":  # over what the phase learns
+        flat = recipe.classes == "flat"
+        targets = split.class_idx if flat else data.tree.class_species[split.class_idx]
+        weights = balanced_weights(targets)
+    partners = partial(mix_partners, recipe, seed)
+    return EpochSampler(len(split), recipe.batch_size, seed, weights, world, partners)
+
+
+def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
+    """With which row each row of a batch is mixed, int64 (count,), or None; the loaders of several
+    processes must know before the step does.
+    """
+    rng = step_draws(seed, epoch, step)[1]
+    mix = draw_mix(count, recipe.image_size, recipe, rng, torch.device("cpu"))
+    return mix.partner.numpy() if mix.share < 1 else None
 
 
 def make_loader(

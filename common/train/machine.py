@@ -13,7 +13,7 @@ from torch import nn
 from common.console import fail, mute, say, table
 from common.files import file_sha256
 from common.train import checkpoint, recipe_flags
-from common.train.compute import Compute, World, choose_compute, join, local_device
+from common.train.compute import Compute, World, choose_compute, join
 from common.train.dataset import EvalViews, Organized, default_workers, load_organized, make_loader
 from common.train.loop import evaluate
 from common.train.losses import Teacher
@@ -171,12 +171,10 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
     Raises:
         SystemExit: for a value that makes no sense.
     """
-    own_gpu = args.device in ("auto", "cuda") and torch.cuda.is_available()
-    compute = choose_compute(
-        local_device() if own_gpu else args.device,
-        args.precision,
-        slow_in_bf16=has_depthwise(recipe),
-    )
+    device = args.device
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # the one that torchrun names
+    compute = choose_compute(device, args.precision, slow_in_bf16=has_depthwise(recipe))
     if compute.device.type == "cpu":
         keep_memory()
     world = join(compute.device)

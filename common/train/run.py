@@ -18,15 +18,14 @@ from torch import Tensor
 from common.console import Stopwatch, fail, progress, say, warn
 from common.files import write_text
 from common.train import checkpoint, loop
-from common.train.cached_features import HeadsOnFeatures
+from common.train.cached_features import HeadsOnFeatures, cache_phase
 from common.train.compute import Compute
-from common.train.dataset import EvalViews, TrainViews, make_loader
+from common.train.dataset import EvalViews, TrainViews, make_loader, phase_sampler
 from common.train.live_logs import LiveLog, MemoryLog
 from common.train.machine import Setup
 from common.train.metrics import Judged, for_json, join, summarise, tail_f1
 from common.train.model import SwinHierarchical
 from common.train.optim import Average, make_optimizer, rate_at, set_trainable
-from common.train.phase_data import cache_phase, phase_sampler
 from common.train.recipes import Phase
 from common.train.report import evaluate_report
 from common.train.signals import StopRequest
@@ -134,11 +133,9 @@ class Run:
             shutil.rmtree(self.folder / "features", ignore_errors=True)
 
     def _begin_phase(self, phase: Phase) -> None:
-        saved, self.resumed = self.resumed, None
-        within = (
-            saved is not None and saved["phase"] == phase.name and saved["optimizer"] is not None
-        )
-        if saved is not None and not within and saved["ema"] is not None:
+        saved, self.resumed = self.resumed or {}, None
+        within = saved.get("phase") == phase.name and saved["optimizer"] is not None
+        if not within and saved.get("ema") is not None:
             # the phase that ended gave its average to this one
             self.model.load_state_dict(saved["ema"])
         self.sampler = phase_sampler(phase, self.data, self.recipe, self.args.seed, self.world)

@@ -29,10 +29,10 @@ from few_shot import HeadAnswers, by_size
 from common.classes import ClassTree
 from common.console import Stopwatch, duration, say, table
 from common.train import checkpoint, recipes
+from common.train.augment import step_draws
 from common.train.cached_features import CachedViews, Extraction, cache_eval, cache_views
 from common.train.compute import Compute, choose_compute
 from common.train.dataset import EpochSampler, Organized, TrainViews, load_organized
-from common.train.loop import step_draws
 from common.train.losses import focal_loss
 from common.train.model import SwinHierarchical
 from common.train.recipe_flags import arguments, channels
