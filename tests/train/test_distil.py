@@ -40,7 +40,7 @@ def pixels() -> torch.Tensor:
 def soft(
     net: SwinHierarchical, pixels: torch.Tensor, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Species and joint leaves, softened, as a textbook would compute them."""
+    """Species and joint classes, softened, as a textbook would compute them."""
     with torch.inference_mode():
         hidden, logits = net(pixels)
         classes = net.disease_heads.all_logits(hidden).double().numpy() / temperature

@@ -26,7 +26,7 @@ OFFSETS = [0, 4, 5, 7]
 
 def draws(n: int = 200) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    class_idx = rng.integers(0, 6, n)  # leaf 6 is never true
+    class_idx = rng.integers(0, 6, n)  # class 6 is never true
     logits = rng.normal(0, 1, (n, 7))
     logits[np.arange(n), class_idx] += 1.2
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -116,7 +116,7 @@ def test_ranks_routes_and_flat_answers_by_hand():
 
 
 def test_the_summed_species_is_the_species_head():
-    """P(species) P(disease | species), as the model makes it: the largest sum over leaves is the
+    """P(species) P(disease | species), as the model makes it: the largest sum over classes is the
     species head's argmax.
     """
     rng = np.random.default_rng(4)

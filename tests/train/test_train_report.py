@@ -108,7 +108,7 @@ def test_classes_without_pictures_and_trees_without_a_tail():
     assert np.isnan(whole["tail_f1"]).all()
 
 
-def test_classes_of_one_to_three_pictures_have_an_honest_interval():
+def test_intervals_of_classes_of_one_to_three_pictures_hold_the_mean():
     """Of 40 repeated judgements nearly all intervals hold the mean; each class drawn from alone
     they hold 60 %.
     """
@@ -320,7 +320,7 @@ def test_a_model_that_is_always_right(tmp_path):
     judged.species = TREE.class_species[judged.joint]
     evaluate_report(tmp_path, judged, organized(TREE, sizes), title="Stage B", checkpoint="x.pt")
     assert not (tmp_path / "confusion_within.png").exists(), (
-        "that of the report before would be a lie"
+        "the picture of an earlier report is deleted"
     )
     text = (tmp_path / "report.md").read_text()
     assert "Most frequent confusions" not in text
