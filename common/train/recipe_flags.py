@@ -91,20 +91,17 @@ def from_flags(
 def _check(recipe: Recipe) -> None:
     for f in fields(Recipe):
         value, flag = getattr(recipe, f.name), "--" + f.name.replace("_", "-")
-        most = f.metadata["most"]
+        least, most = f.metadata["least"], f.metadata["most"]
         choices = tuple(LEVELS) if f.name == "augment" else f.metadata["choices"]
         if choices and value not in choices:
             fail(
                 f"{flag} `{value}` is unknown.{did_you_mean(value, choices)} It is one of "
                 f"{', '.join(choices)}."
             )
-        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-            fail(f"{flag} is {value}; it must be a number, 0 or more.")
+        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= least):
+            fail(f"{flag} is {value}; it must be a number, {least} or more.")
         if most is not None and value > most:
             fail(f"{flag} is {value}; it must be at most {most:g}.")
-    for name in ("image_size", "batch_size"):
-        if getattr(recipe, name) < 1:
-            fail(f"--{name.replace('_', '-')} must be at least 1.")
     if recipe.layer_decay == 0:
         fail("--layer-decay is 0; it must be above 0, at most 1 (1 = all blocks learn alike).")
     model_settings(recipe)
