@@ -22,7 +22,6 @@ two cores, drawing included.
 import argparse
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ import numpy as np
 
 from common.console import Laps, fail, friendly, header, parser, say
 from common.demo import pictures
-from common.files import write_rows, write_text
+from common.files import claim, stand_in, write_rows, write_text
 from common.images import read_rgb
 from common.organize import placing
 from common.organize.deduplicate import Rejected, choose, class_numbers, require_sizes
@@ -131,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = flags.parse_args(argv)
     check_flags(args)
     header("01 reorganize")
+    if not args.dry_run:
+        args.output = claim(args.output)
     if args.undo:
         return undo(args.output)
     if args.demo:
@@ -215,8 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_contact_sheets(
                 partial / "report", kept, facts, suspects, note, store, args.workers
             )
-    shutil.rmtree(args.output, ignore_errors=True)
-    os.replace(partial, args.output)
+    stand_in(partial, args.output)
     placing.clear(args.output)
     show_result(args.output, kept, rejected, certificate)
     say("", laps.table(), "", "next: python 02a_train_species.py")
@@ -225,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def undo(output: Path) -> int:
     """Remove what this script made at `output`."""
-    if output.exists() and any(output.iterdir()) and not (output / "build_info.json").is_file():
+    there = output.is_file() or (output.is_dir() and any(output.iterdir()))
+    if there and not (output / "build_info.json").is_file():
         fail(f"{output} was not made by this script; nothing was removed.")
     left = placing.remove(output)
     say(f"removed what this script had made at {output}; the sources are as they were.")
