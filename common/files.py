@@ -94,7 +94,7 @@ def claim(output: Path) -> Path:
                 f"a new result. Name something in it: {output / 'result'}"
             )
         if error.errno == errno.ENOTDIR:
-            fail(f"{output} cannot be: {output.parent} is no folder.")
+            fail(f"{output} cannot be: {output.parent} is a file, not a folder.")
         if error.errno in (errno.EROFS, errno.EACCES):
             raise
     return output

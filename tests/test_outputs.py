@@ -272,12 +272,12 @@ def test_devices_pipes_and_sockets_are_refused(
                 [*answer, "--output", tmp_path / "new.csv", "--submission", place],
                 [*train, place],
             ):
-                words = "is no folder" if "--triton" in call else "a device, a pipe or a socket"
+                words = "is a file, not" if "--triton" in call else "a device, a pipe or a socket"
                 refused(words, run, *call)
             assert place.lstat() == was
         refused("is a file", run, *train, tmp_path / "file")
         refused("not made by", run, "01_reorganize", "--undo", "--output", tmp_path / "file")
-        refused("is no folder", run, *answer, "--output", tmp_path / "file" / "a.csv")
+        refused("is a file, not a folder", run, *answer, "--output", tmp_path / "file" / "a.csv")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "photos", "pipe", "socket"]
 
 
