@@ -147,7 +147,7 @@ cane, cane, saccharum; sunflower = helianthus annuus, sun flower; sweet pea; swe
 sweetpotato; sycamore; tamarind; taro = colocasia; tea = camellia sinensis; teak; tree tomato =
 tamarillo; tobacco = nicotiana; tomato = solanum lycopersicum, tomatoe, tomate, tomatos; tulip;
 turmeric; turnip; vanilla; velvet bean; viola; violet; walnut; wasabi; water spinach; watermelon =
-water melon, citrullus lanatus; wheat = triticum; wild rice; willow; winged bean; yam; zinnia;
+water melon, citrullus lanatus; wheat = triticum, common wheat, bread wheat; wild rice; willow; winged bean; yam; zinnia;
 zucchini = courgette
 """,
     named=True,
