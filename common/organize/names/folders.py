@@ -8,9 +8,9 @@ person gave the source, else its neighbours, else the title of the source's own 
 
 import functools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from common.organize.names import crops, naming
@@ -178,7 +178,11 @@ def read_folders(
             plant that a person said the source shows, whatever the tables hold.
     """
     readings = _Source([_telling(p) for p in paths], title, name, species).read()
-    return [_not_a_class(path, reading) for path, reading in zip(paths, readings, strict=True)]
+    codes = Counter(path[:-1] for path in paths if path and not words_of(path[-1]))
+    return [
+        _checked(path, reading, path[:-1] in codes and not words_of(path[-1]) and codes[path[:-1]])
+        for path, reading in zip(paths, readings, strict=True)
+    ]
 
 
 def _telling(path: Path) -> Path:
@@ -192,11 +196,19 @@ def _taxon(segment: str) -> str:
     return " ".join(words[-2:]) if words[:1] == ("plantae",) and len(words) > 2 else ""
 
 
-def _not_a_class(path: Path, reading: FolderReading) -> FolderReading:
+def _checked(path: Path, reading: FolderReading, codes: int) -> FolderReading:
+    """A reading, without the plant where the name tells of none, and with doubt where folders
+    beside each other are told apart by numbers and letters alone (codes: how many).
+    """
     last = next((s for s in reversed(path) if words_of(s)), "")
     text = " ".join(words_of(last))
     if _NOT_PLANT.search(text) and not plants_in(last):
         return FolderReading(None, None, 0.0, "pictures without a plant?", not_plant=True)
+    if _NEGATED.search(text) and naming.read(last).quality not in {"healthy", "sick"}:
+        return replace(reading, confidence=min(reading.confidence, 0.5), reason="a negation?")
+    if codes > 1:
+        reason = f"'{path[-1]}' is a code; {reading.reason}"
+        return replace(reading, confidence=min(reading.confidence, 0.5), reason=reason)
     return reading
 
 
