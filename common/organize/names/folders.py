@@ -57,6 +57,7 @@ _NOT_PLANT = re.compile(
     r"\b(background|backgrounds|soil|negative|negatives|no (leaf|leaves|plant|plants)|"
     r"(without|non|not|not a) (leaf|leaves|plant|plants)|nonplant|nothing|empty|noise|random)\b"
 )
+_WITHOUT = re.compile(r"\b(without|no) (leaf|leaves|plant|plants)\b")
 _NEGATED = re.compile(r"\b(not|non|no) \w")
 _HEADS = (
     crops.HEADS
@@ -200,9 +201,11 @@ def _checked(path: Path, reading: FolderReading, codes: int) -> FolderReading:
     """A reading, without the plant where the name tells of none, and with doubt where folders
     beside each other are told apart by numbers and letters alone (codes: how many).
     """
-    last = next((s for s in reversed(path) if words_of(s)), "")
+    telling = (s for s in reversed(path) if not tells_nothing(s))
+    last = next(telling, next((s for s in reversed(path) if words_of(s)), ""))
     text = " ".join(words_of(last))
-    if _NOT_PLANT.search(text) and not plants_in(last):
+    bare = _WITHOUT.search(" ".join(words_of(path[-1]))) if path else None
+    if bare or (_NOT_PLANT.search(text) and not plants_in(last)):
         return FolderReading(None, None, 0.0, "pictures without a plant?", not_plant=True)
     if _NEGATED.search(text) and naming.read(last).quality not in {"healthy", "sick"}:
         return replace(reading, confidence=min(reading.confidence, 0.5), reason="a negation?")
