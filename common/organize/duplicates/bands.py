@@ -8,17 +8,19 @@ key, and each hash needs to be looked up under the smallest of its 8 keys only. 
 Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012.
 """
 
-import functools
 import itertools
 import math
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from common.console import progress
+
+SHOWN_FROM = 100_000  # hashes; fewer are compared in seconds
 _CELLS = 1 << 15  # pairs compared at once: their differences stay in a core's cache
 MOST_PAIRS = 80_000_000  # what 3 GB hold while they are sorted
 _TASKS = 64  # shares of a band's buckets, dealt to the workers as they get free
@@ -54,7 +56,6 @@ def join(
     radius: int,
     together: Sequence[Sequence[int]],
     workers: int = 1,
-    progress: Callable[..., Iterable] | None = None,
 ) -> np.ndarray:
     """Find all pairs within the radius under some turn; without queries, those among the stored
     hashes.
@@ -66,7 +67,6 @@ def join(
         radius: bits.
         together: the 64 bits in units, each of which the turns map onto itself.
         workers: processes; the result does not depend on them.
-        progress: `console.progress` or a function like it, wrapped round the blocks of work.
 
     Returns:
         int64 (M,), ascending, each pair once: stored << 32 | query, or smaller << 32 | larger
@@ -89,18 +89,18 @@ def join(
         for number, band in enumerate(bands)
         for share in range(_TASKS if band.width else 1)
     ]
-    show = (
-        functools.partial(progress, total=len(tasks), desc="near-duplicates", unit="block")
-        if progress
-        else iter
-    )
     if workers < 2 or len(tasks) == 1:
-        found = _gather(show(map(_Joiner(*arguments), tasks)), radius)
+        found = _gather(_shown(map(_Joiner(*arguments), tasks), len(stored), len(tasks)), radius)
     else:
         with ProcessPoolExecutor(workers, multiprocessing.get_context(), _start, arguments) as pool:
-            found = _gather(show(pool.map(_work, tasks)), radius)
+            found = _gather(_shown(pool.map(_work, tasks), len(stored), len(tasks)), radius)
     found.sort()
     return found[np.diff(found, prepend=-1) != 0]
+
+
+def _shown(pieces: Iterable[np.ndarray], hashes: int, total: int) -> Iterable[np.ndarray]:
+    """The pieces, behind a progress bar where the search takes long."""
+    return progress(pieces, total, "near-duplicates", "block") if hashes > SHOWN_FROM else pieces
 
 
 def _gather(pieces: Iterable[np.ndarray], radius: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.console import Stopwatch, duration, fail, progress, say
+from common.console import fail, progress
 
 MOST_PAIRS = 30_000_000  # 480 MB of them
 REDUCE_FROM = 20_000  # pictures; below this the plain product takes seconds
@@ -56,7 +56,7 @@ def cosine_pairs(
     short = _tensor(_short_rows(features, norms, threshold, bound, limit))
     if device.type != "cpu" and short.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
         short = short.to(device)
-    found, total, clock, told = [], 0, Stopwatch(), False
+    found, total = [], 0
     with progress((), total=count * (count - 1) // 2, desc="comparing", unit="pair") as bar:
         for row in range(0, count, height):
             left, near = short[row : row + height].to(device, kind), []
@@ -70,13 +70,6 @@ def cosine_pairs(
             if total > limit:
                 _too_many(threshold)
             bar.update(sum(range(max(count - row - height, 0), count - row)))
-            if not told and clock() > 2:
-                told, left_over = True, (bar.total - bar.n) / bar.n * clock()
-                if left_over > 180:
-                    say(
-                        f"comparing {count:,} pictures with each other will take about "
-                        f"{duration(left_over)}"
-                    )
     return np.concatenate(found)
 
 
