@@ -12,7 +12,11 @@ def read(paths, **around):
     found = folders.splits(parts)
     readings = folders.read_folders([found[p][1] for p in parts], **around)
     return {
-        path: (r.species, r.disease, r.confidence < ASK_BELOW)
+        path: (
+            r.species,
+            r.disease,
+            r.confidence < ASK_BELOW or r.crop_from in folders.GUESSED,
+        )
         for path, r in zip(paths, readings, strict=True)
     }
 

@@ -19,6 +19,7 @@ from common.organize.names.spelling import GENUS, LATIN_END, is_known, singular,
 
 Path = tuple[str, ...]
 SPLITS = ("train", "val", "test")
+GUESSED = ("neighbours", "title")  # where a plant is from that a person should confirm
 
 
 def _words(text: str) -> frozenset[str]:
@@ -161,6 +162,12 @@ def splits(paths: Iterable[Path]) -> dict[Path, tuple[int, Path]]:
     return found
 
 
+def class_path(path: Path) -> str:
+    """A class folder's path without the folders that tell nothing, unless none would be left."""
+    kept = [s for s in path if not tells_nothing(s) or not words_of(s)]
+    return "/".join(kept or path[-1:])
+
+
 def _split_end(segment: str) -> tuple[str, int]:
     """A name's beginning and the split that its last word tells: "Weed_train" -> ("Weed", 0)."""
     match = re.fullmatch(r"(.*\w)[\s_-]+([A-Za-z]+)", segment)
@@ -258,12 +265,12 @@ class _Source:
             if p.raw in taxa:
                 readings.append(FolderReading(taxa[p.raw], "healthy", 0.7, "a Latin name"))
                 continue
-            doubt = 1.0 if told in {"", "name"} else 0.7
+            doubt = 1.0
             if plant:
                 p = again[f"{plant}/{name.text}"]
             reason = f"{p.reason}; the plant is told by the {told}" if told else p.reason
             if name.note or _vague(p.disease):
-                doubt = min(doubt, 0.8)
+                doubt = 0.8
                 reason += f"; {name.note or 'a variety, a state or a disease?'}"
             confidence = min(doubt, p.confidence)
             told = told or name.crop_from
