@@ -91,16 +91,18 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
                     linewidth=0,
                     label=SPLITS[k],
                 )
-        axis.set_yscale("log")
-        axis.set_ylim(low, max(200, 3 * int(total.max(initial=1))))
-        axis.set_xlim(0.4, max(n, 1) + 0.6)
+        axis.set(
+            yscale="log",
+            ylim=(low, max(200, 3 * int(total.max(initial=1)))),
+            xlim=(0.4, max(n, 1) + 0.6),
+            ylabel="pictures",
+        )
         for at in THRESHOLDS:
             axis.axhline(at, color=ink, linewidth=1, linestyle=(0, (5, 3)))
             axis.text(
                 1.01, at, str(at), va="center", fontsize=9, transform=axis.get_yaxis_transform()
             )
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axis.set_ylabel("pictures")
         axis.spines[["top", "right"]].set_visible(False)
         if n <= 24:
             axis.set_xticks(

@@ -1,5 +1,5 @@
-"""Reads every file once, in parallel: hashes, decodes and stores it, and journals what it holds, so
-that a killed run continues.
+"""Reads every file once, in parallel: hashes, decodes and stores it, and keeps a journal, so that a
+killed run continues.
 """
 
 import ctypes
@@ -168,7 +168,7 @@ def _write(path: str, data: bytes) -> None:
 def read_files(
     paths: list[str], targets: list[str], long_side: int, link: bool
 ) -> list[tuple[bytes, str]]:
-    """`read_file` over several; records as bytes, which cost little to send."""
+    """`read_file` for several files; records as bytes, which are cheap to send."""
     return [
         (facts.tobytes(), detail)
         for facts, detail in (
@@ -181,8 +181,8 @@ class Journal:
     """What was read so far: `journal.bin` (FACTS records) and `details.jsonl` ([key, detail] of
     what was rejected).
 
-    Records are appended; a half one that a kill left behind is cut off when the journal is opened
-    again.
+    Records are appended; a partial one that a kill left behind is cut off when the journal is
+    opened again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -239,7 +239,7 @@ def target_of(key: np.ndarray) -> str:
 def read_all(
     files: Files, store: Path, long_side: int, link: bool, workers: int
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Read and store every file; what the journal holds from an earlier run is not done again.
+    """Read and store every file; files in the journal of an earlier run are not read again.
 
     Args:
         files: N files.

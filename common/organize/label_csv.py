@@ -46,7 +46,7 @@ LOOK_LIKE_GROUPS = (
     "seq_id",
     "burst",
 )
-NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # these name no common origin
+NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # values of no group
 
 
 def read_labels(

@@ -333,30 +333,26 @@ def _certified(kept: Kept, files: Files, rejected: Rejected, c: Certificate) -> 
         )
     if len(c.cosine):
         near += f", or features as alike as --cosine asks ({len(c.cosine):,} pairs)"
+    blank = c.near.blank if c.near else 0
+    straddle = (
+        "The split was kept as the source gives it, with what leaks."
+        if c.leak
+        else "Groups never straddle a split."
+    )
+    largest = ", ".join(f"{n:,}" for n in c.group_sizes[:5]) or "none"
+    links = [(what, f"{n:,}") for what, n in c.joined.items()]
     paragraphs = [
         "Share of val and test pictures with a near neighbour in train:",
         table(_leaks(c), ("split", "share")),
         f"{near}.",
-    ]
-    if c.near and c.near.blank:
-        paragraphs.append(
-            f"{c.near.blank:,} pictures of one colour have no hash and were not compared."
-        )
-    if crossing:
-        paragraphs.append(
-            f"{crossing:,} exact copies stood in two parts of the split that the source gives."
-        )
-    straddle = "The split was kept as the source gives it, with what leaks."
-    if c.leak == 0:
-        straddle = "Groups never straddle a split."
-    largest = ", ".join(f"{n:,}" for n in list(c.group_sizes)[:5]) or "none"
-    paragraphs.append(
+        blank and f"{blank:,} pictures of one colour have no hash and were not compared.",
+        crossing
+        and f"{crossing:,} exact copies stood in two parts of the split that the source gives.",
         f"{straddle}\n{len(c.group_sizes):,} groups of two or more hold "
-        f"{sum(c.group_sizes):,} pictures, the largest {largest}."
-    )
-    if c.joined:
-        links = [(what, f"{n:,}") for what, n in c.joined.items()]
-        paragraphs.append(table(links, ("joined by", "links")))
+        f"{sum(c.group_sizes):,} pictures, the largest {largest}.",
+        links and table(links, ("joined by", "links")),
+    ]
+    paragraphs = [part for part in paragraphs if part]
     if c.group_sizes and c.group_sizes[0] > 20:
         heads, sizes = np.unique(kept.group, return_counts=True)
         rows = [

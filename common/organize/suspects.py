@@ -31,7 +31,6 @@ class Suspect:
     Attributes:
         class_idx: the class.
         kind: `shared`, `conflicts`, `one_source`, `one_group`, `one_size`, `broken` or `few`.
-        figure: what the doubt is about as a share, 0..1; for `few` the pictures that are left.
         badness: 0..1, larger is worse; only for the order.
         what: one sentence with the figures in it.
         advice: one sentence.
@@ -40,7 +39,6 @@ class Suspect:
 
     class_idx: int
     kind: str
-    figure: float
     badness: float
     what: str
     advice: str
@@ -126,7 +124,6 @@ def _few(sizes: np.ndarray, groups: np.ndarray, by_split: list[np.ndarray]) -> l
             Suspect(
                 i,
                 "few",
-                float(sizes[i]),
                 0.4 if "train" in missing else badness,
                 what if sizes[i] else "no usable picture is left",
                 "Add photos of other plants or days, join it with another class, or take its "
@@ -142,7 +139,6 @@ def _one_group(most: np.ndarray, sizes: np.ndarray) -> list[Suspect]:
         Suspect(
             i,
             "one_group",
-            float(share[i]),
             0.7 * float(share[i]),
             f"{most[i]} of {sizes[i]} pictures ({share[i]:.0%}) are near-duplicates of one another",
             "Thin them out or add other plants: the class counts as many pictures and shows one.",
@@ -180,7 +176,6 @@ def _shared(
             Suspect(
                 int(mine),
                 "shared",
-                float(share),
                 0.5 + 0.5 * float(share),
                 f"shares {counts[k]} near-duplicate pairs with {names[other]} ({twins} of its "
                 f"{sizes[mine]} pictures)",
@@ -201,7 +196,6 @@ def _left_out(sizes: np.ndarray, rejected: Mapping[str, np.ndarray]) -> list[Sus
         Suspect(
             i,
             "conflicts",
-            float(clash[i]),
             0.3 + 0.7 * float(clash[i]),
             f"{conflicts[i]} of {sizes[i] + conflicts[i]} pictures ({clash[i]:.0%}) stand under "
             "another class too, left out",
@@ -213,7 +207,6 @@ def _left_out(sizes: np.ndarray, rejected: Mapping[str, np.ndarray]) -> list[Sus
         Suspect(
             i,
             "broken",
-            float(bad[i]),
             0.5 * float(bad[i]),
             f"{broken[i]} of {sizes[i] + broken[i]} files ({bad[i]:.0%}) are no usable "
             "pictures, most of them: "
@@ -232,7 +225,6 @@ def _one_size(names: Sequence[str], apart: Apart) -> list[Suspect]:
         Suspect(
             i,
             "one_size",
-            share,
             0.55 * (share - elsewhere),
             f"{share:.0%} of its pictures are {v >> 20} x {v & 0xFFFFF} px, {elsewhere:.0%} of "
             f"other {_plant(names[i])} classes",
@@ -248,7 +240,6 @@ def _one_source(names: Sequence[str], apart: Apart, origins: Sequence[str]) -> l
         Suspect(
             i,
             "one_source",
-            share,
             0.8 * (share - elsewhere),
             f"{share:.0%} of its pictures come from {origins[v]}, {elsewhere:.0%} of other "
             f"{_plant(names[i])} classes",

@@ -143,14 +143,14 @@ def test_shared_near_duplicates_name_the_other_class_and_count_each_picture_once
     found = judge(tidy(), pairs=pairs)
     assert [(s.class_idx, s.other, s.kind) for s in found] == [(2, 1, "shared")]
     assert found[0].what == "shares 7 near-duplicate pairs with apple/rust (7 of its 40 pictures)"
-    assert found[0].figure == 7 / 40
+    assert found[0].badness == 0.5 + 0.5 * 7 / 40
     told = reasons_by_class(found, NAMES)
     assert told == {
         2: [found[0].what],
         1: ["apple/scab shares 7 near-duplicate pairs with this class (7 of its 40 pictures)"],
     }
     twice = judge(tidy(), pairs=np.stack([np.arange(40, 80), np.arange(120, 160)], axis=1))
-    assert twice[0].figure == 1, "worse the more they share"
+    assert twice[0].badness == 1, "worse the more they share"
     assert twice[0].badness > found[0].badness, "worse the more they share"
 
 

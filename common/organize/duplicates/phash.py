@@ -15,8 +15,8 @@ from common.organize.duplicates.bands import join
 
 BLANK = 0  # the hash of a picture of one colour; it has no neighbours
 MOST_RADIUS = 15
-FLAT = 1.0  # grey levels (root mean square of 32 x 32 means); a flat photo's noise stays far below
-STILL = 0.01  # a coefficient this near 0 is rounding
+FLAT = 1.0  # grey levels (standard deviation of 32 x 32 means); noise of a plain photo is far below
+STILL = 0.01  # coefficients at most this large are rounding
 
 # The 64 lowest coefficients (v, u) of the transform's corner, without the mean and (5, 5): 4 on the
 # diagonal, then 30 above it, then their 30 mirror images, so that swapping the axes exchanges two
@@ -31,7 +31,7 @@ _ODD_ROWS, _ODD_COLUMNS = (
     np.bitwise_or.reduce(_WEIGHTS[_PLACES[:, axis] % 2 == 1]) for axis in (0, 1)
 )
 _LOW, _HIGH = (np.uint64(((1 << 30) - 1) << at) for at in (4, 34))
-# What must not be parted for a turned picture to have a turned key; low frequencies first
+# Bits that a band must hold together, so that turning permutes its keys; low frequencies first
 _TOGETHER = [(4 + i, 34 + i) for i in range(30)] + [(i,) for i in range(4)]
 
 
@@ -108,9 +108,7 @@ class Near:
         return int((self.of < 0).sum())
 
     def edges(self) -> np.ndarray:
-        """int64 (E, 2): pairs of pictures, not all, but enough to join every picture with its
-        neighbours (`connected`).
-        """
+        """int64 (E, 2): a subset of the pairs with the same connected components (`connected`)."""
         first = np.where(
             self.of >= 0, self.first[self.of] if len(self.first) else 0, np.arange(len(self.of))
         )
@@ -120,7 +118,7 @@ class Near:
         ).astype(np.int64)
 
     def has_neighbour_in(self, mask: np.ndarray) -> np.ndarray:
-        """Tell for each picture whether another one, of those in the mask, lies within the radius.
+        """Whether another picture of those in the mask lies within the radius of each picture.
 
         Args:
             mask: bool (N,).
