@@ -20,10 +20,12 @@ two cores, drawing included.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +36,13 @@ from common.demo import pictures
 from common.files import write_rows, write_text
 from common.images import read_rgb
 from common.organize import placing
-from common.organize.deduplicate import Rejected, choose, class_numbers, require_sizes
+from common.organize.deduplicate import (
+    Rejected,
+    choose,
+    class_numbers,
+    leave_out_versions,
+    require_sizes,
+)
 from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
 from common.organize.flags import add_flags, check_flags
@@ -136,28 +144,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_flags(flags)
     args = flags.parse_args(argv)
     check_flags(args)
-    header("01 reorganize")
     if args.undo:
         return undo(args.output)
-    if args.demo:
-        made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
-        args.sources, args.not_plants = [str(made["plants"])], args.not_plants or made["not_plants"]
-    with laps("listing files"):
-        files = gather(args)
-    with laps("reading names"):
-        names = read_names(files.labels, files.sources, args.levels, args.names, args.species)
-        index, class_idx = class_numbers(files, names.classes)
-    if args.json != "-":
+    with contextlib.redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
+        header("01 reorganize")
+        if args.demo:
+            made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
+            args.sources = [str(made["plants"])]
+            args.not_plants = args.not_plants or made["not_plants"]
+        with laps("listing files"):
+            files = gather(args)
+        with laps("reading names"):
+            names = read_names(files.labels, files.sources, args.levels, args.names, args.species)
+            index, class_idx = class_numbers(files, names.classes)
+            if args.versions != "all":
+                leave_out_versions(files, class_idx, args.versions)
         show_names(files, names, index, class_idx)
+    review = args.review if args.dry_run else args.output.with_name("review.csv")
+    if review and (args.dry_run or not index):
+        write_rows(review, REVIEW, names.review)
     if args.dry_run:
-        if args.review:
-            write_rows(args.review, REVIEW, names.review)
         if args.json:
             write_json(args.json, files, names, by_picture=bool(args.labels))
         return 0
     if not index:
-        review = args.output.with_name("review.csv")
-        write_rows(review, REVIEW, names.review)
         fail(
             f"no class can be read from {len(files.labels):,} names: none says its plant. Say it "
             f"with --species, with NAME=FOLDER, or in {review}, given back with --names."
