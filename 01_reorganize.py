@@ -48,7 +48,7 @@ from common.organize.duplicates.planted import judge_hashes
 from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import read_labels
-from common.organize.names.review import NAMES, REVIEW, read_names
+from common.organize.names.review import NAMES, REVIEW, Names, read_names
 from common.organize.partition import hold_out, partition
 from common.organize.report import (
     show_names,
@@ -137,6 +137,26 @@ def already_there(args: argparse.Namespace, identity: str) -> bool:
     return True
 
 
+def read_sources(
+    args: argparse.Namespace, laps: Laps
+) -> tuple[Files, Names, list[tuple[str, str]], np.ndarray]:
+    """List the files and read their classes: files, names, classes, and each file's class."""
+    header("01 reorganize")
+    if args.demo:
+        made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
+        args.sources = [str(made["plants"])]
+        args.not_plants = args.not_plants or made["not_plants"]
+    with laps("listing files"):
+        files = gather(args)
+    with laps("reading names"):
+        names = read_names(files.labels, files.sources, args.levels, args.names, args.species)
+        index, class_idx = class_numbers(files, names.classes)
+        if args.versions != "all":
+            leave_out_versions(files, class_idx, args.versions)
+    show_names(files, names, index, class_idx)
+    return files, names, index, class_idx
+
+
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     """Organize; see the module's docstring."""
@@ -147,19 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.undo:
         return undo(args.output)
     with contextlib.redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
-        header("01 reorganize")
-        if args.demo:
-            made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
-            args.sources = [str(made["plants"])]
-            args.not_plants = args.not_plants or made["not_plants"]
-        with laps("listing files"):
-            files = gather(args)
-        with laps("reading names"):
-            names = read_names(files.labels, files.sources, args.levels, args.names, args.species)
-            index, class_idx = class_numbers(files, names.classes)
-            if args.versions != "all":
-                leave_out_versions(files, class_idx, args.versions)
-        show_names(files, names, index, class_idx)
+        files, names, index, class_idx = read_sources(args, laps)
     review = args.review if args.dry_run else args.output.with_name("review.csv")
     if review and (args.dry_run or not index):
         write_rows(review, REVIEW, names.review)

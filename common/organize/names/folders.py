@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from common.organize.names import crops, naming
@@ -189,7 +190,7 @@ def version_of(path: Path) -> int:
     augmentation" is original.
     """
     words = [word for segment in path for word in words_of(segment)]
-    for before, word in zip(reversed(["", *words[:-1]]), reversed(words), strict=True):
+    for before, word in reversed(list(pairwise(["", *words]))):
         if word in _VERSION_WORDS:
             without = word.startswith("aug") and before in {"without", "wo", "no", "non"}
             return 0 if without else _VERSION_WORDS[word]
