@@ -39,6 +39,7 @@ from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import read_labels
+from common.organize.label_decisions import apply_decisions, read_decisions, write_decisions
 from common.organize.names.review import NAMES, REVIEW, read_names
 from common.organize.partition import hold_out, partition
 from common.organize.report import show_names, show_result, write_contact_sheets, write_report
@@ -74,6 +75,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="CSV",
         help="your answers for names: columns name,species,disease (an edited review.csv will do)",
+    )
+    add(
+        "--labels-review",
+        type=Path,
+        metavar="CSV",
+        help="your decisions about single pictures: the labels_review.csv of 02a --review-labels",
     )
     add(
         "--levels",
@@ -250,6 +257,7 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
         "not_plants",
         "names",
         "labels",
+        "labels_review",
     }
     flags = sorted((k, str(v)) for k, v in vars(args).items() if k not in machine)
     digest = hashlib.sha256(
@@ -257,7 +265,7 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
             errors="surrogateescape"
         )
     )
-    for path in (args.names, args.labels):
+    for path in (args.names, args.labels, args.labels_review):
         digest.update(path.read_bytes() if path and path.is_file() else b"-")
     for values in (
         files.folder,
@@ -319,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = read_names(files.labels, args.levels, args.names)
         index, class_idx = class_numbers(files, names.classes)
     show_names(files, names, index, class_idx)
+    decisions = read_decisions(args.labels_review, index) if args.labels_review else []
     if args.dry_run:
         return 0
     require_sizes(
@@ -333,6 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with laps("reading pictures"):
         facts, details = read_all(files, store, args.long_side, not args.copy, args.workers)
+    if decisions:
+        apply_decisions(decisions, args.labels_review, files, facts, class_idx)
     with laps("setting duplicates aside"):
         if not ((facts["reason"] == 0) & ~files.is_not_plant()).any():
             shutil.rmtree(store)  # nothing in it that would make another run quicker
@@ -410,6 +421,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         write_rows(partial / "review.csv", REVIEW, names.review)
         write_rows(partial / "names.csv", NAMES, names.table)
+        if decisions:
+            write_decisions(partial / "labels_review.csv", decisions)
         suspects, note = write_report(
             partial, kept, files, facts, rejected, names, certificate, planted, not_plants
         )

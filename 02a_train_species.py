@@ -8,6 +8,8 @@ Next    02b_train_disease.py
   python 02a_train_species.py
       recipe hierarchical: Swin-Tiny, 224 px, for a GPU
   python 02a_train_species.py --recipe demo --weights none      minutes on two CPU cores
+  python 02a_train_species.py --review-labels
+      before that: lists pictures that may be under a wrong label, in checkpoints/labels_review/
   python 02a_train_species.py --batch-size 128 --device-batch 32
       any cell of the recipe, any machine
 
@@ -28,6 +30,7 @@ from common.train import checkpoint, recipe_flags, recipes
 from common.train.dataset import load_organized
 from common.train.distributed import shut_down
 from common.train.evaluation import evaluate_checkpoint
+from common.train.label_review import review_labels
 from common.train.machine import (
     add_training_flags,
     find_teacher,
@@ -50,6 +53,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="initial backbone: timm's pretrained weights if they can be had (auto) or without "
         "fail (imagenet), "
         "random (none), or a file with a timm state dict or a Foliar checkpoint",
+    )
+    flags.add_argument(
+        "--review-labels",
+        action="store_true",
+        help="list the pictures most likely under a wrong label, by the features of --weights, in "
+        "labels_review/ below --checkpoints; trains nothing",
     )
     add_training_flags(flags, recipe="hierarchical")
     return flags.parse_args(argv)
@@ -122,6 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--species-finetune-epochs or another phase some."
         )
     compute, world = resolve_machine(args, recipe)
+    if args.review_labels:
+        # random features would accuse everyone: without pretrained weights, stop
+        weights = "imagenet" if args.weights == "auto" else args.weights
+        model = new_model(weights, args.seed, recipe, data.tree).to(compute.device)
+        review_labels(model, data, compute, args, world)
+        shut_down()
+        return 0
     print_plan(data, phases, recipe)
 
     folder = args.checkpoints / "species_only"

@@ -41,6 +41,7 @@ REASONS = (
     "duplicate",
     "same_pixels",
     "small_class",
+    "dropped",
 )
 
 # What a file holds. reason: index into REASONS; pixels: of the decoded picture, at most long_side
