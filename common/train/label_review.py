@@ -3,8 +3,8 @@ page on which a person decides about each.
 
 Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR
 70, 2021. The probabilities are those of linear heads on a frozen backbone's features, each head
-fitted without the groups that it judges. A backbone that was trained on the same labels has learned
-some of the wrong ones: give it pretrained weights.
+fitted without the groups that it judges. A backbone that was trained on these labels has seen the
+wrong ones, too: pretrained weights have not.
 
 The test split is never listed: if only those of its labels were mended that the model contradicts,
 it would flatter the model.
@@ -36,8 +36,9 @@ REVIEWED = ("train", "val")
 COLUMNS = ("picture", "given", "suggested", "confidence", "group", "decision", "sha256")
 DECIDED = "labels_review.csv"  # below data/organized/: what a person has decided, written by 01
 # Ours: on real leaves these epochs rank as well as L-BFGS until it converges, in a quarter of the
-# time and without all features in float32.
-FOLDS, EPOCHS, BATCH, RATE = 5, 20, 256, 1e-3
+# time and without all features in float32. Small sets go in smaller batches, for steps enough.
+FOLDS, EPOCHS, RATE = 5, 20, 1e-3
+BATCH, LEAST_BATCH, LEAST_STEPS = 256, 8, 12  # steps of an epoch
 CHUNK = 4096  # pictures judged at once: 190 MB of probabilities where there are 11,499 classes
 SHOWN, SIDE = 1000, 200  # rows on the page; px of a picture there
 
@@ -138,7 +139,8 @@ def _fit_head(
     head = nn.Sequential(standardise, nn.Linear(features.shape[1], num_classes)).to(device)
     nn.init.zeros_(head[1].weight)
     nn.init.zeros_(head[1].bias)
-    steps = -(-len(rows) // BATCH)
+    batch_size = min(BATCH, max(LEAST_BATCH, len(rows) // LEAST_STEPS))
+    steps = max(1, len(rows) // batch_size)
     optimizer = torch.optim.AdamW(head.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * steps)
     draws = torch.Generator().manual_seed(0)
