@@ -47,13 +47,14 @@ def read_decisions(path: Path, classes: Sequence[Pair]) -> list[Decision]:
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     mark = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    if not {"decision"} < {"decision"} | {"sha256", "picture"} & set(reader.fieldnames or ()):
-        fail(f"{path} needs the columns decision and sha256 (or picture) in its first line.")
     # a class without diseases is named once
     numbers = {"/".join(dict.fromkeys(pair)): i for i, pair in enumerate(classes)}
     numbers |= {"keep": KEEP, "drop": DROP}
     found: dict[str, Decision] = {}
     try:
+        titles = set(reader.fieldnames or ())
+        if "decision" not in titles or not titles & {"sha256", "picture"}:
+            fail(f"{path} needs the columns decision and sha256 (or picture) in its first line.")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
@@ -71,7 +72,7 @@ def read_decisions(path: Path, classes: Sequence[Pair]) -> list[Decision]:
             if first.class_idx != decision.class_idx:
                 fail(f"{where}: line {first.line} decides otherwise about the same picture.")
     except csv.Error as error:
-        fail(f"{path}, line {reader.line_num}, is no CSV: {error}.")
+        fail(f"{path}, line {reader.reader.line_num}, is no CSV: {error}.")
     if not found:
         fail(f"{path}: no row has a decision. Write a class, keep or drop into that column.")
     return list(found.values())

@@ -37,8 +37,9 @@ COLUMNS = ("picture", "given", "suggested", "confidence", "group", "decision", "
 DECIDED = "labels_review.csv"  # below data/organized/: what a person has decided, written by 01
 # Ours: on real leaves these epochs rank as well as L-BFGS until it converges, in a quarter of the
 # time and without all features in float32. Small sets go in smaller batches, for steps enough.
-FOLDS, EPOCHS, RATE = 5, 20, 1e-3
+FOLDS, EPOCHS = 5, 20
 BATCH, LEAST_BATCH, LEAST_STEPS = 256, 8, 12  # steps of an epoch
+RATE = 1.28  # over the number of features, each of which moves a logit by the rate in a step
 CHUNK = 4096  # pictures judged at once: 190 MB of probabilities where there are 11,499 classes
 SHOWN, SIDE = 1000, 200  # rows on the page; px of a picture there
 
@@ -141,7 +142,7 @@ def _fit_head(
     nn.init.zeros_(head[1].bias)
     batch_size = min(BATCH, max(LEAST_BATCH, len(rows) // LEAST_STEPS))
     steps = max(1, len(rows) // batch_size)
-    optimizer = torch.optim.AdamW(head.parameters(), RATE)
+    optimizer = torch.optim.AdamW(head.parameters(), RATE / features.shape[1])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * steps)
     draws = torch.Generator().manual_seed(0)
     for _ in progress(range(EPOCHS), desc=f"{name} of {FOLDS}", unit="epoch"):
