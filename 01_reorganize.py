@@ -5,7 +5,8 @@ Reads   folders of class folders (Tomato___Early_blight/, or tomato/early_blight
         never changes them
 Writes  data/organized/: {train,val,test}/<species>/<disease>/<id>.jpg or, with --shards,
         {train,val,test}/shard-000000.tar; not_plants/{val,test}/, holdout/; species_index.json,
-        manifest.csv, rejected.csv, review.csv, names.csv, report.md, report/
+        manifest.csv, rejected.csv, review.csv, names.csv, labels_review.csv (decisions, where
+        given), report.md, report/
 Next    02a_train_species.py
 
   python 01_reorganize.py --demo                          generated pictures, to try every stage
@@ -76,12 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="CSV",
         help="your answers for names: columns name,species,disease (an edited review.csv will do)",
     )
-    add(
-        "--labels-review",
-        type=Path,
-        metavar="CSV",
-        help="your decisions about single pictures: the labels_review.csv of 02a --review-labels",
-    )
+    add("--labels-review", type=Path, metavar="CSV", help="labels_review.csv of 02a, decided")
     add(
         "--levels",
         type=int,

@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.review_labels:
         # random features would accuse everyone: without pretrained weights, stop
         weights = "imagenet" if args.weights == "auto" else args.weights
-        model = new_model(weights, args.seed, recipe, data.tree).to(compute.device)
+        model = new_model(weights, args.seed, recipe, data.tree)
+        model.to(compute.device, memory_format=torch.channels_last)
         review_labels(model, data, compute, args, world)
         shut_down()
         return 0

@@ -17,7 +17,6 @@ from common.organize.deduplicate import Pair
 from common.organize.sources import Files
 
 KEEP, DROP = -1, -2
-_SHOWN = 5  # lines that one sentence lists
 
 
 class Decision(NamedTuple):
@@ -63,9 +62,8 @@ def read_decisions(path: Path, classes: Sequence[Pair]) -> list[Decision]:
             if not name:
                 continue
             if name not in numbers:
-                near = get_close_matches(name, numbers, 1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                fail(f"{where}: {name} is no class, nor keep or drop.{hint}")
+                near = "".join(f" Did you mean {n}?" for n in get_close_matches(name, numbers, 1))
+                fail(f"{where}: {name} is no class, nor keep or drop.{near}")
             row["sha256"] = _sha256(row, where)
             decision = Decision(reader.line_num, row, numbers[name])
             first = found.setdefault(row["sha256"], decision)
@@ -117,9 +115,9 @@ def apply_decisions(
     lost = [str(d.line) for d in decisions if d.row["sha256"] not in pixels]
     if lost:
         fail(
-            f"{table}, line {', '.join(lost[:_SHOWN])}{' ...' if len(lost) > _SHOWN else ''}: no "
-            f"source holds that picture under a label ({len(lost)} such lines). Take these lines "
-            "out, or give their source."
+            f"{table}, line {', '.join(lost[:5])}{' ...' if len(lost) > 5 else ''}: no source "
+            f"holds that picture under a label ({len(lost)} such lines). Take these lines out, or "
+            "give their source."
         )
     for d in decisions:
         for i in copies[pixels[d.row["sha256"]]]:
