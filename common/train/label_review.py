@@ -248,13 +248,13 @@ def _read(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _strip(data: Organized, numbers: Sequence[int]) -> bytes:
-    """JPEG of some pictures side by side, SIDE px each."""
-    strip = np.full((SIDE, SIDE * len(numbers), 3), 34, np.uint8)
+    """JPEG of some pictures side by side, SIDE px each, as the model sees them."""
+    strip = np.empty((SIDE, SIDE * len(numbers), 3), np.uint8)
     for k, i in enumerate(numbers):
         first = len(data.splits[REVIEWED[0]])
         name, i = (REVIEWED[0], i) if i < first else (REVIEWED[1], i - first)
-        rgb = images.read_rgb(data.splits[name].read(i), long_side=SIDE, min_side=1)
-        strip[: rgb.shape[0], k * SIDE : k * SIDE + rgb.shape[1]] = rgb
+        rgb = images.read_rgb(data.splits[name].read(i), min_side=1)
+        strip[:, k * SIDE : (k + 1) * SIDE] = images.resize_to_model(rgb, SIDE)
     return images.encode_jpeg(strip, 80)
 
 

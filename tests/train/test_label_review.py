@@ -266,7 +266,7 @@ def test_a_page_survives_odd_names_and_saves_the_decisions(browser, tmp_path):
     classes = ["apple/scab", "apple/healthy"]
     (tmp_path / "index.html").write_text(page(COLUMNS, [row, decided], classes, 1))
     tab = browser.page((tmp_path / "index.html").as_uri())
-    assert tab.js("document.querySelectorAll('article').length") == 1
+    assert tab.wait("document.querySelectorAll('article').length") == 1
     tab.js("[...document.querySelectorAll('article button')][1].click()")
     assert tab.js("document.getElementById('state').value") == "1 of 1 decided"
     saved = list(csv.reader(tab.js("table()").splitlines()))
