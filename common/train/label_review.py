@@ -13,6 +13,7 @@ it would flatter the model.
 import argparse
 import csv
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -182,8 +183,9 @@ def review_labels(
     """Write labels_review/ below --checkpoints: labels_review.csv with every picture in doubt, and
     index.html with the first SHOWN of them beside a clear example of either class.
 
-    A picture that a person has decided about is not listed again; the rows of those decisions are
-    carried on at the end of the table, so that the newest table holds them all.
+    A picture that a person has decided about is not listed again; the rows of those decisions, be
+    they known to 01 or only written into the table, are carried on at its end, so that the newest
+    table holds them all.
 
     Args:
         model: on its device; its backbone is used as it stands.
@@ -212,7 +214,9 @@ def review_labels(
     given = np.concatenate([data.splits[name].class_idx for name in REVIEWED]).astype(np.int64)
     group = np.array([int(row["group"], 16) for row in _manifest_rows(data)], np.uint64)
     doubts = find_doubts(features, given, group, data.tree.num_classes, compute.device)
-    decided = {row["sha256"]: row for row in _read(data.root / DECIDED)}
+    # those that 01 knows, and those that stand in the table that is about to be written anew
+    answered = [*_read(data.root / DECIDED), *_read(folder / DECIDED)]
+    decided = {row["sha256"]: row for row in answered if row.get("decision")}
     listed = set(doubts.row.tolist())
     facts = {i: row for i, row in enumerate(_manifest_rows(data)) if i in listed}
     # a class without diseases is named once
@@ -243,8 +247,10 @@ def _manifest_rows(data: Organized) -> Iterator[dict[str, str]]:
 
 def _read(path: Path) -> Iterator[dict[str, str]]:
     if path.is_file():
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            yield from csv.DictReader(file)
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            mark = max(",;\t", key=file.readline().count)  # spreadsheets write semicolons
+            file.seek(0)
+            yield from csv.DictReader(file, delimiter=mark)
 
 
 def _strip(data: Organized, numbers: Sequence[int]) -> bytes:
@@ -261,12 +267,11 @@ def _strip(data: Organized, numbers: Sequence[int]) -> bytes:
 def _tell(
     folder: Path, rows: Sequence[tuple[str, ...]], count: int, decided: int, unreviewed: list[str]
 ) -> None:
-    pairs, times = np.unique([row[1:3] for row in rows] or [("", "")], axis=0, return_counts=True)
-    most = np.argsort(-times, kind="stable")[: 10 if rows else 0]
+    most = Counter(row[1:3] for row in rows).most_common(10)
     say(
         f"labels in doubt: {len(rows):,} of {count:,} pictures ({len(rows) / count:.1%}); "
         f"{decided:,} were decided about before",
-        table([(*pairs[i], f"{times[i]:,}") for i in most], ("given", "suggested", "pictures")),
+        table([(*pair, f"{n:,}") for pair, n in most], ("given", "suggested", "pictures")),
     )
     if unreviewed:
         say(

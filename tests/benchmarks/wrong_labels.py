@@ -28,10 +28,8 @@ from common.console import Stopwatch, say, table
 from common.train.cached_features import cache_eval
 from common.train.compute import choose_compute
 from common.train.dataset import load_organized
-from common.train.label_review import find_doubts
+from common.train.label_review import REVIEWED, find_doubts
 from common.train.machine import keep_memory
-
-REVIEWED = ("train", "val")
 
 
 def swap_within_species(

@@ -15,10 +15,11 @@ import torch
 from conftest import run
 from PIL import Image
 
+from common.organize.label_decisions import read_decisions
 from common.train.label_review import COLUMNS, FOLDS, assign_folds, find_doubts
 from common.train.label_review_page import page
 
-CPU = torch.device("cpu")
+CPU, SHA = torch.device("cpu"), "ab" * 32
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -191,6 +192,21 @@ def test_decisions_come_back_and_are_kept(reviewed, mixed, tmp_path):
     )
 
 
+def test_a_second_review_keeps_what_was_decided_in_the_table(reviewed, tmp_path):
+    shutil.copytree(reviewed[2], tmp_path / "labels_review")
+    rows = [dict(row) for row in reviewed[1]]
+    rows[0]["decision"] = "keep"
+    write(tmp_path / "labels_review" / "labels_review.csv", rows, ";")
+    assert review(reviewed[0], tmp_path) == [*rows[1:], rows[0]]
+
+
+def test_classes_without_diseases_are_named_once(tmp_path):
+    path = tmp_path / "answers.csv"
+    path.write_text(f"sha256,decision\n{SHA},Cat\n{'cd' * 32},dog/dog\n")
+    decided = read_decisions(path, [("cat", "cat"), ("dog", "dog")])
+    assert [(d.line, d.class_idx) for d in decided] == [(2, 0), (3, 1)]
+
+
 def test_a_decision_settles_every_copy(mixed, tmp_path):
     raw = Path(shutil.copytree(mixed, tmp_path / "raw"))
     shutil.copy(raw / "Tomato___healthy/wrong apple.png", raw / "Apple___healthy/copy.png")
@@ -222,9 +238,6 @@ def test_another_file_of_decisions_makes_other_data(mixed, tmp_path, refused):
 def tiny_manifest(raw: Path, folder: Path) -> Path:
     assert organize(raw, folder / "organized") == 0
     return folder / "organized" / "manifest.csv"
-
-
-SHA = "ab" * 32
 
 
 @pytest.mark.parametrize(
