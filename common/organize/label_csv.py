@@ -1,11 +1,10 @@
-"""Labels from a CSV file: which column holds the file or its id, the label, the group, the split;
-found or told.
+"""Labels from a CSV file: which column holds the file or its id, the label, the group, the split,
+by its usual names or as --columns says.
 """
 
 import csv
 import io
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,14 +45,14 @@ LOOK_LIKE_GROUPS = (
     "seq_id",
     "burst",
 )
-NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # these name no common origin
+NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # values of no group
 
 
 def read_labels(
     files: Files, origin: int, table: Path, columns: Sequence[str], pattern: str
 ) -> None:
-    """Take labels, groups and splits of one source's files from a CSV; folder names then count for
-    nothing.
+    """Take labels, groups and splits of one source's files from a CSV; its folder names are then
+    ignored.
 
     A row finds its file by `pattern` below the source's folder, else by a file name or stem that
     only one file has.
@@ -80,69 +79,50 @@ def read_labels(
     mine = files.origin == origin
     files.label[mine], files.given[mine] = -1, -1
     numbers = {name: i for i, name in enumerate(files.labels)}
-    groups: dict[str, int] = defaultdict(
-        lambda: len(groups) + int(files.cluster.max(initial=-1)) + 1
-    )
+    first_group = int(files.cluster.max(initial=-1)) + 1
+    groups: dict[str, int] = {}
     found = ungrouped = 0
     for line, row in rows:
-        value = row[chosen["file"]].strip()
+        value, group, split = (row.get(chosen.get(c, ""), "") for c in ("file", "group", "split"))
+        parts = (row[chosen[c]] for c in ("label", "species", "disease") if c in chosen)
+        label, where = "/".join(parts).strip("/"), f"{table.name}, line {line}"
         i = find(pattern.replace("{}", value), value)
-        label = "/".join(
-            row[chosen[c]].strip() for c in ("label", "species", "disease") if c in chosen
-        ).strip("/")
         if i is None:
-            files.missing.append(
-                (
-                    value,
-                    label,
-                    "missing",
-                    f"{table.name}, line {line}: no such file in the source, or several",
-                )
-            )
+            why = f"{where}: no such file in the source, or several"
+            files.missing.append((value, label, "missing", why))
             continue
         found += 1
         if not label:
-            files.notes.setdefault(
-                i, ("no_class", f"{table.name}, line {line}: the label is empty")
-            )
+            files.notes.setdefault(i, ("no_class", f"{where}: the label is empty"))
             continue
         number = numbers.setdefault(label, len(numbers))
-        if files.label[i] >= 0 and files.label[i] != number:
-            files.notes[i] = (
-                "label_conflict",
-                f"{table.name} calls it both {list(numbers)[files.label[i]]} and {label}",
-            )
+        if files.label[i] not in (-1, number):
+            why = f"{table.name} calls it both {list(numbers)[files.label[i]]} and {label}"
+            files.notes[i] = ("label_conflict", why)
             continue
-        files.label[i] = number
-        files.given[i] = (
-            SPLIT_FOLDERS.get(row[chosen["split"]].strip().lower(), -1) if "split" in chosen else -1
-        )
-        group = row[chosen["group"]].strip() if "group" in chosen else ""
-        ungrouped += group.lower() in NO_GROUP
-        if group.lower() not in NO_GROUP:
-            files.cluster[i] = groups[group]
-    used, files.label[files.label >= 0] = np.unique(
-        files.label[files.label >= 0], return_inverse=True
-    )
-    files.labels = [
-        name for name, i in numbers.items() if i in set(used.tolist())
-    ]  # without this source's folder names
+        files.label[i], files.given[i] = number, SPLIT_FOLDERS.get(split.lower(), -1)
+        if group.lower() in NO_GROUP:
+            ungrouped += 1
+        else:
+            files.cluster[i] = first_group + groups.setdefault(group, len(groups))
     if not found:
+        first = pattern.replace("{}", files.missing[0][0] if files.missing else "?")
         fail(
             f"{table}: not one row names a file of {files.sources[origin].root}. The first looks "
-            f"for "
-            f"{pattern.replace('{}', files.missing[0][0] if files.missing else '?')}: say how "
-            f"with --path-pattern, e.g. images/{{}}.jpg."
+            f"for {first}: say how with --path-pattern, e.g. images/{{}}.jpg."
         )
-    used = ", ".join(f"{use} = {name}" for use, name in chosen.items())
-    say(f"{table}: {used}; {found:,} rows have their file, {len(files.missing):,} do not")
+    labelled = files.label >= 0
+    used, files.label[labelled] = np.unique(files.label[labelled], return_inverse=True)
+    names = list(numbers)
+    files.labels = [names[i] for i in used]  # without this source's folder names
+    columns_used = ", ".join(f"{use} = {name}" for use, name in chosen.items())
+    say(f"{table}: {columns_used}; {found:,} rows have their file, {len(files.missing):,} do not")
     if "group" in chosen:
         say(f"  {len(groups):,} groups; {ungrouped:,} rows name none and stand for themselves")
     elif likely := [name for name in header if name.lower() in LOOK_LIKE_GROUPS]:
         warn(
-            f"column {likely[0]} may tell which pictures belong together. If so, add --columns "
-            f"group={likely[0]}, or the same "
-            "place will stand in train and in test."
+            f"column {likely[0]} may say which pictures belong together. If so, add --columns "
+            f"group={likely[0]}, or the same place will stand in train and in test."
         )
 
 
@@ -181,13 +161,16 @@ def _open(table: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]
     header = [name for name in reader.fieldnames or [] if name]
     if not header:
         fail(f"--labels {table} is empty; it needs a header row and a row per picture.")
-    return header, ((reader.line_num, {k: v or "" for k, v in row.items() if k}) for row in reader)
+    rows = (
+        (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader
+    )
+    return header, rows
 
 
-def _choose_columns(table: Path, header: list[str], told: Sequence[str]) -> dict[str, str]:
+def _choose_columns(table: Path, header: list[str], columns: Sequence[str]) -> dict[str, str]:
     low = {name.lower().strip(): name for name in header}
     chosen: dict[str, str] = {}
-    for text in told:
+    for text in columns:
         use, _, name = text.partition("=")
         if use not in ("file", "label", "species", "disease", "group", "split"):
             fail(

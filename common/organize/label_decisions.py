@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -12,35 +12,39 @@ from typing import NamedTuple
 import numpy as np
 
 from common.console import fail, say
-from common.files import file_sha256, write_rows
+from common.files import file_sha256
 from common.organize.deduplicate import Pair
 from common.organize.sources import Files
 
 KEEP, DROP = -1, -2
+COLUMNS = ("picture", "given", "suggested", "confidence", "group", "decision", "sha256")
 
 
 class Decision(NamedTuple):
-    """One decided row: its line, its cells by column, and a class number, KEEP or DROP."""
+    """One decided row: its file and line, its cells by column, and a class number, KEEP or DROP."""
 
-    line: int
+    where: str
     row: dict[str, str]
     class_idx: int
 
 
-def read_decisions(path: Path, classes: Sequence[Pair]) -> list[Decision]:
+def read_decisions(path: Path | None, classes: Sequence[Pair]) -> list[Decision]:
     """Read an edited labels_review.csv; rows without a decision say nothing.
 
     A picture is known by its `sha256`, wherever its file lies; where that cell is empty, by the
     file that `picture` names.
 
     Args:
-        path: comma, semicolon or tab, UTF-8, with the columns `decision` and `sha256` or `picture`.
+        path: comma, semicolon or tab, UTF-8, with the columns `decision` and `sha256` or `picture`;
+            None: no decisions.
         classes: (species, disease) in the order of their numbers.
 
     Raises:
         SystemExit: with the line, where a row cannot be read, a class is unknown or two rows
             contradict each other; also where there is no file or no decision at all.
     """
+    if path is None:
+        return []
     if not path.is_file():
         fail(f"--labels-review: there is no file {path}.")
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
@@ -65,10 +69,10 @@ def read_decisions(path: Path, classes: Sequence[Pair]) -> list[Decision]:
                 near = "".join(f" Did you mean {n}?" for n in get_close_matches(name, numbers, 1))
                 fail(f"{where}: {name} is no class, nor keep or drop.{near}")
             row["sha256"] = _sha256(row, where)
-            decision = Decision(reader.line_num, row, numbers[name])
+            decision = Decision(where, row, numbers[name])
             first = found.setdefault(row["sha256"], decision)
             if first.class_idx != decision.class_idx:
-                fail(f"{where}: line {first.line} decides otherwise about the same picture.")
+                fail(f"{where}: {first.where} decides otherwise about the same picture.")
     except csv.Error as error:
         fail(f"{path}, line {reader.reader.line_num}, is no CSV: {error}.")
     if not found:
@@ -87,23 +91,20 @@ def _sha256(row: dict[str, str], where: str) -> str:
 
 
 def apply_decisions(
-    decisions: Sequence[Decision],
-    table: Path,
-    files: Files,
-    facts: np.ndarray,
-    class_idx: np.ndarray,
+    decisions: Sequence[Decision], files: Files, facts: np.ndarray, class_idx: np.ndarray
 ) -> None:
     """Give each decided picture its class, and so every copy of it, under whichever label it lies.
 
     Args:
         decisions: of `read_decisions`.
-        table: their file, for messages.
         files, facts: N files and what they hold; dropped ones are noted in `files.notes`.
         class_idx: int (N,), changed in place.
 
     Raises:
         SystemExit: with the lines, where a picture is not among the files that have a label.
     """
+    if not decisions:
+        return
     wanted = np.array([int(d.row["sha256"][:16], 16) for d in decisions], np.uint64)
     ids = np.ascontiguousarray(facts["sha256"][:, :8]).view(">u8")[:, 0]
     hits = np.flatnonzero(np.isin(ids, wanted) & (facts["reason"] == 0) & (files.label >= 0))
@@ -112,27 +113,25 @@ def apply_decisions(
     same = np.isin(facts["pixels"][:, 0], facts["pixels"][hits, 0]) & (files.label >= 0)
     for i in np.flatnonzero(same).tolist():
         copies[facts["pixels"][i].tobytes()].append(i)
-    lost = [str(d.line) for d in decisions if d.row["sha256"] not in pixels]
+    lost = [d.where for d in decisions if d.row["sha256"] not in pixels]
     if lost:
         fail(
-            f"{table}, line {', '.join(lost[:5])}{' ...' if len(lost) > 5 else ''}: no source "
-            f"holds that picture under a label ({len(lost)} such lines). Take these lines out, or "
-            "give their source."
+            f"{'; '.join(lost[:5])}{' ...' if len(lost) > 5 else ''}: no source holds that picture "
+            f"under a label ({len(lost)} such lines). Take these lines out, or give their source."
         )
     for d in decisions:
         for i in copies[pixels[d.row["sha256"]]]:
             if d.class_idx >= 0:
                 class_idx[i] = d.class_idx
             elif d.class_idx == DROP:
-                files.notes[i] = ("dropped", f"{table.name}, line {d.line}")
+                files.notes[i] = ("dropped", d.where)
     kinds = [min(d.class_idx, 0) for d in decisions]
     say(
-        f"{table}: {kinds.count(0):,} pictures have another class, {kinds.count(KEEP):,} keep "
-        f"theirs, {kinds.count(DROP):,} are dropped"
+        f"labels review: {kinds.count(0):,} pictures have another class, {kinds.count(KEEP):,} "
+        f"keep theirs, {kinds.count(DROP):,} are dropped"
     )
 
 
-def write_decisions(path: Path, decisions: Sequence[Decision]) -> None:
-    """Write the decided rows as they were given, so that a later review leaves them out."""
-    titles = list(decisions[0].row)
-    write_rows(path, titles, ([d.row[title] for title in titles] for d in decisions))
+def decided_rows(decisions: Sequence[Decision]) -> Iterator[list[str]]:
+    """Rows of COLUMNS as they were given, so that a later review leaves these pictures out."""
+    return ([d.row.get(column, "") for column in COLUMNS] for d in decisions)

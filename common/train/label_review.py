@@ -10,7 +10,6 @@ The test split is never listed: if only those of its labels were mended that the
 it would flatter the model.
 """
 
-import argparse
 import csv
 import shutil
 from collections import Counter
@@ -26,12 +25,9 @@ from torch.nn.functional import cross_entropy
 from common import images
 from common.console import fail, progress, say, table
 from common.files import write_rows, write_text
-from common.train.cached_features import cache_eval
-from common.train.compute import Compute
+from common.train.cached_features import Extraction, cache_eval
 from common.train.dataset import Organized
-from common.train.distributed import World
 from common.train.label_review_page import page
-from common.train.model import SwinHierarchical
 
 REVIEWED = ("train", "val")
 COLUMNS = ("picture", "given", "suggested", "confidence", "group", "decision", "sha256")
@@ -173,47 +169,30 @@ def _out_of_fold(
 # region what a person gets
 
 
-def review_labels(
-    model: SwinHierarchical,
-    data: Organized,
-    compute: Compute,
-    args: argparse.Namespace,
-    world: World,
-) -> None:
-    """Write labels_review/ below --checkpoints: labels_review.csv with every picture in doubt, and
-    index.html with the first SHOWN of them beside a clear example of either class.
+def review_labels(extraction: Extraction, data: Organized, folder: Path) -> None:
+    """Write labels_review.csv with every picture in doubt, and index.html with the first SHOWN of
+    them beside a clear example of either class.
 
     A picture that a person has decided about is not listed again; the rows of those decisions, be
     they known to 01 or only written into the table, are carried on at its end, so that the newest
     table holds them all.
 
     Args:
-        model: on its device; its backbone is used as it stands.
+        extraction: of the backbone as it stands; of several processes, which share the work, the
+            first does what comes after the features.
         data: what 01 wrote, perhaps with decisions of an earlier review.
-        compute: device and precision.
-        args: `checkpoints`, `workers`, `device_batch`.
-        world: processes that share the features; the first does the rest.
+        folder: made where it is missing.
     """
-    folder = args.checkpoints / "labels_review"
     cached = [
-        cache_eval(
-            model,
-            data.splits[name],
-            compute,
-            folder / "features" / name,
-            args.workers,
-            args.device_batch,
-            manifest_hash=data.manifest_hash,
-            world=world,
-        )
-        for name in REVIEWED
+        cache_eval(extraction, data.splits[name], folder / "features" / name) for name in REVIEWED
     ]
-    if not world.is_main:
+    if not extraction.world.is_main:
         return
-    features = torch.from_numpy(np.concatenate([part.features[0] for part in cached]))
+    features = torch.from_numpy(np.concatenate([part.rows["feature"][0] for part in cached]))
     given = np.concatenate([data.splits[name].class_idx for name in REVIEWED]).astype(np.int64)
     group = np.array([int(row["group"], 16) for row in _manifest_rows(data)], np.uint64)
-    doubts = find_doubts(features, given, group, data.tree.num_classes, compute.device)
+    device = extraction.compute.device
+    doubts = find_doubts(features, given, group, data.tree.num_classes, device)
     # those that 01 knows, and those that stand in the table that is about to be written anew
     answered = [*_read(data.root / DECIDED), *_read(folder / DECIDED)]
     decided = {row["sha256"]: row for row in answered if row.get("decision")}

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from cached import add_flags, new_model
 
 from common.console import Stopwatch, say, table
-from common.train.cached_features import cache_eval
+from common.train.cached_features import Extraction, cache_eval
 from common.train.compute import choose_compute
 from common.train.dataset import load_organized
 from common.train.label_review import REVIEWED, find_doubts
@@ -66,19 +66,9 @@ def main() -> None:
         subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     data, compute = load_organized(organized), choose_compute(args.device, args.precision)
     model, clock = new_model(args, data.tree, 0, compute), Stopwatch()
-    cached = [
-        cache_eval(
-            model,
-            data.splits[name],
-            compute,
-            args.store / name,
-            args.workers,
-            args.batch_size,
-            manifest_hash=data.manifest_hash,
-        )
-        for name in REVIEWED
-    ]
-    features = torch.from_numpy(np.concatenate([part.features[0] for part in cached]))
+    extraction = Extraction(model, compute, args.batch_size, args.workers, data.manifest_hash)
+    cached = [cache_eval(extraction, data.splits[name], args.store / name) for name in REVIEWED]
+    features = torch.from_numpy(np.concatenate([part.rows["feature"][0] for part in cached]))
     seconds = clock()
     true = np.concatenate([data.splits[name].class_idx for name in REVIEWED]).astype(np.int64)
     with (organized / "manifest.csv").open(newline="", encoding="utf-8") as file:
