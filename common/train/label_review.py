@@ -3,8 +3,8 @@ page on which a person decides about each.
 
 Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR
 70, 2021. The probabilities are those of linear heads on a frozen backbone's features, each head
-fitted without the groups that it judges. A backbone that was trained on these labels has seen the
-wrong ones, too: pretrained weights have not.
+fitted without the groups that it judges. A backbone that was trained on these labels has learned
+the wrong ones, too, and finds fewer (tests/benchmarks/README.md): give it pretrained weights.
 
 The test split is never listed: if only those of its labels were mended that the model contradicts,
 it would flatter the model.
