@@ -10,7 +10,8 @@ Writes  data/organized/: {train,val,test}/<species>/<disease>/<id>.jpg or, with 
 Next    02a_train_species.py
 
   python 01_reorganize.py --demo                          generated pictures, to try every stage
-  python 01_reorganize.py ~/photos/PlantVillage --dry-run show how names are read, write nothing
+  python 01_reorganize.py ~/photos/PlantVillage --dry-run show how folders are read
+  python 01_reorganize.py mango=~/photos/leaves --dry-run --json folders.json --review review.csv
   python 01_reorganize.py village=~/photos/A field=~/photos/B --not-plants ~/photos/other --report
   python 01_reorganize.py ~/traps --labels ~/traps/labels.csv --levels 1 \\
       --columns file=image_id label=animal group=station
