@@ -51,7 +51,7 @@ size px pixel pixels multiclass multi binary single collection collections datab
 repository repo project projects main master public private download downloads research paper
 comprehensive classification classifier recognition detection detector identification diagnosis
 deep learning ml ai cnn cv kaggle mendeley roboflow github v version wo w no non aug
-leaf leaves leafs plant plants crop fruit fruits disease diseases species agriculture agricultural
+leaf leaves leafs leave plant plants crop fruit fruits disease diseases species agriculture agricultural
 different kinds kind category categories smartphone mobile camera canon nikon dslr drone uav
 """
 )
@@ -133,7 +133,9 @@ def split_of(segment: str) -> int:
 def tells_nothing(segment: str) -> bool:
     """Whether a folder's name holds only words of collections, pictures and splits, or numbers."""
     words = words_of(segment)
-    return all(w in _IDLE or w in _SPLIT for w in words) and not {"leaf", "folder"} <= set(words)
+    if {"leaf", "folder"} <= set(words) or _WITHOUT.search(" ".join(words)):
+        return False  # a pest, pictures without a plant
+    return all(w in _IDLE or w in _SPLIT for w in words)
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -340,7 +342,7 @@ class _Source:
                 return _Name(f"{plant}/{above[state]}", path[:state], "folder", variety)
             return _Name(f"{last}/{above[state]}", path[:state])  # diseased/tomato
         if plants and (not told or plants & told):
-            return _Name(last, path[:-1])
+            return _Name(last, path[:-1], "folder" if told else "")
         if plants and plants <= _GROUPS and len(told) == 1:  # Lemon/Citrus canker
             return _Name(f"{plant}/{last}", path[:-1], "folder", f"the folder above says {plant}")
         if plants:
