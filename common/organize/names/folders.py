@@ -42,17 +42,17 @@ _SPLIT = {
 _IDLE = (crops.NOISE - {"cereal", "cereals", "vegetable", "vegetables"}) | _words(
     """
 imageset mini small large full all part parts split splits dir folder folders file files copies
-untitled zip zipped archive archives backup tmp temp misc stuff my our
-preprocessed processed unprocessed originals colored coloured grayscaled greyscale gray grey rgb
-segmentation rotated rotate flipped mirrored scaled resize crops balanced imbalanced unbalanced
-clean cleaned cleansed filtered merged combined complete augmentation augmentations unaugmented
-white black with without annotation annotations annotated annotate and or in of for from to on by
-size px pixel pixels multiclass multi binary single collection collections database databases
-repository repo project projects main master public private download downloads research paper
-comprehensive classification classifier recognition detection detector identification diagnosis
-deep learning ml ai cnn cv kaggle mendeley roboflow github v version wo w no non aug
-leaf leaves leafs leave plant plants crop fruit fruits disease diseases species agriculture agricultural
-different kinds kind category categories smartphone mobile camera canon nikon dslr drone uav
+untitled zip zipped archive archives backup tmp temp misc stuff my our preprocessed processed
+unprocessed originals colored coloured grayscaled greyscale gray grey rgb segmentation rotated
+rotate flipped mirrored scaled resize crops balanced imbalanced unbalanced clean cleaned cleansed
+filtered merged combined complete augmentation augmentations unaugmented white black with without
+annotation annotations annotated annotate and or in of for from to on by size px pixel pixels
+multiclass multi binary single collection collections database databases repository repo project
+projects main master public private download downloads research paper comprehensive classification
+classifier recognition detection detector identification diagnosis deep learning ml ai cnn cv
+kaggle mendeley roboflow github v version wo w no non aug leaf leaves leafs leave plant plants crop
+fruit fruits disease diseases species agriculture agricultural different kinds kind category
+categories smartphone mobile camera canon nikon dslr drone uav
 """
 )
 # Copies of one leaf that collections keep in sibling folders, and the words that name them.
