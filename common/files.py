@@ -26,7 +26,7 @@ def whole(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file beside `path`, to be written inside the `with`; it takes
     the place of `path`, or of what that links to, when the `with` ends well; else it is removed.
     """
-    path = Path(os.path.realpath(path))
+    path = follow(path)
     aside = path.with_name(path.name + ".tmp")
     try:
         yield aside
