@@ -34,7 +34,7 @@ import numpy as np
 
 from common.console import Laps, fail, friendly, header, parser, say
 from common.demo import pictures
-from common.files import claim, stand_in, write_rows, write_text
+from common.files import stand_in, write_rows, write_text
 from common.images import read_rgb
 from common.organize import label_decisions, placing
 from common.organize.deduplicate import (
@@ -166,11 +166,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_flags(flags)
     args = flags.parse_args(argv)
     check_flags(args)
-    for place in (args.review, args.json if args.json != "-" else None):
-        if place:
-            claim(Path(place))
-    if not args.dry_run:
-        args.output = claim(args.output)
     if args.undo:
         return undo(args.output)
     with contextlib.redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):

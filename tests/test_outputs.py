@@ -266,6 +266,8 @@ def test_devices_pipes_and_sockets_are_refused(
             for call in (
                 ["01_reorganize", raw, "--output", place],
                 ["01_reorganize", "--undo", "--output", place],
+                ["01_reorganize", raw, "--dry-run", "--json", place],
+                ["01_reorganize", raw, "--dry-run", "--review", place],
                 [*export, place],
                 [*export, tmp_path / "new", "--triton", place],
                 [*answer, "--output", place],

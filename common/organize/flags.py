@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import fail
+from common.files import claim
 from common.organize.names.folders import VERSIONS
 
 
@@ -240,7 +241,9 @@ def add_embed_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Stop with a sentence where values are out of range or do not fit each other."""
+    """Stop with a sentence where values are out of range or do not fit each other, or what is to
+    be written cannot be. Links of --output are followed.
+    """
     ranges = (
         64 <= args.long_side <= 8192,
         -1 <= args.near <= 15,
@@ -278,3 +281,8 @@ def check_flags(args: argparse.Namespace) -> None:
     for holds, sentence in mistakes:
         if holds:
             fail(sentence)
+    for place in (args.review, args.json if args.json != "-" else None):
+        if place:
+            claim(Path(place))
+    if not args.dry_run:
+        args.output = claim(args.output)
