@@ -53,7 +53,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, default=Path("data/organized"), help="folder of 01_reorganize.py")
     add("--checkpoints", type=Path, default=Path("checkpoints"), help="where the run folders stand")
     add("--checkpoint", type=Path, help="the one to export (default: the best of the last stage)")
-    add("--output", type=Path, default=Path("exports"))
+    add(
+        "--output",
+        type=Path,
+        default=Path("exports"),
+        help="the folder to make; it may be a link, but no mount point (default exports)",
+    )
     add(
         "--precision-wanted",
         type=float,

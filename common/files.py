@@ -67,7 +67,8 @@ def follow(output: Path) -> Path:
     """
     if output.exists() and not (output.is_file() or output.is_dir()):
         fail(f"{output} is a device, a pipe or a socket, which no result can replace.")
-    return Path(os.path.realpath(output)) if output.is_symlink() else output
+    nameless = output.name in ("", "..")  # of the current folder, or one above
+    return Path(os.path.realpath(output)) if nameless or output.is_symlink() else output
 
 
 def claim(output: Path) -> Path:
@@ -79,6 +80,8 @@ def claim(output: Path) -> Path:
         OSError: where its folder cannot be written.
     """
     output = follow(output)
+    if not output.name:
+        fail(f"{output} cannot be replaced by a result. Name something in it.")
     aside, probe = _aside(output), output.with_name(f".{output.name}.probe")
     if output.exists():
         shutil.rmtree(aside, ignore_errors=True)

@@ -278,6 +278,8 @@ def test_devices_pipes_and_sockets_are_refused(
                 refused(words, run, *call)
             assert place.lstat() == was
         refused("is a file", run, *train, tmp_path / "file")
+        for place in ("/", ".", ".."):
+            refused("--output" if place != "/" else "Name something", run, *export, place)
         refused("not made by", run, "01_reorganize", "--undo", "--output", tmp_path / "file")
         refused("is a file, not a folder", run, *answer, "--output", tmp_path / "file" / "a.csv")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "photos", "pipe", "socket"]

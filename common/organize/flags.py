@@ -45,7 +45,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "draw demo pictures beside the output folder and organize those",
     },
-    "--output": {"type": Path, "default": Path("data/organized")},
+    "--output": {
+        "type": Path,
+        "default": Path("data/organized"),
+        "help": "the folder to make; it may be a link, but no mount point (default data/organized)",
+    },
     "--not-plants": {
         "type": Path,
         "metavar": "DIR",
