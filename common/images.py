@@ -52,14 +52,7 @@ _MAGIC = (
 _SCAN = re.compile(
     rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)"
 )  # the head of a JPEG's scan of 1 to 4 components
-_MAKE, _MODEL, _ORIENTATION, _CHANGED, _EXIF, _TAKEN = (
-    0x010F,
-    0x0110,
-    0x0112,
-    0x0132,
-    0x8769,
-    0x9003,
-)
+_ORIENTATION = 0x0112  # in EXIF
 
 # Pillow warns about odd metadata and about sizes; damage raises and sizes are checked here
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -175,42 +168,6 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 92) -> bytes:
     return buffer.getvalue()
 
 
-def capture_moment(data: bytes) -> str:
-    """Name the camera and the minute of a photo, as its EXIF block has them, so that photos of one
-    scene can be grouped.
-
-    Args:
-        data: the bytes of a picture of any kind.
-
-    Returns:
-        such as `canon eos 5d 2019-06-01 14:03`; "" where the camera or the time is missing, or the
-        clock was never set (a year before 1990, or the first minute of a year). DateTimeOriginal
-        counts, else DateTime. Never raises.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "TIFF", "AVIF")) as image:
-            if image.format != "TIFF" and "exif" not in image.info:
-                return ""  # here getexif() would decode a PNG to its end
-            exif = image.getexif()
-            taken = exif.get_ifd(_EXIF).get(_TAKEN) or exif.get(_CHANGED)
-        make, model, taken = (_plain(text) for text in (exif.get(_MAKE), exif.get(_MODEL), taken))
-        when = re.match(r"((?:199|20\d)\d)[:/-](\d\d)[:/-](\d\d)[ T](\d\d):(\d\d)", taken)
-        camera = model if model.startswith(make.split(" ")[0]) else f"{make} {model}".strip()
-        if not when or not camera or when.groups()[1:] == ("01", "01", "00", "00"):
-            return ""
-        return "{} {}-{}-{} {}:{}".format(camera, *when.groups())
-    except Exception:  # cameras and editors write all kinds of broken blocks
-        return ""
-
-
-def _plain(text: object) -> str:
-    """The text of a tag up to its first NUL: printable ASCII in lower case, one space between
-    words.
-    """
-    ascii_ = str(text or "").partition("\0")[0][:64].encode("ascii", "ignore").decode()
-    return " ".join(re.sub(r"[^ -~]", " ", ascii_).lower().split())
-
-
 def _read_file(path: Path) -> bytes:
     if path.stat().st_size > MAX_BYTES:
         raise ImageError(
@@ -248,9 +205,7 @@ def _decode(image: Image.Image, data: bytes, long_side: int | None) -> np.ndarra
     """Decode to uint8 (height, width, 3), not turned yet, at the size that is wanted."""
     size, drafted = image.size, None
     if image.format in ("JPEG", "MPO"):
-        image.decodermaxblock = len(
-            data
-        )  # one block instead of 64 KiB at a time: 2 % of the decode
+        image.decodermaxblock = len(data)  # one block, not 64 KiB at a time: 2 % of the decode
         scale = 1 if long_side is None else _draft_scale(image, long_side)
         drafted = image.draft("RGB", (size[0] // scale, size[1] // scale)) if scale > 1 else None
     stored = str(image.tile[:1]) if image.format in ("PNG", "TIFF") else ""
@@ -428,12 +383,8 @@ def color_profile(image: Image.Image) -> str:
     if not (profile := image.info.get("icc_profile")):
         return ""
     mode, transform = _transform(profile)
-    wanted = "CMYK" if image.mode == "CMYK" else "L" if _is_grey(image) and mode == "L" else "RGB"
-    return "broken" if mode != wanted else "converted" if transform else ""
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode[0] in "1LIF"
+    fits = (mode == "CMYK") == (image.mode == "CMYK") and (mode != "L" or image.mode[0] in "1LIF")
+    return "broken" if not mode or not fits else "converted" if transform else ""
 
 
 def _in_srgb(rgb: np.ndarray, image: Image.Image) -> np.ndarray:

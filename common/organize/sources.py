@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from common.classes import slug
 from common.console import fail, progress
+from common.files import walk
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {
@@ -35,7 +36,6 @@ PLAIN_FOLDERS = {
     "photos",
     "pictures",
 }  # hold classes, name none
-JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,12 @@ def list_files(sources: Sequence[Source]) -> Files:
     arena = bytearray()
     with progress([], None, "listing", "folder") as bar:
         for number, source in enumerate(sources):
-            for folder, parts, given, entries in _folders(source.root):
+            for folder, names, entries in walk(source.root):
+                low = [name.lower() for name in names]
+                parts = [
+                    name for name in names if name.lower() not in {*SPLIT_FOLDERS, *PLAIN_FOLDERS}
+                ]
+                given = next((SPLIT_FOLDERS[n] for n in reversed(low) if n in SPLIT_FOLDERS), -1)
                 label = -1
                 if parts and not source.not_plants:
                     label = labels.setdefault("/".join(parts[-2:]), len(labels))
@@ -165,45 +170,6 @@ def list_files(sources: Sequence[Source]) -> Files:
         cluster=np.full(len(arrays["folder"]), -1, np.int32),
         **{name: np.array(values) for name, values in arrays.items()},
     )
-
-
-def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.DirEntry[str]]]]:
-    """Every folder below `root` with the names above its files, its split, and its files in
-    order.
-    """
-    stack: list[tuple[str, tuple[str, ...], int]] = [(str(root), (), -1)]
-    entered = set()
-    while stack:
-        folder, parts, given = stack.pop()
-        real = os.path.realpath(folder)
-        if real in entered:
-            continue
-        entered.add(real)
-        try:
-            with os.scandir(folder) as entries:
-                ordered = sorted(entries, key=lambda e: e.name)
-        except OSError as error:
-            fail(
-                f"the folder {folder} cannot be opened ({error.strerror}). Mend its permissions "
-                f"or take it out of the source."
-            )
-        yield (
-            folder,
-            parts,
-            given,
-            [
-                e
-                for e in ordered
-                if not e.is_dir() and e.name.lower() not in JUNK and not e.name.startswith("._")
-            ],
-        )
-        for entry in reversed(ordered):
-            if entry.is_dir() and not entry.name.startswith("."):
-                low = entry.name.lower()
-                inner = (
-                    parts if low in SPLIT_FOLDERS or low in PLAIN_FOLDERS else (*parts, entry.name)
-                )
-                stack.append((entry.path, inner, SPLIT_FOLDERS.get(low, given)))
 
 
 def parse_sources(texts: Sequence[str], not_plants: Path | None) -> list[Source]:
