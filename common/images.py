@@ -119,8 +119,7 @@ def read_rgb(
                 raise ImageError(
                     "unreadable", f"a JPEG of {scans} scans; at most {MAX_SCANS} are read"
                 )
-            rgb = _in_srgb(_decode(image, data, long_side), image)
-            return _turn(rgb, _orientation(image))
+            return _turn(_decode(image, data, long_side), _orientation(image))
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -215,10 +214,8 @@ def _decode(image: Image.Image, data: bytes, long_side: int | None) -> np.ndarra
         image.load()
     # of 16 bits and several bands Pillow keeps the upper 8
     upper = ";16" in stored and image.mode in ("RGB", "RGBA")
-    if floats or upper and _used(np.asarray(image.convert("RGB"))) < 255 * _BLACK:
-        rgb = _to_rgb(_all_bits(image, data))
-    else:
-        rgb = _to_rgb(image)
+    dark = upper and _used(np.asarray(image.convert("RGB"))) < 255 * _BLACK
+    rgb = _to_rgb(_all_bits(image, data) if floats or dark else image)
     if drafted is None:
         size = rgb.size  # a TIFF is turned while it is loaded
     if long_side is None or max(size) <= long_side:
@@ -290,34 +287,40 @@ def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if (
-        image.mode.startswith("I") or image.mode == "F"
-    ):  # 16 and 32 bit grey: convert() would clip instead of scale
-        return _scale(np.asarray(image)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        paper = Image.new("RGB", image.size, (255, 255, 255))
-        paper.paste(image, mask=image)
-        return paper
-    if image.mode == "CMYK" and color_profile(image) == "converted":
-        return _transform(image.info["icc_profile"])[1].apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    """RGB, sRGB by the picture's profile, over white. Before it is shrunk, as browsers do: what
+    sRGB cannot say is cut off pixel by pixel.
+    """
+    if image.mode.startswith("I") or image.mode == "F":  # convert() would clip, not scale
+        full = _scale(np.asarray(image))
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        full = image.convert("RGBA")
+    else:
+        full = image
+    rgb = full if full.mode == "RGB" else full.convert("RGB")
+    if color_profile(image) == "converted":
+        mode, transform = _transform(image.info["icc_profile"])
+        source = image if mode == "CMYK" else rgb.getchannel(0) if mode == "L" else rgb
+        rgb = transform.apply(source)
+    if full.mode != "RGBA":
+        return rgb
+    paper = Image.new("RGB", full.size, (255, 255, 255))
+    paper.paste(rgb, mask=full.getchannel("A"))
+    return paper
 
 
 def _all_bits(image: Image.Image, data: bytes) -> Image.Image:
-    """Decode with OpenCV, which drops no bits, to RGB or RGBA of 8 bits, upright."""
+    """Decode with OpenCV, which drops no bits, to 8 bits of grey, RGB or RGBA, upright."""
     if image.width * image.height > MAX_DEEP:
         told = f"{image.width} x {image.height} pixels of more than 8 bits"
         raise ImageError("too_large", f"{told}; at most {MAX_DEEP:,} are read")
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or set(values.shape[:2]) != set(image.size):
         raise ImageError("unreadable", "the picture is damaged: not all of it can be read")
-    if values.ndim == 2:
-        return _scale(values).convert("RGB")
-    rgb = _scale(values[..., 2::-1])
-    if values.shape[2] == 4:
-        rgb.putalpha(_scale(values[..., 3]))
-    return rgb
+    scaled = _scale(values if values.ndim == 2 else values[..., 2::-1])
+    if values.shape[2:] == (4,):
+        scaled.putalpha(_scale(values[..., 3]))
+    scaled.info["icc_profile"] = image.info.get("icc_profile")
+    return scaled
 
 
 def _finite(part: np.ndarray) -> np.ndarray:
@@ -365,8 +368,9 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[opened.profile.xcolor_space.strip()]
-        srgb = ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(opened, srgb, mode, "RGB")
+        # the intent that comes nearest to browsers where inks are tabled
+        how = (ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
+        transform = ImageCms.buildTransform(opened, *how)
     except Exception:  # what programs write as a profile is anything
         return "", None
     steps = np.arange(0, 256, 17, dtype=np.uint8)
@@ -385,14 +389,6 @@ def color_profile(image: Image.Image) -> str:
     mode, transform = _transform(profile)
     fits = (mode == "CMYK") == (image.mode == "CMYK") and (mode != "L" or image.mode[0] in "1LIF")
     return "broken" if not mode or not fits else "converted" if transform else ""
-
-
-def _in_srgb(rgb: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Convert the pixels of a picture, shrunk already, by its profile; inks (CMYK) were before."""
-    if image.mode == "CMYK" or color_profile(image) != "converted":
-        return rgb
-    mode, transform = _transform(image.info["icc_profile"])
-    return np.array(transform.apply(Image.fromarray(rgb[..., 0] if mode == "L" else rgb)))
 
 
 def _name_other_format(data: bytes) -> tuple[str, str]:
