@@ -5,11 +5,13 @@ Reads   folders of class folders (Tomato___Early_blight/, or tomato/early_blight
         never changes them
 Writes  data/organized/: {train,val,test}/<species>/<disease>/<id>.jpg or, with --shards,
         {train,val,test}/shard-000000.tar; not_plants/{val,test}/, holdout/; species_index.json,
-        manifest.csv, rejected.csv, review.csv, names.csv, report.md, report/
+        manifest.csv, rejected.csv, review.csv, names.csv, labels_review.csv, report.md,
+        report/
 Next    02a_train_species.py
 
   python 01_reorganize.py --demo                          generated pictures, to try every stage
-  python 01_reorganize.py ~/photos/PlantVillage --dry-run show how names are read, write nothing
+  python 01_reorganize.py ~/photos/PlantVillage --dry-run show how folders are read
+  python 01_reorganize.py mango=~/photos/leaves --dry-run --json folders.json --review review.csv
   python 01_reorganize.py village=~/photos/A field=~/photos/B --not-plants ~/photos/other --report
   python 01_reorganize.py ~/traps --labels ~/traps/labels.csv --levels 1 \\
       --columns file=image_id label=animal group=station
@@ -20,10 +22,12 @@ two cores, drawing included.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,22 +37,35 @@ from common.console import Laps, fail, friendly, header, parser, say
 from common.demo import pictures
 from common.files import write_rows, write_text
 from common.images import read_rgb
-from common.organize import placing
-from common.organize.deduplicate import Rejected, choose, class_numbers, require_sizes
+from common.organize import label_decisions, placing
+from common.organize.deduplicate import (
+    Rejected,
+    choose,
+    class_numbers,
+    leave_out_versions,
+    require_sizes,
+)
 from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
 from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import read_labels
-from common.organize.names.review import NAMES, REVIEW, read_names
+from common.organize.names.review import NAMES, REVIEW, Names, read_names
 from common.organize.partition import hold_out, partition
-from common.organize.report import show_names, show_result, write_contact_sheets, write_report
+from common.organize.report import (
+    show_names,
+    show_result,
+    write_contact_sheets,
+    write_json,
+    write_report,
+)
 from common.organize.sources import Files, list_files, parse_sources
 
 PLANTED = 200  # pictures whose altered copies show how many duplicates the search finds
 # flags that do not change what is made of the same files
 MACHINE = frozenset(
-    "workers fresh undo dry_run output demo sources not_plants names labels".split()
+    "workers fresh undo dry_run json review output demo sources not_plants names labels "
+    "labels_review".split()
 )
 
 
@@ -74,7 +91,7 @@ def gather(args: argparse.Namespace) -> Files:
         read_labels(files, 0, args.labels, args.columns, args.path_pattern)
     elif not (files.label >= 0).any():
         fail(
-            f"{args.sources[0]} holds files but no class folders. Give the folder above it, or "
+            f"{args.sources[0]} holds no class folder with a picture. Give the folder above it, or "
             f"sort the pictures into one folder per "
             "class, named like Tomato___Early_blight, or give their --labels in a CSV."
         )
@@ -91,7 +108,7 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
             errors="surrogateescape"
         )
     )
-    for path in (args.names, args.labels):
+    for path in (args.names, args.labels, args.labels_review):
         digest.update(path.read_bytes() if path and path.is_file() else b"-")
     for name in ("folder", "label", "given", "arena", "ends", "size", "mtime_ns"):
         digest.update(np.ascontiguousarray(getattr(files, name)).data)
@@ -123,6 +140,26 @@ def already_there(args: argparse.Namespace, identity: str) -> bool:
     return True
 
 
+def read_sources(
+    args: argparse.Namespace, laps: Laps
+) -> tuple[Files, Names, list[tuple[str, str]], np.ndarray]:
+    """List the files and read their classes: files, names, classes, and each file's class."""
+    header("01 reorganize")
+    if args.demo:
+        made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
+        args.sources = [str(made["plants"])]
+        args.not_plants = args.not_plants or made["not_plants"]
+    with laps("listing files"):
+        files = gather(args)
+    with laps("reading names"):
+        names = read_names(files.labels, files.sources, args.levels, args.names, args.species)
+        index, class_idx = class_numbers(files, names.classes)
+        if args.versions != "all":
+            leave_out_versions(files, class_idx, args.versions)
+    show_names(files, names, index, class_idx)
+    return files, names, index, class_idx
+
+
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     """Organize; see the module's docstring."""
@@ -130,20 +167,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_flags(flags)
     args = flags.parse_args(argv)
     check_flags(args)
-    header("01 reorganize")
     if args.undo:
         return undo(args.output)
-    if args.demo:
-        made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
-        args.sources, args.not_plants = [str(made["plants"])], args.not_plants or made["not_plants"]
-    with laps("listing files"):
-        files = gather(args)
-    with laps("reading names"):
-        names = read_names(files.labels, args.levels, args.names)
-        index, class_idx = class_numbers(files, names.classes)
-    show_names(files, names, index, class_idx)
+    with contextlib.redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
+        files, names, index, class_idx = read_sources(args, laps)
+    review = args.review if args.dry_run else args.output.with_name("review.csv")
+    if review and (args.dry_run or not index):
+        write_rows(review, REVIEW, names.review)
+    decisions = label_decisions.read_decisions(args.labels_review, index)
     if args.dry_run:
+        if args.json:
+            write_json(args.json, files, names, by_picture=bool(args.labels))
         return 0
+    if not index:
+        fail(
+            f"no class can be read from {len(files.labels):,} names: none says its plant. Say it "
+            f"with --species, with NAME=FOLDER, or in {review}, given back with --names."
+        )
     sizes = np.bincount(class_idx[class_idx >= 0], minlength=len(index))
     require_sizes(sizes, index, args.small_classes)  # before hours of reading
     held_out = dict(
@@ -156,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store, partial = placing.store_of(args.output), placing.partial_of(args.output)
     with laps("reading pictures"):
         facts, details = read_all(files, store, args.long_side, not args.copy, args.workers)
+    label_decisions.apply_decisions(decisions, files, facts, class_idx)
     with laps("setting duplicates aside"):
         if not ((facts["reason"] == 0) & ~files.is_not_plant()).any():
             shutil.rmtree(store)  # nothing in it that would make another run quicker
@@ -164,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def stored(k: int) -> Path:
         return store / target_of(facts["key"][kept.file[k]])
+
+    def pixels(k: int) -> np.ndarray:
+        return read_rgb(stored(k), min_side=1)
 
     chosen, alike = facts[kept.file], lookalikes.NONE
     if args.embed:
@@ -181,13 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             certificate.planted[search] = alike.judge(sample, kept.group)
         if args.near >= 0:
             search = f"perceptual hash, at most {args.near} of 64 bits"
-            certificate.planted[search] = judge_hashes(
-                lambda k: read_rgb(stored(k), min_side=1),
-                sample,
-                chosen["phash"],
-                kept.group,
-                args.near,
-            )
+            hashes, group = chosen["phash"], kept.group
+            certificate.planted[search] = judge_hashes(pixels, sample, hashes, group, args.near)
     with laps("placing pictures"):
         placed, layouts = placing.plan_places(kept, facts, round(args.shards * 1e6))
         placing.place(placed, layouts, facts, store, partial)
@@ -199,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ("rejected", placing.REJECTED, placing.rejected_rows(files, rejected)),
             ("review", REVIEW, names.review),
             ("names", NAMES, names.table),
+            ("labels_review", label_decisions.COLUMNS, label_decisions.decided_rows(decisions)),
         ):
             write_rows(partial / f"{table}.csv", titles, rows)
         suspects, note = write_report(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import fail
+from common.organize.names.folders import VERSIONS
 
 
 def arguments(text: str) -> dict[str, Any]:
@@ -52,14 +53,31 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--names": {
         "type": Path,
         "metavar": "CSV",
-        "help": "your answers for names: columns name,species,disease (an edited review.csv will "
-        "do)",
+        "help": "your answers for names: columns name,species,disease and, where it is needed, "
+        "source (an edited review.csv will do)",
+    },
+    "--species": {
+        "default": "",
+        "metavar": "WORDS",
+        "help": "plant of the folders or labels that name none, such as mango",
+    },
+    "--labels-review": {
+        "type": Path,
+        "metavar": "CSV",
+        "help": "your decisions about single pictures: the labels_review.csv of 02a "
+        "--review-labels",
     },
     "--levels": {
         "type": int,
         "choices": [1, 2],
         "default": 2,
         "help": "1: a folder or label is a class of its own (flowers, animals)",
+    },
+    "--versions": {
+        "choices": ["all", *VERSIONS],
+        "default": "all",
+        "help": "where folders hold versions of the same leaves (color, segmented ...): the one to "
+        "use (default: all, each leaf's in one split)",
     },
     "--labels": {
         "type": Path,
@@ -137,7 +155,16 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--dry-run": {
         "action": "store_true",
-        "help": "print how names are read and how many files there are; write nothing",
+        "help": "print how names are read and how many files there are; organize nothing",
+    },
+    "--json": {
+        "metavar": "FILE",
+        "help": "with --dry-run: write how each folder is read as JSON (- for stdout)",
+    },
+    "--review": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "with --dry-run: write the names to look at, as review.csv",
     },
     "--fresh": {
         "action": "store_true",
@@ -240,6 +267,12 @@ def check_flags(args: argparse.Namespace) -> None:
             args.labels and len(args.sources) != 1,
             "--labels tells about one source: give one SOURCE, the folder below which its files "
             "lie.",
+        ),
+    )
+    mistakes += (
+        (
+            (args.json or args.review) and not args.dry_run,
+            "--json and --review write what a --dry-run finds; a run writes review.csv by itself.",
         ),
     )
     for holds, sentence in mistakes:

@@ -30,7 +30,7 @@ REASONS = (
     "",
     *"empty text format truncated too_large too_small dark unreadable".split(),
     *"not_a_picture missing".split(),
-    *"no_class label_conflict duplicate same_pixels small_class".split(),
+    *"no_class label_conflict duplicate same_pixels small_class other_version dropped".split(),
 )
 
 # What a file holds. reason: index into REASONS; pixels: of the decoded picture, at most long_side

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from common.console import fail, say, warn
-from common.organize.sources import SPLIT_FOLDERS, Files
+from common.organize.names.folders import split_of
+from common.organize.sources import Files, Label
 
 # columns as public label files call them, the likelier first
 USUAL = {
@@ -95,12 +96,12 @@ def read_labels(
         if not label:
             files.notes.setdefault(i, ("no_class", f"{where}: the label is empty"))
             continue
-        number = numbers.setdefault(label, len(numbers))
+        number = numbers.setdefault(Label(origin, label), len(numbers))
         if files.label[i] not in (-1, number):
-            why = f"{table.name} calls it both {list(numbers)[files.label[i]]} and {label}"
+            why = f"{table.name} calls it both {list(numbers)[files.label[i]].name} and {label}"
             files.notes[i] = ("label_conflict", why)
             continue
-        files.label[i], files.given[i] = number, SPLIT_FOLDERS.get(split.lower(), -1)
+        files.label[i], files.given[i] = number, split_of(split)
         if group.lower() in NO_GROUP:
             ungrouped += 1
         else:
