@@ -82,6 +82,7 @@ def test_single_wrong_pixels_do_not_count():
     )
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("most", [0.8, 1, 1.04, 100, 200, 255, 1000])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_floats_by_the_range_in_use(most, kind):
