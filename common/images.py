@@ -58,8 +58,8 @@ _ORIENTATION = 0x0112  # in EXIF
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # without a handler of its own Pillow would write its errors to stderr
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-# for OpenCV's notes on odd TIFFs
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+# OpenCV would write about damaged files to stderr; what it raises or returns tells it
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Pillow has no mode for these floats: it reads the header, OpenCV the pixels
 for _order in (b"II", b"MM"):
     for _kind, _bits in ((1, (64,)), (2, (32,) * 3), (2, (64,) * 3)):
