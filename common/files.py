@@ -139,17 +139,21 @@ def claim(output: Path) -> Path:
     elif aside.exists():
         os.replace(aside, output)
     try:
+        probe.unlink(missing_ok=True)
         os.link(output, probe)  # fails for a folder, and otherwise for a mount point of any kind
         probe.unlink()
     except OSError as error:
         if error.errno == errno.EXDEV:
+            inside = (
+                "file in a mounted folder" if output.is_file() else f"folder in it: {output}/new"
+            )
             fail(
                 f"{output} is a mount point (a Docker volume, a disk), which cannot be replaced by "
-                f"a new result. Name something in it: {output / 'result'}"
+                f"a new result. Name a {inside}"
             )
         if error.errno == errno.ENOTDIR:
             fail(f"{output} cannot be: {output.parent} is a file, not a folder.")
-        if error.errno in (errno.EROFS, errno.EACCES):
+        if error.errno in (errno.EROFS, errno.EACCES) and not os.access(output.parent, os.W_OK):
             raise
     return output
 

@@ -176,7 +176,7 @@ def test_mount_points_are_refused_before_any_work(
     monkeypatch.setattr(importlib.import_module("01_reorganize"), "list_files", never)
     monkeypatch.setattr(importlib.import_module("04_serve"), "predict", never)
     monkeypatch.setattr(quick_03, "export", never)
-    words = ("mount point", "result")
+    words = ("mount point", "Name a f")
     refused(words, organize, out, raw, "--fresh")
     refused(words, organize, out, "--undo")
     flags = ["--data", trained.data, "--checkpoints", trained.checkpoints, "--fresh", "--output"]
