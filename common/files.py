@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import hashlib
 import os
 import posixpath
@@ -9,9 +10,8 @@ import re
 import tempfile
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.console import fail, warn
 from common.images import SUFFIXES
@@ -85,34 +85,33 @@ def match_paths(
     """
     rows = [_parts(text) for text in written]
     roots = ["/" + "/".join(_parts(os.path.abspath(base))[1]) for base in bases]
-    finder = _Finder([parts for _, parts in rows], paths)
+    find = functools.cache(_Finder([parts for _, parts in rows], paths, roots).find)
     found = [
-        ABSENT if start else finder.find(parts, roots, parts[1:] or text.startswith("./"))
+        ABSENT if start else find(parts, len(parts) > 1 or text.startswith("./"))
         for (start, parts), text in zip(rows, written, strict=True)
     ]
     far = [i for i, (start, _) in enumerate(rows) if start]
-    for drop in range(max((len(rows[i][1]) for i in far), default=0)):
-        tails = {i: rows[i][1][drop:] for i in far if len(rows[i][1]) > drop}
-        hits = {i: finder.find(tail) for i, tail in tails.items()}
-        if all(hit == ABSENT for hit in hits.values()):
-            continue
-        in_folders = any(hits[i] != ABSENT and len(tails[i]) > 1 for i in tails)
-        flat = {rows[i][1][:drop] for i in tails if len(tails[i]) == 1}  # only names are left
-        lost = {path for path in flat if in_folders or _elsewhere(path, paths)}
-        for i, hit in hits.items():
-            found[i] = ABSENT if rows[i][1][:-1] in lost and len(tails[i]) == 1 else hit
-        if flat - lost:
-            here = "/".join(min(flat - lost))
-            warn(f"there is no folder {here} here; its files are found by their names alone.")
-        break
+    folders = {rows[i][1][:-1] for i in far}
+    for drop in range(max(map(len, folders), default=-1) + 1):
+        hits = {i: find(rows[i][1][drop:]) for i in far if len(rows[i][1]) > drop}
+        bare = {i for i in hits if len(rows[i][1]) == drop + 1}
+        if bare and (len(folders) > 1 or _known_elsewhere(*folders, paths)):
+            hits = {i: hit for i, hit in hits.items() if i not in bare}
+            bare = set()
+        if any(hit != ABSENT for hit in hits.values()):
+            for i, hit in hits.items():
+                found[i] = hit
+            if bare:
+                warn(f"the folder of {written[far[0]]} is not here: its names alone find files.")
+            break
     return found
 
 
-def _elsewhere(folders: Sequence[str], paths: Sequence[str]) -> bool:
-    """Whether a folder is on this machine, or names a split where all files lie in others."""
-    here = {match[0] for path in paths for match in _SPLIT.finditer(path.lower())}
-    told = _SPLIT.match("/" + folders[-1].lower()) if folders else None
-    return os.path.isdir("/" + "/".join(folders)) or bool(told and here - {told[0]})
+def _known_elsewhere(folder: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether a folder is on this machine, or names a split, as folders here do."""
+    told = bool(folder) and _SPLIT.match("/" + folder[-1].lower())
+    here = told and any(_SPLIT.search(path.lower()) for path in paths)
+    return os.path.isdir("/" + "/".join(folder)) or bool(here)
 
 
 def _parts(text: str) -> tuple[bool, tuple[str, ...]]:
@@ -126,9 +125,11 @@ def _parts(text: str) -> tuple[bool, tuple[str, ...]]:
 class _Finder:
     """Files by the last two parts of their paths, of those that rows name."""
 
-    def __init__(self, rows: Iterable[Sequence[str]], paths: Sequence[str]) -> None:
+    def __init__(
+        self, rows: Iterable[Sequence[str]], paths: Sequence[str], roots: Sequence[str]
+    ) -> None:
         wanted = {_low("/".join(parts[-n:])) for parts in rows for n in (1, 2)}
-        self.paths = paths
+        self.paths, self.roots = paths, roots
         self.found: dict[str, list[int]] = defaultdict(list)
         for i, path in enumerate(paths):
             pair = _low("/".join(_slashed(path).rsplit("/", 2)[-2:]))
@@ -136,16 +137,16 @@ class _Finder:
                 for end in {key, _stem(key)} & wanted:
                     self.found[end].append(i)
 
-    def find(self, parts: Sequence[str], roots: Sequence[str] = (), direct: object = True) -> int:
-        """Index of the file whose path ends in `parts`; `direct`: one right below `roots` wins."""
+    def find(self, parts: tuple[str, ...], direct: bool = False) -> int:
+        """Index of the file whose path ends in `parts`; direct: one right below a root wins."""
         names = [part for part in parts if part != ".."]
         hits = self.found.get(_low("/".join(names[-2:])), [])
-        full = [posixpath.normpath(f"{root}/{'/'.join(parts)}") for root in roots if direct]
+        full = [posixpath.normpath(f"{root}/{'/'.join(parts)}") for root in self.roots if direct]
         for shape, end in ((str, str), (_low, _low), (_stem, str)):
-            tail = end("/" + "/".join(names))
-            ends = [i for i in hits if shape(_slashed(self.paths[i])).endswith(tail)]
-            at = {end(path) for path in full}
-            ends = [i for i in ends if shape(_slashed(self.paths[i])) in at] or ends
+            tail, at = end("/" + "/".join(names)), {end(path) for path in full}
+            shaped = {i: shape(_slashed(self.paths[i])) for i in hits}
+            ends = [i for i in hits if shaped[i] in at]
+            ends = ends or [i for i in hits if shaped[i].endswith(tail)]
             if ends:
                 return ends[0] if len(ends) == 1 else SEVERAL
         return ABSENT
@@ -169,23 +170,28 @@ def _stem(path: str) -> str:
 
 
 def settle(
-    rows: Iterable[tuple[int, Any, str]], paths: Sequence[str], flag: str = "--labels"
-) -> dict[int, Any]:
-    """Put together what rows say of each picture.
+    rows: Sequence[tuple[int, tuple[str, ...], str]], paths: Sequence[str]
+) -> dict[int, int]:
+    """Choose a row of label files for each picture: the first, as all must say the same.
 
     Args:
-        rows: (picture, what is said of it, where the row stands).
+        rows: (picture, what the row says of it, where it stands); below 0: no picture.
         paths: of the pictures.
+
+    Returns:
+        {picture: index into rows}.
 
     Raises:
         SystemExit: where two rows say different things of one picture.
     """
-    found: dict[int, tuple[Any, str]] = {}
-    for picture, said, where in rows:
-        before, there = found.setdefault(picture, (said, where))
-        if before != said:
-            fail(
-                f"{flag}: {there} and {where} contradict each other about {paths[picture]}: "
-                f"{before} and {said}. Keep one of them."
-            )
-    return {picture: said for picture, (said, _) in found.items()}
+    found: dict[int, int] = {}
+    for number, (picture, said, where) in enumerate(rows):
+        if picture >= 0:
+            _, before, there = rows[found.setdefault(picture, number)]
+            if before != said:
+                one, other = (", ".join(filter(None, words)) for words in (before, said))
+                fail(
+                    f"{there} and {where} contradict each other about {paths[picture]}: {one} "
+                    f"or {other}? Keep the one that is right."
+                )
+    return found

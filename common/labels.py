@@ -224,7 +224,7 @@ class LabelFile:
     note: str
 
 
-def read_labels(
+def read_label_file(
     path: Path, told: Sequence[str] = (), folders: Sequence[Path] = (), species: str = ""
 ) -> LabelFile:
     """Read a label file: its table, and which columns hold the file and the labels.

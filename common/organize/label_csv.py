@@ -1,39 +1,22 @@
-"""Labels from a CSV file: which column holds the file or its id, the label, the group, the split;
-found or told.
+"""Labels from a label file: what its rows say of a source's files, and the files of other splits
+beside it.
 """
 
-import csv
-import io
+import itertools
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from common.console import fail, say, warn
-from common.organize.sources import SPLIT_FOLDERS, Files
+from common.files import SEVERAL, match_paths, settle
+from common.labels import LabelFile, read_label_file
+from common.organize.sources import SPLITS, Files
 
-# columns as public label files call them, the likelier first
-USUAL = {
-    "file": (
-        "file",
-        "filename",
-        "file_name",
-        "filepath",
-        "file_path",
-        "path",
-        "image_path",
-        "image",
-        "image_id",
-        "imageid",
-        "img",
-        "id",
-    ),
-    "label": ("label", "labels", "class", "class_name", "category", "category_name", "target"),
-    "species": ("species", "plant", "crop", "host"),
-    "disease": ("disease", "condition", "pathogen"),
-}
 LOOK_LIKE_GROUPS = (
     "group",
     "site",
@@ -47,174 +30,230 @@ LOOK_LIKE_GROUPS = (
     "burst",
 )
 NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # these name no common origin
+NO_PLANT = re.compile(
+    r"(not?|non|without)[\W_]*(an?[\W_]+)?(plants?|leaf|leaves)|negatives?|backgrounds?|soil|nothing"
+)
+SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "fold", "is_train", "is_test"}
+_SPLIT_WORDS = {
+    "train": "train training trainset trn",
+    "val": "val valid validation valset dev development eval",
+    "test": "test testing testset tst holdout",
+}
+_IDLE = {"set", "data", "split", "dataset", "images", "labels", "classes", "annotations"}
+
+
+def split_number(text: str) -> int:
+    """Index into SPLITS of a word for a split, such as `Training set`, or -1."""
+    words = [word for word in re.findall(r"[^\W_]+", text.lower()) if word not in _IDLE]
+    found = [
+        i for i, split in enumerate(SPLITS) if words and words[0] in _SPLIT_WORDS[split].split()
+    ]
+    return found[0] if found and len(words) == 1 else -1
 
 
 def read_labels(
-    files: Files, origin: int, table: Path, columns: Sequence[str], pattern: str
+    files: Files,
+    origin: int,
+    table: Path,
+    columns: Sequence[str],
+    pattern: str,
+    species: str = "",
+    multi: str = "",
 ) -> None:
-    """Take labels, groups and splits of one source's files from a CSV; folder names then count for
-    nothing.
+    """Take labels, groups and splits of one source's files from a label file; folder names then
+    count for nothing.
 
-    A row finds its file by `pattern` below the source's folder, else by a file name or stem that
-    only one file has.
+    A row finds its file by `pattern` as `files.match_paths` does. Files of other splits beside the
+    table are read with it; rows of a table in a split's folder mean files below that folder.
 
     Args:
         files: changed in place: label, cluster, given, notes, missing.
         origin: number of the source.
-        table: the CSV file, UTF-8; comma, semicolon or tab.
-        columns: `file=NAME`, `label=NAME` (or `species=NAME` and `disease=NAME`), `group=NAME`,
-            `split=NAME`.
+        table: the label file.
+        columns: as `labels.read_label_file` takes them.
         pattern: path with {} where the value of the file column goes.
+        species: stands before every label where no column says the species.
+        multi: "first": of several labels of a picture the first counts; else it has none.
 
     Raises:
-        SystemExit: where the file or a column is missing, or no row finds a file.
+        SystemExit: where a table cannot be read, rows contradict each other, a split is not
+            understood, or no row finds a file.
     """
-    header, rows = _open(table)
-    chosen = _choose_columns(table, header, columns)
     if pattern.count("{}") != 1:
         fail(
-            f"--path-pattern {pattern!r} needs {{}} once, where the value of column "
-            f"{chosen['file']} goes."
+            f"--path-pattern {pattern!r} needs {{}} once, where the value of the file column goes."
         )
-    find = _Finder(files, origin)
-    mine = files.origin == origin
+    root = files.sources[origin].root
+    mine = np.flatnonzero(files.origin == origin)
+    paths = [files.path(i) for i in mine.tolist()]
     files.label[mine], files.given[mine] = -1, -1
-    numbers = {name: i for i, name in enumerate(files.labels)}
-    groups: dict[str, int] = defaultdict(
-        lambda: len(groups) + int(files.cluster.max(initial=-1)) + 1
-    )
-    found = ungrouped = 0
-    for line, row in rows:
-        value = row[chosen["file"]].strip()
-        i = find(pattern.replace("{}", value), value)
-        label = "/".join(
-            row[chosen[c]].strip() for c in ("label", "species", "disease") if c in chosen
-        ).strip("/")
-        if i is None:
-            files.missing.append(
-                (
-                    value,
-                    label,
-                    "missing",
-                    f"{table.name}, line {line}: no such file in the source, or several",
-                )
-            )
-            continue
-        found += 1
-        if not label:
-            files.notes.setdefault(
-                i, ("no_class", f"{table.name}, line {line}: the label is empty")
-            )
-            continue
-        number = numbers.setdefault(label, len(numbers))
-        if files.label[i] >= 0 and files.label[i] != number:
-            files.notes[i] = (
-                "label_conflict",
-                f"{table.name} calls it both {list(numbers)[files.label[i]]} and {label}",
-            )
-            continue
-        files.label[i] = number
-        files.given[i] = (
-            SPLIT_FOLDERS.get(row[chosen["split"]].strip().lower(), -1) if "split" in chosen else -1
-        )
-        group = row[chosen["group"]].strip() if "group" in chosen else ""
-        ungrouped += group.lower() in NO_GROUP
-        if group.lower() not in NO_GROUP:
-            files.cluster[i] = groups[group]
-    used, files.label[files.label >= 0] = np.unique(
-        files.label[files.label >= 0], return_inverse=True
-    )
-    files.labels = [
-        name for name, i in numbers.items() if i in set(used.tolist())
-    ]  # without this source's folder names
-    if not found:
+    reads, rows = [], []
+    for path, split, below in _tables(table, root):
+        read = read_label_file(path, columns, (root,), species)
+        reads.append(read)
+        rows += _rows(read, _splits(read, split), paths, below, pattern)
+        say(f"{path}: {read.note}")
+    for row in rows:
+        if row.picture < 0:
+            which = "no such file" if row.picture != SEVERAL else "several files are called so"
+            told = f"{row.where}: {which} in the source"
+            files.missing.append((row.file, ", ".join(row.labels), "missing", told))
+    if not any(row.picture >= 0 for row in rows):
         fail(
-            f"{table}: not one row names a file of {files.sources[origin].root}. The first looks "
-            f"for "
-            f"{pattern.replace('{}', files.missing[0][0] if files.missing else '?')}: say how "
-            f"with --path-pattern, e.g. images/{{}}.jpg."
+            f"{table}: not one row names a file of {root}, or one alone. The first looks for "
+            f"{pattern.replace('{}', rows[0].file)}: say how with --path-pattern, e.g. "
+            f"images/{{}}.jpg."
         )
-    used = ", ".join(f"{use} = {name}" for use, name in chosen.items())
-    say(f"{table}: {used}; {found:,} rows have their file, {len(files.missing):,} do not")
-    if "group" in chosen:
-        say(f"  {len(groups):,} groups; {ungrouped:,} rows name none and stand for themselves")
-    elif likely := [name for name in header if name.lower() in LOOK_LIKE_GROUPS]:
+    _take(files, mine, paths, rows, multi)
+    _say_groups(reads, rows)
+
+
+class _Row(NamedTuple):
+    """What a row says of a picture: an index into the source's files, or below 0."""
+
+    picture: int
+    file: str
+    labels: tuple[str, ...]
+    group: str
+    split: int
+    where: str
+
+
+def _rows(
+    read: LabelFile, splits: Sequence[int], paths: Sequence[str], below: Path, pattern: str
+) -> Iterator[_Row]:
+    inside = [i for i, path in enumerate(paths) if path.startswith(f"{below}{os.sep}")]
+    written = [pattern.replace("{}", file) for file in read.files]
+    found = match_paths(written, [paths[i] for i in inside], (below, read.table.path.parent))
+    group = read.table.cells.get(read.columns.get("group", ""), itertools.repeat(""))
+    for number, (hit, file, labels, name, split) in enumerate(
+        zip(found, read.files, read.labels, group, splits)  # noqa: B905
+    ):
+        name = "" if name.lower() in NO_GROUP else name
+        picture = inside[hit] if hit >= 0 else hit
+        yield _Row(picture, file, labels, name, split, read.table.where(number))
+
+
+def _take(
+    files: Files, mine: np.ndarray, paths: Sequence[str], rows: Sequence[_Row], multi: str
+) -> None:
+    """Write what rows say into the arrays of `files`."""
+    numbers = {name: i for i, name in enumerate(files.labels)}
+    start = int(files.cluster.max(initial=-1)) + 1
+    groups: dict[str, int] = defaultdict(lambda: len(groups) + start)
+    for row in rows:
+        if row.picture >= 0 and not row.labels:
+            told = ("no_class", f"{row.where}: the label is empty")
+            files.notes.setdefault(int(mine[row.picture]), told)
+    full = [row for row in rows if row.labels]
+    said = [
+        (
+            r.picture,
+            (" + ".join(r.labels), r.group, SPLITS[r.split] if r.split >= 0 else ""),
+            r.where,
+        )
+        for r in full
+    ]
+    several = no_plant = 0
+    for picture, number in settle(said, paths).items():
+        row, i = full[number], int(mine[picture])
+        files.notes.pop(i, None)
+        if len(row.labels) > 1 and multi != "first":
+            several += 1
+            files.notes[i] = ("no_class", f"{row.where}: several labels: {', '.join(row.labels)}")
+        elif NO_PLANT.fullmatch(row.labels[0].rpartition("/")[2].lower()):
+            no_plant += 1
+            files.notes[i] = ("no_class", f"{row.where}: {row.labels[0]} names no plant")
+        else:
+            files.label[i] = numbers.setdefault(row.labels[0], len(numbers))
+            files.given[i] = row.split
+            files.cluster[i] = groups[row.group] if row.group else -1
+    there = files.label >= 0
+    used, files.label[there] = np.unique(files.label[there], return_inverse=True)
+    names = list(numbers)
+    files.labels = [names[i] for i in used.tolist()]  # without this source's folder names
+    found = sum(row.picture >= 0 for row in rows)
+    say(f"  {found:,} rows have their file, {len(rows) - found:,} do not")
+    if several:
+        warn(
+            f"{several:,} pictures have several labels and are left out. To take the first of "
+            f"each, add --multi first."
+        )
+    if no_plant:
+        warn(
+            f"{no_plant:,} pictures are labelled as showing no plant and are left out. To use "
+            f"them, put them into a folder of their own and give it as --not-plants."
+        )
+
+
+def _say_groups(reads: Sequence[LabelFile], rows: Sequence[_Row]) -> None:
+    named = {row.group for row in rows} - {""}
+    likely = [name for name in reads[0].table.cells if name.lower() in LOOK_LIKE_GROUPS]
+    if "group" in reads[0].columns:
+        alone = sum(not row.group for row in rows)
+        say(f"  {len(named):,} groups; {alone:,} rows name none and stand for themselves")
+    elif likely:
         warn(
             f"column {likely[0]} may tell which pictures belong together. If so, add --columns "
-            f"group={likely[0]}, or the same "
-            "place will stand in train and in test."
+            f"group={likely[0]}, or the same place will stand in train and in test."
         )
 
 
-class _Finder:
-    """Finds a source's file by its path below the source, else by a name or stem that is unique."""
+def _splits(read: LabelFile, split: int) -> list[int]:
+    """The split of each row, from a column or else as the table's own."""
+    cells, told = read.table.cells, read.columns.get("split")
+    column = told or next((name for name in cells if name.lower() in SPLIT_COLUMNS), None)
+    if column is None:
+        return [split] * len(read.files)
+    words = {word: split_number(word) for word in dict.fromkeys(cells[column])}
+    strange = [word or "(empty)" for word, number in words.items() if number < 0]
+    if not strange:
+        return [words[word] for word in cells[column]]
+    lack = (
+        f"{read.table.path.name}: column {column} holds words that tell no split: "
+        f"{', '.join(strange[:12])}. Write train, val or test"
+    )
+    if told:
+        fail(f"{lack}.")
+    warn(f"{lack}, if it tells the split; it is not used.")
+    return [split] * len(read.files)
 
-    def __init__(self, files: Files, origin: int) -> None:
-        self.root = os.path.normpath(files.sources[origin].root)
-        self.paths: dict[str, int] = {}
-        self.names: dict[str, int] = {}
-        for i in (files.origin == origin).nonzero()[0].tolist():
-            name = files.name(i)
-            self.paths[files.path(i)] = i
-            for short in {name, os.path.splitext(name)[0]}:
-                self.names[short] = -1 if short in self.names else i
 
-    def __call__(self, path: str, value: str) -> int | None:
-        i = self.paths.get(os.path.normpath(os.path.join(self.root, path)))
-        if i is None:
-            i = self.names.get(os.path.basename(value))
-        return None if i == -1 else i
+def _tables(table: Path, root: Path) -> list[tuple[Path, int, Path]]:
+    """The label files to read, the split of each (-1: none), and the folder that holds its files.
 
-
-def _open(table: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    `train/_classes.csv` has the same file in valid/ beside it; `train.csv` has `val.csv` beside it,
+    where their first lines are equal.
+    """
+    table = table.absolute()
     if not table.is_file():
-        fail(f"--labels: there is no file {table}.")
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        fail(
-            f"--labels {table} is not UTF-8 text ({error.reason} at byte {error.start}). Save it "
-            f"as UTF-8 CSV."
-        )
-    mark = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, restval="")
-    header = [name for name in reader.fieldnames or [] if name]
-    if not header:
-        fail(f"--labels {table} is empty; it needs a header row and a row per picture.")
-    return header, ((reader.line_num, {k: v or "" for k, v in row.items() if k}) for row in reader)
+        return [(table, -1, root)]
+    inside = root in table.parent.parents
+    folders = table.parent.parent.iterdir() if inside else []
+    own = [folder for folder in sorted(folders) if (folder / table.name).is_file()]
+    found = [(folder / table.name, split_number(folder.name), folder) for folder in own]
+    if split_number(table.parent.name) < 0:
+        split, rest = _split_and_rest(table)
+        first = _first_line(table)
+        beside = [p for p in sorted(table.parent.iterdir()) if p.suffix == table.suffix != ".json"]
+        found = [
+            (path, _split_and_rest(path)[0], root)
+            for path in beside
+            if split >= 0 and _split_and_rest(path)[1] == rest and _first_line(path) == first
+        ]
+    found = [entry for entry in found if entry[1] >= 0]
+    return found if len(found) > 1 else [(table, -1, root)]
 
 
-def _choose_columns(table: Path, header: list[str], told: Sequence[str]) -> dict[str, str]:
-    low = {name.lower().strip(): name for name in header}
-    chosen: dict[str, str] = {}
-    for text in told:
-        use, _, name = text.partition("=")
-        if use not in ("file", "label", "species", "disease", "group", "split"):
-            fail(
-                f"--columns {text}: write file=NAME, label=NAME (or species=NAME disease=NAME), "
-                f"group=NAME or split=NAME."
-            )
-        if name not in header:
-            fail(f"--columns {text}: {table} has no column {name!r}; it has {', '.join(header)}.")
-        chosen[use] = name
-    usual = {
-        use: next((low[name] for name in names if name in low), None)
-        for use, names in USUAL.items()
-    }
-    if "file" not in chosen and usual["file"]:
-        chosen["file"] = usual["file"]
-    if not {"label", "species", "disease"} & set(chosen):
-        uses = (
-            ("species", "disease")
-            if usual["species"] and usual["disease"] or not usual["label"]
-            else ("label",)
-        )
-        chosen |= {use: usual[use] for use in uses if usual[use]}
-    if "file" not in chosen or not {"label", "species", "disease"} & set(chosen):
-        lacking = "file" if "file" not in chosen else "label"
-        fail(
-            f"{table}: which column holds the {lacking}? It has {', '.join(header)}. Say so: "
-            f"--columns {lacking}=NAME."
-        )
-    order = ("file", "label", "species", "disease", "group", "split")
-    return {use: chosen[use] for use in order if use in chosen}
+def _split_and_rest(path: Path) -> tuple[int, str]:
+    """The split that a word of a file's name tells, and the name without it."""
+    words = re.split(r"([\W_]+)", path.stem.lower())
+    at = [i for i, word in enumerate(words) if split_number(word) >= 0]
+    if len(at) != 1:
+        return -1, ""
+    return split_number(words[at[0]]), "".join(words[: at[0]] + ["*"] + words[at[0] + 1 :])
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline(100_000)
