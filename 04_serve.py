@@ -18,7 +18,6 @@ SIGTERM answers the requests under way, then stops it. Deploying: common/serve/R
 """
 
 import argparse
-import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -26,166 +25,34 @@ from pathlib import Path
 from typing import Any
 
 from common import console
-from common.decide import MODES
 from common.serve.batch import latency
 from common.serve.batch.ensembles import Ensemble, locate, open_models
 from common.serve.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
 from common.serve.batch.predictions import Job, predict
 from common.serve.batch.submission import plan_submission
+from common.serve.flags import add_batch_flags, add_flags, check_flags
 from common.serve.http import sockets, workers
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
 from common.serve.http.web_files import describe_light
 from common.serve.http.work_queue import settle_process
 from common.serve.predictor import Bundle, BundleError, ModelCard, read_bundle
-from common.serve.providers import GPUS, PROVIDERS, open_predictor
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The flags of this script."""
-    parser = console.parser(__doc__)
-    parser.add_argument(
-        "--exports",
-        type=Path,
-        default=Path("exports"),
-        help="the folder 03 wrote (default: exports)",
-    )
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="NAME",
-        help="a model file of that folder (default: what bundle.json says), "
-        "or another exports folder; with --predict several --model answer together",
-    )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 lets the whole network in",
-    )
-    parser.add_argument(
-        "--port",
-        type=_whole(0, 65535),
-        default=8000,
-        help="port to listen on; 0 takes any free one",
-    )
-    parser.add_argument(
-        "--provider",
-        choices=("auto", *PROVIDERS),
-        default="auto",
-        help="what runs the model: one of ONNX Runtime's "
-        "providers that are installed (default: the best that works)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=_whole(1, 1024),
-        help="photos computed at once, each on one thread (default: one per core, "
-        "shared by the workers)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=_whole(1, 256),
-        default=1,
-        help="processes, for machines of many cores (default: 1)",
-    )
-    parser.add_argument(
-        "--queue",
-        type=_whole(1, 100_000),
-        help="requests that may wait; more get 503 (default: 32 per thread)",
-    )
-    parser.add_argument(
-        "--top-k",
-        type=_whole(1, 1000),
-        default=5,
-        help="alternatives listed per answer (default: 5)",
-    )
-    parser.add_argument(
-        "--mode",
-        choices=MODES,
-        default="joint",
-        help="joint: the most probable species and disease "
-        "together (default); routed: the best species first, then its best disease",
-    )
-    parser.add_argument(
-        "--max-upload-mb", type=_whole(1, 1000), default=20, help="largest upload (default: 20)"
-    )
-    parser.add_argument(
-        "--api-key",
-        default=os.environ.get("FOLIAR_API_KEY", ""),
-        metavar="KEY",
-        help="ask for this key before answering "
-        "photos and /metrics; rather set FOLIAR_API_KEY, as other users of a computer see its "
-        "command lines",
-    )
-    parser.add_argument(
-        "--cors-origin",
-        action="append",
-        default=[],
-        metavar="URL",
-        help="let web pages of this address ask too; * for all",
-    )
-    parser.add_argument(
-        "--access-log", action="store_true", help="print a line per request (never a photo)"
-    )
-    batch = parser.add_argument_group(
-        "batch",
-        "answer photos into a CSV instead of serving; exit code 1 where a photo could not be read",
-    )
-    batch.add_argument(
-        "--predict",
-        nargs="+",
-        metavar="PATH",
-        help="photos, folders, or quoted patterns such as 'photos/**/*.jpg'",
-    )
-    batch.add_argument(
-        "--output",
-        type=Path,
-        default=Path("predictions.csv"),
-        metavar="CSV",
-        help="where answers go (default: "
-        "predictions.csv); a run that was stopped goes on by the same command",
-    )
-    batch.add_argument(
-        "--tta",
-        action="store_true",
-        help="see each photo, its mirror image and its middle: three times the model's time",
-    )
-    batch.add_argument(
-        "--labels",
-        type=Path,
-        metavar="CSV",
-        help="what the photos show: columns file, species, disease, or file, label "
-        "(default: as their folders are named)",
-    )
-    batch.add_argument(
-        "--submission",
-        type=Path,
-        metavar="FILE",
-        help="also write the probability of every class, to a .csv or .zip",
-    )
-    batch.add_argument(
-        "--sample-submission",
-        type=Path,
-        metavar="CSV",
-        help="a submission whose ids, titles and order are to be kept",
-    )
-    batch.add_argument(
-        "--benchmark",
-        action="store_true",
-        help="time reading and model on the photos of --predict; writes nothing",
-    )
-    return parser
+from common.serve.providers import GPUS, open_predictor
 
 
 @console.friendly
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve, or predict files; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    photos = check_batch(args)
+    parser = console.parser(__doc__)
+    add_flags(parser)
+    add_batch_flags(parser)
+    args = parser.parse_args(argv)
+    check_flags(args)
     try:
-        if photos:
-            return predict_files(photos, args)
+        if args.predict:
+            return predict_files(find_photos(args.predict), args)
         args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
-        listener = bind(args.host, args.port)
+        listener = sockets.bind(args.host, args.port)
         if args.workers == 1:
             return serve(args, listener)
         bundle = read_bundle(args.exports)
@@ -198,65 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except BundleError as error:
         console.fail(str(error))
-
-
-def check_batch(args: argparse.Namespace) -> list[Path]:
-    """The photos of --predict; none where the flags mean to serve. Ends the run over flags that do
-    not go together.
-    """
-    if not args.predict:
-        for flag in ("tta", "labels", "submission", "sample_submission", "benchmark"):
-            if getattr(args, flag):
-                console.fail(f"--{flag.replace('_', '-')} needs --predict with photos.")
-        if len(args.model or ()) > 1:
-            console.fail(
-                "a server answers with one model: give --model once. Several answer together with "
-                "--predict."
-            )
-        return []
-    if args.sample_submission and not args.submission:
-        console.fail("--sample-submission needs --submission, the file to write.")
-    for flag, path in (("output", args.output), ("submission", args.submission)):
-        if path and path.is_dir():
-            console.fail(f"--{flag} {path} is a folder; give the name of a file in it.")
-        if path and path.parent.exists() and not path.parent.is_dir():
-            console.fail(f"--{flag} {path} cannot be: {path.parent} is a file, not a folder.")
-    return find_photos(args.predict)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Take the port before anything slow happens, so that one in use is reported at once."""
-    nowhere = (
-        f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the whole "
-        f"network."
-    )
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        if os.name == "posix":  # elsewhere this option lets two servers share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(512)
-        return listener
-    except (socket.gaierror, UnicodeError):
-        console.fail(nowhere)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            console.fail(
-                f"port {port} on {host} is in use by another program. Stop it, or choose another "
-                f"port, for example --port {port + 1 if port < 65535 else 8000}, or --port 0 for "
-                f"any free one."
-            )
-        if error.errno in (errno.EACCES, errno.EPERM):
-            console.fail(
-                f"no permission to listen on port {port}. Choose one above 1023, for example "
-                f"--port 8000."
-            )
-        if error.errno == errno.EADDRNOTAVAIL:
-            console.fail(nowhere)
-        raise
 
 
 def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) -> int:
@@ -284,15 +92,16 @@ def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) 
         cors_origins=tuple(args.cors_origin),
     )
     app = make_app(predictor, settings)
+    sockets.serve(
+        app,
+        listener,
+        worker=ready is not None,
+        started=ready.set
+        if ready
+        else lambda: announce(args, listener, predictor.bundle, predictor.card, provider),
+    )
     if ready is None:
-        sockets.serve(
-            app,
-            listener,
-            started=lambda: announce(args, listener, predictor.bundle, predictor.card, provider),
-        )
         console.say("stopped")
-    else:
-        sockets.serve(app, listener, worker=True, started=ready.set)
     return 0
 
 
@@ -332,7 +141,7 @@ def describe(bundle: Bundle, card: ModelCard, provider: str = "") -> None:
     console.say(
         "rejects  "
         + (
-            f"{card.rejection.score} above {card.rejection.threshold:.4g}"
+            f"{card.rejection.ood.score} above {card.rejection.ood.threshold:.4g}"
             if card.rejection
             else "nothing: this export has no rejection threshold"
         )
@@ -377,15 +186,6 @@ def parse_names(names: list[str]) -> list[tuple[str, str] | None]:
         else None
         for found in parse_class_names(names)
     ]
-
-
-def _whole(least: int, most: int) -> Any:
-    def read(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} to {most}")
-        return int(text)
-
-    return read
 
 
 def _cores() -> int:

@@ -65,11 +65,10 @@ class ClassTree:
     diseases: tuple[tuple[str, ...], ...]
 
     def __post_init__(self) -> None:
-        for field in ("species", "diseases"):
-            if isinstance(getattr(self, field), str):
-                raise ValueError(f"{field} of a class tree must be a list of names, not one text.")
-        if any(isinstance(d, str) for d in self.diseases):
-            raise ValueError("The diseases of each species must be a list of names, not one text.")
+        if any(isinstance(names, str) for names in (self.species, self.diseases, *self.diseases)):
+            raise ValueError(
+                "Species, and the diseases of each, must be lists of names, not one text."
+            )
         object.__setattr__(self, "species", tuple(self.species))
         object.__setattr__(self, "diseases", tuple(tuple(d) for d in self.diseases))
         if not self.species:

@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 _muted = False
 
 
@@ -60,7 +58,7 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     """Wrap a script's `main` so that a full disk, a missing permission or Ctrl-C ends in a
     sentence.
 
-    Anything else is a fault of ours and keeps its traceback.
+    Anything else is a bug of ours and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -73,33 +71,27 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
                 file=sys.stderr,
             )
             return 130
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            if error.errno in FULL_DISK:
+        except (OSError, RuntimeError) as error:
+            file = getattr(error, "filename", None)
+            where = f" ({file})" if file else ""
+            if _comes_of_a_full_disk(error):
                 fail(
                     f"the disk is full{where}. Nothing that was finished is lost: make room, then "
                     f"run the same command again."
                 )
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
                 fail(
                     f"no permission{where}: {error.strerror}. Choose another folder or change its "
                     f"permissions."
-                )
-            raise
-        except RuntimeError as error:
-            if _hides_a_full_disk(error):
-                fail(
-                    "the disk is full. Nothing that was finished is lost: make room, then run the "
-                    "same command again."
                 )
             raise
 
     return wrapped
 
 
-def _hides_a_full_disk(error: BaseException | None) -> bool:
-    """Whether a failed write stands behind an error: torch's file writer wraps it, or trips over
-    what it left.
+def _comes_of_a_full_disk(error: BaseException | None) -> bool:
+    """Whether a write that failed for want of space is an error or its cause: torch's file writer
+    raises errors of its own.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL_DISK:

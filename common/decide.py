@@ -10,7 +10,7 @@ and adds the sentences.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,6 @@ _PHOTO = {
         "the camera still, a hand's breadth from the leaf, and tap on the leaf to focus.",
     ),
 }
-THRESHOLDS = ("ood", "plant", "disease")
-PHOTO = ("short_side", "brightness", "sharpness")  # what is measured of a photo
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,14 @@ class ScoreThreshold:
 
     def value(self, ood: np.ndarray) -> np.ndarray:
         """The score of pictures: (..., K) -> float64 (...,). An output of weight 0 is ignored, even
-        where it is NaN.
+        where it is NaN. Raises ValueError where there are more or fewer scores than weights.
         """
         weights = np.asarray(self.weights)
+        if np.shape(ood)[-1] != len(weights):
+            raise ValueError(
+                f"'{self.score}' is made of {len(weights)} scores, but there are "
+                f"{np.shape(ood)[-1]}"
+            )
         used = np.flatnonzero(weights)
         return np.asarray(ood, np.float64)[..., used] @ weights[used]
 
@@ -113,16 +116,6 @@ class Rejection:
     plant: ScoreThreshold | None = None
     disease: ScoreThreshold | None = None
     photo: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def score(self) -> str:
-        """Name of the OOD score."""
-        return self.ood.score
-
-    @property
-    def threshold(self) -> float:
-        """The largest OOD score accepted."""
-        return self.ood.threshold
 
 
 @dataclass(frozen=True)
@@ -170,10 +163,6 @@ class Answer:
     path: list[dict[str, Any]]
     alternatives: list[dict[str, Any]]
     rejection: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The answer as plain values that `json.dumps` takes."""
-        return asdict(self)
 
 
 def texts() -> dict[str, Any]:
@@ -239,54 +228,30 @@ def decide_batch(
         raise ValueError(
             f"scores of shape {ood.shape} do not belong to {len(probabilities)} pictures"
         )
-    thresholds = {
-        name: getattr(rejection, name)
-        for name in THRESHOLDS
-        if rejection is not None and getattr(rejection, name) is not None
-    }
-    for threshold in thresholds.values():
-        if len(threshold.weights) != ood.shape[1]:
-            raise ValueError(
-                f"'{threshold.score}' is made of {len(threshold.weights)} scores, but there are "
-                f"{ood.shape[1]}"
-            )
     rows = np.arange(len(probabilities))
     per_species = species_probabilities(probabilities, tree)
     best_species = per_species.argmax(axis=1)
-    class_idx = (
-        joint_class(probabilities, tree)
-        if mode == "joint"
-        else _best_class_of(probabilities, best_species, tree)
-    )
-    class_p = probabilities[rows, class_idx]
     best_p = per_species[rows, best_species]
+    routed = _best_class_of(probabilities, best_species, tree)
+    class_idx = joint_class(probabilities, tree) if mode == "joint" else routed
     single = np.diff(tree.offsets)[best_species] == 1  # such a species is its only class
 
-    disease_threshold, species_threshold = (
-        (rollup.disease, rollup.species) if rollup is not None else (0.0, 0.0)
-    )
-    unknown = (
-        thresholds["disease"].exceeded(ood) & ~single
-        if "disease" in thresholds
-        else np.zeros(len(rows), bool)
-    )
-    certain = (class_p >= disease_threshold) & ~unknown
+    def exceeded(name: str, without: bool) -> np.ndarray:
+        threshold = getattr(rejection, name, None)
+        return np.full(len(rows), without) if threshold is None else threshold.exceeded(ood)
+
+    rollup = rollup or Rollup(0.0, 0.0)
+    rejected, no_plant = exceeded("ood", without=False), exceeded("plant", without=True)
+    unknown = exceeded("disease", without=False) & ~single
+    certain = (probabilities[rows, class_idx] >= rollup.disease) & ~unknown
+    sure_of_species = best_p >= rollup.species
     outcome = np.select(
-        [certain, (best_p >= species_threshold) & single, best_p >= species_threshold],
-        [ANSWERED, ANSWERED, ROLLED_UP],
+        [rejected & no_plant, rejected, certain, sure_of_species & single, sure_of_species],
+        [NOT_A_PLANT, UNKNOWN_SPECIES, ANSWERED, ANSWERED, ROLLED_UP],
         UNSURE,
     )
     # Below its threshold the class is given up for the most probable species.
-    class_idx = np.where(certain, class_idx, _best_class_of(probabilities, best_species, tree))
-    if "ood" in thresholds:
-        plant = (
-            ~thresholds["plant"].exceeded(ood)
-            if "plant" in thresholds
-            else np.zeros(len(rows), bool)
-        )
-        outcome = np.where(
-            thresholds["ood"].exceeded(ood), np.where(plant, UNKNOWN_SPECIES, NOT_A_PLANT), outcome
-        )
+    class_idx = np.where(certain, class_idx, routed)
     species = tree.class_species[class_idx]
     return Decisions(
         outcome,
@@ -322,10 +287,8 @@ def decide(
     Raises:
         ValueError: as `decide_batch`.
     """
-    probabilities, ood = (
-        np.asarray(probabilities, dtype=np.float64),
-        np.asarray(ood, dtype=np.float64),
-    )
+    probabilities = np.asarray(probabilities, np.float64)
+    ood = np.asarray(ood, np.float64)
     decided = decide_batch(probabilities[None], ood[None], tree, rejection, rollup, mode=mode)
     outcome, class_idx = int(decided.outcome[0]), int(decided.class_idx[0])
     species_name, disease_name = tree.pair(class_idx)
@@ -336,10 +299,14 @@ def decide(
         {"level": "disease", "name": disease_name, "probability": _round(class_p)},
     ]
     answered = outcome == ANSWERED
+    decision, level, depth = {
+        ANSWERED: ("answered", "disease", 2),
+        ROLLED_UP: ("rolled_up", "species", 1),
+    }.get(outcome, ("rejected", "none", 0))
     return Answer(
-        decision={ANSWERED: "answered", ROLLED_UP: "rolled_up"}.get(outcome, "rejected"),
-        level={ANSWERED: "disease", ROLLED_UP: "species"}.get(outcome, "none"),
-        species=species_name if outcome in (ANSWERED, ROLLED_UP) else None,
+        decision=decision,
+        level=level,
+        species=species_name if depth else None,
         disease=disease_name if answered else None,
         healthy=disease_name == "healthy" if answered and disease_name != species_name else None,
         probabilities={
@@ -347,7 +314,7 @@ def decide(
             "disease_given_species": _round(given),
             "joint": _round(class_p),
         },
-        path=path[: {ANSWERED: 2, ROLLED_UP: 1}.get(outcome, 0)],
+        path=path[:depth],
         alternatives=alternatives(probabilities, tree, top_k),
         rejection=_rejection_words(
             outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}
@@ -382,15 +349,12 @@ def _rejection_words(
     threshold = rejection.ood if rejection else None
     if outcome == ROLLED_UP and unknown_disease:
         reason, message, threshold = "unknown_disease", _DISEASE_TEXT, rejection.disease
-    failed = []
-    if rejection is not None and outcome != ANSWERED:
-        failed = [
-            {"measure": name, "value": _round(photo[name]), "limit": _round(rejection.photo[name])}
-            for name in _PHOTO
-            if name in photo
-            and name in rejection.photo
-            and not photo[name] >= rejection.photo[name]
-        ]
+    limits = rejection.photo if rejection and outcome != ANSWERED else {}
+    failed = [
+        {"measure": name, "value": _round(photo[name]), "limit": _round(limits[name])}
+        for name in _PHOTO
+        if name in photo and name in limits and not photo[name] >= limits[name]
+    ]
     if failed and outcome != ROLLED_UP:
         reason, text = _PHOTO[failed[0]["measure"]]
         message = text.format(**failed[0])
@@ -449,15 +413,15 @@ def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -
     if data is None:
         return None
     photo = {str(name): float(limit) for name, limit in (data.get("photo") or {}).items()}
-    if unknown := [name for name in photo if name not in PHOTO]:
-        raise ValueError(f"it measures '{unknown[0]}' of a photo; known are {', '.join(PHOTO)}")
+    if unknown := [name for name in photo if name not in _PHOTO]:
+        raise ValueError(f"it measures '{unknown[0]}' of a photo; known are {', '.join(_PHOTO)}")
     if not np.isfinite(list(photo.values())).all():
         raise ValueError("its limits for poor photos must be finite")
     return Rejection(
         _threshold_from_json(data, scores),
         *(
             _threshold_from_json(data[name], scores) if data.get(name) else None
-            for name in THRESHOLDS[1:]
+            for name in ("plant", "disease")
         ),
         photo,
     )

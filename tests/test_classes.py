@@ -85,7 +85,7 @@ def test_tree_fingerprint_tells_order_and_names() -> None:
         ("apple", (("scab",),), "not one text"),
     ],
 )
-def test_tree_refuses(species: tuple, diseases: tuple, message: str) -> None:
+def test_tree_rejects(species: tuple, diseases: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassTree(species, diseases)
 
@@ -93,7 +93,7 @@ def test_tree_refuses(species: tuple, diseases: tuple, message: str) -> None:
 @pytest.mark.parametrize(
     "data", [{}, {"species": [{"name": "fig"}]}, {"species": ["fig"]}, {"species": None}, []]
 )
-def test_tree_refuses_other_json(data: object) -> None:
+def test_tree_rejects_other_json(data: object) -> None:
     with pytest.raises(ValueError, match="not a class tree"):
         ClassTree.from_json(data)  # type: ignore[arg-type]
 
@@ -119,7 +119,7 @@ def test_slug(words: str, expected: str) -> None:
     assert slug(words) == expected
 
 
-def test_slug_is_never_empty_nor_long_nor_shared_by_strangers() -> None:
+def test_slug_is_never_empty_nor_long_nor_shared_by_different_names() -> None:
     odd = ["", "..", "番茄", "辣椒", "\udcff", "🍅", "x" * 300, "x" * 299]
     names = [slug(word) for word in odd]
     assert len(set(names)) == len(odd)

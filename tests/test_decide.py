@@ -1,7 +1,7 @@
 """The answer rule: joint against routed, roll-up, rejection, and its edges."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_a_sure_class_is_answered_with_its_path_and_alternatives():
     assert [item["disease"] for item in answer.alternatives] == ["scab", "healthy"]
     assert answer.rejection["rejected"] is False
     assert answer.rejection["reason"] is None
-    json.dumps(answer.to_dict(), allow_nan=False)
+    json.dumps(asdict(answer), allow_nan=False)
 
 
 def test_healthy_is_told_and_only_where_it_is_known():
@@ -145,7 +145,7 @@ def test_the_threshold_itself_is_still_accepted_and_nan_is_not():
     lost = decide(probs, np.array([0.0, np.nan]), TREE, REJECTION, ROLLUP)
     assert lost.rejection["reason"] == "not_a_plant"
     assert lost.rejection["value"] is None
-    json.dumps(lost.to_dict(), allow_nan=False)
+    json.dumps(asdict(lost), allow_nan=False)
 
 
 def test_without_rollup_or_rejection_a_class_is_always_answered():
@@ -326,7 +326,7 @@ def test_a_poor_photo_explains_a_rejection_and_never_causes_one():
     assert (
         decide(torn, CALM, TREE, REJECTION, ROLLUP, photo=poor).rejection["reason"] == "unsure"
     ), "no limits were fitted"
-    json.dumps(dark.to_dict(), allow_nan=False)
+    json.dumps(asdict(dark), allow_nan=False)
 
 
 def test_every_message_is_a_problem_and_then_advice():
@@ -371,7 +371,7 @@ def test_thresholds_are_read_from_json_and_nonsense_is_rejected():
     assert got.ood.weights == (0.5, 2.0, 0.0)
     assert got.plant.weights == (1.0, 0.0, 0.0)
     assert got.disease is None
-    assert (got.score, got.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
+    assert (got.ood.score, got.ood.threshold, got.photo) == ("gen+msp", 1.5, {"brightness": 0.1})
     assert got.ood.value(np.array([[2.0, 3.0, np.nan]])).tolist() == [7.0], (
         "what has no weight does not matter"
     )

@@ -4,7 +4,7 @@ The batch prediction runs its photos by the same `run_photo`.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from common.decide import Answer, decide
 from common.images import MAX_PIXELS, photo_quality
 from common.serve.fusion import (
-    FLOOR,
     agreement,
     apply_prior,
     best,
@@ -76,13 +75,11 @@ def read_photo(
     """Read a photo, once per size that is needed; one per model. Raises images.ImageError; OSError
     where a path cannot be read.
     """
-    read: dict[tuple[int, int | None], Photo] = {}
     sizes = [(predictor.bundle.size, predictor.bundle.long_side) for predictor in predictors]
-    for size, predictor in zip(sizes, predictors, strict=True):
-        if size not in read:
-            read[size] = predictor.read(
-                source, max_pixels=max_pixels, middle=MIDDLE if tta else None
-            )
+    read = {
+        size: predictor.read(source, max_pixels=max_pixels, middle=MIDDLE if tta else None)
+        for size, predictor in dict(zip(sizes, predictors, strict=True)).items()
+    }
     return [read[size] for size in sizes]
 
 
@@ -157,10 +154,7 @@ def average_views(probabilities: np.ndarray) -> np.ndarray:
     so that thresholds fitted on plain photos hold; the arithmetic mean is less confident, and more
     answers would be rolled up.
     """
-    if len(probabilities) == 1:
-        return probabilities[0]
-    mean = np.exp(np.log(np.maximum(np.asarray(probabilities, np.float64), FLOOR)).mean(axis=0))
-    return mean / mean.sum()
+    return fuse_probabilities(probabilities, np.ones(len(probabilities)))
 
 
 def answer(
@@ -189,10 +183,7 @@ def answer(
             photo=quality,
         )
 
-    probabilities, ood = (
-        np.stack([s.probabilities for s in results]),
-        np.stack([s.ood for s in results]),
-    )
+    ood = np.stack([s.ood for s in results])
     alone = [decided(s.probabilities, s.ood, s.quality) for s in results]
     rejected = card.rejection.ood.exceeded(ood) if card.rejection else np.zeros(len(results), bool)
     limits = card.rejection.photo if card.rejection else {}
@@ -200,7 +191,7 @@ def answer(
         photo_weight(s.quality, limits, a.rejection["quantile"], bool(r))
         for s, a, r in zip(results, alone, rejected, strict=True)
     ]
-    fused = fuse_probabilities(probabilities, np.asarray(weights))
+    fused = fuse_probabilities(np.stack([s.probabilities for s in results]), np.asarray(weights))
     known, prior, conditioned = fused, None, None
     if options.prior:
         known = apply_prior(fused, options.prior, tree)
@@ -223,7 +214,7 @@ def answer(
             fuse_quality([s.quality for s in results]),
         )
     )
-    result = together.to_dict()
+    result = asdict(together)
     result.update(
         precision=options.precision or next(iter(card.rollups), None),
         photos=[

@@ -8,6 +8,7 @@ scores, such a mean lies between the photos' own values. A photo rejected by its
 nothing; where all are rejected, the answer is the rejection with the lowest score.
 """
 
+import contextlib
 import difflib
 import json
 import math
@@ -150,14 +151,10 @@ def parse_prior(text: str, tree: ClassTree) -> dict[str, float]:
         pairs = [part.rpartition(":")[::2] for part in text.split(",") if part.strip()]
     weights: dict[str, float] = {}
     for name, value in pairs:
-        try:
-            weight = (
-                float(value)
-                if isinstance(value, (str, int, float)) and not isinstance(value, bool)
-                else math.nan
-            )
-        except (ValueError, OverflowError):
-            weight = math.nan
+        weight = math.nan
+        if not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError, TypeError):
+                weight = float(value)
         if not 0 <= weight <= LARGEST:
             raise ValueError(
                 f"'{str(name)[:40]}' has the weight '{str(value)[:20]}'; it should be a number "

@@ -4,8 +4,6 @@ settings of the light model. 03 checks its exports with it, 04 serves with it.
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from PIL import Image
 
 from common.classes import ClassTree
 from common.decide import Rejection, Rollup, rejection_from_json, rollups_from_json
-from common.files import file_sha256
+from common.files import file_sha256, whole
 from common.images import FORMATS, MAX_PIXELS, middle_of, read_rgb, resize_to_model
 
 FORMAT = 4
@@ -125,17 +123,8 @@ def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:
         raise BundleError(f"{folder / FILE_NAME} cannot be written: {error}") from None
     for card in _parse(folder, json.loads(text)).models.values():
         _verify(folder, card)
-    handle, temporary = tempfile.mkstemp(prefix=".bundle-", suffix=".tmp", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(temporary, folder / FILE_NAME)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole(folder / FILE_NAME) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
     return folder / FILE_NAME
 
 
@@ -258,12 +247,6 @@ class Predictor:
             raise BundleError(f"{self.card.file} gave NaN or infinite values; use another model")
         return outputs
 
-    def prepare(self, source: bytes | Path | str) -> np.ndarray:
-        """Read a picture as the model takes it: uint8 (size, size, 3). Raises images.ImageError
-        where it is none.
-        """
-        return self.read(source).pixels
-
     def read(
         self,
         source: bytes | Path | str,
@@ -290,20 +273,20 @@ class Predictor:
             for name in OUTPUTS
             if outputs.get(name) != "tensor(float)"
         ]
-        _, kind, shape = inputs[0] if inputs else ("", "", [])
-        fits = (
-            len(shape) == 4
+        fits = [
+            name == "images"
+            and kind == "tensor(uint8)"
+            and len(shape) == 4
             and not isinstance(shape[0], int)
             and all(
                 have == want or not isinstance(have, int)
                 for have, want in zip(shape[1:], (size, size, 3), strict=True)
             )
-        )
-        if [name for name, _, _ in inputs] != ["images"] or kind != "tensor(uint8)" or not fits:
-            wrong.append(
-                "its inputs are "
-                + ", ".join(f"{name}: {type_} {dims}" for name, type_, dims in inputs)
-            )
+            for name, kind, shape in inputs
+        ]
+        if fits != [True]:
+            told = ", ".join(f"{name}: {kind} {shape}" for name, kind, shape in inputs)
+            wrong.append(f"its inputs are {told}")
         if wrong:
             raise BundleError(
                 f"{self.bundle.folder / self.card.file} breaks the contract: {'; '.join(wrong)}. "
@@ -322,11 +305,11 @@ def _parse(folder: Path, data: Any) -> Bundle:
         )
     try:
         preprocessing = data["preprocessing"]
-        for key, value in _PREPROCESSING.items():
-            if preprocessing[key] != value:
-                raise ValueError(
-                    f"preprocessing {key} is {preprocessing[key]!r}; only {value!r} is known"
-                )
+        if wrong := [key for key in _PREPROCESSING if preprocessing[key] != _PREPROCESSING[key]]:
+            raise ValueError(
+                f"preprocessing {wrong[0]} is {preprocessing[wrong[0]]!r}; only "
+                f"{_PREPROCESSING[wrong[0]]!r} is known"
+            )
         scores = tuple(str(score) for score in data["scores"])
         tree = ClassTree.from_json(data["tree"])
         models = {

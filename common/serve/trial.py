@@ -60,8 +60,7 @@ def no_plant(data: Path) -> tuple[str, bytes]:
 
 def ask(url: str, photo: bytes) -> dict[str, Any]:
     """The server's answer to a photo. Raises OSError where there is none."""
-    request = urllib.request.Request(f"{url}/predict?top_k=2", data=photo)
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(f"{url}/predict?top_k=2", data=photo, timeout=60) as response:
         return json.load(response)
 
 

@@ -55,7 +55,7 @@ def read_pictures(predictor: Predictor, data: Path, count: int) -> np.ndarray:
     if not rows:
         fail(f"{data} has no test pictures that are files of their own (shards are not read here)")
     chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
-    return np.stack([predictor.prepare(data / rows[i]["path"]) for i in chosen])
+    return np.stack([predictor.read(data / rows[i]["path"]).pixels for i in chosen])
 
 
 def in_batches(run: Callable[[np.ndarray], Answers], pictures: np.ndarray, batch: int) -> Answers:

@@ -29,7 +29,7 @@ def run(
     pictures, classes = [], []
     for path, class_idx in files:
         try:
-            pictures.append(predictor.prepare(path))
+            pictures.append(predictor.read(path).pixels)
             classes.append(class_idx)
         except ImageError:  # the defects planted in the demo
             continue

@@ -16,7 +16,7 @@ from common.serve import answer as answering
 from common.serve.http import service
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
-from common.serve.http.uploads import RequestError, read_photos
+from common.serve.http.uploads import MOST_PHOTOS, RequestError, read_photos
 from common.serve.predictor import Predictor
 
 
@@ -61,11 +61,11 @@ def test_a_photo_is_answered_as_a_raw_body_and_as_a_form(client):
 
 
 def test_no_plants_and_the_undecided(client):
-    refused = client.post("/predict", content=tiny.picture(tiny.NO_PLANT)).json()
-    assert refused["decision"] == "rejected"
-    assert refused["rejection"]["reason"] == "not_a_plant"
-    assert refused["rejection"]["quantile"] == 1.0
-    assert refused["species"] is None
+    rejected = client.post("/predict", content=tiny.picture(tiny.NO_PLANT)).json()
+    assert rejected["decision"] == "rejected"
+    assert rejected["rejection"]["reason"] == "not_a_plant"
+    assert rejected["rejection"]["quantile"] == 1.0
+    assert rejected["species"] is None
     rolled = client.post("/predict", content=tiny.picture(tiny.between(1, 2))).json()
     assert (rolled["decision"], rolled["species"], rolled["disease"]) == (
         "rolled_up",
@@ -166,7 +166,7 @@ def test_a_body_too_large_is_dropped_as_it_comes():
     assert 3 < len(sent) < 100  # an endless sender is not listened to for ever
 
 
-def test_a_picture_of_too_many_pixels_is_refused_from_its_header(client):
+def test_a_picture_of_too_many_pixels_is_rejected_from_its_header(client):
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", b""))
     bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -252,9 +252,9 @@ def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, mo
         assert (
             client.get("/healthz").status_code == 200
         )  # the event loop is free while the runner works
-        refused = client.post("/predict", content=photo)
-        assert code_of(refused, 503) == "busy"
-        assert refused.headers["retry-after"] == "1"
+        rejected = client.post("/predict", content=photo)
+        assert code_of(rejected, 503) == "busy"
+        assert rejected.headers["retry-after"] == "1"
         free.set()
         for thread in threads:
             thread.join(10)
@@ -321,8 +321,8 @@ def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, 
 
 
 def test_an_error_carries_what_it_says():
-    refusal = RequestError(418, "teapot", "It is a teapot.")
-    assert (refusal.status, refusal.code, str(refusal)) == (418, "teapot", "It is a teapot.")
+    error = RequestError(418, "teapot", "It is a teapot.")
+    assert (error.status, error.code, str(error)) == (418, "teapot", "It is a teapot.")
 
 
 def test_several_photos_in_a_form_with_options_in_fields(client):
@@ -379,9 +379,9 @@ def test_the_api_key_covers_answers_and_counts_but_not_health(exports):
                 {"authorization": "Bearer"},
                 {"authorization": b"Bearer \xff\xfe"},
             ):
-                refused = call(headers=headers)
-                assert refused.status_code == 401
-                assert refused.headers["www-authenticate"] == "Bearer"
+                rejected = call(headers=headers)
+                assert rejected.status_code == 401
+                assert rejected.headers["www-authenticate"] == "Bearer"
             assert call(headers={"authorization": "Bearer sésame".encode()}).status_code in (
                 200,
                 400,
@@ -437,14 +437,14 @@ def test_metrics_after_some_requests(exports):
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     for line in (
         'foliar_requests_total{outcome="answered",reason="none"} 1.0',
-        'foliar_requests_total{outcome="refused",reason="text"} 1.0',
+        'foliar_requests_total{outcome="request_rejected",reason="text"} 1.0',
         'foliar_requests_total{outcome="rejected",reason="not_a_plant"} 1.0',
         'foliar_http_responses_total{status="200"} 2.0',
         "foliar_photos_total 2.0",
         "foliar_queue_seconds_count 3.0",
         'foliar_score_quantile_bucket{le="+Inf"} 2.0',
         "foliar_in_flight 0.0",
-        "foliar_refused_busy_total 0.0",
+        "foliar_rejected_busy_total 0.0",
     ):
         assert line in answer.text.splitlines(), line
 
@@ -466,6 +466,10 @@ def test_the_description_names_every_address_and_its_options(client):
     assert set(told["paths"]) <= routes
     names = {row["name"] for row in told["paths"]["/predict"]["post"]["parameters"]}
     assert names == {"species", "precision", "prior", "top_k", "mode", "heatmap", "short_side"}
+    form = told["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert set(form["schema"]["properties"]) == names | {"photo"}
+    assert form["schema"]["properties"]["photo"]["maxItems"] == MOST_PHOTOS
+    assert f"1 to {MOST_PHOTOS} photos" in told["paths"]["/predict"]["post"]["summary"]
     answer = client.post("/predict?heatmap=1", content=tiny.picture(tiny.color_of(0))).json()
     schema = told["components"]["schemas"]["Answer"]
     assert set(answer) == set(schema["properties"])

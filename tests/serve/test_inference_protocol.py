@@ -1,5 +1,5 @@
 """The Open Inference Protocol for the raw model: metadata, tensors as JSON and as bytes, and what
-is refused.
+is rejected.
 """
 
 import json
@@ -132,13 +132,13 @@ def test_tensors_as_bytes(client, predictor):
         ({"parameters": {"binary_data_size": 5}}, "bytes"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused_in_words(client, change, word):
+def test_tensors_that_do_not_fit_are_rejected_in_words(client, change, word):
     answer = client.post(URL, json=body(pictures(), **change))
     assert answer.status_code == 400, answer.text
     assert word in answer.json()["error"], answer.text
 
 
-def test_requests_that_make_no_sense_are_refused(client):
+def test_requests_that_make_no_sense_are_rejected(client):
     good = json.dumps(body(pictures(1))).encode()
     for content in (
         b"",

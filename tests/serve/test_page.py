@@ -244,12 +244,12 @@ def test_a_photo_is_answered_in_the_browser_and_nothing_is_sent(light, places, t
     assert seen.spoken.startswith("Apple, scab")
     assert seen.heat == [tiny_light.CELLS] * 2
     assert seen.covers
-    refused = give(page, places, "no_plant.png")
-    assert (refused.state, refused.by) == (
+    rejected = give(page, places, "no_plant.png")
+    assert (rejected.state, rejected.by) == (
         "rejected",
         "browser",
     )
-    assert "Not a plant I know" in refused.text
+    assert "Not a plant I know" in rejected.text
     assert len(light.posts()) == before
 
 

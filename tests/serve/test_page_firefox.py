@@ -56,7 +56,7 @@ def give(firefox, path, photo):
     )
 
 
-def test_it_answers_asks_and_refuses_from_the_server_s_pixels(opened, light, tmp_path):
+def test_it_answers_asks_and_rejects_from_the_server_s_pixels(opened, light, tmp_path):
     firefox, ready = opened()
     assert ready == "browser"
     before = len(light.posts())

@@ -4,6 +4,7 @@ light model, the decision. And its files.
 
 import base64
 import io
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -217,9 +218,9 @@ def test_the_browser_answers_as_python_does(page, exports):
         measured = {name: float(values[0]) for name, values in photo_quality(rgb[None]).items()} | {
             "short_side": height
         }
-        told = decide(
-            wanted.probabilities, wanted.ood, light.tree, rejection, rollup, photo=measured
-        ).to_dict()
+        told = asdict(
+            decide(wanted.probabilities, wanted.ood, light.tree, rejection, rollup, photo=measured)
+        )
         for key in ("decision", "level", "species", "disease", "healthy"):
             assert found[key] == told[key], key
         assert found["probabilities"] == pytest.approx(told["probabilities"], abs=1e-4)
@@ -246,7 +247,7 @@ def test_the_browser_answers_as_python_does(page, exports):
 def test_the_server_answers_the_small_copy_as_it_would_the_photo(page, exports):
     predictor, photo = Predictor(exports), tiny.picture(tiny.between(1, 2), (90, 50))
     copy = seen_by(page, photo, predictor.bundle.size).png
-    assert np.array_equal(predictor.prepare(copy), predictor.prepare(photo))
+    assert np.array_equal(predictor.read(copy).pixels, predictor.read(photo).pixels)
     sent = ((photo, None), (copy, 50))
     whole, part = (
         answer(predictor, [run_photo([predictor], data, short_side=side)], Options())

@@ -12,7 +12,6 @@ from PIL import Image
 
 from common.files import file_sha256
 from common.images import ImageError, encode_jpeg, read_rgb, resize_to_model
-from common.serve import predictor as bundle_module
 from common.serve.predictor import BundleError, Predictor, open_session, read_bundle, write_bundle
 
 pytestmark = pytest.mark.smoke
@@ -45,7 +44,7 @@ def test_what_is_written_is_read_again(folder):
     }
     assert (
         card.rejection.ood.weights,
-        card.rejection.threshold,
+        card.rejection.ood.threshold,
         card.rejection.photo["short_side"],
     ) == ((0.0, 1.0), 0.05, 40)
     assert (card.rollup.disease, card.rollup.precision, card.rollups["0.90"].disease) == (
@@ -60,7 +59,7 @@ def test_what_is_written_is_read_again(folder):
     ]
 
 
-def test_a_refused_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
+def test_a_rejected_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
     before = (folder / "bundle.json").read_bytes()
     plain = tiny.describe(folder)
     wrong_hash = {name: {**card, "sha256": "0" * 64} for name, card in plain["models"].items()}
@@ -77,7 +76,7 @@ def test_a_refused_bundle_leaves_the_old_one_and_no_rest(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle_module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError):
         write_bundle(folder, plain)
     assert (folder / "bundle.json").read_bytes() == before
@@ -170,7 +169,7 @@ def test_predictor_runs_batches_as_single_pictures(folder):
         np.zeros((0, 32, 32, 3), np.uint8),
     ],
 )
-def test_predictor_refuses_other_batches(folder, batch):
+def test_predictor_rejects_other_batches(folder, batch):
     with pytest.raises(ValueError, match="takes pictures as uint8"):
         Predictor(folder).run(batch)
 
@@ -185,7 +184,7 @@ def test_predictor_refuses_other_batches(folder, batch):
         ({"classes": 5}, r"\(1, 5\)"),
     ],
 )
-def test_a_model_that_breaks_the_contract_is_refused(folder, options, words):
+def test_a_model_that_breaks_the_contract_is_rejected(folder, options, words):
     onnx.save(tiny.model(**options), folder / "model.onnx")
     write_bundle(folder, tiny.describe(folder))
     with pytest.raises(BundleError, match=words):
@@ -214,7 +213,7 @@ def test_the_session_has_the_threads_asked_for_and_does_not_spin(folder):
         open_session(folder / "model.onnx", providers=["NoSuchProvider"])
 
 
-def test_prepare_is_the_pipeline_of_training(folder, tmp_path):
+def test_reading_is_the_pipeline_of_training(folder, tmp_path):
     predictor = Predictor(folder)
     data = encode_jpeg(np.random.default_rng(0).integers(0, 256, (240, 400, 3), dtype=np.uint8))
     expected = resize_to_model(read_rgb(data, long_side=64), tiny.SIZE)
@@ -224,9 +223,9 @@ def test_prepare_is_the_pipeline_of_training(folder, tmp_path):
     path = tmp_path / "leaf.jpg"
     path.write_bytes(data)
     for source in (data, path, str(path)):
-        np.testing.assert_array_equal(predictor.prepare(source), expected)
+        np.testing.assert_array_equal(predictor.read(source).pixels, expected)
     with pytest.raises(ImageError):
-        predictor.prepare(b"no picture")
+        predictor.read(b"no picture")
 
 
 @pytest.mark.parametrize("size", [(50, 40), (64, 48), (900, 500)])

@@ -274,7 +274,7 @@ def test_a_client_that_reads_slowly_gets_it_all(predictor, monkeypatch):
             assert time.monotonic() - begin > 0.6
 
 
-def test_a_stop_answers_what_was_accepted_and_refuses_the_rest(predictor, gate):
+def test_a_stop_answers_what_was_accepted_and_rejects_the_rest(predictor, gate):
     with running(predictor, runners=2, waiting=20) as live:
         accepted = [connect(live.port) for _ in range(8)]
         for connection in accepted:

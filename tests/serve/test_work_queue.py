@@ -131,12 +131,35 @@ def test_places_are_bounded_in_number_and_bytes():
     queue.stop()
 
 
-def test_the_cpu_is_what_auto_comes_to_where_nothing_else_is(exports, monkeypatch):
-    monkeypatch.setattr(
-        onnxruntime,
-        "get_available_providers",
-        lambda: ["AzureExecutionProvider", "CPUExecutionProvider"],
-    )
+@pytest.fixture
+def installed(monkeypatch):
+    """Make ONNX Runtime report a provider beside the CPU's."""
+
+    def install(name):
+        found = [name, "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: found)
+
+    return install
+
+
+@pytest.fixture
+def labelled_int8(tmp_path):
+    """A folder whose INT8 file says so in bundle.json: its path, and a function that writes it
+    with other values.
+    """
+    folder = tiny.make(tmp_path / "exports")
+
+    def write(precision="int8, static", **changes):
+        bundle = tiny.describe(folder) | changes
+        bundle["models"]["model.int8.onnx"]["precision"] = precision
+        tiny.write_bundle(folder, bundle)
+
+    write()
+    return folder, write
+
+
+def test_the_cpu_is_what_auto_comes_to_where_nothing_else_is(exports, installed):
+    installed("AzureExecutionProvider")
     predictor, name = providers.open_predictor(exports, None, "auto")
     assert name == "cpu"
     assert predictor.card.file == "model.int8.onnx"
@@ -146,13 +169,9 @@ def test_the_cpu_is_what_auto_comes_to_where_nothing_else_is(exports, monkeypatc
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_provider_that_does_not_load_is_told_of_and_replaced_unless_it_was_named(
-    exports, monkeypatch, capsys
+    exports, installed, capsys
 ):
-    monkeypatch.setattr(
-        onnxruntime,
-        "get_available_providers",
-        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    )
+    installed("CUDAExecutionProvider")
     # the real session falls back to the CPU by itself, without an error: that must not pass unseen
     predictor, name = providers.open_predictor(exports, None, "auto")
     assert name == "cpu"
@@ -165,27 +184,22 @@ def test_a_provider_that_does_not_load_is_told_of_and_replaced_unless_it_was_nam
         providers.open_predictor(exports, None, "cuda")
 
 
-def test_a_gpu_gets_the_fp16_file_and_else_the_fp32_one(tmp_path, exports):
-    folder = tiny.make(tmp_path / "exports")
-    bundle = tiny.describe(folder)
-    bundle["models"]["model.int8.onnx"]["precision"] = "int8, static"
-    tiny.write_bundle(folder, bundle)
+def test_a_gpu_gets_the_fp16_file_and_else_the_fp32_one(labelled_int8):
+    folder, write = labelled_int8
     assert providers._files("cuda", folder) == ["model.onnx"]
     assert providers._files("openvino", folder) == ["model.int8.onnx", "model.onnx"]
-    bundle["models"]["model.int8.onnx"]["precision"] = "fp16"
-    tiny.write_bundle(folder, bundle)
+    write("fp16")
     assert providers._files("migraphx", folder) == ["model.int8.onnx", "model.onnx"]
 
 
-def test_a_provider_that_answers_otherwise_is_not_used(tmp_path, monkeypatch, capsys):
+def test_a_provider_that_answers_otherwise_is_not_used(
+    labelled_int8, installed, monkeypatch, capsys
+):
     """A provider that reads the INT8 file in a way of its own gets the FP32 one; one that reads
     both wrongly is left alone.
     """
-    folder = tiny.make(tmp_path / "exports")
-    bundle = tiny.describe(folder)
-    bundle["models"]["model.int8.onnx"]["precision"] = "int8, static"
-    bundle["default_model"] = "model.int8.onnx"
-    tiny.write_bundle(folder, bundle)
+    folder, write = labelled_int8
+    write(default_model="model.int8.onnx")
     wrong = {"model.int8.onnx"}
 
     class Elsewhere(Predictor):
@@ -208,11 +222,7 @@ def test_a_provider_that_answers_otherwise_is_not_used(tmp_path, monkeypatch, ca
             )
 
     monkeypatch.setattr(providers, "Predictor", Elsewhere)
-    monkeypatch.setattr(
-        onnxruntime,
-        "get_available_providers",
-        lambda: ["OpenVINOExecutionProvider", "CPUExecutionProvider"],
-    )
+    installed("OpenVINOExecutionProvider")
     predictor, name = providers.open_predictor(folder, None, "auto")
     assert name == "openvino"
     assert predictor.card.file == "model.onnx"

@@ -32,6 +32,9 @@ class Ensemble:
 
     def __init__(self, predictors: Sequence[Predictor], tta: bool = False) -> None:
         self.predictors, self.tta = tuple(predictors), tta
+        self.tree = self.predictors[0].bundle.tree
+        # rows of `systems`
+        self.num_systems = 1 if len(self.predictors) == 1 else 1 + 2 * len(self.predictors)
         first = self.predictors[0].bundle
         for other in (predictor.bundle for predictor in self.predictors[1:]):
             if other.tree != first.tree:
@@ -39,28 +42,14 @@ class Ensemble:
                     {tree.class_name(i) for i in range(tree.num_classes)}
                     for tree in (first.tree, other.tree)
                 )
-                odd = sorted(mine ^ its)
-                what = (
-                    f"'{odd[0]}' is known to one of them alone"
-                    if odd
-                    else "they are the same in another order"
-                )
+                what = "they are the same in another order"
+                if odd := sorted(mine ^ its):
+                    what = f"'{odd[0]}' is known to one of them alone"
                 raise BundleError(
                     f"{first.folder} and {other.folder} cannot answer together: their classes "
-                    f"differ ({what}). "
-                    "Train and export both on the same data/organized."
+                    f"differ ({what}). Train and export both on the same data/organized."
                 )
         self.names = name_apart(self.predictors)
-
-    @property
-    def tree(self) -> ClassTree:
-        """The class tree that all models share."""
-        return self.predictors[0].bundle.tree
-
-    @property
-    def num_systems(self) -> int:
-        """How many rows `systems` has."""
-        return 1 if len(self.predictors) == 1 else 1 + 2 * len(self.predictors)
 
     def run(self, source: bytes | Path) -> PhotoResult:
         """Read a photo and run every model on every view: `answer.run_photo`."""
@@ -172,76 +161,49 @@ def contributions(
         often it answers as the ensemble does.
     """
     count, known = len(ensemble.predictors), truth >= 0
-    models = list(zip(ensemble.names, ensemble.predictors, strict=True))
-    times = _measure_ms(models, [views(one) for one in photo])
-    rows = []
+    sizes = np.array([predictor.card.size_mb for predictor in ensemble.predictors])
+    times = _measure_ms(ensemble.predictors, [views(one) for one in photo])
+    costs = [
+        (name, f"{size:.1f}", f"{ms:.2f}")
+        for name, size, ms in zip(ensemble.names, sizes, times, strict=True)
+    ]
     if not known.any():
-        for i, (name, predictor) in enumerate(models):
-            rows.append(
-                (
-                    name,
-                    f"{predictor.card.size_mb:.1f}",
-                    f"{times[name]:.2f}",
-                    f"{(class_idx[:, 1 + i] == class_idx[:, 0]).mean():.4f}",
-                )
-            )
+        same = (class_idx[:, 1 : 1 + count] == class_idx[:, :1]).mean(axis=0)
+        rows = [(*cost, f"{share:.4f}") for cost, share in zip(costs, same, strict=True)]
         return table(rows, ("model", "MB", "ms", "answers as all do"))
     both = (class_idx[known] == truth[known, None]).mean(axis=0)
-    plant = (species[known] == ensemble.tree.class_species[truth[known]][:, None]).mean(axis=0)
-    for i, (name, predictor) in enumerate(models):
-        size, added = predictor.card.size_mb, 100 * (both[0] - both[1 + count + i])
-        rows.append(
-            (
-                name,
-                f"{size:.1f}",
-                f"{times[name]:.2f}",
-                f"{plant[1 + i]:.4f}",
-                f"{both[1 + i]:.4f}",
-                f"{both[1 + count + i]:.4f}",
-                f"{added:+.2f}",
-                f"{added / times[name]:+.3f}",
-                f"{added / size:+.3f}",
-            )
-        )
-    rows.append(
+    of_species = (species[known] == ensemble.tree.class_species[truth[known], None]).mean(axis=0)
+    shares = np.stack([of_species[1 : 1 + count], both[1 : 1 + count], both[1 + count :]], axis=1)
+    added = 100 * (both[0] - shares[:, 2])
+    rows = [
         (
-            "together",
-            f"{sum(predictor.card.size_mb for predictor in ensemble.predictors):.1f}",
-            f"{sum(times.values()):.2f}",
-            f"{plant[0]:.4f}",
-            f"{both[0]:.4f}",
-            "",
-            "",
-            "",
-            "",
+            *costs[i],
+            *(f"{share:.4f}" for share in shares[i]),
+            f"{added[i]:+.2f}",
+            f"{added[i] / times[i]:+.3f}",
+            f"{added[i] / sizes[i]:+.3f}",
         )
+        for i in range(count)
+    ]
+    together = (
+        f"{sizes.sum():.1f}",
+        f"{times.sum():.2f}",
+        f"{of_species[0]:.4f}",
+        f"{both[0]:.4f}",
     )
-    return table(
-        rows,
-        (
-            "model",
-            "MB",
-            "ms",
-            "species",
-            "both right",
-            "without it",
-            "adds, points",
-            "per ms",
-            "per MB",
-        ),
-    )
+    rows.append(("together", *together, "", "", "", ""))
+    titles = "model|MB|ms|species|both right|without it|adds, points|per ms|per MB"
+    return table(rows, titles.split("|"))
 
 
-def _measure_ms(
-    models: Sequence[tuple[str, Predictor]], pictures: Sequence[np.ndarray]
-) -> dict[str, float]:
+def _measure_ms(predictors: Sequence[Predictor], pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Median milliseconds of each model on its views of a photo, timed in turn so that what else
     the machine does affects all alike.
     """
-    times: dict[str, list[float]] = {name: [] for name, _ in models}
-    for _ in range(WARM_UP + ROUNDS):
-        for (name, predictor), views_ in zip(models, pictures, strict=True):
+    times = np.empty((WARM_UP + ROUNDS, len(predictors)))
+    for row in times:
+        for i, (predictor, batch) in enumerate(zip(predictors, pictures, strict=True)):
             start = time.perf_counter()
-            predictor.run(views_)
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: float(np.median(found[WARM_UP:])) for name, found in times.items()}
+            predictor.run(batch)
+            row[i] = 1000 * (time.perf_counter() - start)
+    return np.median(times[WARM_UP:], axis=0)

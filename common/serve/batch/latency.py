@@ -2,6 +2,8 @@
 the same run.
 """
 
+import contextlib
+import itertools
 import os
 import platform
 import time
@@ -42,13 +44,10 @@ def measure(ensemble: Ensemble, photos: Sequence[Path], threads: int, mode: str)
     """
     usable, pictures = [], []
     for photo in photos[:MOST]:
-        try:
-            pictures.append(
-                [views(one) for one in read_photo(ensemble.predictors, photo, tta=ensemble.tta)]
-            )
-        except (ImageError, OSError):
-            continue
-        usable.append(photo)
+        with contextlib.suppress(ImageError, OSError):
+            read = read_photo(ensemble.predictors, photo, tta=ensemble.tta)
+            pictures.append([views(one) for one in read])
+            usable.append(photo)
     if not usable:
         fail(f"none of the first {min(len(photos), MOST)} photos can be read, such as {photos[0]}.")
 
@@ -64,28 +63,20 @@ def measure(ensemble: Ensemble, photos: Sequence[Path], threads: int, mode: str)
 
     rows = []
     for count in dict.fromkeys((1, threads)):
-        rates: dict[str, list[float]] = {"whole": [], "bare": []}
-        timed: list[tuple[PhotoResult, float]] = []
-        for _ in range(ROUNDS):
-            rates["bare"].append(_rate(bare, pictures, count)[0])
-            rate, found = _rate(whole, usable, count)
-            rates["whole"].append(rate)
+        rates, timed = np.empty((ROUNDS, 2)), []
+        for row in rates:
+            row[1], _ = _rate(bare, pictures, count)
+            row[0], found = _rate(whole, usable, count)
             timed += found
-        steps = (
-            [1000 * result.decode for result, _ in timed],
-            [1000 * result.model for result, _ in timed],
-            [ms for _, ms in timed],
-        )
+        steps = np.array([(1000 * result.decode, 1000 * result.model, ms) for result, ms in timed])
+        p50, p95 = np.quantile(steps, (0.5, 0.95), axis=0)
         # by round: what else the machine does affects both alike
-        share = np.median(np.divide(rates["whole"], rates["bare"]))
+        share = np.median(rates[:, 0] / rates[:, 1])
         rows.append(
             (
                 count,
-                *(
-                    f"{np.quantile(values, 0.5):.2f} / {np.quantile(values, 0.95):.2f}"
-                    for values in steps
-                ),
-                *(f"{np.median(rates[way]):.1f}" for way in ("whole", "bare")),
+                *(f"{usual:.2f} / {most:.2f}" for usual, most in zip(p50, p95, strict=True)),
+                *(f"{rate:.1f}" for rate in np.median(rates, axis=0)),
                 f"{share:.2f}",
             )
         )
@@ -102,31 +93,19 @@ def measure(ensemble: Ensemble, photos: Sequence[Path], threads: int, mode: str)
 
 
 def _rate(job: Callable[[Any], Any], items: Sequence[Any], threads: int) -> tuple[float, list[Any]]:
-    """Run a job over items, round and round, for `SECONDS`; how many a second, and what came of
-    them.
-    """
-    end = time.perf_counter() + SECONDS
-
-    def supply() -> Any:
-        at = 0
-        while at == 0 or time.perf_counter() < end:
-            yield items[at % len(items)]
-            at += 1
-
+    """Run a job over items, round and round, for `SECONDS`; how many a second, and the results."""
     start = time.perf_counter()
-    found = list(in_order(job, supply(), threads))
+    supply = itertools.takewhile(
+        lambda _: time.perf_counter() < start + SECONDS, itertools.cycle(items)
+    )
+    found = list(in_order(job, supply, threads))
     return len(found) / (time.perf_counter() - start), found
 
 
 def processor() -> str:
     """The processor's name and the number of its cores, as far as the system tells."""
     name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next(
-                (line.partition(":")[2].strip() for line in file if line.startswith("model name")),
-                name,
-            )
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        told = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+        name = next(told, name)
     return f"{name}, {os.cpu_count()} cores"

@@ -5,8 +5,9 @@ say so.
 import csv
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,17 +38,13 @@ def find_photos(paths: Iterable[Path | str]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = _pictures(path)
-            if not inside:
+            if not (inside := _pictures(path)):
                 fail(f"there are no pictures in {path}. Pictures end in {', '.join(SUFFIXES)}.")
         elif path.is_file():
             inside = [path]
         elif glob.has_magic(str(path)):
-            inside = []
-            for match in map(Path, sorted(glob.glob(str(path), recursive=True))):
-                inside += (
-                    [match] if match.name.lower().endswith(SUFFIXES) and match.is_file() else []
-                )
+            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+            inside = [m for m in matches if m.name.lower().endswith(SUFFIXES) and m.is_file()]
             if not inside:
                 fail(
                     f"no picture fits the pattern {path}. Pictures end in {', '.join(SUFFIXES)}; "
@@ -80,14 +77,8 @@ def labels_from_folders(photos: Sequence[Path], tree: ClassTree, parse: ParseNam
     Returns:
         int64 (N,): class, `NO_PLANT` or `UNKNOWN`.
     """
-    folders = list(dict.fromkeys(photo.parent for photo in photos))
-    known = {
-        folder: class_idx
-        for folder in folders
-        if (class_idx := _exact(folder.parts, tree)) != UNKNOWN
-    }
-    unread = [folder for folder in folders if folder not in known and folder.name]
-    known.update(zip(unread, _parsed([folder.name for folder in unread], tree, parse), strict=True))
+    folders = {photo.parent: (photo.parent.parts, photo.parent.name) for photo in photos}
+    known = _classes(folders, tree, parse)
     return np.array([known.get(photo.parent, UNKNOWN) for photo in photos], np.int64)
 
 
@@ -129,10 +120,8 @@ def labels_from_csv(
             ]
     except (OSError, csv.Error) as error:
         fail(f"--labels {path} cannot be read: {error}.")
-    wanted = list(dict.fromkeys(label for _, label in rows if label))
-    class_idx = {label: _exact(("", *label.split("/")), tree) for label in wanted}
-    unread = [label for label in wanted if class_idx[label] == UNKNOWN]
-    class_idx.update(zip(unread, _parsed(unread, tree, parse), strict=True))
+    labels = {label: (label.split("/"), label) for _, label in rows if label}
+    class_idx = _classes(labels, tree, parse)
     by_path: dict[str, int] = {}
     by_name: dict[str, int | None] = {}
     for name, label in rows:
@@ -147,7 +136,7 @@ def labels_from_csv(
             f"{path} names none of the photos, such as {photos[0]}. Its first file is "
             f"{rows[0][0] if rows else 'missing'}."
         )
-    if lost := [label for label in wanted if class_idx[label] == UNKNOWN]:
+    if lost := [label for label, value in class_idx.items() if value == UNKNOWN]:
         warn(
             f"{len(lost)} labels of {path} are no class of the model and do not count, such as "
             f"'{lost[0]}'."
@@ -159,20 +148,26 @@ def _exact(parts: Sequence[str], tree: ClassTree) -> int:
     """The class whose names stand at the end of a path."""
     if any(part.lower() in NO_PLANT_NAMES for part in parts):
         return NO_PLANT
-    last, before = parts[-1] if parts else "", parts[-2] if len(parts) > 1 else ""
-    for species, disease in ((before, last), (last, None)):
+    *_, before, last = ("", "", *parts)
+    # without a second level the disease bears the species' name
+    for species, disease in ((before, last), (last, last)):
         if species in tree.species:
             index = tree.species.index(species)
-            diseases = tree.diseases[index]
-            disease = (
-                species if disease is None else disease
-            )  # without a second level the disease bears the species' name
-            if disease in diseases:
-                return tree.class_index(index, diseases.index(disease))
+            if disease in tree.diseases[index]:
+                return tree.class_index(index, tree.diseases[index].index(disease))
     return UNKNOWN
 
 
-def _parsed(names: list[str], tree: ClassTree, parse: ParseNames) -> list[int]:
-    """Classes of names that are not written as the tree's; what cannot be read stays unknown."""
-    read = parse(names) if names else []
-    return [_exact((slug(pair[0]), slug(pair[1])), tree) if pair else UNKNOWN for pair in read]
+def _classes(
+    wanted: Mapping[Any, tuple[Sequence[str], str]], tree: ClassTree, parse: ParseNames
+) -> dict[Any, int]:
+    """Class, `NO_PLANT` or `UNKNOWN` of each (path, name): by the tree's names at the end of the
+    path, else as `parse` reads the name.
+    """
+    found = {key: _exact(parts, tree) for key, (parts, _) in wanted.items()}
+    unread = [key for key in wanted if found[key] == UNKNOWN and wanted[key][1]]
+    pairs = parse([wanted[key][1] for key in unread]) if unread else []
+    for key, pair in zip(unread, pairs, strict=True):
+        if pair:
+            found[key] = _exact([slug(name) for name in pair], tree)
+    return found

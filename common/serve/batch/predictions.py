@@ -8,22 +8,24 @@ end, atomically, so that a resumed run writes the same bytes as an uninterrupted
 import base64
 import contextlib
 import csv
+import hashlib
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from common import console
+from common.classes import ClassTree
 from common.files import whole
 from common.images import ImageError
 from common.serve.answer import read_photo
 from common.serve.batch.ensembles import Ensemble, best, contributions
-from common.serve.batch.part_file import Part, hash_of
 from common.serve.batch.photo_list import NO_PLANT
 from common.serve.batch.submission import Submission, write_submission
 
@@ -75,7 +77,8 @@ def predict(ensemble: Ensemble, job: Job) -> int:
     """
     job.output.parent.mkdir(parents=True, exist_ok=True)
     watch, path = console.Stopwatch(), job.output.with_name(job.output.name + ".part")
-    with Part(path, tie(ensemble, job)) as part:
+    with path.open("a+b") as file:
+        part = Part(file, tie(ensemble, job))
         if part.done:
             console.say(
                 f"goes on  after {part.done} of {len(job.photos)} photos, which {path} holds"
@@ -104,33 +107,21 @@ def answer(ensemble: Ensemble, job: Job, photo: Path) -> dict[str, Any]:
     """A photo's line of the part file.
 
     Returns:
-        row: {column: value} of the CSV; where it could be read also class_idx and species, the best
-        of
-        each of `Ensemble.systems`, and for a submission p, the probabilities as float32 in base64.
+        row: {column: value} of the CSV; where it could be read also class_idx and species, the
+        best of each of `Ensemble.systems`, and for a submission p, the probabilities as float32 in
+        base64.
     """
     try:
         result = ensemble.run(photo)
-    except ImageError as error:
+    except (ImageError, OSError) as error:
+        reason = getattr(error, "reason", "unreadable")
+        why = getattr(error, "strerror", None) or str(error)
         return {
-            "row": {
-                "file": str(photo),
-                "decision": "error",
-                "reason": error.reason,
-                "error": str(error),
-            }
-        }
-    except OSError as error:
-        return {
-            "row": {
-                "file": str(photo),
-                "decision": "error",
-                "reason": "unreadable",
-                "error": error.strerror or str(error),
-            }
+            "row": {"file": str(photo), "decision": "error", "reason": reason, "error": why},
         }
     class_idx, species = best(ensemble.systems(result), ensemble.tree)
     record = {
-        "row": csv_row(photo, ensemble.decide(result, job.mode).to_dict()),
+        "row": csv_row(photo, asdict(ensemble.decide(result, job.mode))),
         "class_idx": class_idx.tolist(),
         "species": species.tolist(),
     }
@@ -199,11 +190,96 @@ def tie(ensemble: Ensemble, job: Job) -> dict[str, str]:
     }
 
 
+def hash_of(texts: Iterable[str]) -> str:
+    """First 16 hex digits of the SHA-256 of texts, each with its end."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def _stamp(photo: Path) -> str:
     with contextlib.suppress(OSError):
         found = photo.stat()
         return f"{photo}\0{found.st_size}\0{found.st_mtime_ns}"
     return str(photo)
+
+
+class Part:
+    """What a run has done so far, one line of a part file each; `done` is their number.
+
+    file is open for appending, new or of a run that was stopped; belongs says what run that must
+    be. A line that a kill cut short is removed. Raises SystemExit where the file belongs to
+    something else, or another run is writing it.
+    """
+
+    def __init__(self, file: BinaryIO, belongs: dict[str, str]) -> None:
+        self.file, self.done, self.flushed = file, 0, time.monotonic()
+        _lock(file)
+        file.seek(0)
+        first = file.readline()
+        if not first.endswith(b"\n"):  # new, or killed before its first line stood
+            file.truncate(0)
+            first = _line({"predictions": 1, **belongs})
+            file.write(first)
+        self.start = end = len(first)
+        found = _parse(first)
+        if other := [name for name, value in belongs.items() if found.get(name) != value]:
+            console.fail(
+                f"{file.name} is of a run that was stopped, with other {' and '.join(other)}. To "
+                "go on with that run, repeat its command; to begin anew, delete the file or "
+                "give another --output."
+            )
+        for line in iter(file.readline, b""):
+            if not line.endswith(b"\n") or not _parse(line):
+                break
+            self.done += 1
+            end += len(line)
+        file.truncate(end)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add a photo's line; it is on its way to the disk within a second."""
+        self.file.write(_line(record))
+        self.done += 1
+        if time.monotonic() - self.flushed > 1:
+            self.file.flush()
+            self.flushed = time.monotonic()
+
+    def lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The lines in order, each with its place in the file."""
+        at = self.start
+        self.file.seek(at)
+        for line in iter(self.file.readline, b""):
+            yield at, json.loads(line)
+            at += len(line)
+
+    def line(self, at: int) -> dict[str, Any]:
+        """The line at a place."""
+        self.file.seek(at)
+        return json.loads(self.file.readline())
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):  # zeros, after the power failed
+        found = json.loads(line)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _lock(file: BinaryIO) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.fail(f"another run is writing {file.name}. Wait for it, or give another --output.")
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
 
 
 @dataclass(frozen=True)
@@ -222,9 +298,8 @@ class _Found:
 def _write(part: Part, job: Job, systems: int) -> _Found:
     """Make the outputs from a part file that is complete; `systems` is `Ensemble.num_systems`."""
     count = len(job.photos)
-    found = _Found(
-        np.zeros(count, np.int8), [], *(np.full((count, systems), -1, np.int32) for _ in range(2))
-    )
+    unread = np.full((count, systems), -1, np.int32)
+    found = _Found(np.zeros(count, np.int8), [], unread, unread.copy())
     places = np.zeros(count, np.int64)
     with whole(job.output) as temporary:
         # file names need not be valid text: an odd byte is written as \xNN instead of ending
@@ -232,12 +307,8 @@ def _write(part: Part, job: Job, systems: int) -> _Found:
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            for i, ((at, record), photo) in enumerate(zip(part.lines(), job.photos, strict=True)):
-                places[i] = at
-                row = record["row"]
-                assert row["file"] == str(photo), (
-                    f"{part.path}: {row['file']} stands where {photo} belongs"
-                )
+            for i, (at, record) in enumerate(part.lines()):
+                places[i], row = at, record["row"]
                 writer.writerow(row)
                 found.decision[i] = DECISIONS.index(row["decision"])
                 if row["decision"] == "error":
@@ -246,12 +317,13 @@ def _write(part: Part, job: Job, systems: int) -> _Found:
                     found.class_idx[i], found.species[i] = record["class_idx"], record["species"]
         if job.submission is not None:  # before the CSV appears: both, or none
             job.submission.path.parent.mkdir(parents=True, exist_ok=True)
-            if lost := write_submission(
+            write_submission(
                 job.submission, lambda photo: _probabilities(part.line(int(places[photo])))
-            ):
+            )
+            if found.failures:
                 console.warn(
-                    f"{lost} rows of {job.submission.path} have all classes alike, because their "
-                    f"photos could not be read."
+                    f"{len(found.failures)} rows of {job.submission.path} have all classes alike, "
+                    f"because their photos could not be read."
                 )
     return found
 
@@ -265,36 +337,15 @@ def _tell(ensemble: Ensemble, job: Job, found: _Found) -> None:
     adds.
     """
     if found.failures:
-        more = len(found.failures) - SHOWN
-        console.warn(
-            "\n".join(
-                [
-                    f"{len(found.failures)} photos could not be read:",
-                    *(f"   {file}: {error}" for file, error in found.failures[:SHOWN]),
-                    *([f"   and {more} more, which {job.output} names"] if more > 0 else []),
-                ]
-            )
-        )
+        lines = [f"   {file}: {error}" for file, error in found.failures[:SHOWN]]
+        if (more := len(found.failures) - SHOWN) > 0:
+            lines.append(f"   and {more} more, which {job.output} names")
+        console.warn("\n".join([f"{len(found.failures)} photos could not be read:", *lines]))
+    if lines := accuracy(found, job.labels, ensemble.tree):
+        console.say("", *lines, "")
     read = found.class_idx[:, 0] >= 0
-    plants, no_plant = read & (job.labels >= 0), read & (job.labels == NO_PLANT)
-    if plants.any() or no_plant.any():
-        console.say(
-            "",
-            *accuracy(
-                ensemble,
-                found.decision,
-                found.class_idx[:, 0],
-                found.species[:, 0],
-                job.labels,
-                plants,
-                no_plant,
-            ),
-            "",
-        )
     if len(ensemble.predictors) > 1 and read.any():
-        photo = read_photo(
-            ensemble.predictors, job.photos[int(np.flatnonzero(read)[0])], tta=ensemble.tta
-        )
+        photo = read_photo(ensemble.predictors, job.photos[int(read.argmax())], tta=ensemble.tta)
         console.say(
             contributions(
                 ensemble, photo, found.class_idx[read], found.species[read], job.labels[read]
@@ -303,35 +354,24 @@ def _tell(ensemble: Ensemble, job: Job, found: _Found) -> None:
         )
 
 
-def accuracy(
-    ensemble: Ensemble,
-    decision: np.ndarray,
-    class_idx: np.ndarray,
-    species: np.ndarray,
-    labels: np.ndarray,
-    plants: np.ndarray,
-    no_plant: np.ndarray,
-) -> list[str]:
-    """Say how right the answers to labelled photos are.
+def accuracy(found: _Found, labels: np.ndarray, tree: ClassTree) -> list[str]:
+    """Say how right the answers to labelled photos are: lines to print, none without such photos.
 
-    Args:
-        decision: int (N,), indices of `DECISIONS`.
-        class_idx, species: int (N,), best of each photo, whatever was decided.
-        labels: int (N,), true classes.
-        plants, no_plant: bool (N,), photos of known classes, and of no plant.
+    labels is int (N,), true classes, `NO_PLANT` or `UNKNOWN`.
     """
-    lines, (answered, rolled, rejected) = [], (decision == i for i in range(3))
+    answered, rolled, rejected, unread = (found.decision == i for i in range(len(DECISIONS)))
+    plants, no_plant = ~unread & (labels >= 0), ~unread & (labels == NO_PLANT)
+    lines = []
     if plants.any():
-        plant_right = species[plants] == ensemble.tree.class_species[labels[plants]]
-        both_right = class_idx[plants] == labels[plants]
+        class_right = found.class_idx[:, 0] == labels
+        species_right = found.species[:, 0] == tree.class_species[np.maximum(labels, 0)]
         lines.append(
             f"labelled {plants.sum()} photos of {len(np.unique(labels[plants]))} classes: species "
-            f"right {plant_right.mean():.4f}, species and disease both right "
-            f"{both_right.mean():.4f}, rejected "
-            f"{rejected[plants].mean():.4f}"
+            f"right {species_right[plants].mean():.4f}, species and disease both right "
+            f"{class_right[plants].mean():.4f}, rejected {rejected[plants].mean():.4f}"
         )
-        if given := int((answered | rolled)[plants].sum()):
-            right = int(both_right[answered[plants]].sum() + plant_right[rolled[plants]].sum())
+        if given := int((plants & ~rejected).sum()):
+            right = int((plants & (answered & class_right | rolled & species_right)).sum())
             lines.append(
                 f"given    {given} answers, {int(rolled[plants].sum())} of them of the species "
                 f"alone: {right / given:.4f} right"

@@ -1,10 +1,10 @@
-"""A CSV of class probabilities as competitions take it: an id and a column per class, checked after
-it is written, perhaps zipped.
+"""A CSV of class probabilities as competitions take it: an id and a column per class, perhaps
+zipped.
 """
 
+import contextlib
 import csv
 import io
-import math
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,6 @@ import numpy as np
 from common.classes import ClassTree, slug
 from common.console import fail
 from common.files import whole
-
-SUM_OFF_BY = 1e-5  # the rounding error of a row's sum at eight digits
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,7 @@ def plan_submission(
     if path.suffix.lower() not in (".csv", ".zip"):
         fail(f"--submission {path} must end in .csv or .zip.")
     classes = [tree.class_name(i) for i in range(tree.num_classes)]
-    if all(
-        diseases == (species,)
-        for species, diseases in zip(tree.species, tree.diseases, strict=True)
-    ):
+    if tree.diseases == tuple((species,) for species in tree.species):
         classes = list(tree.species)
     names: dict[str, int] = {}
     for i, photo in enumerate(photos):
@@ -67,17 +62,11 @@ def plan_submission(
             )
         names[photo.name] = i
     if sample is None:
-        return Submission(
-            path, ("id", *classes), tuple(names), tuple(names.values()), tuple(range(len(classes)))
-        )
+        photo, class_idx = tuple(names.values()), tuple(range(len(classes)))
+        return Submission(path, ("id", *classes), tuple(names), photo, class_idx)
     titles, ids = _read_sample(sample)
-    return Submission(
-        path,
-        titles,
-        ids,
-        _find_photos(sample, ids, photos, names),
-        _find_classes(sample, titles[1:], classes),
-    )
+    photo = _find_photos(sample, ids, photos, names)
+    return Submission(path, titles, ids, photo, _find_classes(sample, titles[1:], classes))
 
 
 def _read_sample(sample: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -146,93 +135,32 @@ def _find_classes(sample: Path, titles: Sequence[str], classes: Sequence[str]) -
     return tuple(found)
 
 
-def write_submission(plan: Submission, probabilities_of: Callable[[int], np.ndarray | None]) -> int:
-    """Write, read again, check, and only then put it where it belongs.
+def write_submission(
+    plan: Submission, probabilities_of: Callable[[int], np.ndarray | None]
+) -> None:
+    """Write a submission whole or not at all.
 
-    Args:
-        plan: what `plan_submission` returned.
-        probabilities_of: photo -> float (classes,), summing to 1; None where it could not be read:
-            all classes alike.
-
-    Returns:
-        how many rows had no photo that could be read.
-
-    Raises:
-        ValueError: where what was written does not pass `check_submission`.
+    probabilities_of gives a photo's float (classes,), summing to 1, or None where it could not be
+    read: then all classes are alike.
     """
-    lost, even = 0, np.full(len(plan.class_idx), 1 / len(plan.class_idx))
+    even = np.full(len(plan.class_idx), 1 / len(plan.class_idx))
 
     def rows() -> Iterator[list[str]]:
-        nonlocal lost
+        yield list(plan.titles)
         for name, photo in zip(plan.ids, plan.photo, strict=True):
-            values = probabilities_of(photo)
-            lost += values is None
-            values = (
-                even if values is None else np.asarray(values, np.float64)[list(plan.class_idx)]
-            )
+            found = probabilities_of(photo)
+            values = even if found is None else found.astype(np.float64)[list(plan.class_idx)]
             yield [name, *(f"{value:.8g}" for value in values / values.sum())]
 
-    with whole(plan.path) as temporary:
+    with whole(plan.path) as temporary, contextlib.ExitStack() as opened:
         if plan.path.suffix.lower() == ".csv":
-            with temporary.open("wb") as stream:
-                _write(stream, plan.titles, rows())
+            stream = opened.enter_context(temporary.open("wb"))
         else:
-            member = zipfile.ZipInfo(
-                plan.path.with_suffix(".csv").name
-            )  # its date is fixed: the same rows give the same bytes
+            # its date is fixed: the same rows give the same bytes
+            member = zipfile.ZipInfo(plan.path.with_suffix(".csv").name)
             member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            with (
-                zipfile.ZipFile(temporary, "w") as archive,
-                archive.open(member, "w", force_zip64=True) as stream,
-            ):
-                _write(stream, plan.titles, rows())
-        check_submission(temporary, plan)
-    return lost
-
-
-def _write(stream: io.IOBase, titles: Sequence[str], rows: Iterator[list[str]]) -> None:
-    text = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", newline="")
-    csv.writer(text, lineterminator="\n").writerows([titles])
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    text.flush()
-    text.detach()
-
-
-def check_submission(path: Path, plan: Submission) -> None:
-    """Read a written submission and hold it to its plan: titles, ids and their order, a finite
-    number from 0 to 1 per class, sums of 1.
-
-    path is a CSV, or a zip that holds one alone. Raises ValueError, with the line, where something
-    does not hold.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if len(archive.namelist()) != 1 or archive.testzip():
-                raise ValueError(
-                    f"{path}: the zip is damaged or holds {len(archive.namelist())} files where "
-                    f"one belongs"
-                )
-            with archive.open(archive.namelist()[0]) as stream:
-                _check(io.TextIOWrapper(stream, encoding="utf-8", newline=""), plan)
-    else:
-        with path.open(newline="", encoding="utf-8") as text:
-            _check(text, plan)
-
-
-def _check(text: io.TextIOBase, plan: Submission) -> None:
-    reader = csv.reader(text)
-    if tuple(next(reader, ())) != plan.titles:
-        raise ValueError("the titles are not those of the plan")
-    count = 0
-    for name, row in zip(plan.ids, reader, strict=False):
-        values = [float(cell) for cell in row[1:]]
-        where = f"line {reader.line_num}, id '{row[0]}'"
-        if row[0] != name.encode("utf-8", "backslashreplace").decode():
-            raise ValueError(f"{where}: here '{name}' belongs")
-        if len(values) != len(plan.class_idx) or not all(0 <= value <= 1 for value in values):
-            raise ValueError(f"{where}: it needs {len(plan.class_idx)} numbers from 0 to 1")
-        if not math.isclose(sum(values), 1, abs_tol=SUM_OFF_BY):
-            raise ValueError(f"{where}: the numbers sum to {sum(values):.8f}, not to 1")
-        count += 1
-    if count != len(plan.ids) or next(reader, None) is not None:
-        raise ValueError(f"there are {count} rows or more where {len(plan.ids)} belong")
+            archive = opened.enter_context(zipfile.ZipFile(temporary, "w"))
+            stream = opened.enter_context(archive.open(member, "w", force_zip64=True))
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows())
+        text.detach()

@@ -44,7 +44,8 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     the page at GET /.
     """
     service = Service(predictor, settings)
-    described, told = openapi.document(predictor), openapi.page(predictor)
+    described = openapi.document(predictor)
+    told = openapi.page(described)
 
     async def schema(_: Request) -> Response:
         return JSONResponse(described)

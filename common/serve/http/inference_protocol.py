@@ -47,32 +47,24 @@ def routes(predictor: Predictor, ready: Callable[[], bool], infer: Endpoint) -> 
 
         return checked
 
-    async def server(_: Request) -> Response:
-        return JSONResponse(
-            {"name": "foliar", "version": version, "extensions": ["binary_tensor_data"]}
-        )
+    def telling(content: Callable[[], dict[str, Any]]) -> Endpoint:
+        async def tell(_: Request) -> Response:
+            told = content()
+            return JSONResponse(told, 200 if told.get("ready", True) else 503)
 
-    async def live(_: Request) -> Response:
-        return JSONResponse({"live": True})
+        return tell
 
-    async def is_ready(_: Request) -> Response:
-        return JSONResponse({"ready": ready()}, 200 if ready() else 503)
-
-    async def model_ready(_: Request) -> Response:
-        return JSONResponse({"name": name, "ready": ready()}, 200 if ready() else 503)
-
-    async def model(_: Request) -> Response:
-        return JSONResponse(describe(predictor))
-
+    about = {"name": "foliar", "version": version, "extensions": ["binary_tensor_data"]}
+    model_ready = of_model(telling(lambda: {"name": name, "ready": ready()}))
     found = [
-        Route("/v2", server),
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", is_ready),
+        Route("/v2", telling(lambda: about)),
+        Route("/v2/health/live", telling(lambda: {"live": True})),
+        Route("/v2/health/ready", telling(lambda: {"ready": ready()})),
     ]
     for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [
-            Route(base, of_model(model)),
-            Route(f"{base}/ready", of_model(model_ready)),
+            Route(base, of_model(telling(lambda: describe(predictor)))),
+            Route(f"{base}/ready", model_ready),
             Route(f"{base}/infer", of_model(infer), methods=["POST"]),
         ]
     return found

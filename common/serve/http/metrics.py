@@ -44,7 +44,7 @@ class Telemetry:
         )
         self.photos = Counter("foliar_photos_total", "Photos read and run.", registry=here)
         self.busy = Counter(
-            "foliar_refused_busy_total",
+            "foliar_rejected_busy_total",
             "Requests answered with 503 before any of their body was decoded.",
             registry=here,
         )

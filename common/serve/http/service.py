@@ -30,12 +30,8 @@ from common.serve.http.uploads import (
 from common.serve.http.work_queue import Batcher, Busy, ClientGone, WorkQueue
 from common.serve.predictor import Outputs, Predictor
 
-_STATUS = {
-    "empty": 400,
-    "text": 415,
-    "format": 415,
-    "too_large": 413,
-}  # by an ImageError's reason; any other is 422
+# by an ImageError's reason; any other is 422
+_STATUS = {"empty": 400, "text": 415, "format": 415, "too_large": 413}
 
 
 @dataclass(frozen=True)
@@ -70,11 +66,8 @@ class Service:
     """
 
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
-        self.predictor, self.settings, self.limit = (
-            predictor,
-            settings,
-            int(settings.max_upload_mb * 1e6),
-        )
+        self.predictor, self.settings = predictor, settings
+        self.limit = int(settings.max_upload_mb * 1e6)
         self.queue = WorkQueue(settings.runners, settings.waiting, int(settings.memory_mb * 1e6))
         self.telemetry = Telemetry(
             {
@@ -147,7 +140,7 @@ class Service:
         try:
             plain = await self._answer(request)
         except RequestError as error:
-            self.telemetry.requests.labels("refused", error.code).inc()
+            self.telemetry.requests.labels("request_rejected", error.code).inc()
             raise
         except (ClientDisconnect, ClientGone):
             self.telemetry.requests.labels("vanished", "none").inc()
@@ -235,11 +228,9 @@ class Service:
 
     async def readyz(self, _: Request) -> Response:
         """GET /readyz."""
-        return (
-            JSONResponse({"status": "draining"}, 503)
-            if self.queue.draining
-            else JSONResponse({"status": "ready"})
-        )
+        if self.queue.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        return JSONResponse({"status": "ready"})
 
     async def model(self, _: Request) -> Response:
         """GET /model."""

@@ -3,8 +3,10 @@ the accepted requests.
 """
 
 import asyncio
+import errno
 import json
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -17,6 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from common.console import fail
 from common.serve.http.uploads import HEADER_BYTES
 from common.serve.http.work_queue import WorkQueue
 
@@ -213,6 +216,43 @@ class Server(uvicorn.Server):
             if (spent > 0.3 and not self.queue.taken) or spent > DRAIN_SECONDS:
                 return True
         return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens on a port. Raises SystemExit where the port is in use or forbidden, or
+    the host is no address of this computer.
+    """
+    nowhere = (
+        f"--host {host} is no address of this computer. Use 127.0.0.1, or 0.0.0.0 for the whole "
+        f"network."
+    )
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":  # elsewhere this option lets two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(512)
+        return listener
+    except (socket.gaierror, UnicodeError):
+        fail(nowhere)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            fail(
+                f"port {port} on {host} is in use by another program. Stop it, or choose another "
+                f"port, for example --port {port + 1 if port < 65535 else 8000}, or --port 0 for "
+                f"any free one."
+            )
+        if error.errno in (errno.EACCES, errno.EPERM):
+            fail(
+                f"no permission to listen on port {port}. Choose one above 1023, for example "
+                f"--port 8000."
+            )
+        if error.errno == errno.EADDRNOTAVAIL:
+            fail(nowhere)
+        raise
 
 
 def serve(

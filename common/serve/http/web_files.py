@@ -220,15 +220,9 @@ def page_routes(
             raise HTTPException(404)
         return kept[name].answer(request)
 
-    def page(stored: Stored) -> Any:
-        def answer(request: Request) -> Response:  # in a thread, as it reads files
-            return stored.answer(request)
-
-        return answer
-
     # A route per file of the page: a mount at "/" would answer 404 where 405 is meant.
     return [
-        *(Route(url, page(stored)) for url, stored in pages.items()),
+        *(Route(url, stored.answer) for url, stored in pages.items()),
         Route("/page.json", page_json),
         Route("/files/{hash}/{name}", file),
     ]

@@ -11,7 +11,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import cv2
@@ -48,9 +48,7 @@ class WorkQueue:
         self.places, self.memory = runners + waiting, memory
         self.taken = self.held = 0
         self.draining = False
-        self.waited: Callable[[float], Any] = lambda seconds: (
-            None
-        )  # called with a job's queueing time
+        self.waited: Callable[[float], Any] = lambda _: None  # called with a job's queueing time
 
     @contextlib.contextmanager
     def place(self, size: int) -> Iterator[None]:
@@ -120,56 +118,41 @@ class Batcher:
     def __init__(self, run: Callable[[np.ndarray], Outputs], most: int = 32) -> None:
         self._run, self.most = run, most
         self._lock, self._device = threading.Lock(), threading.Lock()
-        self._waiting: list[_Pending] = []
+        self._waiting: list[tuple[np.ndarray, Future[Outputs]]] = []
 
     def warm(self, size: int) -> None:
         """Run every size of batch once; `size` is the pictures' side in px."""
-        count = 1
-        while count <= self.most:
-            self._run(np.zeros((count, size, size, 3), np.uint8))
-            count *= 2
+        for power in range(self.most.bit_length()):
+            self._run(np.zeros((1 << power, size, size, 3), np.uint8))
 
     def run(self, batch: np.ndarray) -> Outputs:
         """Run one picture, uint8 (1, size, size, 3), together with those that wait. Raises what
         the model raises.
         """
-        mine = _Pending(batch)
+        mine: Future[Outputs] = Future()
         with self._lock:
-            self._waiting.append(mine)
+            self._waiting.append((batch, mine))
         with self._device:
-            while not mine.done:  # another thread may have run it in its batch
+            while not mine.done():  # another thread may have run it in its batch
                 with self._lock:
-                    batch, self._waiting = self._waiting[: self.most], self._waiting[self.most :]
-                self._serve(batch)
-        if mine.error is not None:
-            raise mine.error
-        assert mine.outputs is not None
-        return mine.outputs
+                    waiting = self._waiting[: self.most]
+                    del self._waiting[: self.most]
+                self._serve(waiting)
+        return mine.result()
 
-    def _serve(self, batch: list["_Pending"]) -> None:
+    def _serve(self, waiting: list[tuple[np.ndarray, Future[Outputs]]]) -> None:
         try:
-            pictures = np.concatenate([pending.batch for pending in batch])
-            filled = np.zeros(
-                (1 << (len(pictures) - 1).bit_length(), *pictures.shape[1:]), pictures.dtype
-            )
-            filled[: len(pictures)] = pictures
-            found = self._run(filled)
-            for i, pending in enumerate(batch):
-                pending.outputs = Outputs(
-                    found.probabilities[i : i + 1], found.ood[i : i + 1], found.heatmap[i : i + 1]
+            pictures = np.concatenate([batch for batch, _ in waiting])
+            padding = (1 << (len(pictures) - 1).bit_length()) - len(pictures)
+            found = self._run(np.pad(pictures, ((0, padding), (0, 0), (0, 0), (0, 0))))
+            for i, (_, future) in enumerate(waiting):
+                row = slice(i, i + 1)
+                future.set_result(
+                    Outputs(found.probabilities[row], found.ood[row], found.heatmap[row])
                 )
         except Exception as error:
-            for pending in batch:
-                pending.error = error
-        for pending in batch:
-            pending.done = True
-
-
-class _Pending:
-    def __init__(self, batch: np.ndarray) -> None:
-        self.batch, self.done = batch, False
-        self.outputs: Outputs | None = None
-        self.error: Exception | None = None
+            for _, future in waiting:
+                future.set_exception(error)
 
 
 def settle_process() -> None:

@@ -116,16 +116,16 @@ function preview(file) {
   const image = $("preview");
   URL.revokeObjectURL(image.src);
   drawHeat(null);
-  const seen = (good) => {
+  const show = (good) => {
     $("frame").hidden = !good;
     $("invite").hidden = good;
     $("stage").classList.toggle("full", good);
   };
   image.onload = () => {
     $("frame").style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
-    seen(true);
+    show(true);
   };
-  image.onerror = () => seen(false);
+  image.onerror = () => show(false);
   image.src = URL.createObjectURL(file);
 }
 

@@ -118,7 +118,7 @@ function reasons(texts, outcome, unknown, scores, limits, photo, missing) {
   };
 }
 
-// Where the answer was seen: map of (h, w, depth) values -> rows of 0 to 1.
+// Which parts of the photo the answer rests on: map of (h, w, depth) values -> rows of 0 to 1.
 export function heatmap(settings, map, [height, width, depth], head, disease) {
   let heat = Array.from({ length: height * width }, (_, i) => map[i * depth]);
   if (settings.heatmap === "exact") {

@@ -33,10 +33,10 @@ export async function start(facts, all) {
     else reject(Object.assign(new Error(error), { kind }));
   };
   const broken = new Promise((resolve) => { worker.onerror = () => resolve(OLD); });
-  const pixels = await Promise.race([call("look", { facts }), broken]);
+  const pixels = await Promise.race([call("checkPixels", { facts }), broken]);
   return { ...pixels, light: false, loading: pixels === OLD ? null : call("load", { all }) };
 }
 
 export const answer = (blob) => call("answer", { blob }); // as POST /predict answers, or only { image } where there is no model
 export const small = () => call("small"); // the photo read last, as a PNG of the served model's size
-export const fetchAll = () => call("fetchAll"); // all disease heads, so that no request tells which species was seen
+export const fetchAll = () => call("fetchAll"); // all disease heads, so that no request tells which species a photo shows

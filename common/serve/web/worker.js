@@ -12,7 +12,7 @@ let heads = null; // all of heads.bin, once it is here
 const kept = new Map(); // heads by species
 let last = null; // the photo that was read last
 
-const jobs = { look, load, answer, small, fetchAll };
+const jobs = { checkPixels, load, answer, small, fetchAll };
 
 onmessage = async ({ data: { id, job, ...arguments_ } }) => {
   try {
@@ -22,8 +22,8 @@ onmessage = async ({ data: { id, job, ...arguments_ } }) => {
   }
 };
 
-// Look whether a page may read pixels here. -> { pixels, why: not, or null }
-async function look({ facts: given }) {
+// Check whether a page may read pixels here. -> { pixels, why: not, or null }
+async function checkPixels({ facts: given }) {
   facts = given;
   pixels = typeof OffscreenCanvas === "function" && await canRead().catch(() => false);
   return { pixels, why: pixels ? null : "This browser does not let a page read a photo's pixels." };
@@ -61,7 +61,7 @@ async function open({ script, wasm, settings, onnx }) {
   return { ort, session, settings: plain, warm };
 }
 
-// Fetch all heads, so that no later request tells which species was seen.
+// Fetch all heads, so that no later request tells which species a photo shows.
 async function fetchAll() {
   if (heads || !facts.light) return;
   const response = await fetch(facts.light.heads.url);

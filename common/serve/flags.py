@@ -1,0 +1,177 @@
+"""The flags of 04_serve.py, and which of them go together."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from common.console import fail
+from common.decide import MODES
+from common.serve.providers import PROVIDERS
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what serving and predicting share, and what the server alone takes."""
+    parser.add_argument(
+        "--exports",
+        type=Path,
+        default=Path("exports"),
+        help="the folder 03 wrote (default: exports)",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="a model file of that folder (default: what bundle.json says), "
+        "or another exports folder; with --predict several --model answer together",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets the whole network in",
+    )
+    parser.add_argument(
+        "--port",
+        type=_whole(0, 65535),
+        default=8000,
+        help="port to listen on; 0 takes any free one",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=("auto", *PROVIDERS),
+        default="auto",
+        help="what runs the model: one of ONNX Runtime's "
+        "providers that are installed (default: the best that works)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_whole(1, 1024),
+        help="photos computed at once, each on one thread (default: one per core, "
+        "shared by the workers)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_whole(1, 256),
+        default=1,
+        help="processes, for machines of many cores (default: 1)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=_whole(1, 100_000),
+        help="requests that may wait; more get 503 (default: 32 per thread)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=_whole(1, 1000),
+        default=5,
+        help="alternatives listed per answer (default: 5)",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="joint",
+        help="joint: the most probable species and disease "
+        "together (default); routed: the best species first, then its best disease",
+    )
+    parser.add_argument(
+        "--max-upload-mb", type=_whole(1, 1000), default=20, help="largest upload (default: 20)"
+    )
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("FOLIAR_API_KEY", ""),
+        metavar="KEY",
+        help="ask for this key before answering "
+        "photos and /metrics; rather set FOLIAR_API_KEY, as other users of a computer see its "
+        "command lines",
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="let web pages of this address ask too; * for all",
+    )
+    parser.add_argument(
+        "--access-log", action="store_true", help="print a line per request (never a photo)"
+    )
+
+
+def add_batch_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of --predict."""
+    batch = parser.add_argument_group(
+        "batch",
+        "answer photos into a CSV instead of serving; exit code 1 where a photo could not be read",
+    )
+    batch.add_argument(
+        "--predict",
+        nargs="+",
+        metavar="PATH",
+        help="photos, folders, or quoted patterns such as 'photos/**/*.jpg'",
+    )
+    batch.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions.csv"),
+        metavar="CSV",
+        help="where answers go (default: "
+        "predictions.csv); a run that was stopped goes on by the same command",
+    )
+    batch.add_argument(
+        "--tta",
+        action="store_true",
+        help="see each photo, its mirror image and its middle: three times the model's time",
+    )
+    batch.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="what the photos show: columns file, species, disease, or file, label "
+        "(default: as their folders are named)",
+    )
+    batch.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FILE",
+        help="also write the probability of every class, to a .csv or .zip",
+    )
+    batch.add_argument(
+        "--sample-submission",
+        type=Path,
+        metavar="CSV",
+        help="a submission whose ids, titles and order are to be kept",
+    )
+    batch.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="time reading and model on the photos of --predict; writes nothing",
+    )
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises SystemExit over flags that do not go together, and over outputs that cannot be."""
+    if not args.predict:
+        for flag in ("tta", "labels", "submission", "sample_submission", "benchmark"):
+            if getattr(args, flag):
+                fail(f"--{flag.replace('_', '-')} needs --predict with photos.")
+        if len(args.model or ()) > 1:
+            fail(
+                "a server answers with one model: give --model once. Several answer together with "
+                "--predict."
+            )
+        return
+    if args.sample_submission and not args.submission:
+        fail("--sample-submission needs --submission, the file to write.")
+    for flag, path in (("output", args.output), ("submission", args.submission)):
+        if path and path.is_dir():
+            fail(f"--{flag} {path} is a folder; give the name of a file in it.")
+        if path and path.parent.exists() and not path.parent.is_dir():
+            fail(f"--{flag} {path} cannot be: {path.parent} is a file, not a folder.")
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
