@@ -125,7 +125,8 @@ def _csv_table(path: Path, text: str) -> Table:
                 numbers.append(done + 1)
             done += 1
     except csv.Error as error:
-        told_as = str(error).replace("unexpected end of data", "a quote is opened and not closed")
+        open_quote = start + reader.line_num > done + 1 or "end of data" in str(error)
+        told_as = "a quote is opened and not closed" if open_quote else error
         fail(f"{path}, line {done + 1}: {told_as}. Mend the line; nothing was read.")
     return _table(path, header, rows, numbers, f"line {start + 1}")
 
@@ -292,9 +293,13 @@ def _told_columns(table: Table, told: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
 def _no_column(table: Table, lacking: str) -> NoReturn:
     hint = ""
-    if any(name.lower().endswith(SUFFIXES) for name in table.cells):
+    if any(map(_is_picture, table.cells)):
         hint = " Its first line names a picture: does it lack a header row (file,label)?"
     fail(
         f"{table.path}: which column holds the {lacking}? It has {', '.join(table.cells)}. Say so: "
@@ -314,7 +319,7 @@ def _file_column(table: Table, chosen: dict[str, str]) -> str:
         named = [
             name
             for name, cells in table.cells.items()
-            if sum(cell.lower().endswith(SUFFIXES) for cell in cells) * 2 > len(cells)
+            if sum(map(_is_picture, cells)) * 2 > len(cells)
         ][:2]
     if not named or (len(named) == 2 and not _usual(table, "file")):
         _no_column(table, "file")
@@ -327,12 +332,13 @@ def _options(table: Table, chosen: dict[str, str]) -> list[dict[str, str]]:
         use: [name for name in _usual(table, use) if name not in chosen.values()]
         for use in ("label", "species", "disease")
     }
-    plants = [name for name in found["species"] if not re.search(r"\d", "".join(table.cells[name]))]
+    ids = {name for name in found["species"] if re.search(r"\d", "".join(table.cells[name]))}
     options = [
         {"species": species, use: name}
-        for species in plants[:1]
+        for species in found["species"][:1]
         for use in ("disease", "label")
         for name in found[use]
+        if use == "disease" or species not in ids  # `plant` may number plants
     ]
     for option in options:  # numbers that tell more than the species may not be passed over
         pairs = set(zip(*(table.cells[name] for name in option.values()), strict=True))
@@ -349,10 +355,10 @@ def _numeric(cells: Iterable[str]) -> bool:
 
 def _flag_columns(table: Table, chosen: dict[str, str]) -> list[str]:
     """Columns of 0 and 1, where there are at least two."""
-    found = []
+    found, aside = [], {*chosen.values(), *_usual(table, "label")}
     for name, cells in table.cells.items():
         low = re.sub(r"\W+", "_", name.lower())
-        if name in chosen.values() or _ASIDE.fullmatch(low):
+        if name in aside or _ASIDE.fullmatch(low):
             continue
         wrong = [row for row, cell in enumerate(cells) if cell.lower() not in _FLAGS]
         if not wrong and any(cells):
@@ -433,8 +439,7 @@ def _names(table: Table, column: str, folders: Sequence[Path]) -> dict[str, str]
 
 
 def name_map(folder: Path, keys: Iterable[str]) -> dict[str, str] | None:
-    """Find names of numbers in a flat JSON file of a folder: {"0": "name", ...}, or the other way
-    round.
+    """Find names of numbers in a flat JSON file of a folder: {"0": "name", ...}.
 
     Returns:
         {key: name} of all keys, or None where no file has them all, or two files differ.
@@ -448,10 +453,7 @@ def name_map(folder: Path, keys: Iterable[str]) -> dict[str, str] | None:
             read = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_apart)
         except (OSError, ValueError, RecursionError):
             continue
-        if not isinstance(read, dict):
-            continue
-        turned = {str(value): key for key, value in read.items() if isinstance(value, int)}
-        names = turned if len(turned) == len(read) else read
-        if keys and all(isinstance(names.get(key), str) and names[key].strip() for key in keys):
-            found.append({key: names[key].strip() for key in keys})
+        names = [read.get(key) for key in keys] if isinstance(read, dict) else [None]
+        if keys and all(isinstance(n, str) and n.strip() and not _is_picture(n) for n in names):
+            found.append({key: name.strip() for key, name in zip(keys, names, strict=True)})
     return found[0] if found and all(names == found[0] for names in found) else None

@@ -1,0 +1,94 @@
+"""Which file a written path means: folders, unique names, paths of other machines, endings."""
+
+import pytest
+
+from common.files import ABSENT, SEVERAL, match_paths, settle
+
+ROOT = "/far/set"
+FILES = ("train/0.jpg", "train/1.JPG", "test/1.jpg", "a/x/7.jpg", "b/x/7.jpg", "b/8.png", "9.jpeg")
+PATHS = [f"{ROOT}/{name}" for name in FILES]
+
+
+def found(*written, paths=PATHS, bases=(ROOT,)):
+    hits = match_paths(written, paths, bases)
+    names = {ABSENT: None, SEVERAL: "several"}
+    return [names.get(i) if i < 0 else paths[i].removeprefix(f"{ROOT}/") for i in hits]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("train/0.jpg", "train/0.jpg"),
+        ("test/0.jpg", None),  # another folder's picture of the same name
+        ("set/test/0.jpg", None),
+        ("0.jpg", "train/0.jpg"),
+        ("0", "train/0.jpg"),
+        ("1.jpg", "test/1.jpg"),
+        ("1.JPG", "train/1.JPG"),
+        ("1", "several"),
+        ("7.jpg", "several"),
+        ("x/7.jpg", "several"),
+        ("a/x/7.jpg", "a/x/7.jpg"),
+        ("a\\x\\7.jpg", "a/x/7.jpg"),
+        ("a/7.jpg", None),
+        (".\\b\\x\\7.jpg", "b/x/7.jpg"),
+        ("b/8", "b/8.png"),
+        ("b/8.PNG", "b/8.png"),
+        ("b/8.jpg", None),  # another ending is another file
+        ("8.pn", None),
+        ("./9.jpeg", "9.jpeg"),
+        ("b/../9.jpeg", "9.jpeg"),
+        ("../set/b/8.png", "b/8.png"),
+        ("set/b/8.png", "b/8.png"),
+        ("et/b/8.png", None),
+        ("", None),
+        (".", None),
+        ("b", None),
+        ("b/", None),
+        ("b/x", None),
+    ],
+)
+def test_what_a_relative_path_means(written, meant):
+    assert found(written) == [meant]
+
+
+def test_a_bare_name_that_two_files_have_needs_a_dot_to_mean_the_one_at_the_top():
+    paths = [f"{ROOT}/1.jpg", f"{ROOT}/old/1.jpg"]
+    assert found("1.jpg", "./1.jpg", "old/1.jpg", paths=paths) == ["several", "1.jpg", "old/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "start", ["/home/bob/set", "C:\\Users\\bob", "gs://bucket/set", "//nas/it"]
+)
+def test_absolute_paths_of_another_machine_lose_the_same_folders_in_every_row(start):
+    rows = [f"{start}/{name}" for name in ("train/0.jpg", "test/0.jpg", "b/x/7.jpg", "9.jpeg")]
+    assert found(*rows) == [
+        "train/0.jpg",
+        None,
+        "b/x/7.jpg",
+        None if "set" not in start else "9.jpeg",
+    ]
+
+
+def test_absolute_paths_of_this_machine():
+    assert found(f"{ROOT}/train/0.jpg", f"{ROOT}/test/0.jpg") == ["train/0.jpg", None]
+
+
+def test_names_alone_count_where_one_folder_of_another_machine_holds_all(capfd, tmp_path):
+    assert found("D:/photos/8.png", "D:/photos/9.jpeg") == ["b/8.png", "9.jpeg"]
+    assert "D:/photos/8.png" in capfd.readouterr().err
+    assert found("D:/photos/8.png", "D:/more/9.jpeg") == [None, None]
+    assert found("/kaggle/test/0.jpg", "/kaggle/test/8.png") == [None, None]
+    (tmp_path / "a").mkdir()
+    assert found(f"{tmp_path}/a/8.png") == [None], "the folder is here, and the picture is not"
+
+
+def test_letters_made_of_two_signs_are_one():
+    assert match_paths(["bl\u00e5/1.jpg"], ["/s/bla\u030a/1.jpg"]) == [0]
+
+
+def test_rows_that_agree_count_once_and_others_stop(refused):
+    rows = [(0, ("a",), "line 2"), (-1, ("b",), "line 3"), (0, ("a",), "line 4"), (1, ("b",), "x")]
+    assert settle(rows, ["0.jpg", "1.jpg"]) == {0: 0, 1: 3}
+    rows.append((0, ("b", "train"), "line 9"))
+    refused(("line 2 and line 9", "0.jpg", "a or b, train?"), settle, rows, ["0.jpg", "1.jpg"])
