@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -111,8 +111,8 @@ def _csv_table(path: Path, text: str) -> Table:
             if start + reader.line_num != done + 1:
                 raise csv.Error("a quote is opened and not closed")
             row = [cell.strip() for cell in row]
-            if not header:
-                header = row
+            if not header:  # columns without a name at its end hold nothing
+                header = row[: max((i for i, name in enumerate(row, 1) if name), default=0)]
             elif any(row):
                 if row == header:
                     raise csv.Error("the header again")
@@ -247,21 +247,19 @@ def read_label_file(
     if "file" not in chosen:
         chosen["file"] = _file_column(table, chosen)
     flags: list[str] = []
-    names: dict[str, str] | None = None
     if not {"label", "species", "disease"} & set(chosen):
         options = _options(table, chosen)
         text = [o for o in options if not any(_numeric(table.cells[c]) for c in o.values())]
-        numbers = [o for o in options if o not in text]
         flags = [] if text else _flag_columns(table, chosen)
-        if numbers and not text:
-            names = _names(table, list(numbers[0].values())[-1], folders)
-            single = all(sum(row) == 1 for row in _switched(table, flags))
-            flags = [] if names or not single else flags
-        if not (text or numbers or flags):
+        option = (text or options or [{}])[0]
+        exclusive = all(len(row) == 1 for row in _flagged(table, flags))
+        if option and (not exclusive or _names(table, list(option.values())[-1], folders)):
+            flags = []
+        if not (option or flags):
             _no_column(table, "label")
-        chosen |= {} if flags else (text or numbers)[0]
-    elif "label" in chosen and _numeric(table.cells[chosen["label"]]):
-        names = _names(table, chosen["label"], folders)
+        chosen |= {} if flags else option
+    column = chosen.get("label", chosen.get("disease"))
+    names = _names(table, column, folders) if column and _numeric(table.cells[column]) else None
     chosen = {use: chosen[use] for use in USES if use in chosen}
     _require_text(table, [c for use, c in chosen.items() if use != "file"] + flags)
     note = ", ".join(f"{use} = {name}" for use, name in chosen.items())
@@ -314,16 +312,11 @@ def _usual(table: Table, use: str) -> list[str]:
 
 
 def _file_column(table: Table, chosen: dict[str, str]) -> str:
-    named = [name for name in _usual(table, "file") if name not in chosen.values()]
-    if not named:
-        named = [
-            name
-            for name, cells in table.cells.items()
-            if sum(map(_is_picture, cells)) * 2 > len(cells)
-        ][:2]
-    if not named or (len(named) == 2 and not _usual(table, "file")):
+    usual = [name for name in _usual(table, "file") if name not in chosen.values()]
+    like = [n for n, cells in table.cells.items() if sum(map(_is_picture, cells)) * 2 > len(cells)]
+    if not usual and len(like) != 1:
         _no_column(table, "file")
-    return named[0]
+    return (usual or like)[0]
 
 
 def _options(table: Table, chosen: dict[str, str]) -> list[dict[str, str]]:
@@ -349,8 +342,9 @@ def _options(table: Table, chosen: dict[str, str]) -> list[dict[str, str]]:
 
 
 def _numeric(cells: Iterable[str]) -> bool:
-    values = set(cells) - {""}
-    return bool(values) and all(re.fullmatch(r"[+-]?\d+(\.\d*)?", value) for value in values)
+    """Whether nine in ten cells are numbers, so that one damaged cell does not make them words."""
+    found = [bool(re.fullmatch(r"[+-]?\d+(\.\d*)?", cell)) for cell in cells if cell]
+    return sum(found) * 10 >= len(found) * 9 > 0
 
 
 def _flag_columns(table: Table, chosen: dict[str, str]) -> list[str]:
@@ -371,14 +365,10 @@ def _flag_columns(table: Table, chosen: dict[str, str]) -> list[str]:
     return found if len(found) > 1 else []
 
 
-def _switched(table: Table, flags: list[str]) -> Iterator[list[bool]]:
-    for row in zip(*(table.cells[name] for name in flags), strict=True):
-        yield [cell.lower() in {"1", "1.0", "true"} for cell in row]
-
-
 def _flagged(table: Table, flags: list[str]) -> list[tuple[str, ...]]:
-    rows = _switched(table, flags)
-    return [tuple(name for name, on in zip(flags, row, strict=True) if on) for row in rows]
+    rows = zip(*(table.cells[name] for name in flags), strict=True)
+    on = {"1", "1.0", "true"}
+    return [tuple(n for n, c in zip(flags, row, strict=True) if c.lower() in on) for row in rows]
 
 
 def _require_text(table: Table, columns: Sequence[str]) -> None:
@@ -433,7 +423,7 @@ def _plain(number: str) -> str:
 
 
 def _names(table: Table, column: str, folders: Sequence[Path]) -> dict[str, str] | None:
-    keys = {_plain(cell) for cell in table.cells[column] if cell}
+    keys = {_plain(cell) for cell in set(table.cells[column]) if cell.lower() not in NO_LABEL}
     found = (name_map(folder, keys) for folder in dict.fromkeys((table.path.parent, *folders)))
     return next((names for names in found if names), None)
 
