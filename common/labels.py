@@ -399,7 +399,7 @@ def _row_labels(
 def _joined(whole: bool, before: str, part: str) -> str:
     """Species and disease; a label (whole) may hold its species already."""
     has = whole and f"_{slug(before)}_" in f"_{slug(part)}_"
-    return part if has or not before else f"{before}/{part}".strip("/")
+    return part if has or not before else f"{before.strip('/')}/{part.strip('/')}".strip("/")
 
 
 def _several(cells: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -48,6 +48,7 @@ def draw(files: Files, rng: random.Random) -> tuple[bytes, str]:
     paths += ["a/gone.jpg", "d/0.jpg", "7.jpg"]  # of pictures that are not here
     names = [path.rpartition("/")[2] for path in paths]
     style, kind = rng.choice(("path", "name", "stem", "windows", "foreign")), rng.choice(KINDS)
+    far = rng.choice(FOREIGN)
     written = {
         "path": paths,
         "name": [
@@ -56,12 +57,8 @@ def draw(files: Files, rng: random.Random) -> tuple[bytes, str]:
         ],
         "stem": [path.rpartition(".")[0] for path in paths],
         "windows": [path.replace("/", "\\") for path in paths],
-        "foreign": [rng.choice(FOREIGN[:1]) + path for path in paths],
+        "foreign": [far + path.replace("/", "\\" if "\\" in far else "/") for path in paths],
     }[style]
-    if style == "foreign" and rng.random() < 0.5:
-        written = [rng.choice(FOREIGN[1:]) + path for path in paths[:1]] and [
-            FOREIGN[1] + path.replace("/", "\\") for path in paths
-        ]
     rows = [(name, rng.choice(LABELS)) for name in written if rng.random() < 0.9]
     rng.shuffle(rows)
     return write(rows, kind, rng), kind
@@ -181,9 +178,8 @@ def _row(cells: list[str], columns: list[str], kind: str) -> tuple[str, set[str]
     if kind == "numbers":
         return name, {NAMES.get(cell, cell) for cell in cells[1:2]} | set(cells[1:2])
     if kind == "several":
-        return name, {
-            part.strip() for cell in cells[1:2] for part in re.split("[|;,]", cell)
-        } | set(cells[1:2])
+        splits = [cell.split(mark) for cell in cells[1:2] for mark in "|;, \0"]
+        return name, {part.strip() for parts in splits for part in parts}
     on = {c for c, cell in zip(columns[1:], cells[1:], strict=False) if cell in ("1", "1.0")}
     return name, on
 
@@ -234,6 +230,11 @@ def _given_json(data: bytes, kind: str) -> list[tuple[str, set[str]]]:
     return []
 
 
+def bare(label: str) -> str:
+    """A label without slashes at its ends, and none twice."""
+    return "/".join(filter(None, label.split("/")))
+
+
 def names_it(written: str, path: str) -> bool:
     """Whether a row may mean the picture at `path`: the same name, but for a missing ending or one
     in other case, and no other folder. Folders of another machine do not count but for the last.
@@ -241,12 +242,8 @@ def names_it(written: str, path: str) -> bool:
     parts = [part for part in written.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     here = path.split("/")
     stem, _, end = here[-1].rpartition(".")
-    if not parts or parts[-1] not in {
-        stem,
-        here[-1],
-        f"{stem}.{end.lower()}",
-        f"{stem}.{end.upper()}",
-    }:
+    same = parts and parts[-1][: len(stem) + 1] in (stem, f"{stem}.")
+    if not same or parts[-1].lower() not in {stem.lower(), f"{stem}.{end}".lower()}:
         return False
     far = re.match(r"/|\\|[A-Za-z][\w+.-]*:", written)
     folders = parts[-2:-1] if far else parts[:-1]
@@ -285,10 +282,10 @@ def trial(files: Files, folder: Path, seed: int) -> tuple[str, int, int]:
             photos = [Path(path) for path in paths]
             found = labels_from_csv(table, photos, tiny.TREE, lambda names: [None] * len(names))
             shown += [(paths[i], LABELS[found[i]]) for i in np.flatnonzero(found >= 0)]
-    rows = given(data, kind)
+    rows = [(name, set(map(bare, labels))) for name, labels in given(data, kind)]
     wrong = [
         (path, label)
         for path, label in shown
-        if not any(label in labels and names_it(name, path) for name, labels in rows)
+        if not any(bare(label) in labels and names_it(name, path) for name, labels in rows)
     ]
     return outcome, len(shown), len(wrong)

@@ -117,7 +117,11 @@ def labels_from_csv(
             f"{len(unsure)} rows of {path} do not count, as several photos are called so, such as "
             f"{read.files[unsure[0]]}. Write their folders, too."
         )
-    wanted = {label: (label.split("/"), label) for labels in read.labels for label in labels}
+    wanted = {
+        label: (label.split("/") if label.count("/") < 2 else (), label)
+        for labels in read.labels
+        for label in labels
+    }
     class_idx = _classes(wanted, tree, parse)
     if lost := [label for label, value in class_idx.items() if value == UNKNOWN]:
         warn(
