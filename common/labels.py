@@ -307,7 +307,11 @@ def _no_column(table: Table, lacking: str) -> NoReturn:
 
 def _usual(table: Table, use: str) -> list[str]:
     """Columns whose names tell a use, the likelier first."""
-    low = {re.sub(r"\W+", "_", name.lower()).strip("_"): name for name in table.cells}
+    low: dict[str, str] = {}
+    for name in table.cells:
+        other = low.setdefault(plain := re.sub(r"\W+", "_", name.lower()).strip("_"), name)
+        if other != name and plain in USUAL[use].split():
+            fail(f"{table.path}: the columns {other!r} and {name!r} mean the same. Remove one.")
     return [low[name] for name in USUAL[use].split() if name in low]
 
 

@@ -53,6 +53,7 @@ def test_quotes_spaces_empty_lines_and_empty_cells_at_the_end(tmp_path):
         (ROWS + 'c.jpg,"rust"x\n', ("line 4", "expected")),
         (ROWS + "file,label\n", ("line 4", "header again")),
         ("file,label,Label\na.jpg,rust,scab\n", ("line 1", "'label'", "twice")),
+        ("file,label,label?\na.jpg,rust,scab\n", ("'label'", "'label?'")),
         (ROWS + "c.jpg,ru\0st\n", ("line 4", "damaged")),
         (ROWS + "c.jpg,ru\x1fst\n", ("line 4", "damaged")),
         (ROWS.encode() + b"c.jpg,bl\xe5\n", ("line 4", "UTF-8")),
