@@ -37,6 +37,7 @@ from common.organize import placing
 from common.organize.deduplicate import Rejected, choose, class_numbers, require_sizes
 from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
+from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import read_labels
 from common.organize.names.review import NAMES, REVIEW, read_names
@@ -45,165 +46,10 @@ from common.organize.report import show_names, show_result, write_contact_sheets
 from common.organize.sources import Files, list_files, parse_sources
 
 PLANTED = 200  # pictures whose altered copies show how many duplicates the search finds
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse and check the command line."""
-    flags = parser(__doc__)
-    add = flags.add_argument
-    add(
-        "sources",
-        nargs="*",
-        metavar="SOURCE",
-        help="folder of class folders; NAME=FOLDER names it in the manifest",
-    )
-    add(
-        "--demo",
-        action="store_true",
-        help="draw demo pictures beside the output folder and organize those",
-    )
-    add("--output", type=Path, default=Path("data/organized"))
-    add(
-        "--not-plants",
-        type=Path,
-        metavar="DIR",
-        help="pictures of no plant, to fit and test the rejection; each folder in it is a kind",
-    )
-    add(
-        "--names",
-        type=Path,
-        metavar="CSV",
-        help="your answers for names: columns name,species,disease (an edited review.csv will do)",
-    )
-    add(
-        "--levels",
-        type=int,
-        choices=[1, 2],
-        default=2,
-        help="1: a folder or label is a class of its own (flowers, animals)",
-    )
-    add(
-        "--labels",
-        type=Path,
-        metavar="CSV",
-        help="labels of the source's files, instead of its folders",
-    )
-    add(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="USE=NAME",
-        help="columns of --labels: file=, label= (or species= disease=), group= (pictures of one "
-        "plant or place), split=",
-    )
-    add(
-        "--path-pattern",
-        default="{}",
-        metavar="PATH",
-        help="where a row's file is below the source, e.g. images/{}.jpg",
-    )
-    add(
-        "--long-side",
-        type=int,
-        default=512,
-        help="px of the stored pictures' long side (default 512)",
-    )
-    add("--val", type=float, default=0.15, help="share of val (default 0.15)")
-    add("--test", type=float, default=0.15, help="share of test (default 0.15)")
-    add(
-        "--keep-split",
-        action="store_true",
-        help="keep the train, val and test that the source gives",
-    )
-    add(
-        "--near",
-        type=int,
-        default=6,
-        metavar="BITS",
-        help="near-duplicates: hashes at most so many of 64 bits apart; -1 turns the search off "
-        "(default 6)",
-    )
-    add(
-        "--group-by",
-        nargs="*",
-        choices=["stem", "moment"],
-        default=["stem"],
-        help="keep together: stem, pictures made from one by their names (x_90deg.jpg); moment, "
-        "one camera in one minute (default stem)",
-    )
-    add(
-        "--holdout-species",
-        default="",
-        metavar="N|NAMES",
-        help="set whole species aside to test how the model meets the unknown",
-    )
-    add(
-        "--holdout-diseases",
-        default="",
-        metavar="N|NAMES",
-        help="the same for diseases: leaf_mold, tomato/leaf_mold",
-    )
-    add(
-        "--small-classes",
-        choices=["fail", "train", "drop"],
-        default="fail",
-        help="classes of fewer than 3 pictures: stop, keep them in train only, or leave them out",
-    )
-    add(
-        "--shards",
-        nargs="?",
-        type=float,
-        const=1000.0,
-        default=0.0,
-        metavar="MB",
-        help="store in tar shards of so many MB (default 1000)",
-    )
-    add(
-        "--copy",
-        action="store_true",
-        help="copy pictures that need no change (default: hard links, where the disk can)",
-    )
-    add(
-        "--report",
-        action="store_true",
-        help="also write report/: a contact sheet per class, class sizes, suspicious classes",
-    )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="print how names are read and how many files there are; write nothing",
-    )
-    add("--fresh", action="store_true", help="start over where the output folder is there already")
-    add("--undo", action="store_true", help="remove the output folder and what a stopped run left")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    lookalikes.add_flags(flags)
-    args = flags.parse_args(argv)
-    if not args.undo and bool(args.sources) == args.demo:
-        fail(
-            "give one or more folders of class folders, or --demo for generated pictures (--help "
-            "shows examples)."
-        )
-    if not 0 < args.val < 1 or not 0 < args.test < 1 or args.val + args.test > 0.8:
-        fail(
-            f"--val {args.val} and --test {args.test} must lie above 0 and leave at least a fifth "
-            f"for train."
-        )
-    if (
-        not 64 <= args.long_side <= 8192
-        or not -1 <= args.near <= 15
-        or args.workers < 1
-        or not 0.5 <= (args.cosine or 1) <= 1
-    ):
-        fail(
-            "--long-side must be 64 to 8192, --near -1 to 15, --workers at least 1, --cosine 0.5 "
-            "to 1."
-        )
-    if args.labels and len(args.sources) != 1:
-        fail(
-            "--labels tells about one source: give one SOURCE, the folder below which its files "
-            "lie."
-        )
-    return args
+# flags that do not change what is made of the same files
+MACHINE = frozenset(
+    "workers fresh undo dry_run output demo sources not_plants names labels".split()
+)
 
 
 def gather(args: argparse.Namespace) -> Files:
@@ -239,19 +85,7 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
     """Hash of everything that decides the result: the files' paths, sizes and times, and the
     flags.
     """
-    machine = {
-        "workers",
-        "fresh",
-        "undo",
-        "dry_run",
-        "output",
-        "demo",
-        "sources",
-        "not_plants",
-        "names",
-        "labels",
-    }
-    flags = sorted((k, str(v)) for k, v in vars(args).items() if k not in machine)
+    flags = sorted((k, str(v)) for k, v in vars(args).items() if k not in MACHINE)
     digest = hashlib.sha256(
         repr((flags, [(s.name, str(s.root)) for s in files.sources], files.folders)).encode(
             errors="surrogateescape"
@@ -259,16 +93,8 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
     )
     for path in (args.names, args.labels):
         digest.update(path.read_bytes() if path and path.is_file() else b"-")
-    for values in (
-        files.folder,
-        files.label,
-        files.given,
-        files.arena,
-        files.ends,
-        files.size,
-        files.mtime_ns,
-    ):
-        digest.update(np.ascontiguousarray(values).data)
+    for name in ("folder", "label", "given", "arena", "ends", "size", "mtime_ns"):
+        digest.update(np.ascontiguousarray(getattr(files, name)).data)
     return digest.hexdigest()[:16]
 
 
@@ -276,38 +102,35 @@ def already_there(args: argparse.Namespace, identity: str) -> bool:
     """Whether the output folder holds this very result; another result is an error, unless --fresh
     says otherwise.
     """
-    build_info = args.output / "build_info.json"
-    if not args.output.exists():
+    build_info, output = args.output / "build_info.json", args.output
+    if not build_info.is_file():
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            fail(f"{output} is there and was not made by this script. Choose another --output.")
         return False
-    if not build_info.is_file() and (not args.output.is_dir() or any(args.output.iterdir())):
-        fail(f"{args.output} is there and was not made by this script. Choose another --output.")
     if args.fresh:
-        if build_info.is_file() and (others := placing.foreign(args.output)):
+        if others := placing.foreign(output):
             fail(
-                f"{args.output} holds {len(others)} files that this script did not make "
-                f"({', '.join(others[:3])}); --fresh would delete "
-                "them. Move them away first."
+                f"{output} holds {len(others)} files that this script did not make "
+                f"({', '.join(others[:3])}); --fresh would delete them. Move them away first."
             )
         return False
-    if build_info.is_file() and json.loads(build_info.read_text())["identity"] == identity:
-        say(f"{args.output} is up to date: same files, same settings.")
-        return True
-    if build_info.is_file():
+    if json.loads(build_info.read_text())["identity"] != identity:
         fail(
-            f"{args.output} was made from other files or settings. Add --fresh to make it anew, "
-            f"or choose another --output."
+            f"{output} was made from other files or settings. Add --fresh to make it anew, or "
+            "choose another --output."
         )
-    return False
+    say(f"{output} is up to date: same files, same settings.")
+    return True
 
 
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     """Organize; see the module's docstring."""
-    args, laps = parse(argv), Laps()
+    flags, laps = parser(__doc__), Laps()
+    add_flags(flags)
+    args = flags.parse_args(argv)
+    check_flags(args)
     header("01 reorganize")
-    store, partial = (
-        args.output.with_name(args.output.name + ending) for ending in (".store", ".partial")
-    )
     if args.undo:
         return undo(args.output)
     if args.demo:
@@ -321,9 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_names(files, names, index, class_idx)
     if args.dry_run:
         return 0
-    require_sizes(
-        np.bincount(class_idx[class_idx >= 0], minlength=len(index)), index, args.small_classes
-    )  # before hours of reading
+    sizes = np.bincount(class_idx[class_idx >= 0], minlength=len(index))
+    require_sizes(sizes, index, args.small_classes)  # before hours of reading
     held_out = dict(
         zip(index, hold_out(index, args.holdout_species, args.holdout_diseases), strict=True)
     )
@@ -331,98 +153,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     if already_there(args, identity):
         placing.clear(args.output)
         return 0
+    store, partial = placing.store_of(args.output), placing.partial_of(args.output)
     with laps("reading pictures"):
         facts, details = read_all(files, store, args.long_side, not args.copy, args.workers)
     with laps("setting duplicates aside"):
         if not ((facts["reason"] == 0) & ~files.is_not_plant()).any():
             shutil.rmtree(store)  # nothing in it that would make another run quicker
         rejected = Rejected(facts["reason"].copy(), details, np.full(len(files), -1, np.int64))
-        kept, others = choose(
-            files,
-            facts,
-            rejected,
-            index,
-            class_idx,
-            small_classes=args.small_classes,
-            keep_split=args.keep_split,
-            no_label=f"no row in {args.labels.name}"
-            if args.labels
-            else "the file lies in no class folder",
-        )
+        kept, others = choose(files, facts, rejected, index, class_idx, args)
 
     def stored(k: int) -> Path:
         return store / target_of(facts["key"][kept.file[k]])
 
-    alike = lookalikes.NONE
+    chosen, alike = facts[kept.file], lookalikes.NONE
     if args.embed:
         with laps("comparing features"):
             alike = lookalikes.find(
-                args,
-                lambda k: stored(k).read_bytes(),
-                facts["sha256"][kept.file],
-                store / "features",
+                args, lambda k: stored(k).read_bytes(), chosen["sha256"], store / "features"
             )
     with laps("grouping and splitting"):
         out = np.array([held_out[pair] for pair in kept.classes], np.int8)
-        certificate = partition(
-            kept,
-            files,
-            facts,
-            out,
-            radius=args.near,
-            val=args.val,
-            test=args.test,
-            group_by=args.group_by,
-            keep_split=args.keep_split,
-            cosine=alike.pairs,
-            workers=args.workers,
-        )
+        certificate = partition(kept, files, facts, out, alike.pairs, args)
     with laps("judging the search on copies it makes"):
         sample = range(min(PLANTED, len(kept)))  # the first by content hash are a random sample
-        planted = (
-            {f"features, cosine at least {alike.cosine}": alike.judge(sample, kept.group)}
-            if args.embed
-            else {}
-        )
+        if args.embed:
+            search = f"features, cosine at least {alike.cosine}"
+            certificate.planted[search] = alike.judge(sample, kept.group)
         if args.near >= 0:
-            planted[f"perceptual hash, at most {args.near} of 64 bits"] = judge_hashes(
+            search = f"perceptual hash, at most {args.near} of 64 bits"
+            certificate.planted[search] = judge_hashes(
                 lambda k: read_rgb(stored(k), min_side=1),
                 sample,
-                facts["phash"][kept.file],
+                chosen["phash"],
                 kept.group,
                 args.near,
             )
     with laps("placing pictures"):
         placed, layouts = placing.plan_places(kept, facts, round(args.shards * 1e6))
         placing.place(placed, layouts, facts, store, partial)
-        not_plants = (
-            placing.place_not_plants(files, facts, others, args.near, store, partial)
-            if args.not_plants
-            else np.zeros(2, int)
-        )
+        not_plants = placing.place_not_plants(files, facts, others, args.near, store, partial)
     with laps("writing the index"):
         placing.write_index(partial, kept)
-        write_rows(
-            partial / "manifest.csv", placing.MANIFEST, placing.manifest_rows(placed, files, facts)
-        )
-        write_rows(
-            partial / "rejected.csv", placing.REJECTED, placing.rejected_rows(files, rejected)
-        )
-        write_rows(partial / "review.csv", REVIEW, names.review)
-        write_rows(partial / "names.csv", NAMES, names.table)
+        for table, titles, rows in (
+            ("manifest", placing.MANIFEST, placing.manifest_rows(placed, files, facts)),
+            ("rejected", placing.REJECTED, placing.rejected_rows(files, rejected)),
+            ("review", REVIEW, names.review),
+            ("names", NAMES, names.table),
+        ):
+            write_rows(partial / f"{table}.csv", titles, rows)
         suspects, note = write_report(
-            partial, kept, files, facts, rejected, names, certificate, planted, not_plants
+            partial, kept, files, facts, rejected, names, certificate, not_plants
         )
-        write_text(
-            partial / "build_info.json",
-            json.dumps(
-                {
-                    "identity": identity,
-                    "long_side": args.long_side,
-                    "sources": {s.name: str(s.root) for s in files.sources},
-                }
-            ),
-        )
+        build_info = {
+            "identity": identity,
+            "long_side": args.long_side,
+            "sources": {s.name: str(s.root) for s in files.sources},
+        }
+        write_text(partial / "build_info.json", json.dumps(build_info))
     if args.report:
         with laps("drawing the report"):
             write_contact_sheets(
@@ -431,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(args.output, ignore_errors=True)
     os.replace(partial, args.output)
     placing.clear(args.output)
-    show_result(args.output, kept, rejected, certificate, planted)
+    show_result(args.output, kept, rejected, certificate)
     say("", laps.table(), "", "next: python 02a_train_species.py")
     return 0
 

@@ -22,19 +22,12 @@ from pathlib import Path
 import torch
 
 from common.classes import ClassTree
-from common.console import Stopwatch, fail, friendly, header, parser, say, warn
+from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
 from common.files import file_sha256
 from common.train import checkpoint, recipe_flags, recipes
+from common.train.compute import shut_down
 from common.train.dataset import load_organized
-from common.train.distributed import shut_down
-from common.train.evaluation import evaluate_checkpoint
-from common.train.machine import (
-    add_training_flags,
-    find_teacher,
-    print_plan,
-    resolve_machine,
-    say_time,
-)
+from common.train.machine import add_training_flags, evaluate_checkpoint, set_up
 from common.train.model import SwinHierarchical
 from common.train.recipes import Recipe
 from common.train.run import Run
@@ -48,8 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         metavar="auto|imagenet|none|FILE",
         help="initial backbone: timm's pretrained weights if they can be had (auto) or without "
-        "fail (imagenet), "
-        "random (none), or a file with a timm state dict or a Foliar checkpoint",
+        "fail (imagenet), random (none), or a file with a timm state dict or a Foliar checkpoint",
     )
     add_training_flags(flags, recipe="hierarchical")
     return flags.parse_args(argv)
@@ -64,19 +56,17 @@ def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinH
         torch.manual_seed(seed)  # the heads start equal, whichever way the backbone came
         try:
             model = SwinHierarchical(recipe.backbone, tree, pretrained=pretrained, **settings)
-            with (
-                torch.inference_mode()
-            ):  # some networks are built for any size and fail on the first picture
-                model.eval()(
-                    torch.zeros(1, recipe.image_size, recipe.image_size, 3, dtype=torch.uint8)
-                )
+            # some networks are built for any size and fail on the first picture
+            with torch.inference_mode():
+                size = recipe.image_size
+                model.eval()(torch.zeros(1, size, size, 3, dtype=torch.uint8))
             return model
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             if pretrained:
                 raise
             fail(
                 f"--backbone {recipe.backbone} cannot be built at {recipe.image_size} px: "
-                f"{str(error).splitlines()[0]}. Names: "
+                f"{checkpoint.first_line(error)}. Names: "
                 'python -c "import timm; print(timm.list_models())"'
             )
 
@@ -86,19 +76,17 @@ def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinH
         try:
             return build(pretrained=True)
         except Exception as error:  # hub clients raise anything from OSError to their own classes
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
-                :160
-            ]
+            reason = f"{type(error).__name__}: {checkpoint.first_line(error)}"[:160]
             if weights == "imagenet":
                 fail(
                     f"timm's pretrained weights of {recipe.backbone} cannot be had ({reason}). "
-                    f"Connect to the internet, give a "
-                    "file with --weights FILE, or start from random weights with --weights none."
+                    "Connect to the internet, give a file with --weights FILE, or start from "
+                    "random weights with --weights none."
                 )
             warn(
                 f"NO PRETRAINED WEIGHTS: {recipe.backbone} starts from RANDOM weights ({reason}). "
-                f"Real photos need pretrained "
-                "weights, or hours: connect to the internet, or give a file with --weights FILE."
+                "Real photos need pretrained weights, or hours: connect to the internet, or give a "
+                "file with --weights FILE."
             )
     model = build(pretrained=False)
     if weights not in ("auto", "imagenet", "none"):
@@ -121,46 +109,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             "every phase of stage A has 0 epochs: nothing would be trained. Give "
             "--species-finetune-epochs or another phase some."
         )
-    compute, world = resolve_machine(args, recipe)
-    print_plan(data, phases, recipe)
+    setup = set_up(args, data, recipe, args.recipe, overridden, phases)
 
     folder = args.checkpoints / "species_only"
-    going_on = (
-        folder / "last.pt"
-    ).is_file() and not args.fresh  # then the weights come from there: nothing to download
+    # a run that goes on has its weights in last.pt: nothing to download
+    going_on = (folder / "last.pt").is_file() and not args.fresh
     model = new_model("none" if going_on else args.weights, args.seed, recipe, data.tree)
     start_from = file_sha256(Path(args.weights)) if Path(args.weights).is_file() else args.weights
-    run = Run(
-        folder,
-        phases,
-        model=model,
-        data=data,
-        recipe=recipe,
-        recipe_name=args.recipe,
-        overridden=overridden,
-        compute=compute,
-        args=args,
-        start_from=start_from,
-        teacher=find_teacher(args, data, compute),
-        world=world,
-    )
+    run = Run(folder, phases, model, setup, start_from)
     run.resume()
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
         judged, metrics = run.evaluate()
-        if run.end_epoch(
-            epoch, phase, loss, metrics
-        ):  # the best so far: in stage A, the most species right
+        # the best so far: in stage A, the most species right
+        if run.end_epoch(epoch, phase, loss, metrics):
             run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
         if run.epochs_done == run.phase_start + phase.epochs:
-            run.save(
-                f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt", judged, metrics
-            )
+            name = f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt"
+            run.save(name, judged, metrics)
         run.save_last()
     run.finish(checkpoint.find_best(folder), "Stage A: species")
     shut_down()
-    say_time("time", clock)
-    say("next: python 02b_train_disease.py")
+    say(f"time: {duration(clock())}", "next: python 02b_train_disease.py")
     return 0
 
 

@@ -18,18 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.console import Stopwatch, fail, friendly, header, parser, say
+from common.console import Stopwatch, duration, fail, friendly, header, parser, say
 from common.train import checkpoint, recipe_flags, recipes
+from common.train.compute import shut_down
 from common.train.dataset import Organized, load_organized
-from common.train.distributed import shut_down
-from common.train.evaluation import evaluate_checkpoint
-from common.train.machine import (
-    add_training_flags,
-    find_teacher,
-    print_plan,
-    resolve_machine,
-    say_time,
-)
+from common.train.machine import add_training_flags, evaluate_checkpoint, set_up
+from common.train.recipes import Phase
 from common.train.run import Run
 
 
@@ -53,8 +47,7 @@ def species_checkpoint(args: argparse.Namespace, data: Organized) -> dict[str, A
     if path is None:
         fail(
             f"there is no *-best.pt in {args.checkpoints / 'species_only'}. Run "
-            f"02a_train_species.py first, or give a checkpoint "
-            "with --species-checkpoint."
+            "02a_train_species.py first, or give a checkpoint with --species-checkpoint."
         )
     payload = checkpoint.load(path)
     checkpoint.require_tree(payload, data.tree, path, data.root)
@@ -85,9 +78,8 @@ def train_jointly(run: Run) -> None:
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
         judged, metrics = run.evaluate()
-        if run.end_epoch(
-            epoch, phase, loss, metrics
-        ):  # the best so far: the most with species and disease both right
+        # the best so far: the most with species and disease both right
+        if run.end_epoch(epoch, phase, loss, metrics):
             run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
         if epoch + 1 == phase.epochs // 2:
             run.save(f"epoch={epoch + 1:02d}.pt", judged, metrics)
@@ -113,54 +105,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             if recipe.classes != "flat"
             else "02a has trained all classes of this flat recipe"
         )
-        say(f"{why}: there is no disease to train. next: python 03_export.py")
+        say(f"{why}: there is no disease to train.", "next: python 03_export.py")
         return 0
     settings = payload["settings"]
     if (recipe.backbone, recipe.image_size) != (settings["backbone"], settings["image_size"]):
         fail(
             f"the species checkpoint is {settings['backbone']} at {settings['image_size']} px, "
-            f"the recipe asks for "
-            f"{recipe.backbone} at {recipe.image_size} px. Leave --recipe, --backbone and "
-            f"--image-size out, or train 02a so."
+            f"the recipe asks for {recipe.backbone} at {recipe.image_size} px. Leave --recipe, "
+            "--backbone and --image-size out, or train 02a so."
         )
-    compute, world = resolve_machine(args, recipe)
     heads, joint = recipes.disease_phases(recipe), recipes.joint_phases(recipe)
-    print_plan(data, heads + joint, recipe)
-    shared: dict[str, Any] = {
-        "data": data,
-        "recipe": recipe,
-        "recipe_name": recipe_name,
-        "overridden": overridden,
-        "compute": compute,
-        "args": args,
-        "teacher": find_teacher(args, data, compute),
-        "world": world,
-    }
+    setup = set_up(args, data, recipe, recipe_name, overridden, heads + joint)
+
+    def new_run(name: str, phases: list[Phase]) -> Run:
+        model, start_from = checkpoint.build_model(payload), checkpoint.weights_hash(payload)
+        return Run(args.checkpoints / name, phases, model, setup, start_from)
 
     if heads:
-        train_heads(
-            Run(
-                args.checkpoints / "disease_heads",
-                heads,
-                model=checkpoint.build_model(payload),
-                start_from=checkpoint.weights_hash(payload),
-                **shared,
-            )
-        )
+        train_heads(new_run("disease_heads", heads))
         payload = checkpoint.load(args.checkpoints / "disease_heads" / "disease_heads_final.pt")
     if joint:
-        train_jointly(
-            Run(
-                args.checkpoints / "hierarchical_full",
-                joint,
-                model=checkpoint.build_model(payload),
-                start_from=checkpoint.weights_hash(payload),
-                **shared,
-            )
-        )
+        train_jointly(new_run("hierarchical_full", joint))
     shut_down()
-    say_time("time", clock)
-    say("next: python 03_export.py")
+    say(f"time: {duration(clock())}", "next: python 03_export.py")
     return 0
 
 

@@ -4,7 +4,7 @@
 # bash run_all.sh                        the demo: generated leaves, every stage, minutes on 2 cores
 # bash run_all.sh SOURCE [SOURCE ...]    your folders of class folders (Tomato___Early_blight/ or
 #                                        tomato/early_blight/); NAME=FOLDER names it in manifest.csv
-# bash run_all.sh test [PYTEST ARGS]     the tests; -m smoke runs the quick ones
+# bash run_all.sh test [PYTEST ARGS]     the tests; -m smoke runs a quick selection
 #
 #   --work DIR          where data/, checkpoints/ and exports/ go (default: this folder)
 #   --recipe NAME       hierarchical, two_core, demo ... (python -m common.train.recipes prints all;

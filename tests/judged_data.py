@@ -9,7 +9,7 @@ from common.train.metrics import Judged
 
 
 def tree_of(species: int, classes: int) -> ClassTree:
-    """`species` species that share `leaves` leaves as evenly as may be."""
+    """`species` species that share `classes` classes as evenly as possible."""
     sizes = np.diff(np.linspace(0, classes, species + 1).astype(int))
     return ClassTree(
         tuple(f"plant_{s}" for s in range(species)),
@@ -40,7 +40,6 @@ def outcomes(
             np.where(right, joint, routed),
             species,
             rank,
-            (joint != class_idx) * 1,
             *losses,
         ),
         np.bincount(class_idx, minlength=tree.num_classes) * 5 + 3,

@@ -32,7 +32,20 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.smoke
-def test_the_pipeline_in_one_process(exported, tmp_path, capsys):
+def test_photos_to_a_trained_model_and_a_bundle_to_answers(trained, exports, tmp_path):
+    """01, 02a and 02b ran for the fixture; 04 answers its photos with the model of `tiny_bundle`.
+
+    03 is left to the next test: torch takes most of a smoke run's time to export any model.
+    """
+    best = [*trained.checkpoints.glob("hierarchical_full/*-best.pt")]
+    assert len(best) == 1
+    photos, predictions = trained.data / "val", tmp_path / "predictions.csv"
+    flags = ["--exports", exports, "--predict", photos, "--output", predictions]
+    assert run("04_serve", *flags) == 0
+    assert len(rows_of(predictions)) == len(list(photos.rglob("*.jpg"))) > 0
+
+
+def test_the_pipeline_in_one_process(exported, tmp_path):
     """01 to 03 ran for the fixture; 04 answers every test photo."""
     photos, predictions = exported.data / "test", tmp_path / "predictions.csv"
     assert (

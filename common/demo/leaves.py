@@ -1,4 +1,6 @@
-"""Leaves for the demo pictures: a table of species, and the blade painted from it. No torch."""
+"""Leaves for the demo pictures: a table of species, the blade painted from it, and the leaf laid on
+its ground. No torch.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,9 +9,20 @@ from functools import cached_property, partial
 import cv2
 import numpy as np
 
-from common.demo.brush import Range, Rng, area, hsv, line, mix, noise, tinted
-
-CANVAS = 224  # side in pixels of the square that one leaf is painted on, tip up
+from common.demo.scenes import (
+    CANVAS,
+    GROUNDS,
+    Range,
+    Rng,
+    Style,
+    area,
+    hsv,
+    line,
+    mix,
+    noise,
+    tinted,
+    turned,
+)
 
 
 @dataclass
@@ -29,8 +42,8 @@ class Shape:
 
     def placed(self, scale: float, degrees: float, at: Sequence[float] = (0, 0)) -> "Shape":
         """Scaled, turned clockwise by `degrees` and moved to `at`."""
-        c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
-        return self.moved(lambda points: points @ np.array([[c, -s], [s, c]]) + at, scale**0.7)
+        matrix = scale * turned(-np.radians(degrees))  # minus because y points upwards
+        return self.moved(lambda points: points @ matrix + at, scale**0.7)
 
 
 @dataclass
@@ -61,44 +74,43 @@ def _blade(
     rng: Rng,
     *,
     width: Range,
-    base: float,
-    tip: float,
-    teeth: int = 0,
-    tooth: float = 0.0,
-    lobes: int = 0,
-    lobe: float = 0.0,
-    pairs: int = 0,
-    rise: float = 0.2,
+    ends: tuple[float, float],
+    teeth: tuple[int, float] = (0, 0.0),
+    lobes: tuple[int, float] = (0, 0.0),
+    pairs: tuple[int, float] = (0, 0.2),
     parallel: int = 0,
     stalk: float = 0.1,
 ) -> Shape:
-    """One blade from (0, 0) to (0, 1): a range of half widths, bluntness of `base` and `tip`, a
-    toothed or lobed margin, and `pairs` of side veins (one to each lobe) or `parallel` ones.
+    """One blade from (0, 0) to (0, 1): a range of half widths, bluntness of its `ends` (base, tip),
+    a margin of `teeth` or `lobes` (number, depth), `pairs` of side veins (number, rise; one to each
+    lobe) or `parallel` ones, and the length of the stalk.
     """
-    t = np.linspace(0, 1, 60 + 6 * teeth)
-    profile = t**base * (1 - t) ** tip
+    t = np.linspace(0, 1, 60 + 6 * teeth[0])
+    profile = t ** ends[0] * (1 - t) ** ends[1]
     profile *= rng.uniform(*width) / profile.max()
-    teeth, lobes = teeth + int(rng.integers(-1, 2)), lobes + int(rng.integers(2)) * bool(lobes)
-    pairs, sides, veins = lobes or pairs, [], [(np.array([[0, 0.0], [0, 0.97]]), 1.0)]
+    saw = teeth[0] + rng.integers(-1, 2)
+    waves = lobes[0] + rng.integers(2) * bool(lobes[0])
+    sides, veins = [], [(np.array([[0, 0.0], [0, 0.97]]), 1.0)]
     for side in (-1, 1):
         x = profile * (1 + 0.07 * np.interp(t, np.linspace(0, 1, 6), rng.standard_normal(6)))
         y, start = t.copy(), rng.uniform(-0.15, 0.15)
-        foot = (np.arange(pairs) + 0.35) / (pairs + 0.6) * 0.92
-        end = foot + rise * (1.1 - foot)
-        if lobes:
-            wave = 0.5 + 0.5 * np.cos(2 * np.pi * (lobes * t**0.9 + start))
-            x = x * (1 - lobe * wave**1.7)
-            y += 0.16 * (x - profile * (1 - lobe)) * np.sin(np.pi * t)
-            end = ((np.arange(lobes) + 0.5 - start) / lobes) ** (1 / 0.9)
-        x = x + tooth * ((teeth * t + start) % 1 - 0.3) * np.sin(np.pi * t) ** 0.4
+        count = waves or pairs[0]
+        foot = (np.arange(count) + 0.35) / (count + 0.6) * 0.92
+        end = foot + pairs[1] * (1.1 - foot)
+        if waves:
+            wave = 0.5 + 0.5 * np.cos(2 * np.pi * (waves * t**0.9 + start))
+            x = x * (1 - lobes[1] * wave**1.7)
+            y += 0.16 * (x - profile * (1 - lobes[1])) * np.sin(np.pi * t)
+            end = ((np.arange(waves) + 0.5 - start) / waves) ** (1 / 0.9)
+        x = x + teeth[1] * ((saw * t + start) % 1 - 0.3) * np.sin(np.pi * t) ** 0.4
         sides.append(np.column_stack([side * x, y]))
         tips = np.column_stack([side * 0.92 * np.interp(end, t, x), np.interp(end, t, y)])
         feet = np.column_stack([0 * foot, np.minimum(foot, end - 0.04)])
         veins += [_vein(a, b, 0.5) for a, b, e in zip(feet, tips, end, strict=True) if e < 0.97]
-        lines = side * np.linspace(0.08, 0.86, parallel)
-        veins += [(np.column_stack([k * profile, t])[:-2], 0.28) for k in lines]
-    foot = np.array([[0, 0.0], [rng.uniform(-0.3, 0.3) * stalk, -stalk]])
-    return Shape([np.vstack([sides[0], sides[1][::-1]])], veins, foot)
+        for out in side * np.linspace(0.08, 0.86, parallel):
+            veins.append((np.column_stack([out * profile, t])[:-2], 0.28))
+    stem = np.array([[0, 0.0], [rng.uniform(-0.3, 0.3) * stalk, -stalk]])
+    return Shape([np.vstack([sides[0], sides[1][::-1]])], veins, stem)
 
 
 def _palmate(
@@ -108,21 +120,19 @@ def _palmate(
     1 for a sharp tip, 2 for a round one); one vein with side veins runs to each lobe.
     """
     angle = np.linspace(-0.97 * np.pi, 0.97 * np.pi, 260)
-    rib = Shape([], [(np.array([[0, 0], [0, 0.93]]), 0.95)], np.zeros((1, 2)))
-    for f in (0.3, 0.5, 0.7):
-        for side in (-1, 1):
-            tip = np.array([side * 0.2 * (1.1 - f), f + 0.14])
-            rib.veins.append(_vein(np.array([0, f]), tip, 0.4))
+    tips = [(side * 0.2 * (1.1 - f), f + 0.14, f) for f in (0.3, 0.5, 0.7) for side in (-1, 1)]
+    side_veins = [_vein(np.array([0, f]), np.array([x, y]), 0.4) for x, y, f in tips]
+    rib = Shape([], [(np.array([[0, 0], [0, 0.93]]), 0.95), *side_veins], np.zeros((1, 2)))
     radius, veins = 0.0, []
     for degrees, reach, width, power in lobes:
         degrees, reach = degrees + rng.normal(0, 3), reach * rng.uniform(0.94, 1.06)
-        apart = np.abs(angle - np.radians(degrees)) / width
-        radius = radius + (reach * np.exp(-0.62 * apart**power)) ** 10
+        lobe = np.exp(-0.62 * (np.abs(angle - np.radians(degrees)) / width) ** power)
+        radius = radius + (reach * lobe) ** 10
         veins += rib.placed(reach, degrees).veins
     radius = radius**0.1 * (1 + tooth * ((angle * 5.2) % 1 - 0.4))
     outline = np.column_stack([np.sin(angle), np.cos(angle)]) * radius[:, None]
-    foot = np.array([[0, 0], [rng.uniform(-0.1, 0.1), -stalk]])
-    return Shape([np.vstack([outline, [[0, 0]]])], veins, foot)
+    stem = np.array([[0, 0], [rng.uniform(-0.1, 0.1), -stalk]])
+    return Shape([np.vstack([outline, [[0, 0]]])], veins, stem)
 
 
 def _compound(
@@ -142,28 +152,21 @@ def _compound(
     parts, turn = [leaflet(rng).placed(top, rng.normal(0, 6), (0, height))], rng.uniform(*spread)
     for scale, height, out in rows[: int(rng.integers(pairs[0], pairs[1] + 1))]:
         for side in (-1, 1):
-            at, degrees = (side * out, height + rng.uniform(-0.02, 0.02)), side * turn
-            parts.append(leaflet(rng).placed(scale, degrees + rng.normal(0, 6), at))
-    veins = [vein for part in parts for vein in part.veins]
-    return Shape([blade for p in parts for blade in p.blades], [(stem, 1.1), *veins], stem)
-
-
-def bumps(rng: Rng, cells: int) -> np.ndarray:
-    """Noise of the canvas's size."""
-    return noise(rng, CANVAS, CANVAS, cells)
+            at = (side * out, height + rng.uniform(-0.02, 0.02))
+            parts.append(leaflet(rng).placed(scale, side * turn + rng.normal(0, 6), at))
+    veins = [(stem, 1.1), *(vein for part in parts for vein in part.veins)]
+    return Shape([blade for part in parts for blade in part.blades], veins, stem)
 
 
 # Shape, then what a healthy blade looks like: the middle of its range of hues (degrees; the ranges
 # are 48 wide and overlap), depth of the relief, paleness of the veins, gloss.
 SPECIES: dict[str, tuple[Callable[[Rng], Shape], tuple[float, float, float, float]]] = {
     "apple": (
-        partial(
-            _blade, width=(0.3, 0.36), base=0.6, tip=0.8, teeth=15, tooth=0.075, pairs=7, rise=0.26
-        ),
+        partial(_blade, width=(0.3, 0.36), ends=(0.6, 0.8), teeth=(15, 0.075), pairs=(7, 0.26)),
         (100, 0.42, 0.85, 0.10),
     ),
     "corn": (
-        partial(_blade, width=(0.115, 0.15), base=0.16, tip=0.6, parallel=5, stalk=0.04),
+        partial(_blade, width=(0.115, 0.15), ends=(0.16, 0.6), parallel=5, stalk=0.04),
         (92, 0.20, 0.75, 0.15),
     ),
     "grape": (
@@ -179,11 +182,11 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], tuple[float, float, float, floa
         (94, 0.34, 0.75, 0.10),
     ),
     "lemon": (
-        partial(_blade, width=(0.21, 0.26), base=0.8, tip=0.85, pairs=8, rise=0.13),
+        partial(_blade, width=(0.21, 0.26), ends=(0.8, 0.85), pairs=(8, 0.13)),
         (106, 0.14, 0.40, 0.55),
     ),
     "oak": (
-        partial(_blade, width=(0.33, 0.4), base=0.75, tip=0.42, lobes=4, lobe=0.62),
+        partial(_blade, width=(0.33, 0.4), ends=(0.75, 0.42), lobes=(4, 0.62)),
         (98, 0.22, 0.60, 0.30),
     ),
     "strawberry": (
@@ -193,14 +196,7 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], tuple[float, float, float, floa
             spread=(78, 96),
             stalk=(-0.36, 0.03),
             leaflet=partial(
-                _blade,
-                width=(0.38, 0.44),
-                base=0.62,
-                tip=0.33,
-                teeth=9,
-                tooth=0.1,
-                pairs=7,
-                rise=0.24,
+                _blade, width=(0.38, 0.44), ends=(0.62, 0.33), teeth=(9, 0.1), pairs=(7, 0.24)
             ),
         ),
         (104, 0.60, 0.45, 0.10),
@@ -225,14 +221,7 @@ SPECIES: dict[str, tuple[Callable[[Rng], Shape], tuple[float, float, float, floa
             stalk=(-0.1, 0.66),
             pairs=(2, 3),
             leaflet=partial(
-                _blade,
-                width=(0.27, 0.33),
-                base=0.55,
-                tip=0.85,
-                teeth=6,
-                tooth=0.13,
-                pairs=5,
-                rise=0.25,
+                _blade, width=(0.27, 0.33), ends=(0.55, 0.85), teeth=(6, 0.13), pairs=(5, 0.25)
             ),
         ),
         (96, 0.42, 0.40, 0.05),
@@ -272,13 +261,57 @@ def paint_leaf(name: str, rng: Rng) -> Leaf:
     slope = cv2.Sobel(ridge, cv2.CV_32F, 1, 0) * lit_from + cv2.Sobel(ridge, cv2.CV_32F, 0, 1)
     across = np.linspace(-1, 1, CANVAS, dtype=np.float32)
     tone = 1 + rng.normal(0, 0.07) * np.tanh(3 * across) + rng.normal(0, 0.07) * across[:, None]
-    tone = tone + 0.06 * bumps(rng, 5) + 0.03 * bumps(rng, 40) + relief * slope
+    tone = tone + 0.06 * noise(rng, 5) + 0.03 * noise(rng, 40) + relief * slope
     tone += rng.uniform(0, 0.12) * np.tanh(depth / 14) - 0.16 * np.exp(-depth / 3)
     rgb = tinted(tone, green)
-    mix(rgb, np.clip(0.1 + 0.1 * bumps(rng, 4), 0, 0.35) * rng.uniform(0, 1), (190, 190, 70))
-    mix(rgb, veins * min(1.0, paleness * rng.uniform(0.8, 1.2)), pale)
-    mix(rgb, np.clip(bumps(rng, 6) - 1, 0, 1) * gloss * rng.uniform(0.2, 1.2), (235, 235, 235))
-    mix(rgb, np.clip(stalk - blade, 0, 1), pale * rng.uniform(0.6, 0.95))
-    (x0, y0), (x1, y1) = shape.veins[0][0][[0, -1]]
-    alpha, along = np.maximum(blade, stalk), float(np.arctan2(y1 - y0, x1 - x0))
-    return Leaf(np.clip(rgb, 0, 255), blade, alpha, veins, depth, tone.astype("float32"), along)
+    for amount, colour in (
+        (np.clip(0.1 + 0.1 * noise(rng, 4), 0, 0.35) * rng.uniform(0, 1), (190, 190, 70)),
+        (veins * min(1.0, paleness * rng.uniform(0.8, 1.2)), pale),
+        (np.clip(noise(rng, 6) - 1, 0, 1) * gloss * rng.uniform(0.2, 1.2), (235, 235, 235)),
+        (np.clip(stalk - blade, 0, 1), pale * rng.uniform(0.6, 0.95)),
+    ):
+        mix(rgb, amount, colour)
+    alpha, (x, y) = np.maximum(blade, stalk), np.diff(shape.veins[0][0][[0, -1]], axis=0)[0]
+    return Leaf(np.clip(rgb, 0, 255), blade, alpha, veins, depth, tone, np.arctan2(y, x))
+
+
+def _pose(rng: Rng, size: float, centre: np.ndarray, turn: float) -> np.ndarray:
+    """The 3x3 matrix that takes the leaf's canvas to the picture, `size` pixels wide there, seen a
+    little askew.
+    """
+    square = np.float32([[0, 0], [1, 0], [1, 1], [0, 1]])
+    askew = np.array([[rng.uniform(0.87, 1.0), 0], [rng.normal(0, 0.08), 1]])
+    corners = (square - 0.5) @ askew @ turned(turn) + rng.normal(0, 0.03, (4, 2))
+    return cv2.getPerspectiveTransform(CANVAS * square, np.float32(size * corners + centre))
+
+
+def compose(leaf: Leaf, style: Style, rng: Rng) -> np.ndarray:
+    """The leaf on its ground, sometimes among others of its plant -> float32 (h, w, 3) in
+    0..255.
+    """
+    frame = np.array([style.width, style.height])
+    image = GROUNDS[style.ground](rng, style.height, style.width)
+    card = cv2.merge([tinted(leaf.alpha, cv2.split(leaf.rgb)), leaf.alpha * 255])
+    card = np.clip(card, 0, 255).astype(np.uint8)
+    layers: list[tuple[np.ndarray, float, float]] = []  # pose, light, blur
+    for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.3 else 0):
+        side = rng.uniform(0, 2 * np.pi)  # others lie half outside, darker and out of focus
+        centre = frame * (0.5 + 0.56 * np.array([np.cos(side), np.sin(side)]))
+        pose = _pose(rng, rng.uniform(0.5, 0.85) * frame.min(), centre, rng.uniform(0, 2 * np.pi))
+        layers.append((pose, rng.uniform(0.5, 0.8), rng.uniform(1.0, 2.5)))
+    near = np.clip(1.25 / np.sqrt(leaf.unit), 0.95, 1.25)  # narrow leaves are taken from nearer
+    size = rng.uniform(0.82, 1.1) * near * (0.75 * frame.min() + 0.25 * frame.max())
+    turn = rng.normal(0, 0.45) if rng.random() < 0.8 else rng.uniform(0, 2 * np.pi)
+    layers.append((_pose(rng, size, frame * rng.normal(0.5, 0.035, 2), turn), 1.0, 0.0))
+    shift, soft, dark = rng.normal(0, 0.02, 2), rng.uniform(1.5, 6), rng.uniform(0.1, 0.55)
+    move = np.float32(np.column_stack([np.eye(2), shift * frame.min()]))
+    for pose, light, blur in layers:
+        warped = cv2.warpPerspective(card, pose, frame.tolist())
+        if blur:
+            warped = cv2.GaussianBlur(warped, (0, 0), blur)
+        alpha = cv2.extractChannel(warped, 3)
+        shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, move, frame.tolist()), (0, 0), soft)
+        image *= tinted(1 - shadow.astype(np.float32) * (dark / 255))
+        image *= tinted(1 - alpha.astype(np.float32) / 255)
+        image += cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB) * np.float32(light)
+    return image

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common.console import progress
-from common.demo.leaves import paint_leaf
+from common.demo.leaves import compose, paint_leaf
 from common.demo.lesions import infect
-from common.demo.scenes import compose, draw_style, photograph
+from common.demo.scenes import Style, photograph
 from common.demo.things import draw_thing
 
 FORMAT = 3  # raise it when the same seed draws other pictures
@@ -87,38 +87,36 @@ def draw_picture(seed: int, class_number: int, picture_number: int) -> bytes:
     class_number indexes CLASSES; NOT_PLANT_CLASS draws a picture of no plant.
     """
     subject, scene, camera = streams(seed, class_number, picture_number)
-    style = draw_style(scene)
+    style = Style(scene)
     if class_number == NOT_PLANT_CLASS:
         image = draw_thing(picture_number, subject, style.height, style.width)
     else:
         _, species, disease, _ = CLASSES[class_number]
-        leaf = paint_leaf(species, subject)
-        infect(leaf, disease, subject)
-        image = compose(leaf, style, scene)
+        image = compose(infect(paint_leaf(species, subject), disease, subject), style, scene)
     return photograph(image, style, camera)
 
 
-def _draw_file(job: tuple[int, int, int, str]) -> None:
-    seed, class_number, picture_number, path = job
-    Path(path).write_bytes(draw_picture(seed, class_number, picture_number))
+def _draw_file(job: tuple[int, int, int, Path]) -> None:
+    *numbers, path = job
+    path.write_bytes(draw_picture(*numbers))
 
 
-def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, str]]:
+def _jobs(root: Path, seed: int, scale: float) -> Iterator[tuple[int, int, int, Path]]:
     for number, (folder, count) in enumerate(class_sizes(scale).items()):
         (root / "plants" / folder).mkdir(parents=True)
-        style = NAME_STYLES[number % len(NAME_STYLES)]
         for k in range(count):
-            yield seed, number, k, str(root / "plants" / folder / style.format(k + 1))
+            name = NAME_STYLES[number % len(NAME_STYLES)].format(k + 1)
+            yield seed, number, k, root / "plants" / folder / name
     (root / "not_plants").mkdir()
     for k in range(max(3, round(NOT_PLANTS * scale))):
-        yield seed, NOT_PLANT_CLASS, k, str(root / "not_plants" / f"other_{k + 1:04d}.jpg")
+        yield seed, NOT_PLANT_CLASS, k, root / "not_plants" / f"other_{k + 1:04d}.jpg"
 
 
-def _resized(data: bytes, scale: float, quality: int) -> bytes:
-    image, buffer = ImageOps.exif_transpose(Image.open(io.BytesIO(data))), io.BytesIO()
-    image = ImageOps.scale(image, scale, Image.Resampling.LANCZOS)
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+def _shrunk(path: Path) -> bytes:
+    with Image.open(path) as image, io.BytesIO() as buffer:
+        upright = ImageOps.exif_transpose(image)
+        ImageOps.scale(upright, 0.85, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=72)
+        return buffer.getvalue()
 
 
 def _plant_defects(root: Path, seed: int) -> dict[str, list]:
@@ -153,29 +151,12 @@ def _plant_defects(root: Path, seed: int) -> dict[str, list]:
         add("duplicates", order[7 + k], f"{source.stem} - Copy.jpg", source.read_bytes(), source)
     for k in range(4):
         source = files(order[13 + k])[int(rng.integers(3))]
-        data = _resized(source.read_bytes(), 0.85, 72)
-        add("near_duplicates", order[13 + k], f"{source.stem}_small.jpg", data, source)
+        add("near_duplicates", order[13 + k], f"{source.stem}_small.jpg", _shrunk(source), source)
     one = next(n for n in order[17:] if CLASSES[n][2] != "healthy")
     other = next(n for n, c in enumerate(CLASSES) if c[1] == CLASSES[one][1] and n != one)
     source = files(one)[2]
     add("label_conflicts", other, "from_the_other_folder.jpg", source.read_bytes(), source)
     return planted
-
-
-def _read_marker(folder: Path) -> dict:
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return marker if isinstance(marker, dict) else {}
-
-
-def _result(folder: Path, marker: dict) -> dict:
-    return {
-        "plants": folder / "plants",
-        "not_plants": folder / "not_plants",
-        **{k: marker[k] for k in ("images", "classes", "not_plant_images", "planted")},
-    }
 
 
 def make_demo(
@@ -187,15 +168,19 @@ def make_demo(
     the end (they grow in a hidden folder beside it). Class sizes are multiplied by `scale`. The
     bytes depend on `seed` and `scale` alone.
 
-    Returns {"plants": Path, "not_plants": Path, "images": files below plants, "classes": class
-    folders, "not_plant_images": files below not_plants, "planted": {kind: paths or [original, copy]
-    pairs below `folder`}}. Raises FileExistsError when `folder` holds something that this function
-    did not make.
+    Returns what the marker holds ("images": files below plants, "classes": class folders,
+    "not_plant_images": files below not_plants, "planted": {kind: paths or [original, copy] pairs
+    below `folder`}, format, seed and scale) and the folders "plants" and "not_plants". Raises
+    FileExistsError when `folder` holds something that this function did not make.
     """
-    folder, wanted = Path(folder), {"format": FORMAT, "seed": seed, "scale": scale}
-    marker = _read_marker(folder)
-    if all(marker.get(k) == v for k, v in wanted.items()):
-        return _result(folder, marker)
+    wanted = {"format": FORMAT, "seed": seed, "scale": scale}
+    places = {name: folder / name for name in ("plants", "not_plants")}
+    try:
+        marker = dict(json.loads((folder / MARKER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        marker = {}  # none, or not ours
+    if wanted.items() <= marker.items():
+        return marker | places
     if not marker and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} holds something other than demo pictures; give another folder or move it "
@@ -206,23 +191,19 @@ def make_demo(
     growing.mkdir(parents=True)
     jobs = list(_jobs(growing, seed, scale))
     workers = max(1, workers or os.cpu_count() or 1)
-    if workers == 1:
-        for job in progress(jobs, total=len(jobs), desc="drawing", unit="picture"):
-            _draw_file(job)
-    else:  # one thread each, since the processes already fill the cores
-        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            done = pool.map(_draw_file, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
-            list(progress(done, total=len(jobs), desc="drawing", unit="picture"))
+    # one thread each, since the processes already fill the cores; they start with the first job
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        done = pool.map(_draw_file, jobs, chunksize=16) if workers > 1 else map(_draw_file, jobs)
+        list(progress(done, total=len(jobs), desc="drawing", unit="picture"))
     planted = _plant_defects(growing, seed)
     marker = {
         **wanted,
         "classes": len(CLASSES),
-        "images": sum(1 for _ in (growing / "plants").glob("*/*")),
-        "not_plant_images": sum(1 for _ in (growing / "not_plants").iterdir()),
+        "images": len([*growing.glob("plants/*/*")]),
+        "not_plant_images": len([*growing.glob("not_plants/*")]),
         "planted": planted,
     }
     (growing / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     growing.rename(folder)
-    return _result(folder, marker)
+    return marker | places

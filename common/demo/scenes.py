@@ -1,18 +1,113 @@
-"""Grounds, light and cameras for the demo pictures, the same for every class of plant and for
-non-plants. No torch.
+"""What a demo picture has besides its subject, the same for plants and non-plants: brushes (smooth
+noise, colours, shapes), grounds, light and camera. No torch.
 """
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from common.demo.brush import Range, Rng, line, mix, noise, oval, random_colour, tinted
-from common.demo.leaves import CANVAS, Leaf
+Rng = np.random.Generator
+Range = tuple[float, float]
+SUB = 4  # fractional bits of OpenCV's drawing coordinates
+CANVAS = 224  # side in pixels of the square that one leaf is painted on, tip up
+
+
+def noise(rng: Rng, cells: int, height: int = CANVAS, width: int = CANVAS) -> np.ndarray:
+    """Smooth noise, float32 (height, width) of mean 0 and deviation about 1, with about `cells`
+    bumps along the longer side.
+    """
+    step = max(height, width) / cells
+    shape = [max(2, round(side / step)) + 2 for side in (height, width)]
+    grid = rng.standard_normal(shape, dtype=np.float32)
+    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def ramp(value: np.ndarray, zero: float, one: float) -> np.ndarray:
+    """Linear from 0 where `value` is `zero` to 1 where it is `one`, clipped; `zero` may be the
+    larger.
+    """
+    return np.clip((value - zero) / (one - zero), 0, 1)
+
+
+def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
+    """Hue in degrees, saturation and value in 0..1 -> RGB float32 (3,) in 0..255."""
+    k = (np.array([5.0, 3.0, 1.0]) + hue / 60) % 6
+    rgb = 255 * (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1))
+    return rgb.astype(np.float32)
+
+
+def random_colour(
+    rng: Rng, hue: Range = (0, 360), saturation: Range = (0.2, 0.9), value: Range = (0.2, 0.95)
+) -> np.ndarray:
+    """A colour drawn uniformly from ranges of hue, saturation and value -> RGB float32 (3,)."""
+    return hsv(rng.uniform(*hue), rng.uniform(*saturation), rng.uniform(*value))
+
+
+def tinted(tone: np.ndarray, colour: Sequence[float | np.ndarray] = (1, 1, 1)) -> np.ndarray:
+    """tone (h, w) times a colour, three numbers or planes (h, w) -> float32 (h, w, 3). It goes
+    plane by plane because numpy is slow over a last axis of 3.
+    """
+    return cv2.merge([tone.astype(np.float32, copy=False) * np.float32(c) for c in colour])
+
+
+def mix(image: np.ndarray, amount: np.ndarray, colour: Sequence[float | np.ndarray]) -> None:
+    """Moves `image` (h, w, 3) in place towards `colour`, three numbers or planes (h, w), by
+    `amount` float32 (h, w) in 0..1.
+    """
+    image *= tinted(1 - amount)
+    image += tinted(amount, colour)
+
+
+def turned(angle: float) -> np.ndarray:
+    """The matrix (2, 2) that turns `points @ matrix` by `angle` radians, clockwise where y points
+    down.
+    """
+    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+
+
+def _rgb(colour: float | np.ndarray) -> list[float]:
+    return np.full(3, colour).tolist()
+
+
+def _fixed(points: Sequence | np.ndarray) -> np.ndarray:
+    return np.round(np.asarray(points, float) * (1 << SUB)).astype(np.int32)
+
+
+def area(image: np.ndarray, points: Sequence | np.ndarray, colour: float | np.ndarray) -> None:
+    """Fills the polygon `points` (n, 2) in place."""
+    cv2.fillPoly(image, [_fixed(points)], _rgb(colour), cv2.LINE_AA, SUB)
+
+
+def box(
+    image: np.ndarray, x0: float, y0: float, x1: float, y1: float, colour: float | np.ndarray
+) -> None:
+    """Fills an upright rectangle of whole pixels, both corners included, in place."""
+    cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)), _rgb(colour), -1)
+
+
+def line(
+    image: np.ndarray, points: Sequence | np.ndarray, colour: float | np.ndarray, thick: float
+) -> None:
+    """Draws the open line through `points` (n, 2), at least one pixel thick, in place."""
+    width = max(1, round(thick))
+    cv2.polylines(image, [_fixed(points)], False, _rgb(colour), width, cv2.LINE_AA, SUB)
+
+
+def oval(
+    image: np.ndarray,
+    centre: Sequence[float] | np.ndarray,
+    radii: Sequence[float] | np.ndarray,
+    colour: float | np.ndarray,
+    degrees: float = 0,
+) -> None:
+    """Fills the ellipse of the two `radii`, turned clockwise by `degrees`, in place."""
+    centre, radii = _fixed(centre).tolist(), _fixed(np.maximum(radii, 0.5)).tolist()
+    cv2.ellipse(image, centre, radii, degrees, 0, 360, _rgb(colour), -1, cv2.LINE_AA, SUB)
+
 
 SIZE_ODDS = {  # (width, height) -> share of the pictures
     (256, 256): 0.50,
@@ -26,51 +121,31 @@ SIZE_ODDS = {  # (width, height) -> share of the pictures
 }
 
 
-@dataclass
 class Style:
-    """All that is chosen about a picture beside its subject: size, ground, light and camera. It
-    never depends on the class.
+    """All that is drawn about a picture beside its subject: size, ground, light and camera.
+
+    It comes from `rng` alone: this signature is why ground and quality say nothing about the class.
     """
 
-    width: int
-    height: int
-    ground: str
-    brightness: float
-    warmth: float  # < 0 cold, > 0 warm
-    slope: tuple[float, float]  # change of brightness across the picture, per axis
-    shadow: float
-    vignette: float
-    blur: float  # pixels at 256
-    grain: float
-    quality: int  # of the JPEG
-    orientation: int  # EXIF
-
-
-def draw_style(rng: Rng) -> Style:
-    """A Style from `rng` alone: this signature is why ground and quality say nothing about the
-    class.
-    """
-    size = rng.choice(len(SIZE_ODDS), p=list(SIZE_ODDS.values()))
-    return Style(
-        *list(SIZE_ODDS)[size],
-        ground=list(GROUNDS)[rng.integers(len(GROUNDS))],
-        brightness=float(np.exp(rng.normal(0.0, 0.17))),
-        warmth=rng.normal(0, 0.07),
-        slope=tuple(rng.normal(0, 0.10, 2).tolist()),
-        shadow=rng.uniform(0.15, 0.4) if rng.random() < 0.25 else 0.0,
-        vignette=rng.uniform(0, 0.35),
-        blur=rng.uniform(0.5, 1.1) if rng.random() < 0.35 else 0.0,
-        grain=rng.uniform(1, 7),
-        quality=int(rng.integers(55, 96)),
-        orientation=int(rng.choice([1, 3, 6, 8], p=[0.92, 0.02, 0.04, 0.02])),
-    )
+    def __init__(self, rng: Rng) -> None:
+        size = rng.choice(len(SIZE_ODDS), p=list(SIZE_ODDS.values()))
+        self.width, self.height = list(SIZE_ODDS)[size]
+        self.ground = list(GROUNDS)[rng.integers(len(GROUNDS))]
+        self.brightness = np.exp(rng.normal(0.0, 0.17))
+        self.warmth = rng.normal(0, 0.07)  # < 0 cold, > 0 warm
+        self.slope = rng.normal(0, 0.10, 2).tolist()  # of brightness across the picture, per axis
+        self.shadow = rng.uniform(0.15, 0.4) if rng.random() < 0.25 else 0.0
+        self.vignette = rng.uniform(0, 0.35)
+        self.blur = rng.uniform(0.5, 1.1) if rng.random() < 0.35 else 0.0  # pixels at 256
+        self.grain = rng.uniform(1, 7)
+        self.quality = int(rng.integers(55, 96))  # of the JPEG
+        self.orientation = int(rng.choice([1, 3, 6, 8], p=[0.92, 0.02, 0.04, 0.02]))  # EXIF
 
 
 def surface(
     rng: Rng,
     h: int,
     w: int,
-    *,
     hue: Range = (0, 360),
     saturation: Range = (0, 0.4),
     value: Range = (0.2, 0.95),
@@ -79,7 +154,7 @@ def surface(
     """One colour from the given ranges under `bumps` of light, each (strength, cells along the
     longer side).
     """
-    tone = 1 + sum(strength * noise(rng, h, w, cells) for strength, cells in bumps)
+    tone = 1 + sum(strength * noise(rng, cells, h, w) for strength, cells in bumps)
     return np.clip(tinted(tone, random_colour(rng, hue, saturation, value)), 0, 255)
 
 
@@ -89,10 +164,9 @@ def gravel(rng: Rng, h: int, w: int) -> np.ndarray:
     image = np.full((h, w, 3), base, np.float32)
     for _ in range(170):
         grey = base * rng.uniform(1.1, 2.2) + rng.normal(0, 6, 3)
-        oval(
-            image, rng.uniform(0, (w, h)), size * rng.uniform(0.4, 1, 2), grey, rng.uniform(0, 180)
-        )
-    return cv2.GaussianBlur(image, (3, 3), 0) * tinted(1 + 0.1 * noise(rng, h, w, 60), [1] * 3)
+        at, radii = rng.uniform(0, (w, h)), size * rng.uniform(0.4, 1, 2)
+        oval(image, at, radii, grey, rng.uniform(0, 180))
+    return cv2.GaussianBlur(image, (3, 3), 0) * tinted(1 + 0.1 * noise(rng, 60, h, w))
 
 
 def foliage(rng: Rng, h: int, w: int) -> np.ndarray:
@@ -112,7 +186,7 @@ def wood(rng: Rng, h: int, w: int) -> np.ndarray:
     """Boards with their grain, lengthwise or crosswise."""
     side = max(h, w)
     down = np.linspace(0, 1, side, dtype=np.float32)[:, None]
-    rings = np.sin(3.6 * noise(rng, side, side, 3) + rng.uniform(60, 108) * down)
+    rings = np.sin(3.6 * noise(rng, 3, side, side) + rng.uniform(60, 108) * down)
     fibres = cv2.resize(rng.standard_normal((side, 8), dtype=np.float32), (side, side))
     tone = (1 + 0.09 * rings + 0.07 * fibres) * (1 - 0.5 * (down * rng.integers(2, 5) % 1 < 0.008))
     tone = tone if rng.random() < 0.5 else np.ascontiguousarray(tone.T)
@@ -122,7 +196,7 @@ def wood(rng: Rng, h: int, w: int) -> np.ndarray:
 
 def skin(rng: Rng, h: int, w: int) -> np.ndarray:
     """The palm of a hand."""
-    image = surface(rng, h, w, **SKIN, bumps=((0.08, 3), (0.02, 70)))
+    image = surface(rng, h, w, *SKIN, bumps=((0.08, 3), (0.02, 70)))
     x = np.linspace(-0.1, 1.1, 20)
     for _ in range(int(rng.integers(1, 4))):  # creases of the palm
         y = rng.uniform(0, 1) + rng.normal(0, 0.4) * (x - 0.5) + rng.normal(0, 0.5) * (x - 0.5) ** 2
@@ -134,74 +208,32 @@ def sky(rng: Rng, h: int, w: int) -> np.ndarray:
     """Sky with clouds."""
     blue = random_colour(rng, (200, 222), (0.15, 0.6), (0.65, 0.95))
     image = blue + np.linspace(-12, 25, h, dtype=np.float32)[:, None, None].repeat(w, 1)
-    cloud = np.clip(noise(rng, h, w, 4) + 0.5 * noise(rng, h, w, 9) - rng.uniform(-0.2, 1.2), 0, 1)
+    cloud = np.clip(noise(rng, 4, h, w) + 0.5 * noise(rng, 9, h, w) - rng.uniform(-0.2, 1.2), 0, 1)
     mix(image, cloud * 0.85, (240, 240, 240))
     return np.clip(image, 0, 255)
 
 
-SKIN = {"hue": (14, 28), "saturation": (0.28, 0.55), "value": (0.4, 0.92)}
-soil = partial(
-    surface,
-    hue=(18, 36),
-    saturation=(0.25, 0.5),
-    value=(0.25, 0.5),
-    bumps=((0.14, 6), (0.16, 40), (0.14, 110)),
-)
-paper = partial(surface, saturation=(0, 0.08), value=(0.45, 0.95), bumps=((0.02, 3), (0.01, 90)))
-cloth = partial(surface, saturation=(0, 0.45), value=(0.1, 0.6), bumps=((0.1, 4), (0.05, 120)))
+SKIN = ((14, 28), (0.28, 0.55), (0.4, 0.92))
 GROUNDS: dict[str, Callable[[Rng, int, int], np.ndarray]] = {
-    "soil": soil,
+    "soil": partial(
+        surface,
+        hue=(18, 36),
+        saturation=(0.25, 0.5),
+        value=(0.25, 0.5),
+        bumps=((0.14, 6), (0.16, 40), (0.14, 110)),
+    ),
     "gravel": gravel,
     "foliage": foliage,
     "wood": wood,
-    "paper": paper,
-    "cloth": cloth,
+    "paper": partial(
+        surface, saturation=(0, 0.08), value=(0.45, 0.95), bumps=((0.02, 3), (0.01, 90))
+    ),
+    "cloth": partial(
+        surface, saturation=(0, 0.45), value=(0.1, 0.6), bumps=((0.1, 4), (0.05, 120))
+    ),
     "skin": skin,
     "sky": sky,
 }
-
-
-def _pose(rng: Rng, size: float, centre: np.ndarray, turn: float) -> np.ndarray:
-    """The 3x3 matrix that takes the leaf's canvas to the picture, `size` pixels wide there, seen a
-    little askew.
-    """
-    c, s = np.cos(turn), np.sin(turn)
-    square = np.float32([[0, 0], [1, 0], [1, 1], [0, 1]])
-    askew = np.array([[rng.uniform(0.87, 1.0), 0], [rng.normal(0, 0.08), 1]])
-    corners = (square - 0.5) @ askew @ np.array([[c, s], [-s, c]]) + rng.normal(0, 0.03, (4, 2))
-    return cv2.getPerspectiveTransform(CANVAS * square, np.float32(size * corners + centre))
-
-
-def compose(leaf: Leaf, style: Style, rng: Rng) -> np.ndarray:
-    """The leaf on its ground, sometimes among others of its plant -> float32 (h, w, 3) in
-    0..255.
-    """
-    frame = np.array([style.width, style.height])
-    image = GROUNDS[style.ground](rng, style.height, style.width)
-    card = cv2.merge([*(plane * leaf.alpha for plane in cv2.split(leaf.rgb)), leaf.alpha * 255])
-    card = np.clip(card, 0, 255).astype(np.uint8)
-    layers: list[tuple[np.ndarray, float, float]] = []  # pose, light, blur
-    for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.3 else 0):
-        side = rng.uniform(0, 2 * np.pi)  # others lie half outside, darker and out of focus
-        centre = frame * (0.5 + 0.56 * np.array([np.cos(side), np.sin(side)]))
-        pose = _pose(rng, rng.uniform(0.5, 0.85) * frame.min(), centre, rng.uniform(0, 2 * np.pi))
-        layers.append((pose, rng.uniform(0.5, 0.8), rng.uniform(1.0, 2.5)))
-    near = np.clip(1.25 / np.sqrt(leaf.unit), 0.95, 1.25)  # narrow leaves are taken from nearer
-    size = rng.uniform(0.82, 1.1) * near * (0.75 * frame.min() + 0.25 * frame.max())
-    turn = rng.normal(0, 0.45) if rng.random() < 0.8 else rng.uniform(0, 2 * np.pi)
-    layers.append((_pose(rng, size, frame * rng.normal(0.5, 0.035, 2), turn), 1.0, 0.0))
-    shift, soft, dark = rng.normal(0, 0.02, 2), rng.uniform(1.5, 6), rng.uniform(0.1, 0.55)
-    move = np.float32(np.column_stack([np.eye(2), shift * frame.min()]))
-    for pose, light, blur in layers:
-        warped = cv2.warpPerspective(card, pose, frame.tolist())
-        if blur:
-            warped = cv2.GaussianBlur(warped, (0, 0), blur)
-        shadow = cv2.warpAffine(warped[..., 3], move, frame.tolist())
-        shadow = cv2.GaussianBlur(shadow, (0, 0), soft).astype(np.float32)
-        image *= tinted(1 - shadow * (dark / 255), [1] * 3)
-        image *= tinted(1 - cv2.extractChannel(warped, 3).astype(np.float32) / 255, [1] * 3)
-        image += cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB) * np.float32(light)
-    return image
 
 
 def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
@@ -213,17 +245,18 @@ def photograph(image: np.ndarray, style: Style, rng: Rng) -> bytes:
     y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
     light = 1 + style.slope[0] * x + style.slope[1] * y
     light -= 0.35 * style.vignette * (x * x + y * y) ** 2
-    angle, edge = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.6)
-    across = np.cos(angle) * x + np.sin(angle) * y - edge
+    angle = rng.uniform(0, 2 * np.pi)
+    across = np.cos(angle) * x + np.sin(angle) * y - rng.uniform(-0.3, 0.6)
     light *= 1 - style.shadow / (1 + np.exp(-12 * across))
     image = image * tinted(light, style.brightness * (1 + style.warmth * np.array([1, 0.25, -1])))
     if style.blur:
         image = cv2.GaussianBlur(image, (0, 0), style.blur * max(h, w) / 256)
-    image += tinted(style.grain * rng.standard_normal((h, w), dtype=np.float32), [1] * 3)
-    turns = {1: 0, 3: 2, 6: 1, 8: 3}[style.orientation]  # the reader turns them back
-    stored = np.rot90(np.clip(image, 0, 255).astype(np.uint8), turns)
+    image += tinted(style.grain * rng.standard_normal((h, w), dtype=np.float32))
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    stored = np.rot90(pixels, {1: 0, 3: 2, 6: 1, 8: 3}[style.orientation])  # a reader turns it back
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = style.orientation
-    photo = Image.fromarray(np.ascontiguousarray(stored))
-    photo.save(buffer, "JPEG", quality=style.quality, exif=exif)
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        buffer, "JPEG", quality=style.quality, exif=exif
+    )
     return buffer.getvalue()

@@ -8,14 +8,28 @@ from functools import partial
 
 import numpy as np
 
-from common.demo.brush import Range, Rng, area, box, line, noise, oval, random_colour, tinted
-from common.demo.scenes import SKIN, cloth, gravel, paper, skin, sky, soil, surface, wood
+from common.demo.scenes import (
+    GROUNDS,
+    SKIN,
+    Range,
+    Rng,
+    area,
+    box,
+    line,
+    noise,
+    oval,
+    random_colour,
+    sky,
+    surface,
+    tinted,
+    turned,
+)
 
 Ground = Callable[[Rng, int, int], np.ndarray]
 ANY, GREEN, GREY = ((0, 360), (0.2, 0.9), (0.2, 0.95)), (85.0, 150.0), ((0, 360), (0, 0.1))
 METAL, BROWN = ((30, 50), (0, 0.5), (0.5, 0.85)), ((18, 36), (0.4, 0.7), (0.25, 0.7))
-INDOORS = (surface, wood, cloth)
-LYING = (soil, gravel, wood, paper, cloth, skin)
+INDOORS = (surface, GROUNDS["wood"], GROUNDS["cloth"])
+LYING = [GROUNDS[name] for name in ("soil", "gravel", "wood", "paper", "cloth", "skin")]
 
 
 @dataclass(frozen=True)
@@ -35,36 +49,37 @@ class Figure:
     degrees: float = 0  # turned by up to this much
     scatter: tuple[Range, Range, float, Range] | None = None  # ovals: count, radius, spread, hue
 
-
-def draw_figure(rng: Rng, h: int, w: int, *, figure: Figure) -> np.ndarray:
-    """The figure on one of its grounds, stretched, mirrored, turned and coloured at random."""
-    image = figure.grounds[int(rng.integers(len(figure.grounds)))](rng, h, w)
-    palette = {name: random_colour(rng, *ranges) for name, ranges in figure.colours.items()}
-    palette |= {f"dark {name}": 0.8 * colour for name, colour in palette.items()}
-    unit = min(h, w) * rng.uniform(*figure.size)
-    at = np.array([w, h]) * (figure.at + rng.normal(0, 0.02, 2))
-    stretch, degrees = rng.uniform(0.88, 1.12, 2), rng.uniform(-1, 1) * figure.degrees
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    matrix = np.diag(stretch * [rng.choice([-1, 1]), 1]) @ np.array([[c, s], [-s, c]]) * unit
-    for shape, colour, *numbers in figure.parts:
-        colour = palette[colour] if isinstance(colour, str) else colour
-        points = np.reshape(numbers[: len(numbers) // 2 * 2], (-1, 2))
-        if shape == "oval":
-            oval(image, points[0] @ matrix + at, points[1] * stretch * unit, colour, degrees)
-        elif shape == "rod":
-            line(image, points @ matrix + at, colour, numbers[-1] * unit)
-        else:
-            corners = points[[0, 0, 1, 1]] * [1, 0] + points[[0, 1, 1, 0]] * [0, 1]
-            area(image, (corners if shape == "box" else points) @ matrix + at, colour)
-    if figure.scatter:
-        count, radius, spread, hue = figure.scatter
-        for _ in range(int(rng.integers(*count))):
-            centre = at + unit * rng.uniform(-spread, spread, 2)
-            radii, colour = unit * rng.uniform(*radius, 2), random_colour(rng, hue)
-            oval(image, centre + 0.3 * radii, radii, image.mean((0, 1)) * 0.6)
-            oval(image, centre, radii, colour, turn := rng.uniform(0, 180))
-            oval(image, centre - 0.25 * radii, 0.4 * radii, 0.8 * colour + 45, turn)
-    return image
+    def __call__(self, rng: Rng, h: int, w: int) -> np.ndarray:
+        """The figure on one of its grounds, stretched, mirrored, turned and coloured at random ->
+        RGB (h, w, 3).
+        """
+        image = self.grounds[int(rng.integers(len(self.grounds)))](rng, h, w)
+        palette = {name: random_colour(rng, *ranges) for name, ranges in self.colours.items()}
+        palette |= {f"dark {name}": 0.8 * colour for name, colour in palette.items()}
+        unit = min(h, w) * rng.uniform(*self.size)
+        at = np.array([w, h]) * (self.at + rng.normal(0, 0.02, 2))
+        stretch, degrees = rng.uniform(0.88, 1.12, 2), rng.uniform(-1, 1) * self.degrees
+        mirrored = np.diag(stretch * [rng.choice([-1, 1]), 1])
+        matrix = mirrored @ turned(np.radians(degrees)) * unit
+        for shape, colour, *numbers in self.parts:
+            colour = palette[colour] if isinstance(colour, str) else colour
+            points = np.reshape(numbers[: len(numbers) // 2 * 2], (-1, 2))
+            if shape == "oval":
+                oval(image, points[0] @ matrix + at, points[1] * stretch * unit, colour, degrees)
+            elif shape == "rod":
+                line(image, points @ matrix + at, colour, numbers[-1] * unit)
+            else:
+                corners = np.column_stack([points[[0, 0, 1, 1], 0], points[[0, 1, 1, 0], 1]])
+                area(image, (corners if shape == "box" else points) @ matrix + at, colour)
+        if self.scatter:
+            count, radius, spread, hue = self.scatter
+            for _ in range(int(rng.integers(*count))):
+                centre = at + unit * rng.uniform(-spread, spread, 2)
+                radii, colour = unit * rng.uniform(*radius, 2), random_colour(rng, hue)
+                oval(image, centre + 0.3 * radii, radii, image.mean((0, 1)) * 0.6)
+                oval(image, centre, radii, colour, turn := rng.uniform(0, 180))
+                oval(image, centre - 0.25 * radii, 0.4 * radii, 0.8 * colour + 45, turn)
+        return image
 
 
 _CAR = [
@@ -82,7 +97,6 @@ _CAR = [
         )
     ],
 ]
-_SKIN = tuple(SKIN.values())
 _ROAD = {"road": (*GREY, (0.25, 0.5))}
 _GLASS = ((80, 160), (0.5, 0.9), (0.25, 0.6))
 
@@ -91,25 +105,23 @@ def _grid(
     image: np.ndarray,
     rng: Rng,
     frame: Sequence[float],
-    columns: int,
-    rows: int,
+    cells: tuple[int, int],
     colours: Sequence[float | np.ndarray],
     *,
-    wide: Range,
-    tall: float,
+    fill: tuple[float, float, float],
     shift: Sequence[float] = (0,),
     shade: float = 0.0,
 ) -> None:
-    """Fills `wide` x `tall` of each cell of a grid within `frame` (x0, y0, x1, y1) with `colours`
-    in turn; rows are shifted by `shift` in turn, in cells.
+    """Fills a part of each of `cells` (columns, rows) of `frame` (x0, y0, x1, y1) with `colours`
+    in turn: `fill` is least width, largest width and height. Rows are shifted by `shift` in turn,
+    in cells, and colours darker or lighter by up to `shade`.
     """
-    x0, y0, x1, y1 = frame
+    (columns, rows), (x0, y0, x1, y1) = cells, frame
     dx, dy = (x1 - x0) / columns, (y1 - y0) / rows
-    for j in range(rows):
-        for i in range(columns + len(shift) - 1):
-            x, y = x0 + (i - shift[j % len(shift)]) * dx, y0 + j * dy
-            colour = colours[(i + j) % len(colours)] * (1 + shade * rng.uniform(-1, 1))
-            box(image, x, y, x + rng.uniform(*wide) * dx, y + tall * dy, colour)
+    for j, i in np.ndindex(rows, columns + len(shift) - 1):
+        x, y = x0 + (i - shift[j % len(shift)]) * dx, y0 + j * dy
+        colour = colours[(i + j) % len(colours)] * (1 + shade * rng.uniform(-1, 1))
+        box(image, x, y, x + rng.uniform(*fill[:2]) * dx, y + fill[2] * dy, colour)
 
 
 def document(rng: Rng, h: int, w: int) -> np.ndarray:
@@ -118,7 +130,7 @@ def document(rng: Rng, h: int, w: int) -> np.ndarray:
     page, ink = np.multiply([0.08, 0.08, 0.92, 0.94], [w, h, w, h]), rng.uniform(20, 80)
     rows, (top, left) = rng.integers(13, 24), rng.uniform(0.08, 0.5, 2)
     for columns in (9, 14):  # long and short words
-        _grid(image, rng, page, columns, rows, [ink], wide=(0.3, 0.9), tall=0.42)
+        _grid(image, rng, page, (columns, rows), [ink], fill=(0.3, 0.9, 0.42))
     colour, size = random_colour(rng, (0, 360), (0, 0.5)), rng.uniform(0, 0.4, 2)
     box(image, left * w, top * h, (left + size[0]) * w, (top + size[1]) * h, colour)
     return image
@@ -132,29 +144,29 @@ def street(rng: Rng, h: int, w: int) -> np.ndarray:
         box(image, x, top, x + wide, h, random_colour(rng, (0, 60), (0, 0.4), (0.25, 0.8)))
         panes, (columns, rows) = random_colour(rng, (190, 230), (0, 0.4)), rng.integers(2, 8, 2)
         frame = (x + 0.25 * wide / columns, top + 0.03 * h, x + wide, ground)
-        _grid(image, rng, frame, columns, rows, [panes], wide=(0.5, 0.5), tall=0.5)
+        _grid(image, rng, frame, (columns, rows), [panes], fill=(0.5, 0.5, 0.5))
         x += wide
     box(image, 0, ground, w, h, random_colour(rng, *GREY, (0.25, 0.5)))
     middle, white = (ground + h) / 2, np.array([225, 220, 200])
-    _grid(image, rng, (0, middle, w, middle + 4), 5, 1, [white], wide=(0.5, 0.5), tall=1)
+    _grid(image, rng, (0, middle, w, middle + 4), (5, 1), [white], fill=(0.5, 0.5, 1))
     return image
 
 
 def wall(
-    rng: Rng, h: int, w: int, *, rows: Range, aspect: float, colours: Sequence[tuple], **cells
+    rng: Rng, h: int, w: int, *, rows: Range, aspect: float, colours: Sequence[tuple], **look
 ) -> np.ndarray:
-    """A wall of bricks or tiles, `aspect` as wide as they are tall; `cells` are for `_grid`."""
+    """A wall of bricks or tiles, `aspect` as wide as they are tall; `look` is for `_grid`."""
     image = surface(rng, h, w, saturation=(0, 0.05), value=(0.5, 0.8))
     rows, colours = int(rng.integers(*rows)), [random_colour(rng, *ranges) for ranges in colours]
     columns = max(2, round(rows * w / h / aspect))
-    _grid(image, rng, (0, 0, w, h), columns, rows, colours, **cells)
-    return image * tinted(1 + 0.05 * noise(rng, h, w, 90), [1] * 3)
+    _grid(image, rng, (0, 0, w, h), (columns, rows), colours, **look)
+    return image * tinted(1 + 0.05 * noise(rng, 90, h, w))
 
 
 def chart(rng: Rng, h: int, w: int) -> np.ndarray:
     """A chart of bars, of lines or of both."""
     image, (bars, lines) = np.full((h, w, 3), 250, np.float32), rng.choice([[8, 0], [5, 2], [0, 3]])
-    _grid(image, rng, (0.1 * w, 0.1 * h, 0.95 * w, h), 1, 6, [215], wide=(1, 1), tall=0.03)
+    _grid(image, rng, (0.1 * w, 0.1 * h, 0.95 * w, h), (1, 6), [215], fill=(1, 1, 0.03))
     colour = random_colour(rng)
     for x in 0.13 + 0.8 * np.arange(bars) / max(1, bars):
         box(image, x * w, rng.uniform(0.15, 0.75) * h, (x + 0.44 / bars) * w, 0.87 * h, colour)
@@ -170,16 +182,16 @@ def fabric(rng: Rng, h: int, w: int) -> np.ndarray:
     """Checked fabric."""
     x, y = np.arange(w) / w, np.arange(h)[:, None] / h
     across, down = (np.sign(np.sin(rng.uniform(20, 90) * v)) * rng.uniform(0, 0.3) for v in (x, y))
-    return tinted(1 + across + down + 0.1 * np.sin(2 * noise(rng, h, w, 3)), random_colour(rng))
+    return tinted(1 + across + down + 0.1 * np.sin(2 * noise(rng, 3, h, w)), random_colour(rng))
 
 
 def gradient(rng: Rng, h: int, w: int) -> np.ndarray:
     """Two colours that run into each other."""
-    share = 1 / (1 + np.exp(-noise(rng, h, w, int(rng.choice([1, 2, 4, 30])))))
+    share = 1 / (1 + np.exp(-noise(rng, int(rng.choice([1, 2, 4, 30])), h, w)))
     return tinted(share, random_colour(rng)) + tinted(1 - share, random_colour(rng))
 
 
-THINGS: list[Ground | Figure] = [
+THINGS: list[Ground] = [
     document,
     street,
     sky,
@@ -203,7 +215,7 @@ THINGS: list[Ground | Figure] = [
             ("area", "dark skin", 0, -0.1, -0.1, 0.25, 0.1, 0.25),
             ("oval", (170, 80, 78), 0, 0.5, 0.24, 0.07),
         ],
-        {"skin": _SKIN, "hair": ((10, 45), (0.1, 0.7), (0.05, 0.6)), "shirt": ANY},
+        {"skin": SKIN, "hair": ((10, 45), (0.1, 0.7), (0.05, 0.6)), "shirt": ANY},
         size=(0.3, 0.42),
         at=(0.5, 0.47),
     ),
@@ -228,7 +240,7 @@ THINGS: list[Ground | Figure] = [
             ("rod", "dark skin", -0.5, 0, 0.6, -0.2, 0.05),
             ("rod", "dark skin", -0.6, 0.35, 0.3, 0.1, 0.05),
         ],
-        {"skin": _SKIN},
+        {"skin": SKIN},
         size=(0.2, 0.26),
         at=(0.5, 0.62),
         degrees=25,
@@ -257,12 +269,11 @@ THINGS: list[Ground | Figure] = [
         rows=(9, 17),
         aspect=2.4,
         colours=[((0, 30), (0.2, 0.65), (0.4, 0.75))],
-        wide=(0.94, 0.94),
-        tall=0.86,
+        fill=(0.94, 0.94, 0.86),
         shift=(0, 0.5),
         shade=0.18,
     ),
-    partial(wall, rows=(3, 9), aspect=1, colours=[ANY, ANY], wide=(0.95, 0.95), tall=0.95),
+    partial(wall, rows=(3, 9), aspect=1, colours=[ANY, ANY], fill=(0.95, 0.95, 0.95)),
     # a program's window
     Figure(
         (partial(surface, value=(0.9, 1)), partial(surface, value=(0.05, 0.2))),
@@ -282,7 +293,7 @@ THINGS: list[Ground | Figure] = [
     chart,
     # an animal
     Figure(
-        (sky, soil, cloth, surface),
+        (sky, GROUNDS["soil"], GROUNDS["cloth"], surface),
         [
             *[("rod", "dark fur", x, 0, 1.1 * x, 0.62, 0.12) for x in (-0.42, -0.28, 0.28, 0.42)],
             ("oval", "fur", 0, 0, 0.6, 0.3),
@@ -367,6 +378,4 @@ def draw_thing(number: int, rng: Rng, height: int, width: int) -> np.ndarray:
     """Picture `number` of no plant, its subject from THINGS in turn -> RGB float32 (height, width,
     3) in 0..255.
     """
-    thing = THINGS[number % len(THINGS)]
-    draw = partial(draw_figure, figure=thing) if isinstance(thing, Figure) else thing
-    return np.clip(draw(rng, height, width), 0, 255).astype(np.float32)
+    return np.clip(THINGS[number % len(THINGS)](rng, height, width), 0, 255).astype(np.float32)

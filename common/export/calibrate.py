@@ -20,7 +20,6 @@ LOG_T = np.linspace(
 SPREADS = np.geomspace(
     0.05, 2.0, 25
 )  # standard deviations of log T between species that are weighed against none
-_NEVER = -1e4  # logit of a column that a species does not have
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,35 +108,26 @@ def fit_temperatures(
     several = np.diff(tree.offsets)[species] > 1
     owner, target = species[several], (class_idx - tree.offsets[species])[several]
     logits = np.asarray(disease_logits)[several].astype(np.float64)
-    overall = fit_temperature(logits, target)
-    if not len(owner):
-        return Temperatures(
-            fit_temperature(species_logits, species), np.full(tree.num_species, overall), overall
+    overall, spread = fit_temperature(logits, target), 0.0
+    own = np.full(tree.num_species, overall)
+    if len(owner):
+        losses = np.stack(
+            [np.bincount(owner, _nll(logits, target, x), tree.num_species) for x in LOG_T], axis=1
         )
-    losses = np.stack(
-        [np.bincount(owner, _nll(logits, target, x), tree.num_species) for x in LOG_T], axis=1
-    )
-    likelihood = np.exp(
-        losses.min(1, keepdims=True) - losses
-    )  # (species, T); 1 everywhere where there is no picture
-    away = (LOG_T - math.log(overall)) ** 2
-    priors = np.exp(-away / (2 * SPREADS[:, None] ** 2))
-    priors /= priors.sum(1, keepdims=True)
-    at_global = np.array([np.interp(math.log(overall), LOG_T, row) for row in likelihood])
-    with np.errstate(divide="ignore"):
-        evidence = np.log(likelihood @ priors.T).sum(0)  # (spreads,)
-        none = np.log(at_global).sum()
-    best = int(evidence.argmax())
-    if not evidence[best] > none:
-        return Temperatures(
-            fit_temperature(species_logits, species), np.full(tree.num_species, overall), overall
-        )
-    weight = likelihood * priors[best]
-    own = np.exp(weight @ LOG_T / weight.sum(1))
-    own[np.bincount(owner, minlength=tree.num_species) == 0] = overall
-    return Temperatures(
-        fit_temperature(species_logits, species), own, overall, float(SPREADS[best])
-    )
+        # (species, T); 1 everywhere where there is no picture
+        likelihood = np.exp(losses.min(1, keepdims=True) - losses)
+        priors = np.exp(-((LOG_T - math.log(overall)) ** 2) / (2 * SPREADS[:, None] ** 2))
+        priors /= priors.sum(1, keepdims=True)
+        at_global = np.array([np.interp(math.log(overall), LOG_T, row) for row in likelihood])
+        with np.errstate(divide="ignore"):
+            evidence = np.log(likelihood @ priors.T).sum(0)  # (spreads,)
+            none = np.log(at_global).sum()
+        best = int(evidence.argmax())
+        if evidence[best] > none:
+            weight, spread = likelihood * priors[best], float(SPREADS[best])
+            shown = np.bincount(owner, minlength=tree.num_species) > 0
+            own = np.where(shown, np.exp(weight @ LOG_T / weight.sum(1)), overall)
+    return Temperatures(fit_temperature(species_logits, species), own, overall, spread)
 
 
 def _nll(logits: np.ndarray, target: np.ndarray, log_t: float) -> np.ndarray:
@@ -151,41 +141,6 @@ def _nll(logits: np.ndarray, target: np.ndarray, log_t: float) -> np.ndarray:
 # endregion
 
 # region between logits and probabilities
-
-
-def logits_of(
-    probabilities: np.ndarray,
-    class_idx: np.ndarray,
-    tree: ClassTree,
-    at: Temperatures | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Recover logits from a model's answers, so that any exported model can be calibrated by what
-    it puts out.
-
-    Args:
-        probabilities: float (N, classes), joint, made at the temperatures `at` (None: 1).
-        class_idx: int (N,), true classes.
-
-    Returns:
-        species logits float64 (N, species) and, of the true species, disease logits float64 (N,
-        widest), each up to a constant per row, which no softmax sees. Probabilities below 1e-30
-        count as that.
-    """
-    at = at or Temperatures.none(tree)
-    species, sizes = tree.class_species[class_idx], np.diff(tree.offsets)
-    by_species = species_probabilities(probabilities, tree)
-    columns = np.arange(sizes.max())
-    picked = np.minimum(tree.offsets[species][:, None] + columns, tree.num_classes - 1)
-    own = np.take_along_axis(np.asarray(probabilities), picked, axis=1).astype(np.float64)
-    own = np.log(
-        np.maximum(
-            own / np.maximum(by_species[np.arange(len(class_idx)), species], 1e-300)[:, None], 1e-30
-        )
-    )
-    disease = np.where(
-        columns < sizes[species][:, None], own * at.disease[species][:, None], _NEVER
-    )
-    return np.log(np.maximum(by_species, 1e-30)) * at.species, disease
 
 
 def retemper(
@@ -291,13 +246,12 @@ def calibration(
     perfect = np.sqrt(np.maximum(sure * (1 - sure), 0.0) / count)
     if counted <= np.quantile(np.abs(perfect * dice) @ weight, 0.975):
         low = 0.0  # a perfectly calibrated model may well be counted as this
-    by_chance = float(weight @ perfect) * math.sqrt(2 / math.pi)
     return {
         "error": error,
         "low": max(0.0, float(low)),
         "high": max(error, float(high)),
         "counted": counted,
-        "by_chance": by_chance,
+        "by_chance": float(weight @ perfect) * math.sqrt(2 / math.pi),
         "confidence": float(weight @ sure),
         "accuracy": float(weight @ share),
         "n": int(count.sum()),
@@ -330,21 +284,19 @@ def calibration_figures(
         {"all", "species", "tail"}: the class answer, the species answer, and the class answer on
         the pictures of the tail; each as `calibration` has it, and `nll`: mean -log P of the truth.
     """
-    rows, by_species = np.arange(len(class_idx)), species_probabilities(probabilities, tree)
-    answers = {
-        "all": (np.asarray(probabilities), class_idx, np.ones(len(class_idx), bool)),
-        "species": (by_species, tree.class_species[class_idx], None),
-    }
-    answers["tail"] = (*answers["all"][:2], np.asarray(class_sizes)[class_idx] <= tail_at_most)
+    given, by_species = np.asarray(probabilities), species_probabilities(probabilities, tree)
+    every, tail = np.ones(len(class_idx), bool), np.asarray(class_sizes)[class_idx] <= tail_at_most
     figures = {}
-    for name, (given, truth, part) in answers.items():
-        part = np.ones(len(class_idx), bool) if part is None else part
-        best, own = (
-            given.argmax(1),
-            -np.log(np.maximum(given[rows, truth], 1e-12, dtype=np.float64)),
-        )
-        figures[name] = calibration(given[rows, best][part], (best == truth)[part])
-        figures[name]["nll"] = float(own[part].mean()) if part.any() else float("nan")
+    for name, answers, truth, part in (
+        ("all", given, class_idx, every),
+        ("species", by_species, tree.class_species[class_idx], every),
+        ("tail", given, class_idx, tail),
+    ):
+        right = answers.argmax(1) == truth
+        true = answers[np.arange(len(truth)), truth]
+        losses = -np.log(np.maximum(true, 1e-12, dtype=np.float64))[part]
+        figures[name] = calibration(answers.max(1)[part], right[part])
+        figures[name]["nll"] = float(losses.mean()) if part.any() else float("nan")
     return figures
 
 
@@ -352,7 +304,7 @@ def report_lines(
     before: Mapping[str, Mapping[str, float]],
     after: Mapping[str, Mapping[str, float]],
     temperatures: Temperatures,
-    names: Sequence[str] = (),
+    names: Sequence[str],
 ) -> list[str]:
     """Lay out calibration before and after temperature as lines of report.md; `names` are the
     species, for the extremes.
@@ -373,19 +325,14 @@ def report_lines(
         for when, figures in (("before", before), ("after", after))
         if figures[key]["n"]
     ]
-    own = np.asarray(temperatures.disease)
-    extremes = (
-        f" ({names[int(own.argmin())]}) to {own.max():.3f} ({names[int(own.argmax())]})"
-        if len(names)
-        else f" to {own.max():.3f}"
-    )
-    per_species = (
-        f"diseases {temperatures.disease_global:.3f} over all, per species "
-        f"{own.min():.3f}{extremes}"
-        if temperatures.spread
-        else f"diseases {temperatures.disease_global:.3f} for all species, which val does not "
-        f"tell apart"
-    )
+    own, diseases = temperatures.disease, f"diseases {temperatures.disease_global:.3f}"
+    if temperatures.spread:
+        diseases += (
+            f" over all, per species {own.min():.3f} ({names[int(own.argmin())]}) to "
+            f"{own.max():.3f} ({names[int(own.argmax())]})"
+        )
+    else:
+        diseases += " for all species, which val does not tell apart"
     return [
         table(
             rows,
@@ -400,10 +347,9 @@ def report_lines(
             ),
         ),
         "",
-        f"Temperatures: species {temperatures.species:.3f}; {per_species}. The calibration error "
-        f"has 15 bins of equal count and is "
-        "freed of part of what chance adds; `by chance` is what a perfectly calibrated model "
-        "would be counted as.",
+        f"Temperatures: species {temperatures.species:.3f}; {diseases}. The calibration error "
+        "has 15 bins of equal count and is freed of part of what chance adds; `by chance` is what "
+        "a perfectly calibrated model would be counted as.",
     ]
 
 

@@ -4,7 +4,6 @@ Triton model repository. No torch.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,11 +17,14 @@ import onnx
 
 from common.classes import ClassTree
 from common.export.quantize import KEEP_FLOAT
-from common.files import write_text
+from common.files import whole, write_text
 from common.serve.predictor import OUTPUTS
 
 BATCH_TOLERANCE = 1e-5  # greatest difference that another batch may make to a probability
 SUM_TOLERANCE = 1e-3
+TRITON_NAME = "foliar"
+_TRITON_TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32"}
+TIMEOUT = 600  # seconds for the check in a fresh process
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,45 +37,32 @@ class FormatError(ValueError):
 # region metadata
 
 
-def metadata(
-    tree: ClassTree,
-    *,
-    name: str,
-    version: str,
-    weights_hash: str,
-    precision: str,
-    size: int,
-    scores: Sequence[str],
-    created: str,
-) -> dict[str, str]:
+def metadata(bundle: Mapping[str, Any], precision: str) -> dict[str, str]:
     """Compose what a file says about itself.
 
     Args:
-        tree: the classes, in index order.
-        name, version, created: as in bundle.json.
-        weights_hash: of the checkpoint; all formats of one checkpoint share it.
+        bundle: bundle.json, as far as it does not concern single models.
         precision: such as `fp32` or `int8, static`.
-        size: pixels per side.
-        scores: names of the columns of `ood`.
 
     Returns:
         texts only, as ONNX has it; lists are JSON.
     """
+    tree, size = ClassTree.from_json(bundle["tree"]), bundle["preprocessing"]["size"]
     return {
-        "name": name,
-        "version": version,
-        "weights_sha256": weights_hash,
+        "name": bundle["name"],
+        "version": bundle["version"],
+        "weights_sha256": bundle["version"],
         "precision": precision,
-        "created": created,
+        "created": bundle["created"],
         "class_tree": tree.fingerprint(),
         "species": json.dumps(list(tree.species)),
         "classes": json.dumps([tree.class_name(i) for i in range(tree.num_classes)]),
-        "scores": json.dumps(list(scores)),
+        "scores": json.dumps(list(bundle["scores"])),
         "input": f"images: uint8 (N, {size}, {size}, 3), RGB, resized by Pillow's BILINEAR with "
         f"antialias",
         "outputs": "probabilities (N, classes): joint P(species) x P(disease | species), rows sum "
-        "to 1; "
-        "ood (N, scores): larger = farther from the training pictures; heatmap (N, h, w): 0 to 1",
+        "to 1; ood (N, scores): larger = farther from the training pictures; heatmap (N, h, w): "
+        "0 to 1",
     }
 
 
@@ -85,9 +74,8 @@ def stamp(path: Path, facts: Mapping[str, str]) -> None:
     kept = {e.key: e.value for e in model.metadata_props if e.key == KEEP_FLOAT}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {**kept, **facts})
-    aside = path.with_name(path.name + ".tmp")
-    onnx.save(model, aside)
-    os.replace(aside, path)
+    with whole(path) as aside:
+        onnx.save(model, aside)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -107,9 +95,7 @@ def check_fresh(
     pictures: np.ndarray,
     tree: ClassTree,
     scores: Sequence[str],
-    *,
     batch_tolerance: float = BATCH_TOLERANCE,
-    timeout: float = 600.0,
 ) -> dict[str, Any]:
     """Run a file in a new process that has nothing but onnxruntime and numpy, and hold it to the
     contract.
@@ -120,10 +106,9 @@ def check_fresh(
         tree, scores: what its outputs should be of.
         batch_tolerance: greatest difference of a probability between one by one, all at once and a
             ragged last batch.
-        timeout: seconds.
 
     Returns:
-        what `fresh.examine` found.
+        what `standalone.examine` found.
 
     Raises:
         FormatError: where the process fails, or the contract is broken; all that is wrong is named.
@@ -146,11 +131,11 @@ def check_fresh(
                 cwd=_ROOT,
                 capture_output=True,
                 text=True,
-                timeout=timeout,
+                timeout=TIMEOUT,
             )
         except subprocess.TimeoutExpired:
             raise FormatError(
-                f"{path.name} gave no answer within {timeout:.0f} s in a fresh process."
+                f"{path.name} gave no answer within {TIMEOUT} s in a fresh process."
             ) from None
     if done.returncode:
         raise FormatError(
@@ -172,43 +157,40 @@ def _wrong(
     scores: Sequence[str],
     tolerance: float,
 ) -> list[str]:
-    wrong = []
-    if found["others"]:
-        wrong.append(f"the fresh process imported {', '.join(found['others'])}")
-    if found["inputs"] != [["images", "tensor(uint8)", [None, size, size, 3]]]:
-        wrong.append(f"its inputs are {found['inputs']}")
-    names = [name for name, _, _ in found["outputs"]]
-    if names != list(OUTPUTS) or any(kind != "tensor(float)" for _, kind, _ in found["outputs"]):
-        return [*wrong, f"its outputs are {found['outputs']}"]
-    if any(shape[:1] != [None] for _, _, shape in found["outputs"]):
-        wrong.append("an output has a fixed batch")
-    shapes = found["shapes"]
-    if shapes["probabilities"] != [count, tree.num_classes] or shapes["ood"] != [
-        count,
-        len(scores),
-    ]:
-        wrong.append(
-            f"probabilities are {shapes['probabilities']} and ood {shapes['ood']}, for "
-            f"{tree.num_classes} classes and "
-            f"{len(scores)} scores"
-        )
-    if len(shapes["heatmap"]) != 3 or not (
-        0 <= found["ranges"]["heatmap"][0] <= found["ranges"]["heatmap"][1] <= 1 + 1e-6
-    ):
-        wrong.append(
-            f"its heatmap is {shapes['heatmap']} from {found['ranges']['heatmap'][0]:g} to "
-            f"{found['ranges']['heatmap'][1]:g}"
-        )
-    if not np.isfinite([end for ends in found["ranges"].values() for end in ends]).all():
-        wrong.append("it gives values that are no numbers")
-    if not max(abs(total - 1) for total in found["sums"]) <= SUM_TOLERANCE:
-        wrong.append(f"its probabilities sum to {found['sums'][0]:.4f} to {found['sums'][1]:.4f}")
-    if not found["batches"]["probabilities"] <= tolerance:
-        wrong.append(
-            f"another batch changes a probability by {found['batches']['probabilities']:.1e}, "
-            f"{tolerance:.0e} is allowed"
-        )
-    return wrong
+    """Sentences on what breaks the contract."""
+    outputs, expected = found["outputs"], [(name, "tensor(float)") for name in OUTPUTS]
+    if [(name, kind) for name, kind, _ in outputs] != expected:
+        return [f"its outputs are {outputs}"]
+    shapes, (least, most) = found["shapes"], found["ranges"]["heatmap"]
+    probabilities, ood = shapes["probabilities"], shapes["ood"]
+    changed = found["batches"]["probabilities"]
+    checks = (
+        (not found["others"], f"the fresh process imported {', '.join(found['others'])}"),
+        (
+            found["inputs"] == [["images", "tensor(uint8)", [None, size, size, 3]]],
+            f"its inputs are {found['inputs']}",
+        ),
+        (all(shape[0] is None for _, _, shape in outputs), "an output has a fixed batch"),
+        (
+            probabilities == [count, tree.num_classes] and ood == [count, len(scores)],
+            f"probabilities are {probabilities} and ood {ood}, for {tree.num_classes} classes and "
+            f"{len(scores)} scores",
+        ),
+        (
+            len(shapes["heatmap"]) == 3 and 0 <= least <= most <= 1 + 1e-6,
+            f"its heatmap is {shapes['heatmap']} from {least:g} to {most:g}",
+        ),
+        (np.isfinite([*found["ranges"].values()]).all(), "it gives values that are no numbers"),
+        (
+            max(abs(total - 1) for total in found["sums"]) <= SUM_TOLERANCE,
+            f"its probabilities sum to {found['sums'][0]:.4f} to {found['sums'][1]:.4f}",
+        ),
+        (
+            changed <= tolerance,
+            f"another batch changes a probability by {changed:.1e}, {tolerance:.0e} is allowed",
+        ),
+    )
+    return [sentence for right, sentence in checks if not right]
 
 
 # endregion
@@ -216,127 +198,85 @@ def _wrong(
 # region Triton
 
 
-def write_triton(
-    folder: Path,
-    model: Path,
-    bundle: Mapping[str, Any],
-    *,
-    name: str = "foliar",
-    max_batch: int = 32,
-    delay_us: int = 2000,
-) -> Path:
+def write_triton(folder: Path, model: Path, bundle: Mapping[str, Any]) -> Path:
     """Lay a model out as a repository of the Triton Inference Server:
-    `<folder>/<name>/1/model.onnx` with config.pbtxt.
+    `<folder>/foliar/1/model.onnx` with config.pbtxt.
 
     Beside them stand labels.txt, a class per line, by which Triton's classification answers in
     words; and bundle.json, by which a client decides as 04 does: thresholds and the class tree.
     `tritonserver --model-repository <folder>` serves it.
 
     Args:
-        folder: of the repository; made where it is missing. What stands under `<folder>/<name>` is
+        folder: of the repository; made where it is missing. What stands under `<folder>/foliar` is
             replaced.
         model: the file to copy, of this bundle.
         bundle: contents of bundle.json.
-        name: of the model.
-        max_batch: most pictures that Triton may put together.
-        delay_us: microseconds that a request may wait for company.
 
     Returns:
-        `<folder>/<name>`.
+        `<folder>/foliar`.
 
     Raises:
-        FormatError: where `<folder>/<name>` is there and was not made by this function, or the
+        FormatError: where `<folder>/foliar` is there and was not made by this function, or the
             model breaks the contract.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise FormatError(f"{name!r} is no name for a model: letters, digits, _ . and - only")
-    target = folder / name
+    target = folder / TRITON_NAME
     if target.exists() and not (target / "config.pbtxt").is_file():
         raise FormatError(f"{target} is there and is no Triton model. Choose another folder.")
     tree = ClassTree.from_json(bundle["tree"])
-    text = triton_config(model, name, tree, max_batch, delay_us)
+    text = triton_config(model, tree)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
-    try:
-        (aside / "1").mkdir()
-        shutil.copyfile(model, aside / "1" / "model.onnx")
-        write_text(
-            aside / "labels.txt",
-            "".join(tree.class_name(i) + "\n" for i in range(tree.num_classes)),
-        )
-        write_text(aside / "bundle.json", json.dumps(bundle, indent=1))
-        write_text(aside / "config.pbtxt", text)
-        aside.chmod(0o755)  # mkdtemp keeps others out, and the server often is another user
+    with tempfile.TemporaryDirectory(prefix=f".{TRITON_NAME}-", dir=folder) as aside:
+        made = Path(aside) / TRITON_NAME
+        (made / "1").mkdir(parents=True)
+        shutil.copyfile(model, made / "1" / "model.onnx")
+        labels = "".join(tree.class_name(i) + "\n" for i in range(tree.num_classes))
+        write_text(made / "labels.txt", labels)
+        write_text(made / "bundle.json", json.dumps(bundle, indent=1))
+        write_text(made / "config.pbtxt", text)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(aside, target)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        os.replace(made, target)
     return target
 
 
-def triton_config(
-    model: Path, name: str, tree: ClassTree, max_batch: int = 32, delay_us: int = 2000
-) -> str:
+def triton_config(model: Path, tree: ClassTree) -> str:
     """Compose config.pbtxt from the signature of an ONNX file: types and sizes as they are, -1
-    where a side is free.
+    where a side is free. A request may wait 2 ms for others to share its batch of up to 32.
 
     Raises:
         FormatError: where a first side is not free, or a type is none of the contract's.
     """
     graph = onnx.load(model, load_external_data=False).graph
-    parts = [
-        f"name: {_quoted(name)}",
-        'platform: "onnxruntime_onnx"',
-        f"max_batch_size: {max_batch}",
-    ]
+    parts = [f'name: "{TRITON_NAME}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: 32']
     for kind, infos in (("input", graph.input), ("output", graph.output)):
         rows = []
         for info in infos:
-            data_type, sides = info.type.tensor_type.elem_type, info.type.tensor_type.shape.dim
-            type_ = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32"}.get(
-                data_type
-            )
-            if type_ is None or not sides or sides[0].HasField("dim_value"):
+            tensor = info.type.tensor_type
+            sides, known = tensor.shape.dim, _TRITON_TYPES.get(tensor.elem_type)
+            if known is None or not sides or sides[0].HasField("dim_value"):
                 raise FormatError(
                     f"{model.name}: `{info.name}` has a fixed batch, or a type that the contract "
                     f"does not know"
                 )
-            dims = ", ".join(
-                str(side.dim_value) if side.HasField("dim_value") else "-1" for side in sides[1:]
-            )
-            labels = (
-                '\n    label_filename: "labels.txt"'
-                if kind == "output" and info.name == OUTPUTS[0]
-                else ""
-            )
+            # dim_value is 0 where a side is free
+            dims = ", ".join(str(side.dim_value or -1) for side in sides[1:])
+            labels = '\n    label_filename: "labels.txt"' if info.name == OUTPUTS[0] else ""
             rows.append(
-                f"  {{\n    name: {_quoted(info.name)}\n    data_type: {type_}\n    dims: [ "
-                f"{dims} ]{labels}\n  }}"
+                f'  {{\n    name: "{info.name}"\n    data_type: {known}\n'
+                f"    dims: [ {dims} ]{labels}\n  }}"
             )
         parts.append(f"{kind} [\n" + ",\n".join(rows) + "\n]")
-    if max_batch > 1:
-        preferred = ", ".join(str(size) for size in (4, 8, 16, 32) if size <= max_batch)
-        sizes = f"  preferred_batch_size: [ {preferred} ]\n" if preferred else ""
-        parts.append(f"dynamic_batching {{\n{sizes}  max_queue_delay_microseconds: {delay_us}\n}}")
-    parts.append("instance_group [\n  {\n    count: 1\n    kind: KIND_AUTO\n  }\n]")
-    facts = {
-        "class_tree": tree.fingerprint(),
-        **{
-            key: value
-            for key, value in read_metadata(model).items()
-            if key in ("version", "precision", "weights_sha256")
-        },
-    }
     parts += [
-        f"parameters {{\n  key: {_quoted(key)}\n  value: {{ string_value: {_quoted(value)} }}\n}}"
-        for key, value in facts.items()
+        "dynamic_batching {\n  preferred_batch_size: [ 4, 8, 16, 32 ]\n"
+        "  max_queue_delay_microseconds: 2000\n}",
+        "instance_group [\n  {\n    count: 1\n    kind: KIND_AUTO\n  }\n]",
+    ]
+    facts = read_metadata(model)
+    texts = {key: facts[key] for key in ("version", "precision", "weights_sha256") if key in facts}
+    parts += [
+        f'parameters {{\n  key: "{key}"\n  value: {{ string_value: {json.dumps(text)} }}\n}}'
+        for key, text in {"class_tree": tree.fingerprint(), **texts}.items()
     ]
     return "\n".join(parts) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
 # endregion

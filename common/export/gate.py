@@ -3,7 +3,7 @@ torch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Speed:
-    """Cost beside FP32: `ratio` of the times (below 1 = faster), its 95 % interval, and
-    `size_ratio` of the files.
+    """What was measured of a candidate beside its answers.
+
+    Attributes:
+        ratio, low, high: its time as a share of FP32's (below 1 = faster), and the 95 % interval.
+        size_ratio: of the files.
+        weights_only: it stores its weights small, and computes as FP32 does.
+        batch_difference: greatest change of a probability between a batch and the same pictures
+            one by one; None where it was not measured.
     """
 
     ratio: float
@@ -72,6 +78,7 @@ class Speed:
     high: float
     size_ratio: float
     weights_only: bool = False
+    batch_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,6 @@ def judge_gate(
     train_counts: np.ndarray,
     *,
     speed: Speed | None = None,
-    batch_difference: float | None = None,
     limits: GateLimits | None = None,
     split: str = "val",
 ) -> GateResult:
@@ -166,8 +172,6 @@ def judge_gate(
         tree: the classes.
         train_counts: int (classes,), train pictures per class.
         speed: measured cost; None leaves it out, as on a split where it was not measured again.
-        batch_difference: greatest change of a probability between a batch and the same pictures one
-            by one; None leaves it out.
         limits: None takes the defaults.
         split: name of the split, for the report.
 
@@ -177,58 +181,32 @@ def judge_gate(
     Raises:
         ValueError: where the two are not of the same pictures, or there are none.
     """
-    limits = limits or GateLimits()
+    limits, truth = limits or GateLimits(), fp32.class_idx
     if (
-        not len(fp32.class_idx)
+        not len(truth)
         or fp32.probabilities.shape != candidate.probabilities.shape
-        or not np.array_equal(fp32.class_idx, candidate.class_idx)
+        or not np.array_equal(truth, candidate.class_idx)
     ):
         raise ValueError("the gate compares two models on the same pictures, and on one at least")
-    ours, theirs = joint_class(fp32.probabilities, tree), joint_class(candidate.probabilities, tree)
-    right = {"fp32": ours == fp32.class_idx, "candidate": theirs == fp32.class_idx}
-    n, same = len(ours), ours == theirs
-    checks = [
-        _at_least("agreement", "same top-1 as FP32", float(same.mean()), limits.agreement, 1 / n),
-        _drop(
-            "macro_f1",
-            "macro F1",
-            *(_macro_f1(answer, fp32.class_idx, tree.num_classes) for answer in (ours, theirs)),
-            limits.macro_f1,
-            _f1_of_one(ours, fp32.class_idx, tree.num_classes),
-        ),
-        _few(ours, theirs, fp32.class_idx, np.asarray(train_counts), limits),
-    ]
-    checks.append(_auroc(fp32, candidate, limits))
+    sides = fp32, candidate
+    answers = [joint_class(side.probabilities, tree) for side in sides]
+    right = [answer == truth for answer in answers]
+    agreement, one = float((answers[0] == answers[1]).mean()), 1 / len(truth)
+    f1, of_one = np.transpose([_macro_f1(answer, truth, tree.num_classes) for answer in answers])
     errors = [
-        calibration_error(side.probabilities.max(axis=1), right[name])
-        for name, side in (("fp32", fp32), ("candidate", candidate))
+        calibration_error(side.probabilities.max(axis=1), hits)
+        for side, hits in zip(sides, right, strict=True)
     ]
-    checks.append(
-        _drop("calibration", "calibration error", *errors, limits.calibration, 1 / n, rise=True)
-    )
-    if batch_difference is not None:
-        checks.append(
-            Check(
-                "batch",
-                "a batch against one by one, greatest change of a probability",
-                None,
-                batch_difference,
-                batch_difference,
-                limits.batch,
-                None,
-                batch_difference <= limits.batch,
-            )
-        )
-    checks += _cost(speed, limits) if speed else []
-    return GateResult(
-        way,
-        split,
-        n,
-        tuple(checks),
-        int((right["fp32"] & ~right["candidate"]).sum()),
-        int((right["candidate"] & ~right["fp32"]).sum()),
-        limits,
-    )
+    checks = [
+        _at_least("agreement", "same top-1 as FP32", agreement, limits.agreement, one),
+        _drop("macro_f1", "macro F1", *f1.tolist(), limits.macro_f1, float(of_one[0])),
+        _few(right, truth, np.asarray(train_counts), limits),
+        _auroc(fp32, candidate, limits),
+        _drop("calibration", "calibration error", *errors, limits.calibration, one, rise=True),
+        *(_cost(speed, limits) if speed else ()),
+    ]
+    lost, won = (right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum()
+    return GateResult(way, split, len(truth), tuple(checks), int(lost), int(won), limits)
 
 
 # region the checks
@@ -249,121 +227,74 @@ def _drop(
         if one > limit
         else ""
     )
-    return Check(
-        name,
-        words + (", rise" if rise else ", drop"),
-        before,
-        after,
-        drop,
-        wide,
-        one,
-        drop <= wide + 1e-9,
-        note,
-    )
+    words += ", rise" if rise else ", drop"
+    return Check(name, words, before, after, drop, wide, one, drop <= wide + 1e-9, note)
 
 
 def _few(
-    ours: np.ndarray,
-    theirs: np.ndarray,
-    class_idx: np.ndarray,
-    train_counts: np.ndarray,
-    limits: GateLimits,
+    right: list[np.ndarray], truth: np.ndarray, train_counts: np.ndarray, limits: GateLimits
 ) -> Check:
-    words = f"mean recall of classes with at most {limits.few} train pictures, drop"
-    present = np.bincount(class_idx, minlength=len(train_counts))
+    words = f"mean recall of classes with at most {limits.few} train pictures"
+    present = np.bincount(truth, minlength=len(train_counts))
     few = (train_counts <= limits.few) & (present > 0)
     if not few.any():
         note = (
-            f"no class has so few (the smallest has {int(train_counts.min())})"
-            if not (train_counts <= limits.few).any()
-            else "none of these classes has a picture here"
+            "none of these classes has a picture here"
+            if (train_counts <= limits.few).any()
+            else f"no class has so few (the smallest has {int(train_counts.min())})"
         )
-        return Check("few_recall", words, None, None, None, limits.few_recall, None, None, note)
-    recalls = [
-        np.bincount(class_idx[answer == class_idx], minlength=len(train_counts))[few] / present[few]
-        for answer in (ours, theirs)
-    ]
-    means, one = [float(recall.mean()) for recall in recalls], 1 / (few.sum() * present[few].min())
-    check = _drop("few_recall", words, *means, limits.few_recall, float(one))
-    count = f"{int(few.sum())} classes, {int(present[few].sum())} pictures"
-    return Check(
-        **{**asdict(check), "words": words, "note": "; ".join(filter(None, (count, check.note)))}
-    )
+        return _not_judged("few_recall", words, limits.few_recall, note)
+    hits = (np.bincount(truth[hit], minlength=len(present)) for hit in right)
+    recalls = [float((hit[few] / present[few]).mean()) for hit in hits]
+    one = float(1 / (few.sum() * present[few].min()))
+    check = _drop("few_recall", words, *recalls, limits.few_recall, one)
+    notes = f"{int(few.sum())} classes, {int(present[few].sum())} pictures", check.note
+    return replace(check, note="; ".join(filter(None, notes)))
 
 
 def _auroc(fp32: Side, candidate: Side, limits: GateLimits) -> Check:
-    words = "rejection AUROC, drop"
-    if any(
-        side.plants is None or side.ood is None or not len(side.ood) for side in (fp32, candidate)
-    ):
-        return Check("auroc", words, None, None, None, limits.auroc, None, None, "no OOD pictures")
-    before, after = (auroc(side.plants, side.ood) for side in (fp32, candidate))
-    return _drop(
-        "auroc",
-        "rejection AUROC",
-        before,
-        after,
-        limits.auroc,
-        1 / min(len(fp32.plants), len(fp32.ood)),
-    )
+    sides = fp32, candidate
+    if any(side.plants is None or side.ood is None or not len(side.ood) for side in sides):
+        return _not_judged("auroc", "rejection AUROC", limits.auroc, "no OOD pictures")
+    before, after = (auroc(side.plants, side.ood) for side in sides)
+    one = 1 / min(len(fp32.plants), len(fp32.ood))
+    return _drop("auroc", "rejection AUROC", before, after, limits.auroc, one)
+
+
+def _not_judged(name: str, words: str, limit: float, note: str) -> Check:
+    return Check(name, f"{words}, drop", None, None, None, limit, None, None, note)
 
 
 def _cost(speed: Speed, limits: GateLimits) -> list[Check]:
     limit = limits.time_weights if speed.weights_only else limits.time
-    note = f"{speed.low:.2f} to {speed.high:.2f} with 95 % confidence" + (
-        "; weights alone: not slower" if speed.weights_only else ""
-    )
+    note = f"{speed.low:.2f} to {speed.high:.2f} with 95 % confidence"
+    note += "; weights alone: not slower" if speed.weights_only else ""
+    batch, ratio, size = speed.batch_difference, speed.ratio, speed.size_ratio
+    words = "a batch against one by one, greatest change of a probability"
+    checks = [
+        ("batch", words, batch, limits.batch, batch is not None and batch <= limits.batch, ""),
+        ("time", "time for one picture / FP32", ratio, limit, ratio <= limit, note),
+        ("size", "size of the file / FP32", size, 1.0, size < 1.0, ""),
+    ]
     return [
-        Check(
-            "time",
-            "time for one picture / FP32",
-            None,
-            speed.ratio,
-            speed.ratio,
-            limit,
-            None,
-            speed.ratio <= limit,
-            note,
-        ),
-        Check(
-            "size",
-            "size of the file / FP32",
-            None,
-            speed.size_ratio,
-            speed.size_ratio,
-            1.0,
-            None,
-            speed.size_ratio < 1.0,
-        ),
+        Check(name, words, None, figure, figure, limit, None, passed, note)
+        for name, words, figure, limit, passed, note in checks[batch is None :]
     ]
 
 
-def _counts(
-    answer: np.ndarray, class_idx: np.ndarray, classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return (
-        np.bincount(class_idx[answer == class_idx], minlength=classes),
-        np.bincount(class_idx, minlength=classes),
-        np.bincount(answer, minlength=classes),
-    )
-
-
-def _macro_f1(answer: np.ndarray, class_idx: np.ndarray, classes: int) -> float:
-    hits, present, said = _counts(answer, class_idx, classes)
-    shown = present > 0
-    return float((2 * hits[shown] / (present + said)[shown]).mean())
-
-
-def _f1_of_one(answer: np.ndarray, class_idx: np.ndarray, classes: int) -> float:
-    """The most that macro F1 can lose when one right answer turns wrong: its own class's part, and
-    that of the class now named.
+def _macro_f1(answer: np.ndarray, truth: np.ndarray, classes: int) -> tuple[float, float]:
+    """Macro F1, and the most that it can lose when one right answer turns wrong: its own class's
+    part, and that of the class now named.
     """
-    hits, present, said = _counts(answer, class_idx, classes)
+    hits, present, named = (
+        np.bincount(values, minlength=classes) for values in (truth[answer == truth], truth, answer)
+    )
     shown = present > 0
-    hits, both = hits[shown], (present + said)[shown].astype(float)
-    own = np.where(hits > 0, 2 * hits / both - 2 * (hits - 1) / np.maximum(both - 1, 1), 0.0)
-    named = 2 * hits / both - 2 * hits / (both + 1)
-    return float((own.max() + named.max()) / shown.sum())
+    hits, both = hits[shown], (present + named)[shown].astype(float)
+    f1 = 2 * hits / both
+    own = np.where(hits > 0, f1 - 2 * (hits - 1) / np.maximum(both - 1, 1), 0.0)
+    other = f1 - 2 * hits / (both + 1)
+    return float(f1.mean()), float((own.max() + other.max()) / shown.sum())
 
 
 # endregion
@@ -371,6 +302,7 @@ def _f1_of_one(answer: np.ndarray, class_idx: np.ndarray, classes: int) -> float
 # region words
 
 _IN_POINTS = ("macro_f1", "few_recall", "auroc", "calibration")
+_FORMATS = {"batch": ".2e", "time": ".2f", "size": ".2f"}
 
 
 def report_lines(
@@ -433,25 +365,13 @@ def report_lines(
 
 
 def _number(check: Check, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return (
-        f"{value:.2e}"
-        if check.name == "batch"
-        else f"{value:.2f}"
-        if check.name in ("time", "size")
-        else f"{value:.4f}"
-    )
+    return "-" if value is None else format(value, _FORMATS.get(check.name, ".4f"))
 
 
 def _figure(check: Check) -> str:
-    if check.figure is None:
-        return "-"
-    return (
-        f"{100 * check.figure:+.2f} points"
-        if check.name in _IN_POINTS
-        else _number(check, check.figure)
-    )
+    if check.figure is None or check.name not in _IN_POINTS:
+        return _number(check, check.figure)
+    return f"{100 * check.figure:+.2f} points"
 
 
 def _limit(check: Check) -> str:

@@ -4,6 +4,7 @@ heatmap out.
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import onnx
@@ -57,6 +58,18 @@ def extract_features(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, T
         feature_map,
         features,
         torch.cat([nn.functional.normalize(part, dim=1) for part in (features, *below)], dim=1),
+    )
+
+
+def places_of(model: SwinHierarchical, feature_map: Tensor) -> Tensor:
+    """A backbone's last map in any of timm's layouts -> (N, h, w, C)."""
+    if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
+        side = int(feature_map.shape[1] ** 0.5)
+        return feature_map[:, -side * side :].unflatten(1, (side, side))
+    return (
+        feature_map
+        if getattr(model.backbone, "output_fmt", "NCHW") == "NHWC"
+        else feature_map.permute(0, 2, 3, 1)
     )
 
 
@@ -239,23 +252,6 @@ def cross_fitted(plants: Tensor, ood: Tensor, folds: int = 5) -> Tensor:
     return scores
 
 
-def learn(plants: Tensor, ood: Tensor) -> tuple[LearnedScore | None, np.ndarray | None]:
-    """Learn a score from OOD pictures, where there are `ENOUGH`.
-
-    Args:
-        plants, ood: float (N, D) and (M, D), the layers as `extract_features` gives them.
-
-    Returns:
-        the score, and that of these very pictures, float32 (M,), each by a fit that has not seen
-        it; None, None with too few.
-    """
-    return (
-        (LearnedScore(plants, ood), cross_fitted(plants, ood).numpy())
-        if len(ood) >= ENOUGH
-        else (None, None)
-    )
-
-
 def _widest(values: Tensor, rank: int) -> Tensor:
     """Directions of the greatest sums of squares: double (N, D) -> (D, rank), orthonormal (Halko et
     al. 2011: subspace iteration).
@@ -365,22 +361,13 @@ class ServingGraph(nn.Module):
         """Class activation of the predicted class; where layers follow the pooling, how active each
         position is.
         """
-        model = self.model
-        if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
-            side = int(feature_map.shape[1] ** 0.5)
-            feature_map = feature_map[:, -side * side :].unflatten(1, (side, side))
-        elif getattr(model.backbone, "output_fmt", "NCHW") != "NHWC":
-            feature_map = feature_map.permute(0, 2, 3, 1)
-        if feature_map.shape[-1] == model.num_features:
-            activation = (
-                feature_map * model.class_gradient(features, class_idx)[:, None, None, :]
-            ).sum(dim=-1)
+        places = places_of(self.model, feature_map)
+        if places.shape[-1] == self.model.num_features:
+            weights = self.model.class_gradient(features, class_idx)[:, None, None, :]
+            activation = (places * weights).sum(dim=-1)
         else:
-            activation = feature_map.square().mean(dim=-1)
-        low, high = (
-            activation.amin(dim=(1, 2), keepdim=True),
-            activation.amax(dim=(1, 2), keepdim=True),
-        )
+            activation = places.square().mean(dim=-1)
+        low, high = activation.amin((1, 2), keepdim=True), activation.amax((1, 2), keepdim=True)
         return (activation - low) / (high - low).clamp_min(1e-6)
 
 
@@ -403,32 +390,17 @@ def export_onnx(
     images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
     kept = [f"{n}." for n, part in graph.named_modules() if getattr(part, "keep_float", False)]
     names = {"input_names": ["images"], "output_names": list(outputs)}
+    sides = {"images": {0: torch.export.Dim("batch", min=1, max=4096)}}
+    export = partial(torch.onnx.export, graph.eval(), (images,), path, **names)
     try:
-        torch.onnx.export(
-            graph.eval(),
-            (images,),
-            path,
-            dynamo=True,
-            external_data=False,
-            optimize=True,
-            verbose=False,
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
-            **names,
-        )
+        export(dynamo=True, external_data=False, optimize=True, verbose=False, dynamic_shapes=sides)
     except Exception as error:
         warn(
             f"torch {torch.__version__} with this onnxscript cannot export "
             f"({type(error).__name__}); its older exporter does it."
         )
-        torch.onnx.export(
-            graph.eval(),
-            (images,),
-            path,
-            dynamo=False,
-            opset_version=17,
-            dynamic_axes={name: {0: "batch"} for names_ in names.values() for name in names_},
-            **names,
-        )
+        free = {name: {0: "batch"} for name in ("images", *outputs)}
+        export(dynamo=False, opset_version=17, dynamic_axes=free)
     written = onnx.load(path)
     onnx.helper.set_model_props(written, {KEEP_FLOAT: json.dumps(kept)})
     onnx.save(written, path)

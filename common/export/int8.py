@@ -2,10 +2,11 @@
 layers go back to float.
 """
 
-import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import numpy as np
 import onnx
 
 from common.console import warn
-from common.export import quantize
+from common.export import ood, quantize
+from common.export.fitting import Outcome, outcome_of
 from common.export.gate import GateResult, Side, Speed, judge_gate
 from common.export.measure import Run, check_batches, measure_speed, run_over, session_run
-from common.export.outcomes import Outcome, ood_scores, outcome_of
-from common.export.pictures import Pictures, spread
+from common.export.pictures import spread
 from common.train.dataset import default_workers
 
 # checks of the gate that more float layers can mend
@@ -29,7 +30,8 @@ GROUPS = 64  # layers are measured one by one up to this number, beyond it in gr
 HARM_PICTURES = 24  # on which a layer's harm is measured
 QUICK = 128  # val pictures that a candidate is judged on first
 
-Judge = Callable[[str, Run, Speed, float], GateResult]
+Build = Callable[[list[str]], onnx.ModelProto]  # of the layers to quantize
+Judge = Callable[[str, Run, Speed], GateResult]
 
 
 @dataclass
@@ -53,25 +55,16 @@ class Attempt:
     gate: GateResult | None = None
     rejected: str = ""
 
-    @property
-    def _figures(self) -> dict[str, float | None]:
-        return {check.name: check.figure for check in self.gate.checks} if self.gate else {}
-
-    @property
-    def ratio(self) -> float:
-        """Time as a share of FP32's; infinite where it was not measured."""
-        found = self._figures.get("time")
-        return float("inf") if found is None else float(found)
-
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values that `json.dumps` takes."""
+        figures = {check.name: check.figure for check in self.gate.checks} if self.gate else {}
         return {
             "way": self.way,
             "layers": f"{self.layers} of {self.of}",
             "kept_float": self.kept_float,
             "builds": self.builds,
-            "val_agreement": self._figures.get("agreement"),
-            "ms_ratio": self._figures.get("time"),
+            "val_agreement": figures.get("agreement"),
+            "ms_ratio": figures.get("time"),
             "rejected": self.rejected,
             "gate": self.gate.to_dict() if self.gate else None,
         }
@@ -80,11 +73,9 @@ class Attempt:
 def export_int8(
     source: Path,
     target: Path,
-    pictures: Pictures,
     fp32: Outcome,
-    names: Sequence[str],
-    rejection: Mapping[str, Any],
-    learned: np.ndarray | None,
+    weights: Mapping[str, float],
+    held_out: np.ndarray | None,
     some: np.ndarray,
 ) -> tuple[list[Attempt], Outcome | None, list[GateResult]]:
     """Search for an INT8 model that passes the gate on val, and hold it against test.
@@ -92,43 +83,42 @@ def export_int8(
     Args:
         source: the FP32 model.
         target: the file to write; it is not there afterwards where no way passes.
-        pictures: of the export.
-        fp32: what the FP32 model answers for them.
-        names: of the scores.
-        rejection: thresholds of the FP32 model, whose OOD score the gate compares.
-        learned: as for `outcome_of`.
+        fp32: what the FP32 model answers.
+        weights: of the scores in the FP32 model's rejection, whose AUROC the gate compares.
+        held_out: as for `outcome_of`.
         some: uint8 (8, size, size, 3), for the clock and for batches.
 
     Returns:
         what was tried; the answers of the model that is kept, or None; the verdicts on val and on
         test, as far as they were reached.
     """
-    data = pictures.data
+    pictures, data = fp32.pictures, fp32.pictures.data
     counts = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
 
     def side(outcome: Outcome, split: str) -> Side:
         probabilities, _, class_idx = outcome.splits[split]
-        return Side(probabilities, class_idx, *ood_scores(outcome, rejection, names, split))
+        groups = outcome.columns(split), outcome.shown("plant", split)
+        return Side(
+            probabilities, class_idx, *(ood.value(weights, g) if g else None for g in groups)
+        )
 
-    def judge(way: str, run: Run, speed: Speed, difference: float) -> GateResult:
-        found = side(outcome_of(run, pictures, learned, splits=("val",)), "val")
-        cost = {"speed": speed, "batch_difference": difference}
-        return judge_gate(way, side(fp32, "val"), found, data.tree, counts, **cost)
+    def judge(way: str, run: Run, speed: Speed) -> GateResult:
+        few, _, class_idx = run_over(run, pictures.batches("val", at_most=QUICK))
+        wanted = fp32.splits["val"][0][spread(len(fp32.splits["val"][0]), QUICK)]
+        sides = Side(wanted, class_idx), Side(few, class_idx)
+        quick = judge_gate(way, *sides, data.tree, counts, speed=speed)
+        if not quick.passed:
+            return quick
+        found = side(outcome_of(run, pictures, fp32.names, held_out, ("val",)), "val")
+        return judge_gate(way, side(fp32, "val"), found, data.tree, counts, speed=speed)
 
-    def quick(way: str, run: Run, speed: Speed, difference: float) -> GateResult:
-        theirs, _, class_idx = run_over(run, pictures.batches("val", at_most=QUICK))
-        ours = fp32.splits["val"][0][spread(len(fp32.splits["val"][2]), QUICK)]
-        sides = Side(ours, class_idx), Side(theirs, class_idx)
-        cost = {"speed": speed, "batch_difference": difference}
-        return judge_gate(way, *sides, data.tree, counts, **cost)
-
-    tried = search_int8(source, target, pictures.calibration, some, judge, quick)
+    tried = search_int8(source, target, list(pictures.calibration()), some, judge)
     best = kept(tried)
     if not best:
-        why = "; ".join(f"{row.way}: {row.rejected}" for row in tried)
-        warn(f"NO INT8 MODEL is written: {why}")
+        reasons = [f"{row.way}: {row.rejected}" for row in tried]
+        warn("NO INT8 MODEL is written: " + "; ".join(reasons))
         return tried, None, []
-    found = outcome_of(session_run(target, default_workers()), pictures, learned)
+    found = outcome_of(session_run(target, default_workers()), pictures, fp32.names, held_out)
     verdict = judge_gate(
         best.way, side(fp32, "test"), side(found, "test"), data.tree, counts, split="test"
     )
@@ -139,13 +129,13 @@ def export_int8(
     return tried, found if verdict.passed else None, [best.gate, verdict]
 
 
+def kept(tried: Sequence[Attempt]) -> Attempt | None:
+    """Return the attempt whose model was written, if any."""
+    return next((attempt for attempt in tried if not attempt.rejected), None)
+
+
 def search_int8(
-    fp32: Path,
-    target: Path,
-    calibration: Callable[[], Iterator[np.ndarray]],
-    picture: np.ndarray,
-    judge: Judge,
-    quick: Judge | None = None,
+    fp32: Path, target: Path, calibration: list[np.ndarray], some: np.ndarray, judge: Judge
 ) -> list[Attempt]:
     """Try static INT8, and weights alone where that does not pass the gate.
 
@@ -155,24 +145,19 @@ def search_int8(
     Args:
         fp32: the FP32 model.
         target: the file to write; nothing is written where every way is rejected.
-        calibration: makes an iterator over batches of class-balanced train pictures, uint8 (N,
-            size, size, 3).
-        picture: uint8 (8, size, size, 3), for the clock and for batches against single pictures.
-        judge: (way, run, speed, batch difference) -> the verdict on val. Called up to seven times
-            per way.
-        quick: the same on fewer pictures, asked first; None = `judge` alone.
+        calibration: batches of class-balanced train pictures, uint8 (N, size, size, 3).
+        some: uint8 (8, size, size, 3), for the clock and for batches against single pictures.
+        judge: (way, run, speed) -> the verdict on val. Called up to seven times per way.
 
     Returns:
         what was tried; the kept one is `kept(tried)`.
     """
-    model, fp32_run, tried = quantize.load_fused(fp32), session_run(fp32), []
-    pictures = list(calibration())
+    search, tried = _Search(fp32, calibration, some, judge), []
     for way in ("static", "weights"):
         path, attempt = target.with_suffix(f".{way}.onnx"), Attempt(way)
         tried.append(attempt)
         try:
-            judges = [j for j in (quick, judge) if j]
-            _Search(way, model, fp32, path, fp32_run, pictures, picture, judges).run(attempt)
+            search.run(attempt, path)
             if not attempt.rejected:
                 os.replace(path, target)
                 break
@@ -183,110 +168,92 @@ def search_int8(
     return tried
 
 
-def kept(tried: Sequence[Attempt]) -> Attempt | None:
-    """Return the attempt whose model was written, if any."""
-    return next((attempt for attempt in tried if not attempt.rejected), None)
-
-
 class _Search:
-    """One way, from all its layers down to those that may stay INT8."""
+    """One way after the other, from all its layers down to those that may stay INT8."""
 
     def __init__(
-        self,
-        way: str,
-        model: onnx.ModelProto,
-        fp32: Path,
-        path: Path,
-        fp32_run: Run,
-        calibration: list[np.ndarray],
-        picture: np.ndarray,
-        judges: list[Judge],
+        self, fp32: Path, calibration: list[np.ndarray], some: np.ndarray, judge: Judge
     ) -> None:
-        self.way, self.model, self.fp32, self.path, self.fp32_run = way, model, fp32, path, fp32_run
-        self.calibration, self.picture, self.judges = calibration, picture, judges
-        self.ranges: Any = None
-        if way == "weights":
-            self.layers = quantize.storable(model)
-            return
-        self.layers = quantize.layers(model, quantize.static_kinds(model))
-        if self.layers:
-            self.ranges = quantize.calibrate(model, calibration)
+        self.model, self.run_fp32 = quantize.load_fused(fp32), session_run(fp32)
+        self.size, self.calibration = fp32.stat().st_size, calibration
+        self.some, self.judge = some, judge
 
-    def run(self, attempt: Attempt) -> None:
+    def run(self, attempt: Attempt, path: Path) -> None:
         """Build with all layers; then put the most harmful back to float until the gate passes or
         nothing is gained.
         """
-        attempt.of = len(self.layers)
-        if not self.layers:
+        layers, build = self._way(attempt.way)
+        attempt.of = len(layers)
+        if not layers:
             attempt.rejected = "there is nothing to quantize"
             return
-        order: list[list[str]] = []
-        harm, share = np.zeros(0), 1.0
+        order, harm, share = [], np.zeros(0), 1.0
         for round_ in range(ROUNDS + 1):
-            chosen = [name for name in self.layers if name not in attempt.kept_float]
-            attempt.layers = len(chosen)
-            made = quantize.shrink_masks(self._quantized(chosen))
+            chosen = [name for name in layers if name not in attempt.kept_float]
+            made = quantize.shrink_masks(build(chosen))
             onnx.checker.check_model(made)
-            onnx.save(made, self.path)
-            attempt.gate, attempt.builds = self._judge(), attempt.builds + 1
-            attempt.rejected = attempt.gate.why()
-            failed = {check.name for check in attempt.gate.checks if check.passed is False}
+            onnx.save(made, path)
+            attempt.layers, attempt.builds = len(chosen), round_ + 1
+            gate = attempt.gate = self._judge(attempt.way, path)
+            attempt.rejected = gate.why()
+            failed = {check.name for check in gate.checks if check.passed is False}
             if not failed or failed - QUALITY or round_ == ROUNDS:
                 return
             if not order:
-                order, harm = self._by_harm()
-            share = self._next_share(attempt.gate, share, round_)
-            back = self._how_many(harm, share, len(attempt.kept_float))
+                order, harm = self._by_harm(layers, build)
+            share = _next_share(gate, share, round_)
+            left = harm.sum() - np.cumsum(harm)
+            enough = int(np.argmax(left <= share * harm.sum())) + 1
+            back = max(len(attempt.kept_float) + 1, enough)
             if back > MOST_FLOAT * len(order):
                 attempt.rejected += f"; {back} of {len(order)} layers would have to stay float"
                 return
             attempt.kept_float = [name for group in order[:back] for name in group]
 
-    def _quantized(self, chosen: list[str]) -> onnx.ModelProto:
-        if self.way == "static":
-            return quantize.static(self.model, chosen, self.ranges)
-        return quantize.weights(copy.deepcopy(self.model), chosen)
+    def _way(self, way: str) -> tuple[list[str], Build]:
+        """The layers that a way may quantize, and how it quantizes some of them."""
+        if way == "weights":
+            return quantize.storable(self.model), partial(quantize.weights, self.model)
+        layers = quantize.layers(self.model, quantize.static_kinds(self.model))
+        ranges = quantize.calibrate(self.model, self.calibration) if layers else None
+        return layers, partial(quantize.static, self.model, ranges=ranges)
 
-    def _judge(self) -> GateResult:
-        run, alone = session_run(self.path), self.way == "weights"
-        ratio, low, high = measure_speed(self.fp32_run, run, self.picture[0])
-        size_ratio = self.path.stat().st_size / self.fp32.stat().st_size
-        difference = check_batches(run, self.picture)
-        for judge in self.judges:
-            result = judge(self.way, run, Speed(ratio, low, high, size_ratio, alone), difference)
-            if not result.passed:
-                break
-        return result
+    def _judge(self, way: str, path: Path) -> GateResult:
+        run = session_run(path)
+        speed = Speed(
+            *measure_speed(self.run_fp32, run, self.some[0]),
+            path.stat().st_size / self.size,
+            way == "weights",
+            check_batches(run, self.some),
+        )
+        return self.judge(way, run, speed)
 
-    def _by_harm(self) -> tuple[list[list[str]], np.ndarray]:
+    def _by_harm(self, layers: list[str], build: Build) -> tuple[list[list[str]], np.ndarray]:
         """Groups of layers, most harmful first, and their harm: the mean squared change of the
         log-probabilities when this group alone is quantized. Errors of layers add up about
         independently, so that the sum over those left estimates the error of the whole.
         """
-        parts = np.array_split(np.array(self.layers), min(GROUPS, len(self.layers)))
-        groups, pictures = [part.tolist() for part in parts], np.concatenate(self.calibration)
+        groups = [p.tolist() for p in np.array_split(layers, min(GROUPS, len(layers)))]
+        pictures = np.concatenate(self.calibration)
         pictures = pictures[spread(len(pictures), HARM_PICTURES)]
-        before, harm = _log_probabilities(self.fp32_run, pictures), []
-        for group in groups:
-            onnx.save(self._quantized(group), self.path)
-            after = _log_probabilities(session_run(self.path), pictures)
-            harm.append(float(np.square(after - before).mean()))
+        before, harm = _log_probabilities(self.run_fp32, pictures), []
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "group.onnx"
+            for group in groups:
+                onnx.save(build(group), path)
+                after = _log_probabilities(session_run(path), pictures)
+                harm.append(float(np.square(after - before).mean()))
         order = np.argsort(-np.array(harm), kind="stable")
         return [groups[i] for i in order], np.array(harm)[order]
 
-    @staticmethod
-    def _next_share(gate: GateResult, share: float, round_: int) -> float:
-        """How much of the whole squared error may stay: disagreement grows with its root."""
-        agreement = next(check for check in gate.checks if check.name == "agreement")
-        if round_ == 0 and agreement.passed is False:
-            allowed = TARGET_SHARE * (1 - agreement.limit) / (1 - agreement.figure)
-            return float(np.clip(allowed**2, 0.01, 0.5))
-        return share / 2.5
 
-    @staticmethod
-    def _how_many(harm: np.ndarray, share: float, before: int) -> int:
-        left = harm.sum() - np.cumsum(harm)
-        return max(before + 1, int(np.argmax(left <= share * harm.sum())) + 1)
+def _next_share(gate: GateResult, share: float, round_: int) -> float:
+    """How much of the whole squared error may stay: disagreement grows with its root."""
+    agreement = next(check for check in gate.checks if check.name == "agreement")
+    if round_ == 0 and agreement.passed is False:
+        allowed = TARGET_SHARE * (1 - agreement.limit) / (1 - agreement.figure)
+        return float(np.clip(allowed**2, 0.01, 0.5))
+    return share / 2.5
 
 
 def _log_probabilities(run: Run, pictures: np.ndarray) -> np.ndarray:

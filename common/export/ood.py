@@ -30,14 +30,11 @@ WANTED = (0.90, 0.95, 0.99)
 # Sums of scores, each in units of its spread over plants. Scores that need no OOD pictures are
 # always part of the sum: they find the kinds that the learned score was not shown.
 ALONE = {"gen": 1, "mahalanobis_class": 1, "layers": 1}
+FEWER = {"gen": 1, "mahalanobis_class": 1}
 REJECTION_SCORES = (
     ALONE,
-    {"gen": 1, "mahalanobis_class": 1},
-    *(
-        {**scores, "learned": weight}
-        for weight in (1, 2)
-        for scores in (ALONE, {"gen": 1, "mahalanobis_class": 1})
-    ),
+    FEWER,
+    *({**scores, "learned": weight} for weight in (1, 2) for scores in (ALONE, FEWER)),
 )
 PLANT_SCORES = ({"layers": 1}, {"learned": 1})
 DISEASE_SCORES = (
@@ -88,10 +85,8 @@ def fit(
         "unknown_diseases": unknown_diseases,
     }
     shown = {name: scores for name, scores in shown.items() if scores and _count(scores)}
-    outside, poor = (
-        {name: shown[name] for name in ("not_plants", "unknown_species") if name in shown},
-        poor or {},
-    )
+    outside, poor = {k: v for k, v in shown.items() if k != "unknown_diseases"}, poor or {}
+    others = {k: v for k, v in shown.items() if k == "unknown_diseases"}
     rule, ranking = _choose(REJECTION_SCORES, plants, outside, TARGET_SHARE * MAX_FALSE_REJECTION)
     rule["threshold"] = _threshold(
         value(rule["weights"], plants),
@@ -99,12 +94,7 @@ def fit(
         [value(rule["weights"], scores) for scores in poor.values()],
         TARGET_SHARE * MAX_FALSE_REJECTION,
     )
-    disease, disease_ranking = _choose(
-        DISEASE_SCORES,
-        plants,
-        {name: shown[name] for name in ("unknown_diseases",) if name in shown},
-        MAX_DISEASE_REJECTION,
-    )
+    disease, disease_ranking = _choose(DISEASE_SCORES, plants, others, MAX_DISEASE_REJECTION)
     disease["threshold"] = tail_quantile(value(disease["weights"], plants), MAX_DISEASE_REJECTION)
     fitted = {**rule, "plant": _plant_rule(plants, shown), "disease": disease}
     rejected = beyond(fitted, plants)
@@ -112,21 +102,13 @@ def fit(
         "plants": len(rejected),
         "false_rejection_rate": float(rejected.mean()),
         "false_rejection_rate_at_most": 1 - at_least(int((~rejected).sum()), len(rejected)),
-        "poor_rejected": {
-            kind: float(beyond(fitted, scores).mean()) for kind, scores in poor.items()
-        },
-        "rejected": {
-            name: float(beyond(fitted, scores).mean()) for name, scores in outside.items()
-        },
+        "poor_rejected": _shares_beyond(fitted, poor),
+        "rejected": _shares_beyond(fitted, outside) | _shares_beyond(disease, others),
         "shown": {name: _count(scores) for name, scores in shown.items()},
         "ranking": ranking,
         "disease_ranking": disease_ranking,
         "kept_at_species": float(beyond(disease, plants).mean()),
     }
-    if "unknown_diseases" in shown:
-        figures["rejected"]["unknown_diseases"] = float(
-            beyond(disease, shown["unknown_diseases"]).mean()
-        )
     return {**fitted, "val": figures}
 
 
@@ -145,6 +127,10 @@ def value(weights: Mapping[str, float], scores: Scores) -> np.ndarray:
 def beyond(rule: Mapping[str, Any], scores: Scores) -> np.ndarray:
     """Whether pictures lie beyond a threshold: bool (N,). NaN counts as beyond."""
     return ~(value(rule["weights"], scores) <= rule["threshold"])
+
+
+def _shares_beyond(rule: Mapping[str, Any], kinds: Mapping[str, Scores]) -> dict[str, float]:
+    return {kind: float(beyond(rule, scores).mean()) for kind, scores in kinds.items()}
 
 
 def _choose(
@@ -168,24 +154,19 @@ def _choose(
     ranking: dict[str, Any] = {}
     rules = [_rule(keys, plants) for keys in possible]
     for rule in rules if ood else []:
-        known, others = (
-            value(rule["weights"], plants),
-            [value(rule["weights"], scores) for scores in ood.values()],
-        )
+        known = value(rule["weights"], plants)
+        others = [value(rule["weights"], scores) for scores in ood.values()]
         limit = tail_quantile(known, share)
         ranking[rule["score"]] = {
             "auroc": float(np.mean([auroc(known, values) for values in others])),
             "rejected": float(np.mean([(values > limit).mean() for values in others])),
         }
-    if not ranking:
-        return rules[0], ranking
-    return max(
-        rules,
-        key=lambda rule: (
-            round(ranking[rule["score"]]["rejected"], 2),
-            ranking[rule["score"]]["auroc"],
-        ),
-    ), ranking
+
+    def worth(rule: Mapping[str, Any]) -> tuple[float, float]:
+        found = ranking[rule["score"]]
+        return round(found["rejected"], 2), found["auroc"]
+
+    return max(rules, key=worth) if ranking else rules[0], ranking
 
 
 def _rule(keys: Mapping[str, float], plants: Scores) -> dict[str, Any]:
@@ -201,14 +182,11 @@ def _plant_rule(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] |
     of either.
     """
     possible = [keys for keys in PLANT_SCORES if all(key in plants for key in keys)]
-    if not possible or not shown.keys() & {"not_plants", "unknown_species"}:
+    shown = {k: v for k, v in shown.items() if k != "unknown_diseases"}
+    if not possible or not shown:
         return None
     rule = _rule(possible[-1] if "not_plants" in shown else possible[0], plants)
-    others = {
-        name: value(rule["weights"], shown[name])
-        for name in ("not_plants", "unknown_species")
-        if name in shown
-    }
+    others = {name: value(rule["weights"], scores) for name, scores in shown.items()}
     if len(others) == 2:  # the level with the fewest mistakes, either kind weighing the same
         levels = np.unique(np.concatenate([*others.values()]))
         wrong = [
@@ -280,25 +258,16 @@ def judge(
         "n_plants": len(known),
         "false_rejection_rate": float(turned.mean()),
         "false_rejection_rate_at_most": 1 - at_least(kept, len(known)),
-        "poor_rejected": {
-            kind: float(beyond(fitted, scores).mean()) for kind, scores in (poor or {}).items()
-        },
+        "poor_rejected": _shares_beyond(fitted, poor or {}),
     }
     scored = {
         kind: value(fitted["weights"], scores) for kind, scores in ood.items() if _count(scores)
     }
     if not scored:
         return judged
-    limit, caught = (
-        highest_kept(known, rate),
-        {kind: beyond(fitted, ood[kind]) for kind in scored},
-    )
-    called = {
-        kind: beyond(fitted["plant"], ood[kind])
-        if fitted["plant"]
-        else np.ones(len(caught[kind]), bool)
-        for kind in scored
-    }
+    limit = highest_kept(known, rate)
+    caught = {kind: beyond(fitted, ood[kind]) for kind in scored}
+    called = {kind: beyond(fitted["plant"] or fitted, ood[kind]) for kind in scored}
     judged["kinds"] = {
         kind: {
             "auroc": auroc(known, values),
@@ -352,11 +321,7 @@ def thresholds_for(
     )
     rows = []
     for share in wanted:
-        row: dict[str, Any] = {
-            "precision": share,
-            "threshold": None,
-            "needed": pictures_needed(share),
-        }
+        row = {"precision": share, "threshold": None, "needed": pictures_needed(share)}
         for level in levels:
             wrong, right = int((plants > level).sum()), int((ood > level).sum())
             if claims(right, right + wrong, share):
@@ -396,97 +361,84 @@ def report_lines(
         f"{val['rejected'][name]:.1%} of {count} {names[name]}"
         for name, count in val["shown"].items()
     )
-    naming = fitted["plant"]
-    lines = [
-        f"Pictures are rejected by {fitted['score']} above {fitted['threshold']:.3f}; "
-        + (
-            f"a rejected picture is called no plant by {naming['score']} above "
-            f"{naming['threshold']:.3f}; "
-            if naming
-            else ""
-        )
-        + f"the answer stays at the species by {fitted['disease']['score']} above "
-        f"{fitted['disease']['threshold']:.3f} "
+    plant, disease = fitted["plant"], fitted["disease"]
+    rules = [f"Pictures are rejected by {fitted['score']} above {fitted['threshold']:.3f}"]
+    if plant:
+        called = f"{plant['score']} above {plant['threshold']:.3f}"
+        rules.append(f"a rejected picture is called no plant by {called}")
+    rules.append(
+        f"the answer stays at the species by {disease['score']} above {disease['threshold']:.3f} "
         f"({val['kept_at_species']:.1%} of val plants). Fitted on {val['plants']} val plants"
-        + (f"; rejected there: {shown}." if shown else ", without OOD pictures."),
+        + (f"; rejected there: {shown}." if shown else ", without OOD pictures.")
+    )
+    poor = [(kind, f"{share:.1%}") for kind, share in judged["poor_rejected"].items()]
+    return [
+        "; ".join(rules),
         "",
         f"False rejection rate on test: {judged['false_rejection_rate']:.2%} of "
         f"{judged['n_plants']}, with 95 % confidence at most "
         f"{upper(judged['false_rejection_rate_at_most'])}.",
         "",
+        *([table(poor, ("poor photos of plants", "rejected")), ""] if poor else ()),
+        *(_ood_lines(judged) if "kinds" in judged else _WITHOUT_OOD),
     ]
-    if judged["poor_rejected"]:
-        lines += [
-            table(
-                [(kind, f"{share:.1%}") for kind, share in judged["poor_rejected"].items()],
-                ("poor photos of plants", "rejected"),
-            ),
-            "",
-        ]
-    if "kinds" not in judged:
-        return [
-            *lines,
-            "There are no OOD pictures to measure it with; 01_reorganize.py takes them "
-            "with --not-plants.",
-            "",
-        ]
+
+
+_WITHOUT_OOD = (
+    "There are no OOD pictures to measure it with; 01_reorganize.py takes them with --not-plants.",
+    "",
+)
+_KIND_TITLES = (
+    "OOD pictures",
+    "pictures",
+    "AUROC",
+    "rejected",
+    "rejected at 1 % false rejections",
+    "of these called no plant",
+)
+_THRESHOLD_TITLES = (
+    "wanted precision of rejections",
+    "threshold",
+    "OOD rejected",
+    "false rejection rate",
+    "rejections the claim takes",
+)
+
+
+def _ood_lines(judged: Mapping[str, Any]) -> list[str]:
+    """What concerns OOD pictures: each kind, all of them, and the thresholds of wanted
+    precisions.
+    """
+    shares = ("rejected", "rejected_at_1pct_frr", "not_a_plant")
     kinds = [
-        (
-            kind,
-            f"{row['n']}",
-            f"{row['auroc']:.4f}",
-            f"{row['rejected']:.1%}",
-            f"{row['rejected_at_1pct_frr']:.1%}",
-            f"{row['not_a_plant']:.1%}",
-        )
+        (kind, f"{row['n']}", f"{row['auroc']:.4f}", *(f"{row[key]:.1%}" for key in shares))
         for kind, row in judged["kinds"].items()
     ]
-    lines += [
-        table(
-            kinds,
-            (
-                "OOD pictures",
-                "pictures",
-                "AUROC",
-                "rejected",
-                "rejected at 1 % false rejections",
-                "of these called no plant",
+    thresholds = [
+        (
+            f"{row['precision']:.0%}",
+            *(
+                ("too few pictures", "-", "-")
+                if row["threshold"] is None
+                else (
+                    f"{row['threshold']:.3f}",
+                    f"{row['rejected']:.1%}",
+                    f"{row['false_rejection_rate']:.2%}",
+                )
             ),
-        ),
+            f"{row['needed']}",
+        )
+        for row in judged["thresholds"]
+    ]
+    return [
+        table(kinds, _KIND_TITLES),
         "",
-        f"Of the rejected pictures {judged['precision']:.1%} are OOD (with 95 % confidence "
-        f"at least "
-        f"{lower(judged['precision_at_least'])}); of those accepted "
+        f"Of the rejected pictures {judged['precision']:.1%} are OOD (with 95 % confidence at "
+        f"least {lower(judged['precision_at_least'])}); of those accepted "
         f"{judged['accepted_precision']:.1%} are plants (at least "
         f"{lower(judged['accepted_precision_at_least'])}), in this mixture of "
-        f"{judged['n_plants']} plants and "
-        f"{judged['n_ood']} OOD pictures.",
+        f"{judged['n_plants']} plants and {judged['n_ood']} OOD pictures.",
         "",
-        table(
-            [
-                (
-                    f"{row['precision']:.0%}",
-                    *(
-                        ("too few pictures", "-", "-")
-                        if row["threshold"] is None
-                        else (
-                            f"{row['threshold']:.3f}",
-                            f"{row['rejected']:.1%}",
-                            f"{row['false_rejection_rate']:.2%}",
-                        )
-                    ),
-                    f"{row['needed']}",
-                )
-                for row in judged["thresholds"]
-            ],
-            (
-                "wanted precision of rejections",
-                "threshold",
-                "OOD rejected",
-                "false rejection rate",
-                "rejections the claim takes",
-            ),
-        ),
+        table(thresholds, _THRESHOLD_TITLES),
         "",
     ]
-    return lines

@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,32 +111,31 @@ def _halves(files: list[Path]) -> dict[str, list[Path]]:
     return parts
 
 
+@dataclass(frozen=True)
 class Pictures:
-    """All pictures of an export at one model size, in batches, in a fixed order."""
+    """All pictures of an export at one model size, in batches, in a fixed order.
 
-    def __init__(
-        self, data: Organized, size: int, kinds: list[OodKind], at_most: int, workers: int
-    ) -> None:
-        """Say where they are.
+    Attributes:
+        data: the organized data.
+        size: px of the model.
+        kinds: of `known_ood`.
+        at_most: pictures per split and kind, evenly spread.
+        workers: of the loader.
+    """
 
-        Args:
-            data: the organized data.
-            size: px of the model.
-            kinds: of `known_ood`.
-            at_most: pictures per split and kind, evenly spread.
-            workers: of the loader.
-        """
-        self.data, self.size, self.kinds, self.at_most, self.workers = (
-            data,
-            size,
-            kinds,
-            at_most,
-            workers,
-        )
+    data: Organized
+    size: int
+    kinds: list[OodKind]
+    at_most: int
+    workers: int
 
-    def at(self, size: int) -> "Pictures":
-        """The same pictures for a model of another size."""
-        return Pictures(self.data, size, self.kinds, self.at_most, self.workers)
+    @cached_property
+    def photo_limits(self) -> dict[str, float]:
+        """Limits below which a photo counts as poor, from val: {measure: limit}."""
+        parts = [images.photo_quality(batch) for batch, _ in self.batches("val")]
+        quality = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        val = self.data.splits["val"]
+        return fit_photo(quality | {"short_side": np.minimum(val.width, val.height).astype(float)})
 
     def batches(
         self, split: str, batch_size: int = BATCH, at_most: int | None = None
@@ -150,12 +150,8 @@ class Pictures:
 
     def calibration(self, at_most: int = 256) -> Iterator[np.ndarray]:
         """Yield class-balanced pictures of train, uint8 (N, size, size, 3)."""
-        yield from (
-            pictures
-            for pictures, _ in self._load(
-                "train", balanced(self.data.splits["train"].class_idx, at_most), 16
-            )
-        )
+        chosen = balanced(self.data.splits["train"].class_idx, at_most)
+        return (pictures for pictures, _ in self._load("train", chosen, 16))
 
     def _load(
         self, split: str, chosen: np.ndarray, batch_size: int
@@ -234,18 +230,14 @@ def balanced(class_idx: np.ndarray, at_most: int) -> np.ndarray:
     turn = np.empty(len(class_idx), np.float64)
     quota = max(1, -(-at_most // max(1, len(starts))))
     for start, count in zip(starts, counts, strict=True):
-        spread = np.linspace(0, count - 1, min(quota, count)).round().astype(int)
-        turns = np.full(count, np.inf)
-        turns[spread] = np.arange(len(spread))
-        rest = np.flatnonzero(np.isinf(turns))
-        turns[rest] = len(spread) + np.arange(len(rest))
-        turn[order[start : start + count]] = turns
+        first = np.linspace(0, count - 1, min(quota, count)).round().astype(int)
+        places = np.concatenate([first, np.setdiff1d(np.arange(count), first)])
+        turn[order[start + places]] = np.arange(count)
     classes = np.unique(class_idx, return_inverse=True)[1]
     if at_most < len(starts):  # fewer pictures than classes: classes evenly spread
         kept = np.isin(classes, np.linspace(0, len(starts) - 1, at_most).round().astype(int))
         turn[~kept] = np.inf
-    chosen = np.lexsort((classes, turn))[: min(at_most, len(class_idx))]
-    return np.sort(chosen)
+    return np.sort(np.lexsort((classes, turn))[:at_most])
 
 
 def shifted(pictures: np.ndarray, kind: str, first: int = 0) -> np.ndarray:

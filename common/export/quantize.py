@@ -13,7 +13,9 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,13 +191,6 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> Any:
     """
     from onnxruntime import quantization  # slow to import
 
-    class Pictures(quantization.CalibrationDataReader):
-        def __init__(self, pictures: np.ndarray) -> None:
-            self.left = [{"images": np.ascontiguousarray(pictures)}]
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return self.left.pop() if self.left else None
-
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),  # the calibrator prints
@@ -210,7 +205,8 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> Any:
         )
         for batch in batches:
             for start in range(0, len(batch), AT_ONCE):
-                calibrator.collect_data(Pictures(batch[start : start + AT_ONCE]))
+                feeds = iter([{"images": np.ascontiguousarray(batch[start : start + AT_ONCE])}])
+                calibrator.collect_data(SimpleNamespace(get_next=partial(next, feeds, None)))
         return calibrator.compute_data()
 
 
@@ -264,7 +260,7 @@ def weights(
     are small, and lose most by rounding.
 
     Args:
-        model: it is changed, and returned.
+        model: it is not changed.
         chosen: names of nodes whose weights are stored so; None = every Conv, MatMul and Gemm that
             may be quantized.
         smallest: weights below this count stay float.
@@ -272,8 +268,8 @@ def weights(
         stats: of the tensors that convolutions read: their biases make up for the shift of each
             output's mean by rounding (Nagel et al. 2019); None leaves them.
     """
-    graph, nodes = model.graph, []
-    users = defaultdict(list)
+    model = copy.deepcopy(model)
+    graph, nodes, users = model.graph, [], defaultdict(list)
     for node in graph.node:
         for tensor in node.input[1:2]:
             users[tensor].append(node)

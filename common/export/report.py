@@ -9,10 +9,10 @@ import numpy as np
 
 from common.console import table
 from common.decide import joint_class, routed_class, species_probabilities
-from common.export import calibrate, gate, ood, rollup
-from common.export import plots as export_plots
+from common.export import calibrate, gate, ood, plots, rollup
 from common.export.browser import light_export
 from common.export.calibrate import Temperatures, calibration_figures, retemper
+from common.files import write_text
 from common.train.dataset import Organized
 from common.train.metrics import DECISIONS
 
@@ -32,6 +32,31 @@ def stage_seconds(checkpoints: Path, student: Path | None) -> dict[str, float]:
     runs = ("species_only", "disease_heads", "hierarchical_full")
     light = {"train_light": logged(*runs, root=student.parent.parent)} if student else {}
     return {"train_species": logged(runs[0]), "train_disease": logged(*runs[1:]), **light}
+
+
+def write_report(
+    folder: Path,
+    result: dict[str, Any],
+    data: Organized,
+    checkpoints: Path,
+    student: Path | None,
+    seconds: float,
+) -> str:
+    """Write report.json, report.md and its pictures; returns the table of the main figures.
+
+    Args:
+        folder: of the export.
+        result: what `export` of 03 returns.
+        data: the organized data.
+        checkpoints, student: where the logs of the training runs are: the folder of the runs, and
+            the light model's checkpoint.
+        seconds: that the export took.
+    """
+    report = compose_report(result, data, checkpoints, student, seconds)
+    write_text(folder / "report.json", json.dumps(report, indent=1))
+    write_text(folder / "report.md", report_text(report, result))
+    draw(folder, result, data)
+    return report_table(report)
 
 
 def compose_report(
@@ -66,11 +91,11 @@ def compose_report(
             }
             for name, card in cards.items()
         },
-        "int8_tried": result["tried"],
+        "int8_tried": [attempt.to_dict() for attempt in result["tried"]],
         "gate": [verdict.to_dict() for verdict in result["verdicts"]],
         "torch_ms_p50": result["torch_ms"],
         "default_model": content["default_model"],
-        "browser": result.get("browser"),
+        "browser": result["browser"],
         "temperature": main["temperature"],
         "rejection": {k: v for k, v in main["rejection"].items() if k != "quantiles"},
         "rollup": {**main["rollup"], "test": main["metrics"]["rollup"]},
@@ -98,23 +123,16 @@ def report_table(report: dict[str, Any]) -> str:
         "tail_f1": "macro F1 of classes <= 80 pictures",
         "calibration_error": "calibration error",
     }
-    rows = []
-    for key, label in names.items():
-        value = report["test"][key]
-        rows.append(
-            (
-                label,
-                "-" if value is None else f"{value:.4f}",
-                f">= {TARGETS[key]}" if key in TARGETS else "",
-            )
-        )
-    rows.append(
+    test, error = report["test"], report["calibration"]["after"]["all"]["error"]
+    rows = [
         (
-            "calibration error without chance",
-            f"{report['calibration']['after']['all']['error']:.4f}",
-            "<= 0.03",
+            label,
+            "-" if test[key] is None else f"{test[key]:.4f}",
+            f">= {TARGETS[key]}" if key in TARGETS else "",
         )
-    )
+        for key, label in names.items()
+    ]
+    rows += [("calibration error without chance", f"{error:.4f}", "<= 0.03")]
     if report["ood"]:
         rows += [
             ("pictures of no plant rejected", f"{report['ood']['rejected']:.4f}", ">= 0.95"),
@@ -126,14 +144,14 @@ def report_table(report: dict[str, Any]) -> str:
             ("rejection AUROC", f"{report['ood']['auroc']:.4f}", ""),
         ]
     rows += [
-        (f"{name}: agrees with PyTorch", f"{m['top1_agreement']:.4f}", ">= 0.99")
-        for name, m in report["models"].items()
+        (f"{name}: {label}", format(card[key], digits), target)
+        for label, key, digits, target in (
+            ("agrees with PyTorch", "top1_agreement", ".4f", ">= 0.99"),
+            ("ms per picture, 1 thread", "ms_p50", ".1f", ""),
+            ("MB", "size_mb", ".2f", ""),
+        )
+        for name, card in report["models"].items()
     ]
-    rows += [
-        (f"{name}: ms per picture, 1 thread", f"{m['ms_p50']:.1f}", "")
-        for name, m in report["models"].items()
-    ]
-    rows += [(f"{name}: MB", f"{m['size_mb']:.2f}", "") for name, m in report["models"].items()]
     if report["browser"]:
         found = report["browser"]["deferral"]["test"]
         rows += [
@@ -250,7 +268,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     )
     probabilities, _, class_idx = outcome.splits["test"]
     plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
-    export_plots.reliability(
+    plots.reliability(
         *((p.max(1), p.argmax(1) == class_idx) for p in (plain, probabilities)),
         folder / "reliability.png",
     )
@@ -262,7 +280,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     for name, answer in classes.items():
         kind = tree.class_species[answer]
         kinds[name] = (sums[rows, kind], kind == tree.class_species[class_idx])
-    export_plots.coverage(
+    plots.coverage(
         {
             name: (probabilities[rows, answer], answer == class_idx)
             for name, answer in classes.items()
@@ -288,9 +306,9 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
                 rule["threshold"],
             )
         )
-    export_plots.scores(panels, folder / "scores.png")
-    if result.get("browser"):
-        export_plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")
+    plots.scores(panels, folder / "scores.png")
+    if result["browser"]:
+        plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")
 
 
 if __name__ == "__main__":  # python -m common.export.report exports/report.json

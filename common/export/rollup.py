@@ -159,8 +159,6 @@ def fit(
     rejection: Rejection | None = None,
     precisions: Sequence[float] = PRECISIONS,
     default: float = 0.95,
-    delta: float = DELTA,
-    mode: str = "joint",
 ) -> dict[str, Any]:
     """Find the thresholds of each precision on val; see the module's docstring for the promise.
 
@@ -172,11 +170,9 @@ def fit(
             and do not count.
         precisions: wanted shares of right answers among those given, between 0 and 1.
         default: the precision that is used where none is asked for; it is fitted too.
-        delta: how often a promise may fail.
-        mode: `joint` or `routed`.
 
     Returns:
-        {"default": name, "delta": delta, "precisions": {name: entry}}, as bundle.json has it. An
+        {"default": name, "delta": DELTA, "precisions": {name: entry}}, as bundle.json has it. An
         entry: `disease` and `species`, the thresholds (2 = never answer at this level); `promised`:
             whether
         the precision is promised; `holds`: what the thresholds do promise, the precision, or else a
@@ -186,9 +182,9 @@ def fit(
         the pictures they were fitted on.
     """
     ood = np.zeros((len(class_idx), 0)) if ood is None else ood
-    full = decide_batch(probabilities, ood, tree, rejection, Rollup(0.0, 0.0), mode=mode)
+    full = decide_batch(probabilities, ood, tree, rejection, Rollup(0.0, 0.0))
     with_classes, alone = _tests(probabilities, class_idx, tree, full)
-    risks = CLASS_SHARE * delta, (1 - CLASS_SHARE) * delta
+    risks = CLASS_SHARE * DELTA, (1 - CLASS_SHARE) * DELTA
     entries: dict[str, Any] = {}
     for precision in sorted({*precisions, default}):
         depth, k = "disease", with_classes.walk(precision, risks[0])
@@ -207,11 +203,9 @@ def fit(
             "needs": pictures_needed(precision, 0, 1 - risks[0]),
         }
         entries[name_of(precision)] = entry | {
-            "val": judge(
-                entry, probabilities, class_idx, tree, ood=ood, rejection=rejection, mode=mode
-            )
+            "val": judge(entry, probabilities, class_idx, tree, ood=ood, rejection=rejection)
         }
-    return {"default": name_of(default), "delta": delta, "precisions": entries}
+    return {"default": name_of(default), "delta": DELTA, "precisions": entries}
 
 
 # endregion
@@ -224,16 +218,14 @@ def judge(
     probabilities: np.ndarray,
     class_idx: np.ndarray,
     tree: ClassTree,
-    *,
     ood: np.ndarray | None = None,
     rejection: Rejection | None = None,
-    mode: str = "joint",
 ) -> dict[str, Any]:
     """Measure the thresholds of one precision.
 
     Args:
         entry: with `disease` and `species`, as `fit` returns it.
-        probabilities, class_idx, tree, ood, rejection, mode: as for `fit`.
+        probabilities, class_idx, tree, ood, rejection: as for `fit`.
 
     Returns:
         n pictures; rejected as out-of-distribution; given, wrong: answers and wrong ones;
@@ -247,7 +239,7 @@ def judge(
     """
     ood = np.zeros((len(class_idx), 0)) if ood is None else ood
     decided = decide_batch(
-        probabilities, ood, tree, rejection, Rollup(entry["disease"], entry["species"]), mode=mode
+        probabilities, ood, tree, rejection, Rollup(entry["disease"], entry["species"])
     )
     named, rolled_up = decided.outcome == ANSWERED, decided.outcome == ROLLED_UP
     wrong_class = int((decided.class_idx != class_idx)[named].sum())

@@ -62,82 +62,49 @@ def background_check(
         most_judged: pictures judged.
 
     Returns:
-        `trained`, `judged`, `classes`, `accuracy`, `chance` (the train split's commonest class as
-        the answer), `uniform` (1 / classes); `disease_judged` (pictures of species with two classes
-        or more), `disease_accuracy`, `disease_chance`, `disease_uniform`; `species`: rows (species,
-        judged, accuracy, chance) where the background tells most; `sentence`. Shares are 0..1, or
-        None where nothing could be judged.
+        `trained` and `judged`: pictures; `accuracy` and `chance` (the train split's commonest class
+        as the answer) of the class; `disease_judged` (pictures of species with two classes or
+        more), `disease_accuracy`, `disease_chance`; `sentence`. Shares are 0..1, or None where
+        nothing could be judged.
     """
     class_idx, class_species = np.asarray(class_idx, np.int64), np.asarray(class_species, np.int64)
     rng = np.random.default_rng([seed, 8])
     train, held = (
         rng.permutation(np.flatnonzero(part)) for part in (split == 0, (split == 1) | (split == 2))
     )
-    held, n = held[:most_judged], len(class_species)
-    if not len(train) or not len(held) or n < 2:
-        return {
-            "trained": len(train),
-            "judged": 0,
-            "classes": n,
-            "accuracy": None,
-            "chance": None,
-            "uniform": None,
-            "disease_judged": 0,
-            "disease_accuracy": None,
-            "disease_chance": None,
-            "disease_uniform": None,
-            "species": [],
-            "sentence": "The background could not be checked: that takes two classes, and "
-            "pictures in train and in val or test.",
-        }
-    learned = train[:most_train]
-    right = _nearest_class(border[learned], class_idx[learned], border[held]) == class_idx[held]
-    chance = float(np.mean(class_idx[held] == np.bincount(class_idx[learned]).argmax()))
-    within, guess, uniform = (np.full(len(held), np.nan) for _ in range(3))
-    of_train, of_held = class_species[class_idx[train]], class_species[class_idx[held]]
-    several = np.bincount(class_species, minlength=1)
-    train = train[np.argsort(of_train, kind="stable")]
-    starts = np.searchsorted(np.sort(of_train), np.arange(len(several) + 1))
-    for s in np.unique(of_held[several[of_held] > 1]).tolist():
-        mine, rows = train[starts[s] : starts[s + 1]][:most_train], np.flatnonzero(of_held == s)
-        if len(mine):
-            within[rows] = (
-                _nearest_class(border[mine], class_idx[mine], border[held[rows]])
-                == class_idx[held[rows]]
-            )
-            guess[rows] = class_idx[held[rows]] == np.bincount(class_idx[mine]).argmax()
-            uniform[rows] = 1 / several[s]
-    told = ~np.isnan(within)
-    rows = [
-        (
-            int(s),
-            int(np.sum(told & (of_held == s))),
-            float(np.mean(within[told & (of_held == s)])),
-            float(np.mean(guess[told & (of_held == s)])),
+    held, learned = held[:most_judged], train[:most_train]
+    figures: dict[str, Any] = {"trained": len(learned), "judged": len(held), "disease_judged": 0}
+    figures |= dict.fromkeys(("accuracy", "chance", "disease_accuracy", "disease_chance"))
+    if not len(train) or not len(held) or len(class_species) < 2:
+        sentence = (
+            "The background could not be checked: that takes two classes, and pictures in train "
+            "and in val or test."
         )
-        for s in np.unique(of_held[told])
+        return figures | {"sentence": sentence}
+    figures["accuracy"], figures["chance"] = _judge(border, class_idx, learned, held).mean(1)
+    of_train, of_held = class_species[class_idx[train]], class_species[class_idx[held]]
+    several = np.bincount(class_species)
+    within = [
+        _judge(border, class_idx, mine[:most_train], held[of_held == s])
+        for s in np.unique(of_held[several[of_held] > 1])
+        if len(mine := train[of_train == s])
     ]
-    rows = sorted(
-        (row for row in rows if row[1] >= 20 and row[2] > row[3]),
-        key=lambda row: (row[3] - row[2], row[0]),
-    )[:10]
-    disease = [
-        float(np.mean(values[told])) if told.any() else None for values in (within, guess, uniform)
-    ]
-    figures = {
-        "trained": len(learned),
-        "judged": len(held),
-        "classes": n,
-        "accuracy": float(np.mean(right)),
-        "chance": chance,
-        "uniform": 1 / n,
-        "disease_judged": int(told.sum()),
-        "disease_accuracy": disease[0],
-        "disease_chance": disease[1],
-        "disease_uniform": disease[2],
-        "species": rows,
-    }
+    if within:
+        disease = np.concatenate(within, axis=1)
+        figures["disease_judged"] = disease.shape[1]
+        figures["disease_accuracy"], figures["disease_chance"] = disease.mean(1)
     return figures | {"sentence": _sentence(figures)}
+
+
+def _judge(
+    border: np.ndarray, class_idx: np.ndarray, train: np.ndarray, held: np.ndarray
+) -> np.ndarray:
+    """Which held-out pictures are named rightly: bool (2, held), by their neighbours and by the
+    commonest class.
+    """
+    known, right = class_idx[train], class_idx[held]
+    near = _nearest_class(border[train], known, border[held])
+    return np.stack([near == right, np.bincount(known).argmax() == right])
 
 
 def _nearest_class(train: np.ndarray, class_idx: np.ndarray, judged: np.ndarray) -> np.ndarray:

@@ -2,15 +2,13 @@
 them all. No torch.
 """
 
-import ctypes
 import functools
 import hashlib
 import io
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,16 +91,18 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
                     linewidth=0,
                     label=SPLITS[k],
                 )
-        axis.set_yscale("log")
-        axis.set_ylim(low, max(200, 3 * int(total.max(initial=1))))
-        axis.set_xlim(0.4, max(n, 1) + 0.6)
+        axis.set(
+            yscale="log",
+            ylim=(low, max(200, 3 * int(total.max(initial=1)))),
+            xlim=(0.4, max(n, 1) + 0.6),
+            ylabel="pictures",
+        )
         for at in THRESHOLDS:
             axis.axhline(at, color=ink, linewidth=1, linestyle=(0, (5, 3)))
             axis.text(
                 1.01, at, str(at), va="center", fontsize=9, transform=axis.get_yaxis_transform()
             )
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axis.set_ylabel("pictures")
         axis.spines[["top", "right"]].set_visible(False)
         if n <= 24:
             axis.set_xticks(
@@ -301,17 +301,16 @@ def write_contact_sheets(
     rarest class first.
 
     Each file is written aside and renamed and depends on the arguments alone, so that a killed run
-    and another end with the same files. Where processes are started afresh (macOS, Windows, Python
-    3.14), `members` must be picklable.
+    and another end with the same files.
 
     Args:
         folder: made where it is missing; other files in it stay.
         names: "species/disease" of each class.
-        members: class number -> the pictures of its sheet; called in the worker processes (`pick`
+        members: class number -> the pictures of its sheet; called from several threads (`pick`
             chooses them).
         counts: int (classes, 3), pictures in train, val and test.
         suspects: class number -> why it is suspicious, worst first.
-        workers: processes; 1 works in this one.
+        workers: threads.
         notes: sentences for the head of the page.
 
     Returns:
@@ -324,64 +323,20 @@ def write_contact_sheets(
     counts = np.asarray(counts, np.int64).reshape(len(names), len(SPLITS))
     for dark in (False, True):
         long_tail(folder / f"long_tail{'_dark' * dark}.png", names, counts, dark)
-    job = _Job(folder, names, members, counts, suspects)
-    if workers == 1:
-        for i in progress(range(len(names)), desc="sheets", unit="class"):
-            job.write(i)
-    else:
-        with ProcessPoolExecutor(workers, initializer=_start, initargs=(job,)) as pool:
-            for _ in progress(
-                pool.map(_write_sheet, range(len(names)), chunksize=8),
-                len(names),
-                "sheets",
-                "class",
-            ):
-                pass
-    write_text(
-        folder / "index.html",
-        contact_sheets_page.page(
-            names,
-            [sheet_name(name) for name in names],
-            counts,
-            suspects,
-            [*notes],
-            size_words(counts.sum(1)),
-            (WIDTH, HEAD - GAP // 2, CELL + GAP),
-        ),
-    )
-    return folder / "index.html"
+    files = [sheet_name(name) for name in names]
 
-
-class _Job(NamedTuple):
-    folder: Path
-    names: Sequence[str]
-    members: Callable[[int], Sequence[Member]]
-    counts: np.ndarray
-    suspects: Mapping[int, Sequence[str]]
-
-    def write(self, class_idx: int) -> None:
-        data = draw_sheet(
-            self.names[class_idx],
-            self.counts[class_idx].tolist(),
-            self.members(class_idx),
-            self.suspects.get(class_idx, ()),
-        )
-        target = self.folder / sheet_name(self.names[class_idx])
-        aside = target.with_name(target.name + ".tmp")
+    def write(i: int) -> None:
+        data = draw_sheet(names[i], counts[i].tolist(), members(i), suspects.get(i, ()))
+        aside = folder / f"{files[i]}.tmp"
         aside.write_bytes(data)
-        os.replace(aside, target)
+        os.replace(aside, folder / files[i])
 
-
-_jobs: list[_Job] = []  # of this worker process
-
-
-def _start(job: _Job) -> None:
-    _jobs[:] = [job]
-    if (
-        sys.platform == "linux"
-    ):  # end with the parent, even one that was killed: PR_SET_PDEATHSIG, SIGKILL
-        ctypes.CDLL(None).prctl(1, 9)
-
-
-def _write_sheet(class_idx: int) -> None:
-    _jobs[0].write(class_idx)
+    with ThreadPoolExecutor(workers) as pool:  # decoders and encoders free the lock
+        for _ in progress(pool.map(write, range(len(names))), len(names), "sheets", "class"):
+            pass
+    crop = (WIDTH, HEAD - GAP // 2, CELL + GAP)
+    page = contact_sheets_page.page(
+        names, files, counts, suspects, notes, size_words(counts.sum(1)), crop
+    )
+    write_text(folder / "index.html", page)
+    return folder / "index.html"

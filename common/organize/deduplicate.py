@@ -1,5 +1,6 @@
 """Which files stay as pictures of the data set, and why the others do not."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -194,10 +195,7 @@ def choose(
     rejected: Rejected,
     index: Sequence[Pair],
     class_idx: np.ndarray,
-    *,
-    small_classes: str,
-    keep_split: bool,
-    no_label: str,
+    args: argparse.Namespace,
 ) -> tuple[Kept, np.ndarray]:
     """Choose the files that stay.
 
@@ -205,8 +203,7 @@ def choose(
         files, facts: N files and what they hold.
         rejected: holds what could not be read; gets the reasons of the others.
         index, class_idx: of `class_numbers`.
-        small_classes, keep_split: the flags.
-        no_label: why a file has no class.
+        args: the flags small_classes, keep_split and labels.
 
     Returns:
         the pictures of plants, and int64 (M,), the pictures of no plant, in the order of their
@@ -218,13 +215,14 @@ def choose(
     not_plants = files.is_not_plant()
     for i, (reason, detail) in files.notes.items():
         rejected.add(np.array([i]), reason, detail)
-    rejected.add(np.flatnonzero(~not_plants & (files.label < 0)), "no_class", no_label)
+    why = f"no row in {args.labels.name}" if args.labels else "the file lies in no class folder"
+    rejected.add(np.flatnonzero(~not_plants & (files.label < 0)), "no_class", why)
     rejected.add(
         np.flatnonzero(~not_plants & (files.label >= 0) & (class_idx < 0)),
         "no_class",
         "no class was read from its name: names.csv",
     )
-    stay = drop_duplicates(files, facts, class_idx, index, rejected, keep_split)
+    stay = drop_duplicates(files, facts, class_idx, index, rejected, args.keep_split)
     plants = stay[~not_plants[stay]]
     if not len(plants):
         counts = np.bincount(rejected.reason[~not_plants], minlength=len(REASONS)).tolist()
@@ -240,10 +238,10 @@ def choose(
     small = require_sizes(
         np.bincount(class_idx[plants], minlength=len(index)),
         index,
-        small_classes,
+        args.small_classes,
         " What was read is kept, so that the next run is quick.",
     )
-    if small_classes == "drop" and len(small):
+    if args.small_classes == "drop" and len(small):
         rejected.add(
             plants[np.isin(class_idx[plants], small)], "small_class", "fewer than 3 usable pictures"
         )

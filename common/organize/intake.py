@@ -1,5 +1,5 @@
-"""Reads every file once, in parallel: hashes, decodes and stores it, and journals what it holds, so
-that a killed run goes on.
+"""Reads every file once, in parallel: hashes, decodes and stores it, and keeps a journal, so that a
+killed run continues.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,20 +27,8 @@ from common.organize.sources import Files
 
 REASONS = (
     "",
-    "empty",
-    "text",
-    "format",
-    "truncated",
-    "too_large",
-    "too_small",
-    "unreadable",
-    "not_a_picture",
-    "missing",
-    "no_class",
-    "label_conflict",
-    "duplicate",
-    "same_pixels",
-    "small_class",
+    *"empty text format truncated too_large too_small unreadable not_a_picture missing".split(),
+    *"no_class label_conflict duplicate same_pixels small_class".split(),
 )
 
 # What a file holds. reason: index into REASONS; pixels: of the decoded picture, at most long_side
@@ -63,6 +51,7 @@ FACTS = np.dtype(
 HEADER = b"foliar journal 2 %06d\n" % FACTS.itemsize
 # files per job: large enough that sending jobs costs nothing, small enough that a kill loses little
 CHUNK = 32
+Results = Future[list[tuple[bytes, str]]]  # of `read_files`
 
 
 def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.ndarray, str]:
@@ -179,7 +168,7 @@ def _write(path: str, data: bytes) -> None:
 def read_files(
     paths: list[str], targets: list[str], long_side: int, link: bool
 ) -> list[tuple[bytes, str]]:
-    """`read_file` over several; records as bytes, which cost little to send."""
+    """`read_file` for several files; records as bytes, which are cheap to send."""
     return [
         (facts.tobytes(), detail)
         for facts, detail in (
@@ -190,10 +179,10 @@ def read_files(
 
 class Journal:
     """What was read so far: `journal.bin` (FACTS records) and `details.jsonl` ([key, detail] of
-    what was refused).
+    what was rejected).
 
-    Records are appended; a half one that a kill left behind is cut off when the journal is opened
-    again.
+    Records are appended; a partial one that a kill left behind is cut off when the journal is
+    opened again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -250,7 +239,7 @@ def target_of(key: np.ndarray) -> str:
 def read_all(
     files: Files, store: Path, long_side: int, link: bool, workers: int
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Read and store every file; what the journal holds from an earlier run is not done again.
+    """Read and store every file; files in the journal of an earlier run are not read again.
 
     Args:
         files: N files.
@@ -267,20 +256,18 @@ def read_all(
         (store / f"{number:02x}").mkdir(exist_ok=True)
     facts = np.zeros(len(files), FACTS)
     facts["key"] = files.keys(long_side, link)
-    done, told = journal.load()
+    done, reasons = journal.load()
     order = np.argsort(done["key"][:, 0], kind="stable")
     at = (
         np.searchsorted(done["key"][order, 0], facts["key"][:, 0], "right") - 1
     )  # the last of equal ones: written last
-    row = order[np.maximum(at, 0)] if len(done) else np.zeros(len(files), np.int64)
-    known = (
-        (at >= 0) & (done["key"][row] == facts["key"]).all(axis=1)
-        if len(done)
-        else np.zeros(len(files), bool)
-    )
+    known, row = np.zeros(len(files), bool), np.zeros(len(files), np.int64)
+    if len(done):
+        row = order[np.maximum(at, 0)]
+        known = (at >= 0) & (done["key"][row] == facts["key"]).all(axis=1)
     facts[known] = done[row[known]]
     details = {
-        int(i): told.get(facts["key"][i].tobytes().hex(), "")
+        int(i): reasons.get(facts["key"][i].tobytes().hex(), "")
         for i in np.flatnonzero(known & (facts["reason"] > 0))
     }
     if known.any():
@@ -292,10 +279,14 @@ def read_all(
         )
     todo = np.flatnonzero(~known & (files.size >= 0))
     chunks = (todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK))
+
+    def submit(pool: ProcessPoolExecutor, chunk: np.ndarray) -> Results:
+        paths = [files.path(i) for i in chunk]
+        targets = [str(store / target_of(facts["key"][i])) for i in chunk]
+        return pool.submit(read_files, paths, targets, long_side, link)
+
     with progress([], len(todo), "reading", "file") as bar:
-        for chunk, results in _in_parallel(
-            chunks, files, facts["key"], store, long_side, link, workers
-        ):
+        for chunk, results in _in_parallel(chunks, submit, workers):
             records = np.frombuffer(b"".join(record for record, _ in results), FACTS).copy()
             records["key"] = facts["key"][chunk]
             facts[chunk] = records
@@ -313,27 +304,13 @@ def read_all(
 
 def _in_parallel(
     chunks: Iterator[np.ndarray],
-    files: Files,
-    keys: np.ndarray,
-    store: Path,
-    long_side: int,
-    link: bool,
+    submit: Callable[[ProcessPoolExecutor, np.ndarray], Results],
     workers: int,
 ) -> Iterator[tuple[np.ndarray, list[tuple[bytes, str]]]]:
     """Yield (chunk, results) in order, a bounded number under way; a file that kills its reader is
-    refused, and the rest goes on.
+    rejected, and the rest continues.
     """
-
-    def submit(pool: ProcessPoolExecutor, chunk: np.ndarray) -> Future[list[tuple[bytes, str]]]:
-        return pool.submit(
-            read_files,
-            [files.path(i) for i in chunk],
-            [str(store / target_of(keys[i])) for i in chunk],
-            long_side,
-            link,
-        )
-
-    waiting: deque[tuple[np.ndarray, Future[list[tuple[bytes, str]]]]] = deque()
+    waiting: deque[tuple[np.ndarray, Results]] = deque()
     pool = ProcessPoolExecutor(workers, initializer=_quiet_worker)
     try:
         while True:
@@ -355,17 +332,17 @@ def _in_parallel(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _alone(submit, chunk: np.ndarray) -> tuple[bytes, str]:
+def _alone(
+    submit: Callable[[ProcessPoolExecutor, np.ndarray], Results], chunk: np.ndarray
+) -> tuple[bytes, str]:
     with ProcessPoolExecutor(1, initializer=_quiet_worker) as pool:
         try:
             return submit(pool, chunk).result()[0]
         except BrokenProcessPool:
             facts = np.zeros((), FACTS)
             facts["reason"] = REASONS.index("unreadable")
-            return (
-                facts.tobytes(),
-                "the process that read it died (a decoder crashed, or memory ran out)",
-            )
+            why = "the process that read it died (a decoder crashed, or memory ran out)"
+            return facts.tobytes(), why
 
 
 def _quiet_worker() -> None:

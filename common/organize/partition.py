@@ -1,15 +1,17 @@
 """Which pictures form a group, which split each group goes to, and how much still leaks."""
 
+import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.console import fail, progress
+from common.console import fail
 from common.organize.deduplicate import HOLDOUT_DISEASES, HOLDOUT_SPECIES, Kept
 from common.organize.duplicates.phash import Near, connected, near_search
+from common.organize.duplicates.planted import Row
 from common.organize.sources import Files
 from common.organize.splits import (
     TRAIN,
@@ -35,6 +37,7 @@ class Certificate:
         leak: share of val and test pictures with a near neighbour in train, as split here.
         leak_alone: the same, had each picture been split alone.
         leak_given: the same in the split that the source gives; None where it gives none.
+        planted: {search: what it made of altered copies}, empty until it is judged.
     """
 
     radius: int
@@ -45,6 +48,7 @@ class Certificate:
     leak: float
     leak_alone: float
     leak_given: float | None
+    planted: dict[str, list[Row]] = field(default_factory=dict)
 
 
 def hold_out(classes: Sequence[tuple[str, str]], species: str, diseases: str) -> np.ndarray:
@@ -102,37 +106,22 @@ def partition(
     files: Files,
     facts: np.ndarray,
     held_out: np.ndarray,
-    *,
-    radius: int,
-    val: float,
-    test: float,
-    group_by: Sequence[str],
-    keep_split: bool,
     cosine: np.ndarray,
-    workers: int,
+    args: argparse.Namespace,
 ) -> Certificate:
     """Group and split the kept pictures; sets their `group` and `split`.
 
     Args:
         held_out: int8 (classes,), from `hold_out`.
-        radius: bits in which the hashes of near-duplicates may differ; -1 compares none.
-        val, test: shares.
-        group_by: `stem` joins pictures made from one picture by their names, `moment` those of one
-            camera in one minute.
-        keep_split: keep the split that the source gives.
         cosine: int64 (M, 2), near-duplicates by features.
-        workers: processes of the search.
+        args: the flags near, val, test, group_by, keep_split and workers.
 
     Returns:
         the certificate.
     """
-    chosen = facts[kept.file]
+    chosen, radius = facts[kept.file], args.near
     try:
-        near = (
-            near_search(chosen["phash"], radius, workers, progress if len(kept) > 100_000 else None)
-            if radius >= 0
-            else None
-        )
+        near = near_search(chosen["phash"], radius, args.workers) if radius >= 0 else None
     except OverflowError as error:
         fail(f"--near {radius} joins too much: {error}")
     edges = {
@@ -142,9 +131,9 @@ def partition(
         "cosine of features": cosine,
         "group column": equal_edges(files.cluster[kept.file], none=-1),
     }
-    if "stem" in group_by:
+    if "stem" in args.group_by:
         edges["made from one picture, by file name"] = stem_edges(files, kept.file)
-    if "moment" in group_by:
+    if "moment" in args.group_by:
         edges["one camera in one minute"] = equal_edges(
             files.origin[kept.file], chosen["moment"], none=0
         )
@@ -157,10 +146,12 @@ def partition(
     # a group whose first picture is held out is named by its first one inside
     np.minimum.at(first, group, inside)
     local = np.searchsorted(inside, first[group])
-    split = split_groups(class_idx, local, draw[inside], val, test)
-    kept.split[inside] = keep_given(split, given[inside], group) if keep_split else split
+    split = split_groups(class_idx, local, draw[inside], args.val, args.test)
+    kept.split[inside] = keep_given(split, given[inside], group) if args.keep_split else split
     alone = out.copy()
-    alone[inside] = split_groups(class_idx, np.arange(len(inside)), draw[inside], val, test)
+    alone[inside] = split_groups(
+        class_idx, np.arange(len(inside)), draw[inside], args.val, args.test
+    )
 
     def leak(split: np.ndarray) -> float:
         held, train = (split > TRAIN) & (split < HOLDOUT_SPECIES), split == TRAIN

@@ -23,20 +23,8 @@ from common.organize.sources import Files
 from common.organize.splits import TEST, draws, split_groups
 
 FOLDERS = (*SPLITS[:3], "holdout/species", "holdout/diseases")
-MANIFEST = (
-    "path",
-    "species",
-    "disease",
-    "split",
-    "group",
-    "sha256",
-    "phash",
-    "width",
-    "height",
-    "dataset",
-    "source",
-    "offset",
-    "size",
+MANIFEST = tuple(
+    "path species disease split group sha256 phash width height dataset source offset size".split()
 )
 REJECTED = ("source", "name", "reason", "detail")
 
@@ -60,6 +48,16 @@ class Placed:
         if self.shard[k] >= 0:
             return f"{SPLITS[split]}/{shard_name(self.shard[k])}"
         return f"{FOLDERS[split]}/{species}/{disease}/{self.ids[k]:016x}.jpg"
+
+
+def store_of(output: Path) -> Path:
+    """Where a run keeps what it has read until data/organized/ is complete."""
+    return output.with_name(output.name + ".store")
+
+
+def partial_of(output: Path) -> Path:
+    """Where data/organized/ grows until it is complete."""
+    return output.with_name(output.name + ".partial")
 
 
 def plan_places(kept: Kept, facts: np.ndarray, shard_bytes: int) -> tuple[Placed, list[Layout]]:
@@ -278,7 +276,7 @@ def clear(output: Path) -> None:
     """Remove what a run needs on its way and a killed one leaves: the store and a half-made
     folder.
     """
-    for folder in (output.with_name(output.name + ending) for ending in (".store", ".partial")):
+    for folder in (store_of(output), partial_of(output)):
         shutil.rmtree(folder, ignore_errors=True)
     output.with_name(output.name + ".partial.plan").unlink(missing_ok=True)
 

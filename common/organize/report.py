@@ -1,8 +1,7 @@
 """What a person reads of stage 1: how names are read, what was made, report.md and report/."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,11 @@ from common.files import write_text
 from common.organize import contact_sheets, suspects
 from common.organize.background import background_check
 from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Pair, Rejected
-from common.organize.duplicates.planted import Row, planted_table
+from common.organize.duplicates.planted import planted_table
 from common.organize.intake import REASONS, target_of
 from common.organize.names.review import Names
 from common.organize.partition import Certificate
 from common.organize.sources import Files
-
-SHEET = 24  # pictures on a contact sheet
 
 
 def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.ndarray) -> None:
@@ -27,45 +24,33 @@ def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.
     species: dict[str, list[str]] = defaultdict(list)
     for (name, disease), n in zip(index, counts, strict=True):
         species[name].append(f"{disease} {n:,}")
-    say(
-        f"{(~files.is_not_plant()).sum():,} files, {len(files.labels):,} class names, "
-        f"{len(index):,} classes of {len(species):,} species"
-    )
+    plants = ~files.is_not_plant()
+    lines = [
+        f"{plants.sum():,} files, {len(files.labels):,} class names, {len(index):,} classes of "
+        f"{len(species):,} species"
+    ]
     for name, parts in list(species.items())[:40]:
-        say(
-            f"  {name}: "
-            f"{', '.join(parts[:30])}{f' and {len(parts) - 30} more' if len(parts) > 30 else ''}"
-        )
+        more = f" and {len(parts) - 30} more" if len(parts) > 30 else ""
+        lines.append(f"  {name}: {', '.join(parts[:30])}{more}")
     if len(species) > 40:
-        say(f"  ... and {len(species) - 40} more species")
-    given = Counter(SPLITS[g] for g in files.given[~files.is_not_plant()].tolist() if g >= 0)
+        lines.append(f"  ... and {len(species) - 40} more species")
+    given = Counter(SPLITS[g] for g in files.given[plants].tolist() if g >= 0)
     if given:
-        say(
-            "the source has a split of its own: "
-            + ", ".join(f"{given[s]:,} {s}" for s in SPLITS[:3])
-            + " (--keep-split keeps it)"
-        )
+        shares = ", ".join(f"{given[s]:,} {s}" for s in SPLITS[:3])
+        lines.append(f"the source has a split of its own: {shares} (--keep-split keeps it)")
     if names.review:
-        say(
+        rows = [
+            (r[0], f"{r[1]}/{r[2]}" if r[1] else "?", r[4], r[5][:90]) for r in names.review[:20]
+        ]
+        lines += [
             "",
             "names to look at (answer with --names CSV, columns name,species,disease):",
-            table(
-                [
-                    (r[0], f"{r[1]}/{r[2]}" if r[1] else "?", r[4], r[5][:90])
-                    for r in names.review[:20]
-                ],
-                ("class name", "read as", "decision", "why"),
-            ),
-        )
-        say(
-            *(
-                [f"... and {len(names.review) - 20} more in review.csv"]
-                if len(names.review) > 20
-                else []
-            )
-        )
-    left_out = [r[0] for r in names.review if r[4] == "left out"]
-    if left_out:
+            table(rows, ("class name", "read as", "decision", "why")),
+        ]
+    if len(names.review) > 20:
+        lines.append(f"... and {len(names.review) - 20} more in review.csv")
+    say(*lines)
+    if left_out := [r[0] for r in names.review if r[4] == "left out"]:
         warn(
             f"{len(left_out)} class names are LEFT OUT because no species can be read from them: "
             f"{', '.join(left_out[:6])}"
@@ -73,67 +58,48 @@ def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.
 
 
 def _leaks(c: Certificate) -> list[tuple[str, str]]:
-    rows = [
-        ("near neighbour in train, as split", f"{c.leak:.2%}"),
-        ("had each picture been split alone", f"{c.leak_alone:.2%}"),
-    ]
-    return rows + (
-        [("in the split that the source gives", f"{c.leak_given:.2%}")]
-        if c.leak_given is not None
-        else []
-    )
+    shares = {
+        "near neighbour in train, as split": c.leak,
+        "had each picture been split alone": c.leak_alone,
+        "in the split that the source gives": c.leak_given,
+    }
+    return [(what, f"{share:.2%}") for what, share in shares.items() if share is not None]
 
 
-def show_result(
-    output: Path,
-    kept: Kept,
-    rejected: Rejected,
-    certificate: Certificate,
-    planted: Mapping[str, Sequence[Row]],
-) -> None:
+def _by_reason(rejected: Rejected) -> list[tuple[str, str]]:
+    """Reasons that left files out, and how many."""
+    counts = np.bincount(rejected.reason, minlength=len(REASONS)).tolist()
+    return [(what, f"{n:,}") for what, n in zip(REASONS, counts, strict=True) if what and n]
+
+
+def show_result(output: Path, kept: Kept, rejected: Rejected, certificate: Certificate) -> None:
     """Print what was made."""
-    counts, tree = kept.counts(), kept.tree()
-    reasons = np.bincount(rejected.reason, minlength=len(REASONS)).tolist()
-    say(
-        "",
-        table(
-            [
-                ("pictures kept", f"{len(kept):,}"),
-                ("species / classes", f"{tree.num_species:,} / {tree.num_classes:,}"),
-                *(
-                    (s, f"{n:,}")
-                    for s, n in zip(SPLITS, counts.sum(axis=0).tolist(), strict=True)
-                    if n
-                ),
-                *(
-                    (f"left out: {reason}", f"{n:,}")
-                    for reason, n in zip(REASONS, reasons, strict=True)
-                    if reason and n
-                ),
-                ("pictures in groups", f"{sum(certificate.group_sizes):,}"),
-                *(
-                    (f"held-out pictures leaking: {what}", share)
-                    for what, share in _leaks(certificate)
-                ),
-            ],
-            ("what", "how many"),
-        ),
-    )
-    for search, rows in planted.items():
-        say("", f"copies made to try the search, found by {search}:", planted_table(rows))
+    counts, tree, groups = kept.counts(), kept.tree(), certificate.group_sizes
+    splits = zip(SPLITS, counts.sum(axis=0).tolist(), strict=True)
+    rows = [
+        ("pictures kept", f"{len(kept):,}"),
+        ("species / classes", f"{tree.num_species:,} / {tree.num_classes:,}"),
+        *((split, f"{n:,}") for split, n in splits if n),
+        *((f"left out: {reason}", n) for reason, n in _by_reason(rejected)),
+        ("pictures in groups", f"{sum(groups):,}"),
+        *((f"held-out pictures leaking: {what}", share) for what, share in _leaks(certificate)),
+    ]
+    say("", table(rows, ("what", "how many")))
+    for search, found in certificate.planted.items():
+        say("", f"copies made to try the search, found by {search}:", planted_table(found))
     if unjudged := _unjudged(counts):
         warn(
             f"{len(unjudged)} classes have no val or no test picture and cannot be judged "
-            f"(report.md lists them)"
+            "(report.md lists them)"
         )
     without = np.flatnonzero((counts[:, 0] == 0) & (counts[:, 1:3].sum(axis=1) > 0)).tolist()
     if without:
         names = ", ".join("/".join(kept.classes[i]) for i in without[:6])
         warn(f"{len(without)} classes have no train picture in the split that was kept: {names}")
-    if certificate.group_sizes and certificate.group_sizes[0] > max(50, 0.02 * len(kept)):
+    if groups and groups[0] > max(50, 0.02 * len(kept)):
         warn(
-            f"the largest group holds {certificate.group_sizes[0]:,} pictures: look at it "
-            f"(report.md), or lower --near"
+            f"the largest group holds {groups[0]:,} pictures: look at it (report.md), or lower "
+            "--near"
         )
     say(f"wrote {output}/ (report.md says more)")
 
@@ -146,7 +112,6 @@ def write_report(
     rejected: Rejected,
     names: Names,
     certificate: Certificate,
-    planted: Mapping[str, Sequence[Row]],
     not_plants: np.ndarray,
 ) -> tuple[list[suspects.Suspect], str]:
     """Write report.md.
@@ -159,93 +124,52 @@ def write_report(
         the suspicious classes, numbered as in `kept.classes`, and a sentence on what the background
         gives away.
     """
-    chosen, counts = facts[kept.file], kept.counts()
-    class_names = ["/".join(pair) for pair in kept.classes]
-    by_reason, conflicts = _rejected_by_class(kept, files, rejected, names)
+    counts, class_names = kept.counts(), ["/".join(pair) for pair in kept.classes]
     inside = np.flatnonzero(kept.split < HOLDOUT_SPECIES)
     position = np.full(len(kept), -1)
     position[inside] = np.arange(len(inside))
     pairs = position[certificate.near.edges()] if certificate.near else np.zeros((0, 2), np.int64)
-    class_idx, split = kept.class_idx[inside], kept.split[inside]
+    chosen = facts[kept.file[inside]]
+    pictures = suspects.Pictures(
+        kept.class_idx[inside],
+        kept.group[inside],
+        kept.split[inside],
+        files.origin[kept.file[inside]],
+        chosen["width"],
+        chosen["height"],
+    )
     found = suspects.suspicious(
         class_names,
-        class_idx,
-        kept.group[inside],
-        split,
-        files.origin[kept.file[inside]],
-        chosen["width"][inside],
-        chosen["height"][inside],
-        pairs=pairs[(pairs >= 0).all(axis=1)],
-        rejected=by_reason,
-        conflicts=conflicts,
-        origins=[s.name for s in files.sources],
+        pictures,
+        pairs[(pairs >= 0).all(axis=1)],
+        _rejected_by_class(kept, files, rejected, names),
+        [source.name for source in files.sources],
     )
-    species = np.unique([class_idx[0] for pair in kept.classes], return_inverse=True)[1]
-    background = background_check(chosen["border"][inside], class_idx, split, species)
-    write_text(
-        folder / "report.md",
-        "\n".join(
-            [
-                *_counts(kept, files, rejected, not_plants),
-                *_certified(kept, files, rejected, certificate, planted),
-                "## What the background gives away",
-                "",
-                background["sentence"],
-                "",
-                "## Suspicious classes",
-                "",
-                suspects.printed(found, class_names),
-                "",
-                "## Names",
-                "",
-                f"{len(names.review):,} names to review: `review.csv`. All readings: `names.csv`.",
-                "",
-                "## Classes that cannot be judged",
-                "",
-                ", ".join(class_names[i] for i in _unjudged(counts))
-                or "None: every class has pictures in val and test.",
-                "",
-                "## Classes, rarest first",
-                "",
-                table(
-                    [
-                        (class_names[i], counts[i].sum(), *counts[i].tolist())
-                        for i in np.argsort(counts.sum(axis=1), kind="stable")
-                    ],
-                    ("class", "pictures", *SPLITS),
-                ),
-                "",
-            ]
-        ),
-    )
+    species = np.unique([pair[0] for pair in kept.classes], return_inverse=True)[1]
+    background = background_check(chosen["border"], pictures.class_idx, pictures.split, species)
+    unjudged = ", ".join(class_names[i] for i in _unjudged(counts))
+    sizes = [
+        (class_names[i], counts[i].sum(), *counts[i].tolist())
+        for i in np.argsort(counts.sum(axis=1), kind="stable")
+    ]
+    sections = {
+        "# Organized data": _counts(kept, rejected, not_plants),
+        "## Sources": [_sources(kept, files, not_plants)],
+        "## Left out": _left_out(files, rejected),
+        "## Leak certificate": _certified(kept, files, rejected, certificate),
+        "## What the background gives away": [background["sentence"]],
+        "## Suspicious classes": [suspects.printed(found, class_names)],
+        "## Names": [
+            f"{len(names.review):,} names to review: `review.csv`. All readings: `names.csv`."
+        ],
+        "## Classes that cannot be judged": [
+            unjudged or "None: every class has pictures in val and test."
+        ],
+        "## Classes, rarest first": [table(sizes, ("class", "pictures", *SPLITS))],
+    }
+    parts = [part for title, body in sections.items() for part in (title, *body)]
+    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return found, background["sentence"]
-
-
-@dataclass(frozen=True)
-class _Sheets:
-    """Gives the pictures of each contact sheet; a class, not a closure, so that processes can be
-    given it.
-    """
-
-    store: Path
-    keys: np.ndarray
-    split: np.ndarray
-    group: np.ndarray
-    copies: np.ndarray
-    shown: np.ndarray
-    starts: np.ndarray
-
-    def __call__(self, class_idx: int) -> list[contact_sheets.Member]:
-        shown = self.shown[self.starts[class_idx] : self.starts[class_idx + 1]].tolist()
-        return [
-            contact_sheets.Member(
-                (self.store / target_of(self.keys[k])).read_bytes(),
-                int(self.split[k]),
-                int(self.group[k]),
-                int(self.copies[k]),
-            )
-            for k in shown
-        ]
 
 
 def write_contact_sheets(
@@ -262,29 +186,32 @@ def write_contact_sheets(
     """
     inside = np.flatnonzero(kept.split < HOLDOUT_SPECIES)
     classes, class_idx = np.unique(kept.class_idx[inside], return_inverse=True)
-    names = ["/".join(kept.classes[i]) for i in classes]
-    group = kept.group[inside].astype(np.int64)
-    _, which, sizes = np.unique(
-        group * len(classes) + class_idx, return_inverse=True, return_counts=True
-    )
-    shown, starts = contact_sheets.pick(class_idx, kept.split[inside], group, len(classes), SHEET)
-    sheets = _Sheets(
-        store,
-        facts["key"][kept.file[inside]],
-        kept.split[inside],
-        group,
-        sizes[which],
-        shown,
-        starts,
-    )
+    keys, split, group = facts["key"][kept.file[inside]], kept.split[inside], kept.group[inside]
+    both = group.astype(np.int64) * len(classes) + class_idx
+    _, which, sizes = np.unique(both, return_inverse=True, return_counts=True)
+    copies = sizes[which]
+    shown, starts = contact_sheets.pick(class_idx, split, group, len(classes))
+
+    def members(i: int) -> list[contact_sheets.Member]:
+        return [
+            contact_sheets.Member(
+                (store / target_of(keys[k])).read_bytes(),
+                int(split[k]),
+                int(group[k]),
+                int(copies[k]),
+            )
+            for k in shown[starts[i] : starts[i + 1]].tolist()
+        ]
+
     number = {int(i): n for n, i in enumerate(classes)}
-    reasons = suspects.reasons_by_class(found, ["/".join(pair) for pair in kept.classes])
+    names = ["/".join(pair) for pair in kept.classes]
+    reasons = suspects.reasons_by_class(found, names).items()
     contact_sheets.write_contact_sheets(
         folder,
-        names,
-        sheets,
+        [names[i] for i in classes],
+        members,
         kept.counts()[classes, :3],
-        {number[i]: told for i, told in reasons.items()},
+        {number[i]: sentences for i, sentences in reasons},
         workers,
         [note],
     )
@@ -292,154 +219,105 @@ def write_contact_sheets(
 
 def _rejected_by_class(
     kept: Kept, files: Files, rejected: Rejected, names: Names
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """{reason: int (classes,)} of files left out, and those in conflict with another class, int
-    (classes,).
-    """
+) -> dict[str, np.ndarray]:
+    """{reason: int (classes,)} of files left out."""
     number = {pair: i for i, pair in enumerate(kept.classes)}
-    by_label = np.array(
-        [number.get(names.classes.get(label, ("", "")), -1) for label in files.labels] + [-1]
-    )
-    class_idx = by_label[files.label]
-    rows = {
+    by_label = [number.get(names.classes.get(label, ("", "")), -1) for label in files.labels]
+    class_idx = np.array([*by_label, -1])[files.label]
+    return {
         reason: np.bincount(
             class_idx[(rejected.reason == r) & (class_idx >= 0)], minlength=len(kept.classes)
         )
         for r, reason in enumerate(REASONS)
         if r
     }
-    return rows, rows["label_conflict"]
 
 
-def _counts(kept: Kept, files: Files, rejected: Rejected, not_plants: np.ndarray) -> list[str]:
-    counts, tree = kept.counts().sum(axis=0).tolist(), kept.tree()
-    reasons = np.bincount(rejected.reason, minlength=len(REASONS)).tolist()
-    lines = [
-        "# Organized data",
-        "",
+# The paragraphs of report.md's sections.
+
+
+def _counts(kept: Kept, rejected: Rejected, not_plants: np.ndarray) -> list[str]:
+    tree, counts = kept.tree(), kept.counts().sum(axis=0).tolist()
+    splits = ", ".join(f"{n:,} {split}" for n, split in zip(counts, SPLITS, strict=True) if n)
+    paragraphs = [
         f"{len(kept):,} pictures in {tree.num_classes:,} classes of {tree.num_species:,} species: "
-        + ", ".join(f"{n:,} {s}" for n, s in zip(counts, SPLITS, strict=True) if n)
-        + f". {(rejected.reason > 0).sum():,} files were left out.",
-        "",
+        f"{splits}. {(rejected.reason > 0).sum():,} files were left out."
     ]
     if not_plants.any():
-        lines += [f"Pictures of no plant: {not_plants[0]:,} in val, {not_plants[1]:,} in test.", ""]
-    kept_by, all_by = (
+        val, test = not_plants
+        paragraphs.append(f"Pictures of no plant: {val:,} in val, {test:,} in test.")
+    return paragraphs
+
+
+def _sources(kept: Kept, files: Files, not_plants: np.ndarray) -> str:
+    all_by, kept_by = (
         np.bincount(origin, minlength=len(files.sources))
-        for origin in (files.origin[kept.file], files.origin)
+        for origin in (files.origin, files.origin[kept.file])
     )
-    lines += [
-        "## Sources",
-        "",
-        table(
-            [
-                (
-                    s.name,
-                    f"{all_by[i]:,}",
-                    f"{kept_by[i]:,}" if not s.not_plants else f"{not_plants.sum():,}",
-                )
-                for i, s in enumerate(files.sources)
-            ],
-            ("source", "files", "kept"),
-        ),
-        "",
+    rows = [
+        (s.name, f"{all_by[i]:,}", f"{not_plants.sum() if s.not_plants else kept_by[i]:,}")
+        for i, s in enumerate(files.sources)
     ]
-    return [
-        *lines,
-        "## Left out",
-        "",
-        table(
-            [(reason, f"{n:,}") for reason, n in zip(REASONS, reasons, strict=True) if reason and n]
-            + (
-                [("missing (rows of the labels CSV)", f"{len(files.missing):,}")]
-                if files.missing
-                else []
-            ),
-            ("reason", "files"),
-        ),
-        "",
-        "Each file with its reason: `rejected.csv`.",
-        "",
-    ]
+    return table(rows, ("source", "files", "kept"))
 
 
-def _certified(
-    kept: Kept,
-    files: Files,
-    rejected: Rejected,
-    c: Certificate,
-    planted: Mapping[str, Sequence[Row]],
-) -> list[str]:
+def _left_out(files: Files, rejected: Rejected) -> list[str]:
+    rows = _by_reason(rejected)
+    if files.missing:
+        rows.append(("missing (rows of the labels CSV)", f"{len(files.missing):,}"))
+    return [table(rows, ("reason", "files")), "Each file with its reason: `rejected.csv`."]
+
+
+def _certified(kept: Kept, files: Files, rejected: Rejected, c: Certificate) -> list[str]:
     copies = np.flatnonzero(rejected.twin >= 0)
     theirs, of = files.given[copies], files.given[rejected.twin[copies]]
     crossing = int(((theirs >= 0) & (of >= 0) & (theirs != of)).sum())
-    lines = [
-        "## Leak certificate",
-        "",
-        "Share of val and test pictures with a near neighbour in train:",
-        "",
-        table(_leaks(c), ("split", "share")),
-        "",
-        (
+    near = "Hashes were not compared (--near -1)"
+    if c.near:
+        near = (
             f"Near means: perceptual hashes at most {c.radius} of 64 bits apart under any of 8 "
-            f"flips and turns"
-            if c.near
-            else "Hashes were not compared (--near -1)"
+            "flips and turns"
         )
-        + (
-            f", or features as alike as --cosine asks ({len(c.cosine):,} pairs)."
-            if len(c.cosine)
-            else "."
-        ),
-        "",
+    if len(c.cosine):
+        near += f", or features as alike as --cosine asks ({len(c.cosine):,} pairs)"
+    blank = c.near.blank if c.near else 0
+    straddle = (
+        "The split was kept as the source gives it, with what leaks."
+        if c.leak
+        else "Groups never straddle a split."
+    )
+    largest = ", ".join(f"{n:,}" for n in c.group_sizes[:5]) or "none"
+    links = [(what, f"{n:,}") for what, n in c.joined.items()]
+    paragraphs = [
+        "Share of val and test pictures with a near neighbour in train:",
+        table(_leaks(c), ("split", "share")),
+        f"{near}.",
+        blank and f"{blank:,} pictures of one colour have no hash and were not compared.",
+        crossing
+        and f"{crossing:,} exact copies stood in two parts of the split that the source gives.",
+        f"{straddle}\n{len(c.group_sizes):,} groups of two or more hold "
+        f"{sum(c.group_sizes):,} pictures, the largest {largest}.",
+        links and table(links, ("joined by", "links")),
     ]
-    if c.near and c.near.blank:
-        lines += [
-            f"{c.near.blank:,} pictures of one colour have no hash and were not compared.",
-            "",
-        ]
-    if crossing:
-        lines += [
-            f"{crossing:,} exact copies stood in two parts of the split that the source gives.",
-            "",
-        ]
-    lines += [
-        "Groups never straddle a split."
-        if c.leak == 0
-        else "The split was kept as the source gives it, with what leaks.",
-        f"{len(c.group_sizes):,} groups of two or more hold {sum(c.group_sizes):,} pictures, the "
-        f"largest "
-        f"{', '.join(f'{n:,}' for n in list(c.group_sizes)[:5]) or 'none'}.",
-        "",
-    ]
-    if c.joined:
-        lines += [
-            table([(what, f"{n:,}") for what, n in c.joined.items()], ("joined by", "links")),
-            "",
-        ]
+    paragraphs = [part for part in paragraphs if part]
     if c.group_sizes and c.group_sizes[0] > 20:
         heads, sizes = np.unique(kept.group, return_counts=True)
-        big = [
-            (kept.classes[kept.class_idx[heads[i]]], sizes[i], files.path(kept.file[heads[i]]))
+        rows = [
+            (
+                "/".join(kept.classes[kept.class_idx[heads[i]]]),
+                sizes[i],
+                files.path(kept.file[heads[i]]),
+            )
             for i in np.argsort(-sizes, kind="stable")[:5]
         ]
-        lines += [
-            "Largest groups:",
-            "",
-            table(
-                [("/".join(pair), n, path) for pair, n, path in big],
-                ("class of the first", "pictures", "first"),
-            ),
-            "",
-        ]
-    for search, rows in planted.items():
-        lines += [
+        titles = ("class of the first", "pictures", "first")
+        paragraphs += ["Largest groups:", table(rows, titles)]
+    for search, rows in c.planted.items():
+        paragraphs += [
             f"Altered copies of pictures of this set, made to try the search, found by {search}:",
-            "",
             planted_table(rows),
-            "",
         ]
-    return lines
+    return paragraphs
 
 
 def _unjudged(counts: np.ndarray) -> list[int]:

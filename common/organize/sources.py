@@ -3,6 +3,7 @@ copies in every worker.
 """
 
 import hashlib
+import itertools
 import os
 from array import array
 from collections.abc import Iterator, Sequence
@@ -123,43 +124,6 @@ class Files:
         return np.frombuffer(bytes(out), np.uint64).reshape(-1, 2)
 
 
-class _Packer:
-    """Grows the arrays of `Files` without a Python object per file."""
-
-    def __init__(self) -> None:
-        self.folders: list[str] = []
-        self.labels: dict[str, int] = {}
-        self.numbers = {
-            name: array(kind)
-            for name, kind in (
-                ("folder", "i"),
-                ("label", "i"),
-                ("origin", "i"),
-                ("given", "b"),
-                ("ends", "q"),
-                ("size", "q"),
-                ("mtime_ns", "q"),
-            )
-        }
-        self.arena = bytearray()
-
-    def add(self, name: str, **numbers: int) -> None:
-        self.arena += os.fsencode(name)
-        for key, value in (*numbers.items(), ("ends", len(self.arena))):
-            self.numbers[key].append(value)
-
-    def done(self, sources: Sequence[Source]) -> Files:
-        arrays = {key: np.array(values) for key, values in self.numbers.items()}
-        return Files(
-            sources=sources,
-            folders=self.folders,
-            labels=list(self.labels),
-            arena=np.frombuffer(bytes(self.arena), np.uint8),
-            cluster=np.full(len(arrays["folder"]), -1, np.int32),
-            **arrays,
-        )
-
-
 def list_files(sources: Sequence[Source]) -> Files:
     """List the files of all sources once; links are followed, but no folder is entered twice;
     system files are not counted.
@@ -172,28 +136,35 @@ def list_files(sources: Sequence[Source]) -> Files:
         SystemExit: where a folder cannot be opened: leaving it out in silence would change the
             data.
     """
-    packer = _Packer()
+    kinds = dict(folder="i", label="i", origin="i", given="b", ends="q", size="q", mtime_ns="q")
+    arrays = {name: array(kind) for name, kind in kinds.items()}  # no Python object per file
+    folders: list[str] = []
+    labels: dict[str, int] = {}
+    arena = bytearray()
     with progress([], None, "listing", "folder") as bar:
         for number, source in enumerate(sources):
             for folder, parts, given, entries in _folders(source.root):
                 label = -1
                 if parts and not source.not_plants:
-                    label = packer.labels.setdefault("/".join(parts[-2:]), len(packer.labels))
+                    label = labels.setdefault("/".join(parts[-2:]), len(labels))
                 if entries:
-                    packer.folders.append(folder)
+                    folders.append(folder)
                 for entry in entries:
                     stat = entry.stat() if entry.is_file() else None
-                    packer.add(
-                        entry.name,
-                        folder=len(packer.folders) - 1,
-                        label=label,
-                        origin=number,
-                        given=given,
-                        size=stat.st_size if stat else -1,
-                        mtime_ns=stat.st_mtime_ns if stat else 0,
-                    )
+                    arena += os.fsencode(entry.name)
+                    size, mtime_ns = (stat.st_size, stat.st_mtime_ns) if stat else (-1, 0)
+                    row = (len(folders) - 1, label, number, given, len(arena), size, mtime_ns)
+                    for column, value in zip(arrays.values(), row, strict=True):
+                        column.append(value)
                 bar.update()
-    return packer.done(sources)
+    return Files(
+        sources=sources,
+        folders=folders,
+        labels=list(labels),
+        arena=np.frombuffer(bytes(arena), np.uint8),
+        cluster=np.full(len(arrays["folder"]), -1, np.int32),
+        **{name: np.array(values) for name, values in arrays.items()},
+    )
 
 
 def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.DirEntry[str]]]]:
@@ -252,11 +223,8 @@ def parse_sources(texts: Sequence[str], not_plants: Path | None) -> list[Source]
         if name and name in taken:
             fail(f"two sources are called {name}. Give each its own name: NAME=PATH.")
         name = name or root.name or "source"
-        free = name
-        for number in range(2, len(sources) + 3):
-            if free not in taken:
-                break
-            free = f"{name}_{number}"
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        free = next(n for n in names if n not in taken)
         sources.append(Source(free, root))
     if not_plants is not None:
         _require_folder(not_plants.absolute())

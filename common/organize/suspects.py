@@ -9,30 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.console import table
+from common.organize.sources import SPLITS
 
 # Ours: low enough to find what we planted, high enough that a tidy class is left alone.
 FEW_PICTURES, FEW_GROUPS, FEW_JUDGED = 10, 3, 5
 ONE_GROUP, ONE_GROUP_PICTURES = 0.4, 5  # share of the class, and the least size of such a group
-SHARED, SHARED_PAIRS = (
-    0.02,
-    3,
-)  # share of the smaller class with a twin in the other class, and least pairs
+SHARED, SHARED_PAIRS = 0.02, 3  # share of the smaller class with a twin in the other; least pairs
 CONFLICTS, CONFLICT_FILES = 0.02, 3
 BROKEN, BROKEN_FILES = 0.1, 5
-ALIKE, ELSEWHERE, ENOUGH = (
-    0.9,
-    0.1,
-    10,
-)  # one size or source: share in the class, at most in its siblings, pictures of each
-BROKEN_REASONS = (
-    "empty",
-    "text",
-    "format",
-    "truncated",
-    "unreadable",
-    "too_large",
-    "too_small",
-    "not_a_picture",
+# one size or source: share in the class, at most in its siblings, pictures of each
+ALIKE, ELSEWHERE, ENOUGH = 0.9, 0.1, 10
+BROKEN_REASONS = frozenset(
+    "empty text format truncated unreadable too_large too_small not_a_picture".split()
 )
 
 
@@ -43,7 +31,6 @@ class Suspect:
     Attributes:
         class_idx: the class.
         kind: `shared`, `conflicts`, `one_source`, `one_group`, `one_size`, `broken` or `few`.
-        figure: what the doubt is about as a share, 0..1; for `few` the pictures that are left.
         badness: 0..1, larger is worse; only for the order.
         what: one sentence with the figures in it.
         advice: one sentence.
@@ -52,115 +39,93 @@ class Suspect:
 
     class_idx: int
     kind: str
-    figure: float
     badness: float
     what: str
     advice: str
     other: int = -1
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """The K pictures that are judged, each attribute int (K,).
+
+    Attributes:
+        class_idx: class.
+        group: near-duplicate group, any numbers >= 0.
+        split: 0 train, 1 val, 2 test.
+        origin: which source it comes from.
+        width, height: px, as the source had them.
+    """
+
+    class_idx: np.ndarray
+    group: np.ndarray
+    split: np.ndarray
+    origin: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+
+
 def suspicious(
     names: Sequence[str],
-    class_idx: np.ndarray,
-    group: np.ndarray,
-    split: np.ndarray,
-    origin: np.ndarray,
-    width: np.ndarray,
-    height: np.ndarray,
-    *,
-    pairs: np.ndarray | None = None,
-    rejected: Mapping[str, np.ndarray] | None = None,
-    conflicts: np.ndarray | None = None,
-    origins: Sequence[str] = (),
+    pictures: Pictures,
+    pairs: np.ndarray,
+    rejected: Mapping[str, np.ndarray],
+    origins: Sequence[str],
 ) -> list[Suspect]:
     """Find the classes that look wrong, worst first.
 
     Args:
         names: "species/disease" of each class; classes of one species are each other's siblings.
-        class_idx: int (K,), class of each kept picture.
-        group: int (K,), near-duplicate group of each picture, any numbers >= 0.
-        split: int (K,), 0 train, 1 val, 2 test.
-        origin: int (K,), which source each picture comes from.
-        width, height: int (K,), px, as the source had them.
+        pictures: those that stay.
         pairs: int (M, 2), near-duplicate pictures; pairs within a class are not looked at.
-        rejected: reason -> int (classes,), files left out; the words of BROKEN_REASONS count.
-        conflicts: int (classes,), files left out because another class holds the same picture.
+        rejected: reason -> int (classes,), files left out; BROKEN_REASONS and `label_conflict`
+            count.
         origins: name of each source, for the sentences.
 
     Returns:
         doubts ordered by badness, then by the size of the class; the order of the pictures does not
         matter.
     """
-    n = len(names)
+    n, class_idx = len(names), np.asarray(pictures.class_idx, np.int64)
     sizes = np.bincount(class_idx, minlength=n)
-    species = (
-        np.unique([name.split("/")[0] for name in names], return_inverse=True)[1]
-        if n
-        else np.zeros(0, np.int64)
-    )
-    class_idx = np.asarray(class_idx, np.int64)
-    most, _, (of_class, _, _) = _commonest(class_idx, np.unique(group, return_inverse=True)[1], n)
-    found = _few(
-        sizes,
-        np.bincount(of_class, minlength=n),
-        [np.bincount(class_idx[split == s], minlength=n) for s in range(3)],
-    )
-    found += _one_group(most, sizes)
-    found += _shared(names, class_idx, sizes, pairs) if pairs is not None and len(pairs) else []
-    found += _left_out(
-        sizes, rejected or {}, np.zeros(n, np.int64) if conflicts is None else np.asarray(conflicts)
-    )
-    found += _one_size(names, class_idx, width, height, species)
-    found += _one_source(names, class_idx, origin, species, origins)
+    species = np.unique([name.split("/")[0] for name in names], return_inverse=True)[1].astype(int)
+    group = np.unique(pictures.group, return_inverse=True)[1]
+    most, _, (of_class, _, _) = _commonest(class_idx, group, n)
+    size = pictures.width.astype(np.int64) << 20 | pictures.height.astype(np.int64)
+    by_split = [np.bincount(class_idx[pictures.split == s], minlength=n) for s in range(3)]
+    found = [
+        *_few(sizes, np.bincount(of_class, minlength=n), by_split),
+        *_one_group(most, sizes),
+        *_shared(names, class_idx, sizes, pairs),
+        *_left_out(sizes, rejected),
+        *_one_size(names, _apart(class_idx, size, species)),
+        *_one_source(names, _apart(class_idx, pictures.origin, species), origins),
+    ]
     return sorted(
         found,
-        key=lambda s: (
-            -round(s.badness, 6),
-            -int(sizes[s.class_idx]),
-            s.class_idx,
-            s.kind,
-            s.other,
-        ),
+        key=lambda s: (-round(s.badness, 6), -sizes[s.class_idx], s.class_idx, s.kind, s.other),
     )
 
 
 def _few(sizes: np.ndarray, groups: np.ndarray, by_split: list[np.ndarray]) -> list[Suspect]:
     found, judged = [], by_split[1] + by_split[2]
-    for i in np.flatnonzero(
-        (sizes < FEW_PICTURES)
-        | (groups < FEW_GROUPS)
-        | (by_split[1] == 0)
-        | (by_split[2] == 0)
-        | (judged < FEW_JUDGED)
-    ).tolist():
-        missing = [
-            name
-            for name, counts in zip(("train", "val", "test"), by_split, strict=True)
-            if not counts[i]
-        ]
-        held = (
-            f"no picture in {' and '.join(missing)}"
-            if missing
-            else f"{judged[i]} in val and test together"
-        )
+    small = (sizes < FEW_PICTURES) | (groups < FEW_GROUPS) | (judged < FEW_JUDGED)
+    for i in np.flatnonzero(small | (by_split[1] == 0) | (by_split[2] == 0)).tolist():
+        missing = [name for name, counts in zip(SPLITS, by_split, strict=True) if not counts[i]]
+        held = f"{judged[i]} in val and test together"
+        if missing:
+            held = f"no picture in {' and '.join(missing)}"
         what = (
             f"{_count(sizes[i], 'picture')} in {_count(groups[i], 'group')}, {held}: it cannot be "
-            f"judged"
-            if sizes[i]
-            else "no usable picture is left"
+            "judged"
         )
-        badness = (
-            0.4
-            if not sizes[i] or "train" in missing
-            else 0.1 + 0.2 * bool(missing) + 0.1 / (1 + groups[i])
-        )
+        badness = 0.1 + 0.2 * bool(missing) + 0.1 / (1 + groups[i])
         found.append(
             Suspect(
                 i,
                 "few",
-                float(sizes[i]),
-                badness,
-                what,
+                0.4 if "train" in missing else badness,
+                what if sizes[i] else "no usable picture is left",
                 "Add photos of other plants or days, join it with another class, or take its "
                 "figures as unknown.",
             )
@@ -174,7 +139,6 @@ def _one_group(most: np.ndarray, sizes: np.ndarray) -> list[Suspect]:
         Suspect(
             i,
             "one_group",
-            float(share[i]),
             0.7 * float(share[i]),
             f"{most[i]} of {sizes[i]} pictures ({share[i]:.0%}) are near-duplicates of one another",
             "Thin them out or add other plants: the class counts as many pictures and shows one.",
@@ -212,7 +176,6 @@ def _shared(
             Suspect(
                 int(mine),
                 "shared",
-                float(share),
                 0.5 + 0.5 * float(share),
                 f"shares {counts[k]} near-duplicate pairs with {names[other]} ({twins} of its "
                 f"{sizes[mine]} pictures)",
@@ -224,89 +187,65 @@ def _shared(
     return found
 
 
-def _left_out(
-    sizes: np.ndarray, rejected: Mapping[str, np.ndarray], conflicts: np.ndarray
-) -> list[Suspect]:
-    reasons = {
-        reason: np.asarray(counts)
-        for reason, counts in rejected.items()
-        if reason in BROKEN_REASONS
-    }
-    broken = sum(reasons.values(), np.zeros(len(sizes), np.int64))
-    clash, bad = (
-        conflicts / np.maximum(sizes + conflicts, 1),
-        broken / np.maximum(sizes + broken, 1),
-    )
+def _left_out(sizes: np.ndarray, rejected: Mapping[str, np.ndarray]) -> list[Suspect]:
+    none = np.zeros(len(sizes), np.int64)
+    reasons = {r: counts for r, counts in rejected.items() if r in BROKEN_REASONS}
+    broken, conflicts = sum(reasons.values(), none), rejected.get("label_conflict", none)
+    clash, bad = (left / np.maximum(sizes + left, 1) for left in (conflicts, broken))
     found = [
         Suspect(
             i,
             "conflicts",
-            float(clash[i]),
             0.3 + 0.7 * float(clash[i]),
             f"{conflicts[i]} of {sizes[i] + conflicts[i]} pictures ({clash[i]:.0%}) stand under "
-            f"another class too, left out",
+            "another class too, left out",
             "The two labels cannot both be right; rejected.csv names the files.",
         )
         for i in np.flatnonzero((conflicts >= CONFLICT_FILES) & (clash >= CONFLICTS)).tolist()
     ]
-    for i in np.flatnonzero((broken >= BROKEN_FILES) & (bad >= BROKEN)).tolist():
-        worst = max(sorted(reasons), key=lambda reason: int(reasons[reason][i]))
-        found.append(
-            Suspect(
-                i,
-                "broken",
-                float(bad[i]),
-                0.5 * float(bad[i]),
-                f"{broken[i]} of {sizes[i] + broken[i]} files ({bad[i]:.0%}) are no usable "
-                f"pictures, most of them: {worst}",
-                "Fetch the class again from where it came from.",
-            )
+    return found + [
+        Suspect(
+            i,
+            "broken",
+            0.5 * float(bad[i]),
+            f"{broken[i]} of {sizes[i] + broken[i]} files ({bad[i]:.0%}) are no usable "
+            "pictures, most of them: "
+            f"{max(sorted(reasons), key=lambda reason: reasons[reason][i])}",
+            "Fetch the class again from where it came from.",
         )
-    return found
+        for i in np.flatnonzero((broken >= BROKEN_FILES) & (bad >= BROKEN)).tolist()
+    ]
 
 
-def _one_size(
-    names: Sequence[str],
-    class_idx: np.ndarray,
-    width: np.ndarray,
-    height: np.ndarray,
-    species: np.ndarray,
-) -> list[Suspect]:
-    value = np.asarray(width, np.int64) << 20 | np.asarray(height, np.int64)
+Apart = list[tuple[int, int, float, float]]
+
+
+def _one_size(names: Sequence[str], apart: Apart) -> list[Suspect]:
     return [
         Suspect(
             i,
             "one_size",
-            share,
             0.55 * (share - elsewhere),
             f"{share:.0%} of its pictures are {v >> 20} x {v & 0xFFFFF} px, {elsewhere:.0%} of "
             f"other {_plant(names[i])} classes",
             "Crop marks, borders or a camera may then tell the disease: mix sources, or check the "
             "background figure.",
         )
-        for i, v, share, elsewhere in _apart(class_idx, value, species)
+        for i, v, share, elsewhere in apart
     ]
 
 
-def _one_source(
-    names: Sequence[str],
-    class_idx: np.ndarray,
-    origin: np.ndarray,
-    species: np.ndarray,
-    origins: Sequence[str],
-) -> list[Suspect]:
+def _one_source(names: Sequence[str], apart: Apart, origins: Sequence[str]) -> list[Suspect]:
     return [
         Suspect(
             i,
             "one_source",
-            share,
             0.8 * (share - elsewhere),
-            f"{share:.0%} of its pictures come from "
-            f"{origins[v] if v < len(origins) else f'source {v}'}, "
-            f"{elsewhere:.0%} of other {_plant(names[i])} classes",
+            f"{share:.0%} of its pictures come from {origins[v]}, {elsewhere:.0%} of other "
+            f"{_plant(names[i])} classes",
             "The background then tells the disease: add photos of this class from another source.",
         )
-        for i, v, share, elsewhere in _apart(class_idx, origin, species)
+        for i, v, share, elsewhere in apart
     ]
 
 
@@ -366,16 +305,16 @@ def _words(name: str) -> str:
 
 
 def reasons_by_class(suspects: Sequence[Suspect], names: Sequence[str]) -> dict[int, list[str]]:
-    """Sentences per class, worst first; a class that shares pictures is told at both classes."""
-    told: dict[int, list[str]] = defaultdict(list)
+    """Sentences per class, worst first; shared pictures are named at both classes."""
+    sentences: dict[int, list[str]] = defaultdict(list)
     for suspect in suspects:
-        told[suspect.class_idx].append(suspect.what)
+        sentences[suspect.class_idx].append(suspect.what)
         if suspect.other >= 0:
-            told[suspect.other].append(
+            sentences[suspect.other].append(
                 f"{names[suspect.class_idx]} "
                 f"{suspect.what.replace(names[suspect.other], 'this class', 1)}"
             )
-    return dict(told)
+    return dict(sentences)
 
 
 def printed(
@@ -393,17 +332,17 @@ def printed(
             shown[suspect.kind] += 1
             rows.append((names[suspect.class_idx], suspect.what))
     kinds = Counter(suspect.kind for suspect in suspects)
-    more = {kind: count - shown[kind] for kind, count in kinds.most_common() if count > shown[kind]}
     advice = {suspect.kind: suspect.advice for suspect in reversed(suspects)}
-    lines = [
-        table(rows, ("class", "what")),
-        "",
-        *(f"{_words(kind)}: {advice[kind]}" for kind in kinds if shown[kind]),
+    more = [
+        f"{count - shown[kind]:,} more of {_words(kind)}"
+        for kind, count in kinds.most_common()
+        if count > shown[kind]
     ]
-    if more:
-        lines.append(
-            "Not shown: "
-            + ", ".join(f"{count:,} more of {_words(kind)}" for kind, count in more.items())
-            + "."
-        )
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            table(rows, ("class", "what")),
+            "",
+            *(f"{_words(kind)}: {advice[kind]}" for kind in kinds if shown[kind]),
+            *([f"Not shown: {', '.join(more)}."] if more else []),
+        ]
+    )

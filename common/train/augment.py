@@ -18,7 +18,7 @@ from torch import Tensor
 from common import images
 from common.train.augment_levels import LEVELS, Level
 from common.train.corruptions import between, camera_corruptions
-from common.train.randaugment import affine, rand_augment
+from common.train.randaugment import LUMA, affine, rand_augment
 from common.train.recipes import Recipe
 
 # A JPEG is decoded at the smallest scale that leaves this many px along a side of the crop for each
@@ -37,7 +37,6 @@ DECODE = {
 
 Box = tuple[float, float, float, float]  # x, y, width, height in px
 
-LUMA = np.array([0.299, 0.587, 0.114])
 GREY = np.tile(LUMA, (3, 1))
 COLOUR = np.eye(3) - GREY  # what is left of a colour without its grey
 # A quarter turn of hue, in the I, Q plane of NTSC's YIQ
@@ -225,6 +224,14 @@ class Mix:
         """
         own = torch.arange(rows.stop - rows.start, device=self.partner.device)
         return Mix(own + len(own) if self.share < 1 else own, self.share, self.box)
+
+
+def step_draws(seed: int, epoch: int, step: int) -> tuple[int, np.random.Generator]:
+    """Randomness of a step as a function of (seed, epoch, step): torch's seed, and a generator for
+    mixing.
+    """
+    rng = np.random.default_rng([seed, epoch, step, 1])
+    return int(rng.integers(2**62)), rng
 
 
 def draw_mix(

@@ -58,14 +58,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         fail(f"there is no checkpoint {path}.")
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        fail(
-            f"{path} cannot be read: it is damaged, cut short or no checkpoint "
-            f"({_first_line(error)}). "
-            "Delete it and run the same command again, or give another one."
-        )
+    payload = _read(path, "Delete it and run the same command again, or give another one.")
     if not isinstance(payload, dict) or "format" not in payload or "tree" not in payload:
         fail(f"{path} is no Foliar checkpoint (for plain backbone weights use --weights FILE).")
     if payload["format"] != FORMAT:
@@ -73,7 +66,18 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
-def _first_line(error: Exception) -> str:
+def _read(path: Path, remedy: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        fail(
+            f"{path} cannot be read: it is damaged, cut short or no file of weights "
+            f"({first_line(error)}). {remedy}"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its class where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
@@ -114,21 +118,12 @@ def build_model(payload: dict[str, Any]) -> SwinHierarchical:
     Raises:
         SystemExit: where the installed timm builds other tensors under that name.
     """
-    s = payload["settings"]
-    model = SwinHierarchical(
-        s["backbone"],
-        ClassTree.from_json(payload["tree"]),
-        image_size=s["image_size"],
-        backbone_args=s["backbone_args"],
-        mean=tuple(s["mean"]),
-        std=tuple(s["std"]),
-        classes=s.get("classes", "hierarchical"),
-        neck=s.get("neck"),
-    )
+    s = dict(payload["settings"])
+    tree, pixel_stats = ClassTree.from_json(payload["tree"]), (s.pop("mean"), s.pop("std"))
+    model = SwinHierarchical(tree=tree, pixel_stats=pixel_stats, **s)
     try:
-        model.load_state_dict(
-            payload.get("ema") or payload["model"]
-        )  # the average is what was judged
+        # the average is what was judged
+        model.load_state_dict(payload.get("ema") or payload["model"])
     except RuntimeError as error:
         fail(
             f"the weights do not fit {s['backbone']} as timm {timm.__version__} builds it (the "
@@ -171,9 +166,9 @@ def skip_unreachable_hub() -> None:
 
     Otherwise it retries for two minutes before it says so. Behind a proxy nothing is changed.
     """
-    address = urlsplit(huggingface_hub.constants.ENDPOINT)
     if urllib.request.getproxies():
         return
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
     try:
         socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
     except OSError:
@@ -192,13 +187,7 @@ def load_backbone(model: SwinHierarchical, path: Path) -> str:
     """
     if not path.is_file():
         fail(f"--weights: there is no file {path}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # as in `load`
-        fail(
-            f"--weights {path} cannot be read: it is damaged, or no file of weights "
-            f"({_first_line(error)})."
-        )
+    state = _read(path, "Give another file with --weights FILE.")
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

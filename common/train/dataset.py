@@ -4,10 +4,11 @@ whose draws do not depend on workers.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -18,10 +19,10 @@ from common import images
 from common.classes import ClassTree
 from common.console import fail, warn
 from common.files import file_sha256
-from common.train.augment import train_view
-from common.train.distributed import SINGLE_PROCESS, World
+from common.train.augment import draw_mix, step_draws, train_view
+from common.train.compute import SINGLE_PROCESS, World
 from common.train.manifest import read_manifest
-from common.train.recipes import Recipe
+from common.train.recipes import Phase, Recipe
 
 OPEN_SHARDS = 128  # per process and split: the system may allow no more than 256 open files
 
@@ -55,7 +56,7 @@ class Split:
     class_idx: np.ndarray
     width: np.ndarray
     height: np.ndarray
-    _shards: dict[int, "_Shard"] = field(
+    _shards: dict[int, IO[bytes]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -81,26 +82,13 @@ class Split:
         shard = self._shards.get(k)
         if shard is None:
             for old in list(self._shards)[: len(self._shards) - OPEN_SHARDS + 1]:
-                self._shards.pop(old, None)
-            shard = self._shards[k] = _Shard(self.path(i))
-        data = os.pread(
-            shard.descriptor, size, offset
-        )  # needs no file position, which forked workers would share
+                self._shards.pop(old, None)  # closed when no thread reads it any more
+            shard = self._shards[k] = self.path(i).open("rb", buffering=0)
+        # needs no file position, which forked workers would share
+        data = os.pread(shard.fileno(), size, offset)
         if len(data) < size:
             raise OSError(f"the shard ends after {len(data):,} of its {size:,} bytes")
         return data
-
-
-class _Shard:
-    """An open shard; closed when nobody holds it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
 
 
 @dataclass(frozen=True)
@@ -114,6 +102,11 @@ class Organized:
     splits: dict[str, Split]
     manifest_hash: str
     long_side: int
+
+    @property
+    def train_sizes(self) -> np.ndarray:
+        """Pictures per class of the train split, int64 (classes,)."""
+        return np.bincount(self.splits["train"].class_idx, minlength=self.tree.num_classes)
 
     @property
     def class_sizes(self) -> np.ndarray:
@@ -178,9 +171,8 @@ class TrainViews(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, item: tuple[int, int, int]) -> tuple[torch.Tensor, int]:
         epoch, position, i = item
-        for j in range(
-            i, i + 8
-        ):  # a file that broke after 01 checked it must not end an epoch: take the next picture
+        # a file that broke after 01 checked it must not end an epoch: take the next picture
+        for j in range(i, i + 8):
             j %= len(self.split)
             rng = np.random.default_rng([self.seed, epoch, position])
             try:
@@ -323,35 +315,57 @@ def boost_weights(split: Split, class_sizes: np.ndarray, recipe: Recipe) -> np.n
     return weights
 
 
+def phase_sampler(
+    phase: Phase, data: Organized, recipe: Recipe, seed: int, world: World
+) -> EpochSampler:
+    """The order in which a phase sees the train split, by its way of sampling."""
+    split = data.splits["train"]
+    weigh = {"rare": rare_weights, "boost": boost_weights}.get(phase.sampling)
+    weights = weigh(split, data.class_sizes, recipe) if weigh else None
+    if phase.sampling == "balanced":  # over what the phase learns
+        flat = recipe.classes == "flat"
+        targets = split.class_idx if flat else data.tree.class_species[split.class_idx]
+        weights = balanced_weights(targets)
+    partners = partial(mix_partners, recipe, seed)
+    return EpochSampler(len(split), recipe.batch_size, seed, weights, world, partners)
+
+
+def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -> np.ndarray | None:
+    """With which row each row of a batch is mixed, int64 (count,), or None; the loaders of several
+    processes must know before the step does.
+    """
+    rng = step_draws(seed, epoch, step)[1]
+    mix = draw_mix(count, recipe.image_size, recipe, rng, torch.device("cpu"))
+    return mix.partner.numpy() if mix.share < 1 else None
+
+
 def make_loader(
     dataset: Dataset[Any],
     workers: int,
     *,
-    sampler: EpochSampler | None = None,
+    sampler: Iterable[list[Any]] | None = None,
     batch_size: int = 64,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Make a loader: by `sampler` for training, in order and complete for evaluation."""
-    cv2.setNumThreads(
-        1
-    )  # a pool of OpenCV threads in this process would not survive the fork into a worker
-    common: dict[str, Any] = {
-        "num_workers": workers,
-        "pin_memory": pin_memory,
-        "worker_init_fn": _quiet_worker,
-    }
-    if workers:
-        common |= {"prefetch_factor": 4, "persistent_workers": sampler is not None}
-    if sampler is not None:
-        return DataLoader(dataset, batch_sampler=sampler, **common)
-    return DataLoader(dataset, batch_size=batch_size, shuffle=False, **common)
+    """Make a loader: of the batches of items that `sampler` names, else in order and complete."""
+    # a pool of OpenCV threads in this process would not survive the fork into a worker
+    cv2.setNumThreads(1)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        batch_size=batch_size if sampler is None else 1,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=4 if workers else None,
+        persistent_workers=workers > 0 and sampler is not None,
+    )
 
 
 def default_workers() -> int:
     """Workers for this machine: one per core, at most 8."""
-    return min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    by_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    return min(8, len(os.sched_getaffinity(0)) if by_affinity else os.cpu_count() or 1)
 
 
 def _quiet_worker(_: int) -> None:

@@ -25,82 +25,57 @@ _PANELS = {
 
 
 class LiveLog:
-    """Takes one row per epoch and shows it in TensorBoard; takes it and does nothing where
-    TensorBoard is missing.
-    """
+    """Event files of a run, a row per epoch; does nothing where TensorBoard cannot be used."""
 
-    def __init__(self, writer: Any = None) -> None:
-        self.writer = writer
+    def __init__(self, folder: Path, first_epoch: int = 0) -> None:
+        """Open the event file in `folder`/tensorboard.
+
+        Args:
+            folder: of the run.
+            first_epoch: epochs done before. Rows that an interrupted process wrote after them are
+                hidden by TensorBoard; at 0 the event files of the run before are deleted.
+        """
+        self.writer: Any = None
+        try:
+            # fails where the package `tensorboard` is missing or does not fit: an incompatible
+            # protobuf raises TypeError, a removed module AttributeError
+            from torch.utils.tensorboard import SummaryWriter
+        except Exception:
+            return
+        events = folder / EVENTS
+        try:
+            for old in events.glob("events.out.tfevents.*") if first_epoch == 0 else ():
+                old.unlink()
+            hidden_from = first_epoch + 1 if first_epoch else None
+            self.writer = SummaryWriter(str(events), purge_step=hidden_from)
+        except Exception as error:
+            warn(f"there are no TensorBoard event files in {events}: {_words(error)}.")
 
     def write(self, row: Mapping[str, Any], epoch: int) -> None:
         """Write the finite numbers of a row under `panel/name` at this epoch; text, None and NaN
         are passed over.
         """
-        if self.writer is None:
-            return
+        numbers = {k: v for k, v in row.items() if type(v) in (int, float) and math.isfinite(v)}
         try:
-            for key, value in row.items():
-                if (
-                    key != "epoch"
-                    and isinstance(value, (int, float))
-                    and not isinstance(value, bool)
-                    and math.isfinite(value)
-                ):
-                    self.writer.add_scalar(_tag(key), value, epoch)
-            self.writer.flush()
-        except (
-            Exception
-        ) as error:  # a full disk or a broken package: watching is no reason to stop a run
-            warn(
-                f"TensorBoard's event files are given up, the run goes on "
-                f"({type(error).__name__}: {error})."
-            )
+            for key in numbers.keys() - {"epoch"} if self.writer else ():
+                panels = (name for name, ends in _PANELS.items() if key.endswith(ends))
+                self.writer.add_scalar(f"{next(panels, 'other')}/{key}", numbers[key], epoch)
+            if self.writer:
+                self.writer.flush()
+        except Exception as error:  # a full disk or a broken package is no reason to stop a run
+            warn(f"TensorBoard's event files are given up, the run goes on: {_words(error)}.")
             self.close()
 
     def close(self) -> None:
         """Close the event file; may be called again."""
         writer, self.writer = self.writer, None
-        if writer is not None:
-            with contextlib.suppress(Exception):  # as above
+        with contextlib.suppress(Exception):  # as above
+            if writer is not None:
                 writer.close()
 
 
-def open_live_log(folder: Path, first_epoch: int = 0) -> LiveLog:
-    """Open the live log of a run in `folder`/tensorboard, or one that does nothing where
-    TensorBoard cannot be used.
-
-    Args:
-        folder: of the run.
-        first_epoch: epochs done before. Rows that an interrupted process wrote after them are
-            hidden by TensorBoard; at 0 the event files of the run before are deleted.
-    """
-    try:
-        from torch.utils.tensorboard import (
-            SummaryWriter,
-        )  # fails where the package `tensorboard` is missing or does not fit
-    except Exception:  # an incompatible protobuf raises TypeError, a removed module AttributeError
-        return LiveLog()
-    events = folder / EVENTS
-    try:
-        if first_epoch == 0:
-            for old in events.glob("events.out.tfevents.*"):
-                old.unlink()
-        return LiveLog(
-            SummaryWriter(str(events), purge_step=first_epoch + 1 if first_epoch else None)
-        )
-    except Exception as error:
-        warn(
-            f"there will be no TensorBoard event files in {events} ({type(error).__name__}: "
-            f"{error})."
-        )
-        return LiveLog()
-
-
-def _tag(key: str) -> str:
-    words = next(
-        (panel for panel, ends in _PANELS.items() if key in ends or key.endswith(ends)), "other"
-    )
-    return f"{words}/{key}"
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 # endregion
@@ -118,10 +93,9 @@ def memory_now() -> dict[str, int | None]:
     is loaded).
     """
     row: dict[str, int | None] = dict.fromkeys(_COLUMNS)
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                row["ram_mb"] = int(line.split()[1]) // 1024
+    with contextlib.suppress(OSError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        row["ram_mb"] = int(status.split("VmRSS:")[1].split()[0]) // 1024
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_available() and cuda.is_initialized():
         row["gpu_allocated_mb"] = round(cuda.memory_allocated() / 2**20)
@@ -140,8 +114,7 @@ class MemoryLog:
         """Begin, or go on with the file of an earlier process; `fresh` forgets it at the first
         row.
         """
-        self.path = folder / "memory.csv"
-        self.fresh = fresh
+        self.path, self.fresh = folder / "memory.csv", fresh
 
     def note(self, stage: str) -> dict[str, int | None]:
         """Measure now and add a row under a name ("start", "data loaded", "epoch 3"). Returns the
@@ -167,20 +140,13 @@ class MemoryLog:
         if not self.path.is_file():
             return ""
         with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file)][1:]
-        rows = [
-            row for row in rows if len(row) == len(_TITLES)
-        ]  # a kill can cut the last one short
-        kept = [0, *(i for i in range(1, len(_TITLES)) if any(row[i] for row in rows))]
-        shown = (
-            rows
-            if len(rows) <= most
-            else [*rows[: most // 2], ["..."] + [""] * len(_COLUMNS), *rows[-(most - most // 2) :]]
-        )
-        cells = [
-            [row[0], *(f"{int(row[i]):,} MB" if row[i] else "" for i in kept[1:])] for row in shown
-        ]
-        return table(cells, [_TITLES[i] for i in kept]) if rows else ""
+            _, *rows = csv.reader(file)
+        rows = [row for row in rows if len(row) == len(_TITLES)]  # a kill can cut one short
+        kept = [i for i in range(1, len(_TITLES)) if any(row[i] for row in rows)]
+        if len(rows) > most:
+            rows[most // 2 : -(most - most // 2)] = [["...", *[""] * len(_COLUMNS)]]
+        cells = [[row[0], *(f"{int(row[i]):,} MB" if row[i] else "" for i in kept)] for row in rows]
+        return table(cells, [_TITLES[i] for i in (0, *kept)]) if rows else ""
 
 
 # endregion

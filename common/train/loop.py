@@ -9,15 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.train.augment import Mix, draw_mix
-from common.train.compute import Compute
-from common.train.distil import Teacher
-from common.train.distributed import SINGLE_PROCESS, World
-from common.train.losses import hierarchical_loss
+from common.train.augment import Mix, draw_mix, step_draws
+from common.train.compute import SINGLE_PROCESS, Compute, World
+from common.train.losses import Teacher, hierarchical_loss
 from common.train.metrics import Judged, join, judge
 from common.train.model import SwinHierarchical
 from common.train.optim import Average, rate_at, set_rates
@@ -63,14 +60,6 @@ class OutOfMemory(RuntimeError):
     """The device cannot hold `device_batch` images; nothing has changed, so the same step can be
     taken again in smaller pieces.
     """
-
-
-def step_draws(seed: int, epoch: int, step: int) -> tuple[int, np.random.Generator]:
-    """Randomness of a step as a function of (seed, epoch, step): torch's seed, and a generator for
-    mixing.
-    """
-    rng = np.random.default_rng([seed, epoch, step, 1])
-    return int(rng.integers(2**62)), rng
 
 
 def train_epoch(
@@ -156,7 +145,9 @@ def training_step(work: Work, images: Tensor, class_idx: Tensor, mix: Mix, seed:
             scaler.scale(loss).backward()
             total += loss.detach()
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        # torch has a class of its own for it on GPUs, and a message on CPUs
+        on_cpu = "can't allocate memory" in str(error)
+        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
             raise
         full = True
     if world.any(full, images.device):
@@ -174,11 +165,6 @@ def training_step(work: Work, images: Tensor, class_idx: Tensor, mix: Mix, seed:
     scaler.step(optimizer)
     scaler.update()
     return world.total(total)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory: a class of its own on GPUs, a message on CPUs."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @torch.inference_mode()

@@ -1,101 +1,167 @@
-"""The flags that both trainers share, and what a run prints about itself before it spends time."""
+"""What both trainers share around their runs: flags, the machine, the plan, and `--evaluate`."""
 
 import argparse
 import ctypes
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from common.console import Stopwatch, duration, fail, mute, say, table
-from common.train import recipe_flags
-from common.train.compute import Compute, choose_compute
-from common.train.dataset import Organized, default_workers
-from common.train.distil import Teacher, load_teacher
-from common.train.distributed import World, join, local_device
+from common.console import fail, mute, say, table
+from common.files import file_sha256
+from common.train import checkpoint, recipe_flags
+from common.train.compute import Compute, World, choose_compute, join
+from common.train.dataset import EvalViews, Organized, default_workers, load_organized, make_loader
+from common.train.loop import evaluate
+from common.train.losses import Teacher
 from common.train.model import create_backbone
 from common.train.recipes import Phase, Recipe
+from common.train.report import evaluate_report
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
+FLAGS: dict[str, dict[str, Any]] = {  # besides the settings of the recipe
+    "--data": {
+        "type": Path,
+        "default": Path("data/organized"),
+        "help": "folder written by 01_reorganize.py",
+    },
+    "--checkpoints": {
+        "type": Path,
+        "default": Path("checkpoints"),
+        "help": "where the run folders stand",
+    },
+    "--seed": {"type": int, "default": 0, "help": "all randomness follows from it (default 0)"},
+    "--fresh": {"action": "store_true", "help": "start over, even where a run could go on"},
+    "--device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1 ... (ROCm is called cuda)"},
+    "--precision": {
+        "default": "auto",
+        "choices": ["auto", "bf16", "fp16", "fp32"],
+        "help": "auto: bf16 where the hardware is faster so, else fp16 on a GPU and fp32 on a CPU",
+    },
+    "--device-batch": {
+        "type": int,
+        "default": 0,
+        "help": "pictures on the device at once; lower it when memory runs out "
+        "(0: the whole batch)",
+    },
+    "--workers": {
+        "type": int,
+        "help": "loader processes (default: one per core, at most 8)",
+    },
+    "--evaluate": {
+        "type": Path,
+        "metavar": "CHECKPOINT",
+        "help": "judge a checkpoint on --split; trains nothing",
+    },
+    "--split": {
+        "choices": ["val", "test"],
+        "default": "val",
+        "help": "for --evaluate (default val)",
+    },
+    "--teacher": {
+        "type": Path,
+        "metavar": "CHECKPOINT",
+        "help": "learn from this trained model's answers, too (distillation)",
+    },
+    "--teacher-share": {
+        "type": float,
+        "default": 0.7,
+        "help": "weight of the teacher's answers beside the labels (default 0.7)",
+    },
+    "--teacher-temperature": {
+        "type": float,
+        "default": 2.0,
+        "help": "softens both models' answers before they are compared (default 2)",
+    },
+    "--skip-nan": {
+        "action": "store_true",
+        "help": "leave out steps whose gradient is no number, instead of stopping",
+    },
+    "--save-minutes": {
+        "type": float,
+        "default": 15.0,
+        "help": "save within an epoch this often",
+    },
+}
+
+
 def add_training_flags(parser: argparse.ArgumentParser, recipe: str | None) -> None:
-    """Add the flags that both trainers share: the data, the machine, and one per recipe setting
-    (default: `recipe`).
+    """Add the flags that both trainers share: FLAGS, and one per recipe setting (default:
+    `recipe`).
     """
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path("data/organized"),
-        help="folder written by 01_reorganize.py",
-    )
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="where the run folders stand"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="all randomness follows from it (default 0)"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="start over, even where a run could go on"
-    )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (ROCm is called cuda)"
-    )
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "bf16", "fp16", "fp32"],
-        help="auto: bf16 where the hardware is faster so, else fp16 on a GPU and fp32 on a CPU",
-    )
-    parser.add_argument(
-        "--device-batch",
-        type=int,
-        default=0,
-        help="pictures on the device at once; lower it when memory runs out (0: the whole batch)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=None,
-        help="loader processes (default: one per core, at most 8)",
-    )
-    parser.add_argument(
-        "--evaluate",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="judge a checkpoint on --split; trains nothing",
-    )
-    parser.add_argument(
-        "--split", choices=["val", "test"], default="val", help="for --evaluate (default val)"
-    )
-    parser.add_argument(
-        "--teacher",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="learn from this trained model's answers, too (distillation)",
-    )
-    parser.add_argument(
-        "--teacher-share",
-        type=float,
-        default=0.7,
-        help="weight of the teacher's answers beside the labels (default 0.7)",
-    )
-    parser.add_argument(
-        "--teacher-temperature",
-        type=float,
-        default=2.0,
-        help="how soft the answers are compared (default 2)",
-    )
-    parser.add_argument(
-        "--skip-nan",
-        action="store_true",
-        help="leave out steps whose gradient is no number, instead of stopping",
-    )
-    parser.add_argument(
-        "--save-minutes", type=float, default=15.0, help="save within an epoch this often"
-    )
+    for name, options in FLAGS.items():
+        parser.add_argument(name, **options)
     recipe_flags.add_flags(parser, recipe)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all runs of a script have in common.
+
+    Attributes:
+        args: flags of the script.
+        data: what is learned.
+        recipe, recipe_name: settings, and the column they come from.
+        overridden: the settings that flags changed, with the recipe's own values.
+        compute, world: device and precision; the processes that share each batch.
+        teacher: a trained model whose answers are targets as well, or None.
+    """
+
+    args: argparse.Namespace
+    data: Organized
+    recipe: Recipe
+    recipe_name: str
+    overridden: dict[str, Any]
+    compute: Compute
+    world: World
+    teacher: Teacher | None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed."""
+        found = {"recipe": self.recipe_name, **asdict(self.recipe), "seed": self.args.seed}
+        if self.teacher is not None:
+            sha256 = file_sha256(self.args.teacher)
+            found["teacher"] = [sha256, self.teacher.share, self.teacher.temperature]
+        del found["source"]
+        return found | {"data": self.data.manifest_hash}
+
+    def config(self) -> dict[str, dict[str, Any]]:
+        """Every setting and where its value comes from, for config.json."""
+        origin = dict.fromkeys(self.overridden, "flag")
+        settings = {
+            key: {"value": value, "from": origin.get(key, f"recipe {self.recipe_name}")}
+            for key, value in asdict(self.recipe).items()
+        }
+        machine = {
+            key: {"value": str(getattr(self.args, key)), "from": "machine"}
+            for key in ("device", "precision", "device_batch", "workers", "data", "seed", "weights")
+            if hasattr(self.args, key)
+        }
+        return settings | machine | {"compute": {"value": str(self.compute), "from": "derived"}}
+
+
+def set_up(
+    args: argparse.Namespace,
+    data: Organized,
+    recipe: Recipe,
+    recipe_name: str,
+    overridden: dict[str, Any],
+    phases: list[Phase],
+) -> Setup:
+    """Resolve the machine, print the plan and load the teacher.
+
+    Raises:
+        SystemExit: for a flag that makes no sense, or a teacher that cannot be used.
+    """
+    compute, world = resolve_machine(args, recipe)
+    print_plan(data, phases, recipe)
+    teacher = find_teacher(args, data, compute)
+    return Setup(args, data, recipe, recipe_name, overridden, compute, world, teacher)
 
 
 def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, World]:
@@ -105,12 +171,10 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
     Raises:
         SystemExit: for a value that makes no sense.
     """
-    own_gpu = args.device in ("auto", "cuda") and torch.cuda.is_available()
-    compute = choose_compute(
-        local_device() if own_gpu else args.device,
-        args.precision,
-        slow_in_bf16=has_depthwise(recipe),
-    )
+    device = args.device
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # the one that torchrun names
+    compute = choose_compute(device, args.precision, slow_in_bf16=has_depthwise(recipe))
     if compute.device.type == "cpu":
         keep_memory()
     world = join(compute.device)
@@ -184,14 +248,10 @@ def find_teacher(args: argparse.Namespace, data: Organized, compute: Compute) ->
         return None
     if not 0 < args.teacher_share <= 1 or args.teacher_temperature <= 0:
         fail("--teacher-share must be above 0 and at most 1, --teacher-temperature above 0.")
-    return load_teacher(
-        args.teacher,
-        data.tree,
-        data.root,
-        compute.device,
-        args.teacher_share,
-        args.teacher_temperature,
-    )
+    payload = checkpoint.load(args.teacher)
+    checkpoint.require_tree(payload, data.tree, args.teacher, data.root)
+    model = checkpoint.build_model(payload).to(compute.device, memory_format=torch.channels_last)
+    return Teacher(model, args.teacher_share, args.teacher_temperature)
 
 
 def print_plan(data: Organized, phases: list[Phase], recipe: Recipe) -> None:
@@ -218,6 +278,37 @@ def print_plan(data: Organized, phases: list[Phase], recipe: Recipe) -> None:
     )
 
 
-def say_time(what: str, clock: Stopwatch) -> None:
-    """Print how long something took."""
-    say(f"{what}: {duration(clock())}")
+def evaluate_checkpoint(args: argparse.Namespace) -> int:
+    """Judge `args.evaluate` on `args.split` of `args.data`; the report goes beside the checkpoint.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        SystemExit: where the checkpoint cannot be read, knows other classes, or the split holds no
+            picture.
+    """
+    data, payload = load_organized(args.data), checkpoint.load(args.evaluate)
+    checkpoint.require_tree(payload, data.tree, args.evaluate, data.root)
+    split = data.splits[args.split]
+    if not len(split):
+        fail(f"{args.data} has no picture in the {args.split} split.")
+    compute = choose_compute(args.device, args.precision)
+    model = checkpoint.build_model(payload).to(compute.device, memory_format=torch.channels_last)
+    workers = default_workers() if args.workers is None else args.workers
+    batches = make_loader(
+        EvalViews(split, model.settings["image_size"]), workers, batch_size=args.device_batch or 64
+    )
+    say(
+        f"{args.evaluate}: {model.settings['backbone']}, {payload['epochs_done']} epochs; {compute}"
+    )
+    folder = args.evaluate.with_name(f"{args.evaluate.stem} on {args.split}")
+    evaluate_report(
+        folder,
+        evaluate(model, batches, compute),
+        data,
+        title="Evaluation",
+        checkpoint=args.evaluate.name,
+        split=args.split,
+    )
+    return 0

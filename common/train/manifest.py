@@ -146,7 +146,7 @@ class _Part:
             min(packed[name].min() for name in ("width", "height", "size")) < 1
             or packed["offset"].min() < -1
         ):
-            raise ValueError("a number that cannot be")
+            raise ValueError("a width, height, size or offset is out of range")
         packed["file"] = [
             self._number(path, bool(at)) for path, at in zip(paths, offsets, strict=True)
         ]

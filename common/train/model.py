@@ -5,6 +5,7 @@ The same model is flat where asked for: one softmax over all classes, of which a
 probability is the sum.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,8 @@ class Neck(nn.Module):
         self, features: int, width: int, dropout: float = 0.0, dropout_after: float = 0.0
     ) -> None:
         super().__init__()
-        self.dropout, self.linear, self.dropout_after = (
-            nn.Dropout(dropout),
-            nn.Linear(features, width),
-            nn.Dropout(dropout_after),
-        )
+        self.linear = nn.Linear(features, width)
+        self.dropout, self.dropout_after = nn.Dropout(dropout), nn.Dropout(dropout_after)
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute what the heads see."""
@@ -60,8 +58,7 @@ class SwinHierarchical(nn.Module):
         *,
         image_size: int = 224,
         backbone_args: dict[str, Any] | None = None,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
+        pixel_stats: tuple[Sequence[float] | None, Sequence[float] | None] = (None, None),
         pretrained: bool = False,
         classes: str = "hierarchical",
         neck: dict[str, float] | None = None,
@@ -73,8 +70,8 @@ class SwinHierarchical(nn.Module):
             tree: classes, in index order.
             image_size: side of the input, px.
             backbone_args: further arguments of timm.create_model.
-            mean, std: of the input per channel, 0..1; None takes those of the backbone's pretrained
-                weights.
+            pixel_stats: mean and standard deviation of the input per channel, 0..1; None takes that
+                of the backbone's pretrained weights.
             pretrained: load timm's weights (needs the network or a cache).
             classes: `hierarchical`, or `flat`: no species head, one softmax over the logits of all
                 classes.
@@ -89,7 +86,7 @@ class SwinHierarchical(nn.Module):
             raise ValueError(f"classes is {classes!r}: it must be hierarchical or flat.")
         self.tree, self.flat = tree, classes == "flat"
         self.backbone = create_backbone(backbone, image_size, pretrained, backbone_args or {})
-        cfg = self.backbone.pretrained_cfg
+        cfg, (mean, std) = self.backbone.pretrained_cfg, pixel_stats
         self.settings = {
             "backbone": backbone,
             "backbone_args": dict(backbone_args or {}),
@@ -137,9 +134,8 @@ class SwinHierarchical(nn.Module):
         """Pixels uint8 or float (N, size, size, 3), 0..255 -> float (N, 3, size, size), of mean 0
         and deviation 1.
         """
-        return ((images.float() - self.mean) / self.std).permute(
-            0, 3, 1, 2
-        )  # NHWC seen as NCHW: channels_last, no copy
+        # NHWC seen as NCHW: channels_last, no copy
+        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
     def features(self, images: Tensor) -> Tensor:
         """Pixels (N, size, size, 3), 0..255 -> pooled feature float32 (N, features)."""

@@ -4,6 +4,7 @@ schedule, the moving average.
 
 import copy
 import math
+from typing import Any
 
 import torch
 from timm.models import group_parameters
@@ -48,8 +49,6 @@ def trainable_names(backbone: nn.Module, share: float) -> set[str]:
     """
     if share >= 1:
         return {name for name, _ in backbone.named_parameters()}
-    if share <= 0:
-        return set()
     parts = blocks(backbone)
     count = math.ceil(share * len(parts) - 1e-9)
     return {name for part in parts[len(parts) - count :] for name in part}
@@ -60,26 +59,16 @@ def set_trainable(model: SwinHierarchical, phase: Phase) -> None:
     norms stand still.
     """
     model.requires_grad_(False)
-    chosen = trainable_names(model.backbone, 0.0 if phase.frozen else phase.unfreeze)
+    chosen = set() if phase.frozen else trainable_names(model.backbone, phase.unfreeze)
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_(name in chosen)
     for parameter in model.head_parameters(phase.heads):
         parameter.requires_grad_(True)
     model.train()
-    if not chosen:
-        model.backbone.eval()
-    else:
-        _eval_frozen(model.backbone)
-
-
-def _eval_frozen(module: nn.Module) -> None:
-    """Put every part that has parameters, none of which learns, into evaluation mode."""
-    for child in module.children():
-        parameters = list(child.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            child.eval()
-        else:
-            _eval_frozen(child)
+    for part in model.backbone.modules():
+        learns = [p.requires_grad for p in part.parameters()]
+        if learns and not any(learns):
+            part.eval()
 
 
 # endregion
@@ -107,30 +96,23 @@ def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> tor
     recipe says so. A group's rate is `scale` times the heads' plus `shift` (see `set_rates`);
     `head` tells heads from the backbone.
     """
-    heads = {id(p) for p in model.head_parameters("all")}
-    shares = {
-        f"backbone.{name}": share
-        for name, share in depth_scales(model.backbone, phase.layer_decay).items()
-    }
-    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    shares = depth_scales(model.backbone, phase.layer_decay)
+    groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_head = id(parameter) in heads
-            scale = 1.0 if is_head else phase.backbone_scale * shares[name]
-            decays = recipe.decay_on == "all" or parameter.ndim > 1
-            groups.setdefault((is_head, scale, not decays), []).append(parameter)
-    made = []
-    for (is_head, scale, bare), parameters in sorted(groups.items(), key=lambda item: item[0]):
-        share, shift = _line(phase, scale) if not is_head else (1.0, 0.0)
-        made.append(
-            {
-                "params": parameters,
+            is_head = not name.startswith("backbone.")
+            share = 1.0 if is_head else shares[name.removeprefix("backbone.")]
+            scale, shift = (1.0, 0.0) if is_head else _line(phase, phase.backbone_scale * share)
+            bare = recipe.decay_on == "matrices" and parameter.ndim <= 1
+            group = {
+                "params": [],
                 "weight_decay": 0.0 if bare else recipe.weight_decay,
-                "scale": share,
+                "scale": scale,
                 "shift": shift,
                 "head": is_head,
             }
-        )
+            groups.setdefault((is_head, share, bare), group)["params"].append(parameter)
+    made = [groups[key] for key in sorted(groups)]
     first, second = map(float, recipe.betas.split())
     return torch.optim.AdamW(made, lr=phase.lr, betas=(first, second), fused=True)
 
@@ -141,9 +123,8 @@ def _line(phase: Phase, scale: float) -> tuple[float, float]:
     """
     if not phase.same_end or phase.lr == phase.lr_end:
         return scale, 0.0
-    slope = (phase.lr * scale - phase.lr_end) / (
-        phase.lr - phase.lr_end
-    )  # both are cosines, so one is linear in the other
+    # both are cosines, so one is linear in the other
+    slope = (phase.lr * scale - phase.lr_end) / (phase.lr - phase.lr_end)
     return slope, phase.lr_end * (1.0 - slope)
 
 

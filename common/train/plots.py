@@ -3,6 +3,8 @@ the worst of them.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ def _pyplot() -> Any:
     from matplotlib import pyplot
 
     pyplot.rcdefaults()  # light ground, whatever a person's own settings say
+    pyplot.rcParams["axes.titlesize"] = 10
     return pyplot
 
 
@@ -52,6 +55,9 @@ _PANELS = (
 )
 
 
+_OF_DISEASES = ("disease_nll", "disease_top1", "cascade_top1")
+
+
 def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw loss, accuracies, macro F1 and learning rate over the epochs, and below them speed and
     waiting for data (PNG).
@@ -67,29 +73,18 @@ def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     plt = _pyplot()
     figure = plt.figure(figsize=(11, 8.4), constrained_layout=True)
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.5))
-    axes = [figure.add_subplot(grid[i // 2, i % 2]) for i in range(4)] + [
-        figure.add_subplot(grid[2, :])
-    ]
-    x, flat = [row["epoch"] for row in history], not any(row.get("disease_nll") for row in history)
+    places = [*(grid[i // 2, i % 2] for i in range(4)), grid[2, :]]
+    axes = [figure.add_subplot(place) for place in places]
+    x, size = [row["epoch"] for row in history], 3.5 if len(history) <= 25 else 0
+    left_out = set() if any(row.get("disease_nll") for row in history) else set(_OF_DISEASES)
     for axis, (title, series) in zip(axes, _PANELS, strict=False):
-        drawn = 0
-        for (key, label), colour in zip(series, _COLOURS, strict=False):
-            y = _series(history, key)
-            if np.isfinite(y).any() and not (
-                flat and key in ("disease_nll", "disease_top1", "cascade_top1")
-            ):
-                axis.plot(
-                    x,
-                    y,
-                    marker="o",
-                    markersize=3.5 if len(x) <= 25 else 0,
-                    linewidth=1.5,
-                    color=colour,
-                    label=label,
-                )
-                drawn += 1
-        axis.set_title(title, fontsize=10, pad=15)
-        if drawn > 1:
+        drawn = [
+            axis.plot(x, _series(history, key), label=label, color=colour, marker="o", ms=size)
+            for (key, label), colour in zip(series, _COLOURS, strict=False)
+            if key not in left_out and np.isfinite(_series(history, key)).any()
+        ]
+        axis.set_title(title, pad=15)
+        if len(drawn) > 1:
             axis.legend(fontsize=8)
     if (_series(history, "lr") > 0).any():
         axes[3].set_yscale("log")
@@ -97,9 +92,8 @@ def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     spans = _phases(history)
     for i, axis in enumerate(axes):
         _mark_phases(axis, spans, history, numbers=i < 4)
-    figure.suptitle(
-        "   ".join(f"{k}: {name}" for k, (name, _, _) in enumerate(spans, 1)), fontsize=10
-    )
+    names = [f"{k}: {name}" for k, (name, _, _) in enumerate(spans, 1)]
+    figure.suptitle("   ".join(names), fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -110,12 +104,10 @@ def _series(history: Sequence[dict[str, Any]], key: str) -> np.ndarray:
 
 def _phases(history: Sequence[dict[str, Any]]) -> list[tuple[str, int, int]]:
     """(name, first epoch, last epoch) of each stretch of one phase."""
-    spans: list[tuple[str, int, int]] = []
-    for row in history:
-        if spans and spans[-1][0] == row["phase"]:
-            spans[-1] = (spans[-1][0], spans[-1][1], row["epoch"])
-        else:
-            spans.append((row["phase"], row["epoch"], row["epoch"]))
+    spans = []
+    for name, rows in groupby(history, key=itemgetter("phase")):
+        epochs = [row["epoch"] for row in rows]
+        spans.append((name, epochs[0], epochs[-1]))
     return spans
 
 
@@ -158,13 +150,9 @@ def _mark_phases(
 
 
 def _throughput(axis: Any, x: list[int], history: Sequence[dict[str, Any]]) -> None:
-    axis.step(
-        x, _series(history, "images_per_second"), where="mid", color=_COLOURS[0], linewidth=1.5
-    )
-    if len(x) == 1:
-        axis.plot(x, _series(history, "images_per_second"), "o", color=_COLOURS[0])
-    axis.set_ylim(bottom=0)
-    axis.set_title("speed and share of the time spent waiting for pictures", fontsize=10)
+    speed, marker = _series(history, "images_per_second"), "o" if len(x) == 1 else ""
+    axis.step(x, speed, where="mid", color=_COLOURS[0], linewidth=1.5, marker=marker)
+    axis.set(ylim=(0, None), title="speed and share of the time spent waiting for pictures")
     axis.set_ylabel("images per second", color=_COLOURS[0], fontsize=8)
     waiting = axis.twinx()
     waiting.bar(x, 100 * _series(history, "wait_share"), width=0.5, color=_COLOURS[1], alpha=0.4)
@@ -193,28 +181,21 @@ def confusion(judged: Judged, tree: ClassTree, path: Path, split: str = "val") -
     rows, columns, n = place[truth], place[judged.species], tree.num_species
     right = f"{(truth == judged.species).mean():.1%} right"
     if n <= MOST_LABELLED:
-        side = 3.0 + 0.28 * n
+        side, shown, rest = 3.0 + 0.28 * n, n, ""
         figure, axis = plt.subplots(figsize=(side + 1.2, side), constrained_layout=True)
-        shown = _matrix(axis, _shares(rows, columns, n, n), [tree.species[i] for i in order])
-        axis.set_title(f"Species on {split}: {right}", fontsize=10)
-        axis.set(xlabel="answered", ylabel="true species (percent of the row)")
-        figure.colorbar(shown, shrink=0.7)
+        title = f"Species on {split}: {right}"
     else:
+        shown, rest = ZOOM, "another species"  # one column takes all other species
         figure, (whole, axis) = plt.subplots(1, 2, figsize=(19, 9.2), constrained_layout=True)
         _whole(figure, whole, rows, columns, n)
-        whole.set_title(
-            f"{n:,} species on {split}: {right}; framed: enlarged at the right", fontsize=10
-        )
-        part = rows < ZOOM
-        inside = np.minimum(columns[part], ZOOM)  # the last column takes all other species
-        _matrix(
-            axis,
-            _shares(rows[part], inside, ZOOM, ZOOM + 1),
-            [tree.species[i] for i in order[:ZOOM]],
-            "another species",
-        )
-        axis.set_title(f"the {ZOOM} most confused", fontsize=10)
-        axis.set(xlabel="answered", ylabel="true species (percent of the row)")
+        whole.set_title(f"{n:,} species on {split}: {right}; framed: enlarged at the right")
+        title = f"the {ZOOM} most confused"
+    part, names = rows < shown, [tree.species[i] for i in order[:shown]]
+    shares = _shares(rows[part], np.minimum(columns[part], shown), shown, shown + bool(rest))
+    image = _matrix(axis, shares, names, rest)
+    axis.set(title=title, xlabel="answered", ylabel="true species (percent of the row)")
+    if not rest:
+        figure.colorbar(image, shrink=0.7)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -292,9 +273,7 @@ def within_species(
         )
         _matrix(axis, _shares(rows, columns, len(names), len(names) + 1), names, "another species")
         axis.set_title(
-            f"{tree.species[s]}: {errors[s]:,} disease errors in {mine.sum():,} pictures of "
-            f"{split}",
-            fontsize=10,
+            f"{tree.species[s]}: {errors[s]:,} disease errors in {mine.sum():,} pictures of {split}"
         )
     for axis in axes.flat[len(chosen) :]:
         axis.remove()
@@ -311,31 +290,19 @@ def _diseases(
     """Names, rows and columns of a species' matrix: answers outside 0..len(names) - 1 go to the
     column after the last name.
     """
-    outside = (answer < 0) | (answer >= len(names))
-    errors = (truth != answer) & ~outside
-    taken = np.bincount(truth[errors], minlength=len(names)) + np.bincount(
-        answer[errors], minlength=len(names)
-    )
-    if len(names) <= most + 1:
-        kept = np.arange(len(names))
-    else:
-        kept = np.argsort(-taken, kind="stable")[:most]
-        kept = kept[block_order(*_renumbered(truth, answer, kept), len(kept))]
-    rest = [f"({len(names) - len(kept)} others)"] if len(kept) < len(names) else []
-    place = np.full(len(names), len(kept))
-    place[kept] = np.arange(len(kept))
-    shown = [names[i] for i in kept] + rest
-    return shown, place[truth], np.where(outside, len(shown), place[np.where(outside, 0, answer)])
-
-
-def _renumbered(
-    truth: np.ndarray, answer: np.ndarray, kept: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    both = np.isin(truth, kept) & np.isin(answer, kept)
-    by_value = np.argsort(kept)
-    return by_value[np.searchsorted(kept[by_value], truth[both])], by_value[
-        np.searchsorted(kept[by_value], answer[both])
-    ]
+    n, outside = len(names), (answer < 0) | (answer >= len(names))
+    wrong = (truth != answer) & ~outside
+    errors = np.bincount(truth[wrong], minlength=n) + np.bincount(answer[wrong], minlength=n)
+    kept = np.argsort(-errors, kind="stable")[:most] if n > most + 1 else np.arange(n)
+    row = np.full(n, len(kept))  # of each disease; those not kept share the one after the last
+    row[kept] = np.arange(len(kept))
+    answer = np.where(outside, 0, answer)
+    if len(kept) < n:
+        both = (row[truth] < most) & (row[answer] < most) & ~outside
+        kept = kept[block_order(row[truth[both]], row[answer[both]], most)]
+        row[kept] = np.arange(len(kept))
+    shown = [names[i] for i in kept] + [f"({n - most} others)"] * (len(kept) < n)
+    return shown, row[truth], np.where(outside, len(shown), row[answer])
 
 
 def block_order(truth: np.ndarray, answer: np.ndarray, n: int, longest: int = 8) -> np.ndarray:

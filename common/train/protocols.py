@@ -8,9 +8,16 @@ from typing import Any
 
 
 def _row(
-    meaning: str, unit: str = "", *, choices: tuple[str, ...] = (), most: float | None = None
+    meaning: str,
+    unit: str = "",
+    *,
+    choices: tuple[str, ...] = (),
+    least: float = 0,
+    most: float | None = None,
 ) -> Any:
-    return field(metadata={"meaning": meaning, "unit": unit, "choices": choices, "most": most})
+    """A setting: what it means, its unit, and the values it may have."""
+    limits = {"choices": choices, "least": least, "most": most}
+    return field(metadata={"meaning": meaning, "unit": unit, **limits})
 
 
 METRICS = ("species_top1", "disease_top1", "cascade_top1", "macro_f1", "loss")
@@ -35,12 +42,12 @@ class Recipe:
     neck: str = _row(
         "layers before the heads, as dropout=0.3,width=512,dropout_after=0.15; nothing: none"
     )
-    image_size: int = _row("side of the square picture the model sees", "px")
+    image_size: int = _row("side of the square picture the model sees", "px", least=1)
     pixel_mean: str = _row(
         "mean of the input per channel, 0..1; `timm` takes that of the backbone's weights"
     )
     pixel_std: str = _row("standard deviation of the input per channel")
-    batch_size: int = _row("pictures per optimizer step", "images")
+    batch_size: int = _row("pictures per optimizer step", "images", least=1)
     weight_decay: float = _row("AdamW weight decay")
     decay_on: str = _row(
         "parameters with weight decay: matrices only, or all", choices=("matrices", "all")
@@ -190,9 +197,6 @@ _CAMERA_TRAPS = dict(
     label_smoothing=0.0, tail="none", augment="plain", tier2_share=0.0, mix_share=0.0,
     randaugment_ops=0,
 )
-_CAMERA_TRAPS_OURS = dict(
-    clip_norm=0.0,
-)
 
 RECIPES: dict[str, Protocol] = {
     "hierarchical": Protocol(BASE, frozenset(_PLAN)),
@@ -267,7 +271,7 @@ RECIPES: dict[str, Protocol] = {
             backbone="resnet18.tv_in1k", weight_decay=0.01, species_finetune_epochs=5,
             species_finetune_lr=1e-3, species_finetune_lr_end=1e-3,
         ),
-        **_CAMERA_TRAPS_OURS,
+        clip_norm=0.0,
     ),
     "camera_trap_resnet50": _protocol(
         "camera-trap report",
@@ -275,7 +279,7 @@ RECIPES: dict[str, Protocol] = {
             backbone="resnet50.tv_in1k", weight_decay=0.01, species_finetune_epochs=5,
             species_finetune_lr=1e-3, species_finetune_lr_end=1e-3,
         ),
-        **_CAMERA_TRAPS_OURS,
+        clip_norm=0.0,
     ),
     "camera_trap_swin": _protocol(
         "camera-trap report",
@@ -283,7 +287,7 @@ RECIPES: dict[str, Protocol] = {
             backbone="swin_tiny_patch4_window7_224.ms_in1k", drop_path="0.2", weight_decay=1e-8,
             species_finetune_epochs=30, species_finetune_lr=1e-5, species_finetune_lr_end=1e-5,
         ),
-        **_CAMERA_TRAPS_OURS,
+        clip_norm=0.0,
     ),
     "camera_trap_plus": _protocol(
         "ours: next steps of the camera-trap report",

@@ -4,7 +4,6 @@ import argparse
 import ast
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -30,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
         "--list-backbones",
         nargs="?",
         const="*",
-        action=_ListBackbones,
+        type=_list_backbones,
         metavar="PATTERN",
         help="print the timm names that have pretrained weights, such as those like *swin*, and "
         "exit",
@@ -79,13 +78,9 @@ def from_flags(
         if getattr(args, f.name, None) is not None
     }
     for first in [name for name in given if name.endswith("_lr")]:
-        last = first + "_end"  # a constant rate stays one
-        if (
-            hasattr(base, last)
-            and last not in given
-            and getattr(base, first) == getattr(base, last)
-        ):
-            given[last] = given[first]
+        last = first + "_end"
+        if getattr(base, last, None) == getattr(base, first):  # a constant rate stays one
+            given.setdefault(last, given[first])
     recipe = replace(base, **given)
     _check(recipe)
     return recipe, {
@@ -95,24 +90,18 @@ def from_flags(
 
 def _check(recipe: Recipe) -> None:
     for f in fields(Recipe):
-        value, flag, most = (
-            getattr(recipe, f.name),
-            "--" + f.name.replace("_", "-"),
-            f.metadata["most"],
-        )
+        value, flag = getattr(recipe, f.name), "--" + f.name.replace("_", "-")
+        least, most = f.metadata["least"], f.metadata["most"]
         choices = tuple(LEVELS) if f.name == "augment" else f.metadata["choices"]
         if choices and value not in choices:
             fail(
                 f"{flag} `{value}` is unknown.{did_you_mean(value, choices)} It is one of "
                 f"{', '.join(choices)}."
             )
-        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-            fail(f"{flag} is {value}; it must be a number, 0 or more.")
+        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= least):
+            fail(f"{flag} is {value}; it must be a number, {least} or more.")
         if most is not None and value > most:
             fail(f"{flag} is {value}; it must be at most {most:g}.")
-    for name in ("image_size", "batch_size"):
-        if getattr(recipe, name) < 1:
-            fail(f"--{name.replace('_', '-')} must be at least 1.")
     if recipe.layer_decay == 0:
         fail("--layer-decay is 0; it must be above 0, at most 1 (1 = all blocks learn alike).")
     model_settings(recipe)
@@ -153,8 +142,10 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
         "backbone_args": extra,
         "classes": recipe.classes,
         "neck": neck(recipe.neck),
-        "mean": channels("pixel_mean", recipe.pixel_mean),
-        "std": channels("pixel_std", recipe.pixel_std),
+        "pixel_stats": (
+            channels("pixel_mean", recipe.pixel_mean),
+            channels("pixel_std", recipe.pixel_std),
+        ),
     }
 
 
@@ -168,9 +159,8 @@ def arguments(
         SystemExit: where a part is not name=value.
     """
     found: dict[str, Any] = {}
-    for part in filter(
-        None, (p.strip() for p in re.split(r",(?![^\[(]*[\])])", text))
-    ):  # commas within brackets stay
+    parts = re.split(r",(?![^\[(]*[\])])", text)  # commas within brackets stay
+    for part in filter(None, map(str.strip, parts)):
         name, equals, value = part.partition("=")
         if not equals:
             fail(f"{flag}: `{part}` is not name=value (example: {example}).")
@@ -307,16 +297,9 @@ def require_backbone(name: str) -> None:
         )
 
 
-class _ListBackbones(argparse.Action):
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        say(*backbone_names(str(values)))
-        parser.exit(0)
+def _list_backbones(pattern: str) -> None:
+    say(*backbone_names(pattern))
+    raise SystemExit(0)
 
 
 # endregion

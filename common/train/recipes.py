@@ -106,149 +106,77 @@ def species_phases(r: Recipe) -> list[Phase]:
     """Return stage A: warm-up, fine-tune, final; phases of 0 epochs are left out. A flat recipe
     trains all its classes here.
     """
-    shares = (
-        {"heads": "all", "species_weight": 1.0, "disease_weight": 1.0}
-        if r.classes == "flat"
-        else {"heads": "species", "species_weight": 1.0}
-    )
-
-    def phase(
-        name: str, epochs: int, lr: float, lr_end: float, unfreeze: float, scale: float
-    ) -> Phase:
-        return _phase(
-            r,
-            name,
-            epochs,
-            lr,
-            lr_end,
-            "cascade_top1" if r.classes == "flat" else "species_top1",
-            unfreeze,
-            scale,
-            sampling=r.species_sampling,
-            **shares,
-        )
-
-    return _some(
-        [
-            phase(
-                "A1 warm-up",
-                r.species_warmup_epochs,
-                r.species_warmup_lr,
-                r.species_warmup_lr_end,
-                r.species_warmup_unfreeze,
-                1.0,
-            ),
-            phase(
-                "A2 fine-tune",
-                r.species_finetune_epochs,
-                r.species_finetune_lr,
-                r.species_finetune_lr_end,
-                r.species_finetune_unfreeze,
-                1.0,
-            ),
-            phase(
-                "A3 final",
-                r.species_final_epochs,
-                r.species_final_lr,
-                r.species_final_lr_end,
-                r.species_final_unfreeze,
-                r.species_final_backbone_scale,
-            ),
-        ]
-    )
+    flat = r.classes == "flat"
+    common = {
+        "heads": "all" if flat else "species",
+        "sampling": r.species_sampling,
+        "species_weight": 1.0,
+        "disease_weight": 1.0 if flat else 0.0,
+        "best_by": "cascade_top1" if flat else "species_top1",
+    }
+    final_scale = r.species_final_backbone_scale
+    return [
+        *_phase(r, "A1 warm-up", "species_warmup", r.species_warmup_unfreeze, **common),
+        *_phase(r, "A2 fine-tune", "species_finetune", r.species_finetune_unfreeze, **common),
+        *_phase(r, "A3 final", "species_final", r.species_final_unfreeze, final_scale, **common),
+    ]
 
 
 def disease_phases(r: Recipe) -> list[Phase]:
     """Return the frozen part of stage B: all disease heads, rare-class boost; nothing for a flat
     recipe.
     """
+    if r.classes == "flat":
+        return []
     rare, boost = ("rare", "boost") if r.tail.endswith("sampler") else ("shuffle", "shuffle")
-    return _some(
-        [
-            _phase(
-                r,
-                "B1 disease heads",
-                r.disease_heads_epochs,
-                r.disease_heads_lr,
-                r.disease_heads_lr,
-                "disease_top1",
-                0.0,
-                heads="disease",
-                sampling=rare,
-                disease_weight=1.0,
-            ),
-            _phase(
-                r,
-                "B2 rare classes",
-                r.disease_boost_epochs,
-                r.disease_boost_lr,
-                r.disease_boost_lr,
-                "disease_top1",
-                0.0,
-                heads="disease",
-                sampling=boost,
-                disease_weight=1.0,
-            ),
-        ]
-        if r.classes == "hierarchical"
-        else []
-    )
+    common = {"heads": "disease", "disease_weight": 1.0, "best_by": "disease_top1"}
+    return [
+        *_phase(r, "B1 disease heads", "disease_heads", 0.0, sampling=rare, **common),
+        *_phase(r, "B2 rare classes", "disease_boost", 0.0, sampling=boost, **common),
+    ]
 
 
 def joint_phases(r: Recipe) -> list[Phase]:
     """Return the end-to-end part of stage B: everything, L_species + disease_weight x L_disease;
     nothing for a flat recipe.
     """
-    return _some(
-        [
-            _phase(
-                r,
-                "B3 end to end",
-                r.joint_epochs,
-                r.joint_lr,
-                r.joint_lr_end,
-                "cascade_top1",
-                1.0,
-                heads="all",
-                species_weight=1.0,
-                disease_weight=r.disease_weight,
-            )
-        ]
-        if r.classes == "hierarchical"
-        else []
-    )
+    if r.classes == "flat":
+        return []
+    weights = {"species_weight": 1.0, "disease_weight": r.disease_weight}
+    return _phase(r, "B3 end to end", "joint", 1.0, heads="all", best_by="cascade_top1", **weights)
 
 
 def _phase(
     r: Recipe,
     name: str,
-    epochs: int,
-    lr: float,
-    lr_end: float,
-    best_by: str,
+    settings: str,
     unfreeze: float,
     scale: float = 1.0,
+    *,
+    best_by: str,
     **more: Any,
-) -> Phase:
-    return Phase(
+) -> list[Phase]:
+    """A phase by the recipe's settings of this prefix (`joint` -> `joint_epochs`, `joint_lr`,
+    `joint_lr_end` where there is one), or nothing where it has 0 epochs.
+    """
+    epochs, lr = getattr(r, f"{settings}_epochs"), getattr(r, f"{settings}_lr")
+    frozen = unfreeze * scale == 0
+    phase = Phase(
         name,
         epochs,
         lr,
-        lr_end,
-        backbone_scale=scale if unfreeze > 0 else 0.0,
-        unfreeze=unfreeze if scale > 0 else 0.0,
+        getattr(r, f"{settings}_lr_end", lr),
+        backbone_scale=0.0 if frozen else scale,
+        unfreeze=0.0 if frozen else unfreeze,
         layer_decay=r.layer_decay,
         same_end=r.cosine_end == "same",
         prior="softmax" in r.tail,
         patience=r.patience,
-        cached_views=0 if unfreeze * scale > 0 else r.cached_views,
+        cached_views=r.cached_views if frozen else 0,
         best_by=best_by if r.best_by == "stage" else r.best_by,
         **more,
     )
-
-
-def _some(phases: list[Phase]) -> list[Phase]:
-    return [phase for phase in phases if phase.epochs > 0]
+    return [phase] if epochs else []
 
 
 # endregion

@@ -3,6 +3,7 @@ and report.json.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,23 @@ from common.classes import ClassTree
 from common.console import header, say, table
 from common.files import write_rows, write_text
 from common.train import plots
-from common.train.intervals import bootstrap, wilson
+from common.train.dataset import Organized
 from common.train.metrics import (
     DECISIONS,
     TAIL_AT_MOST,
     ClassFigures,
     Judged,
+    bootstrap,
     class_figures,
     confused_pairs,
     decision_figures,
     error_budget,
     for_json,
     summarise,
+    wilson,
 )
 
+RESAMPLES = 1000  # of the bootstrap intervals
 SHOWN = 50  # rows of a class table in report.md; classes.csv has all
 BANDS = (
     (1, 19),
@@ -50,17 +54,13 @@ _OF_ANY_TREE = ("tail_f1", "macro_f1", "cascade_top1")
 def evaluate_report(
     folder: Path,
     judged: Judged,
-    tree: ClassTree,
-    class_sizes: np.ndarray,
-    train_sizes: np.ndarray,
+    data: Organized,
     *,
     title: str,
     checkpoint: str,
     split: str = "val",
     history: Sequence[dict[str, Any]] = (),
     memory: str = "",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, float]:
     """Write and print the report of a judged split: report.md, report.json, classes.csv and its
     pictures.
@@ -68,85 +68,80 @@ def evaluate_report(
     Args:
         folder: where the files go; it is made.
         judged: outcomes of the split, every picture once.
-        tree: the classes.
-        class_sizes, train_sizes: int (classes,), pictures per class over all splits (which decides
-            what is rare) and in train.
+        data: gives the classes, and the pictures of each over all splits (which decides what is
+            rare) and in train.
         title: heading.
         checkpoint: name of the judged checkpoint.
         split: name of the split, for headings.
         history: rows of log.jsonl, drawn as curves.png; none for a checkpoint judged without
             training.
         memory: `MemoryLog.table()`, or nothing.
-        resamples, seed: of the bootstrap intervals.
 
     Returns:
         the figures of `summarise`.
+
+    Raises:
+        ValueError: where the split holds no picture.
     """
     if len(judged.class_idx) == 0:
         raise ValueError(f"there is no picture in the {split} split to judge")
     folder.mkdir(parents=True, exist_ok=True)
+    tree, class_sizes = data.tree, data.class_sizes
     metrics, figures = summarise(judged, tree, class_sizes), class_figures(judged, tree)
-    whole, per_class = bootstrap(judged, tree, class_sizes, resamples=resamples, seed=seed)
-    budget, decisions = error_budget(judged, tree), decision_figures(judged, tree)
-    names = _names(tree)
-    bands = size_bands(figures, class_sizes)
-    classes = _class_rows(figures, per_class, names, class_sizes, train_sizes)
+    intervals, f1_intervals = bootstrap(judged, tree, class_sizes, resamples=RESAMPLES)
+    bands, decisions = size_bands(figures, class_sizes), decision_figures(judged, tree)
+    headline = _headline(metrics, intervals, tree)
+    budget = error_budget(judged, tree)
+    budget_table, names = _budget_table(budget, tree), _names(tree)
+    classes = _class_rows(figures, f1_intervals, names, class_sizes, data.train_sizes)
     write_rows(folder / "classes.csv", _CSV_TITLES, classes)
-    pictures = ["confusion.png"]
-    plots.confusion(judged, tree, folder / "confusion.png", split)
-    if plots.within_species(judged, tree, folder / "confusion_within.png", split):
-        pictures.append("confusion_within.png")
-    if history:
-        plots.curves(history, folder / "curves.png")
-        pictures.insert(0, "curves.png")
-    text = [
+    paragraphs = [
         f"# {title}",
-        "",
         f"Checkpoint `{checkpoint}`, judged on the {split} split: {metrics['n']:,} pictures of "
         f"{int((figures.present > 0).sum()):,} of {tree.num_classes:,} classes. Intervals hold 95 "
-        f"% of {resamples:,} bootstrap "
-        "resamples (as many pictures of each class drawn again).",
-        "",
-        *_tail(figures, metrics, whole, class_sizes, bands),
-        "## All figures",
-        "",
-        _headline(metrics, whole, tree),
-        "",
-        *_errors(judged, tree, names, budget, decisions),
-        "## Pictures",
-        "",
-        *(f"![{name}]({name})" for name in pictures),
-        "",
-        *(["## Memory", "", memory, ""] if memory else []),
+        f"% of {RESAMPLES:,} bootstrap resamples (as many pictures of each class drawn again).",
+        *_tail(figures, metrics, intervals, class_sizes, bands),
+        *("## All figures", headline),
+        *("## Where the errors come from", budget_table),
+        *(_decisions(decisions) if tree.num_classes > tree.num_species else []),
+        *(_worst_species(judged, tree) if tree.num_classes > tree.num_species else []),
+        *_confusions(judged, names),
+        *(
+            "## Pictures",
+            "\n".join(f"![{name}]({name})" for name in _draw(folder, judged, tree, split, history)),
+        ),
+        *(("## Memory", memory) if memory else ()),
         *_class_tables(figures, classes, names, class_sizes),
     ]
-    write_text(folder / "report.md", "\n".join(text))
-    write_text(
-        folder / "report.json",
-        json.dumps(
-            {
-                "checkpoint": checkpoint,
-                "split": split,
-                "metrics": for_json(metrics),
-                "intervals": {
-                    key: [None if v != v else v for v in ends] for key, ends in whole.items()
-                },
-                "budget": budget,
-                "bands": [for_json(band) for band in bands],
-                "decisions": decisions,
-            },
-            indent=1,
-        ),
-    )
+    write_text(folder / "report.md", "\n\n".join(paragraphs) + "\n")
+    content = {
+        "checkpoint": checkpoint,
+        "split": split,
+        "metrics": for_json(metrics),
+        "intervals": {
+            key: [None if v != v else v for v in ends] for key, ends in intervals.items()
+        },
+        "budget": budget,
+        "bands": [for_json(band) for band in bands],
+        "decisions": decisions,
+    }
+    write_text(folder / "report.json", json.dumps(content, indent=1))
     header(f"{title}: {checkpoint} on {split}")
-    say(
-        _headline(metrics, whole, tree),
-        "",
-        _budget_table(budget, tree),
-        "",
-        f"report: {folder / 'report.md'} (every class: {folder / 'classes.csv'})",
-    )
+    where = f"report: {folder / 'report.md'} (every class: {folder / 'classes.csv'})"
+    say(headline, "", budget_table, "", where)
     return metrics
+
+
+def _draw(
+    folder: Path, judged: Judged, tree: ClassTree, split: str, history: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Draw the pictures that there is something to draw for; their names."""
+    if history:
+        plots.curves(history, folder / "curves.png")
+    plots.confusion(judged, tree, folder / "confusion.png", split)
+    within = plots.within_species(judged, tree, folder / "confusion_within.png", split)
+    drawn = {"curves.png": history, "confusion.png": True, "confusion_within.png": within}
+    return [name for name, there in drawn.items() if there]
 
 
 # region the tail, the figures, the budget
@@ -161,7 +156,7 @@ def _range(ends: Sequence[float]) -> str:
 
 
 def _headline(
-    metrics: dict[str, float], whole: dict[str, tuple[float, float]], tree: ClassTree
+    metrics: dict[str, float], intervals: dict[str, tuple[float, float]], tree: ClassTree
 ) -> str:
     """The figures with interval and target; of a tree without diseases only those that mean
     something there.
@@ -171,25 +166,16 @@ def _headline(
         (
             "classes right" if flat and key == "cascade_top1" else words,
             _number(metrics[key]),
-            _range(whole[key]),
+            _range(intervals[key]),
             f"{target:.2f}" if target and not flat else "",
         )
         for key, words, target in _FIGURES
         if not flat or key in _OF_ANY_TREE
     ]
-    rows += [
-        (
-            "-log P(class), mean" if flat else "-log P(species), mean",
-            _number(metrics["species_nll"]),
-            "",
-            "",
-        )
-    ]
-    rows += (
-        []
-        if flat
-        else [("-log P(disease given species), mean", _number(metrics["disease_nll"]), "", "")]
-    )
+    nll = {"-log P(class), mean" if flat else "-log P(species), mean": "species_nll"}
+    if not flat:
+        nll["-log P(disease given species), mean"] = "disease_nll"
+    rows += [(words, _number(metrics[key]), "", "") for words, key in nll.items()]
     return table(rows, ("figure", "value", "95 % interval", "target"))
 
 
@@ -228,23 +214,20 @@ def size_bands(figures: ClassFigures, class_sizes: np.ndarray) -> list[dict[str,
 def _tail(
     figures: ClassFigures,
     metrics: dict[str, float],
-    whole: dict[str, tuple[float, float]],
+    intervals: dict[str, tuple[float, float]],
     class_sizes: np.ndarray,
     bands: list[dict[str, Any]],
 ) -> list[str]:
     tail = class_sizes <= TAIL_AT_MOST
     f1 = figures.f1[tail & (figures.present > 0)]
-    told = f"{int(tail.sum()):,} of {len(tail):,} classes have {TAIL_AT_MOST} pictures or fewer"
+    found = ", none of which has a picture in this split." if tail.any() else ": there is no tail."
     if len(f1):
-        told += (
+        found = (
             f". Over the {len(f1):,} of them that have a picture in this split, F1 averages "
-            f"**{_number(metrics['tail_f1'])}** "
-            f"(95 %: {_range(whole['tail_f1'])}); {int((f1 < 0.7).sum()):,} lie under 0.7."
+            f"**{_number(metrics['tail_f1'])}** (95 %: {_range(intervals['tail_f1'])}); "
+            f"{int((f1 < 0.7).sum()):,} lie under 0.7."
         )
-    else:
-        told += (
-            ", none of which has a picture in this split." if tail.any() else ": there is no tail."
-        )
+    sizes = f"{int(tail.sum()):,} of {len(tail):,} classes have {TAIL_AT_MOST} pictures or fewer"
     rows = [
         (
             f"{b['from']} to {b['to']}" if b["to"] else f"{b['from']} and more",
@@ -268,7 +251,7 @@ def _tail(
         "F1 = 0",
         "F1 < 0.7",
     )
-    return ["## The tail", "", told, "", table(rows, titles), ""]
+    return ["## The tail", sizes + found, table(rows, titles)]
 
 
 def _budget_table(budget: dict[str, int], tree: ClassTree) -> str:
@@ -299,97 +282,53 @@ def _budget_table(budget: dict[str, int], tree: ClassTree) -> str:
     )
 
 
-def _errors(
-    judged: Judged,
-    tree: ClassTree,
-    names: list[str],
-    budget: dict[str, int],
-    decisions: dict[str, dict[str, float]],
-) -> list[str]:
-    species, answered, n = (
-        tree.class_species[judged.class_idx],
-        tree.class_species[judged.joint],
-        tree.num_species,
+def _decisions(decisions: dict[str, dict[str, float]]) -> list[str]:
+    figures = ("class", "species", "macro_f1")
+    rows = [
+        (name, *(_number(row[key]) for key in figures), DECISIONS[name])
+        for name, row in decisions.items()
+    ]
+    return [
+        "### Ways to decide",
+        table(rows, ("decision", "class right", "species right", "macro F1", "what it is")),
+        "Species right: row `routed` by the largest sum over a species' classes, row `joint` by "
+        "the species of the best class.",
+    ]
+
+
+def _worst_species(judged: Judged, tree: ClassTree) -> list[str]:
+    species, answered = tree.class_species[judged.class_idx], tree.class_species[judged.joint]
+    wrong = judged.joint != judged.class_idx
+    total, missed, other = (
+        np.bincount(species[chosen], minlength=tree.num_species)
+        for chosen in (slice(None), wrong, species != answered)
     )
-    out = ["## Where the errors come from", "", _budget_table(budget, tree), ""]
-    if tree.num_classes > n:
-        all_of, missed = (
-            np.bincount(species, minlength=n),
-            np.bincount(species[judged.joint != judged.class_idx], minlength=n),
+    rows = [
+        (
+            tree.species[s],
+            f"{total[s]:,}",
+            f"{missed[s]:,}",
+            f"{missed[s] / total[s]:.1%}",
+            f"{other[s]:,}",
+            f"{missed[s] - other[s]:,}",
+            f"{missed[s] / wrong.sum():.1%}",
         )
-        other = np.bincount(species[species != answered], minlength=n)
-        worst = [s for s in np.argsort(-missed, kind="stable")[:12].tolist() if missed[s]]
-        out += [
-            "### Ways to decide",
-            "",
-            table(
-                [
-                    (
-                        name,
-                        _number(row["class"]),
-                        _number(row["species"]),
-                        _number(row["macro_f1"]),
-                        DECISIONS[name],
-                    )
-                    for name, row in decisions.items()
-                ],
-                ("decision", "class right", "species right", "macro F1", "what it is"),
-            ),
-            "",
-            "Species right: row `routed` by the largest sum over a species' classes, row `joint` "
-            "by the species of the best class.",
-            "",
-        ]
-        out += (
-            [
-                "### Species with most errors",
-                "",
-                table(
-                    [
-                        (
-                            tree.species[s],
-                            f"{all_of[s]:,}",
-                            f"{missed[s]:,}",
-                            f"{missed[s] / all_of[s]:.1%}",
-                            f"{other[s]:,}",
-                            f"{missed[s] - other[s]:,}",
-                            f"{missed[s] / budget['wrong']:.1%}",
-                        )
-                        for s in worst
-                    ],
-                    (
-                        "species",
-                        "pictures",
-                        "wrong",
-                        "share",
-                        "another species",
-                        "another disease",
-                        "of all errors",
-                    ),
-                ),
-                "",
-            ]
-            if worst
-            else []
-        )
+        for s in np.argsort(-missed, kind="stable")[:12].tolist()
+        if missed[s]
+    ]
+    kinds = ("another species", "another disease", "of all errors")
+    titles = ("species", "pictures", "wrong", "share", *kinds)
+    return ["### Species with most errors", table(rows, titles)] if rows else []
+
+
+def _confusions(judged: Judged, names: list[str]) -> list[str]:
     pairs, counts = confused_pairs(judged.class_idx, judged.joint)
-    out += (
-        [
-            "### Most frequent confusions",
-            "",
-            table(
-                [
-                    (names[a], names[b], f"{count:,}")
-                    for (a, b), count in zip(pairs[:15].tolist(), counts[:15].tolist(), strict=True)
-                ],
-                ("true class", "answered", "pictures"),
-            ),
-            "",
-        ]
-        if len(pairs)
-        else []
-    )
-    return out
+    rows = [
+        (names[a], names[b], f"{count:,}")
+        for (a, b), count in zip(pairs[:15].tolist(), counts[:15].tolist(), strict=True)
+    ]
+    titles = ("true class", "answered", "pictures")
+    return ["### Most frequent confusions", table(rows, titles)] if rows else []
 
 
 # endregion
@@ -452,67 +391,36 @@ def _class_tables(
     figures: ClassFigures, rows: list[tuple[object, ...]], names: list[str], class_sizes: np.ndarray
 ) -> list[str]:
     """All classes where they fit on a page, otherwise the rarest and the worst."""
-
-    def shown(some: Sequence[tuple[object, ...]]) -> str:
-        def cell(value: object) -> str:
-            return f"{float(str(value)):.3f}" if value != "" else "-"
-
-        def ends(low: object, high: object) -> str:
-            return f"{cell(low)} to {cell(high)}" if low != "" else "-"
-
-        return table(
-            [
-                (
-                    *r[:4],
-                    cell(r[4]),
-                    cell(r[5]),
-                    ends(r[9], r[10]),
-                    cell(r[6]),
-                    ends(r[7], r[8]),
-                    f"{r[11]} ({r[12]})" if r[11] else "",
-                )
-                for r in some
-            ],
-            (
-                "class",
-                "pictures",
-                "train",
-                "judged",
-                "precision",
-                "recall",
-                "recall 95 %",
-                "F1",
-                "F1 95 %",
-                "mostly taken for",
-            ),
-        )
-
     note = (
         "`pictures` are those of all splits. The interval of recall is Wilson's, that of F1 the "
-        "bootstrap's. "
-        "Every class is in [classes.csv](classes.csv)."
+        "bootstrap's. Every class is in [classes.csv](classes.csv)."
     )
     if len(rows) <= 2 * SHOWN:
-        return ["## Classes, rarest first", "", note, "", shown(rows), ""]
+        return ["## Classes, rarest first", note, _class_table(rows)]
     by_name = {row[0]: row for row in rows}
     judged = np.flatnonzero(figures.present > 0)
-    worst = judged[np.lexsort((class_sizes[judged], -figures.present[judged], figures.f1[judged]))][
-        :SHOWN
-    ]
+    order = np.lexsort((class_sizes[judged], -figures.present[judged], figures.f1[judged]))
     return [
         f"## The {SHOWN} rarest classes",
-        "",
         note,
-        "",
-        shown(rows[:SHOWN]),
-        "",
+        _class_table(rows[:SHOWN]),
         f"## The {SHOWN} worst classes",
-        "",
         "By F1; of equal ones, that with most judged pictures first.",
-        "",
-        shown([by_name[names[i]] for i in worst.tolist()]),
-        "",
+        _class_table([by_name[names[i]] for i in judged[order[:SHOWN]].tolist()]),
     ]
+
+
+def _class_table(rows: Sequence[tuple[object, ...]]) -> str:
+    """Rows of classes.csv as a table, rounded."""
+    shown = []
+    for *counts, taken_for, taken in rows:
+        cells = [float(cell) if cell != "" else math.nan for cell in counts[4:]]
+        precision, recall, f1 = map(_number, cells[:3])
+        others = f"{taken_for} ({taken})" if taken_for else ""
+        ends = _range(cells[5:7]), _range(cells[3:5])
+        shown.append((*counts[:4], precision, recall, ends[0], f1, ends[1], others))
+    measured = ("precision", "recall", "recall 95 %", "F1", "F1 95 %", "mostly taken for")
+    return table(shown, ("class", "pictures", "train", "judged", *measured))
 
 
 # endregion

@@ -2,7 +2,6 @@
 is left at the end.
 """
 
-import argparse
 import json
 import math
 import shutil
@@ -17,19 +16,17 @@ import torch
 from torch import Tensor
 
 from common.console import Stopwatch, fail, progress, say, warn
-from common.files import file_sha256, write_text
+from common.files import write_text
 from common.train import checkpoint, loop
-from common.train.cached_features import HeadsOnFeatures
+from common.train.cached_features import HeadsOnFeatures, cache_phase
 from common.train.compute import Compute
-from common.train.dataset import EvalViews, Organized, TrainViews, make_loader
-from common.train.distil import Teacher
-from common.train.distributed import SINGLE_PROCESS, World
-from common.train.live_logs import LiveLog, MemoryLog, open_live_log
+from common.train.dataset import EvalViews, TrainViews, make_loader, phase_sampler
+from common.train.live_logs import LiveLog, MemoryLog
+from common.train.machine import Setup
 from common.train.metrics import Judged, for_json, join, summarise, tail_f1
 from common.train.model import SwinHierarchical
 from common.train.optim import Average, make_optimizer, rate_at, set_trainable
-from common.train.phase_data import cache_phase, phase_sampler
-from common.train.recipes import Phase, Recipe
+from common.train.recipes import Phase
 from common.train.report import evaluate_report
 from common.train.signals import StopRequest
 
@@ -45,59 +42,25 @@ class Run:
         self,
         folder: Path,
         phases: list[Phase],
-        *,
         model: SwinHierarchical,
-        data: Organized,
-        recipe: Recipe,
-        recipe_name: str,
-        overridden: dict[str, Any],
-        compute: Compute,
-        args: argparse.Namespace,
+        setup: Setup,
         start_from: str,
-        teacher: Teacher | None = None,
-        world: World = SINGLE_PROCESS,
     ) -> None:
-        """Prepare the folder; `start_from` names the initial weights, as part of what must not
-        change on a resume.
+        """Begin at epoch 0; `start_from` names the initial weights, which must be the same on a
+        resume.
         """
-        self.folder, self.phases = folder, phases
-        self.model, self.data, self.recipe = model, data, recipe
-        self.compute, self.args, self.teacher, self.world = compute, args, teacher, world
-        taught = (
-            {}
-            if teacher is None
-            else {"teacher": [file_sha256(args.teacher), teacher.share, teacher.temperature]}
-        )
-        self.identity = {
-            "recipe": recipe_name,
-            **taught,
-            **{k: v for k, v in asdict(recipe).items() if k != "source"},
-            "seed": args.seed,
-            "data": data.manifest_hash,
-            "start_from": start_from,
-        }
-        self.config = {
-            key: {"value": value, "from": "flag" if key in overridden else f"recipe {recipe_name}"}
-            for key, value in asdict(recipe).items()
-        }
-        for key in ("device", "precision", "device_batch", "workers", "data", "seed", "weights"):
-            if hasattr(args, key):
-                self.config[key] = {"value": str(getattr(args, key)), "from": "machine"}
-        self.config["compute"] = {"value": str(compute), "from": "derived"}
+        self.folder, self.phases, self.model, self.setup = folder, phases, model, setup
+        self.args, self.data, self.recipe = setup.args, setup.data, setup.recipe
+        self.compute, self.world = setup.compute, setup.world
+        self.identity = setup.identity() | {"start_from": start_from}
+        self.total_epochs = sum(phase.epochs for phase in phases)
         self.epochs_done = self.step = 0
         self.loss_sum = self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self.resumed: dict[str, Any] | None = None
-        self.trained = False  # whether this process trained anything
         self.work: loop.Work | None = None
-        self.live, self.memory = LiveLog(), MemoryLog(folder, fresh=args.fresh)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=compute.device)
-        mine = range(len(data.splits["val"]))[world.share(len(data.splits["val"]))]
-        self.val = make_loader(
-            torch.utils.data.Subset(EvalViews(data.splits["val"], recipe.image_size), mine),
-            args.workers,
-            batch_size=min(256, max(64, args.device_batch)),
-        )
+        self.memory = MemoryLog(folder, fresh=self.args.fresh)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=self.compute.device)
 
     # region start and resume
 
@@ -125,8 +88,8 @@ class Run:
         if odd:
             fail(
                 f"{self.folder} holds a run with other settings ({'; '.join(odd[:4])}). Add "
-                f"--fresh to start over (its "
-                "checkpoints are deleted), or choose another --checkpoints folder."
+                "--fresh to start over (its checkpoints are deleted), or choose another "
+                "--checkpoints folder."
             )
         self.model.load_state_dict(payload["model"])
         self.epochs_done, self.step = payload["epochs_done"], payload["step"]
@@ -139,22 +102,16 @@ class Run:
                 + (f" and {self.step} steps of the next" if self.step else "")
             )
 
-    @property
-    def total_epochs(self) -> int:
-        """Epochs of all phases."""
-        return sum(phase.epochs for phase in self.phases)
-
     def epochs(self) -> Iterator[tuple[int, Phase]]:
         """Yield (epoch counted from 0 over all phases, its phase), with model and optimizer ready
         for it.
         """
         if self.epochs_done >= self.total_epochs:
             return
-        self.trained = True
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.world.is_main:
-            write_text(self.folder / "config.json", json.dumps(self.config, indent=1))
-            self.live = open_live_log(self.folder, self.epochs_done)
+            write_text(self.folder / "config.json", json.dumps(self.setup.config(), indent=1))
+            self.live = LiveLog(self.folder, self.epochs_done)
             self.memory.note("loaded")
         self.model.to(self.compute.device, memory_format=torch.channels_last)
         first = 0
@@ -163,35 +120,27 @@ class Run:
             if first + phase.epochs > self.epochs_done:
                 self._begin_phase(phase)
             for epoch in range(first, first + phase.epochs):
-                if (
-                    epoch >= self.epochs_done
-                ):  # more may be done than were taken: a phase can end early
+                if epoch >= self.epochs_done:  # a phase that ended early counts as done
                     set_trainable(self.model, phase)
                     yield epoch, phase
             first += phase.epochs
             if self.average is not None:
                 self.average.copy_to(self.model)
-        self.live.close()
         self.world.barrier()  # the others read what the first wrote
         if self.world.is_main:
-            shutil.rmtree(
-                self.folder / "features", ignore_errors=True
-            )  # gigabytes that nobody needs any more
+            self.live.close()
+            # gigabytes that nobody needs any more
+            shutil.rmtree(self.folder / "features", ignore_errors=True)
 
     def _begin_phase(self, phase: Phase) -> None:
-        split, recipe = self.data.splits["train"], self.recipe
-        saved, self.resumed = self.resumed, None
-        within = (
-            saved is not None and saved["phase"] == phase.name and saved["optimizer"] is not None
-        )
-        if saved is not None and not within and saved["ema"] is not None:
-            self.model.load_state_dict(
-                saved["ema"]
-            )  # the phase that ended gave its average to this one
-        self.sampler = phase_sampler(phase, self.data, recipe, self.args.seed, self.world)
+        saved, self.resumed = self.resumed or {}, None
+        within = saved.get("phase") == phase.name and saved["optimizer"] is not None
+        if not within and saved.get("ema") is not None:
+            # the phase that ended gave its average to this one
+            self.model.load_state_dict(saved["ema"])
+        self.sampler = phase_sampler(phase, self.data, self.recipe, self.args.seed, self.world)
         if phase.prior:
-            counts = np.bincount(split.class_idx, minlength=self.data.tree.num_classes)
-            self.model.use_counts(counts)
+            self.model.use_counts(self.data.train_sizes)
         self.work = work = self._work(phase)
         if within:
             work.optimizer.load_state_dict(saved["optimizer"])
@@ -203,14 +152,13 @@ class Run:
     def _work(self, phase: Phase) -> loop.Work:
         """What the steps of a phase work with, and the loader of their batches."""
         recipe, args = self.recipe, self.args
+        model, teacher, workers = self.model, self.setup.teacher, args.workers
         images: Any = TrainViews(self.data.splits["train"], recipe, args.seed)
-        self.val_batches: Iterable[tuple[Tensor, Tensor]] = self.val
-        model, teacher, workers = self.model, self.teacher, args.workers
+        mine = self.world.share(len(self.data.splits["val"]))
+        self.val_batches: Iterable[tuple[Tensor, Tensor]] = self._val_loader(mine)
         if phase.cached_views:  # the backbone stands still: its features are computed once
-            images, self.val_batches = cache_phase(
-                phase, self.model, self.data, recipe, self.compute, self.folder, args, self.world
-            )
-            model, teacher, workers = HeadsOnFeatures(self.model), None, 0
+            images, self.val_batches = cache_phase(phase, model, self.setup, self.folder)
+            model, teacher, workers = HeadsOnFeatures(model), None, 0
             recipe = replace(recipe, mix_share=0.0)  # pixels can be mixed, features cannot
         self.loader = make_loader(
             images, workers, sampler=self.sampler, pin_memory=self.compute.device.type == "cuda"
@@ -232,6 +180,12 @@ class Run:
             world=self.world,
             skip_nan=args.skip_nan,
         )
+
+    def _val_loader(self, rows: slice) -> Iterable[tuple[Tensor, Tensor]]:
+        views = EvalViews(self.data.splits["val"], self.recipe.image_size)
+        batch_size = min(256, max(64, self.args.device_batch))
+        mine = torch.utils.data.Subset(views, range(len(views))[rows])
+        return make_loader(mine, self.args.workers, batch_size=batch_size)
 
     @property
     def average(self) -> Average | None:
@@ -272,9 +226,8 @@ class Run:
                 if self.step % 20 == 0 or self.step == steps:
                     require_finite(float(total), epoch, self.step - 1, self.compute)
                     rate = (self.step - first) / clock() * self.recipe.batch_size
-                    bar.set_postfix_str(
-                        self._postfix(float(total), waited / clock(), rate), refresh=False
-                    )
+                    told = self._postfix(float(total), waited / clock(), rate)
+                    bar.set_postfix_str(told, refresh=False)
                 stopping = self.world.any(bool(stop.asked), device)
                 due = time.monotonic() - saved > 60 * self.args.save_minutes and self.step < steps
                 if stopping or due:
@@ -324,11 +277,10 @@ class Run:
                 )
 
     def _postfix(self, total: float, waiting: float, rate: float) -> str:
-        parts = [f"loss {total / self.step:.3f}", f"{rate:.0f} img/s"]
-        parts.append(f"waiting for data {waiting:.0%}")
-        if self.compute.device.type == "cuda":
-            parts.append(f"GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GB")
-        return ", ".join(parts)
+        on_gpu = self.compute.device.type == "cuda"
+        gpu = f", GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GB" if on_gpu else ""
+        loss = total / self.step
+        return f"loss {loss:.3f}, {rate:.0f} img/s, waiting for data {waiting:.0%}{gpu}"
 
     def evaluate(self) -> tuple[Judged, dict[str, float]]:
         """Judge the model, or its average where there is one, on val: outcomes per picture, and
@@ -347,28 +299,20 @@ class Run:
         Returns:
             whether this is the best epoch so far, by what the phase asks for.
         """
-        score = phase.score(metrics)
-        require_finite(
-            metrics["species_nll"] + metrics["disease_nll"],
-            epoch,
-            len(self.sampler) - 1,
-            self.compute,
-        )  # before any save
+        score, steps = phase.score(metrics), len(self.sampler)
+        nll = metrics["species_nll"] + metrics["disease_nll"]
+        require_finite(nll, epoch, steps - 1, self.compute)  # before any save
         best = all(score > row["score"] for row in self.history)
-        steps = len(self.sampler)
+        last_step, all_steps = (epoch + 1 - self.phase_start) * steps - 1, phase.epochs * steps
+        rates = [g["lr"] for g in self.work.optimizer.param_groups if not g["head"]]
         row = for_json(
             {
                 "epoch": epoch + 1,
                 "phase": phase.name,
                 "train_loss": loss,
                 "score": score,
-                "lr": rate_at(
-                    phase, (epoch + 1 - self.phase_start) * steps - 1, phase.epochs * steps
-                ),
-                "backbone_lr": max(
-                    (g["lr"] for g in self.work.optimizer.param_groups if not g["head"]),
-                    default=0.0,
-                ),
+                "lr": rate_at(phase, last_step, all_steps),
+                "backbone_lr": max(rates, default=0.0),
                 "seconds": round(self.seconds, 1),
                 "images_per_second": round(steps * self.recipe.batch_size / self.seconds, 1),
                 "wait_share": round(self.wait_share, 3),
@@ -381,32 +325,25 @@ class Run:
         self.history.append(row)
         self.epochs_done, self.step, self.loss_sum, self.seconds = epoch + 1, 0, 0.0, 0.0
         self.skipped.zero_()
-        if self._has_stalled(phase):
+        scores = [r["score"] for r in self.history if r["phase"] == phase.name]
+        stalled = 0 < phase.patience <= len(scores) - 1 - int(np.argmax(scores))
+        if stalled and self.epochs_done < self.phase_start + phase.epochs:
             row["stopped_early"] = True
             self.epochs_done = self.phase_start + phase.epochs
             say(f"{phase.name} ends early: no better for {phase.patience} epochs")
         if self.world.is_main:
-            write_text(
-                self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history)
-            )
+            lines = [json.dumps(r) + "\n" for r in self.history]
+            write_text(self.folder / "log.jsonl", "".join(lines))
             self.live.write(row, epoch + 1)
             self.memory.note(f"epoch {epoch + 1}")
         say(
-            f"{phase.name:<17} {epoch + 1:>3}/{self.total_epochs}  loss {loss:.4f}  species "
-            f"{metrics['species_top1']:.4f}  "
-            f"disease {metrics['disease_top1']:.4f}  cascade {metrics['cascade_top1']:.4f}  macro "
-            f"F1 {metrics['macro_f1']:.4f}  "
-            f"tail F1 {metrics['tail_f1']:.4f}  {row['images_per_second']:.0f} "
-            f"img/s{'  *' if best else ''}"
+            f"{phase.name:<17} {epoch + 1:>3}/{self.total_epochs}  loss {loss:.4f}  "
+            f"species {metrics['species_top1']:.4f}  disease {metrics['disease_top1']:.4f}  "
+            f"cascade {metrics['cascade_top1']:.4f}  macro F1 {metrics['macro_f1']:.4f}  "
+            f"tail F1 {metrics['tail_f1']:.4f}  {row['images_per_second']:.0f} img/s"
+            f"{'  *' if best else ''}"
         )
         return best
-
-    def _has_stalled(self, phase: Phase) -> bool:
-        scores = [row["score"] for row in self.history if row["phase"] == phase.name]
-        return (
-            0 < phase.patience <= len(scores) - 1 - int(np.argmax(scores))
-            and self.epochs_done < self.phase_start + phase.epochs
-        )
 
     # region checkpoints
 
@@ -426,25 +363,16 @@ class Run:
 
     def save(self, name: str, judged: Judged, metrics: dict[str, float]) -> None:
         """Save the model under a name, with the F1 of each rare disease among its metrics."""
-        if not self.world.is_main:
-            return
-        checkpoint.save(
-            self.folder / name,
-            self.payload(
-                {
-                    **metrics,
-                    "tail_f1_per_class": tail_f1(judged, self.data.tree, self.data.class_sizes),
-                }
-            ),
-        )
+        if self.world.is_main:
+            rare = tail_f1(judged, self.data.tree, self.data.class_sizes)
+            payload = self.payload(metrics | {"tail_f1_per_class": rare})
+            checkpoint.save(self.folder / name, payload)
 
     def save_best(self, name: str, judged: Judged, metrics: dict[str, float]) -> None:
         """Save the model as the best so far and delete the best before it."""
         self.save(name, judged, metrics)
-        if not self.world.is_main:
-            return
         for old in self.folder.glob("*-best.pt"):
-            if old.name != name:
+            if self.world.is_main and old.name != name:
                 old.unlink()
 
     def save_last(self) -> None:
@@ -476,29 +404,18 @@ class Run:
         """
         if not self.world.is_main:
             return
-        if (self.folder / "report.md").is_file() and not self.trained:
+        if (self.folder / "report.md").is_file() and self.work is None:
             say(
-                f"{self.folder} is trained already ({self.total_epochs} epochs). --fresh trains "
-                f"it again."
+                f"{self.folder} is trained already: {self.total_epochs} epochs (--fresh repeats it)"
             )
             return
         model = checkpoint.build_model(checkpoint.load(best)).to(
             self.compute.device, memory_format=torch.channels_last
         )
-        val = make_loader(
-            EvalViews(self.data.splits["val"], self.recipe.image_size),
-            self.args.workers,
-            batch_size=min(256, max(64, self.args.device_batch)),
-        )
-        train_sizes = np.bincount(
-            self.data.splits["train"].class_idx, minlength=self.data.tree.num_classes
-        )
         evaluate_report(
             self.folder,
-            loop.evaluate(model, val, self.compute),
-            self.data.tree,
-            self.data.class_sizes,
-            train_sizes,
+            loop.evaluate(model, self._val_loader(slice(None)), self.compute),
+            self.data,
             title=title,
             checkpoint=best.name,
             history=self.history,
@@ -514,15 +431,11 @@ def require_finite(loss: float, epoch: int, step: int, compute: Compute) -> None
         SystemExit: where the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
-        hint = (
-            " fp16 overflows in Swin's attention: use --precision bf16."
-            if compute.dtype == torch.float16
-            else ""
-        )
+        overflow = " fp16 overflows in Swin's attention: use --precision bf16."
         fail(
-            f"the loss is {loss} in epoch {epoch + 1}, around step {step}.{hint} Try a tenth of "
-            f"the learning rate, or "
-            "--precision fp32, which tells overflow from divergence. The last checkpoint is good: "
-            "the same command with another "
-            "--precision goes on from it; with another rate, add --fresh to start over."
+            f"the loss is {loss} in epoch {epoch + 1}, around step {step}."
+            f"{overflow if compute.dtype == torch.float16 else ''} Try a tenth of the learning "
+            "rate, or --precision fp32, which tells overflow from divergence. The last checkpoint "
+            "is good: the same command with another --precision goes on from it; with another "
+            "rate, add --fresh to start over."
         )

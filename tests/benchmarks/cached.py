@@ -29,10 +29,10 @@ from few_shot import HeadAnswers, by_size
 from common.classes import ClassTree
 from common.console import Stopwatch, duration, say, table
 from common.train import checkpoint, recipes
-from common.train.cached_features import CachedViews, cache_eval, cache_views
+from common.train.augment import step_draws
+from common.train.cached_features import CachedViews, Extraction, cache_eval, cache_views
 from common.train.compute import Compute, choose_compute
-from common.train.dataset import EpochSampler, Organized, load_organized
-from common.train.loop import step_draws
+from common.train.dataset import EpochSampler, Organized, TrainViews, load_organized
 from common.train.losses import focal_loss
 from common.train.model import SwinHierarchical
 from common.train.recipe_flags import arguments, channels
@@ -72,8 +72,10 @@ def new_model(
         tree,
         image_size=args.image_size,
         backbone_args=arguments(args.backbone_args),
-        mean=channels("pixel_mean", args.pixel_mean),
-        std=channels("pixel_std", args.pixel_std),
+        pixel_stats=(
+            channels("pixel_mean", args.pixel_mean),
+            channels("pixel_std", args.pixel_std),
+        ),
     )
     checkpoint.load_backbone(model, Path(args.weights))
     return model.eval().to(compute.device, memory_format=torch.channels_last)
@@ -83,16 +85,9 @@ def judged_splits(
     model: SwinHierarchical, data: Organized, compute: Compute, args: argparse.Namespace
 ) -> dict[str, CachedViews]:
     """Features of val and test."""
+    extraction = Extraction(model, compute, args.batch_size, args.workers, data.manifest_hash)
     return {
-        name: cache_eval(
-            model,
-            data.splits[name],
-            compute,
-            args.store / name,
-            args.workers,
-            args.batch_size,
-            manifest_hash=data.manifest_hash,
-        )
+        name: cache_eval(extraction, data.splits[name], args.store / name)
         for name in ("val", "test")
     }
 
@@ -185,7 +180,9 @@ def answer(
     model.load_state_dict(dict(state or {}), strict=False)
     model.neck.eval()
     parts = []
-    for features, class_idx in cached.batches():
+    for start in range(0, len(cached), 1024):
+        stop = min(start + 1024, len(cached))
+        features, class_idx = cached.batch([(0, i, i) for i in range(start, stop)])
         hidden = model.neck(features.to(compute.device))
         probs = model.probabilities(hidden, model.species_logits(hidden))
         own = model.class_species[class_idx.to(probs.device)]
@@ -220,18 +217,9 @@ def compare(
     )
 
     def cache(views: int) -> CachedViews:
-        return cache_views(
-            model,
-            split,
-            recipe,
-            compute,
-            args.store / "train",
-            views,
-            0,
-            args.workers,
-            args.batch_size,
-            manifest_hash=data.manifest_hash,
-        )
+        extraction = Extraction(model, compute, args.batch_size, args.workers, data.manifest_hash)
+        dataset = TrainViews(split, recipe, 0)
+        return cache_views(extraction, dataset, views, args.store / "train")
 
     cache(args.epochs - 1)
     clock, note = Stopwatch(), args.store / "seconds_per_view"

@@ -23,7 +23,7 @@ from common.train.metrics import auroc, judge, summarise
 def run(
     predictor: Predictor, files: list[tuple[Path, int]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answer all files that can be read: probabilities (N, classes), scores of strangers (N,
+    """Answer all files that can be read: probabilities (N, classes), OOD scores (N,
     scores), leaves (N,).
     """
     pictures, classes = [], []
@@ -56,7 +56,7 @@ def main() -> None:
     truth = {folder: (species, disease) for folder, species, disease, _ in CLASSES}
     for name in Predictor(args.exports).bundle.models:
         predictor = Predictor(args.exports, name)
-        tree, bars = predictor.bundle.tree, predictor.card.rejection
+        tree, thresholds = predictor.bundle.tree, predictor.card.rejection
         index = {tree.pair(i): i for i in range(tree.num_classes)}
         plants = [
             (path, index[tuple(map(slug, truth[folder.name]))])
@@ -80,8 +80,8 @@ def main() -> None:
                     f"{m[k]:.4f}"
                     for k in ("species_top1", "disease_top1", "cascade_top1", "macro_f1")
                 ),
-                *(f"{bars.ood.exceeded(ood).mean():.4f}" for ood in (strange, known)),
-                f"{auroc(bars.ood.value(known), bars.ood.value(strange)):.4f}",
+                *(f"{thresholds.ood.exceeded(ood).mean():.4f}" for ood in (strange, known)),
+                f"{auroc(thresholds.ood.value(known), thresholds.ood.value(strange)):.4f}",
             )
         )
     print(
@@ -94,8 +94,8 @@ def main() -> None:
                 "disease",
                 "both",
                 "macro F1",
-                "strangers refused",
-                "plants lost",
+                "OOD rejected",
+                "false rejection rate",
                 "AUROC",
             ),
         )

@@ -64,7 +64,7 @@ def pictures_of(
         )
 
 
-def strangers_of(data: Organized, split: str, size: int) -> Iterator[np.ndarray]:
+def not_plants_of(data: Organized, split: str, size: int) -> Iterator[np.ndarray]:
     """Batches of the pictures of no plant that 01 set aside for a split."""
     found = sorted(map(str, (data.root / "not_plants" / split).rglob("*.jpg")))
     for start in range(0, len(found), 16):
@@ -245,7 +245,7 @@ def gate_lines(
         )
         for name in ("val", "test")
     }
-    strange = {name: list(strangers_of(data, name, size)) for name in splits}
+    strange = {name: list(not_plants_of(data, name, size)) for name in splits}
 
     def side(run: Run, name: str) -> Side:
         probabilities, ood, class_idx = run_over(run, splits[name])
@@ -256,21 +256,11 @@ def gate_lines(
 
     base = {name: side(session_run(fp32), name) for name in splits}
 
-    def judge(way: str, run: Run, speed: Speed, difference: float) -> GateResult:
-        return judge_gate(
-            way,
-            base["val"],
-            side(run, "val"),
-            data.tree,
-            counts,
-            speed=speed,
-            batch_difference=difference,
-        )
+    def judge(way: str, run: Run, speed: Speed) -> GateResult:
+        return judge_gate(way, base["val"], side(run, "val"), data.tree, counts, speed=speed)
 
     begin, target = time.process_time(), folder / "model.int8.onnx"
-    tried = int8.search_int8(
-        fp32, target, lambda: iter(calibration), splits["val"][0][0][:8], judge
-    )
+    tried = int8.search_int8(fp32, target, calibration, splits["val"][0][0][:8], judge)
     spent, kept = time.process_time() - begin, int8.kept(tried)
     results = [attempt.gate for attempt in tried if attempt.gate]
     if kept:

@@ -9,10 +9,10 @@ weights, dropout, MixUp and CutMix, every batch in several pieces, a state saved
 and 02b run once without any of what follows: that is what all others are held against.
 
 The killed runs are the same commands, started so that SIGTSTP writes the stack of the process and
-stops it where it stands (faulthandler, in C, at any instruction). They are stopped and looked at
-after random pauses, and go on; the k-th time that one is found at the wanted kind of place, it gets
-SIGKILL instead, while it still stands there. k is drawn evenly from as many times as a run that was
-looked at to its end was found there. Then the same command runs as a person would start it, and
+stops it where it stands (faulthandler, in C, at any instruction). They are stopped after
+random pauses, located, and continued; the k-th time that one is found at the wanted kind of place,
+it gets SIGKILL instead, while it still stands there. k is drawn evenly from as many times as a run
+that was never killed was found there. Then the same command runs as a person would start it, and
 every checkpoint is compared. Last, a run is killed again and again, at any place, until it gets
 through. The exit code is 1 where a bit differs.
 """
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 for part in (ROOT, ROOT / "tests"):
     sys.path.insert(0, str(part))
 
-from looked import (
+from stopping import (
     ELSEWHERE,
     FEATURES,
     FROZEN,
@@ -44,8 +44,8 @@ from looked import (
     SAVING,
     STARTING,
     UNFROZEN,
-    Looked,
     Moment,
+    Stoppable,
     watch,
 )
 
@@ -107,7 +107,7 @@ class Bench:
             "--neck",
             "dropout=0.3,width=48,dropout_after=0.15",
         ]
-        self.seen: dict[str, Counter[str]] = {}
+        self.found_at: dict[str, Counter[str]] = {}
 
     def whole(self, script: str, checkpoints: Path) -> str:
         """Run a command to its end, as a person does; returns what it said about going on."""
@@ -155,27 +155,29 @@ class Bench:
             f"; left behind: {', '.join(left)}" if left else ""
         )
 
-    def start(self, script: str, checkpoints: Path) -> Looked:
-        """Start a script so that it can be looked at."""
-        return Looked(script, [*self.flags[script], "--checkpoints", str(checkpoints)], checkpoints)
+    def start(self, script: str, checkpoints: Path) -> Stoppable:
+        """Start a script so that it can be stopped anywhere."""
+        return Stoppable(
+            script, [*self.flags[script], "--checkpoints", str(checkpoints)], checkpoints
+        )
 
     def never_killed(self, script: str) -> list[str]:
-        """Run a script that is looked at to its end: counts what is found where, and shows that
-        looking changes nothing.
+        """Stop a script again and again to its end: counts how often it is found where, and shows
+        that stopping changes nothing.
         """
-        checkpoints, seen = self.folder(script, f"looked_{script[:3]}"), Counter()
+        checkpoints, found_at = self.folder(script, f"stopped_{script[:3]}"), Counter()
         watch(
             self.start(script, checkpoints),
             self.rng,
             self.args.pause,
-            lambda moment: bool(seen.update([moment.kind])),
+            lambda moment: bool(found_at.update([moment.kind])),
         )
-        self.seen[script] = seen
-        found = ", ".join(f"{kind} {seen[kind]}" for kind in (*KINDS, ELSEWHERE))
+        self.found_at[script] = found_at
+        found = ", ".join(f"{kind} {found_at[kind]}" for kind in (*KINDS, ELSEWHERE))
         return [
             script[:3],
             "",
-            f"never killed, looked at {sum(seen.values())} times",
+            f"never killed, stopped {sum(found_at.values())} times",
             found,
             "",
             "",
@@ -184,29 +186,31 @@ class Bench:
 
     def killed(self, script: str, kind: str, name: str) -> list[str]:
         """Kill one run at a moment of a kind, let the same command go on, compare."""
-        often, moment = self.seen[script][kind], None
+        often, moment = self.found_at[script][kind], None
         while moment is None:
-            checkpoints, skip, seen = (
+            checkpoints, skip, found_at = (
                 self.folder(script, name),
                 int(self.rng.integers(max(1, often))),
                 Counter(),
             )
 
-            def wanted(moment: Moment, skip: int = skip, seen: Counter[str] = seen) -> bool:
-                seen[moment.kind] += 1
-                return moment.kind == kind and seen[kind] > skip
+            def wanted(moment: Moment, skip: int = skip, found_at: Counter[str] = found_at) -> bool:
+                found_at[moment.kind] += 1
+                return moment.kind == kind and found_at[kind] > skip
 
-            looked = self.start(script, checkpoints)
-            moment = watch(looked, self.rng, self.args.pause, wanted)
-            often = seen[kind]  # where it ended before, as the machine's speed is not what it was
-        looked.kill()
+            process = self.start(script, checkpoints)
+            moment = watch(process, self.rng, self.args.pause, wanted)
+            often = found_at[
+                kind
+            ]  # where it ended before, as the machine's speed is not what it was
+        process.kill()
         went = self.whole(script, checkpoints)
         return [
             script[:3],
             f"{moment.after:.2f} s",
             kind,
             moment.place,
-            moment.half,
+            moment.partial,
             went,
             self.compare(script, checkpoints),
         ]
@@ -224,11 +228,11 @@ class Bench:
                     begun.append(moment.after)
                 return bool(begun) and moment.after > begun[0] + span
 
-            looked = self.start(script, checkpoints)
-            moment = watch(looked, self.rng, self.args.pause, wanted)
+            process = self.start(script, checkpoints)
+            moment = watch(process, self.rng, self.args.pause, wanted)
             if moment is None:
                 break
-            looked.kill()
+            process.kill()
             deaths.append(moment.kind)
             life *= 1.2
         found = ", ".join(f"{kind} {count}" for kind, count in Counter(deaths).most_common())
@@ -281,7 +285,7 @@ def main() -> int:
         "--pause",
         type=float,
         default=0.01,
-        help="seconds between two looks at a process, in the mean",
+        help="mean seconds between two stops of a process",
     )
     flags.add_argument(
         "--kills", type=int, default=10, help="single kills, the kinds of place in turn"
@@ -326,7 +330,7 @@ def main() -> int:
         "killed after",
         "moment",
         "where it stood",
-        "half written",
+        "being written",
         "went on from",
         "what came of it",
     )

@@ -21,7 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.console import table
-from common.organize.duplicates import embed, lookalikes
+from common.organize.duplicates import embed
+from common.organize.flags import add_embed_flags
 from common.organize.splits import TEST, TRAIN, split_groups
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     flags.add_argument(
         "--store", type=Path, default=Path("features"), help="folder for the features"
     )
-    lookalikes.add_flags(flags)
+    add_embed_flags(flags)
     args = flags.parse_args()
     with (args.data / "manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["sha256"])

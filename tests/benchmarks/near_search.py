@@ -15,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+for _part in (1, 2):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[_part]))
 
-from common.console import Stopwatch, progress, table
+from near_pairs import neighbours, pair_count
+
+from common.console import Stopwatch, table
 from common.organize.duplicates import phash
 
 # Fitted to the hashes of 4,019 leaf photos. Nearly all signs are even coins, with two exceptions. A
@@ -122,7 +125,7 @@ def main() -> int:
     args = flags.parse_args()
     hashes = collection(args.count)
     clock = Stopwatch()
-    found = phash.near_search(hashes, args.radius, args.workers, progress)
+    found = phash.near_search(hashes, args.radius, args.workers)
     searched = clock()
     groups = phash.connected(len(hashes), found.edges())
     joined = clock() - searched
@@ -135,7 +138,7 @@ def main() -> int:
     queries = rng.choice(args.count, min(args.sample, args.count), replace=False)
     want = brute(hashes, queries, args.radius)
     wrong = sum(
-        not np.array_equal(found.neighbours(int(i)), pictures)
+        not np.array_equal(neighbours(found, int(i)), pictures)
         for i, pictures in zip(queries, want, strict=True)
     )
     sizes = np.bincount(groups)
@@ -156,7 +159,7 @@ def main() -> int:
                     f"{main_peak + children * child_peak:.2f} (main {main_peak:.2f}, "
                     f"{children} workers of {child_peak:.2f}, shared pages counted in each)",
                 ),
-                ("pairs of pictures", f"{found.count:,}"),
+                ("pairs of pictures", f"{pair_count(found):,}"),
                 ("pairs of different hashes", f"{len(found.pairs):,}"),
                 ("groups of two or more, the largest", f"{(sizes > 1).sum():,}, {sizes.max():,}"),
                 (

@@ -182,7 +182,7 @@ def pressed(image: Image.Image) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def faults(jpeg: Callable[[Any], Any]) -> list[Any]:
+def corruptions(jpeg: Callable[[Any], Any]) -> list[Any]:
     blur = v2.RandomChoice([v2.GaussianBlur(kernel, (0.8, 1.4)) for kernel in LEVEL.blur_kernels])
     return [
         v2.RandomApply([v2.RandomChoice([blur, noisy, noisy])], 0.3),
@@ -211,7 +211,7 @@ def torchvision_v2(on_tensors: bool) -> View:
             LEVEL.jitter_p,
         ),
         *rotation_and_exposure(),
-        *faults(v2.JPEG(LEVEL.jpeg_quality) if on_tensors else pressed),
+        *corruptions(v2.JPEG(LEVEL.jpeg_quality) if on_tensors else pressed),
     ]
     pipeline = v2.Compose(steps if on_tensors else [*steps, v2.PILToTensor()])
     if on_tensors:
@@ -236,7 +236,7 @@ def timm_default() -> View:
         color_jitter_prob=LEVEL.jitter_p,
     )
     pipeline = torchvision.transforms.Compose(
-        [first, *rotation_and_exposure(), *faults(pressed), last]
+        [first, *rotation_and_exposure(), *corruptions(pressed), last]
     )
     return lambda photo: pipeline(Image.open(io.BytesIO(photo[0])).convert("RGB"))
 
@@ -416,7 +416,7 @@ def main() -> int:
         + " images/s\n"
     )
     one, two = by_workers.values()
-    bars = [
+    goals = [
         (f"against {best}, the best peer", each[OURS] / each[best], 2.0),
         (
             "against torchvision, the better of two",
@@ -429,10 +429,10 @@ def main() -> int:
     print(
         table(
             [
-                (what, f"{value:.2f}", f"{bar:g}", "met" if value >= bar else "not met")
-                for what, value, bar in bars
+                (what, f"{value:.2f}", f"{goal:g}", "met" if value >= goal else "not met")
+                for what, value, goal in goals
             ],
-            ("bar", "measured", "wanted", ""),
+            ("goal", "measured", "wanted", ""),
         )
     )
     return 0

@@ -377,21 +377,21 @@ def main() -> int:
     worst = min(psnr[OURS], key=psnr[OURS].__getitem__)
     pool = two_against_one(photos, max(3, rounds // 2))
     print()
-    bars = [
+    goals = [
         ("against Pillow's thumbnail", ms[THUMBNAIL] / ms[OURS], 1.8),
         ("of the reduced decode alone", floor / ms[OURS], 0.9),
         (f"least PSNR, dB ({worst})", psnr[OURS][worst], 38.0),
         ("two processes against one", pool, 1.8),
     ]
     if pyvips is not None:
-        bars.insert(1, ("against libvips' thumbnail", ms["libvips thumbnail"] / ms[OURS], 1.0))
+        goals.insert(1, ("against libvips' thumbnail", ms["libvips thumbnail"] / ms[OURS], 1.0))
     print(
         table(
             [
-                (what, f"{value:.2f}", f"{bar:g}", "met" if value >= bar else "not met")
-                for what, value, bar in bars
+                (what, f"{value:.2f}", f"{goal:g}", "met" if value >= goal else "not met")
+                for what, value, goal in goals
             ],
-            ("bar", "measured", "wanted", ""),
+            ("goal", "measured", "wanted", ""),
         )
     )
     return 0

@@ -1,14 +1,14 @@
-"""Scores that tell strangers from plants, for any checkpoint: per kind of stranger, and for kinds
-that were never shown.
+"""OOD scores of any checkpoint, per kind of out-of-distribution picture, and for kinds that nothing
+was fitted on.
 
-  python tests/benchmarks/rejection.py --data data/organized --checkpoint FILE --strangers
+  python tests/benchmarks/rejection.py --data data/organized --checkpoint FILE --ood
   photos=DIR documents=DIR --near flowers=DIR
 
 Spaces are fitted on train and poor copies of it, thresholds on val, every figure is from test. Half
-of the pictures of each kind that is no plant (by the hash of the file) are shown: they fit the
-learned score and choose the sum of scores; the other half is reported. In the last table one kind
-at a time is left out of what is shown, and all of it is reported. The backbone runs once; what it
-gave is kept in --store.
+of the pictures of each kind that is no plant (by the hash of the file) are for fitting: the learned
+score and the choice of the sum of scores; the other half is reported. In the last table one kind at
+a time is left out of the fit, and all of it is reported. The backbone runs once; its outputs are
+kept in --store.
 """
 
 import argparse
@@ -44,22 +44,21 @@ from common.train.dataset import EvalViews, Organized, load_organized
 from common.train.metrics import auroc
 from common.train.model import SwinHierarchical
 
-Outputs = dict[
-    str, torch.Tensor
-]  # features, layers, species logits, leaf (or, of strangers, whether shown: 1 or 0)
+# features, layers, species logits and class_idx (of OOD pictures: 1 for those to fit on, else 0)
+Outputs = dict[str, torch.Tensor]
 
 
 def pictures_of(data: Organized, split: str, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the pictures of a split, uint8 (size, size, 3), with their leaves."""
+    """Yield the pictures of a split, uint8 (size, size, 3), with their classes."""
     views = EvalViews(data.splits[split], size)
     for i in range(len(views)):
         yield views[i][0].numpy(), int(views[i][1])
 
 
-def strangers_of(
+def ood_pictures_of(
     folder: Path, size: int, long_side: int | None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the pictures below a folder, and for each whether it is shown (1) or reported (0)."""
+    """Yield the pictures below a folder, each with 1 if it is fitted on and 0 if reported."""
     for path in sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES
     ):
@@ -89,8 +88,8 @@ def run_model(
 def gather(
     args: argparse.Namespace, model: SwinHierarchical, data: Organized
 ) -> dict[str, Outputs]:
-    """Outputs for the splits, poor copies of val and test (`val dark`), and each kind of stranger;
-    from --store where they are.
+    """Outputs for the splits, poor copies of val and test (`val dark`), and each kind of OOD
+    picture, from --store where they are.
     """
     size, found = model.settings["image_size"], {}
     store = args.store / checkpoint.weights_hash(checkpoint.load(args.checkpoint))[:12]
@@ -104,12 +103,12 @@ def gather(
             rows = rows or list(
                 pictures_of(data, name, size)
                 if name in data.splits
-                else strangers_of(args.strangers[name], size, data.long_side)
+                else ood_pictures_of(args.ood[name], size, data.long_side)
             )
             torch.save(run_model(model, rows, f"{name} {shift or ''}", shift), path)
         found[f"{name} {shift}" if shift else name] = torch.load(path, weights_only=True)
 
-    for name in ("train", "val", "test", *args.strangers):
+    for name in ("train", "val", "test", *args.ood):
         kept(name, None)
     for name in ("train", "val", "test"):
         rows = (
@@ -123,8 +122,8 @@ def gather(
 
 
 def exchanged(found: dict[str, Outputs], far: Iterable[str]) -> dict[str, Outputs]:
-    """The same with val and test in each other's place, and the shown half of the strangers in that
-    of the other.
+    """The same with val and test in each other's place, and the two halves of the OOD
+    pictures too.
     """
     places = {"val": "test", "test": "val"}
     turned = {
@@ -137,7 +136,7 @@ def exchanged(found: dict[str, Outputs], far: Iterable[str]) -> dict[str, Output
 
 
 def train_with_poor(found: dict[str, Outputs], key: str) -> torch.Tensor:
-    """What the backbone gave for train and its poor copies: what 03 fits the scores on."""
+    """The backbone's outputs for train and its poor copies: what 03 fits the scores on."""
     return torch.cat(
         [found[name][key] for name in ("train", *(f"train {shift}" for shift in SHIFTS))]
     )
@@ -177,9 +176,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(float)
 
 
-def cell(plants: np.ndarray, strangers: np.ndarray) -> str:
-    """AUROC, and the share of strangers above a threshold that loses 1 % of these plants."""
-    return f"{auroc(plants, strangers):.3f} / {(strangers > ood.highest_kept(plants)).mean():.2f}"
+def cell(plants: np.ndarray, others: np.ndarray) -> str:
+    """AUROC, and the share of OOD pictures rejected at a false rejection rate of 1 %."""
+    return f"{auroc(plants, others):.3f} / {(others > ood.highest_kept(plants)).mean():.2f}"
 
 
 def part(
@@ -199,7 +198,7 @@ def main() -> None:
     flags.add_argument("--data", type=Path, default=Path("data/organized"))
     flags.add_argument("--checkpoint", type=Path, required=True)
     flags.add_argument(
-        "--strangers",
+        "--ood",
         nargs="+",
         required=True,
         metavar="NAME=DIR",
@@ -228,11 +227,11 @@ def main() -> None:
     args = flags.parse_args()
     far, near = (
         {name: Path(folder) for name, _, folder in (pair.partition("=") for pair in pairs)}
-        for pairs in (args.strangers, args.near)
+        for pairs in (args.ood, args.near)
     )
-    args.strangers, args.near = far | near, list(near)
-    if missing := [str(folder) for folder in args.strangers.values() if not folder.is_dir()]:
-        fail(f"there is no folder {missing[0]}. Give --strangers and --near as NAME=DIR.")
+    args.ood, args.near = far | near, list(near)
+    if missing := [str(folder) for folder in args.ood.values() if not folder.is_dir()]:
+        fail(f"there is no folder {missing[0]}. Give --ood and --near as NAME=DIR.")
     data, model = (
         load_organized(args.data),
         checkpoint.build_model(checkpoint.load(args.checkpoint)).eval(),
@@ -249,19 +248,19 @@ def main() -> None:
     usual = ood.fit(
         part(scores["val"], whole["val"], SCORES), poor={s: scores[f"val {s}"] for s in SHIFTS}
     )
-    bars = fit_with(list(far), found, scores)
+    fitted = fit_with(list(far), found, scores)
     compare(
         scores,
         hidden,
         args,
-        bars,
+        fitted,
         f"{model.settings['backbone']}, {model.settings['image_size']} px",
     )
-    show("Limits fitted without a picture of a stranger", usual, scores, whole, args, SCORES)
+    show("Thresholds fitted without any OOD picture", usual, scores, whole, args, SCORES)
     judged = [
         show(
-            "Limits and a learned score, fitted with the shown half of each kind",
-            bars,
+            "Thresholds and a learned score, fitted with half of each kind",
+            fitted,
             scores,
             hidden,
             args,
@@ -270,10 +269,10 @@ def main() -> None:
     ]
     turned = exchanged(found, far)
     other = plain_scores(model, turned)
-    other_bars = fit_with(list(far), turned, other)
+    other_fit = fit_with(list(far), turned, other)
     judged.append(
         ood.judge(
-            other_bars,
+            other_fit,
             other["test"],
             {kind: part(other[kind], ~hidden[kind], (*SCORES, LEARNED)) for kind in far},
         )
@@ -281,15 +280,15 @@ def main() -> None:
     show_both(judged)
     rows = []
     for left in far if len(far) > 1 else []:
-        bars = fit_with([kind for kind in far if kind != left], found, scores)
+        fitted = fit_with([kind for kind in far if kind != left], found, scores)
         one = ood.judge(
-            bars, scores["test"], {left: part(scores[left], whole[left], (*SCORES, LEARNED))}
+            fitted, scores["test"], {left: part(scores[left], whole[left], (*SCORES, LEARNED))}
         )
         rows.append(
             (
                 left,
                 f"{one['n_ood']}",
-                bars["score"],
+                fitted["score"],
                 f"{one['auroc']:.4f}",
                 f"{one['rejected']:.1%}",
                 f"{one['rejected_at_1pct_frr']:.1%}",
@@ -299,7 +298,7 @@ def main() -> None:
     if rows:
         say(
             "",
-            "A kind of which nothing was shown:",
+            "A kind that nothing was fitted on:",
             "",
             table(
                 rows,
@@ -308,9 +307,9 @@ def main() -> None:
                     "pictures",
                     "scores",
                     "AUROC",
-                    "refused",
-                    "at 1 % of plants lost",
-                    "plants lost",
+                    "rejected",
+                    "at 1 % false rejection",
+                    "false rejection rate",
                 ),
             ),
         )
@@ -318,18 +317,18 @@ def main() -> None:
 
 def show_both(judged: list[dict]) -> None:
     """Print what two fits are worth together, each judged on what the other was fitted with."""
-    plants, strangers = (sum(one[key] for one in judged) for key in ("n_plants", "n_ood"))
+    plants, others = (sum(one[key] for one in judged) for key in ("n_plants", "n_ood"))
     wrong, right = (
         sum(round(one[share] * one[count]) for one in judged)
         for share, count in (("false_rejection_rate", "n_plants"), ("rejected", "n_ood"))
     )
     say(
         "",
-        f"Twice, with val and test and the halves exchanged: {right / strangers:.1%} of "
-        f"{strangers} pictures of no plant refused, "
+        f"Twice, with val and test and the halves exchanged: {right / others:.1%} of "
+        f"{others} pictures of no plant rejected, "
         f"{wrong / plants:.2%} of {plants} plants (at most "
         f"{1 - at_least(plants - wrong, plants):.2%}); {right / (right + wrong):.2%} of "
-        f"the refused are strangers, with 95 % confidence at least "
+        f"the rejected are OOD, with 95 % confidence at least "
         f"{at_least(right, right + wrong):.2%}.",
     )
 
@@ -338,7 +337,7 @@ def compare(
     scores: dict[str, dict[str, np.ndarray]],
     hidden: dict[str, np.ndarray],
     args: argparse.Namespace,
-    bars: dict,
+    fitted: dict,
     title: str,
 ) -> None:
     """Print the table of single scores, of GEN with Mahalanobis, and of the sum that was fitted."""
@@ -346,13 +345,13 @@ def compare(
     def row(name: str, of: Callable[[dict[str, np.ndarray]], np.ndarray]) -> tuple[str, ...]:
         return (
             name,
-            *(cell(of(scores["test"]), of(scores[kind])[hidden[kind]]) for kind in args.strangers),
+            *(cell(of(scores["test"]), of(scores[kind])[hidden[kind]]) for kind in args.ood),
         )
 
     rows = [row(name, itemgetter(name)) for name in ("max-softmax", "energy", *SCORES)]
     for pair in (("gen", "mahalanobis"), ("gen", "layers")):
         cells = []
-        for kind in args.strangers:
+        for kind in args.ood:
             both = [
                 ranks(np.concatenate([scores["test"][name], scores[kind][name][hidden[kind]]]))
                 for name in pair
@@ -361,69 +360,65 @@ def compare(
         rows.append((f"rank mean of {' and '.join(pair)}", *cells))
     rows += [
         row(LEARNED, itemgetter(LEARNED)),
-        row(bars["score"], partial(ood.value, bars["weights"])),
+        row(fitted["score"], partial(ood.value, fitted["weights"])),
     ]
     say(
         "",
-        f"{title}, {len(scores['test']['gen'])} test plants. AUROC / share of strangers refused "
-        f"at 1 % of test plants lost",
+        f"{title}, {len(scores['test']['gen'])} test plants. AUROC / share of OOD pictures "
+        f"rejected at a false rejection rate of 1 %",
         "",
-        table(rows, ("score", *(f"{kind} ({hidden[kind].sum()})" for kind in args.strangers))),
+        table(rows, ("score", *(f"{kind} ({hidden[kind].sum()})" for kind in args.ood))),
     )
 
 
 def fit_with(
     kinds: list[str], found: dict[str, Outputs], scores: dict[str, dict[str, np.ndarray]]
 ) -> dict:
-    """Fit the learned score and the bars with the shown half of some kinds; adds the learned score
+    """Fit the learned score and the thresholds with half of some kinds; adds the learned score
     to all `scores`.
     """
-    seen = {kind: found[kind]["class_idx"].numpy() == 1 for kind in kinds}
+    chosen = {kind: found[kind]["class_idx"].numpy() == 1 for kind in kinds}
     plants, strange = (
         train_with_poor(found, "layers"),
-        torch.cat([found[kind]["layers"][seen[kind]] for kind in kinds]),
+        torch.cat([found[kind]["layers"][chosen[kind]] for kind in kinds]),
     )
-    learned, unseen = (
+    learned, held_out = (
         LearnedScore(plants, strange),
         cross_fitted(plants, strange).numpy().astype(float),
     )
     with torch.inference_mode():
         for name in scores:
             scores[name][LEARNED] = learned(found[name]["layers"])[:, 0].numpy().astype(float)
-    shown = [part(scores[kind], seen[kind], SCORES) for kind in kinds]
-    strangers = {name: np.concatenate([values[name] for values in shown]) for name in SCORES} | {
-        LEARNED: unseen
-    }
+    halves = [part(scores[kind], chosen[kind], SCORES) for kind in kinds]
+    others = {name: np.concatenate([values[name] for values in halves]) for name in SCORES}
     return ood.fit(
         {name: scores["val"][name] for name in (*SCORES, LEARNED)},
-        strangers=strangers,
+        not_plants=others | {LEARNED: held_out},
         poor={shift: scores[f"val {shift}"] for shift in SHIFTS},
     )
 
 
 def show(
     title: str,
-    bars: dict,
+    fitted: dict,
     scores: dict[str, dict[str, np.ndarray]],
     hidden: dict[str, np.ndarray],
     args: argparse.Namespace,
     names: tuple[str, ...],
 ) -> dict:
-    """Print what bars are worth on test, over the kinds that are no plants together and each alone;
-    returns `rejection.judge`.
+    """Print what thresholds are worth on test, over all kinds that are no plants and each alone;
+    returns `ood.judge`.
     """
     far = {
-        kind: part(scores[kind], hidden[kind], names)
-        for kind in args.strangers
-        if kind not in args.near
+        kind: part(scores[kind], hidden[kind], names) for kind in args.ood if kind not in args.near
     }
     near = {kind: part(scores[kind], hidden[kind], names) for kind in args.near}
     judged = ood.judge(
-        bars, scores["test"], far, {shift: scores[f"test {shift}"] for shift in SHIFTS}
+        fitted, scores["test"], far, {shift: scores[f"test {shift}"] for shift in SHIFTS}
     )
-    say("", title, "", *ood.report_lines(bars, bars["val"], judged))
+    say("", title, "", *ood.report_lines(fitted, fitted["val"], judged))
     if near:
-        kinds = ood.judge(bars, scores["test"], near)["kinds"]
+        kinds = ood.judge(fitted, scores["test"], near)["kinds"]
         say(
             table(
                 [
@@ -441,8 +436,8 @@ def show(
                     "plants of other species",
                     "pictures",
                     "AUROC",
-                    "refused",
-                    "at 1 % of plants lost",
+                    "rejected",
+                    "at 1 % false rejection",
                     "of these called no plant",
                 ),
             )

@@ -31,23 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common.classes import ClassTree
 from common.console import table
 from common.images import encode_jpeg
+from common.organize.placing import MANIFEST
 from common.organize.shards import layout, shard_name, write_shards
-
-HEADER = (
-    "path",
-    "species",
-    "disease",
-    "split",
-    "group",
-    "sha256",
-    "phash",
-    "width",
-    "height",
-    "dataset",
-    "source",
-    "offset",
-    "size",
-)
 
 
 def make_tree(classes: int) -> ClassTree:
@@ -63,7 +48,7 @@ def write_index(folder: Path, tree: ClassTree, rows: Iterator[tuple[object, ...]
     (folder / "species_index.json").write_text(json.dumps(tree.to_json()))
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(HEADER)
+        writer.writerow(MANIFEST)
         writer.writerows(rows)
 
 

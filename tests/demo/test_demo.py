@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from common.demo import pictures
-from common.demo.leaves import SPECIES, paint_leaf
+from common.demo.leaves import SPECIES, compose, paint_leaf
 from common.demo.lesions import DISEASES, infect
-from common.demo.scenes import GROUNDS, Style, compose, draw_style
+from common.demo.scenes import GROUNDS, Style
 from common.demo.things import THINGS, draw_thing
 
 SCALE = 0.01  # three pictures per class
@@ -34,7 +34,7 @@ TRUTH = {folder: (species, disease) for folder, species, disease, _ in pictures.
 
 
 def style_of(seed: int, class_number: int, picture_number: int) -> Style:
-    return draw_style(pictures.streams(seed, class_number, picture_number)[1])
+    return Style(pictures.streams(seed, class_number, picture_number)[1])
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -161,7 +161,7 @@ def test_planted_files_are_what_they_claim(made: tuple[Path, dict]) -> None:
 
 
 def test_grounds_and_cameras_say_nothing_about_the_class() -> None:
-    assert list(inspect.signature(draw_style).parameters) == ["rng"]
+    assert list(inspect.signature(Style).parameters) == ["rng"]
     styles: list[list[Style]] = []
     for number in range(len(pictures.CLASSES)):
         styles.append([style_of(0, number, k) for k in range(100)])
@@ -181,7 +181,7 @@ def test_grounds_and_cameras_say_nothing_about_the_class() -> None:
 
 def test_the_ground_is_the_same_whatever_lies_on_it() -> None:
     _, scene, _ = pictures.streams(0, 5, 5)
-    style = draw_style(scene)
+    style = Style(scene)
     state = scene.bit_generator.state
     drawn = []
     for species, disease in (("corn", "healthy"), ("corn", "common rust"), ("grape", "esca")):

@@ -21,22 +21,20 @@ from common.export.formats import FormatError
 from common.export.measure import check_batches, session_run
 from common.serve.predictor import open_session
 
-FACTS = dict(
-    name="foliar",
-    version="abc123",
-    weights_hash="f" * 64,
-    precision="fp32",
-    size=tiny_nets.SIZE,
-    scores=tiny_nets.SCORES,
-    created="2026-01-01T00:00:00+00:00",
-)
-BUNDLE = {"name": "foliar", "tree": tiny_nets.TREE.to_json(), "scores": list(tiny_nets.SCORES)}
+BUNDLE = {
+    "name": "foliar",
+    "version": "abc123",
+    "created": "2026-01-01T00:00:00+00:00",
+    "tree": tiny_nets.TREE.to_json(),
+    "preprocessing": {"size": tiny_nets.SIZE},
+    "scores": list(tiny_nets.SCORES),
+}
 
 
 @pytest.fixture
 def model(tmp_path) -> Path:
     path = tiny_nets.write(tmp_path, "model.onnx", tiny_nets.conv_net)
-    formats.stamp(path, formats.metadata(tiny_nets.TREE, **FACTS))
+    formats.stamp(path, formats.metadata(BUNDLE, "fp32"))
     return path
 
 
@@ -151,11 +149,11 @@ def test_metadata_travels_in_the_file(model):
     assert (found["name"], found["version"], found["weights_sha256"]) == (
         "foliar",
         "abc123",
-        "f" * 64,
+        "abc123",
     )
     assert found["class_tree"] == tiny_nets.TREE.fingerprint()
     assert found["precision"] == "fp32"
-    formats.stamp(model, formats.metadata(tiny_nets.TREE, **{**FACTS, "precision": "int8, static"}))
+    formats.stamp(model, formats.metadata(BUNDLE, "int8, static"))
     again = formats.read_metadata(model)
     assert again["precision"] == "int8, static", "replaced, not added to"
     assert set(again) == set(found), "replaced, not added to"
@@ -355,16 +353,12 @@ def test_the_triton_repository_is_replaced_but_nothing_else(model, tmp_path):
     (folder / "other").mkdir(parents=True)
     formats.write_triton(folder, model, BUNDLE)
     (folder / "foliar" / "1" / "old").write_text("old")
-    formats.write_triton(folder, model, BUNDLE, max_batch=1)
+    formats.write_triton(folder, model, BUNDLE)
     assert {p.name for p in folder.iterdir()} == {"foliar", "other"}
     assert not (folder / "foliar" / "1" / "old").exists()
-    config = text_format.Parse((folder / "foliar" / "config.pbtxt").read_text(), model_config()())
-    assert config.max_batch_size == 1
-    assert not config.HasField("dynamic_batching")
-    with pytest.raises(FormatError, match="other is there and is no Triton model"):
-        formats.write_triton(folder, model, BUNDLE, name="other")
-    with pytest.raises(FormatError, match="no name for a model"):
-        formats.write_triton(folder, model, BUNDLE, name="../up")
+    (folder / "foliar" / "config.pbtxt").unlink()
+    with pytest.raises(FormatError, match="foliar is there and is no Triton model"):
+        formats.write_triton(folder, model, BUNDLE)
 
 
 def test_a_fixed_batch_is_no_triton_model(tmp_path):
@@ -377,11 +371,9 @@ def test_a_fixed_batch_is_no_triton_model(tmp_path):
 
 
 def test_names_with_quotes_survive(model, tmp_path):
-    facts = formats.metadata(tiny_nets.TREE, **{**FACTS, "version": 'a "b" \\ c\nd'})
+    facts = formats.metadata({**BUNDLE, "version": 'a "b" \\ c\nd'}, "fp32")
     formats.stamp(model, facts)
-    config = text_format.Parse(
-        formats.triton_config(model, "foliar", tiny_nets.TREE), model_config()()
-    )
+    config = text_format.Parse(formats.triton_config(model, tiny_nets.TREE), model_config()())
     assert config.parameters["version"].string_value == 'a "b" \\ c\nd'
 
 

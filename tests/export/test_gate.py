@@ -1,6 +1,7 @@
 """The gate: every figure by hand, its bar, and what it says where a split is too small to judge."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def truth() -> np.ndarray:
 def test_a_copy_passes(truth):
     side = Side(answers(truth), truth, np.linspace(0, 1, 1000), np.linspace(0.5, 2, 100))
     result = judge_gate(
-        "static", side, side, TREE, COUNTS, speed=Speed(0.6, 0.55, 0.65, 0.3), batch_difference=0.0
+        "static", side, side, TREE, COUNTS, speed=Speed(0.6, 0.55, 0.65, 0.3, batch_difference=0.0)
     )
     assert result.passed
     assert result.why() == ""
@@ -200,7 +201,9 @@ def test_cost_and_batches(truth):
     side = Side(answers(truth), truth)
 
     def failed(speed: Speed, batch: float = 0.0) -> set[str]:
-        result = judge_gate("x", side, side, TREE, COUNTS, speed=speed, batch_difference=batch)
+        result = judge_gate(
+            "x", side, side, TREE, COUNTS, speed=replace(speed, batch_difference=batch)
+        )
         return {check.name for check in result.checks if check.passed is False}
 
     assert failed(Speed(0.94, 0.9, 0.97, 0.5)) == set()
@@ -215,7 +218,7 @@ def test_the_report_shows_every_figure(truth):
     said[:20] = (truth[:20] + 1) % 4
     base, other = Side(answers(truth), truth), Side(answers(said), truth)
     val = judge_gate(
-        "static", base, other, TREE, COUNTS, speed=Speed(0.5, 0.4, 0.6, 0.3), batch_difference=2e-7
+        "static", base, other, TREE, COUNTS, speed=Speed(0.5, 0.4, 0.6, 0.3, batch_difference=2e-7)
     )
     test = judge_gate("static", base, base, TREE, COUNTS, split="test")
     text = "\n".join(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from common.classes import ClassTree
-from common.export.browser.heads_file import Head, HeadsError, pack, stored, unpack
+from common.export.browser.heads_file import Head, HeadsError, pack, unpack
+from common.export.quantize import int8
 
 TREE = ClassTree(
     ("apple", "basil", "corn"), (("healthy", "rust", "scab"), ("healthy",), ("blight", "häßlich"))
@@ -58,7 +59,7 @@ def test_the_layout_is_the_documented_one(heads):
     assert struct.unpack_from("<4sHHf", record, 4) == (STAMP, 2, 17, 0.5)
     at = 16 + 8 * rows
     small = np.frombuffer(record, np.int8, rows * width, at).reshape(rows, width)
-    assert np.array_equal(small[1:], stored(heads["w"][4:])[0])
+    assert np.array_equal(small[1:], int8(heads["w"][4:], 0)[0])
     assert np.abs(small).max(axis=1).tolist() == [127] * 3
     assert record[at + rows * width :].rstrip(b"\0").decode() == "blight\nhäßlich"
 

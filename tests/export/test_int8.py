@@ -3,6 +3,7 @@ is written.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import tiny_nets
 from onnx import numpy_helper
 
 from common.export import int8, measure
-from common.export.gate import GateLimits, GateResult, Side, Speed, judge_gate
+from common.export.gate import GateResult, Side, Speed, judge_gate
 from common.export.measure import (
     LimitError,
     check_batches,
@@ -33,14 +34,16 @@ def clock(monkeypatch):
 
 
 class Judge:
-    """The gate over 120 pictures against FP32; counts its calls."""
+    """The gate over 120 pictures that FP32 is sure of; counts its calls."""
 
-    def __init__(
-        self, fp32: Path, reject: tuple[str, ...] = (), limits: GateLimits | None = None
-    ) -> None:
-        self.limits = limits
-        self.pictures, self.calls, self.reject = tiny_nets.pictures(120, seed=4), [], reject
-        self.base = self.side(session_run(fp32))
+    def __init__(self, fp32: Path, reject: tuple[str, ...] = ()) -> None:
+        many, run = tiny_nets.pictures(240, seed=4), session_run(fp32)
+        # the half that FP32 is surest of: of random weights, many answers are all but tied, and
+        # any rounding turns these
+        first, second = np.sort(run(many)[0], axis=1)[:, :-3:-1].T
+        self.pictures = many[np.argsort(second - first, kind="stable")[:120]]
+        self.calls, self.reject = [], reject
+        self.base = self.side(run)
 
     def side(self, run: measure.Run) -> Side:
         probabilities, ood = run(self.pictures)[:2]
@@ -51,11 +54,11 @@ class Judge:
             ood[:20, 0] + 1,
         )
 
-    def __call__(self, way: str, run: measure.Run, speed: Speed, difference: float) -> GateResult:
+    def __call__(self, way: str, run: measure.Run, speed: Speed) -> GateResult:
         self.calls.append(way)
         assert speed.weights_only == (way == "weights")
         if way in self.reject:
-            speed = Speed(3.0, 2.9, 3.1, speed.size_ratio, speed.weights_only)
+            speed = replace(speed, ratio=3.0, low=2.9, high=3.1)
         return judge_gate(
             way,
             self.base,
@@ -63,18 +66,16 @@ class Judge:
             tiny_nets.TREE,
             COUNTS,
             speed=speed,
-            batch_difference=difference,
-            limits=self.limits,
         )
 
 
-def search(folder: Path, make, reject: tuple[str, ...] = (), limits=None, **arguments):
-    fp32 = tiny_nets.write(folder, "model.onnx", make, **arguments)
-    judge = Judge(fp32, reject, limits)
+def search(folder: Path, make, reject: tuple[str, ...] = ()):
+    fp32 = tiny_nets.write(folder, "model.onnx", make)
+    judge = Judge(fp32, reject)
     tried = int8.search_int8(
         fp32,
         folder / "model.int8.onnx",
-        lambda: iter([tiny_nets.pictures(16, 1), tiny_nets.pictures(16, 2)]),
+        [tiny_nets.pictures(16, 1), tiny_nets.pictures(16, 2)],
         tiny_nets.pictures(8, 3),
         judge,
     )
@@ -122,7 +123,7 @@ def test_a_model_that_passes_is_written_once(tmp_path):
     assert kept.layers == kept.of == 3
     assert not kept.kept_float
     assert kept.builds == 1
-    assert kept.ratio == 0.5
+    assert kept.to_dict()["ms_ratio"] == 0.5
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "model.int8.onnx"}
     written, fp32 = session_run(tmp_path / "model.int8.onnx"), session_run(tmp_path / "model.onnx")
     agreement = (written(judge.pictures)[0].argmax(1) == fp32(judge.pictures)[0].argmax(1)).mean()
@@ -136,9 +137,7 @@ def test_a_model_that_passes_is_written_once(tmp_path):
 
 @pytest.mark.parametrize("place", [1, 2])
 def test_the_harmful_layer_goes_back_to_float(place, tmp_path):
-    tried, judge = search(
-        tmp_path, harmed(place), limits=GateLimits(0.97, 0.05, auroc=0.05, calibration=0.05)
-    )
+    tried, judge = search(tmp_path, harmed(place))
     static = tried[0]
     assert not static.rejected
     assert static.layers == 2
@@ -173,14 +172,13 @@ def test_where_every_way_is_rejected_nothing_is_written(tmp_path, monkeypatch):
         np.roll(real.base.probabilities, 1, axis=1), (real.base.class_idx + 1) % 6
     )  # whatever is answered is wrong
 
-    def tries(**changes) -> list[int8.Attempt]:
+    def tries() -> list[int8.Attempt]:
         tried = int8.search_int8(
             fp32,
             tmp_path / "model.int8.onnx",
-            lambda: iter([tiny_nets.pictures(8, 1)]),
+            [tiny_nets.pictures(8, 1)],
             tiny_nets.pictures(8, 3),
             real,
-            **changes,
         )
         assert int8.kept(tried) is None
         assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
@@ -190,7 +188,6 @@ def test_where_every_way_is_rejected_nothing_is_written(tmp_path, monkeypatch):
     assert all("same top-1 as FP32" in attempt.rejected for attempt in tried)
     assert "would have to stay float" in tried[0].rejected
     assert len(real.calls) <= 2 * (int8.ROUNDS + 1)
-    assert len(tries(quick=real)) == 2
 
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no such operator")

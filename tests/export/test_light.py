@@ -15,9 +15,9 @@ import torch
 from common.classes import ClassTree
 from common.export.browser import heads_file
 from common.export.browser.light_export import finish_browser, report_lines, write_browser
-from common.export.browser.light_graph import SCORES, LightGraph, has_exact_map, places_of
+from common.export.browser.light_graph import SCORES, LightGraph, has_exact_map
 from common.export.browser.light_model import LightModel
-from common.export.graph import FeatureSpace, extract_features
+from common.export.graph import FeatureSpace, extract_features, places_of
 from common.export.measure import run_over
 from common.serve.predictor import BundleError
 from common.train.model import SwinHierarchical
@@ -192,18 +192,18 @@ def test_only_the_heads_that_an_answer_needs_are_fetched(made, pictures):
 
 def test_a_logit_is_the_mean_of_its_heatmap(made, pictures):
     light = LightModel(made.folder)
-    raw = light.run(pictures[:4])
+    species, _, _, maps = light.run(pictures[:4])
     assert made.report["heatmap"] == "exact"
     temperature = light.settings["temperature"]["species"]
     for row in range(4):
         logits = [
-            float((raw.map[row] @ light.head(s).species_row).mean() + light.head(s).species_bias)
+            float((maps[row] @ light.head(s).species_row).mean() + light.head(s).species_bias)
             for s in range(3)
         ]
-        wanted = np.log(raw.species[row].astype(np.float64)) * temperature  # but for a constant
+        wanted = np.log(species[row].astype(np.float64)) * temperature  # but for a constant
         assert np.allclose(np.diff(logits), np.diff(wanted), atol=2e-3)
         answer = light.answer(pictures[row])
-        assert answer.heatmap.shape == raw.map.shape[1:3]
+        assert answer.heatmap.shape == maps.shape[1:3]
         assert answer.heatmap.min() == 0
         assert answer.heatmap.max() == pytest.approx(1)
 

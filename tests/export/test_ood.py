@@ -12,6 +12,8 @@ from common.decide import NOT_A_PLANT, UNKNOWN_SPECIES, decide_batch, rejection_
 from common.export import ood
 from common.export.bounds import at_least, lower
 
+pytestmark = pytest.mark.smoke
+
 NAMES = ("gen", "mahalanobis", "mahalanobis_class", "layers")
 FAR, NEAR, SICK = (1.0, 3.0, 3.0, 8.0), (5.0, 6.0, 6.0, 0.0), (0.0, 0.0, 6.0, 0.0)
 

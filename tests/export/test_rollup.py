@@ -13,6 +13,8 @@ from common.decide import rejection_from_json, rollups_from_json
 from common.export import rollup
 from common.export.bounds import at_least, pictures_needed
 
+pytestmark = pytest.mark.smoke
+
 TREE = ClassTree(("a", "b", "c"), (("x", "y", "z"), ("x", "y", "z"), ("c",)))
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.classes import slug
-from common.organize.names.likeness import near_identical
 from common.organize.names.parse import parse_class_names, parse_flat
+from common.organize.names.review import near_identical
 
 ROOT = Path(__file__).resolve().parents[2]
 PRACTICE = Path(__file__).resolve().parents[3] / "shared/data/class_names.csv"

@@ -1,6 +1,7 @@
 """Which files stay: one of each picture, none under two labels, classes large enough."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,16 +104,8 @@ def test_choose_accounts_for_every_file(refused):
 
     def run(small_classes):
         out = Rejected(facts["reason"].copy(), {}, np.full(len(files), -1))
-        return choose(
-            files,
-            facts,
-            out,
-            index,
-            class_idx,
-            small_classes=small_classes,
-            keep_split=False,
-            no_label="nowhere",
-        ), out
+        args = SimpleNamespace(small_classes=small_classes, keep_split=False, labels=None)
+        return choose(files, facts, out, index, class_idx, args), out
 
     (kept, not_plants), out = run("drop")
     assert isinstance(kept, Kept)
@@ -122,7 +115,7 @@ def test_choose_accounts_for_every_file(refused):
     assert [REASONS[r] for r in out.reason] == ["label_conflict"] + [""] * 6 + [
         "small_class"
     ] * 2 + ["no_class"] * 2 + [""]
-    assert out.details[10] == "nowhere"
+    assert out.details[10] == "the file lies in no class folder"
     assert "names.csv" in out.details[9]
     assert out.details[0] == "told so"
     assert run("train")[0][0].classes == [("a", "x"), ("b", "x"), ("c", "x")]

@@ -19,9 +19,9 @@ from common.organize.duplicates.embed import (
     Backbone,
     Embedder,
     features,
-    judge_features,
     load_embedder,
 )
+from common.organize.duplicates.lookalikes import judge
 
 FP32, BF16 = "fp32", "bf16"
 
@@ -337,7 +337,7 @@ def test_a_planted_copy_is_found_among_others(pictures, embedder, tmp_path):
 def test_planted_copies_judge_the_search(pictures, embedder, tmp_path):
     made, sample, groups = pictures.run(embedder, tmp_path / "store"), [2, 9, 25], np.arange(27)
     wide, narrow = (
-        judge_features(pictures.read, sample, made, embedder, groups, t) for t in (0.01, 0.999999)
+        judge(sample, groups, pictures.read, made, embedder, t) for t in (0.01, 0.999999)
     )
     assert [row.copies for row in wide] == [3] * len(wide)
     assert len(wide) >= 7

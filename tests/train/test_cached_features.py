@@ -14,10 +14,9 @@ import torch
 
 from common.console import friendly
 from common.train import cached_features, recipes
-from common.train.cached_features import CachedViews, cache_eval, cache_views
-from common.train.compute import Compute
+from common.train.cached_features import CachedViews, Extraction, cache_eval, cache_views
+from common.train.compute import Compute, World
 from common.train.dataset import EpochSampler, EvalViews, TrainViews, make_loader
-from common.train.distributed import World
 from common.train.model import SwinHierarchical
 
 RECIPE = replace(recipes.get("demo"), image_size=32, batch_size=8)
@@ -29,7 +28,7 @@ VIEWS, SEED = 2, 3
 def model(data):
     torch.manual_seed(0)
     return SwinHierarchical(
-        "test_resnet", data.tree, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3
+        "test_resnet", data.tree, image_size=32, pixel_stats=((0.5,) * 3, (0.5,) * 3)
     ).eval()
 
 
@@ -46,19 +45,16 @@ def forwards(model, monkeypatch):
     return seen
 
 
+def extraction(model, data, **kwargs) -> Extraction:
+    settings = {"device_batch": 4, "workers": 0, "manifest_hash": data.manifest_hash, **kwargs}
+    return Extraction(model, **{"compute": CPU, **settings})
+
+
 def make(model, data, folder: Path, **kwargs) -> CachedViews:
-    flags = {
-        "recipe": RECIPE,
-        "compute": CPU,
-        "folder": folder,
-        "views": VIEWS,
-        "seed": SEED,
-        "workers": 0,
-        "device_batch": 4,
-        "manifest_hash": data.manifest_hash,
-        **kwargs,
-    }
-    return cache_views(model, data.splits["train"], **flags)
+    recipe, seed = kwargs.pop("recipe", RECIPE), kwargs.pop("seed", SEED)
+    views = kwargs.pop("views", VIEWS)
+    dataset = TrainViews(data.splits["train"], recipe, seed)
+    return cache_views(extraction(model, data, **kwargs), dataset, views, folder)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +74,8 @@ def same(one: CachedViews, other: CachedViews) -> bool:
 
 def test_rows_are_the_features_of_the_exact_views(model, data, whole):
     split = data.splits["train"]
-    assert whole.features.shape == (VIEWS, len(split), model.num_features)
-    assert whole.features.dtype == np.float16
+    assert whole.rows["feature"].shape == (VIEWS, len(split), model.num_features)
+    assert whole.rows["feature"].dtype == np.float16
     views = TrainViews(split, RECIPE, SEED)
     with torch.inference_mode():
         for k in range(VIEWS):
@@ -87,19 +83,19 @@ def test_rows_are_the_features_of_the_exact_views(model, data, whole):
                 torch.stack([views[k, i, i][0] for i in range(len(split))])
             ).numpy()
             np.testing.assert_allclose(
-                whole.features[k].astype(np.float32), exact, rtol=2e-3, atol=1e-3
+                whole.rows["feature"][k].astype(np.float32), exact, rtol=2e-3, atol=1e-3
             )
     np.testing.assert_array_equal(whole.rows["class_idx"], np.tile(split.class_idx, (VIEWS, 1)))
-    assert np.abs(whole.features[0].astype(float) - whole.features[1]).max() > 0.01, (
+    assert np.abs(whole.rows["feature"][0].astype(float) - whole.rows["feature"][1]).max() > 0.01, (
         "two views of a picture differ"
     )
 
 
 def test_items_are_rows_by_epoch_and_picture(whole):
-    features, class_idx = whole[5, 17, 4]
+    ((features, class_idx),) = whole.__getitems__([(5, 17, 4)])
     assert features.dtype == torch.float32
     assert type(class_idx) is int
-    np.testing.assert_array_equal(features, whole.features[5 % VIEWS, 4].astype(np.float32))
+    np.testing.assert_array_equal(features, whole.rows["feature"][5 % VIEWS, 4].astype(np.float32))
     assert class_idx == whole.rows["class_idx"][0, 4]
     assert len(whole) == whole.count
 
@@ -115,7 +111,9 @@ def test_sampler_and_loader_work_unchanged(whole, workers):
         assert features.dtype == torch.float32
         assert class_idx.dtype == torch.int64
         for row, target, (epoch, _, i) in zip(features, class_idx, items, strict=True):
-            np.testing.assert_array_equal(row, whole.features[epoch % VIEWS, i].astype(np.float32))
+            np.testing.assert_array_equal(
+                row, whole.rows["feature"][epoch % VIEWS, i].astype(np.float32)
+            )
             assert target == whole.rows["class_idx"][0, i]
 
 
@@ -123,14 +121,12 @@ def test_a_worker_gets_the_path_and_not_the_features(whole):
     assert len(whole.rows) == VIEWS
     sent = pickle.dumps(whole)
     assert len(sent) < 2000
-    np.testing.assert_array_equal(pickle.loads(sent).features, whole.features)
+    np.testing.assert_array_equal(pickle.loads(sent).rows["feature"], whole.rows["feature"])
 
 
 def test_evaluation_views(model, data, tmp_path):
-    made = cache_eval(
-        model, data.splits["val"], CPU, tmp_path, 0, 4, manifest_hash=data.manifest_hash
-    )
-    parts = list(made.batches(3))
+    made = cache_eval(extraction(model, data), data.splits["val"], tmp_path)
+    parts = [made.batch([(0, i, i)]) for i in range(len(made))]
     pictures = EvalViews(data.splits["val"], 32)
     with torch.inference_mode():
         exact = model.features(torch.stack([pictures[i][0] for i in range(len(pictures))]))
@@ -235,7 +231,7 @@ def test_more_views_are_added_and_fewer_are_a_part(model, data, whole, tmp_path,
     assert sum(forwards) == VIEWS * whole.count
     forwards.clear()
     np.testing.assert_array_equal(
-        make(model, data, tmp_path, views=1).features[0], whole.features[0]
+        make(model, data, tmp_path, views=1).rows["feature"][0], whole.rows["feature"][0]
     )
     assert same(make(model, data, tmp_path), whole)
     assert not forwards
@@ -368,7 +364,10 @@ def test_out_of_memory_takes_smaller_pieces(model, data, whole, tmp_path, monkey
     assert set(sizes[4:]) == {1}
     assert "1 pictures at once" in capsys.readouterr().out
     np.testing.assert_allclose(
-        made.features.astype(float), whole.features.astype(float), rtol=2e-3, atol=1e-3
+        made.rows["feature"].astype(float),
+        whole.rows["feature"].astype(float),
+        rtol=2e-3,
+        atol=1e-3,
     )
 
 

@@ -1,5 +1,5 @@
-"""Camera faults and holes: every one against a slow plain reference in float64, and how often they
-are drawn.
+"""Camera corruptions and holes: every one against a slow plain reference in float64, and how often
+they are drawn.
 """
 
 import colorsys
@@ -245,8 +245,8 @@ def test_holes_keep_to_their_ranges_and_to_the_picture():
 # region draws
 
 
-def test_shares_of_the_faults():
-    """`share` of the pictures get one of three faults; with every chance at 0 none changes."""
+def test_shares_of_the_corruptions():
+    """`share` of the pictures get one of three corruptions; with every chance at 0 none changes."""
     rgb = photo(32, 32)
     changed = [
         not np.array_equal(camera_corruptions(rgb, NONE, 0.3, np.random.default_rng(i)), rgb)

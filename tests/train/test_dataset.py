@@ -312,7 +312,7 @@ def test_a_shard_that_broke_is_named_with_the_place(sharded, tmp_path, capfd):
 
 
 def test_pictures_held_out_are_in_no_split(copy, data):
-    """Their species are not in the class tree; near-duplicates of other leaves may stand
+    """Their species are not in the class tree; near-duplicates of other classes may stand
     between.
     """
     manifest = copy / "manifest.csv"

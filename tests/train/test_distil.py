@@ -11,7 +11,7 @@ import torch
 from common.classes import ClassTree
 from common.train import recipes
 from common.train.compute import choose_compute
-from common.train.distil import Teacher
+from common.train.losses import Teacher
 from common.train.model import SwinHierarchical
 
 TREE = ClassTree(
@@ -40,7 +40,7 @@ def pixels() -> torch.Tensor:
 def soft(
     net: SwinHierarchical, pixels: torch.Tensor, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Species and joint leaves, softened, as a textbook would compute them."""
+    """Species and joint classes, softened, as a textbook would compute them."""
     with torch.inference_mode():
         hidden, logits = net(pixels)
         classes = net.disease_heads.all_logits(hidden).double().numpy() / temperature

@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT, run
 
 from common.train import checkpoint
-from common.train.distributed import SINGLE_PROCESS, World
-from common.train.phase_data import mix_partners
+from common.train.compute import SINGLE_PROCESS, World
+from common.train.dataset import mix_partners
 from common.train.recipes import get
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.train.live_logs import MemoryLog, memory_now, open_live_log
+from common.train.live_logs import LiveLog, MemoryLog, memory_now
 
 # region memory
 
@@ -87,7 +87,7 @@ def test_without_tensorboard_there_is_silence(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(
         sys.modules, "torch.utils.tensorboard", None
     )  # as Python marks a module that cannot be imported
-    log = open_live_log(tmp_path)
+    log = LiveLog(tmp_path)
     log.write({"train_loss": 1.0}, 1)
     log.close()
     assert list(tmp_path.iterdir()) == []
@@ -95,7 +95,7 @@ def test_without_tensorboard_there_is_silence(tmp_path, monkeypatch, capfd):
 
 
 def test_rows_become_scalars(tmp_path, tensorboard):
-    log = open_live_log(tmp_path)
+    log = LiveLog(tmp_path)
     log.write(
         {
             "epoch": 2,
@@ -135,17 +135,17 @@ def test_a_run_anew_forgets_the_events_and_one_that_goes_on_hides_the_lost(tmp_p
     old.parent.mkdir()
     old.write_text("")
     mine.write_text("")
-    open_live_log(tmp_path, first_epoch=3)
+    LiveLog(tmp_path, first_epoch=3)
     assert old.exists()
     assert tensorboard[-1].purge_step == 4
-    open_live_log(tmp_path)
+    LiveLog(tmp_path)
     assert not old.exists()
     assert mine.exists()
     assert tensorboard[-1].purge_step is None
 
 
 def test_a_live_log_that_fails_does_not_stop_the_run(tmp_path, tensorboard, capfd):
-    log = open_live_log(tmp_path)
+    log = LiveLog(tmp_path)
     log.write({"broken": 1.0}, 1)
     log.write({"train_loss": 1.0}, 2)
     told = capfd.readouterr().err

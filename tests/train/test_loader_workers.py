@@ -15,10 +15,10 @@ from conftest import run
 from same_runs import same, same_run
 
 from common.train import recipes
-from common.train.augment import draw_mix
+from common.train.augment import draw_mix, step_draws
 from common.train.compute import Compute
 from common.train.dataset import EpochSampler, TrainViews, make_loader
-from common.train.loop import Work, step_draws, training_step
+from common.train.loop import Work, training_step
 from common.train.model import SwinHierarchical
 from common.train.optim import make_optimizer, set_rates, set_trainable
 

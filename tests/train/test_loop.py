@@ -43,13 +43,13 @@ def plain(organized, tmp_path_factory):
 def test_a_signal_saves_and_the_same_command_goes_on(
     organized, tmp_path, monkeypatch, plain, capfd, number, at
 ):
-    honest, taken = Run.take_step, []
+    real, taken = Run.take_step, []
 
     def counting(*args):
         taken.append(1)
         if len(taken) == at:
             os.kill(os.getpid(), number)
-        return honest(*args)
+        return real(*args)
 
     monkeypatch.setattr(Run, "take_step", counting)
     with pytest.raises(SystemExit) as caught:
@@ -57,7 +57,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert caught.value.code == 143, "the step is finished, and no other is taken"
     assert len(taken) == at, "the step is finished, and no other is taken"
     assert "and saved" in capfd.readouterr().out
-    monkeypatch.setattr(Run, "take_step", honest)
+    monkeypatch.setattr(Run, "take_step", real)
     again = train(organized, tmp_path)
     assert weights_differ(again.model, plain.model) == 0, "bit for bit"
 
@@ -83,13 +83,13 @@ def test_memory_that_runs_out_halves_the_pieces_and_changes_nothing_else(
         "0",
     ]  # no batch norm: pieces make no difference
     whole = train(organized, tmp_path / "whole", *flags)
-    honest, sizes = loop.hierarchical_loss, []
+    real, sizes = loop.hierarchical_loss, []
 
     def hungry(model, features, *rest):
         sizes.append(len(features))
         if len(features) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return honest(model, features, *rest)
+        return real(model, features, *rest)
 
     monkeypatch.setattr(loop, "hierarchical_loss", hungry)
     parts = train(organized, tmp_path / "parts", *flags)
@@ -124,11 +124,11 @@ def test_other_errors_are_not_taken_for_lack_of_memory(organized, tmp_path, monk
 
 
 def test_a_step_that_is_no_number_stops_or_is_left_out(organized, tmp_path, monkeypatch, refused):
-    honest, calls = loop.hierarchical_loss, []
+    real, calls = loop.hierarchical_loss, []
 
     def poisoned(model, features, *rest):
         calls.append(1)
-        loss = honest(model, features, *rest)
+        loss = real(model, features, *rest)
         return loss * float("nan") if len(calls) == 4 else loss
 
     monkeypatch.setattr(loop, "hierarchical_loss", poisoned)
@@ -181,18 +181,18 @@ def test_a_killed_run_with_an_average_goes_on_bit_for_bit(organized, tmp_path, m
         9,
         15,
     ):  # within the first phase, at its end, within the second, within the last
-        honest, taken = Run.take_step, []
+        real, taken = Run.take_step, []
 
-        def counting(*args, honest=honest, taken=taken, at=at):
+        def counting(*args, real=real, taken=taken, at=at):
             taken.append(1)
             if len(taken) == at:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return honest(*args)
+            return real(*args)
 
         monkeypatch.setattr(Run, "take_step", counting)
         with pytest.raises(SystemExit):
             train(organized, tmp_path / f"cut{at}", *flags)
-        monkeypatch.setattr(Run, "take_step", honest)
+        monkeypatch.setattr(Run, "take_step", real)
         again = train(organized, tmp_path / f"cut{at}", *flags)
         assert weights_differ(again.model, whole.model) == 0
         assert weights_differ(again.ema, whole.ema) == 0

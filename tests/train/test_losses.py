@@ -203,7 +203,7 @@ def test_log_priors_by_hand():
     )  # none counts as one
     torch.testing.assert_close(
         species, torch.tensor([111 / 3, 30 / 1, 51 / 2]).log()
-    )  # pictures per leaf of the species
+    )  # pictures per class of the species
     with pytest.raises(ValueError, match="6 classes"):
         log_priors(TREE, COUNTS[:5])
 
@@ -254,7 +254,7 @@ def test_the_prior_is_added_to_the_logits(classes):
 
 
 def test_the_prior_makes_a_rare_class_as_likely_as_a_frequent_one():
-    """100 pictures of one leaf and 1 of another that look the same: plain training says 99 %,
+    """100 pictures of one class and 1 of another that look the same: plain training says 99 %,
     balanced softmax 50 %.
     """
     tree, counts = ClassTree(("a",), (("common", "rare"),)), np.array([100, 1])

@@ -58,7 +58,7 @@ def dense(heads: DiseaseHeads, features: torch.Tensor, species: torch.Tensor) ->
 
 @pytest.fixture(scope="module")
 def large():
-    """320 species, 11,499 leaves, a batch of 256: heads, modules, features, species, diseases and
+    """320 species, 11,499 classes, a batch of 256: heads, modules, features, species, diseases and
     the loop's results.
     """
     tree = ragged_tree()
@@ -295,8 +295,7 @@ def test_backbones_of_every_layout(name, arguments, cells):
         SMALL,
         image_size=32,
         backbone_args=arguments,
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.2, 0.2),
+        pixel_stats=((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)),
     ).eval()
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -330,7 +329,7 @@ def test_backbones_of_every_layout(name, arguments, cells):
 
 
 def test_the_heatmap_is_the_class_activation():
-    """Where the head is linear on the pooled map, activations average to the logit of the leaf but
+    """Where the head is linear on the pooled map, activations average to the logit of the class but
     for its bias.
     """
     torch.manual_seed(2)
@@ -354,7 +353,7 @@ def test_the_heatmap_is_the_class_activation():
 def test_distances_equal_a_plain_reference():
     generator = torch.Generator().manual_seed(0)
     features, class_idx = torch.randn(60, 5, generator=generator) + 1, torch.arange(60) % 5
-    class_species = torch.tensor([0, 0, 0, 1, 2, 2])  # leaf 5 has no training picture
+    class_species = torch.tensor([0, 0, 0, 1, 2, 2])  # class 5 has no training picture
     space = FeatureSpace(features, class_idx, class_species, shrinkage=0.1)
     unit = (features / features.norm(dim=1, keepdim=True)).double().numpy()
     means = {i: unit[class_idx.numpy() == i].mean(0) for i in range(5)}
@@ -494,7 +493,7 @@ def test_a_checkpoint_rebuilds_it(more, tmp_path):
     [{"classes": "flat"}, {"neck": {"width": 16}}, {"classes": "flat", "neck": {"width": 16}}],
 )
 def test_what_is_served_of_flat_models_and_necks(more):
-    """Probabilities as trained; and the map of a leaf averages to the slope of its logits by the
+    """Probabilities as trained; and the map of a class averages to the slope of its logits by the
     pooled feature.
     """
     model = small(**more)

@@ -137,7 +137,7 @@ def test_mistakes_are_told(refused):
     refused(("--neck", "width"), recipe_flags.from_flags, flags("--neck", "width=0.5"))
     refused(("--joint-lr", "0 or more"), recipe_flags.from_flags, flags("--joint-lr", "-1"))
     refused("--image-size", recipe_flags.from_flags, flags("--image-size", "0"))
-    refused(("--batch-size", "at least 1"), recipe_flags.from_flags, flags("--batch-size", "0"))
+    refused(("--batch-size", "1 or more"), recipe_flags.from_flags, flags("--batch-size", "0"))
     refused("name=value", recipe_flags.arguments, "pad_type")
     refused("--pixel-mean", recipe_flags.channels, "pixel_mean", "0.5 0.5")
     refused("--pixel-mean", recipe_flags.channels, "pixel_mean", "127")
@@ -234,8 +234,7 @@ def test_settings_of_the_model():
         "backbone_args": {"drop_path_rate": 0.2},
         "classes": "flat",
         "neck": None,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
+        "pixel_stats": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     }
     assert recipe_flags.model_settings(recipes.get("three_stage"))["neck"] == {
         "dropout": 0.3,

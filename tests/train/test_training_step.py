@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.classes import ClassTree
-from common.train import loop, losses, recipes, run
+from common.train import augment, loop, losses, recipes, run
 from common.train.augment import Mix
 from common.train.compute import Compute, choose_compute
 from common.train.model import SwinHierarchical
@@ -185,7 +185,7 @@ def test_rates():
 
 def test_a_steps_randomness_is_a_function_of_its_place():
     def draws(*place: int) -> tuple[int, list[float]]:
-        seed, rng = loop.step_draws(*place)
+        seed, rng = augment.step_draws(*place)
         return seed, rng.random(4).tolist()
 
     first = draws(1, 2, 3)

@@ -7,7 +7,7 @@ sees. The species' own terms are shrunk hard towards none.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,15 +59,7 @@ class Rule:
 
     def to_json(self) -> dict[str, Any]:
         """The rule as plain values; six digits, and what is read back is the same rule."""
-        return {
-            "signals": list(SIGNALS),
-            "intercept": self.intercept,
-            "weights": list(self.weights),
-            "mean": list(self.mean),
-            "spread": list(self.spread),
-            "species": list(self.species),
-            "threshold": self.threshold,
-        }
+        return {"signals": SIGNALS, **asdict(self)}
 
 
 def from_json(data: Mapping[str, Any]) -> Rule:
@@ -156,10 +148,8 @@ def fit(values: np.ndarray, species: np.ndarray, gain: np.ndarray, num_species: 
 
     for _ in range(50):
         p = _logistic(design @ beta)
-        gradient = design.T @ (p - gain) + pull * beta
-        step = np.linalg.solve(
-            (design * (p * (1 - p))[:, None]).T @ design + np.diag(pull), gradient
-        )
+        curvature = (design * (p * (1 - p))[:, None]).T @ design + np.diag(pull)
+        step = np.linalg.solve(curvature, design.T @ (p - gain) + pull * beta)
         size = 1.0
         while cost(beta - size * step) > cost(beta) and size > 1e-4:
             size /= 2
@@ -231,14 +221,7 @@ def fit_deferral(
         return rule
     threshold = float(np.sort(rule.score(values, species))[-count])
     # rounded down, so that the photo it was taken from is sent by the rule as it is written
-    return Rule(
-        rule.intercept,
-        rule.weights,
-        rule.mean,
-        rule.spread,
-        rule.species,
-        float(np.floor(threshold * 1e9) / 1e9),
-    )
+    return replace(rule, threshold=float(np.floor(threshold * 1e9) / 1e9))
 
 
 def judge_deferral(

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.classes import ClassTree
+from common.export.quantize import int8
 
 _START = struct.Struct("<I4sHHf")
 Fetch = Callable[[int, int], bytes]  # (first byte, one past the last) -> these bytes
@@ -58,16 +59,6 @@ class Head:
         logits = (features @ self.rows.T + self.bias) / np.float32(self.temperature)
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-def stored(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round rows to int8 with a scale each: float (N, F) -> int8 (N, F), float32 (N, 1); rows are
-    about their product.
-    """
-    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-8).astype(
-        np.float32
-    ) / np.float32(127)
-    return np.clip(np.round(rows / scale), -127, 127).astype(np.int8), scale
 
 
 def pack(
@@ -116,7 +107,7 @@ def pack(
     parts, offsets = [], [0]
     for s, names in enumerate(tree.diseases):
         classes = slice(tree.offsets[s], tree.offsets[s + 1])
-        small, scale = stored(np.concatenate([top[0][s : s + 1], weight[classes]]))
+        small, scale = int8(np.concatenate([top[0][s : s + 1], weight[classes]]), 0)
         body = b"".join(
             [
                 _START.pack(0, stamp, len(names), width, float(temperatures[s]))[4:],

@@ -4,7 +4,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,14 @@ from common.export.browser.light_graph import (
 )
 from common.export.browser.light_model import LightModel
 from common.export.calibrate import Temperatures
-from common.export.fitting import fit_parts
-from common.export.measure import check_batches
-from common.export.outcomes import (
+from common.export.fitting import (
     Outcome,
     evaluate_thresholds,
+    fit_parts,
     fit_thresholds,
     outcome_of,
-    photo_limits,
 )
+from common.export.measure import check_batches
 from common.export.pictures import Pictures
 from common.files import file_sha256
 from common.serve import predictor
@@ -69,12 +68,11 @@ def export_browser(
     payload, data = checkpoint.load(path), pictures.data
     checkpoint.require_tree(payload, data.tree, path, data.root)
     model = checkpoint.build_model(payload)
-    own = pictures.at(int(model.settings["image_size"]))
+    own = replace(pictures, size=int(model.settings["image_size"]))
     settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
     written = write_browser(model, folder, own, settings)
-    names = written.light.scores
-    found = outcome_of(written.light.outputs, own, written.learned)
-    fitted, _ = fit_thresholds(found, names, data.tree, photo_limits(own), precision)
+    found = outcome_of(written.light.outputs, own, written.light.scores, written.learned)
+    fitted, _ = fit_thresholds(found, precision)
     server = {split: joint_class(served.splits[split][0], data.tree) for split in ("val", "test")}
     report = finish_browser(
         written,
@@ -85,9 +83,7 @@ def export_browser(
         own.batches("test"),
         data.class_sizes,
     )
-    return report | {
-        "thresholds": evaluate_thresholds(found, fitted, names, data.tree, data.class_sizes)
-    }
+    return report | {"thresholds": evaluate_thresholds(found, fitted)}
 
 
 @dataclass(frozen=True)
@@ -298,13 +294,11 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     def size(value: int | None) -> str:
         return "-" if value is None else f"{value / 1000:,.0f} KB"
 
+    files = {**report["files"], "before the first answer": first}
     rows = [
         (name, *(size(values[way]) for way in ("raw", "gzip", "brotli")))
-        for name, values in report["files"].items()
+        for name, values in files.items()
     ]
-    rows.append(
-        ("before the first answer", *(size(first[way]) for way in ("raw", "gzip", "brotli")))
-    )
     return [
         "## The light model, for the browser",
         "",

@@ -1,6 +1,5 @@
 """light.onnx: what the light model computes, and how it becomes a small file."""
 
-import copy
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from common.export.graph import (
     export_onnx,
     extract_features,
     gen_score,
+    places_of,
 )
 from common.train.model import SwinHierarchical
 
@@ -72,18 +72,6 @@ class LightGraph(nn.Module):
         )
 
 
-def places_of(model: SwinHierarchical, feature_map: Tensor) -> Tensor:
-    """A backbone's last map in any of timm's layouts -> (N, h, w, C)."""
-    if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
-        side = int(feature_map.shape[1] ** 0.5)
-        return feature_map[:, -side * side :].unflatten(1, (side, side))
-    return (
-        feature_map
-        if getattr(model.backbone, "output_fmt", "NCHW") == "NHWC"
-        else feature_map.permute(0, 2, 3, 1)
-    )
-
-
 @torch.inference_mode()
 def has_exact_map(model: SwinHierarchical, images: Tensor) -> bool:
     """Whether the heads are linear on the mean of the last map, so that a class's logit is the mean
@@ -123,9 +111,13 @@ def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.
         fused = quantize.load_fused(plain)
         read = [node.input[0] for node in fused.graph.node if node.op_type == "Conv"]
         stats = quantize.observe(fused, read, pictures)
-        small = quantize.weights(
-            _bare(_to_fp16(fused, _fp16_weights(graph))), smallest=1, depthwise=True, stats=stats
-        )
+        fine = {
+            f"{path}.{name}"
+            for path, module in graph.named_modules()
+            for name in getattr(module, "fp16_weights", ())
+        }
+        bare = _bare(_to_fp16(fused, fine))
+        small = quantize.weights(bare, smallest=1, depthwise=True, stats=stats)
         scales = [t.name for t in small.graph.initializer if t.name.endswith("_scale")]
         small = _to_fp16(small, scales)  # float16 is far finer than int8
         onnx.checker.check_model(small)
@@ -134,33 +126,16 @@ def write_model(graph: LightGraph, path: Path, size: int, pictures: Sequence[np.
         plain.unlink(missing_ok=True)
 
 
-def _fp16_weights(graph: nn.Module) -> set[str]:
-    """Names of the weights that modules declare as `fp16_weights`."""
-    return {
-        f"{path}.{name}"
-        for path, module in graph.named_modules()
-        for name in getattr(module, "fp16_weights", ())
-    }
-
-
 def _to_fp16(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     """Store weights of these names as float16, with a Cast."""
     casts = []
     for tensor in model.graph.initializer:
         if tensor.name in names and tensor.data_type == TensorProto.FLOAT:
-            casts.append(
-                helper.make_node(
-                    "Cast", [tensor.name + "_fp16"], [tensor.name], to=TensorProto.FLOAT
-                )
-            )
-            tensor.CopyFrom(
-                numpy_helper.from_array(
-                    numpy_helper.to_array(tensor).astype(np.float16), tensor.name + "_fp16"
-                )
-            )
-    nodes = [*casts, *(copy.deepcopy(node) for node in model.graph.node)]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+            small, name = tensor.name + "_fp16", tensor.name
+            casts.append(helper.make_node("Cast", [small], [name], to=TensorProto.FLOAT))
+            values = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(values, small))
+    quantize.put(model.graph, [*casts, *model.graph.node])
     return model
 
 

@@ -41,16 +41,6 @@ _MEND = "Export with: python 03_export.py --browser"
 
 
 @dataclass(frozen=True)
-class Raw:
-    """The model's outputs for N pictures, as the module's docstring has them."""
-
-    species: np.ndarray
-    feature: np.ndarray
-    ood: np.ndarray
-    map: np.ndarray
-
-
-@dataclass(frozen=True)
 class LightAnswer:
     """One picture's numbers, as the page has them.
 
@@ -92,7 +82,7 @@ class LightModel:
             tuple(self.settings["scores"]),
         )
         self.stamp, self.offsets = bytes.fromhex(found[:8]), list(self.settings["heads"]["offsets"])
-        self.fetch, self.fetched_bytes = fetch or self._read, 0
+        self.fetch = fetch or self._read
         rule = self.settings.get("deferral")
         self.rule = None if rule is None else deferral.from_json(rule)
         self.session = open_session(self.folder / MODEL, threads)
@@ -109,7 +99,6 @@ class LightModel:
         """
         if species not in self._heads:
             record = self.fetch(self.offsets[species], self.offsets[species + 1])
-            self.fetched_bytes += len(record)
             head = heads_file.unpack(record, self.stamp)
             if len(head.names) != self.settings["diseases"][species]:
                 raise heads_file.HeadsError(
@@ -127,61 +116,47 @@ class LightModel:
             tuple(self.head(s).names for s in range(len(self.settings["species"]))),
         )
 
-    def run(self, pictures: np.ndarray) -> Raw:
-        """Run the model on uint8 (N, size, size, 3) RGB."""
-        return Raw(*self.session.run(list(OUTPUTS), {"images": np.ascontiguousarray(pictures)}))
+    def run(self, pictures: np.ndarray) -> list[np.ndarray]:
+        """Run the model on uint8 (N, size, size, 3) RGB: species, feature, ood and map, as the
+        module's docstring has them.
+        """
+        return self.session.run(list(OUTPUTS), {"images": np.ascontiguousarray(pictures)})
 
     def outputs(self, pictures: np.ndarray) -> list[np.ndarray]:
         """Pictures as for `run` -> joint probabilities float32 (N, classes) and scores float32 (N,
         K), by all heads, as the large models.
         """
-        raw = self.run(pictures)
-        return [
-            np.concatenate(
-                [
-                    raw.species[:, s : s + 1] * self.head(s).probabilities(raw.feature)
-                    for s in range(raw.species.shape[1])
-                ],
-                axis=1,
-            ),
-            raw.ood,
+        species, feature, ood, _ = self.run(pictures)
+        joint = [
+            species[:, s : s + 1] * self.head(s).probabilities(feature)
+            for s in range(species.shape[1])
         ]
+        return [np.concatenate(joint, axis=1), ood]
 
     def answer(self, picture: np.ndarray) -> LightAnswer:
         """Answer one picture uint8 (size, size, 3) as the page does: with as few heads as the best
         class needs.
         """
-        raw, counts = self.run(picture[None]), np.asarray(self.settings["diseases"])
-        starts, species = (
-            np.concatenate([[0], np.cumsum(counts)]),
-            raw.species[0].astype(np.float64),
-        )
+        species, feature, ood, feature_map = self.run(picture[None])
+        species, counts = species[0].astype(np.float64), np.asarray(self.settings["diseases"])
+        starts = np.concatenate([[0], np.cumsum(counts)])
         probabilities = np.repeat(species / counts, counts)
         best, class_idx, fetched = -1.0, 0, []
         for s in np.argsort(-species, kind="stable"):
             if species[s] <= best:
                 break
-            own = species[s] * self.head(int(s)).probabilities(raw.feature)[0].astype(np.float64)
+            own = species[s] * self.head(int(s)).probabilities(feature)[0].astype(np.float64)
             probabilities[starts[s] : starts[s + 1]] = own
             fetched.append(int(s))
             if own.max() > best:
                 best, class_idx = float(own.max()), int(starts[s] + own.argmax())
-        ask = None
+        ask, asks = None, False
         if self.rule is not None and "gen" in self.scores:
-            values = deferral.signals(
-                probabilities[None], raw.ood[:, self.scores.index("gen")], self._shape
-            )
-            ask = float(self.rule.score(*values)[0])
-        asks = ask is not None and self.rule.threshold is not None and ask >= self.rule.threshold
-        return LightAnswer(
-            class_idx,
-            probabilities,
-            raw.ood[0],
-            self.heatmap(raw.map[0], class_idx, starts),
-            tuple(fetched),
-            ask,
-            asks,
-        )
+            gen = ood[:, self.scores.index("gen")]
+            values = deferral.signals(probabilities[None], gen, self._shape)
+            ask, asks = float(self.rule.score(*values)[0]), bool(self.rule.sends(*values)[0])
+        heat = self.heatmap(feature_map[0], class_idx, starts)
+        return LightAnswer(class_idx, probabilities, ood[0], heat, tuple(fetched), ask, asks)
 
     def heatmap(self, feature_map: np.ndarray, class_idx: int, starts: np.ndarray) -> np.ndarray:
         """Class activation of a class: feature map (h, w, F or 1), its packed index, first class of
@@ -233,17 +208,15 @@ def first_answer(
         fetched: for each of some answers, the species whose heads it needed; none: one of mean size
             is counted.
     """
-    heads = (
-        float(np.mean([sizes[list(one)].sum() for one in fetched]))
-        if fetched
-        else float(sizes.mean())
-    )
-    found: dict[str, Any] = {
-        "heads_fetched": float(np.mean([len(one) for one in fetched])) if fetched else 1.0,
+    fetched = fetched or [(s,) for s in range(len(sizes))]
+    heads = float(np.mean([sizes[list(one)].sum() for one in fetched]))
+    model, settings = files[MODEL], files[SETTINGS]
+    return {
+        "heads_fetched": float(np.mean([len(one) for one in fetched])),
         "head_bytes": round(heads),
         "head_bytes_most": int(sizes.max()),
+        **{
+            way: None if model[way] is None else round(model[way] + settings[way] + heads)
+            for way in ("raw", "gzip", "brotli")
+        },
     }
-    for way in ("raw", "gzip", "brotli"):
-        parts = [files[name][way] for name in (MODEL, SETTINGS)]
-        found[way] = None if None in parts else round(sum(parts) + heads)
-    return found

@@ -1,27 +1,29 @@
-"""The exact join under Hamming distance and turns: which of two sets of 64-bit hashes lie within a
-radius.
+"""Exact Hamming-distance join of 64-bit hashes under the 8 flips and turns of a picture.
 
-The bits are dealt into bands. Of a pair within the radius one band differs in no more than a bit or
-two (pigeonhole), so only hashes in neighbouring buckets of a band are compared, whole buckets at a
-time. A band holds a coefficient together with its mirror image, so a turned picture has a turned
-key, and each hash needs to be looked up under the smallest of its 8 keys only. Multi-index hashing:
-Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012.
+The bits are divided into bands. By the pigeonhole principle, a pair within the radius differs in at
+most a bit or two of some band, so only hashes in neighbouring buckets of a band are compared, whole
+buckets at a time. A band holds each coefficient together with its transpose, so turning a picture
+permutes its keys, and a hash is looked up only under the smallest of its 8 keys.
+Source: Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR
+2012.
 """
 
-import functools
 import itertools
 import math
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from common.console import progress
+
+SHOWN_FROM = 100_000  # hashes; fewer are compared in seconds
 _CELLS = 1 << 15  # pairs compared at once: their differences stay in a core's cache
 MOST_PAIRS = 80_000_000  # what 3 GB hold while they are sorted
-_TASKS = 64  # shares of a band's buckets, dealt to the workers as they get free
+_TASKS = 64  # shares of a band's buckets, handed to the workers as they become free
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,6 @@ def join(
     radius: int,
     together: Sequence[Sequence[int]],
     workers: int = 1,
-    progress: Callable[..., Iterable] | None = None,
 ) -> np.ndarray:
     """Find all pairs within the radius under some turn; without queries, those among the stored
     hashes.
@@ -64,9 +65,8 @@ def join(
             < 2**31; without queries no two rows may hold the same.
         queries: uint64 (Q, 8).
         radius: bits.
-        together: the 64 bits in units, each of which the turns map onto itself.
+        together: the 64 bits in groups that every flip and turn maps onto themselves.
         workers: processes; the result does not depend on them.
-        progress: `console.progress` or a function like it, wrapped round the blocks of work.
 
     Returns:
         int64 (M,), ascending, each pair once: stored << 32 | query, or smaller << 32 | larger
@@ -89,18 +89,18 @@ def join(
         for number, band in enumerate(bands)
         for share in range(_TASKS if band.width else 1)
     ]
-    show = (
-        functools.partial(progress, total=len(tasks), desc="near-duplicates", unit="block")
-        if progress
-        else iter
-    )
     if workers < 2 or len(tasks) == 1:
-        found = _gather(show(map(_Joiner(*arguments), tasks)), radius)
+        found = _gather(_shown(map(_Joiner(*arguments), tasks), len(stored), len(tasks)), radius)
     else:
         with ProcessPoolExecutor(workers, multiprocessing.get_context(), _start, arguments) as pool:
-            found = _gather(show(pool.map(_work, tasks)), radius)
+            found = _gather(_shown(pool.map(_work, tasks), len(stored), len(tasks)), radius)
     found.sort()
     return found[np.diff(found, prepend=-1) != 0]
+
+
+def _shown(pieces: Iterable[np.ndarray], hashes: int, total: int) -> Iterable[np.ndarray]:
+    """The pieces, behind a progress bar where the search takes long."""
+    return progress(pieces, total, "near-duplicates", "block") if hashes > SHOWN_FROM else pieces
 
 
 def _gather(pieces: Iterable[np.ndarray], radius: int) -> np.ndarray:
@@ -122,8 +122,8 @@ def _gather(pieces: Iterable[np.ndarray], radius: int) -> np.ndarray:
 def _plan(
     stored: int, queries: int, radius: int, together: Sequence[Sequence[int]]
 ) -> tuple[list[_Band], np.ndarray]:
-    """Choose the cheapest bands; with few hashes one band of no bits, which is to compare all with
-    all.
+    """Choose the bands with the least work; for few hashes a single band of no bits, which compares
+    all with all.
 
     Returns:
         the bands, and int (64,): which bit of a hash comes at each place of the regrouped hash.
@@ -156,7 +156,7 @@ def _plan(
         overhead = sum(
             2**band.width / 8 * (20_000 + 300 * band.probes) + 100 * queries for band in bands
         )  # in comparisons
-        # Bits of real hashes hang together, which fills some buckets: about twice the comparisons
+        # Bits of real hashes are correlated, which fills some buckets: about twice the comparisons
         # of random ones
         best = min(
             best, (2 * compared + overhead, bands, np.concatenate(places)), key=lambda plan: plan[0]
@@ -180,7 +180,7 @@ def _regroup(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 class _Joiner:
-    """Works off shares of bands; keeps the sorted hashes of the band at hand."""
+    """Compares shares of a band's buckets; keeps the sorted hashes of the current band."""
 
     def __init__(
         self, left: np.ndarray, right: np.ndarray | None, bands: list[_Band], radius: int
@@ -258,7 +258,7 @@ class _Joiner:
     def _compare(
         self, left: np.ndarray, left_ids: np.ndarray, right: np.ndarray, right_ids: np.ndarray
     ) -> Iterator[np.ndarray]:
-        """Compare all with all and give the packed pairs within the radius, in pieces."""
+        """Compare all with all and yield the packed pairs within the radius, block by block."""
         wide = min(len(right), _CELLS)
         high = max(1, _CELLS // wide)
         for column in range(0, len(right), wide):
@@ -273,7 +273,7 @@ class _Joiner:
                     continue
                 for band in self.bands[
                     : self.number
-                ]:  # what an earlier band has found is not kept twice
+                ]:  # pairs that an earlier band has found already
                     hits = hits[np.bitwise_count(differences[hits] & band.mask) > band.slack]
                 a = left_ids[row + hits // len(columns)].astype(np.int64)
                 b = right_ids[column + hits % len(columns)].astype(np.int64)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.console import Stopwatch, duration, fail, progress, say
+from common.console import fail, progress
 
 MOST_PAIRS = 30_000_000  # 480 MB of them
 REDUCE_FROM = 20_000  # pictures; below this the plain product takes seconds
-SAMPLE = 4096  # pictures that decide how short the rows may be
+SAMPLE = 4096  # pictures on which the number of directions is chosen
 DIRECTIONS = (32, 64, 128, 256, 512)
 # The most that rounding can move the product of two unit rows: the stored float16, the operands,
 # the product itself. bf16 would need 7.5e-3, and lets so many more pairs pass that it is no
@@ -24,10 +24,10 @@ def cosine_pairs(
 ) -> np.ndarray:
     """Find all pairs of pictures whose features have a cosine of at least `threshold`; exact.
 
-    The rows are first cut down to their leading principal directions, with the length of what was
-    cut off as one more coordinate: by Cauchy and Schwarz the product of two such short rows is
-    never below the cosine. Only pairs that reach the threshold there are measured in full, in
-    float64. Precision and short rows change the time, never the result. 1.47 million pictures are
+    The rows are first projected on their leading principal directions, with the norm of what is
+    left as one more coordinate: by the Cauchy-Schwarz inequality the product of two such rows is
+    an upper bound of the cosine. Only pairs that reach the threshold there are measured in full, in
+    float64. Precision and projection change the time, never the result. 1.47 million pictures are
     1.1e12 pairs: 64 directions of 1280 were enough at 0.94, half an hour on one CPU core.
 
     Args:
@@ -56,7 +56,7 @@ def cosine_pairs(
     short = _tensor(_short_rows(features, norms, threshold, bound, limit))
     if device.type != "cpu" and short.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
         short = short.to(device)
-    found, total, clock, told = [], 0, Stopwatch(), False
+    found, total = [], 0
     with progress((), total=count * (count - 1) // 2, desc="comparing", unit="pair") as bar:
         for row in range(0, count, height):
             left, near = short[row : row + height].to(device, kind), []
@@ -70,13 +70,6 @@ def cosine_pairs(
             if total > limit:
                 _too_many(threshold)
             bar.update(sum(range(max(count - row - height, 0), count - row)))
-            if not told and clock() > 2:
-                told, left_over = True, (bar.total - bar.n) / bar.n * clock()
-                if left_over > 180:
-                    say(
-                        f"comparing {count:,} pictures with each other will take about "
-                        f"{duration(left_over)}"
-                    )
     return np.concatenate(found)
 
 
@@ -147,8 +140,8 @@ def _norms(features: np.ndarray) -> np.ndarray:
 def _short_rows(
     features: np.ndarray, norms: np.ndarray, threshold: float, bound: float, limit: int
 ) -> np.ndarray:
-    """Cut the rows to as few principal directions as make the whole search cheapest, judged on a
-    random sample.
+    """Project the rows on the number of principal directions that makes the whole search cheapest,
+    estimated on a random sample.
 
     Returns:
         float16 (count, directions + 1), or the features themselves.
@@ -189,21 +182,21 @@ def _unit(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
 
 
 def _cut(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Rows float32 (n, dim) -> their coordinates along the basis and the length of the rest,
+    """Rows float32 (n, dim) -> their coordinates along the basis and the norm of the residual,
     float32 (n, directions + 1).
     """
     part = rows @ basis
     rest = np.square(rows).sum(axis=1) - np.square(part).sum(axis=1)
     return np.column_stack(
         [part, np.sqrt(np.maximum(rest, 0) + 2e-6)]
-    )  # never too short, whatever the rounding
+    )  # rounded up: the bound must hold
 
 
 def _reaching(products: Tensor, bound: float, row: int, column: int) -> np.ndarray:
     """Pairs, int64 (n, 2), of a tile of products that reach the bound."""
     lines = (
         (products.amax(dim=1) >= bound).nonzero().squeeze(1)
-    )  # most lines hold none: much quicker than nonzero of all
+    )  # most rows hold none: much quicker than nonzero of all
     near = (products[lines] >= bound).nonzero()
     return torch.stack([lines[near[:, 0]] + row, near[:, 1] + column], dim=1).cpu().numpy()
 

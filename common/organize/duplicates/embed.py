@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from common import images
 from common.console import fail, progress, say
-from common.organize.duplicates import planted
-from common.organize.duplicates.cosine import cosine_matches
 
 BLOCK = 1024  # pictures that are recorded as done together
 # Least cosine of near-duplicates, by the number of averaged views. Measured with MobileNetV2
@@ -371,10 +369,6 @@ def _flush(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-class _Unreadable(Exception):
-    """A stored picture that is gone or damaged."""
-
-
 def _decoded(
     read: Callable[[int], bytes], spans: list[tuple[int, int]], size: int, workers: int
 ) -> Iterator[np.ndarray]:
@@ -383,66 +377,28 @@ def _decoded(
     """
 
     def pixels(number: int) -> np.ndarray:
-        try:
-            return images.resize_to_model(images.read_rgb(read(number), min_side=1), size)
-        except (images.ImageError, OSError) as error:
-            raise _Unreadable(
-                f"stored picture {number} cannot be read any more ({error})"
-            ) from error
+        return images.resize_to_model(images.read_rgb(read(number), min_side=1), size)
 
-    def collect(batch: list[Future[np.ndarray]]) -> np.ndarray:
+    def collect(batch: dict[int, Future[np.ndarray]]) -> np.ndarray:
         try:
-            return np.stack([one.result() for one in batch])
-        except _Unreadable as error:
-            fail(f"{error}: the store was changed, or the disk is failing. Run again with --fresh.")
+            return np.stack([batch[number].result() for number in batch])
+        except (images.ImageError, OSError) as error:
+            number = next(number for number, one in batch.items() if one.exception())
+            fail(
+                f"stored picture {number} cannot be read any more ({error}): the store was "
+                "changed, or the disk is failing. Run again with --fresh."
+            )
 
     pool, waiting = ThreadPoolExecutor(max(1, workers)), deque()
     try:
         for span in spans:
-            waiting.append([pool.submit(pixels, number) for number in range(*span)])
+            waiting.append({number: pool.submit(pixels, number) for number in range(*span)})
             if len(waiting) > AHEAD:
                 yield collect(waiting.popleft())
         while waiting:
             yield collect(waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-# endregion
-
-# region how good the search is
-
-
-def judge_features(
-    read: Callable[[int], bytes],
-    sample: Sequence[int],
-    stored: np.ndarray,
-    embedder: Embedder,
-    groups: np.ndarray,
-    threshold: float,
-    seed: int = 0,
-) -> list[planted.Row]:
-    """Judge the search by features (`cosine.cosine_pairs`) on copies that are made on purpose.
-
-    Args:
-        read: picture number -> its file's bytes.
-        sample: (S,) numbers of pictures; one costs a forward pass per kind of copy and view.
-        stored: float16 (N, dim), from `features`.
-        embedder: what made them.
-        groups: int (N,), pictures that may rightly be found together with each other.
-        threshold: cosine.
-        seed: of the copies.
-
-    Returns:
-        a row per kind of copy.
-    """
-
-    def match(queries: np.ndarray) -> np.ndarray:
-        return cosine_matches(queries, stored, threshold, embedder.device)
-
-    return planted.judge(
-        lambda i: images.read_rgb(read(i), min_side=1), sample, embedder.embed, match, groups, seed
-    )
 
 
 # endregion

@@ -6,8 +6,6 @@ odd coefficients and a quarter turn swaps the axes, so the hashes of all 8 flips
 picture follow from one stored value.
 """
 
-import functools
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -17,8 +15,8 @@ from common.organize.duplicates.bands import join
 
 BLANK = 0  # the hash of a picture of one colour; it has no neighbours
 MOST_RADIUS = 15
-FLAT = 1.0  # grey levels (root mean square of 32 x 32 means); a flat photo's noise stays far below
-STILL = 0.01  # a coefficient this near 0 is rounding
+FLAT = 1.0  # grey levels (standard deviation of 32 x 32 means); noise of a plain photo is far below
+STILL = 0.01  # coefficients at most this large are rounding
 
 # The 64 lowest coefficients (v, u) of the transform's corner, without the mean and (5, 5): 4 on the
 # diagonal, then 30 above it, then their 30 mirror images, so that swapping the axes exchanges two
@@ -33,7 +31,7 @@ _ODD_ROWS, _ODD_COLUMNS = (
     np.bitwise_or.reduce(_WEIGHTS[_PLACES[:, axis] % 2 == 1]) for axis in (0, 1)
 )
 _LOW, _HIGH = (np.uint64(((1 << 30) - 1) << at) for at in (4, 34))
-# What must not be parted for a turned picture to have a turned key; low frequencies first
+# Bits that a band must hold together, so that turning permutes its keys; low frequencies first
 _TOGETHER = [(4 + i, 34 + i) for i in range(30)] + [(i,) for i in range(4)]
 
 
@@ -104,26 +102,13 @@ class Near:
     first: np.ndarray
     pairs: np.ndarray
 
-    @functools.cached_property
+    @property
     def blank(self) -> int:
         """Pictures of one colour, which the search leaves out."""
         return int((self.of < 0).sum())
 
-    @functools.cached_property
-    def sizes(self) -> np.ndarray:
-        """int64 (U,): pictures per number."""
-        return np.bincount(self.of[self.of >= 0], minlength=len(self.first))
-
-    @functools.cached_property
-    def count(self) -> int:
-        """Pairs of pictures within the radius, those with equal hashes included."""
-        left, right = self.sizes[self.pairs[:, 0]], self.sizes[self.pairs[:, 1]]
-        return int((self.sizes * (self.sizes - 1) // 2).sum() + (left * right).sum())
-
     def edges(self) -> np.ndarray:
-        """int64 (E, 2): pairs of pictures, not all, but enough to join every picture with its
-        neighbours (`connected`).
-        """
+        """int64 (E, 2): a subset of the pairs with the same connected components (`connected`)."""
         first = np.where(
             self.of >= 0, self.first[self.of] if len(self.first) else 0, np.arange(len(self.of))
         )
@@ -133,7 +118,7 @@ class Near:
         ).astype(np.int64)
 
     def has_neighbour_in(self, mask: np.ndarray) -> np.ndarray:
-        """Tell for each picture whether another one, of those in the mask, lies within the radius.
+        """Whether another picture of those in the mask lies within the radius of each picture.
 
         Args:
             mask: bool (N,).
@@ -150,40 +135,8 @@ class Near:
         found[known] = (inside[self.of[known]] - mask[known] > 0) | beside[self.of[known]]
         return found
 
-    def neighbours(self, i: int) -> np.ndarray:
-        """int64 (K,): the pictures within the radius of picture i, ascending, without i itself."""
-        if self.of[i] < 0:
-            return np.zeros(0, np.int64)
-        partners, partner_starts, pictures, starts = self._lists
-        numbers = [
-            int(self.of[i]),
-            *partners[partner_starts[self.of[i]] : partner_starts[self.of[i] + 1]].tolist(),
-        ]
-        found = np.sort(np.concatenate([pictures[starts[n] : starts[n + 1]] for n in numbers]))
-        return found[found != i]
 
-    @functools.cached_property
-    def _lists(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The partners of each number and the pictures of each number, each as one array with its
-        starts.
-        """
-        ends = np.concatenate([self.pairs, self.pairs[:, ::-1]])
-        ends = ends[np.argsort(ends[:, 0], kind="stable")]
-        pictures = np.argsort(self.of, kind="stable")[self.blank :]
-        return (
-            ends[:, 1],
-            np.searchsorted(ends[:, 0], np.arange(len(self.first) + 1)),
-            pictures,
-            np.concatenate([[0], np.cumsum(self.sizes)]),
-        )
-
-
-def near_search(
-    hashes: np.ndarray,
-    radius: int,
-    workers: int = 1,
-    progress: Callable[..., Iterable] | None = None,
-) -> Near:
+def near_search(hashes: np.ndarray, radius: int, workers: int = 1) -> Near:
     """Find all pairs of pictures whose hashes differ in at most `radius` bits under some flip or
     turn. Exact.
 
@@ -191,7 +144,6 @@ def near_search(
         hashes: uint64 (N,), from `perceptual_hash`; blank pictures match nothing.
         radius: bits, 0..15.
         workers: processes; the result does not depend on them.
-        progress: `console.progress` or a function like it, wrapped round the blocks of work.
 
     Returns:
         the pairs.
@@ -208,7 +160,7 @@ def near_search(
     unique, first, of[known] = np.unique(
         orientations(hashes[known]).min(axis=1), return_index=True, return_inverse=True
     )
-    found = join(orientations(unique), None, radius, _TOGETHER, workers, progress)
+    found = join(orientations(unique), None, radius, _TOGETHER, workers)
     return Near(
         of, known[first], np.stack([found >> 32, found & 0xFFFFFFFF], axis=1).astype(np.int32)
     )

@@ -29,18 +29,6 @@ class Row:
     false: int
     compared: int
 
-    @property
-    def recall(self) -> float:
-        """Share of copies whose original was found, 0..1."""
-        return self.found / max(1, self.copies)
-
-    @property
-    def false_rate(self) -> float:
-        """Share of comparisons with pictures of other groups that were taken for duplicates,
-        0..1.
-        """
-        return self.false / max(1, self.compared)
-
 
 def variants(rgb: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Make copies of a picture as they turn up in collections.
@@ -103,13 +91,12 @@ def judge(
     Returns:
         a row per kind of copy.
     """
-    groups, described, kinds = np.asarray(groups), [], []
+    described, kinds = [], []
     for i in sample:
-        copies = variants(
-            read(int(i)), int(np.random.SeedSequence((seed, int(i))).generate_state(1)[0])
-        )
+        state = np.random.SeedSequence((seed, int(i))).generate_state(1)
+        copies = variants(read(int(i)), int(state[0]))
         kinds = list(copies)
-        described.append(np.asarray(describe(list(copies.values()))))
+        described.append(describe(list(copies.values())))
     if not described:
         return []
     original = np.repeat(np.asarray(sample, np.int64), len(kinds))
@@ -168,21 +155,16 @@ def planted_table(rows: Sequence[Row]) -> str:
     Returns:
         a Markdown table.
     """
-    total = Row(
-        "all",
-        *(
-            sum(getattr(row, name) for row in rows)
-            for name in ("copies", "found", "false", "compared")
-        ),
-    )
+    counts = [(row.copies, row.found, row.false, row.compared) for row in rows]
+    total = Row("all", *(sum(column) for column in zip(*counts, strict=True)))
     return table(
         [
             (
                 row.kind,
                 row.copies,
-                f"{100 * row.recall:.1f} %",
+                f"{100 * row.found / max(1, row.copies):.1f} %",
                 f"{row.false / max(1, row.copies):.2f}",
-                f"{1e6 * row.false_rate:.2f}",
+                f"{1e6 * row.false / max(1, row.compared):.2f}",
             )
             for row in [*rows, total]
         ],

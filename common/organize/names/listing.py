@@ -24,6 +24,8 @@ _NOT_FIRST = (
     | crops.PATHOGENS
     | {"and", "no", "not", "non", "un"}
 )
+_BEGINS_DISEASE = crops.MODIFIERS | crops.ORGANS | crops.PESTS
+_ENDS_PLANT = crops.PLANT_ENDS | crops.KINDS | crops.ORGANS
 _ILL = (
     crops.HEADS
     | crops.PESTS
@@ -96,7 +98,7 @@ class ListFacts:
                     self.beginnings[words[k:]].add(words[:k])
         self.learned = self._learn()
 
-    def told(self, aside: Words) -> bool:
+    def is_disease(self, aside: Words) -> bool:
         """Whether words in brackets are a disease: known, or written behind several names."""
         return bool(aside) and (
             quality(aside) in {"healthy", "sick", "known"} or len(self.bracketed[aside]) >= 2
@@ -154,9 +156,7 @@ class ListFacts:
             return True
         known = quality(end) == "known"
         if strict:
-            return (
-                known and (end[0] in crops.MODIFIERS | crops.ORGANS | crops.PESTS) and len(end) > 1
-            )
+            return known and end[0] in _BEGINS_DISEASE and len(end) > 1
         return known or len(self.beginnings[end]) >= 3
 
 
@@ -181,8 +181,7 @@ def _may_be_plant(phrase: Words) -> bool:
     if naming.is_plant(phrase[0]) and naming.is_plant(last) and last not in crops.KINDS:
         return False  # "corn maize", "citrus lemon"
     return (not is_known(last) and not naming.is_plant(last)) or (
-        (naming.is_plant(last) or last in crops.PLANT_ENDS | crops.KINDS | crops.ORGANS)
-        and last not in heads | crops.PESTS
+        (naming.is_plant(last) or last in _ENDS_PLANT) and last not in heads | crops.PESTS
     )
 
 

@@ -5,6 +5,7 @@ Each step is an ordered table of rules, of which the first that holds decides.
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from common.organize.names import crops
@@ -24,10 +25,19 @@ _ONLY_PLANT = PLANT_WORDS - crops.ORGANS - crops.DISEASE_WORDS
 _FULL = crops.HEADS | crops.PESTS
 _COMPLETE = frozenset(singular(w) for w in _FULL) - {"yellow"}
 _DISEASE = {"disease", "diseases"}
+_PARTS_AND_LINKS = crops.ORGANS | crops.LINKS
+_LINKING = crops.LINKS | {"and"}
+_AFTER_SICK = _PARTS_AND_LINKS | crops.SICK
+_SICK_BY = crops.SICK | {"with", "by"}
+_BEFORE_DISEASE = _FULL | crops.ORGANS | {"curl", "hole"}
+_NAMED = crops.HEADS | crops.SIGNS
+_TAILS = crops.IDLE_TAILS - _DISEASE
+_FULL_OR_SIGNS = _FULL | crops.SIGNS
 _AFFECTED = {"affected", "infected", "infested"}
 _TOLD = _FULL | crops.SIGNS | crops.HEALTHY | (crops.SICK - _DISEASE)
-_BESIDE = crops.ORGANS | crops.LINKS | {"and"}
+_BESIDE = _PARTS_AND_LINKS | {"and"}
 _IDLE = crops.HEALTHY | crops.SICK | crops.ORGANS | crops.LINKS | {"no", "not", "non", "un"}
+_PLANT_WORDS_ONLY = PLANT_WORDS - _IDLE
 _NOT_SICK = re.compile(
     r"\b(no|non|not|un|without) ?(disease|diseased|diseases|infected|affected)\b|\bdisease free\b"
 )
@@ -67,6 +77,7 @@ class NameParts(NamedTuple):
 # region the plant
 
 
+@lru_cache(maxsize=100_000)
 def plant_of(words: tuple[str, ...]) -> str | None:
     """The known plant that exactly these words name, in singular or plural, or None."""
     return crops.PLANTS.get(words) or crops.PLANTS.get(tuple(map(_base, words)))
@@ -104,22 +115,22 @@ def find_plants(tokens: list[Token]) -> list[Plant]:
 
 def _plant_at(tokens: list[Token], i: int, n: int) -> Plant | None:
     """The plant that the n words from i on name."""
-    words, following = [t.word for t in tokens[i : i + n]], tokens[i + n : i + n + 1]
-    if len(words) < n:
+    if i + n > len(tokens):
         return None
-    plant = plant_of(tuple(words))
+    words, following = tuple(t.word for t in tokens[i : i + n]), tokens[i + n : i + n + 1]
+    plant = plant_of(words)
     if not plant and n == 2 and (tokens[i + 1].brk == 1 or tokens[i + 1].bracketed):
         plant = crops.PLANTS.get((_base(words[1]), _base(words[0])))  # "Pepper, bell"
     if not plant:
         return None
-    genus = n == 1 and (words[0],) in crops.LATIN and following and not following[0].brk
+    genus = n == 1 and words in crops.LATIN and following and not following[0].brk
     return i, i + n + bool(genus and is_epithet(following[0].word)), plant  # "Musa acuminata"
 
 
 def _choose(tokens: list[Token], plants: list[Plant]) -> tuple[Plant, str]:
     """The plant that the name is about, and how it was found."""
     words, end = [t.word for t in tokens], len(tokens)
-    first = (i for i, w in enumerate(words) if w not in _IDLE or w in PLANT_WORDS - _IDLE)
+    first = (i for i, w in enumerate(words) if w not in _IDLE or w in _PLANT_WORDS_ONLY)
     lead = next(first, 0)
     while end > 0 and words[end - 1] in _IDLE:
         end -= 1
@@ -156,19 +167,19 @@ def _plant(tokens: list[Token]) -> tuple[str | None, str, range]:
     """The species, how it was found, and the tokens that name it."""
     words = [t.word for t in tokens]
     borrowed = [
-        (i, i + len(phrase), plant)
-        for phrase, plant in crops.BORROWED.items()
-        for i in range(len(words))
-        if tuple(words[i : i + len(phrase)]) == phrase
+        (i, i + n, crops.BORROWED[phrase])
+        for i in range(len(words) - 1)
+        for n in (2, 3)
+        if (phrase := tuple(words[i : i + n])) in crops.BORROWED
     ]
     plants = [p for p in find_plants(tokens) if not any(i <= p[0] < j for i, j, _ in borrowed)]
     if plants:
         chosen, how = _choose(tokens, plants)
         return chosen[2], how, range(chosen[0], _swallow(tokens, plants, chosen))
-    told = [plant for _, _, plant in borrowed if plant]
+    implying = [plant for _, _, plant in borrowed if plant]
     implied = {crops.ABBREVIATIONS[w][0] for w in words if w in crops.ABBREVIATIONS} - {None}
-    if told:
-        return told[0], "borrowed", range(0)
+    if implying:
+        return implying[0], "borrowed", range(0)
     if len(implied) == 1:
         return implied.pop(), "abbreviation", range(0)
     return None, "", range(0)
@@ -187,14 +198,14 @@ def read(raw: str) -> NameParts:
     species, how, taken = _plant(tokens)
     rest = [t for i, t in enumerate(tokens) if i not in taken]
     main = [t for t in rest if not t.bracketed]
-    if all(t.word in crops.ORGANS | crops.LINKS for t in main):  # the disease is in the brackets
+    if all(t.word in _PARTS_AND_LINKS for t in main):  # the disease is in the brackets
         main = [t for t in rest if t.word not in _ONLY_PLANT] or main
     words = [t.word for t in main]
     if species and how == "start":  # its name again, behind a full disease name: a synonym begins
         again = (
             i
             for i in range(1, len(words))
-            if words[i] in species.split() and words[i - 1] in crops.HEADS | crops.SIGNS
+            if words[i] in species.split() and words[i - 1] in _NAMED
         )
         words = words[: next(again, None)]
     disease, quality = disease_name(words)
@@ -220,13 +231,17 @@ def _field_plant(tokens: list[Token], i: int) -> bool:
     return tokens[i].word == "field" and any(not t.brk and t.word not in KNOWN for t in following)
 
 
+def _tells(tokens: list[Token]) -> bool:
+    """Whether words name a plant or tell of its state."""
+    return bool(find_plants(tokens)) or any(t.word in _TOLD for t in tokens)
+
+
 def _without_folder(tokens: list[Token]) -> list[Token]:
     """Tokens without folders above a plant's own: "My photos/Potato/rust" -> "Potato/rust"."""
     starts = [0, *(i for i in range(1, len(tokens)) if tokens[i].brk == 2), len(tokens)]
     parts = [tokens[a:b] for a, b in zip(starts, starts[1:], strict=False)]
-    telling = [bool(find_plants(p)) or any(t.word in _TOLD for t in p) for p in parts]
     for n in range(1, len(parts) - 1):
-        if plant_of(tuple(t.word for t in parts[n])) and not any(telling[:n]):
+        if plant_of(tuple(t.word for t in parts[n])) and not any(map(_tells, parts[:n])):
             tokens = tokens[starts[n] :]
             break
     return [tokens[0]._replace(brk=0), *tokens[1:]] if tokens else tokens
@@ -243,11 +258,11 @@ def disease_name(words: list[str]) -> tuple[str | None, str]:
     """
     words = _expand(words)
     text = " ".join(words)
-    while words and words[0] in crops.LINKS | {"and"}:
+    while words and words[0] in _LINKING:
         words = words[1:]
-    while words and words[-1] in crops.LINKS | {"and"}:
+    while words and words[-1] in _LINKING:
         words = words[:-1]
-    content = [w for w in words if w not in crops.ORGANS | crops.LINKS]
+    content = [w for w in words if w not in _PARTS_AND_LINKS]
     healthy = not crops.HEALTHY.isdisjoint(content) and _FULL.isdisjoint(content)
     rules: tuple[tuple[object, tuple[str | None, str]], ...] = (
         (_NOT_SICK.search(text), ("healthy", "healthy")),
@@ -298,12 +313,11 @@ def _idle_front(words: list[str]) -> bool:
     """Whether the first of two or more words says nothing about the disease."""
     first, second, rust = words[0], words[1], words[-1] == "rust"
     organ = first in crops.ORGANS
-    beside = crops.ORGANS | crops.SICK | crops.LINKS
     return (
         first in crops.LINKS
-        or (first in crops.SICK and not beside.issuperset(words[1:]))
+        or (first in crops.SICK and not _AFTER_SICK.issuperset(words[1:]))
         or (first in {"plant", "tree", "crop"} and second not in crops.PESTS)
-        or (organ and second in crops.SICK | {"with", "by"})
+        or (organ and second in _SICK_BY)
         or (organ and singular(second) not in crops.COMPOUND and is_disease_word(second))
         or (organ and second in {"strip", "stripe"} and rust)
         or (first in {"strip", "stripe"} and rust and len(words) > 2)
@@ -328,9 +342,9 @@ def _idle_end(words: list[str]) -> int:
         (many and last == "damage" and before in crops.ORGANS, 1),
         (organ and singular(before) in _COMPLETE, 1),  # "rust leaf"
         (many and words[-2:] == ["water", "mold"] and words[-3] in _FULL, 2),
-        (last in _DISEASE and before in _FULL | crops.ORGANS | {"curl", "hole"}, 1),
+        (last in _DISEASE and before in _BEFORE_DISEASE, 1),
         (last == "damage" and singular(before) in {"insect", "pest"}, 0),
-        (last in crops.IDLE_TAILS - _DISEASE and before in _FULL | crops.SIGNS, 1),
+        (last in _TAILS and before in _FULL_OR_SIGNS, 1),
     )
     return next((count for holds, count in rules if holds), 0)
 

@@ -30,6 +30,8 @@ _TARGETS = _TARGETS | {w for w in crops.NOISE if len(w) >= 6}
 _ALONE = frozenset(
     p[0] for p in crops.PLANTS if len(p) == 1 and p not in crops.LATIN and p not in crops.FOREIGN
 )
+_ALONE_OR_DISEASE = _ALONE | crops.DISEASE_WORDS
+_MODIFIERS = crops.MODIFIERS | (crops.COLOURS - PLANT_WORDS)
 _SAID = crops.HEALTHY | crops.SICK
 _SMALL = frozenset({"and", "no", "not", "non", "un", "two"})
 KNOWN = (
@@ -215,9 +217,7 @@ def _segment(word: str) -> tuple[str, ...]:
         return ()
     for n in range(3, len(word) - 2):  # "cassavabrown" of "cassavabrown_streak"
         plant, rest = word[:n] in _ALONE, word[n:]
-        if (plant and rest in crops.MODIFIERS | crops.COLOURS - PLANT_WORDS) or (
-            word[:n] in PLANT_WORDS and rest in _SAID and n > 3
-        ):
+        if (plant and rest in _MODIFIERS) or (word[:n] in PLANT_WORDS and rest in _SAID and n > 3):
             return word[:n], rest
     best: list[tuple[str, ...] | None] = [()] + [None] * len(word)
     for end in range(3, len(word) + 1):
@@ -228,11 +228,7 @@ def _segment(word: str) -> tuple[str, ...]:
             if best[end] is None or len(head) + 1 < len(best[end] or ()):
                 best[end] = (*head, part)
     parts = best[-1] or ()
-    if (
-        len(parts) == 2
-        and parts[1] in crops.ORGANS
-        and parts[0] not in _ALONE | crops.DISEASE_WORDS
-    ):
+    if len(parts) == 2 and parts[1] in crops.ORGANS and parts[0] not in _ALONE_OR_DISEASE:
         return ()  # "velvetleaf" is no velvet bean
     return (
         parts

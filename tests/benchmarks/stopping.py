@@ -1,5 +1,5 @@
-"""A training process that can be stopped at any instruction, looked at, let go on, and killed where
-it stands (for kills.py).
+"""A training process that can be stopped at any instruction, located, continued, or killed where it
+stands (for kills.py).
 """
 
 import ast
@@ -69,13 +69,13 @@ def child(note: str, stack: str, script: str, argv: list[str]) -> None:
 
 class Moment(NamedTuple):
     """Where a stopped process stands: seconds since its start, kind of place, the place in words,
-    what is half written.
+    and the checkpoint being written.
     """
 
     after: float
     kind: str
     place: str
-    half: str
+    partial: str
 
 
 def _pieces_loop() -> range:
@@ -88,7 +88,7 @@ def _pieces_loop() -> range:
     raise RuntimeError("common/train/loop.py has no training_step")
 
 
-class Looked:
+class Stoppable:
     """A numbered script as a process.
 
     Args:
@@ -107,7 +107,7 @@ class Looked:
         self.stack.write_text("")
         arguments = [str(self.note), str(self.stack), script, flags]
         code = (
-            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from looked "
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from stopping "
             f"import child; child(*{arguments!r})"
         )
         self.start = time.monotonic()
@@ -149,7 +149,7 @@ class Looked:
         if self.process.wait() != -signal.SIGKILL:
             raise RuntimeError(f"ended by {self.process.returncode}, not by SIGKILL")
 
-    def look(self) -> Moment:
+    def locate(self) -> Moment:
         """Say where it stands, the innermost of the project's functions first."""
         frames = [
             (Path(file), int(line), name)
@@ -160,13 +160,13 @@ class Looked:
         own = [
             (file.name, line, name)
             for file, line, name in frames
-            if file.parent in (ROOT / "common", ROOT)
+            if file.parent == ROOT or ROOT / "common" in file.parents
         ]
         inside, note = (
             {(file, name) for file, _, name in own},
             json.loads(self.note.read_text() or "{}"),
         )
-        half = next(iter(self.folder.rglob("*.pt.tmp")), None)
+        partial = next(iter(self.folder.rglob("*.pt.tmp")), None)
         place, kind = (
             f"{note['phase']}, epoch {note['epoch']}, step {note['step']}"
             if note
@@ -174,7 +174,7 @@ class Looked:
             ELSEWHERE,
         )
         if ("checkpoint.py", "save") in inside:
-            kind = SAVING if half else ELSEWHERE
+            kind = SAVING if partial else ELSEWHERE
         elif ("cached_features.py", "_fill") in inside:
             kind, place = FEATURES, f"after {place}" if note else place
         elif ("run.py", "take_step") in inside:
@@ -193,14 +193,14 @@ class Looked:
             time.monotonic() - self.start,
             kind,
             words,
-            f"{half.name}, {half.stat().st_size / 1e6:.2f} MB" if half else "",
+            f"{partial.name}, {partial.stat().st_size / 1e6:.2f} MB" if partial else "",
         )
 
 
 def watch(
-    looked: Looked, rng: np.random.Generator, pause: float, wanted: Callable[[Moment], bool]
+    process: Stoppable, rng: np.random.Generator, pause: float, wanted: Callable[[Moment], bool]
 ) -> Moment | None:
-    """Look after random pauses, `pause` seconds in the mean, until a moment is wanted, and leave
+    """Stop after random pauses, `pause` seconds in the mean, until a moment is wanted, and leave
     the process standing there.
 
     Returns:
@@ -208,9 +208,9 @@ def watch(
     """
     while True:
         time.sleep(rng.exponential(pause))
-        if not looked.stop():
+        if not process.stop():
             return None
-        moment = looked.look()
+        moment = process.locate()
         if wanted(moment):
             return moment
-        looked.go_on()
+        process.go_on()
