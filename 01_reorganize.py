@@ -42,13 +42,19 @@ from common.organize.intake import read_all, target_of
 from common.organize.label_csv import read_labels
 from common.organize.names.review import NAMES, REVIEW, read_names
 from common.organize.partition import hold_out, partition
-from common.organize.report import show_names, show_result, write_contact_sheets, write_report
+from common.organize.report import (
+    show_names,
+    show_result,
+    write_contact_sheets,
+    write_json,
+    write_report,
+)
 from common.organize.sources import Files, list_files, parse_sources
 
 PLANTED = 200  # pictures whose altered copies show how many duplicates the search finds
 # flags that do not change what is made of the same files
 MACHINE = frozenset(
-    "workers fresh undo dry_run output demo sources not_plants names labels".split()
+    "workers fresh undo dry_run json review output demo sources not_plants names labels".split()
 )
 
 
@@ -71,10 +77,10 @@ def gather(args: argparse.Namespace) -> Files:
             f"class, with pictures in it."
         )
     if args.labels:
-        read_labels(files, 0, args.labels, args.columns, args.path_pattern)
+        read_labels(files, 0, args.labels, args.columns, args.path_pattern, args.multi)
     elif not (files.label >= 0).any():
         fail(
-            f"{args.sources[0]} holds files but no class folders. Give the folder above it, or "
+            f"{args.sources[0]} holds no class folder with a picture. Give the folder above it, or "
             f"sort the pictures into one folder per "
             "class, named like Tomato___Early_blight, or give their --labels in a CSV."
         )
@@ -87,9 +93,9 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
     """
     flags = sorted((k, str(v)) for k, v in vars(args).items() if k not in MACHINE)
     digest = hashlib.sha256(
-        repr((flags, [(s.name, str(s.root)) for s in files.sources], files.folders)).encode(
-            errors="surrogateescape"
-        )
+        repr(
+            (flags, [(s.name, str(s.root)) for s in files.sources], files.folders, files.labels)
+        ).encode(errors="surrogateescape")
     )
     for path in (args.names, args.labels):
         digest.update(path.read_bytes() if path and path.is_file() else b"-")
@@ -139,11 +145,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     with laps("listing files"):
         files = gather(args)
     with laps("reading names"):
-        names = read_names(files.labels, args.levels, args.names)
+        names = read_names(files.labels, files.sources, args.levels, args.names, args.species)
         index, class_idx = class_numbers(files, names.classes)
-    show_names(files, names, index, class_idx)
+    if args.json != "-":
+        show_names(files, names, index, class_idx)
     if args.dry_run:
+        if args.review:
+            write_rows(args.review, REVIEW, names.review)
+        if args.json:
+            write_json(args.json, files, names, by_picture=bool(args.labels))
         return 0
+    if not index:
+        review = args.output.with_name("review.csv")
+        write_rows(review, REVIEW, names.review)
+        fail(
+            f"no class can be read from {len(files.labels):,} names: none says its plant. Say it "
+            f"with --species, with NAME=FOLDER, or in {review}, given back with --names."
+        )
     sizes = np.bincount(class_idx[class_idx >= 0], minlength=len(index))
     require_sizes(sizes, index, args.small_classes)  # before hours of reading
     held_out = dict(

@@ -20,28 +20,32 @@ import numpy as np
 _RESERVED = frozenset(
     {"con", "prn", "aux", "nul"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(10)}
 )
+_FOLDED = str.maketrans("øØ", "oo")
 
 
 def slug(words: str) -> str:
-    """File-name form of a name: lower-case ASCII letters and digits joined by single underscores.
+    """File-name form of a name: lower-case letters and digits joined by single underscores.
 
-    "bell pepper" gives "bell_pepper". Accents are folded, everything else becomes an underscore, so
-    that the result holds no separator, dot or control character and is 1 to 100 characters long.
-    Names that cannot be written in ASCII at all become "class_" and 8 hex digits of their SHA-256,
-    so that two of them stay apart; names too long are cut and end in the same 8 digits; device
-    names of Windows get "_class" behind them. Raises nothing.
+    "bell pepper" gives "bell_pepper", and accents of Latin letters are folded. Other scripts stay
+    as they are; everything that is no letter, digit or vowel sign becomes an underscore, so that
+    the result holds no separator, dot or control character and is 1 to 100 characters and at most
+    200 bytes long. A name without any becomes "class_" and 8 hex digits of its SHA-256, so that two
+    of them stay apart; names too long are cut and end in the same 8 digits; device names of Windows
+    get "_class" behind them. Raises nothing.
     """
-    folded = unicodedata.normalize(
-        "NFKD", words.replace("ß", "ss").replace("ø", "o").replace("Ø", "o")
-    )
-    text = re.sub(
-        r"[^a-z0-9]+", "_", "".join(c for c in folded if not unicodedata.combining(c)).lower()
-    ).strip("_")
+    text, latin = "", False
+    for c in unicodedata.normalize("NFKD", words.replace("ß", "ss").translate(_FOLDED)).lower():
+        mark = unicodedata.category(c)[0] == "M"
+        if not mark:
+            latin = c.isascii()
+        text += c if c.isalnum() or (mark and not latin) else "" if mark else "_"
+    text = re.sub("_+", "_", unicodedata.normalize("NFC", text)).strip("_")
     digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     if not text:
         return f"class_{digest}"
-    if len(text) > 100:
-        return f"{text[:91].rstrip('_')}_{digest}"
+    if len(text) > 100 or len(text.encode()) > 200:
+        short = text[:91].encode()[:191].decode(errors="ignore")
+        return f"{short.rstrip('_')}_{digest}"
     return f"{text}_class" if text in _RESERVED else text
 
 

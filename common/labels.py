@@ -226,7 +226,7 @@ class LabelFile:
 
 
 def read_label_file(
-    path: Path, told: Sequence[str] = (), folders: Sequence[Path] = (), species: str = ""
+    path: Path, told: Sequence[str] = (), folders: Sequence[Path] = ()
 ) -> LabelFile:
     """Read a label file: its table, and which columns hold the file and the labels.
 
@@ -237,7 +237,6 @@ def read_label_file(
         path: the file.
         told: USE=COLUMN, USE one of USES; the others are found by their names.
         folders: where a JSON file with names of numbers may lie, besides the file's own folder.
-        species: stands before every label where no column says the species.
 
     Raises:
         SystemExit: where the file or a column cannot be read.
@@ -267,8 +266,6 @@ def read_label_file(
         more = ", ..." if len(flags) > 6 else ""
         note += f", label = the one of {', '.join(flags[:6])}{more} that is 1"
     labels = _flagged(table, flags) if flags else _row_labels(table, chosen, names)
-    if species and "species" not in chosen:
-        labels = [tuple(f"{species}/{label}" for label in row) for row in labels]
     note += " (numbers, with names from a JSON file)" if names else ""
     return LabelFile(table, chosen, table.cells[chosen["file"]], labels, note)
 

@@ -109,14 +109,6 @@ def test_species_disease_and_label_columns(tmp_path, text, label):
     assert list(labels(tmp_path, text).values()) == [(label,) if label else ()]
 
 
-def test_a_species_told_stands_before_every_label_without_one(tmp_path):
-    assert labels(tmp_path, "id,label\n1,rust\n", species="common bean") == {
-        "1": ("common bean/rust",)
-    }
-    found = labels(tmp_path, "id,species,disease\n1,corn,rust\n", species="bean")
-    assert found == {"1": ("corn/rust",)}
-
-
 def test_columns_of_0_and_1_are_labels(tmp_path):
     text = (
         "Filename, Rust, Leaf mold,Negative,is_train\na,1,0,0,0\nb,1.0,1,0,1\nc,0,0,0,1\nd,,,1,0\n"

@@ -52,8 +52,13 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--names": {
         "type": Path,
         "metavar": "CSV",
-        "help": "your answers for names: columns name,species,disease (an edited review.csv will "
-        "do)",
+        "help": "your answers for names: columns name,species,disease and, where it is needed, "
+        "source (an edited review.csv will do)",
+    },
+    "--species": {
+        "default": "",
+        "metavar": "WORDS",
+        "help": "plant of the folders or labels that name none, such as mango",
     },
     "--levels": {
         "type": int,
@@ -63,8 +68,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--labels": {
         "type": Path,
-        "metavar": "CSV",
-        "help": "labels of the source's files, instead of its folders",
+        "metavar": "FILE",
+        "help": "labels of the source's files, instead of its folders: CSV, COCO or other JSON; "
+        "with one file per split, any of them",
     },
     "--columns": {
         "nargs": "+",
@@ -72,6 +78,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "USE=NAME",
         "help": "columns of --labels: file=, label= (or species= disease=), group= (pictures of "
         "one plant or place), split=",
+    },
+    "--multi": {
+        "default": "",
+        "choices": ["first"],
+        "help": "of several labels of one picture take the first (default: it is left out)",
     },
     "--path-pattern": {
         "default": "{}",
@@ -137,7 +148,16 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--dry-run": {
         "action": "store_true",
-        "help": "print how names are read and how many files there are; write nothing",
+        "help": "print how names are read and how many files there are; organize nothing",
+    },
+    "--json": {
+        "metavar": "FILE",
+        "help": "with --dry-run: write how each folder is read as JSON (- for stdout)",
+    },
+    "--review": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "with --dry-run: write the names to look at, as review.csv",
     },
     "--fresh": {
         "action": "store_true",
@@ -240,6 +260,12 @@ def check_flags(args: argparse.Namespace) -> None:
             args.labels and len(args.sources) != 1,
             "--labels tells about one source: give one SOURCE, the folder below which its files "
             "lie.",
+        ),
+    )
+    mistakes += (
+        (
+            (args.json or args.review) and not args.dry_run,
+            "--json and --review write what a --dry-run finds; a run writes review.csv by itself.",
         ),
     )
     for holds, sentence in mistakes:

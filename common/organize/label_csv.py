@@ -15,7 +15,8 @@ import numpy as np
 from common.console import fail, say, warn
 from common.files import SEVERAL, match_paths, settle
 from common.labels import LabelFile, read_label_file
-from common.organize.sources import SPLITS, Files
+from common.organize.names.folders import split_of
+from common.organize.sources import SPLITS, Files, Label
 
 LOOK_LIKE_GROUPS = (
     "group",
@@ -31,24 +32,10 @@ LOOK_LIKE_GROUPS = (
 )
 NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # these name no common origin
 NO_PLANT = re.compile(
-    r"(not?|non|without)[\W_]*(an?[\W_]+)?(plants?|leaf|leaves)|negatives?|backgrounds?|soil|nothing"
+    r"(not?|non|without)[\W_]*(an?[\W_]+)?(plants?|leaf|leaves)|"
+    r"negatives?|backgrounds?|soil|nothing"
 )
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "fold", "is_train", "is_test"}
-_SPLIT_WORDS = {
-    "train": "train training trainset trn",
-    "val": "val valid validation valset dev development eval",
-    "test": "test testing testset tst holdout",
-}
-_IDLE = {"set", "data", "split", "dataset", "images", "labels", "classes", "annotations"}
-
-
-def split_number(text: str) -> int:
-    """Index into SPLITS of a word for a split, such as `Training set`, or -1."""
-    words = [word for word in re.findall(r"[^\W_]+", text.lower()) if word not in _IDLE]
-    found = [
-        i for i, split in enumerate(SPLITS) if words and words[0] in _SPLIT_WORDS[split].split()
-    ]
-    return found[0] if found and len(words) == 1 else -1
 
 
 def read_labels(
@@ -57,7 +44,6 @@ def read_labels(
     table: Path,
     columns: Sequence[str],
     pattern: str,
-    species: str = "",
     multi: str = "",
 ) -> None:
     """Take labels, groups and splits of one source's files from a label file; folder names then
@@ -72,7 +58,6 @@ def read_labels(
         table: the label file.
         columns: as `labels.read_label_file` takes them.
         pattern: path with {} where the value of the file column goes.
-        species: stands before every label where no column says the species.
         multi: "first": of several labels of a picture the first counts; else it has none.
 
     Raises:
@@ -89,7 +74,7 @@ def read_labels(
     files.label[mine], files.given[mine] = -1, -1
     reads, rows = [], []
     for path, split, below in _tables(table, root):
-        read = read_label_file(path, columns, (root,), species)
+        read = read_label_file(path, columns, (root,))
         reads.append(read)
         rows += _rows(read, _splits(read, split), paths, below, pattern)
         say(f"{path}: {read.note}")
@@ -138,7 +123,8 @@ def _take(
     files: Files, mine: np.ndarray, paths: Sequence[str], rows: Sequence[_Row], multi: str
 ) -> None:
     """Write what rows say into the arrays of `files`."""
-    numbers = {name: i for i, name in enumerate(files.labels)}
+    origin = int(files.origin[mine[0]])
+    numbers = {label: i for i, label in enumerate(files.labels)}
     start = int(files.cluster.max(initial=-1)) + 1
     groups: dict[str, int] = defaultdict(lambda: len(groups) + start)
     for row in rows:
@@ -165,7 +151,7 @@ def _take(
             no_plant += 1
             files.notes[i] = ("no_class", f"{row.where}: {row.labels[0]} names no plant")
         else:
-            files.label[i] = numbers.setdefault(row.labels[0], len(numbers))
+            files.label[i] = numbers.setdefault(Label(origin, row.labels[0]), len(numbers))
             files.given[i] = row.split
             files.cluster[i] = groups[row.group] if row.group else -1
     there = files.label >= 0
@@ -205,7 +191,7 @@ def _splits(read: LabelFile, split: int) -> list[int]:
     column = told or next((name for name in cells if name.lower() in SPLIT_COLUMNS), None)
     if column is None:
         return [split] * len(read.files)
-    words = {word: split_number(word) for word in dict.fromkeys(cells[column])}
+    words = {word: split_of(word) for word in dict.fromkeys(cells[column])}
     strange = [word or "(empty)" for word, number in words.items() if number < 0]
     if not strange:
         return [words[word] for word in cells[column]]
@@ -231,8 +217,8 @@ def _tables(table: Path, root: Path) -> list[tuple[Path, int, Path]]:
     inside = root in table.parent.parents
     folders = table.parent.parent.iterdir() if inside else []
     own = [folder for folder in sorted(folders) if (folder / table.name).is_file()]
-    found = [(folder / table.name, split_number(folder.name), folder) for folder in own]
-    if split_number(table.parent.name) < 0:
+    found = [(folder / table.name, split_of(folder.name), folder) for folder in own]
+    if split_of(table.parent.name) < 0:
         split, rest = _split_and_rest(table)
         first = _first_line(table)
         beside = [p for p in sorted(table.parent.iterdir()) if p.suffix == table.suffix != ".json"]
@@ -248,10 +234,10 @@ def _tables(table: Path, root: Path) -> list[tuple[Path, int, Path]]:
 def _split_and_rest(path: Path) -> tuple[int, str]:
     """The split that a word of a file's name tells, and the name without it."""
     words = re.split(r"([\W_]+)", path.stem.lower())
-    at = [i for i, word in enumerate(words) if split_number(word) >= 0]
+    at = [i for i, word in enumerate(words) if split_of(word) >= 0]
     if len(at) != 1:
         return -1, ""
-    return split_number(words[at[0]]), "".join(words[: at[0]] + ["*"] + words[at[0] + 1 :])
+    return split_of(words[at[0]]), "".join(words[: at[0]] + ["*"] + words[at[0] + 1 :])
 
 
 def _first_line(path: Path) -> bytes:

@@ -1,5 +1,6 @@
 """What a person reads of stage 1: how names are read, what was made, report.md and report/."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,9 +39,16 @@ def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.
     if given:
         shares = ", ".join(f"{given[s]:,} {s}" for s in SPLITS[:3])
         lines.append(f"the source has a split of its own: {shares} (--keep-split keeps it)")
+    several = len({r[0] for r in names.review}) > 1
     if names.review:
         rows = [
-            (r[0], f"{r[1]}/{r[2]}" if r[1] else "?", r[4], r[5][:90]) for r in names.review[:20]
+            (
+                f"{r[0]}: {r[1]}" if several else r[1],
+                "/".join(filter(None, r[2:4])) or "?",
+                r[5],
+                r[6][:90],
+            )
+            for r in names.review[:20]
         ]
         lines += [
             "",
@@ -48,13 +56,58 @@ def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.
             table(rows, ("class name", "read as", "decision", "why")),
         ]
     if len(names.review) > 20:
-        lines.append(f"... and {len(names.review) - 20} more in review.csv")
+        lines.append(f"... and {len(names.review) - 20} more in review.csv (--review FILE)")
     say(*lines)
-    if left_out := [r[0] for r in names.review if r[4] == "left out"]:
+    if left_out := [label.name for label in files.labels if label not in names.classes]:
         warn(
             f"{len(left_out)} class names are LEFT OUT because no species can be read from them: "
             f"{', '.join(left_out[:6])}"
         )
+    if names.not_plants:
+        few = ", ".join(label.name for label in names.not_plants[:6])
+        warn(f"no plants by their names, left out: {few}. To use them, give --not-plants FOLDER.")
+
+
+def write_json(target: str, files: Files, names: Names, by_picture: bool) -> None:
+    """Write how each class folder is read, or each picture where labels come from a file.
+
+    Args:
+        target: file, or "-" for stdout.
+        by_picture: a row per picture with its path below the source, instead of a row per folder.
+    """
+    rows, alone = [], ("", "the file lies in no class folder, or no row names it")
+    plants = np.flatnonzero(~files.is_not_plant())
+    first, counts = plants, np.ones(len(plants), int)
+    if not by_picture:
+        pictures = [files.is_picture(i) for i in plants.tolist()]
+        _, at, counts = np.unique(
+            files.folder[plants[pictures]], return_index=True, return_counts=True
+        )
+        first = plants[pictures][at]
+    for i, n in zip(first.tolist(), counts.tolist(), strict=True):
+        origin, given = int(files.origin[i]), int(files.given[i])
+        below = "/".join(files.parts(files.folder[i], origin))
+        label = files.labels[files.label[i]] if files.label[i] >= 0 else None
+        pair = names.classes.get(label) if label else None
+        species, disease = (part.replace("_", " ") for part in pair) if pair else (None, None)
+        place = "/".join(filter(None, (below, files.name(i)))) if by_picture else below or "."
+        rows.append(
+            {
+                "source": files.sources[origin].name,
+                "path" if by_picture else "folder": place,
+                "files": n,
+                "species": species,
+                "disease": disease,
+                "split": SPLITS[given] if given >= 0 else None,
+                "asked": label in names.asked,
+                "decision": names.reasons.get(label, files.notes.get(i, alone)[1]),
+            }
+        )
+    text = json.dumps({"folders": rows}, ensure_ascii=False, indent=1)
+    if target == "-":
+        print(text)
+    else:
+        write_text(Path(target), text)
 
 
 def _leaks(c: Certificate) -> list[tuple[str, str]]:

@@ -9,44 +9,40 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from common.classes import slug
 from common.console import fail, progress
+from common.images import SUFFIXES
+from common.organize.names.folders import class_path, splits
 
 SPLITS = ("train", "val", "test")
-SPLIT_FOLDERS = {
-    "train": 0,
-    "training": 0,
-    "val": 1,
-    "valid": 1,
-    "validation": 1,
-    "test": 2,
-    "testing": 2,
-}
-PLAIN_FOLDERS = {
-    "images",
-    "image",
-    "imgs",
-    "img",
-    "data",
-    "dataset",
-    "photos",
-    "pictures",
-}  # hold classes, name none
 JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
+# folders that systems and tools keep beside the pictures; those that begin with a dot are, too
+JUNK_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "lost+found", "system volume information"}
+
+
+class Label(NamedTuple):
+    """A class name as found. name: the path of its folder below the source, without the folders
+    that tell nothing, or the label that a file gives; source: number of the source.
+    """
+
+    source: int
+    name: str
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder to take pictures from. `name` identifies it in the manifest; `not_plants`:
-    its pictures show no plant.
+    """A folder to take pictures from. `name` identifies it in the manifest; `named`: a person gave
+    it that name; `not_plants`: its pictures show no plant.
     """
 
     name: str
     root: Path
     not_plants: bool = False
+    named: bool = False
 
 
 @dataclass
@@ -56,7 +52,7 @@ class Files:
     Attributes:
         sources: where they come from.
         folders: absolute paths of the folders that hold them.
-        labels: class names as found; a file's name or its rows in a labels CSV may give it one.
+        labels: class names as found; a file's folder or its rows in a label file may give it one.
         folder, label, origin: int32 (N,), indices into `folders`, `labels` (-1: none) and
             `sources`.
         given: int8 (N,), split that the source puts the file in, an index into SPLITS, or -1.
@@ -69,7 +65,7 @@ class Files:
 
     sources: Sequence[Source]
     folders: list[str]
-    labels: list[str]
+    labels: list[Label]
     folder: np.ndarray
     label: np.ndarray
     origin: np.ndarray
@@ -96,7 +92,16 @@ class Files:
 
     def label_of(self, i: int) -> str:
         """Class name of file i as found, "" where it has none."""
-        return self.labels[self.label[i]] if self.label[i] >= 0 else ""
+        return self.labels[self.label[i]].name if self.label[i] >= 0 else ""
+
+    def is_picture(self, i: int) -> bool:
+        """Whether file i is a picture by its ending."""
+        return os.path.splitext(self.name(i))[1].lower() in SUFFIXES
+
+    def parts(self, folder: int, origin: int) -> tuple[str, ...]:
+        """Names of the folders from a source down to one of `folders`."""
+        below = os.path.relpath(self.folders[folder], self.sources[origin].root)
+        return () if below == os.curdir else tuple(below.split(os.sep))
 
     def kind_of(self, i: int) -> str:
         """Which kind of thing file i of no plant shows: the folder of its source that holds it; ""
@@ -128,53 +133,61 @@ def list_files(sources: Sequence[Source]) -> Files:
     """List the files of all sources once; links are followed, but no folder is entered twice;
     system files are not counted.
 
-    A class name is made of the last two folders above a file. Folders called train, valid, test ...
-    tell the split that the source gives, and like those called images or data they are no class
-    names.
+    A folder with pictures of its own is a class. Folders whose names say train, validation set,
+    test ... tell the split that the source gives.
 
     Raises:
         SystemExit: where a folder cannot be opened: leaving it out in silence would change the
             data.
     """
-    kinds = dict(folder="i", label="i", origin="i", given="b", ends="q", size="q", mtime_ns="q")
+    kinds = dict(folder="i", origin="i", ends="q", size="q", mtime_ns="q")
     arrays = {name: array(kind) for name, kind in kinds.items()}  # no Python object per file
     folders: list[str] = []
-    labels: dict[str, int] = {}
     arena = bytearray()
+    classes: list[dict[tuple[str, ...], int]] = [{} for _ in sources]  # path -> folder
     with progress([], None, "listing", "folder") as bar:
         for number, source in enumerate(sources):
-            for folder, parts, given, entries in _folders(source.root):
-                label = -1
-                if parts and not source.not_plants:
-                    label = labels.setdefault("/".join(parts[-2:]), len(labels))
+            for folder, parts, entries in _folders(source.root):
                 if entries:
                     folders.append(folder)
+                if parts and any(os.path.splitext(e.name)[1].lower() in SUFFIXES for e in entries):
+                    classes[number][parts] = len(folders) - 1
                 for entry in entries:
                     stat = entry.stat() if entry.is_file() else None
                     arena += os.fsencode(entry.name)
                     size, mtime_ns = (stat.st_size, stat.st_mtime_ns) if stat else (-1, 0)
-                    row = (len(folders) - 1, label, number, given, len(arena), size, mtime_ns)
+                    row = (len(folders) - 1, number, len(arena), size, mtime_ns)
                     for column, value in zip(arrays.values(), row, strict=True):
                         column.append(value)
                 bar.update()
+    labels: dict[Label, int] = {}
+    label_of = np.full(len(folders) + 1, -1, np.int32)
+    split_of = np.full(len(folders) + 1, -1, np.int8)
+    for number, source in enumerate(sources):
+        for parts, (split, path) in splits(classes[number]).items():
+            folder = classes[number][parts]
+            split_of[folder] = split
+            if path and not source.not_plants:
+                label_of[folder] = labels.setdefault(Label(number, class_path(path)), len(labels))
+    folder = np.array(arrays["folder"])
     return Files(
         sources=sources,
         folders=folders,
         labels=list(labels),
+        label=label_of[folder],
+        given=split_of[folder],
         arena=np.frombuffer(bytes(arena), np.uint8),
-        cluster=np.full(len(arrays["folder"]), -1, np.int32),
+        cluster=np.full(len(folder), -1, np.int32),
         **{name: np.array(values) for name, values in arrays.items()},
     )
 
 
-def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.DirEntry[str]]]]:
-    """Every folder below `root` with the names above its files, its split, and its files in
-    order.
-    """
-    stack: list[tuple[str, tuple[str, ...], int]] = [(str(root), (), -1)]
+def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], list[os.DirEntry[str]]]]:
+    """Every folder below `root`, the names of the folders down to it, and its files in order."""
+    stack: list[tuple[str, tuple[str, ...]]] = [(str(root), ())]
     entered = set()
     while stack:
-        folder, parts, given = stack.pop()
+        folder, parts = stack.pop()
         real = os.path.realpath(folder)
         if real in entered:
             continue
@@ -187,23 +200,16 @@ def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], int, list[os.Di
                 f"the folder {folder} cannot be opened ({error.strerror}). Mend its permissions "
                 f"or take it out of the source."
             )
-        yield (
-            folder,
-            parts,
-            given,
-            [
-                e
-                for e in ordered
-                if not e.is_dir() and e.name.lower() not in JUNK and not e.name.startswith("._")
-            ],
-        )
-        for entry in reversed(ordered):
-            if entry.is_dir() and not entry.name.startswith("."):
-                low = entry.name.lower()
-                inner = (
-                    parts if low in SPLIT_FOLDERS or low in PLAIN_FOLDERS else (*parts, entry.name)
-                )
-                stack.append((entry.path, inner, SPLIT_FOLDERS.get(low, given)))
+        files = (e for e in ordered if not e.is_dir())
+        kept = (e for e in files if e.name.lower() not in JUNK and not e.name.startswith("._"))
+        yield folder, parts, list(kept)
+        stack += [
+            (entry.path, (*parts, entry.name))
+            for entry in reversed(ordered)
+            if entry.is_dir()
+            and not entry.name.startswith(".")
+            and entry.name.lower() not in JUNK_FOLDERS
+        ]
 
 
 def parse_sources(texts: Sequence[str], not_plants: Path | None) -> list[Source]:
@@ -214,18 +220,18 @@ def parse_sources(texts: Sequence[str], not_plants: Path | None) -> list[Source]
     """
     sources: list[Source] = []
     for text in texts:
-        name, cut, path = text.partition("=")
-        if not cut or Path(text).exists():  # a folder may have "=" in its name
+        name, _, path = text.partition("=")
+        if not path or Path(text).exists():  # a folder may have "=" in its name
             name, path = "", text
         root = Path(path).expanduser().absolute()  # the same files, however their folder is written
         _require_folder(root)
         taken = {s.name for s in sources}
         if name and name in taken:
             fail(f"two sources are called {name}. Give each its own name: NAME=PATH.")
-        name = name or root.name or "source"
-        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        base = name or root.name or "source"
+        names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
         free = next(n for n in names if n not in taken)
-        sources.append(Source(free, root))
+        sources.append(Source(free, root, named=bool(name)))
     if not_plants is not None:
         _require_folder(not_plants.absolute())
         sources.append(Source("not_plants", not_plants.absolute(), not_plants=True))

@@ -49,7 +49,7 @@ def test_usual_columns_are_found_and_ids_find_their_files(source):
         "5.jpg": "",
     }
     assert (files.cluster == -1).all(), "groups only where they are asked for"
-    assert sorted(files.labels) == ["hog", "leopard"], (
+    assert sorted(label.name for label in files.labels) == ["hog", "leopard"], (
         "folder names count for nothing, and nobody is asked about them"
     )
 
@@ -150,38 +150,9 @@ def test_several_labels_are_left_out_or_the_first_is_taken(source, capsys):
 @pytest.mark.parametrize("word", ["Negative", "negatives", "Background", "no plant", "not_a_leaf"])
 def test_labels_that_name_no_plant_are_left_out(source, capsys, word):
     files, at = labelled(source, f"id,label\n1,{word}\n2,leaf mold\n")
-    assert files.labels == ["leaf mold"]
+    assert files.labels == [(0, "leaf mold")]
     assert "names no plant" in files.notes[at["images/1.jpg"]][1]
     assert "--not-plants" in capsys.readouterr().err
-
-
-def test_a_species_for_all(source):
-    files, _ = labelled(source, "id,label\n1,rust\n2,mold\n", species="common bean")
-    assert files.labels == ["common bean/rust", "common bean/mold"]
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "pattern", "words"),
-    [
-        ("a,b\n1,2\n", [], "{}", ("which column holds the file", "a, b", "--columns file=NAME")),
-        ("id,b\n1,2\n", [], "{}", "which column holds the label"),
-        ("id,label\n1,2\n", ["label=lable"], "{}", ("no column 'lable'", "id, label")),
-        ("id,label\n1,2\n", ["name=id"], "{}", "file=NAME"),
-        ("id,label\n1,2\n", [], "images/x.jpg", "{} once"),
-        ("id,label\nimages/5.jpg,2\n", [], "{}", ("not one row", "--path-pattern")),
-        ("id,label\n4.jpg,2\n", [], "{}", ("not one row", "or one alone")),
-        ("id,label\n77,2\n", [], "p/{}.png", ("not one row", "p/77.png", "--path-pattern")),
-        ("", [], "{}", "empty"),
-    ],
-)
-def test_mistakes_end_in_a_sentence(source, refused, text, columns, pattern, words):
-    refused(words, labelled, source, text, columns, pattern)
-
-
-def test_a_file_that_is_no_text_or_not_there(source, refused):
-    refused("UTF-8", labelled, source, "id,label\n1,blåbær\n", encoding="latin-1")
-    files = list_files(parse_sources([str(source)], None))
-    refused("there is no file", read_labels, files, 0, source / "no.csv", [], "{}")
 
 
 # region a file per split

@@ -53,8 +53,8 @@ Leaf Diseases/Mango/Anthracnose = mango: anthracnose
 healthy/Soybean leaf = soybean: healthy
 
 Maíz_sano = corn: healthy
-Padi_hawar_daun = rice: hawar daun
-Soja_ferrugem = soybean: ferrugem
+Padi_hawar_daun = rice: leaf blight
+Soja_ferrugem = soybean: rust
 jagung sehat = corn: healthy
 Pomme de terre_mildiou = potato: mildiou
 """

@@ -167,9 +167,14 @@ def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
         tiny.TREE,
         serve.parse_names,
     )
-    table.write_text("file,class\n")
+    table.write_text("file,kind\na.png,apple\n")
     refused(
-        "needs a column", photo_list.labels_from_csv, table, paths, tiny.TREE, serve.parse_names
+        "which column holds the label",
+        photo_list.labels_from_csv,
+        table,
+        paths,
+        tiny.TREE,
+        serve.parse_names,
     )
 
 

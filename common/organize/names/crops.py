@@ -147,8 +147,8 @@ cane, cane, saccharum; sunflower = helianthus annuus, sun flower; sweet pea; swe
 sweetpotato; sycamore; tamarind; taro = colocasia; tea = camellia sinensis; teak; tree tomato =
 tamarillo; tobacco = nicotiana; tomato = solanum lycopersicum, tomatoe, tomate, tomatos; tulip;
 turmeric; turnip; vanilla; velvet bean; viola; violet; walnut; wasabi; water spinach; watermelon =
-water melon, citrullus lanatus; wheat = triticum; wild rice; willow; winged bean; yam; zinnia;
-zucchini = courgette
+water melon, citrullus lanatus; wheat = triticum, common wheat, bread wheat; wild rice; willow;
+winged bean; yam; zinnia; zucchini = courgette
 """,
     named=True,
 )
@@ -191,7 +191,7 @@ august september october november december symptom symptoms detected identified 
 others type types vegetable vegetables cereal cereals crops plantvillage plantdoc kaggle png jpg
 jpeg zip including sour infection infestation the an sp spp
 """)
-LINKS = _words("on of in at from by with without for")
+LINKS = _words("on of in at from by with without for del da do")
 
 # A head word can end the name of a disease, pest or disorder; most take "disease" as an idle tail.
 HEADS = _words("""

@@ -104,14 +104,6 @@ class ListFacts:
             quality(aside) in {"healthy", "sick", "known"} or len(self.bracketed[aside]) >= 2
         )
 
-    def only_plant(self) -> str | None:
-        """The one plant of the list, where at least three names give it and no name gives
-        another.
-        """
-        return (
-            next(iter(self.plants)) if len(self.plants) == 1 and self.plants.total() >= 3 else None
-        )
-
     def plants_only(self) -> bool:
         """Whether the list names plants and next to no diseases, so that an unknown name is a plant
         too.

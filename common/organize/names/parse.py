@@ -288,10 +288,6 @@ def _without_plant(parts: NameParts, facts: ListFacts, before: int) -> NameReadi
         return NameReading(
             " ".join(plant), "healthy", 0.7, "unknown name in a list of plants; no disease named"
         )
-    only = facts.only_plant()
-    if only:
-        reason = f"the name does not say the plant; every name of this list that does says {only}"
-        return NameReading(only, parts.disease, 0.5, reason)
     return NameReading(None, parts.disease, 0.2, "the name does not say the plant")
 
 

@@ -15,18 +15,15 @@ from pathlib import Path
 from common.classes import slug
 from common.console import fail, warn
 from common.organize.names import crops, spelling
-from common.organize.names.parse import ASK_BELOW, ParsedName, parse_class_names, parse_flat
+from common.organize.names.folders import GUESSED, FolderReading, read_folders
+from common.organize.names.parse import ASK_BELOW, ParsedName, parse_flat
+from common.organize.sources import Label, Source
 
 Pair = tuple[str, str]
-REVIEW = ("name", "species", "disease", "confidence", "decision", "reason")
-NAMES = ("name", "species", "disease", "confidence", "decided_by", "reason")
-_COLUMNS = NAMES[:3]
-_DECISIONS = (
-    "left out",
-    "unsure",
-    "kept apart",
-    "put together",
-)  # the first that holds stands in the row
+REVIEW = ("source", "name", "species", "disease", "confidence", "decision", "reason")
+NAMES = ("source", "name", "species", "disease", "confidence", "decided_by", "reason")
+ALL = "*"  # name of the row that answers which plant a whole source shows
+_COLUMNS = ("name", "species", "disease")
 _SHOWN = 5  # other names, or unknown answers, that one sentence lists
 
 
@@ -34,16 +31,23 @@ _SHOWN = 5  # other names, or unknown answers, that one sentence lists
 class Names:
     """What was decided about every class name.
 
-    classes: raw name -> (species, disease) as slugs, without names left out. review: rows of
-    REVIEW, one per name that a person should check and has not answered. table: rows of NAMES, one
-    per name, in the order given. Both tables are text; species and disease are slugs, empty where
-    the
-    name is left out.
+    Attributes:
+        classes: label -> (species, disease) as slugs, without labels left out.
+        review: rows of REVIEW, one per question that a person has not answered, the labels left out
+            first. A row named "*" asks which plant a whole source shows.
+        table: rows of NAMES, one per label, in the order given. Both tables are text; species and
+            disease are slugs, empty where the label is left out.
+        reasons: label -> why it was read so.
+        asked: labels that a row of `review` asks about.
+        not_plants: labels whose names tell of pictures without a plant.
     """
 
-    classes: dict[str, Pair]
+    classes: dict[Label, Pair]
     review: list[tuple[str, ...]]
     table: list[tuple[str, ...]]
+    reasons: dict[Label, str]
+    asked: set[Label]
+    not_plants: list[Label]
 
 
 @dataclass(frozen=True)
@@ -53,118 +57,145 @@ class _Decided:
     confidence: str
     by: str
     reason: str
+    crop_from: str = ""
+    not_plant: bool = False
+
+    def columns(self) -> tuple[str, str, str]:
+        return self.confidence, self.by, self.reason
 
 
-def read_names(names: list[str], levels: int, overrides: Path | None) -> Names:
-    """Read class names as classes; a person's answers win over the parser.
+def read_names(
+    labels: Sequence[Label],
+    sources: Sequence[Source],
+    levels: int,
+    answers: Path | None,
+    species: str = "",
+) -> Names:
+    """Read labels as classes; a person's answers win over the parser.
 
     Args:
-        names: all raw names of the sources; repeats change nothing.
+        labels: all labels of the sources; repeats change nothing.
+        sources: what the labels' numbers stand for.
         levels: 2: species and disease; 1: a name is a class of its own and is taken as it stands.
-        overrides: a CSV of answers with the columns name, species, disease (an edited review.csv or
-            names.csv will do); an empty species leaves the name out on purpose.
+        answers: a CSV of answers with the columns name, species, disease and, where names of
+            several sources are alike, source (an edited review.csv or names.csv will do); an empty
+            species leaves the name out on purpose.
+        species: plant of all names that give none.
 
     Raises:
         SystemExit: where the answers cannot be used, with a sentence that names the line.
     """
-    names = list(dict.fromkeys(names))
-    answers = _answers(overrides, names, levels) if overrides is not None else {}
-    parsed = parse_class_names(names) if levels == 2 else [parse_flat(name) for name in names]
-    decided = {p.raw: answers.get(p.raw) or _read(p, levels) for p in parsed}
-    classes = {name: d.pair for name, d in decided.items() if d.pair}
+    labels = list(dict.fromkeys(labels))
+    given = _Answers(labels, sources, levels)
+    if answers is not None:
+        given.read(answers)
+    decided: dict[Label, _Decided] = {}
+    for number, source in enumerate(sources):
+        mine = [label for label in labels if label.source == number]
+        if levels == 1:
+            read = [_flat(parse_flat(label.name.rpartition("/")[2])) for label in mine]
+        else:
+            paths = [tuple(label.name.split("/")) for label in mine]
+            said = given.species.get(number, species)
+            name = source.name if source.named else ""
+            read = [_read(r) for r in read_folders(paths, source.root.name, name, said)]
+        decided |= {k: given.rows.get(k, d) for k, d in zip(mine, read, strict=True)}
+    decided = {label: decided[label] for label in labels}
+    classes = {label: d.pair for label, d in decided.items() if d.pair}
     table = [
-        (name, *(d.pair or ("", "")), d.confidence, d.by, d.reason) for name, d in decided.items()
+        (sources[label.source].name, label.name, *(d.pair or ("", "")), *d.columns())
+        for label, d in decided.items()
     ]
-    open_names = {name: d for name, d in decided.items() if d.by != "person"}
-    return Names(classes, _review(open_names, decided, classes, levels), table)
+    review, asked = _review(decided, classes, sources, levels)
+    not_plants = [label for label, d in decided.items() if d.not_plant]
+    reasons = {label: d.reason for label, d in decided.items()}
+    return Names(classes, review, table, reasons, asked, not_plants)
 
 
-def _read(parsed: ParsedName, levels: int) -> _Decided:
-    pair, confidence = None, f"{parsed.confidence:.2f}"
-    if parsed.species is not None:
-        species = slug(parsed.species)
-        pair = (species, species if levels == 1 else slug(parsed.disease or "unspecified"))
-    if parsed.confidence < ASK_BELOW <= float(confidence):
-        confidence = f"{parsed.confidence:.3f}"  # 0.899 must not read 0.90
-    return _Decided(
-        pair, (parsed.species or "", parsed.disease or ""), confidence, "parser", parsed.reason
-    )
+def _flat(parsed: ParsedName) -> _Decided:
+    words = (parsed.species or "", parsed.disease or "")
+    pair = (slug(words[0]), slug(words[0])) if words[0] else None
+    return _Decided(pair, words, f"{parsed.confidence:.2f}", "parser", parsed.reason)
+
+
+def _read(reading: FolderReading) -> _Decided:
+    pair, confidence = None, f"{reading.confidence:.2f}"
+    words = (reading.species or "", reading.disease or "")
+    if reading.species is not None:
+        pair = (slug(reading.species), slug(reading.disease or "unspecified"))
+    if reading.confidence < ASK_BELOW <= float(confidence):
+        confidence = f"{reading.confidence:.3f}"  # 0.899 must not read 0.90
+    guessed = reading.crop_from if reading.crop_from in GUESSED else ""
+    return _Decided(pair, words, confidence, "parser", reading.reason, guessed, reading.not_plant)
+
+
+# what a question is about, the weightiest first
+_DECISIONS = ("left out", "crop from the {}", "unsure", "kept apart", "put together")
 
 
 def _review(
-    open_names: dict[str, _Decided],
-    decided: dict[str, _Decided],
-    classes: dict[str, Pair],
+    decided: dict[Label, _Decided],
+    classes: dict[Label, Pair],
+    sources: Sequence[Source],
     levels: int,
-) -> list[tuple[str, ...]]:
-    """One row per open question, the names left out first."""
-    notes: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for name, d in open_names.items():
-        if d.pair is None:
-            notes[name].append(
-                (
-                    0,
-                    f"no species can be read: {d.reason}; to keep it, write its species and "
-                    "disease in this row",
-                )
-            )
+) -> tuple[list[tuple[str, ...]], set[Label]]:
+    """One row per open question, the names left out first; and all labels that are asked about."""
+    questions: list[tuple[int, tuple[str, ...]]] = []
+    guessed: dict[tuple[int, str, str], list[Label]] = defaultdict(list)
+    notes: dict[Label, list[tuple[int, str]]] = defaultdict(list)
+    open_names = {label: d for label, d in decided.items() if d.by != "person"}
+    for label, d in open_names.items():
+        if d.pair and d.crop_from:
+            guessed[label.source, d.pair[0], d.crop_from].append(label)
+        if d.not_plant:
+            notes[label].append((0, f"{d.reason} give the folder with --not-plants"))
+        elif d.pair is None:
+            how = "to keep it, write its species and disease in this row"
+            notes[label].append((0, f"no species can be read: {d.reason}; {how}"))
         elif float(d.confidence) < ASK_BELOW:
-            notes[name].append((1, f"{d.reason}; correct this row, or return it unchanged"))
-    together: dict[Pair, list[str]] = defaultdict(list)
-    for name, pair in classes.items():
-        together[pair].append(name)
+            notes[label].append((2, f"{d.reason}; correct this row, or return it unchanged"))
+    for (number, plant, told), members in guessed.items():
+        few = ", ".join(label.name for label in members[:_SHOWN])
+        what = f"{plant} for {len(members)} names, from the {told}? {few}"
+        row = (sources[number].name, ALL, plant, "", "0.70", _DECISIONS[1].format(told), what)
+        questions.append((1, row))
+    together: dict[Pair, list[Label]] = defaultdict(list)
+    for label, pair in classes.items():
+        together[pair].append(label)
     for gone, kept, why in _alike(together, levels):
-        for name in together[gone]:
-            if name in open_names:
-                notes[name].append(
-                    (
-                        2,
-                        (
-                            f"{'/'.join(gone)} would join {'/'.join(kept)}: {why}; to join them, "
-                            f"write {kept[0]},{kept[1]} in this row, "
-                            "to keep them apart return it unchanged"
-                        ),
-                    )
-                )
-    for raws in together.values():
-        for name in raws if len(raws) > 1 else []:
-            if name in open_names:
-                notes[name].append((3, _with(name, raws, decided)))
-    rows = []
-    for name, found in notes.items():
-        found.sort(key=lambda note: note[0])
-        pair = decided[name].pair or ("", "")
-        rows.append(
-            (
-                found[0][0],
-                name,
-                *pair,
-                decided[name].confidence,
-                _DECISIONS[found[0][0]],
-                "; ".join(text for _, text in found),
-            )
+        question = (
+            f"{'/'.join(gone)} would join {'/'.join(kept)}: {why}; to join them, write "
+            f"{kept[0]},{kept[1]} in this row, to keep them apart return it unchanged"
         )
-    return [row[1:] for row in sorted(rows, key=lambda row: row[0])]
+        for label in filter(open_names.get, together[gone]):
+            notes[label].append((3, question))
+    for same in together.values():
+        if len({label.name.rpartition("/")[2].casefold() for label in same}) > 1:
+            for label in filter(open_names.get, same):
+                notes[label].append((4, _with(label, same, decided)))
+    for label, found in notes.items():
+        found.sort(key=lambda note: note[0])
+        d, rank = decided[label], found[0][0]
+        text = "; ".join(text for _, text in found)
+        row = (*(d.pair or ("", "")), d.confidence, _DECISIONS[rank], text)
+        questions.append((rank, (sources[label.source].name, label.name, *row)))
+    asked = {label for label, found in notes.items() if found[0][0] < 3}
+    asked.update(*guessed.values())
+    return [row for _, row in sorted(questions, key=lambda question: question[0])], asked
 
 
-def _with(name: str, raws: Sequence[str], decided: dict[str, _Decided]) -> str:
+def _with(label: Label, same: Sequence[Label], decided: dict[Label, _Decided]) -> str:
     """Which names form one class with this one; names that are read differently and only make the
     same folder name are pointed out.
     """
-    others = [raw for raw in raws if raw != name]
-    differ = [
-        raw
-        for raw in others
-        if decided[raw].by == "parser" and decided[raw].words != decided[name].words
-    ]
-    text = (
-        "one class with "
-        + ", ".join(others[:_SHOWN])
-        + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
-    )
-    if differ:
-        mine, its = ("/".join(filter(None, decided[raw].words)) for raw in (name, differ[0]))
-        text += f" (read as '{mine}' and '{its}', which make the same folder name)"
+    others = [other for other in same if other != label]
+    text = f"one class with {', '.join(other.name for other in others[:_SHOWN])}"
+    if len(others) > _SHOWN:
+        text += f" and {len(others) - _SHOWN} more"
+    for other in others:
+        if decided[other].by == "parser" and decided[other].words != decided[label].words:
+            mine, its = ("/".join(filter(None, decided[k].words)) for k in (label, other))
+            return f"{text} (read as '{mine}' and '{its}', which make the same folder name)"
     return text
 
 
@@ -181,41 +212,77 @@ def _alike(classes: Iterable[Pair], levels: int) -> Iterator[tuple[Pair, Pair, s
 # region a person's answers
 
 
-def _answers(path: Path, names: list[str], levels: int) -> dict[str, _Decided]:
-    known = dict.fromkeys(names)
-    composed: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        composed[unicodedata.normalize("NFC", name)].append(name)
-    answers: dict[str, _Decided] = {}
-    lines: dict[str, int] = {}
-    unknown: list[tuple[int, str]] = []
-    for line, (raw, species, disease) in _rows(path, known):
-        same = composed.get(unicodedata.normalize("NFC", raw), [])
-        name = raw if raw in known else same[0] if len(same) == 1 else None
-        answer = _answer(path, line, raw, species, disease, levels)
-        if name is None:
-            unknown.append((line, raw))
-            continue
-        if name in answers and answers[name].pair != answer.pair:
-            first, second = (
-                "/".join(a.pair) if a.pair else "left out" for a in (answers[name], answer)
+class _Answers:
+    """A person's answers: rows for labels, and the plants of whole sources."""
+
+    def __init__(self, labels: Sequence[Label], sources: Sequence[Source], levels: int) -> None:
+        self.sources = {source.name: number for number, source in enumerate(sources)}
+        self.levels = levels
+        self.rows: dict[Label, _Decided] = {}
+        self.species: dict[int, str] = {}
+        self.names: dict[str, list[Label]] = defaultdict(list)  # by path, else by the last folder
+        for label in labels:
+            for name in {label.name, label.name.rpartition("/")[2]}:
+                self.names[unicodedata.normalize("NFC", name)].append(label)
+
+    def read(self, path: Path) -> None:
+        """Read the answers of a file."""
+        lines: dict[Label, int] = {}
+        unknown: list[tuple[int, str]] = []
+        known = [name for name in self.names if not name.isprintable()]
+        for line, (source, raw, species, disease) in _rows(path, known):
+            if raw == ALL and species:
+                for number in self._numbers(path, line, source):
+                    self.species[number] = species
+                continue
+            answer = _answer(path, line, raw, species, disease, self.levels)
+            found = self._labels(path, line, source, raw)
+            unknown += [] if found else [(line, raw)]
+            for label in found:
+                first = self.rows.get(label)
+                if first and first.pair != answer.pair:
+                    both = ("/".join(a.pair) if a.pair else "left out" for a in (first, answer))
+                    fail(
+                        f"{path}: '{label.name}' is answered twice: {next(both)} in line "
+                        f"{lines[label]}, {next(both)} in line {line}. Keep one of the two."
+                    )
+                if not first:
+                    self.rows[label], lines[label] = answer, line
+        if unknown:
+            shown = "; ".join(
+                f"line {line}: '{raw}'{_closest(raw, list(self.names))}"
+                for line, raw in unknown[:_SHOWN]
             )
+            more = f"; and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+            warn(
+                f"{path}: {len(unknown)} answers are for names that the sources do not have: "
+                f"{shown}{more}."
+            )
+
+    def _numbers(self, path: Path, line: int, source: str) -> list[int]:
+        if source and source not in self.sources:
+            names = ", ".join(self.sources)
+            fail(f"{path}, line {line}: there is no source '{source}'; there are {names}.")
+        return [self.sources[source]] if source else list(self.sources.values())
+
+    def _labels(self, path: Path, line: int, source: str, raw: str) -> list[Label]:
+        """The labels that a row's name stands for: a path, or a class folder's name where only one
+        has it.
+        """
+        numbers = self._numbers(path, line, source)
+        name = unicodedata.normalize("NFC", raw)
+        found = [label for label in self.names.get(name, []) if label.source in numbers]
+        exact = [label for label in found if label.name == raw] or [
+            label for label in found if unicodedata.normalize("NFC", label.name) == name
+        ]
+        if len(exact or found) > 1:
+            places = ", ".join(f"{s} has it" for s in self.sources)
+            paths = "; ".join(sorted({label.name for label in found})[:_SHOWN])
             fail(
-                f"{path}: '{name}' is answered twice: {first} in line {lines[name]}, {second} in "
-                f"line {line}. Keep one of the two."
+                f"{path}, line {line}: '{raw}' stands for several names ({paths}; {places}). "
+                "Write the whole path, and the source in a column of its own."
             )
-        if name not in answers:
-            answers[name], lines[name] = answer, line
-    if unknown:
-        shown = "; ".join(
-            f"line {line}: '{raw}'{_closest(raw, names)}" for line, raw in unknown[:_SHOWN]
-        )
-        more = f"; and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        warn(
-            f"{path}: {len(unknown)} answers are for names that the sources do not have: "
-            f"{shown}{more}."
-        )
-    return answers
+        return exact or found
 
 
 def _answer(path: Path, line: int, raw: str, species: str, disease: str, levels: int) -> _Decided:
@@ -245,8 +312,10 @@ def _answer(path: Path, line: int, raw: str, species: str, disease: str, levels:
     )
 
 
-def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """(line number, (name, species, disease)) of the answers."""
+def _rows(path: Path, known: list[str]) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
+    """(line number, (source, name, species, disease)) of the answers; known: names that cannot be
+    printed.
+    """
     text = _text(path, known)
     first = text.partition("\n")[0]
     mark = max(",;\t", key=first.count)  # spreadsheets of some countries write semicolons
@@ -261,7 +330,7 @@ def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, 
                 f"{', '.join(missing)} is missing (it has "
                 f"{', '.join(header) or 'nothing'})."
             )
-        at = [header.index(title) for title in _COLUMNS]
+        at = [header.index(t) if t in header else len(header) for t in ("source", *_COLUMNS)]
         line = reader.line_num + 1
         for row in reader:
             if len(row) > len(header):
@@ -270,9 +339,9 @@ def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, 
                     f"quotation marks around names that "
                     f"hold '{mark}'."
                 )
-            name, species, disease = (row[i] if i < len(row) else "" for i in at)
+            source, name, species, disease = (row[i] if i < len(row) else "" for i in at)
             if name.strip():
-                yield line, (name, species.strip(), disease.strip())
+                yield line, (source.strip(), name, species.strip(), disease.strip())
             elif any(value.strip() for value in row):
                 fail(f"{path}, line {line}: this row has no name, so it answers nothing.")
             line = reader.line_num + 1
@@ -280,7 +349,7 @@ def _rows(path: Path, known: dict[str, None]) -> Iterator[tuple[int, tuple[str, 
         fail(f"{path}, line {line}, is no CSV: {error}. Save the table as 'CSV UTF-8' once more.")
 
 
-def _text(path: Path, known: dict[str, None]) -> str:
+def _text(path: Path, known: list[str]) -> str:
     if not path.is_file():
         fail(
             f"--names: there is no file {path}."
@@ -291,9 +360,7 @@ def _text(path: Path, known: dict[str, None]) -> str:
     text = data.decode("utf-8-sig", "surrogateescape")
     for number, line in enumerate(text.split("\n"), 1):
         odd = any("\udc80" <= c <= "\udcff" for c in line)
-        if "\0" in line or (
-            odd and not any(name in line for name in known if not name.isprintable())
-        ):
+        if "\0" in line or (odd and not any(name in line for name in known)):
             fail(
                 f"{path}, line {number}, is no UTF-8 text. Save the table as 'CSV UTF-8' "
                 f"(spreadsheets offer it under Save as)."

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from common.organize.names import crops
+from common.organize.names.languages import in_english
 
 PLANT_WORDS = frozenset(word for phrase in crops.PLANTS for word in phrase)
 # A typo is never corrected into a short word that is only part of a plant's name ("monkey" is not
@@ -84,7 +85,7 @@ def tokenise(raw: str, mend: bool = True) -> list[Token]:
     """Words of a raw name in order: lower-case, accents folded; mend: numbers gone, typos mended.
     Raises nothing.
     """
-    text = unicodedata.normalize("NFKC", raw[:_LONGEST]).replace("\u0640", " ")
+    text = unicodedata.normalize("NFKC", in_english(raw[:_LONGEST])).replace("\u0640", " ")
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     folded = unicodedata.normalize("NFKD", text)
     text = unicodedata.normalize("NFC", "".join(c for c in folded if not unicodedata.combining(c)))
