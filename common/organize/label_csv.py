@@ -35,6 +35,7 @@ NO_PLANT = re.compile(
     r"(not?|non|without)[\W_]*(an?[\W_]+)?(plants?|leaf|leaves)|"
     r"negatives?|backgrounds?|soil|nothing"
 )
+MIXED = re.compile(r"(multiple|several|mixed|multi)[\W_]*(diseases?|labels?|infections?|classes)?")
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "fold", "is_train", "is_test"}
 
 
@@ -144,10 +145,11 @@ def _take(
     for picture, number in settle(said, paths).items():
         row, i = full[number], int(mine[picture])
         files.notes.pop(i, None)
-        if len(row.labels) > 1 and multi != "first":
+        last = row.labels[0].rpartition("/")[2].lower()
+        if multi != "first" and (len(row.labels) > 1 or MIXED.fullmatch(last)):
             several += 1
             files.notes[i] = ("no_class", f"{row.where}: several labels: {', '.join(row.labels)}")
-        elif NO_PLANT.fullmatch(row.labels[0].rpartition("/")[2].lower()):
+        elif NO_PLANT.fullmatch(last):
             no_plant += 1
             files.notes[i] = ("no_class", f"{row.where}: {row.labels[0]} names no plant")
         else:

@@ -142,6 +142,8 @@ def test_several_labels_are_left_out_or_the_first_is_taken(source, capsys):
     assert files.label_of(at["images/1.jpg"]) == ""
     assert files.notes[at["images/1.jpg"]][1] == "labels.csv, line 2: several labels: rust, scab"
     assert "1 pictures have several labels" in capsys.readouterr().err
+    files, at = labelled(source, text.replace("rust", "multiple_diseases").replace("1,1", "1,0"))
+    assert files.label_of(at["images/1.jpg"]) == ""
     files, at = labelled(source, text, multi="first")
     assert files.label_of(at["images/1.jpg"]) == "rust"
     assert files.notes == {}
