@@ -10,7 +10,7 @@ import re
 import tempfile
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from common.console import fail, warn
@@ -85,7 +85,8 @@ def match_paths(
     """
     rows = [_parts(text) for text in written]
     roots = ["/" + "/".join(_parts(os.path.abspath(base))[1]) for base in bases]
-    find = functools.cache(_Finder([parts for _, parts in rows], paths, roots).find)
+    finder = _Finder([parts for _, parts in rows], paths, roots)
+    find = functools.lru_cache(100_000)(finder.find)
     found = [
         ABSENT if start else find(parts, len(parts) > 1 or text.startswith("./"))
         for (start, parts), text in zip(rows, written, strict=True)
@@ -116,82 +117,92 @@ def _known_elsewhere(folder: Sequence[str], paths: Sequence[str]) -> bool:
 
 def _parts(text: str) -> tuple[bool, tuple[str, ...]]:
     """Whether a path is absolute, and its parts."""
-    text = unicodedata.normalize("NFC", text.strip()).replace("\\", "/")
-    text = re.sub(r"^([A-Za-z]:(?=/)|[A-Za-z][\w+.-]+:/(?=/))", "", text)
-    start = text.startswith(("/", "~/"))
-    return start, tuple(p for p in posixpath.normpath(text or ".").split("/") if p not in ("", "."))
+    text = _composed(text.strip().replace("\\", "/"))
+    text = re.sub(r"^([A-Za-z]:(?=/)|[A-Za-z][\w+.-]+:/(?=/))", "", text) if ":" in text else text
+    plain = posixpath.normpath(text) if "./" in text or "//" in text else text
+    return text.startswith(("/", "~/")), tuple(p for p in plain.split("/") if p not in ("", "."))
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 class _Finder:
-    """Files by the last two parts of their paths, of those that rows name."""
+    """Files by the last two parts of their paths without endings, of those that rows name."""
 
     def __init__(
         self, rows: Iterable[Sequence[str]], paths: Sequence[str], roots: Sequence[str]
     ) -> None:
-        wanted = {_low("/".join(parts[-n:])) for parts in rows for n in (1, 2)}
+        wanted = {key for parts in rows for key in self._keys(parts)}
         self.paths, self.roots = paths, roots
         self.found: dict[str, list[int]] = defaultdict(list)
         for i, path in enumerate(paths):
-            pair = _low("/".join(_slashed(path).rsplit("/", 2)[-2:]))
-            for key in (pair, pair.rpartition("/")[2]):
-                for end in {key, _stem(key)} & wanted:
-                    self.found[end].append(i)
+            for key in self._keys(self._path(path).rsplit("/", 2)[-2:]):
+                if key in wanted:
+                    self.found[key].append(i)
+
+    @staticmethod
+    def _path(path: str) -> str:
+        return _composed(path.replace(os.sep, "/"))
+
+    @staticmethod
+    def _keys(parts: Sequence[str]) -> tuple[str, ...]:
+        name = _split(parts[-1])[0] if parts else ""
+        return (name, f"{parts[-2]}/{name}") if len(parts) > 1 else (name,)
 
     def find(self, parts: tuple[str, ...], direct: bool = False) -> int:
         """Index of the file whose path ends in `parts`; direct: one right below a root wins."""
         names = [part for part in parts if part != ".."]
-        hits = self.found.get(_low("/".join(names[-2:])), [])
-        full = [posixpath.normpath(f"{root}/{'/'.join(parts)}") for root in self.roots if direct]
-        for shape, end in ((str, str), (_low, _low), (_stem, str)):
-            tail, at = end("/" + "/".join(names)), {end(path) for path in full}
-            shaped = {i: shape(_slashed(self.paths[i])) for i in hits}
-            ends = [i for i in hits if shaped[i] in at]
-            ends = ends or [i for i in hits if shaped[i].endswith(tail)]
+        hits = self.found.get(self._keys(names)[-1], ()) if names else ()
+        stem, end = _split("/" + "/".join(names))
+        for low, bare in ((False, False), (True, False), (True, True)):
+            ends = []
+            for i in hits:
+                here, its = _split(self._path(self.paths[i]))
+                same = not end if bare else (its.lower() == end.lower() if low else its == end)
+                ends += [i] if same and here.endswith(stem) else []
+            if len(ends) > 1 and direct:
+                at = {posixpath.normpath(f"{root}/{'/'.join(parts)}") for root in self.roots}
+                at = {_split(path)[0] for path in at}
+                ends = [i for i in ends if _split(self._path(self.paths[i]))[0] in at] or ends
             if ends:
                 return ends[0] if len(ends) == 1 else SEVERAL
         return ABSENT
 
 
-def _slashed(path: str) -> str:
-    path = path if path.isascii() else unicodedata.normalize("NFC", path)
-    return path.replace(os.sep, "/")
-
-
-def _low(path: str) -> str:
-    """A path with the ending of a picture in lower case."""
-    stem, end = os.path.splitext(path)
-    return stem + end.lower() if end.lower() in SUFFIXES else path
-
-
-def _stem(path: str) -> str:
-    """A path without the ending of a picture."""
-    stem, end = os.path.splitext(path)
-    return stem if end.lower() in SUFFIXES else path
+def _split(path: str) -> tuple[str, str]:
+    """A path without the ending of a picture, and that ending or ""."""
+    stem, dot, end = path.rpartition(".")
+    return (stem, dot + end) if dot and f".{end.lower()}" in SUFFIXES else (path, "")
 
 
 def settle(
-    rows: Sequence[tuple[int, tuple[str, ...], str]], paths: Sequence[str]
+    pictures: Sequence[int],
+    said: Sequence[tuple[str, ...]],
+    where: Callable[[int], str],
+    paths: Sequence[str],
 ) -> dict[int, int]:
     """Choose a row of label files for each picture: the first, as all must say the same.
 
     Args:
-        rows: (picture, what the row says of it, where it stands); below 0: no picture.
+        pictures: per row; below 0: none.
+        said: per row, what it says.
+        where: tells where a row stands.
         paths: of the pictures.
 
     Returns:
-        {picture: index into rows}.
+        {picture: row}.
 
     Raises:
         SystemExit: where two rows say different things of one picture.
     """
     found: dict[int, int] = {}
-    for number, (picture, said, where) in enumerate(rows):
-        if picture >= 0:
-            _, before, there = rows[found.setdefault(picture, number)]
-            if before != said:
-                one, other = (", ".join(filter(None, words)) for words in (before, said))
-                fail(
-                    f"{there} and {where} contradict each other about {paths[picture]}: {one} "
-                    f"or {other}? Keep the one that is right."
-                )
+    for row, picture in enumerate(pictures):
+        first = found.setdefault(picture, row) if picture >= 0 else row
+        if said[first] != said[row]:
+            one, other = (", ".join(filter(None, said[i])) for i in (first, row))
+            fail(
+                f"{where(first)} and {where(row)} contradict each other about {paths[picture]}: "
+                f"{one} or {other}? Keep the one that is right."
+            )
     return found

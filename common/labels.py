@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Table:
 
     path: Path
     cells: dict[str, list[str]]
-    lines: list[int]
+    lines: Sequence[int]
     unit: str = "line"
 
     def where(self, row: int) -> str:
@@ -104,7 +105,8 @@ def _csv_table(path: Path, text: str) -> Table:
     start = next((i for i in range(bool(told), len(lines)) if lines[i].strip()), len(lines))
     mark = told[1] if told else _mark(lines[start : start + 2])
     header: list[str] = []
-    rows, numbers, done = [], [], start
+    columns: list[list[str]] = []
+    numbers, done = array("q"), start
     reader = csv.reader(lines[start:], delimiter=mark, skipinitialspace=True, strict=True)
     try:
         for row in reader:
@@ -113,6 +115,7 @@ def _csv_table(path: Path, text: str) -> Table:
             row = [cell.strip() for cell in row]
             if not header:  # columns without a name at its end hold nothing
                 header = row[: max((i for i, name in enumerate(row, 1) if name), default=0)]
+                columns = [[] for _ in header]
             elif any(row):
                 if row == header:
                     raise csv.Error("the header again")
@@ -121,14 +124,15 @@ def _csv_table(path: Path, text: str) -> Table:
                         f"{len(row)} cells where the header has {len(header)}; a cell that holds "
                         f"the delimiter ({MARKS.get(mark, mark)}) needs quotes around it"
                     )
-                rows.append(row[: len(header)])
                 numbers.append(done + 1)
+                for column, cell in zip(columns, row, strict=False):
+                    column.append(cell)
             done += 1
     except csv.Error as error:
         open_quote = start + reader.line_num > done + 1 or "end of data" in str(error)
         told_as = "a quote is opened and not closed" if open_quote else error
         fail(f"{path}, line {done + 1}: {told_as}. Mend the line; nothing was read.")
-    return _table(path, header, rows, numbers, f"line {start + 1}")
+    return _table(path, header, columns, numbers, f"line {start + 1}")
 
 
 def _mark(lines: Sequence[str]) -> str:
@@ -146,30 +150,29 @@ def _mark(lines: Sequence[str]) -> str:
 
 
 def _table(
-    path: Path, header: list[str], rows: list[list[str]], lines: list[int], where: str
+    path: Path, header: list[str], columns: list[list[str]], lines: Sequence[int], where: str
 ) -> Table:
     named = [name.casefold() for name in header if name]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         fail(f"{path}, {where}: the column {twice[0]!r} stands there twice. Rename or remove one.")
-    if not named or not rows:
+    if not named or not lines:
         fail(f"--labels {path} is empty; it needs a header row and a row per picture.")
-    columns = zip(header, zip(*rows, strict=True), strict=True)
-    unit = where.split()[0]
-    return Table(path, {name: list(cells) for name, cells in columns if name}, lines, unit)
+    cells = {name: column for name, column in zip(header, columns, strict=True) if name}
+    return Table(path, cells, lines, where.split()[0])
 
 
 def _json_table(path: Path, text: str) -> Table:
     try:
         entries = _entries(json.loads(text, object_pairs_hook=_apart))
         header = list(dict.fromkeys(name for entry in entries for name in entry))
-        rows = [[_cell(entry.get(name)) for name in header] for entry in entries]
+        columns = [[_cell(entry.get(name)) for entry in entries] for name in header]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         fail(
             f"--labels {path} cannot be used ({type(error).__name__}: {error}). It may be COCO, "
             f'a list of objects such as {{"file": "1.jpg", "label": "rust"}}, or one object '
             f'{{"1.jpg": "rust", ...}}.'
         )
-    return _table(path, header, rows, list(range(1, len(rows) + 1)), "entry 1")
+    return _table(path, header, columns, range(1, len(entries) + 1), "entry 1")
 
 
 def _apart(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def test_letters_made_of_two_signs_are_one():
 
 
 def test_rows_that_agree_count_once_and_others_stop(refused):
-    rows = [(0, ("a",), "line 2"), (-1, ("b",), "line 3"), (0, ("a",), "line 4"), (1, ("b",), "x")]
-    assert settle(rows, ["0.jpg", "1.jpg"]) == {0: 0, 1: 3}
-    rows.append((0, ("b", "train"), "line 9"))
-    refused(("line 2 and line 9", "0.jpg", "a or b, train?"), settle, rows, ["0.jpg", "1.jpg"])
+    pictures, said = [0, ABSENT, 0, 1], [("a",), ("b",), ("a",), ("b",)]
+    more = (lambda row: f"line {row + 2}", ["0.jpg", "1.jpg"])
+    assert settle(pictures, said, *more) == {0: 0, 1: 3}
+    words = ("line 2 and line 6", "0.jpg", "a or b, train?")
+    refused(words, settle, [*pictures, 0], [*said, ("b", "", "train")], *more)

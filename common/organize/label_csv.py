@@ -2,18 +2,15 @@
 beside it.
 """
 
-import itertools
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from common.console import fail, say, warn
-from common.files import SEVERAL, match_paths, settle
+from common.files import ABSENT, SEVERAL, match_paths, settle
 from common.labels import LabelFile, read_label_file
 from common.organize.names.folders import split_of
 from common.organize.sources import SPLITS, Files, Label
@@ -36,6 +33,7 @@ NO_PLANT = re.compile(
     r"negatives?|backgrounds?|soil|nothing"
 )
 MIXED = re.compile(r"(multiple|several|mixed|multi)[\W_]*(diseases?|labels?|infections?|classes)?")
+_UNLABELLED = -3  # in place of a picture
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "fold", "is_train", "is_test"}
 
 
@@ -70,98 +68,95 @@ def read_labels(
             f"--path-pattern {pattern!r} needs {{}} once, where the value of the file column goes."
         )
     root = files.sources[origin].root
-    mine = np.flatnonzero(files.origin == origin)
-    paths = [files.path(i) for i in mine.tolist()]
+    mine = np.flatnonzero(files.origin == origin).tolist()
+    paths = [files.path(i) for i in mine]
     files.label[mine], files.given[mine] = -1, -1
-    reads, rows = [], []
+    rows = _Rows()
     for path, split, below in _tables(table, root):
         read = read_label_file(path, columns, (root,))
-        reads.append(read)
-        rows += _rows(read, _splits(read, split), paths, below, pattern)
         say(f"{path}: {read.note}")
-    for row in rows:
-        if row.picture < 0:
-            which = "no such file" if row.picture != SEVERAL else "several files are called so"
-            told = f"{row.where}: {which} in the source"
-            files.missing.append((row.file, ", ".join(row.labels), "missing", told))
-    if not any(row.picture >= 0 for row in rows):
+        inside = [i for i, path in enumerate(paths) if path.startswith(f"{below}{os.sep}")]
+        written = [pattern.replace("{}", file) for file in read.files]
+        found = match_paths(written, [paths[i] for i in inside], (below, path.parent))
+        rows.add(read, [inside[hit] if hit >= 0 else hit for hit in found], _splits(read, split))
+    lost = [row for row, picture in enumerate(rows.pictures) if picture in (ABSENT, SEVERAL)]
+    for row in lost:
+        which = "several files are called so" if rows.pictures[row] == SEVERAL else "no such file"
+        told = f"{rows.where(row)}: {which} in the source"
+        files.missing.append((rows.files[row], ", ".join(rows.said[row][:-2]), "missing", told))
+    if len(lost) == len(rows.files):
         fail(
             f"{table}: not one row names a file of {root}, or one alone. The first looks for "
-            f"{pattern.replace('{}', rows[0].file)}: say how with --path-pattern, e.g. "
+            f"{pattern.replace('{}', rows.files[0])}: say how with --path-pattern, e.g. "
             f"images/{{}}.jpg."
         )
-    _take(files, mine, paths, rows, multi)
-    _say_groups(reads, rows)
+    say(f"  {len(rows.files) - len(lost):,} rows have their file, {len(lost):,} do not")
+    chosen = settle(rows.pictures, rows.said, rows.where, paths)
+    for picture, row in rows.empty.items():
+        files.notes[mine[picture]] = ("no_class", f"{rows.where(row)}: the label is empty")
+    _take(files, origin, {mine[picture]: row for picture, row in chosen.items()}, rows, multi)
+    _say_groups(read, rows)
 
 
-class _Row(NamedTuple):
-    """What a row says of a picture: an index into the source's files, or below 0."""
+class _Rows:
+    """The rows of all tables: the picture that each means, below 0 where it means none or gives it
+    no label, and what it says of it: its labels, its group, its split. empty: {picture: row without
+    a label}.
+    """
 
-    picture: int
-    file: str
-    labels: tuple[str, ...]
-    group: str
-    split: int
-    where: str
+    def __init__(self) -> None:
+        self.reads: list[LabelFile] = []
+        self.files: list[str] = []
+        self.pictures: list[int] = []
+        self.said: list[tuple[str, ...]] = []
+        self.empty: dict[int, int] = {}
+
+    def add(self, read: LabelFile, pictures: Sequence[int], splits: Sequence[str]) -> None:
+        groups = read.table.cells.get(read.columns.get("group", ""), [""] * len(pictures))
+        for picture, labels, group, split in zip(
+            pictures, read.labels, groups, splits, strict=True
+        ):
+            if picture >= 0 and not labels:
+                self.empty.setdefault(picture, len(self.said))
+                picture = _UNLABELLED
+            self.pictures.append(picture)
+            self.said.append((*labels, "" if group.lower() in NO_GROUP else group, split))
+        self.reads.append(read)
+        self.files += read.files
+
+    def where(self, row: int) -> str:
+        for read in self.reads:
+            if row < len(read.files):
+                break
+            row -= len(read.files)
+        return read.table.where(row)
 
 
-def _rows(
-    read: LabelFile, splits: Sequence[int], paths: Sequence[str], below: Path, pattern: str
-) -> Iterator[_Row]:
-    inside = [i for i, path in enumerate(paths) if path.startswith(f"{below}{os.sep}")]
-    written = [pattern.replace("{}", file) for file in read.files]
-    found = match_paths(written, [paths[i] for i in inside], (below, read.table.path.parent))
-    group = read.table.cells.get(read.columns.get("group", ""), itertools.repeat(""))
-    for number, (hit, file, labels, name, split) in enumerate(
-        zip(found, read.files, read.labels, group, splits)  # noqa: B905
-    ):
-        name = "" if name.lower() in NO_GROUP else name
-        picture = inside[hit] if hit >= 0 else hit
-        yield _Row(picture, file, labels, name, split, read.table.where(number))
-
-
-def _take(
-    files: Files, mine: np.ndarray, paths: Sequence[str], rows: Sequence[_Row], multi: str
-) -> None:
-    """Write what rows say into the arrays of `files`."""
-    origin = int(files.origin[mine[0]])
+def _take(files: Files, origin: int, chosen: dict[int, int], rows: _Rows, multi: str) -> None:
+    """Write what the row chosen for each file says into the arrays of `files`."""
     numbers = {label: i for i, label in enumerate(files.labels)}
-    start = int(files.cluster.max(initial=-1)) + 1
-    groups: dict[str, int] = defaultdict(lambda: len(groups) + start)
-    for row in rows:
-        if row.picture >= 0 and not row.labels:
-            told = ("no_class", f"{row.where}: the label is empty")
-            files.notes.setdefault(int(mine[row.picture]), told)
-    full = [row for row in rows if row.labels]
-    said = [
-        (
-            r.picture,
-            (" + ".join(r.labels), r.group, SPLITS[r.split] if r.split >= 0 else ""),
-            r.where,
-        )
-        for r in full
-    ]
+    first_group = int(files.cluster.max(initial=-1)) + 1
+    groups: dict[str, int] = {}
     several = no_plant = 0
-    for picture, number in settle(said, paths).items():
-        row, i = full[number], int(mine[picture])
+    for i, row in chosen.items():
+        *labels, group, split = rows.said[row]
         files.notes.pop(i, None)
-        last = row.labels[0].rpartition("/")[2].lower()
-        if multi != "first" and (len(row.labels) > 1 or MIXED.fullmatch(last)):
+        last = labels[0].rpartition("/")[2].lower()
+        if multi != "first" and (len(labels) > 1 or MIXED.fullmatch(last)):
             several += 1
-            files.notes[i] = ("no_class", f"{row.where}: several labels: {', '.join(row.labels)}")
+            told = f"{rows.where(row)}: several labels: {', '.join(labels)}"
+            files.notes[i] = ("no_class", told)
         elif NO_PLANT.fullmatch(last):
             no_plant += 1
-            files.notes[i] = ("no_class", f"{row.where}: {row.labels[0]} names no plant")
+            files.notes[i] = ("no_class", f"{rows.where(row)}: {labels[0]} names no plant")
         else:
-            files.label[i] = numbers.setdefault(Label(origin, row.labels[0]), len(numbers))
-            files.given[i] = row.split
-            files.cluster[i] = groups[row.group] if row.group else -1
+            files.label[i] = numbers.setdefault(Label(origin, labels[0]), len(numbers))
+            files.given[i] = SPLITS.index(split) if split else -1
+            files.cluster[i] = first_group + groups.setdefault(group, len(groups)) if group else -1
     there = files.label >= 0
     used, files.label[there] = np.unique(files.label[there], return_inverse=True)
     names = list(numbers)
     files.labels = [names[i] for i in used.tolist()]  # without this source's folder names
-    found = sum(row.picture >= 0 for row in rows)
-    say(f"  {found:,} rows have their file, {len(rows) - found:,} do not")
     if several:
         warn(
             f"{several:,} pictures have several labels and are left out. To take the first of "
@@ -174,12 +169,12 @@ def _take(
         )
 
 
-def _say_groups(reads: Sequence[LabelFile], rows: Sequence[_Row]) -> None:
-    named = {row.group for row in rows} - {""}
-    likely = [name for name in reads[0].table.cells if name.lower() in LOOK_LIKE_GROUPS]
-    if "group" in reads[0].columns:
-        alone = sum(not row.group for row in rows)
-        say(f"  {len(named):,} groups; {alone:,} rows name none and stand for themselves")
+def _say_groups(read: LabelFile, rows: _Rows) -> None:
+    groups = [said[-2] for said in rows.said]
+    likely = [name for name in read.table.cells if name.lower() in LOOK_LIKE_GROUPS]
+    if "group" in read.columns:
+        named, alone = len(set(groups) - {""}), groups.count("")
+        say(f"  {named:,} groups; {alone:,} rows name none and stand for themselves")
     elif likely:
         warn(
             f"column {likely[0]} may tell which pictures belong together. If so, add --columns "
@@ -187,16 +182,17 @@ def _say_groups(reads: Sequence[LabelFile], rows: Sequence[_Row]) -> None:
         )
 
 
-def _splits(read: LabelFile, split: int) -> list[int]:
-    """The split of each row, from a column or else as the table's own."""
+def _splits(read: LabelFile, split: int) -> list[str]:
+    """The split of each row, or "": from a column, else the table's own."""
+    own = [SPLITS[split] if split >= 0 else ""] * len(read.files)
     cells, told = read.table.cells, read.columns.get("split")
     column = told or next((name for name in cells if name.lower() in SPLIT_COLUMNS), None)
     if column is None:
-        return [split] * len(read.files)
+        return own
     words = {word: split_of(word) for word in dict.fromkeys(cells[column])}
     strange = [word or "(empty)" for word, number in words.items() if number < 0]
     if not strange:
-        return [words[word] for word in cells[column]]
+        return [SPLITS[words[word]] for word in cells[column]]
     lack = (
         f"{read.table.path.name}: column {column} holds words that tell no split: "
         f"{', '.join(strange[:12])}. Write train, val or test"
@@ -204,7 +200,7 @@ def _splits(read: LabelFile, split: int) -> list[int]:
     if told:
         fail(f"{lack}.")
     warn(f"{lack}, if it tells the split; it is not used.")
-    return [split] * len(read.files)
+    return own
 
 
 def _tables(table: Path, root: Path) -> list[tuple[Path, int, Path]]:

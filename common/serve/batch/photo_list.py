@@ -102,11 +102,10 @@ def labels_from_csv(
     read = read_label_file(path)
     paths = [os.path.abspath(photo) for photo in photos]
     found = match_paths(read.files, paths, (path.absolute().parent, Path.cwd()))
-    rows = [
-        (photo if labels else ABSENT, labels, read.table.where(i))
-        for i, (photo, labels) in enumerate(zip(found, read.labels, strict=True))
+    labelled = [
+        photo if labels else ABSENT for photo, labels in zip(found, read.labels, strict=True)
     ]
-    chosen = settle(rows, paths)
+    chosen = settle(labelled, read.labels, read.table.where, paths)
     if not any(photo >= 0 for photo in found):
         fail(
             f"{path} names none of the photos, such as {photos[0]}, or none alone. Its first file "
@@ -130,8 +129,8 @@ def labels_from_csv(
         )
     shown = np.full(len(photos), UNKNOWN, np.int64)
     for photo, row in chosen.items():
-        if len(rows[row][1]) == 1:  # of several labels, none is the photo's class
-            shown[photo] = class_idx[rows[row][1][0]]
+        if len(read.labels[row]) == 1:  # of several labels, none is the photo's class
+            shown[photo] = class_idx[read.labels[row][0]]
     return shown
 
 
