@@ -9,7 +9,8 @@ Writes  data/organized/: {train,val,test}/<species>/<disease>/<id>.jpg or, with 
 Next    02a_train_species.py
 
   python 01_reorganize.py --demo                          generated pictures, to try every stage
-  python 01_reorganize.py ~/photos/PlantVillage --dry-run show how names are read, write nothing
+  python 01_reorganize.py ~/photos/PlantVillage --dry-run show how folders are read
+  python 01_reorganize.py mango=~/photos/leaves --dry-run --json folders.json --review review.csv
   python 01_reorganize.py village=~/photos/A field=~/photos/B --not-plants ~/photos/other --report
   python 01_reorganize.py ~/traps --labels ~/traps/labels.csv --levels 1 \\
       --columns file=image_id label=animal group=station
@@ -20,10 +21,12 @@ two cores, drawing included.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,13 +37,19 @@ from common.demo import pictures
 from common.files import write_rows, write_text
 from common.images import read_rgb
 from common.organize import placing
-from common.organize.deduplicate import Rejected, choose, class_numbers, require_sizes
+from common.organize.deduplicate import (
+    Rejected,
+    choose,
+    class_numbers,
+    leave_out_versions,
+    require_sizes,
+)
 from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
 from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import read_labels
-from common.organize.names.review import NAMES, REVIEW, read_names
+from common.organize.names.review import NAMES, REVIEW, Names, read_names
 from common.organize.partition import hold_out, partition
 from common.organize.report import (
     show_names,
@@ -129,6 +138,26 @@ def already_there(args: argparse.Namespace, identity: str) -> bool:
     return True
 
 
+def read_sources(
+    args: argparse.Namespace, laps: Laps
+) -> tuple[Files, Names, list[tuple[str, str]], np.ndarray]:
+    """List the files and read their classes: files, names, classes, and each file's class."""
+    header("01 reorganize")
+    if args.demo:
+        made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
+        args.sources = [str(made["plants"])]
+        args.not_plants = args.not_plants or made["not_plants"]
+    with laps("listing files"):
+        files = gather(args)
+    with laps("reading names"):
+        names = read_names(files.labels, files.sources, args.levels, args.names, args.species)
+        index, class_idx = class_numbers(files, names.classes)
+        if args.versions != "all":
+            leave_out_versions(files, class_idx, args.versions)
+    show_names(files, names, index, class_idx)
+    return files, names, index, class_idx
+
+
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     """Organize; see the module's docstring."""
@@ -136,28 +165,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_flags(flags)
     args = flags.parse_args(argv)
     check_flags(args)
-    header("01 reorganize")
     if args.undo:
         return undo(args.output)
-    if args.demo:
-        made = pictures.make_demo(args.output.absolute().parent / "demo", workers=args.workers)
-        args.sources, args.not_plants = [str(made["plants"])], args.not_plants or made["not_plants"]
-    with laps("listing files"):
-        files = gather(args)
-    with laps("reading names"):
-        names = read_names(files.labels, files.sources, args.levels, args.names, args.species)
-        index, class_idx = class_numbers(files, names.classes)
-    if args.json != "-":
-        show_names(files, names, index, class_idx)
+    with contextlib.redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
+        files, names, index, class_idx = read_sources(args, laps)
+    review = args.review if args.dry_run else args.output.with_name("review.csv")
+    if review and (args.dry_run or not index):
+        write_rows(review, REVIEW, names.review)
     if args.dry_run:
-        if args.review:
-            write_rows(args.review, REVIEW, names.review)
         if args.json:
             write_json(args.json, files, names, by_picture=bool(args.labels))
         return 0
     if not index:
-        review = args.output.with_name("review.csv")
-        write_rows(review, REVIEW, names.review)
         fail(
             f"no class can be read from {len(files.labels):,} names: none says its plant. Say it "
             f"with --species, with NAME=FOLDER, or in {review}, given back with --names."

@@ -17,6 +17,7 @@ from common.console import fail, warn
 from common.images import SUFFIXES
 
 ABSENT, SEVERAL = -1, -2  # in place of a file: a written path means none, or more than one
+_NO_NAMES = {"", ".", ".."}
 _SPLIT = re.compile("/(train|val|test)")
 
 
@@ -83,19 +84,19 @@ def match_paths(
     Returns:
         per row the index of a file, or `ABSENT` or `SEVERAL`.
     """
-    rows = [_parts(text) for text in written]
     roots = ["/" + "/".join(_parts(os.path.abspath(base))[1]) for base in bases]
-    finder = _Finder([parts for _, parts in rows], paths, roots)
+    finder = _Finder(map(_parts, written), paths, roots)
     find = functools.lru_cache(100_000)(finder.find)
-    found = [
-        ABSENT if start else find(parts, len(parts) > 1 or text.startswith("./"))
-        for (start, parts), text in zip(rows, written, strict=True)
-    ]
-    far = [i for i, (start, _) in enumerate(rows) if start]
-    folders = {rows[i][1][:-1] for i in far}
+    rows, found = {}, []
+    for i, text in enumerate(written):
+        start, parts = _parts(text)
+        if start:
+            rows[i] = parts
+        found.append(ABSENT if start else find(parts, len(parts) > 1 or text.startswith("./")))
+    folders = {parts[:-1] for parts in rows.values()}
     for drop in range(max(map(len, folders), default=-1) + 1):
-        hits = {i: find(rows[i][1][drop:]) for i in far if len(rows[i][1]) > drop}
-        bare = {i for i in hits if len(rows[i][1]) == drop + 1}
+        hits = {i: find(parts[drop:]) for i, parts in rows.items() if len(parts) > drop}
+        bare = {i for i in hits if len(rows[i]) == drop + 1}
         if bare and (len(folders) > 1 or _known_elsewhere(*folders, paths)):
             hits = {i: hit for i, hit in hits.items() if i not in bare}
             bare = set()
@@ -103,7 +104,7 @@ def match_paths(
             for i, hit in hits.items():
                 found[i] = hit
             if bare:
-                warn(f"the folder of {written[far[0]]} is not here: its names alone find files.")
+                warn(f"the folder of {written[min(bare)]} is not here: its names alone find files.")
             break
     return found
 
@@ -120,7 +121,7 @@ def _parts(text: str) -> tuple[bool, tuple[str, ...]]:
     text = _composed(text.strip().replace("\\", "/"))
     text = re.sub(r"^([A-Za-z]:(?=/)|[A-Za-z][\w+.-]+:/(?=/))", "", text) if ":" in text else text
     plain = posixpath.normpath(text) if "./" in text or "//" in text else text
-    return text.startswith(("/", "~/")), tuple(p for p in plain.split("/") if p not in ("", "."))
+    return text.startswith(("/", "~/")), tuple(p for p in plain.split("/") if p not in _NO_NAMES)
 
 
 def _composed(text: str) -> str:
@@ -131,15 +132,23 @@ class _Finder:
     """Files by the last two parts of their paths without endings, of those that rows name."""
 
     def __init__(
-        self, rows: Iterable[Sequence[str]], paths: Sequence[str], roots: Sequence[str]
+        self,
+        rows: Iterable[tuple[bool, Sequence[str]]],
+        paths: Sequence[str],
+        roots: Sequence[str],
     ) -> None:
-        wanted = {key for parts in rows for key in self._keys(parts)}
         self.paths, self.roots = paths, roots
-        self.found: dict[str, list[int]] = defaultdict(list)
+        # rows of another machine's paths may come down to a name alone
+        keys = (key for far, parts in rows for key in self._keys(parts)[0 if far else -1 :])
+        self.first: dict[str, int] = dict.fromkeys(keys, ABSENT)
+        self.more: dict[str, list[int]] = defaultdict(list)
         for i, path in enumerate(paths):
             for key in self._keys(self._path(path).rsplit("/", 2)[-2:]):
-                if key in wanted:
-                    self.found[key].append(i)
+                if key in self.first:
+                    if self.first[key] == ABSENT:
+                        self.first[key] = i
+                    else:
+                        self.more[key].append(i)
 
     @staticmethod
     def _path(path: str) -> str:
@@ -152,9 +161,10 @@ class _Finder:
 
     def find(self, parts: tuple[str, ...], direct: bool = False) -> int:
         """Index of the file whose path ends in `parts`; direct: one right below a root wins."""
-        names = [part for part in parts if part != ".."]
-        hits = self.found.get(self._keys(names)[-1], ()) if names else ()
-        stem, end = _split("/" + "/".join(names))
+        key = self._keys(parts)[-1]
+        first = self.first.get(key, ABSENT)
+        hits = [] if first == ABSENT else [first, *self.more.get(key, ())]
+        stem, end = _split("/" + "/".join(parts))
         for low, bare in ((False, False), (True, False), (True, True)):
             ends = []
             for i in hits:
@@ -162,8 +172,7 @@ class _Finder:
                 same = not end if bare else (its.lower() == end.lower() if low else its == end)
                 ends += [i] if same and here.endswith(stem) else []
             if len(ends) > 1 and direct:
-                at = {posixpath.normpath(f"{root}/{'/'.join(parts)}") for root in self.roots}
-                at = {_split(path)[0] for path in at}
+                at = {f"{root}{stem}" for root in self.roots}
                 ends = [i for i in ends if _split(self._path(self.paths[i]))[0] in at] or ends
             if ends:
                 return ends[0] if len(ends) == 1 else SEVERAL

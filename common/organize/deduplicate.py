@@ -9,11 +9,14 @@ import numpy as np
 from common.classes import ClassTree
 from common.console import fail
 from common.organize.intake import REASONS
+from common.organize.names.folders import VERSIONS
 from common.organize.sources import Files
+from common.organize.splits import several_versions
 
 # the first three are in the class tree
 SPLITS = ("train", "val", "test", "holdout_species", "holdout_diseases")
 HOLDOUT_SPECIES, HOLDOUT_DISEASES = 3, 4
+OTHER_VERSION = -2  # class_idx of a file that --versions leaves out
 Pair = tuple[str, str]
 
 
@@ -152,6 +155,24 @@ def class_numbers(files: Files, classes: Mapping[str, Pair]) -> tuple[list[Pair]
     return index, by_label[files.label]
 
 
+def leave_out_versions(files: Files, class_idx: np.ndarray, version: str) -> None:
+    """Set `class_idx` to OTHER_VERSION where a class has the wanted version and a file is of
+    another one.
+
+    Raises:
+        SystemExit: where no class has several versions with this one among them.
+    """
+    mine = np.flatnonzero(class_idx >= 0)
+    mine = mine[several_versions(files, mine, class_idx[mine])]
+    place = class_idx[mine] * len(files.sources) + files.origin[mine]
+    wanted = files.version[mine] == VERSIONS.index(version)
+    others = mine[np.isin(place, place[wanted]) & ~wanted]
+    if not len(others):
+        found = ", ".join(VERSIONS[i] for i in np.unique(files.version[mine]) if i >= 0)
+        fail(f"--versions {version}: no class has it among others; there are {found or 'none'}.")
+    class_idx[others] = OTHER_VERSION
+
+
 def require_sizes(
     sizes: np.ndarray, classes: Sequence[Pair], small_classes: str, note: str = ""
 ) -> np.ndarray:
@@ -217,6 +238,7 @@ def choose(
         rejected.add(np.array([i]), reason, detail)
     why = f"no row in {args.labels.name}" if args.labels else "the file lies in no class folder"
     rejected.add(np.flatnonzero(~not_plants & (files.label < 0)), "no_class", why)
+    rejected.add(np.flatnonzero(class_idx == OTHER_VERSION), "other_version", "--versions")
     rejected.add(
         np.flatnonzero(~not_plants & (files.label >= 0) & (class_idx < 0)),
         "no_class",

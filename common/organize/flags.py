@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import fail
+from common.organize.names.folders import VERSIONS
 
 
 def arguments(text: str) -> dict[str, Any]:
@@ -65,6 +66,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         "choices": [1, 2],
         "default": 2,
         "help": "1: a folder or label is a class of its own (flowers, animals)",
+    },
+    "--versions": {
+        "choices": ["all", *VERSIONS],
+        "default": "all",
+        "help": "where folders hold versions of the same leaves (color, segmented ...): the one to "
+        "use (default: all, each leaf's in one split)",
     },
     "--labels": {
         "type": Path,

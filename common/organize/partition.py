@@ -21,6 +21,7 @@ from common.organize.splits import (
     sizes_of,
     split_groups,
     stem_edges,
+    version_groups,
 )
 
 
@@ -34,7 +35,8 @@ class Certificate:
         cosine: pairs by features, int64 (M, 2) of picture numbers.
         joined: {what joins pictures: how many pairs of them it joined}.
         group_sizes: of groups of two or more, largest first.
-        leak: share of val and test pictures with a near neighbour in train, as split here.
+        leak: share of val and test pictures with a near neighbour or another version of their leaf
+            in train, as split here.
         leak_alone: the same, had each picture been split alone.
         leak_given: the same in the split that the source gives; None where it gives none.
         planted: {search: what it made of altered copies}, empty until it is judged.
@@ -124,7 +126,9 @@ def partition(
         near = near_search(chosen["phash"], radius, args.workers) if radius >= 0 else None
     except OverflowError as error:
         fail(f"--near {radius} joins too much: {error}")
+    leaf = version_groups(files, kept.file, kept.class_idx)
     edges = {
+        "versions of one leaf, by file name": equal_edges(leaf, none=-1),
         f"perceptual hash, at most {radius} of 64 bits apart": near.edges()
         if near
         else np.zeros((0, 2), np.int64),
@@ -132,7 +136,7 @@ def partition(
         "group column": equal_edges(files.cluster[kept.file], none=-1),
     }
     if "stem" in args.group_by:
-        edges["made from one picture, by file name"] = stem_edges(files, kept.file)
+        edges["made from one picture, by file name"] = stem_edges(files, kept.file, kept.class_idx)
     if "moment" in args.group_by:
         edges["one camera in one minute"] = equal_edges(
             files.origin[kept.file], chosen["moment"], none=0
@@ -158,6 +162,7 @@ def partition(
         kin = near.has_neighbour_in(train) if near else np.zeros(len(kept), bool)
         for a, b in (cosine.T, cosine.T[::-1]):
             kin[a[train[b]]] = True
+        kin |= (leaf >= 0) & np.isin(leaf, leaf[train])
         return float(kin[held].mean()) if held.any() else 0.0
 
     return Certificate(

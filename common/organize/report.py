@@ -14,9 +14,11 @@ from common.organize.background import background_check
 from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Pair, Rejected
 from common.organize.duplicates.planted import planted_table
 from common.organize.intake import REASONS, target_of
+from common.organize.names.folders import VERSIONS
 from common.organize.names.review import Names
 from common.organize.partition import Certificate
 from common.organize.sources import Files
+from common.organize.splits import several_versions
 
 
 def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.ndarray) -> None:
@@ -39,6 +41,14 @@ def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.
     if given:
         shares = ", ".join(f"{given[s]:,} {s}" for s in SPLITS[:3])
         lines.append(f"the source has a split of its own: {shares} (--keep-split keeps it)")
+    mine = np.flatnonzero(class_idx >= 0)
+    versions = np.unique(files.version[mine[several_versions(files, mine, class_idx[mine])]])
+    if len(versions):
+        tags = [VERSIONS[i] for i in versions if i >= 0]
+        lines.append(
+            f"{len(versions)} versions of the same leaves ({', '.join(tags)}): each leaf's stay in "
+            f"one split; use one alone with --versions {tags[0]}"
+        )
     several = len({r[0] for r in names.review}) > 1
     if names.review:
         rows = [
@@ -342,7 +352,8 @@ def _certified(kept: Kept, files: Files, rejected: Rejected, c: Certificate) -> 
     largest = ", ".join(f"{n:,}" for n in c.group_sizes[:5]) or "none"
     links = [(what, f"{n:,}") for what, n in c.joined.items()]
     paragraphs = [
-        "Share of val and test pictures with a near neighbour in train:",
+        "Share of val and test pictures with a near neighbour or another version of their leaf in "
+        "train:",
         table(_leaks(c), ("split", "share")),
         f"{near}.",
         blank and f"{blank:,} pictures of one colour have no hash and were not compared.",

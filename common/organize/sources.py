@@ -16,7 +16,7 @@ import numpy as np
 from common.classes import slug
 from common.console import fail, progress
 from common.images import SUFFIXES
-from common.organize.names.folders import class_path, splits
+from common.organize.names.folders import class_path, splits, version_of
 
 SPLITS = ("train", "val", "test")
 JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
@@ -56,6 +56,8 @@ class Files:
         folder, label, origin: int32 (N,), indices into `folders`, `labels` (-1: none) and
             `sources`.
         given: int8 (N,), split that the source puts the file in, an index into SPLITS, or -1.
+        version: int8 (N,), which version of its leaf the file's folder names, an index into
+            VERSIONS of `names.folders`, or -1.
         cluster: int32 (N,), number of its value in the group column of a labels CSV, or -1.
         arena, ends: uint8 bytes of all file names, int64 (N,) where each ends.
         size, mtime_ns: int64 (N,); size is -1 where it is no regular file (a broken link, a pipe).
@@ -70,6 +72,7 @@ class Files:
     label: np.ndarray
     origin: np.ndarray
     given: np.ndarray
+    version: np.ndarray
     cluster: np.ndarray
     arena: np.ndarray
     ends: np.ndarray
@@ -163,10 +166,11 @@ def list_files(sources: Sequence[Source]) -> Files:
     labels: dict[Label, int] = {}
     label_of = np.full(len(folders) + 1, -1, np.int32)
     split_of = np.full(len(folders) + 1, -1, np.int8)
+    versions = split_of.copy()
     for number, source in enumerate(sources):
         for parts, (split, path) in splits(classes[number]).items():
             folder = classes[number][parts]
-            split_of[folder] = split
+            split_of[folder], versions[folder] = split, version_of(parts)
             if path and not source.not_plants:
                 label_of[folder] = labels.setdefault(Label(number, class_path(path)), len(labels))
     folder = np.array(arrays["folder"])
@@ -176,6 +180,7 @@ def list_files(sources: Sequence[Source]) -> Files:
         labels=list(labels),
         label=label_of[folder],
         given=split_of[folder],
+        version=versions[folder],
         arena=np.frombuffer(bytes(arena), np.uint8),
         cluster=np.full(len(folder), -1, np.int32),
         **{name: np.array(values) for name, values in arrays.items()},

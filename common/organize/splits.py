@@ -3,6 +3,7 @@ class, and a picture's split follows from its content.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ _MARK = re.compile(
     r"new\d{1,3}deg(?:flip(?:lr|tb))? )$"
     r"| \s-\s(?:copy|kopie|copie)(?:\s\(\d+\))?$"
 )
+_UUID = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}_+")
 _PICTURE_ENDING = re.compile(r"(?i)(?:[._](?:jpe?g|png|webp|bmp|tiff?))+$")
 
 
@@ -46,13 +48,13 @@ def stem_of(name: str) -> str | None:
     return short if changed and (any(c.isdigit() for c in short) or len(short) >= 6) else None
 
 
-def stem_edges(files: Files, kept: np.ndarray) -> np.ndarray:
+def stem_edges(files: Files, kept: np.ndarray, class_idx: np.ndarray) -> np.ndarray:
     """Join pictures of one source and class that were made from one picture, by their names, and
     with that picture itself.
 
     Args:
         files: all files.
-        kept: int (K,), the files in question.
+        kept: int (K,), the files in question; class_idx: int (K,), their classes.
 
     Returns:
         int64 (E, 2), numbers within `kept`.
@@ -67,11 +69,60 @@ def stem_edges(files: Files, kept: np.ndarray) -> np.ndarray:
     for k, (name, stem) in enumerate(zip(names, stems, strict=True)):
         stem = stem if stem is not None else _PICTURE_ENDING.sub("", name)
         if stem in wanted:
-            i = kept[k]
-            other = first.setdefault((int(files.origin[i]), int(files.label[i]), stem), k)
+            place = int(files.origin[kept[k]]), int(class_idx[k])
+            other = first.setdefault((*place, stem), k)
             if other != k:
                 edges.append((other, k))
     return np.array(edges, np.int64).reshape(-1, 2)
+
+
+def several_versions(files: Files, kept: np.ndarray, class_idx: np.ndarray) -> np.ndarray:
+    """Which pictures belong to a class that its source holds in more than one version: colour and
+    grayscale, original and augmented ...
+
+    Args:
+        files: all files.
+        kept: int (K,), the files in question; class_idx: int (K,), their classes.
+
+    Returns:
+        bool (K,).
+    """
+    place = class_idx * len(files.sources) + files.origin[kept]
+    pairs = np.unique(np.stack([place, files.version[kept]]), axis=1)
+    versions = np.bincount(pairs[0], minlength=place.max(initial=-1) + 1)
+    return versions[place] > 1
+
+
+def version_groups(files: Files, kept: np.ndarray, class_idx: np.ndarray) -> np.ndarray:
+    """Tie the versions of each leaf by their file names, within one source and class.
+
+    A name that begins with another version's whole name is made from it: "_0_1120" from "0".
+
+    Args:
+        files: all files.
+        kept: int (K,), the files in question; class_idx: int (K,), their classes.
+
+    Returns:
+        int64 (K,): equal for the versions of one leaf, -1 for pictures without another version.
+    """
+    group = np.full(len(kept), -1, np.int64)
+    members: dict[tuple[int, int, str], list[int]] = defaultdict(list)
+    for k in np.flatnonzero(several_versions(files, kept, class_idx)).tolist():
+        name = files.name(kept[k])
+        stem = _UUID.sub("", (stem_of(name) or _PICTURE_ENDING.sub("", name)).lower())
+        stem = re.sub(r"[\s_.-]+", " ", stem).strip()
+        members[int(files.origin[kept[k]]), int(class_idx[k]), stem].append(k)
+    for origin, number, stem in list(members):
+        words = stem.split(" ")
+        for end in range(len(words) - 1, 0, -1):
+            root = (origin, number, " ".join(words[:end]))
+            if root in members:
+                members[root] += members.pop((origin, number, stem))
+                break
+    for same in members.values():
+        if len(set(files.version[kept[same]].tolist())) > 1:
+            group[same] = min(same)
+    return group
 
 
 def equal_edges(*values: np.ndarray, none: int) -> np.ndarray:

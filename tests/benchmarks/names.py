@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common.console import table
 from common.organize.names.parse import ASK_BELOW, ParsedName, parse_class_names
 from common.organize.names.review import read_names
+from common.organize.sources import Label, Source
 
 Row = dict[str, str]
 
@@ -158,7 +159,9 @@ def main() -> int:
         )
     names = made_up(args.names)
     begin = time.perf_counter()
-    review = read_names(names, 2, None).review
+    review = read_names(
+        [Label(0, name) for name in names], [Source("names", Path("names"))], 2, None
+    ).review
     seconds = time.perf_counter() - begin
     print(
         f"\n{len(names):,} names of one list, with near-identical leaves: {seconds:.1f} s; "

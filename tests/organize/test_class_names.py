@@ -188,15 +188,6 @@ def test_confidence_falls_with_doubt() -> None:
     assert all(p.disease == "healthy" and p.confidence >= 0.9 for p in several)
 
 
-def test_list_of_one_plant_offers_it_but_asks() -> None:
-    names = ["Okra wilt", "Okra rust", "Okra scab", "Healthy"]
-    parsed = parse_class_names(names)[3]
-    assert (parsed.species, parsed.disease) == ("okra", "healthy")
-    assert parsed.confidence < 0.9
-    assert "okra" in parsed.reason
-    assert read_one("Healthy", "Okra wilt", "Okra rust", "Plum scab") == (None, "healthy")
-
-
 def test_order_and_repeats_change_nothing() -> None:
     names = ["quandong_rust", "Plum rust", "quandong_scab", "Plum rust", "healthy"]
     forward, backward = parse_class_names(names), parse_class_names(names[::-1])

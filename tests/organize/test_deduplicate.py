@@ -34,7 +34,8 @@ def files_of(labels: list[str], given: list[int] | None = None, not_plants: int 
         np.array(numbers, np.int32),
         np.array([0] * len(labels) + [1] * not_plants, np.int32),
         np.array(given or [-1] * n, np.int8),
-        zeros - 1,
+        zeros - 1,  # version
+        zeros - 1,  # cluster
         np.frombuffer(b"".join(names), np.uint8),
         np.cumsum([len(x) for x in names]),
         zeros.astype(np.int64),

@@ -198,3 +198,14 @@ def test_a_taxonomy_gives_genus_and_species():
 )
 def test_other_languages(folder, species, disease):
     assert read([folder])[folder][:2] == (species, disease)
+
+
+def test_organs_between_plant_and_disease_are_neither():
+    names = ["Guava_fruit_Scab", "Banana_leaf_Banana_Scab_Moth", "Mango_leaf_Anthracnose"]
+    assert [r[:2] for r in read(names).values()] == [
+        ("guava", "scab"),
+        ("banana", "scab moth"),
+        ("mango", "anthracnose"),
+    ]
+    compounds = read(["Tomato_leaf_spot", "Wheat_leaf_rust", "Apple_fruit_rot"])
+    assert [r[1] for r in compounds.values()] == ["leaf spot", "leaf rust", "fruit rot"]

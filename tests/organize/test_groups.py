@@ -53,14 +53,14 @@ def test_pictures_made_from_one_join_within_their_class_and_source(tmp_path: Pat
     kept = np.arange(len(files))
     joined = {
         frozenset(Path(files.path(int(i))).relative_to(tmp_path).as_posix() for i in pair)
-        for pair in stem_edges(files, kept)
+        for pair in stem_edges(files, kept, files.label)
     }
     one = "a/tomato mold/s 1.jpg"
     assert joined == {
         frozenset({one, "a/tomato mold/s 1_90deg.jpg"}),
         frozenset({one, "a/tomato mold/s 1_flipLR.jpg"}),
     }
-    assert len(stem_edges(files, kept[[3, 4, 5]])) == 0
+    assert len(stem_edges(files, kept[[3, 4, 5]], files.label[[3, 4, 5]])) == 0
 
 
 def test_equal_values_join_and_nothing_else():

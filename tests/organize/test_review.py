@@ -1,11 +1,13 @@
-"""Names as leaves: a person's answers, what is asked, and that nothing is merged in silence."""
+"""Names as classes: a person's answers, what is asked, and that nothing is merged in silence."""
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from common.organize.names.review import NAMES, REVIEW, Names, read_names
+from common.organize.names.review import NAMES, REVIEW, read_names
+from common.organize.sources import Label, Source
 
 RAW = [
     "Apple___Black_rot",
@@ -24,14 +26,25 @@ def answers(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def rows(names: Names) -> dict[str, tuple[str, ...]]:
+def read(names: list[str], levels: int, given: Path | None) -> SimpleNamespace:
+    """Names of one source, whose column is left out."""
+    labels = [Label(0, name) for name in names]
+    found = read_names(labels, [Source("photos", Path("photos"))], levels, given)
+    return SimpleNamespace(
+        classes={label.name: pair for label, pair in found.classes.items()},
+        review=[row[1:] for row in found.review],
+        table=[row[1:] for row in found.table],
+    )
+
+
+def rows(names: SimpleNamespace) -> dict[str, tuple[str, ...]]:
     return {row[0]: row for row in names.review}
 
 
 def test_every_name_is_on_record_and_doubts_are_listed() -> None:
-    names = read_names([*RAW, RAW[0]], 2, None)
+    names = read([*RAW, RAW[0]], 2, None)
     assert [row[0] for row in names.table] == RAW
-    assert all(len(row) == len(NAMES) for row in names.table)
+    assert all(len(row) == len(NAMES) - 1 for row in names.table)
     assert {row[4] for row in names.table} == {"parser"}
     assert names.classes["Pear___Scab"] == (
         "pear",
@@ -39,7 +52,7 @@ def test_every_name_is_on_record_and_doubts_are_listed() -> None:
     )
     review = rows(names)
     assert len(review) == len(names.review)
-    assert all(len(row) == len(REVIEW) for row in names.review)  # one row per name
+    assert all(len(row) == len(REVIEW) - 1 for row in names.review)  # one row per name
     assert "Pear___Scab" not in review  # nothing is unsure about it
     assert review["spots"][1:3] == ("", "")
     assert review["spots"][4] == "left out"
@@ -65,7 +78,7 @@ def test_answers_win_are_kept_and_not_asked_again(tmp_path: Path) -> None:
         "Plum__leaf,plum,healthy\nApple_Black_rot,apple,black rot\nApple___Black_rot,apple,black "
         "rot\n",
     )
-    names = read_names(RAW, 2, given)
+    names = read(RAW, 2, given)
     assert names.review == []
     assert names.classes["apple black rots"] == ("apple", "black_rot")
     assert names.classes["spots"] == ("plum", "leaf_spot")
@@ -78,31 +91,31 @@ def test_answers_win_are_kept_and_not_asked_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", ["review", "table"])
 def test_our_own_tables_work_as_answers_and_change_nothing(tmp_path: Path, columns: str) -> None:
-    first = read_names(RAW, 2, None)
+    first = read(RAW, 2, None)
     path = tmp_path / "again.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:  # as a spreadsheet saves it
         csv.writer(file).writerows(
-            [REVIEW if columns == "review" else NAMES, *getattr(first, columns)]
+            [(REVIEW if columns == "review" else NAMES)[1:], *getattr(first, columns)]
         )
-    again = read_names(RAW, 2, path)
+    again = read(RAW, 2, path)
     assert again.classes == first.classes
     assert again.review == []
 
 
 def test_an_edited_row_of_review_joins(tmp_path: Path) -> None:
-    first = read_names(RAW, 2, None)
+    first = read(RAW, 2, None)
     path = tmp_path / "review.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         edited = [
             (r[0], "apple", "black_rot", *r[3:]) if r[0] == "apple black rots" else r
             for r in first.review
         ]
-        csv.writer(file).writerows([REVIEW, *edited])
-    assert read_names(RAW, 2, path).classes["apple black rots"] == ("apple", "black_rot")
+        csv.writer(file).writerows([REVIEW[1:], *edited])
+    assert read(RAW, 2, path).classes["apple black rots"] == ("apple", "black_rot")
 
 
 def test_labels_taken_as_they_stand(tmp_path: Path) -> None:
-    names = read_names(["Red Fox", "red_fox", "Red Foxes", "Lynx"], 1, None)
+    names = read(["Red Fox", "red_fox", "Red Foxes", "Lynx"], 1, None)
     assert names.classes["Lynx"] == ("lynx", "lynx")
     assert names.classes["Red Foxes"] == (
         "red_foxes",
@@ -113,15 +126,15 @@ def test_labels_taken_as_they_stand(tmp_path: Path) -> None:
     assert "Lynx" not in review
     assert "red_foxes/red_foxes would join red_fox/red_fox" in review["Red Foxes"][5]
     given = answers(tmp_path, "name,species,disease\nRed Foxes,red fox,\nLynx,,\n")
-    named = read_names(["Red Fox", "Red Foxes", "Lynx"], 1, given)
+    named = read(["Red Fox", "Red Foxes", "Lynx"], 1, given)
     assert named.classes == {"Red Fox": ("red_fox", "red_fox"), "Red Foxes": ("red_fox", "red_fox")}
 
 
 def test_readings_that_share_only_their_folder_name_are_told() -> None:
-    review = rows(read_names(["Röd Räv", "rod rav"], 1, None))
+    review = rows(read(["Röd Räv", "rod rav"], 1, None))
     assert len(review) == 2
     assert all(row[4] == "put together" for row in review.values())
-    names = read_names(["番茄", "玉米"], 1, None)
+    names = read(["番茄", "玉米"], 1, None)
     assert len(set(names.classes.values())) == 2
     assert names.review == []
 
@@ -151,7 +164,7 @@ def test_answers_that_cannot_be_used_say_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        read_names(RAW, 2, answers(tmp_path, text))
+        read(RAW, 2, answers(tmp_path, text))
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -161,14 +174,14 @@ def test_answers_in_another_encoding(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
 ) -> None:
     with pytest.raises(SystemExit):
-        read_names(RAW, 2, answers(tmp_path, "name,species,disease\nspots,plum,tizón\n", encoding))
+        read(RAW, 2, answers(tmp_path, "name,species,disease\nspots,plum,tizón\n", encoding))
     assert "UTF-8" in capsys.readouterr().err
 
 
 def test_missing_file_and_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(SystemExit):
-            read_names(RAW, 2, path)
+            read(RAW, 2, path)
         assert str(path) in capsys.readouterr().err
 
 
@@ -176,7 +189,7 @@ def test_answers_for_names_that_do_not_exist_warn_with_the_closest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = answers(tmp_path, "name,species,disease\nPear___Scabb,pear,rust\nzzzz,plum,rust\n")
-    assert read_names(RAW, 2, given).classes == read_names(RAW, 2, None).classes
+    assert read(RAW, 2, given).classes == read(RAW, 2, None).classes
     said = capsys.readouterr().err
     assert "line 2: 'Pear___Scabb' (did you mean 'Pear___Scab'?)" in said
     assert "line 3: 'zzzz'" in said
@@ -187,11 +200,11 @@ def test_names_with_accents_and_odd_bytes_find_their_answers(tmp_path: Path) -> 
     path = tmp_path / "answers.csv"
     text = f"\ufeffname;species;disease\r\ncaf\u00e9 mancha;coffee;rust\r\n{odd};plum;rust\r\n"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    classes = read_names([decomposed, odd], 2, path).classes
+    classes = read([decomposed, odd], 2, path).classes
     assert classes == {decomposed: ("coffee", "rust"), odd: ("plum", "rust")}
 
 
 def test_order_of_names_changes_nothing() -> None:
-    forward, backward = read_names(RAW, 2, None), read_names(RAW[::-1], 2, None)
+    forward, backward = read(RAW, 2, None), read(RAW[::-1], 2, None)
     assert forward.classes == backward.classes
     assert {r[:5] for r in forward.review} == {r[:5] for r in backward.review}

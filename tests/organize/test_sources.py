@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.organize.sources import list_files, parse_sources
+from common.organize.sources import Label, list_files, parse_sources
 
 
 def make(root: Path, *names: str) -> Path:
@@ -23,7 +23,7 @@ def listed(root: Path, *more: Path):
     return files, {os.path.relpath(files.path(i), root): i for i in range(len(files))}
 
 
-def test_class_names_are_the_last_two_folders_without_splits_and_wrappers(tmp_path):
+def test_class_names_are_paths_without_splits_and_folders_that_tell_nothing(tmp_path):
     files, at = listed(
         make(
             tmp_path,
@@ -38,9 +38,24 @@ def test_class_names_are_the_last_two_folders_without_splits_and_wrappers(tmp_pa
         "train/Apple___scab/1.jpg": ("Apple___scab", 0),
         "valid/Apple___scab/2.jpg": ("Apple___scab", 1),
         "Test/tomato/leaf mold/images/3.jpg": ("tomato/leaf mold", 2),
-        "deep/er/tomato/leaf mold/4.jpg": ("tomato/leaf mold", -1),
+        "deep/er/tomato/leaf mold/4.jpg": ("er/tomato/leaf mold", -1),
         "5.jpg": ("", -1),
     }
+
+
+def test_only_folders_with_pictures_of_their_own_are_classes(tmp_path):
+    files, _ = listed(
+        make(
+            tmp_path,
+            "apple/rust/1.jpg",
+            "apple/csv/1.csv",
+            "apple/rust/@eaDir/1.jpg/THUMB.jpg",
+            "__MACOSX/apple/1.jpg",
+            ".ipynb_checkpoints/1.jpg",
+        )
+    )
+    assert files.labels == [Label(0, "apple/rust")]
+    assert len(files) == 2
 
 
 def test_the_order_is_fixed_and_sizes_are_known(tmp_path):

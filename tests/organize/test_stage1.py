@@ -639,7 +639,7 @@ def test_bad_input_is_told_and_nothing_is_left(tmp_path, refused):
         ("no files", tmp_path / "empty"),
         ("only one class", one),
         (("not one usable picture", "text"), broken),
-        ("no class folders", loose),
+        ("no class folder", loose),
         ("is a file", file),
     ):
         refused(words, organize, out, source)

@@ -290,6 +290,8 @@ curl curling crinkle crumple streak streaks stripe stripes sheath tip roll miner
 hole holes margin distortion reddening drop fall necrosis end lesion lesions scar scars
 """)
 )
+# Diseases that are called the same on every organ: "fruit scab" is scab.
+WITHOUT_ORGAN = _words("scab scabs sigatoka anthracnose mildew huanglongbing melanose esca mosaic")
 # Idle words behind a complete disease name.
 IDLE_TAILS = _words("""
 disease diseases fungus fungi fungal bacteria bacterium bacterial oomycete pathogen pathogens

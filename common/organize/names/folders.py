@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from common.organize.names import crops, naming
@@ -54,6 +55,22 @@ leaf leaves leafs plant plants crop fruit fruits disease diseases species agricu
 different kinds kind category categories smartphone mobile camera canon nikon dslr drone uav
 """
 )
+# Copies of one leaf that collections keep in sibling folders, and the words that name them.
+VERSIONS = ("original", "color", "grayscale", "segmented", "augmented", "rotated")
+_VERSION_WORDS = {
+    word: number
+    for number, words in enumerate(
+        (
+            "original originals raw unaugmented",
+            "color colour colored coloured rgb",
+            "grayscale greyscale grayscaled gray grey",
+            "segmented segmentation masked",
+            "augmented augmentation augmentations aug augment",
+            "rotated flipped mirrored",
+        )
+    )
+    for word in words.split()
+}
 _NOT_PLANT = re.compile(
     r"\b(background|backgrounds|soil|negative|negatives|no (leaf|leaves|plant|plants)|"
     r"(without|non|not|not a) (leaf|leaves|plant|plants)|nonplant|nothing|empty|noise|random)\b"
@@ -166,6 +183,18 @@ def class_path(path: Path) -> str:
     """A class folder's path without the folders that tell nothing, unless none would be left."""
     kept = [s for s in path if not tells_nothing(s) or not words_of(s)]
     return "/".join(kept or path[-1:])
+
+
+def version_of(path: Path) -> int:
+    """Index into VERSIONS of what a folder's path names last, or -1 where it names none; "without
+    augmentation" is original.
+    """
+    words = [word for segment in path for word in words_of(segment)]
+    for before, word in reversed(list(pairwise(["", *words]))):
+        if word in _VERSION_WORDS:
+            without = word.startswith("aug") and before in {"without", "wo", "no", "non"}
+            return 0 if without else _VERSION_WORDS[word]
+    return -1
 
 
 def _split_end(segment: str) -> tuple[str, int]:

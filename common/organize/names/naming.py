@@ -28,7 +28,7 @@ _DISEASE = {"disease", "diseases"}
 _PARTS_AND_LINKS = crops.ORGANS | crops.LINKS
 _LINKING = crops.LINKS | {"and"}
 _AFTER_SICK = _PARTS_AND_LINKS | crops.SICK
-_SICK_BY = crops.SICK | {"with", "by"}
+_NO_PART = crops.WITHOUT_ORGAN | crops.SICK | {"with", "by"}  # behind an organ that says nothing
 _BEFORE_DISEASE = _FULL | crops.ORGANS | {"curl", "hole"}
 _NAMED = crops.HEADS | crops.SIGNS
 _TAILS = crops.IDLE_TAILS - _DISEASE
@@ -158,7 +158,11 @@ def _swallow(tokens: list[Token], plants: list[Plant], chosen: Plant) -> int:
         return end - 1  # "curry leaf spot" is a leaf spot
     ends = {p[0]: p[1] for p in plants if p[2] == name}
     several = name.split() if " " in name else []
-    while end in ends or (end < len(words) and words[end] in several):
+    while end < len(words):
+        if words[end] in crops.ORGANS and end + 1 in ends:  # "banana leaf banana scab moth"
+            end += 1
+        elif end not in ends and words[end] not in several:
+            break
         end = ends.get(end, end + 1)
     return end
 
@@ -317,7 +321,7 @@ def _idle_front(words: list[str]) -> bool:
         first in crops.LINKS
         or (first in crops.SICK and not _AFTER_SICK.issuperset(words[1:]))
         or (first in {"plant", "tree", "crop"} and second not in crops.PESTS)
-        or (organ and second in _SICK_BY)
+        or (organ and second in _NO_PART)
         or (organ and singular(second) not in crops.COMPOUND and is_disease_word(second))
         or (organ and second in {"strip", "stripe"} and rust)
         or (first in {"strip", "stripe"} and rust and len(words) > 2)
