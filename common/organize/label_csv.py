@@ -76,7 +76,9 @@ def read_labels(
         read = read_label_file(path, columns, (root,))
         say(f"{path}: {read.note}")
         inside = [i for i, path in enumerate(paths) if path.startswith(f"{below}{os.sep}")]
-        written = [pattern.replace("{}", file) for file in read.files]
+        written = read.files
+        if pattern != "{}":
+            written = [pattern.replace("{}", file) for file in written]
         found = match_paths(written, [paths[i] for i in inside], (below, path.parent))
         rows.add(read, [inside[hit] if hit >= 0 else hit for hit in found], _splits(read, split))
     lost = [row for row, picture in enumerate(rows.pictures) if picture in (ABSENT, SEVERAL)]
@@ -91,10 +93,10 @@ def read_labels(
             f"images/{{}}.jpg."
         )
     say(f"  {len(rows.files) - len(lost):,} rows have their file, {len(lost):,} do not")
-    chosen = settle(rows.pictures, rows.said, rows.where, paths)
     for picture, row in rows.empty.items():
         files.notes[mine[picture]] = ("no_class", f"{rows.where(row)}: the label is empty")
-    _take(files, origin, {mine[picture]: row for picture, row in chosen.items()}, rows, multi)
+    chosen = settle(rows.pictures, rows.said, rows.where, paths)
+    _take(files, mine, chosen, rows, multi)
     _say_groups(read, rows)
 
 
@@ -132,13 +134,17 @@ class _Rows:
         return read.table.where(row)
 
 
-def _take(files: Files, origin: int, chosen: dict[int, int], rows: _Rows, multi: str) -> None:
-    """Write what the row chosen for each file says into the arrays of `files`."""
+def _take(
+    files: Files, mine: Sequence[int], chosen: dict[int, int], rows: _Rows, multi: str
+) -> None:
+    """Write what the row chosen for each picture says into the arrays of `files`."""
+    origin = int(files.origin[mine[0]])
     numbers = {label: i for i, label in enumerate(files.labels)}
     first_group = int(files.cluster.max(initial=-1)) + 1
     groups: dict[str, int] = {}
     several = no_plant = 0
-    for i, row in chosen.items():
+    for picture, row in chosen.items():
+        i = mine[picture]
         *labels, group, split = rows.said[row]
         files.notes.pop(i, None)
         last = labels[0].rpartition("/")[2].lower()
