@@ -5,7 +5,8 @@ Reads   folders of class folders (Tomato___Early_blight/, or tomato/early_blight
         never changes them
 Writes  data/organized/: {train,val,test}/<species>/<disease>/<id>.jpg or, with --shards,
         {train,val,test}/shard-000000.tar; not_plants/{val,test}/, holdout/; species_index.json,
-        manifest.csv, rejected.csv, review.csv, names.csv, report.md, report/
+        manifest.csv, rejected.csv, review.csv, names.csv, labels_review.csv, report.md,
+        report/
 Next    02a_train_species.py
 
   python 01_reorganize.py --demo                          generated pictures, to try every stage
@@ -36,7 +37,7 @@ from common.console import Laps, fail, friendly, header, parser, say
 from common.demo import pictures
 from common.files import write_rows, write_text
 from common.images import read_rgb
-from common.organize import placing
+from common.organize import label_decisions, placing
 from common.organize.deduplicate import (
     Rejected,
     choose,
@@ -63,7 +64,8 @@ from common.organize.sources import Files, list_files, parse_sources
 PLANTED = 200  # pictures whose altered copies show how many duplicates the search finds
 # flags that do not change what is made of the same files
 MACHINE = frozenset(
-    "workers fresh undo dry_run json review output demo sources not_plants names labels".split()
+    "workers fresh undo dry_run json review output demo sources not_plants names labels "
+    "labels_review".split()
 )
 
 
@@ -106,7 +108,7 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
             (flags, [(s.name, str(s.root)) for s in files.sources], files.folders, files.labels)
         ).encode(errors="surrogateescape")
     )
-    for path in (args.names, args.labels):
+    for path in (args.names, args.labels, args.labels_review):
         digest.update(path.read_bytes() if path and path.is_file() else b"-")
     for name in ("folder", "label", "given", "arena", "ends", "size", "mtime_ns"):
         digest.update(np.ascontiguousarray(getattr(files, name)).data)
@@ -172,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     review = args.review if args.dry_run else args.output.with_name("review.csv")
     if review and (args.dry_run or not index):
         write_rows(review, REVIEW, names.review)
+    decisions = label_decisions.read_decisions(args.labels_review, index)
     if args.dry_run:
         if args.json:
             write_json(args.json, files, names, by_picture=bool(args.labels))
@@ -193,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store, partial = placing.store_of(args.output), placing.partial_of(args.output)
     with laps("reading pictures"):
         facts, details = read_all(files, store, args.long_side, not args.copy, args.workers)
+    label_decisions.apply_decisions(decisions, files, facts, class_idx)
     with laps("setting duplicates aside"):
         if not ((facts["reason"] == 0) & ~files.is_not_plant()).any():
             shutil.rmtree(store)  # nothing in it that would make another run quicker
@@ -201,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def stored(k: int) -> Path:
         return store / target_of(facts["key"][kept.file[k]])
+
+    def pixels(k: int) -> np.ndarray:
+        return read_rgb(stored(k), min_side=1)
 
     chosen, alike = facts[kept.file], lookalikes.NONE
     if args.embed:
@@ -218,13 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             certificate.planted[search] = alike.judge(sample, kept.group)
         if args.near >= 0:
             search = f"perceptual hash, at most {args.near} of 64 bits"
-            certificate.planted[search] = judge_hashes(
-                lambda k: read_rgb(stored(k), min_side=1),
-                sample,
-                chosen["phash"],
-                kept.group,
-                args.near,
-            )
+            hashes, group = chosen["phash"], kept.group
+            certificate.planted[search] = judge_hashes(pixels, sample, hashes, group, args.near)
     with laps("placing pictures"):
         placed, layouts = placing.plan_places(kept, facts, round(args.shards * 1e6))
         placing.place(placed, layouts, facts, store, partial)
@@ -236,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ("rejected", placing.REJECTED, placing.rejected_rows(files, rejected)),
             ("review", REVIEW, names.review),
             ("names", NAMES, names.table),
+            ("labels_review", label_decisions.COLUMNS, label_decisions.decided_rows(decisions)),
         ):
             write_rows(partial / f"{table}.csv", titles, rows)
         suspects, note = write_report(

@@ -8,6 +8,8 @@ Next    02b_train_disease.py
   python 02a_train_species.py
       recipe hierarchical: Swin-Tiny, 224 px, for a GPU
   python 02a_train_species.py --recipe demo --weights none      minutes on two CPU cores
+  python 02a_train_species.py --review-labels
+      before that: lists pictures that may be under a wrong label, in checkpoints/labels_review/
   python 02a_train_species.py --batch-size 128 --device-batch 32
       any cell of the recipe, any machine
 
@@ -25,9 +27,11 @@ from common.classes import ClassTree
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
 from common.files import file_sha256
 from common.train import checkpoint, recipe_flags, recipes
+from common.train.cached_features import Extraction
 from common.train.compute import shut_down
 from common.train.dataset import load_organized
-from common.train.machine import add_training_flags, evaluate_checkpoint, set_up
+from common.train.label_review import review_labels
+from common.train.machine import add_training_flags, evaluate_checkpoint, resolve_machine, set_up
 from common.train.model import SwinHierarchical
 from common.train.recipes import Recipe
 from common.train.run import Run
@@ -42,6 +46,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="auto|imagenet|none|FILE",
         help="initial backbone: timm's pretrained weights if they can be had (auto) or without "
         "fail (imagenet), random (none), or a file with a timm state dict or a Foliar checkpoint",
+    )
+    flags.add_argument(
+        "--review-labels",
+        action="store_true",
+        help="list the pictures most likely under a wrong label, by the features of --weights, in "
+        "labels_review/ below --checkpoints; trains nothing",
     )
     add_training_flags(flags, recipe="hierarchical")
     return flags.parse_args(argv)
@@ -109,6 +119,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             "every phase of stage A has 0 epochs: nothing would be trained. Give "
             "--species-finetune-epochs or another phase some."
         )
+    if args.review_labels:
+        compute, world = resolve_machine(args, recipe)
+        # random features would accuse everyone: without pretrained weights, stop
+        weights = "imagenet" if args.weights == "auto" else args.weights
+        model = new_model(weights, args.seed, recipe, data.tree)
+        model.to(compute.device, memory_format=torch.channels_last)
+        batch, workers = args.device_batch, args.workers
+        extraction = Extraction(model, compute, batch, workers, data.manifest_hash, world)
+        review_labels(extraction, data, args.checkpoints / "labels_review")
+        shut_down()
+        return 0
     setup = set_up(args, data, recipe, args.recipe, overridden, phases)
 
     folder = args.checkpoints / "species_only"

@@ -334,9 +334,10 @@ def test_help_of_each_script(helps):
 
 
 def test_both_trainers_take_the_same_flags(helps):
-    assert flags_in(helps["02a_train_species.py"].split("options:")[1]) - {"--weights"} == flags_in(
-        helps["02b_train_disease.py"].split("options:")[1]
-    ) - {"--species-checkpoint"}
+    assert flags_in(helps["02a_train_species.py"].split("options:")[1]) - {
+        "--weights",
+        "--review-labels",
+    } == flags_in(helps["02b_train_disease.py"].split("options:")[1]) - {"--species-checkpoint"}
 
 
 def test_a_misspelt_flag_stops_every_script():

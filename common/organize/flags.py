@@ -61,6 +61,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "WORDS",
         "help": "plant of the folders or labels that name none, such as mango",
     },
+    "--labels-review": {
+        "type": Path,
+        "metavar": "CSV",
+        "help": "your decisions about single pictures: the labels_review.csv of 02a "
+        "--review-labels",
+    },
     "--levels": {
         "type": int,
         "choices": [1, 2],

@@ -28,7 +28,7 @@ from common.organize.sources import Files
 REASONS = (
     "",
     *"empty text format truncated too_large too_small unreadable not_a_picture missing".split(),
-    *"no_class label_conflict duplicate same_pixels small_class other_version".split(),
+    *"no_class label_conflict duplicate same_pixels small_class other_version dropped".split(),
 )
 
 # What a file holds. reason: index into REASONS; pixels: of the decoded picture, at most long_side

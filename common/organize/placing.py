@@ -252,6 +252,7 @@ def foreign(output: Path) -> list[str]:
         "rejected.csv",
         "review.csv",
         "names.csv",
+        "labels_review.csv",
         "species_index.json",
         "report.md",
         "build_info.json",

@@ -194,6 +194,7 @@ def _plant(tokens: list[Token]) -> tuple[str | None, str, range]:
 # region one name
 
 
+@lru_cache(maxsize=100_000)
 def read(raw: str) -> NameParts:
     """One name on its own, see `NameParts`. Raises nothing."""
     tokens = _without_folder(_without_noise(tokenise(raw)))
