@@ -390,7 +390,10 @@ def _row_labels(
     *first, last = [table.cells[chosen[c]] for c in ("species", "disease", "label") if c in chosen]
     read = _several(last)
     if names:
-        read = {cell: tuple(names[_plain(part)] for part in parts) for cell, parts in read.items()}
+        read = {
+            cell: tuple(names[part.partition(".")[0]] for part in parts)
+            for cell, parts in read.items()
+        }
     rows = ("/".join(cell for cell in row if cell) for row in zip(*first, strict=True))
     befores = rows if first else itertools.repeat("")
     say = functools.cache(functools.partial(_joined, "disease" not in chosen))
@@ -407,7 +410,7 @@ def _joined(whole: bool, before: str, part: str) -> str:
 
 
 def _several(cells: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The labels of each cell: several where its parts are labels of other cells, too."""
+    """The labels of each cell: several where most of its parts are labels of other cells."""
     alone = set(cells)
     found: dict[str, tuple[str, ...]] = {}
     for cell in alone:
@@ -415,19 +418,17 @@ def _several(cells: Iterable[str]) -> dict[str, tuple[str, ...]]:
         for mark in (_JOINT, "|", ";", ",", " "):
             parts = tuple(part.strip() for part in cell.split(mark) if part.strip())
             known = sum(part in alone for part in parts)
-            joined = mark != " " or "_" in cell
-            if len(parts) > 1 and (mark == _JOINT or known == len(parts) or (known and joined)):
+            most = known * 2 > len(parts) and (mark != " " or "_" in cell)
+            if len(parts) > 1 and (mark == _JOINT or known == len(parts) or most):
                 found[cell] = tuple(dict.fromkeys(parts))
                 break
     return found
 
 
-def _plain(number: str) -> str:
-    return re.sub(r"\.0*$", "", number)
-
-
 def _names(table: Table, column: str, folders: Sequence[Path]) -> dict[str, str] | None:
-    keys = {_plain(cell) for cell in set(table.cells[column]) if cell.lower() not in NO_LABEL}
+    keys = {
+        cell.partition(".")[0] for cell in set(table.cells[column]) if cell.lower() not in NO_LABEL
+    }
     found = (name_map(folder, keys) for folder in dict.fromkeys((table.path.parent, *folders)))
     return next((names for names in found if names), None)
 

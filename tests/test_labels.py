@@ -143,9 +143,10 @@ def test_several_labels_in_one_cell(tmp_path, mark):
 
 
 def test_words_that_stand_nowhere_alone_are_one_label(tmp_path):
-    text = 'image,labels\na,"Tomato, late blight"\nb,early blight\nc,late leaf_spot\n'
+    text = 'image,labels\na,"Tomato, late blight"\nb,early blight\nc,late leaf_spot\nd,Tomato\n'
     assert labels(tmp_path, text) == {
         "a": ("Tomato, late blight",),
+        "d": ("Tomato",),
         "b": ("early blight",),
         "c": ("late leaf_spot",),
     }
