@@ -95,6 +95,11 @@ def gather(args: argparse.Namespace) -> Files:
             f"sort the pictures into one folder per "
             "class, named like Tomato___Early_blight, or give their --labels in a CSV."
         )
+    if args.keep_split and not (files.given[plants] >= 0).any():
+        fail(
+            "--keep-split: no folder of the source and no column of --labels says train, val or "
+            "test. A column is told with --columns split=NAME."
+        )
     return files
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import run
 
 from common.organize.label_csv import read_labels
 from common.organize.sources import list_files, parse_sources
@@ -253,6 +254,41 @@ def test_tables_of_splits_beside_each_other(tmp_path, refused):
 def test_a_table_alone_tells_no_split(tmp_path):
     files = {"train.csv": "image,label\n0,rust\n", "test.csv": "image\n1\n", "0.jpg": ""}
     assert result(collection(tmp_path, files), "train.csv") == {"0.jpg": ("rust", -1)}
+
+
+# endregion
+
+# region the whole command
+
+
+def dry(source: Path, table: str, *flags) -> dict[str, tuple]:
+    out = source.parent / "dry.json"
+    flags = [source, "--labels", source / table, *flags, "--dry-run", "--json", out]
+    assert run("01_reorganize", *flags, "--output", source.parent / "organized") == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))["folders"]
+    return {row["path"]: (row["species"], row["disease"], row["split"]) for row in rows}
+
+
+def test_a_dry_run_tells_every_picture(tmp_path):
+    source = collection(
+        tmp_path,
+        {
+            "labels.csv": "image,label,split\n0,rust,train\n1,scab,dev\n2,rust|scab,test\n",
+            **{f"images/{i}.jpg": "" for i in range(4)},
+        },
+    )
+    found = dry(source, "labels.csv", "--species", "apple", "--keep-split")
+    assert found["images/0.jpg"] == ("apple", "rust", "train")
+    assert found["images/1.jpg"] == ("apple", "scab", "val")
+    assert found["images/2.jpg"] == found["images/3.jpg"] == (None, None, None)
+    found = dry(source, "labels.csv", "--species", "apple", "--multi", "first")
+    assert found["images/2.jpg"] == ("apple", "rust", "test")
+
+
+def test_a_split_that_is_asked_for_and_not_there_stops(tmp_path, refused):
+    table = "image,label,split\n0,apple rust,0\n1,apple scab,1\n"
+    source = collection(tmp_path, {"labels.csv": table, "0.jpg": "", "1.jpg": ""})
+    refused("--keep-split", dry, source, "labels.csv", "--keep-split")
 
 
 # endregion
