@@ -68,7 +68,11 @@ def show_names(files: Files, names: Names, index: Sequence[Pair], class_idx: np.
     if len(names.review) > 20:
         lines.append(f"... and {len(names.review) - 20} more in review.csv (--review FILE)")
     say(*lines)
-    if left_out := [label.name for label in files.labels if label not in names.classes]:
+    if left_out := [
+        label.name
+        for label in files.labels
+        if label not in names.classes and label not in names.not_plants
+    ]:
         warn(
             f"{len(left_out)} class names are LEFT OUT because no species can be read from them: "
             f"{', '.join(left_out[:6])}"

@@ -90,7 +90,7 @@ def test_one_question_a_source(tmp_path, capfd):
     (row,) = rows_of(review)
     assert (row["source"], row["name"], row["species"]) == ("mango_pictures", "*", "mango")
     assert row["decision"] == "crop from the title"
-    assert "mango for 3 names" in capfd.readouterr().out
+    assert "mango from the title, for names that say no plant? 3" in capfd.readouterr().out
     again = tmp_path / "again.csv"
     assert (
         organize(tmp_path / "out", source, "--names", review, "--dry-run", "--review", again) == 0
@@ -145,9 +145,12 @@ def test_answers_by_source_and_path(tmp_path, refused):
 
 def test_non_plants_among_the_classes_are_offered(tmp_path, capfd):
     names = ("Background_without_leaves", "Tomato___rust", "Tomato___healthy")
+    names = [f"Plant_leave_diseases_dataset_with_augmentation/{name}" for name in names]
     found = read(tmp_path, plain(tmp_path / "photos", *names))
     assert found[names[0]]["species"] is None
-    assert "--not-plants" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "no plants by their names, left out: Background_without_leaves" in told
+    assert "--not-plants" in told
 
 
 def test_slugs_of_other_scripts_can_be_read(tmp_path):

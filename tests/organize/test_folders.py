@@ -95,6 +95,11 @@ def test_the_state_may_stand_above_the_plant():
     }
 
 
+def test_a_folder_that_names_its_plant_again_needs_no_question():
+    found = read(["bean/train/bean_rust", "bean/train/healthy"], title="pictures")
+    assert [r[2] for r in found.values()] == [False, False]
+
+
 def test_varieties_are_asked_about():
     for reading in read(["Apple Braeburn 1", "Apple Golden 1", "Pear Red 1"]).values():
         assert reading[2]

@@ -186,10 +186,10 @@ general serious mild moderate severe severity slight stage stages level levels t
 testing val valid validation image images img imgs photo photos picture pictures pics dataset
 datasets data set class classes label labels category raw original originals augmented aug augment
 unused used background backgrounds field lab laboratory indoor outdoor color colour segmented
-grayscale resized cropped sample samples new old final copy january february march april june july
-august september october november december symptom symptoms detected identified various other
-others type types vegetable vegetables cereal cereals crops plantvillage plantdoc kaggle png jpg
-jpeg zip including sour infection infestation the an sp spp
+grayscale resized edited cropped sample samples new old final copy january february march april
+june july august september october november december symptom symptoms detected identified various
+other others type types vegetable vegetables cereal cereals crops plantvillage plantdoc kaggle png
+jpg jpeg zip including sour infection infestation the an sp spp
 """)
 LINKS = _words("on of in at from by with without for del da do")
 

@@ -42,17 +42,17 @@ _SPLIT = {
 _IDLE = (crops.NOISE - {"cereal", "cereals", "vegetable", "vegetables"}) | _words(
     """
 imageset mini small large full all part parts split splits dir folder folders file files copies
-untitled zip zipped archive archives backup tmp temp misc stuff my our
-preprocessed processed unprocessed originals colored coloured grayscaled greyscale gray grey rgb
-segmentation rotated rotate flipped mirrored scaled resize crops balanced imbalanced unbalanced
-clean cleaned cleansed filtered merged combined complete augmentation augmentations unaugmented
-white black with without annotation annotations annotated annotate and or in of for from to on by
-size px pixel pixels multiclass multi binary single collection collections database databases
-repository repo project projects main master public private download downloads research paper
-comprehensive classification classifier recognition detection detector identification diagnosis
-deep learning ml ai cnn cv kaggle mendeley roboflow github v version wo w no non aug
-leaf leaves leafs plant plants crop fruit fruits disease diseases species agriculture agricultural
-different kinds kind category categories smartphone mobile camera canon nikon dslr drone uav
+untitled zip zipped archive archives backup tmp temp misc stuff my our preprocessed processed
+unprocessed originals colored coloured grayscaled greyscale gray grey rgb segmentation rotated
+rotate flipped mirrored scaled resize crops balanced imbalanced unbalanced clean cleaned cleansed
+filtered merged combined complete augmentation augmentations unaugmented white black with without
+annotation annotations annotated annotate and or in of for from to on by size px pixel pixels
+multiclass multi binary single collection collections database databases repository repo project
+projects main master public private download downloads research paper comprehensive classification
+classifier recognition detection detector identification diagnosis deep learning ml ai cnn cv
+kaggle mendeley roboflow github v version wo w no non aug leaf leaves leafs leave plant plants crop
+fruit fruits disease diseases species agriculture agricultural different kinds kind category
+categories smartphone mobile camera canon nikon dslr drone uav
 """
 )
 # Copies of one leaf that collections keep in sibling folders, and the words that name them.
@@ -133,7 +133,9 @@ def split_of(segment: str) -> int:
 def tells_nothing(segment: str) -> bool:
     """Whether a folder's name holds only words of collections, pictures and splits, or numbers."""
     words = words_of(segment)
-    return all(w in _IDLE or w in _SPLIT for w in words) and not {"leaf", "folder"} <= set(words)
+    if {"leaf", "folder"} <= set(words) or _WITHOUT.search(" ".join(words)):
+        return False  # a pest, pictures without a plant
+    return all(w in _IDLE or w in _SPLIT for w in words)
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -340,7 +342,7 @@ class _Source:
                 return _Name(f"{plant}/{above[state]}", path[:state], "folder", variety)
             return _Name(f"{last}/{above[state]}", path[:state])  # diseased/tomato
         if plants and (not told or plants & told):
-            return _Name(last, path[:-1])
+            return _Name(last, path[:-1], "folder" if told else "")
         if plants and plants <= _GROUPS and len(told) == 1:  # Lemon/Citrus canker
             return _Name(f"{plant}/{last}", path[:-1], "folder", f"the folder above says {plant}")
         if plants:

@@ -156,7 +156,7 @@ def _review(
             notes[label].append((2, f"{d.reason}; correct this row, or return it unchanged"))
     for (number, plant, told), members in guessed.items():
         few = ", ".join(label.name for label in members[:_SHOWN])
-        what = f"{plant} for {len(members)} names, from the {told}? {few}"
+        what = f"{plant} from the {told}, for names that say no plant? {len(members)}: {few}"
         row = (sources[number].name, ALL, plant, "", "0.70", _DECISIONS[1].format(told), what)
         questions.append((1, row))
     together: dict[Pair, list[Label]] = defaultdict(list)
