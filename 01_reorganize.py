@@ -115,7 +115,7 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
     )
     for path in (args.names, args.labels, args.labels_review):
         digest.update(path.read_bytes() if path and path.is_file() else b"-")
-    for name in ("folder", "label", "given", "arena", "ends", "size", "mtime_ns"):
+    for name in ("folder", "label", "given", "cluster", "arena", "ends", "size", "mtime_ns"):
         digest.update(np.ascontiguousarray(getattr(files, name)).data)
     return digest.hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from common.console import fail, warn
+from common.console import fail, say
 from common.images import SUFFIXES
 
 ABSENT, SEVERAL = -1, -2  # in place of a file: a written path means none, or more than one
@@ -96,17 +96,23 @@ def match_paths(
     folders = {parts[:-1] for parts in rows.values()}
     for drop in range(max(map(len, folders), default=-1) + 1):
         hits = {i: find(parts[drop:]) for i, parts in rows.items() if len(parts) > drop}
-        bare = {i for i in hits if len(rows[i]) == drop + 1}
-        if bare and (len(folders) > 1 or _known_elsewhere(*folders, paths)):
-            hits = {i: hit for i, hit in hits.items() if i not in bare}
-            bare = set()
+        firm = {i: hit for i, hit in hits.items() if hit != ABSENT and len(rows[i]) > drop + 1}
+        here = {_above(paths[hit], len(rows[i]) - drop) for i, hit in firm.items() if hit >= 0}
+        if len(folders) > 1 or _known_elsewhere(*folders, paths):  # a name alone is not enough
+            kept = (i for i, hit in hits.items() if hit >= 0 and _above(paths[hit], 1) in here)
+            hits = firm | {i: hits[i] for i in kept if len(rows[i]) == drop + 1}
         if any(hit != ABSENT for hit in hits.values()):
             for i, hit in hits.items():
                 found[i] = hit
-            if bare:
-                warn(f"the folder of {written[min(bare)]} is not here: its names alone find files.")
+            if drop:
+                there = "/".join(rows[min(hits)][:drop])
+                say(f"  {there} is taken to be {' and '.join(sorted(here)) or 'any folder'} here")
             break
     return found
+
+
+def _above(path: str, levels: int) -> str:
+    return path.replace(os.sep, "/").rsplit("/", levels)[0]
 
 
 def _known_elsewhere(folder: Sequence[str], paths: Sequence[str]) -> bool:

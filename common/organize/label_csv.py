@@ -90,7 +90,7 @@ def read_labels(
         fail(
             f"{table}: not one row names a file of {root}, or one alone. The first looks for "
             f"{pattern.replace('{}', rows.files[0])}: say how with --path-pattern, e.g. "
-            f"images/{{}}.jpg."
+            f"images/{{}}.jpg, or give the folder that its paths start from."
         )
     say(f"  {len(rows.files) - len(lost):,} rows have their file, {len(lost):,} do not")
     for picture, row in rows.empty.items():
@@ -212,27 +212,22 @@ def _splits(read: LabelFile, split: int) -> list[str]:
 def _tables(table: Path, root: Path) -> list[tuple[Path, int, Path]]:
     """The label files to read, the split of each (-1: none), and the folder that holds its files.
 
-    `train/_classes.csv` has the same file in valid/ beside it; `train.csv` has `val.csv` beside it,
-    where their first lines are equal.
+    `train/_classes.csv` has the same file in valid/ beside it, and `train.csv` has `val.csv` beside
+    it; the first lines of tables must be equal.
     """
     table = table.absolute()
     if not table.is_file():
         return [(table, -1, root)]
-    inside = root in table.parent.parents
-    folders = table.parent.parent.iterdir() if inside else []
-    own = [folder for folder in sorted(folders) if (folder / table.name).is_file()]
-    found = [(folder / table.name, split_of(folder.name), folder) for folder in own]
-    if split_of(table.parent.name) < 0:
+    first, split = _first_line(table), split_of(table.parent.name)
+    if split >= 0 and root in table.parent.parents:
+        beside = [folder / table.name for folder in sorted(table.parent.parent.iterdir())]
+        found = [(path, split_of(path.parent.name), path.parent) for path in beside]
+    else:
         split, rest = _split_and_rest(table)
-        first = _first_line(table)
-        beside = [p for p in sorted(table.parent.iterdir()) if p.suffix == table.suffix != ".json"]
-        found = [
-            (path, _split_and_rest(path)[0], root)
-            for path in beside
-            if split >= 0 and _split_and_rest(path)[1] == rest and _first_line(path) == first
-        ]
-    found = [entry for entry in found if entry[1] >= 0]
-    return found if len(found) > 1 else [(table, -1, root)]
+        names = ((path, *_split_and_rest(path)) for path in sorted(table.parent.iterdir()))
+        found = [(path, number, root) for path, number, name in names if name == rest and first]
+    found = [(path, *more) for path, *more in found if more[0] >= 0 and _first_line(path) == first]
+    return found if split >= 0 and len(found) > 1 else [(table, -1, root)]
 
 
 def _split_and_rest(path: Path) -> tuple[int, str]:
@@ -241,9 +236,13 @@ def _split_and_rest(path: Path) -> tuple[int, str]:
     at = [i for i, word in enumerate(words) if split_of(word) >= 0]
     if len(at) != 1:
         return -1, ""
-    return split_of(words[at[0]]), "".join(words[: at[0]] + ["*"] + words[at[0] + 1 :])
+    words[at[0]], split = "*", split_of(words[at[0]])
+    return split, "".join(words) + path.suffix.lower()
 
 
-def _first_line(path: Path) -> bytes:
+def _first_line(path: Path) -> bytes | None:
+    """The header of a table; b"" of a JSON file, which has none; None where there is no file."""
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
-        return file.readline(100_000)
+        return b"" if path.suffix.lower() == ".json" else file.readline(100_000)
