@@ -136,17 +136,9 @@ def _csv_table(path: Path, text: str) -> Table:
 
 
 def _mark(lines: Sequence[str]) -> str:
-    """The delimiter: one that makes as many cells of the header as of the row below it."""
-
-    def width(line: str, mark: str) -> int:
-        try:
-            reader = csv.reader([line], delimiter=mark, skipinitialspace=True, strict=True)
-            return len(next(reader, []))
-        except csv.Error:
-            return 0
-
-    widths = {mark: [width(line, mark) for line in lines] or [0] for mark in MARKS}
-    return max(MARKS, key=lambda m: (min(widths[m]) > 1 and len(set(widths[m])) == 1, widths[m][0]))
+    """The delimiter: one that stands in the header as often as in the row below it."""
+    counts = {mark: [line.count(mark) for line in lines] or [0] for mark in MARKS}
+    return max(MARKS, key=lambda m: (min(counts[m]) > 0 and len(set(counts[m])) == 1, counts[m][0]))
 
 
 def _table(
@@ -337,9 +329,9 @@ def _options(table: Table, chosen: dict[str, str]) -> list[dict[str, str]]:
         for name in found[use]
         if use == "disease" or species not in ids  # `plant` may number plants
     ]
-    for option in options:  # numbers that tell more than the species may not be passed over
-        pairs = set(zip(*(table.cells[name] for name in option.values()), strict=True))
-        if len(pairs) > len({species for species, _ in pairs}):
+    for first, second in (o.values() for o in options):  # numbers may tell more than the species
+        pairs = set(zip(table.cells[first], table.cells[second], strict=True))
+        if len(pairs) > len(set(table.cells[first])):
             found["species"] = []
     alone = [{use: name} for use in ("label", "species", "disease") for name in found[use]]
     return options + alone
