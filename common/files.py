@@ -169,7 +169,7 @@ class _Finder:
         """Index of the file whose path ends in `parts`; direct: one right below a root wins."""
         key = self._keys(parts)[-1]
         first = self.first.get(key, ABSENT)
-        hits = [] if first == ABSENT else [first, *self.more.get(key, ())]
+        hits = [first, *self.more.get(key, ())] if first != ABSENT and parts else []
         stem, end = _split("/" + "/".join(parts))
         for low, bare in ((False, False), (True, False), (True, True)):
             ends = []

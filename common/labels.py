@@ -130,7 +130,7 @@ def _csv_table(path: Path, text: str) -> Table:
             done += 1
     except csv.Error as error:
         open_quote = start + reader.line_num > done + 1 or "end of data" in str(error)
-        told_as = "a quote is opened and not closed" if open_quote else error
+        told_as = "a quote is opened and not closed in the line" if open_quote else error
         fail(f"{path}, line {done + 1}: {told_as}. Mend the line; nothing was read.")
     return _table(path, header, columns, numbers, f"line {start + 1}")
 

@@ -84,6 +84,10 @@ def test_names_alone_count_where_one_folder_of_another_machine_holds_all(capfd, 
     assert found(f"{tmp_path}/a/8.png") == [None], "the folder is here, and the picture is not"
 
 
+def test_nothing_means_no_picture():
+    assert match_paths(["", ".", "/", "a/"], ["/s/.jpg", "/s/a/.jpg"]) == [ABSENT] * 4
+
+
 def test_letters_made_of_two_signs_are_one():
     assert match_paths(["bl\u00e5/1.jpg"], ["/s/bla\u030a/1.jpg"]) == [0]
 
