@@ -1,4 +1,6 @@
-"""Files that are written whole or not at all, their hashes, and which file a written path means."""
+"""Files that are written whole or not at all, their hashes, those that a folder holds, and which of
+them a written path means.
+"""
 
 import contextlib
 import csv
@@ -9,7 +11,7 @@ import posixpath
 import re
 import tempfile
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from common.console import fail, say
 from common.images import SUFFIXES
 
 ABSENT, SEVERAL = -1, -2  # in place of a file: a written path means none, or more than one
+JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
+# folders that systems and tools keep beside the pictures; those that begin with a dot are, too
+JUNK_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "lost+found", "system volume information"}
 _NO_NAMES = {"", ".", ".."}
 _SPLIT = re.compile("/(train|val|test)")
 
@@ -28,6 +33,50 @@ def file_sha256(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def walk(
+    root: Path | str, skipped: Counter[str] | None = None
+) -> Iterator[tuple[str, tuple[str, ...], list[os.DirEntry[str]]]]:
+    """Every folder below `root`, the names of the folders down to it, and its files in order: links
+    are followed, but no folder is entered twice; system files are not listed, and hidden folders
+    not entered.
+
+    Args:
+        skipped: counts what is left out, by what it is.
+
+    Raises:
+        SystemExit: where a folder cannot be opened: leaving it out in silence would change the
+            data.
+    """
+    stack: list[tuple[str, tuple[str, ...]]] = [(str(root), ())]
+    entered, skipped = set(), Counter() if skipped is None else skipped
+    while stack:
+        folder, parts = stack.pop()
+        real = os.path.realpath(folder)
+        if real in entered:
+            skipped["linked folders that are listed already"] += 1
+            continue
+        entered.add(real)
+        try:
+            with os.scandir(folder) as entries:
+                ordered = sorted(entries, key=lambda e: e.name)
+        except OSError as error:
+            fail(
+                f"the folder {folder} cannot be opened ({error.strerror}). Mend its permissions "
+                f"or leave it out."
+            )
+        files, folders = [], []
+        for entry in ordered:
+            (folders if entry.is_dir() else files).append(entry)
+        kept = [e for e in files if e.name.lower() not in JUNK and not e.name.startswith("._")]
+        inside = [
+            e for e in folders if not e.name.startswith(".") and e.name.lower() not in JUNK_FOLDERS
+        ]
+        skipped["files of the system"] += len(files) - len(kept)
+        skipped["hidden folders and folders of the system"] += len(folders) - len(inside)
+        yield folder, parts, kept
+        stack += [(entry.path, (*parts, entry.name)) for entry in reversed(inside)]
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ a model never meets a resize in service that it was not measured with.
 """
 
 import codecs
+import functools
 import io
 import logging
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import IcoImagePlugin, Image
+from PIL import IcoImagePlugin, Image, ImageCms, TiffImagePlugin
 
 # MPO (phones' multi-picture JPEG) is opened as JPEG
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "ICO")
@@ -26,6 +27,11 @@ MAX_BYTES = 64 * 1024 * 1024
 # of a progressive JPEG, which usually has 10: even an empty scan costs a walk over the whole
 # picture
 MAX_SCANS = 50
+
+# What the largest values of deep pictures stand for: floats of 0 to 1; 8, 10, 12 and 16 bits
+_FULL = (1, 255, 1023, 4095, 65535)
+_BLACK = 1 / 16  # of the full range: below this next to nothing can be seen
+MAX_DEEP = MAX_PIXELS // 4  # of those whose bits OpenCV reads: three floats a pixel are 12 bytes
 
 # A cheap first shrink (libjpeg's decode at 1/2, 1/4, 1/8; whole-pixel boxes) leaves at least this
 # ratio to the exact one. Boxes that are nearly as large as the wanted pixels would cost up to 10 dB
@@ -46,19 +52,19 @@ _MAGIC = (
 _SCAN = re.compile(
     rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)"
 )  # the head of a JPEG's scan of 1 to 4 components
-_MAKE, _MODEL, _ORIENTATION, _CHANGED, _EXIF, _TAKEN = (
-    0x010F,
-    0x0110,
-    0x0112,
-    0x0132,
-    0x8769,
-    0x9003,
-)
+_ORIENTATION = 0x0112  # in EXIF
 
 # Pillow warns about odd metadata and about sizes; damage raises and sizes are checked here
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # without a handler of its own Pillow would write its errors to stderr
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+# OpenCV would write about damaged files to stderr; what it raises or returns tells it
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# Pillow has no mode for these floats: it reads the header, OpenCV the pixels
+for _order in (b"II", b"MM"):
+    for _kind, _bits in ((1, (64,)), (2, (32,) * 3), (2, (64,) * 3)):
+        _key = (_order, _kind, (3,), 1, _bits, ())
+        TiffImagePlugin.OPEN_INFO.setdefault(_key, ("RGB", "RGB;float"))
 # Pillow registers formats lazily and `Image.open(formats=...)` raises KeyError before it has
 Image.init()
 
@@ -68,7 +74,7 @@ class ImageError(ValueError):
 
     Attributes:
         reason: one word for tables: `empty`, `text`, `format`, `truncated`, `too_large`,
-            `too_small`, `unreadable`.
+            `too_small`, `unreadable`, `dark`.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -83,8 +89,8 @@ def read_rgb(
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
 ) -> np.ndarray:
-    """Read a picture: upright by its EXIF tag, first frame, alpha over white, 16 bit scaled to 8,
-    as RGB.
+    """Read a picture: upright by its EXIF tag, first frame, alpha over white, as sRGB of 8 bits:
+    colours by the picture's ICC profile, deep values by the range that they use.
 
     Args:
         source: the bytes of a picture, or the path of one.
@@ -97,8 +103,8 @@ def read_rgb(
         uint8 (height, width, 3), RGB, own memory.
 
     Raises:
-        ImageError: where the bytes are no picture of `FORMATS`, are damaged, too large or too
-            small.
+        ImageError: where the bytes are no picture of `FORMATS`, are damaged, too large, too small
+            or, of more than 8 bits, black.
         OSError: where the path cannot be read.
     """
     data = source if isinstance(source, bytes) else _read_file(Path(source))
@@ -113,7 +119,7 @@ def read_rgb(
                 raise ImageError(
                     "unreadable", f"a JPEG of {scans} scans; at most {MAX_SCANS} are read"
                 )
-            return _turn(_decode(image, len(data), long_side), _orientation(image))
+            return _turn(_decode(image, data, long_side), _orientation(image))
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -161,42 +167,6 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 92) -> bytes:
     return buffer.getvalue()
 
 
-def capture_moment(data: bytes) -> str:
-    """Name the camera and the minute of a photo, as its EXIF block has them, so that photos of one
-    scene can be grouped.
-
-    Args:
-        data: the bytes of a picture of any kind.
-
-    Returns:
-        such as `canon eos 5d 2019-06-01 14:03`; "" where the camera or the time is missing, or the
-        clock was never set (a year before 1990, or the first minute of a year). DateTimeOriginal
-        counts, else DateTime. Never raises.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "TIFF", "AVIF")) as image:
-            if image.format != "TIFF" and "exif" not in image.info:
-                return ""  # here getexif() would decode a PNG to its end
-            exif = image.getexif()
-            taken = exif.get_ifd(_EXIF).get(_TAKEN) or exif.get(_CHANGED)
-        make, model, taken = (_plain(text) for text in (exif.get(_MAKE), exif.get(_MODEL), taken))
-        when = re.match(r"((?:199|20\d)\d)[:/-](\d\d)[:/-](\d\d)[ T](\d\d):(\d\d)", taken)
-        camera = model if model.startswith(make.split(" ")[0]) else f"{make} {model}".strip()
-        if not when or not camera or when.groups()[1:] == ("01", "01", "00", "00"):
-            return ""
-        return "{} {}-{}-{} {}:{}".format(camera, *when.groups())
-    except Exception:  # cameras and editors write all kinds of broken blocks
-        return ""
-
-
-def _plain(text: object) -> str:
-    """The text of a tag up to its first NUL: printable ASCII in lower case, one space between
-    words.
-    """
-    ascii_ = str(text or "").partition("\0")[0][:64].encode("ascii", "ignore").decode()
-    return " ".join(re.sub(r"[^ -~]", " ", ascii_).lower().split())
-
-
 def _read_file(path: Path) -> bytes:
     if path.stat().st_size > MAX_BYTES:
         raise ImageError(
@@ -230,17 +200,24 @@ def _check_icon(data: bytes, max_pixels: int) -> None:
         )  # a DIB's mask lies below it
 
 
-def _decode(image: Image.Image, length: int, long_side: int | None) -> np.ndarray:
+def _decode(image: Image.Image, data: bytes, long_side: int | None) -> np.ndarray:
     """Decode to uint8 (height, width, 3), not turned yet, at the size that is wanted."""
     size, drafted = image.size, None
     if image.format in ("JPEG", "MPO"):
-        image.decodermaxblock = length  # one block instead of 64 KiB at a time: 2 % of the decode
+        image.decodermaxblock = len(data)  # one block, not 64 KiB at a time: 2 % of the decode
         scale = 1 if long_side is None else _draft_scale(image, long_side)
         drafted = image.draft("RGB", (size[0] // scale, size[1] // scale)) if scale > 1 else None
-    image.load()
+    stored = str(image.tile[:1]) if image.format in ("PNG", "TIFF") else ""
+    if floats := ";float" in stored:
+        image.getexif().pop(_ORIENTATION, None)  # OpenCV turns it
+    else:
+        image.load()
+    # of 16 bits and several bands Pillow keeps the upper 8
+    upper = ";16" in stored and image.mode in ("RGB", "RGBA")
+    dark = upper and _used(np.asarray(image.convert("RGB"))) < 255 * _BLACK
+    rgb = _to_rgb(_all_bits(image, data) if floats or dark else image)
     if drafted is None:
-        size = image.size  # a TIFF is turned while it is loaded
-    rgb = _to_rgb(image)
+        size = rgb.size  # a TIFF is turned while it is loaded
     if long_side is None or max(size) <= long_side:
         return np.array(rgb)
     target = tuple(max(1, round(side * long_side / max(size))) for side in size)
@@ -310,32 +287,108 @@ def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if (
-        image.mode.startswith("I") or image.mode == "F"
-    ):  # 16 and 32 bit grey: convert() would clip instead of scale
-        return _scale_grey(np.asarray(image), deep=image.mode.startswith("I;16")).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        paper = Image.new("RGB", image.size, (255, 255, 255))
-        paper.paste(image, mask=image)
-        return paper
-    return image if image.mode == "RGB" else image.convert("RGB")
+    """RGB, sRGB by the picture's profile, over white. Before it is shrunk, as browsers do: what
+    sRGB cannot say is cut off pixel by pixel.
+    """
+    if image.mode.startswith("I") or image.mode == "F":  # convert() would clip, not scale
+        full = _scale(np.asarray(image))
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        full = image.convert("RGBA")
+    else:
+        full = image
+    rgb = full if full.mode == "RGB" else full.convert("RGB")
+    if color_profile(image) == "converted":
+        mode, transform = _transform(image.info["icc_profile"])
+        source = image if mode == "CMYK" else rgb.getchannel(0) if mode == "L" else rgb
+        rgb = transform.apply(source)
+    if full.mode != "RGBA":
+        return rgb
+    paper = Image.new("RGB", full.size, (255, 255, 255))
+    paper.paste(rgb, mask=full.getchannel("A"))
+    return paper
 
 
-def _scale_grey(values: np.ndarray, deep: bool) -> Image.Image:
-    def finite(part: np.ndarray) -> np.ndarray:
-        return np.nan_to_num(part.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+def _all_bits(image: Image.Image, data: bytes) -> Image.Image:
+    """Decode with OpenCV, which drops no bits, to 8 bits of grey, RGB or RGBA, upright."""
+    if image.width * image.height > MAX_DEEP:
+        told = f"{image.width} x {image.height} pixels of more than 8 bits"
+        raise ImageError("too_large", f"{told}; at most {MAX_DEEP:,} are read")
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or set(values.shape[:2]) != set(image.size):
+        raise ImageError("unreadable", "the picture is damaged: not all of it can be read")
+    scaled = _scale(values if values.ndim == 2 else values[..., 2::-1])
+    if values.shape[2:] == (4,):
+        scaled.putalpha(_scale(values[..., 3]))
+    scaled.info["icc_profile"] = image.info.get("icc_profile")
+    return scaled
 
+
+def _finite(part: np.ndarray) -> np.ndarray:
+    """As float64; NaN and what stands for missing values (infinite, 1e30 and more) is 0."""
+    part = part.astype(np.float64)
+    return np.where(np.abs(part) < 1e30, part, 0.0)
+
+
+def _used(values: np.ndarray) -> float:
+    """What all values but a thousandth are at most: single wrong pixels do not count."""
+    flat = values.reshape(-1)
+    return float(np.percentile(_finite(flat[:: 1 + flat.size // (1 << 20)]), 99.9))
+
+
+def _scale(values: np.ndarray) -> Image.Image:
+    """Scale (height, width) or (height, width, 3) of any range to 8 bits: from the fewest bits that
+    hold the values in use, so that 10-bit data are as bright as their camera meant them; floats
+    that use less than a quarter of such a range, and larger values, by their own.
+
+    Raises:
+        ImageError: where even that is black.
+    """
+    used, floats = _used(values), values.dtype.kind == "f"
+    top = next((top for top in (_FULL if floats else _FULL[1:]) if used <= top), used)
+    if floats and used < top / 4:
+        top = used
+    if used <= 0 or used < top * _BLACK:
+        told = f"all but a thousandth of its values are at most {used:g}"
+        raise ImageError("dark", f"the picture is black: {told}, and {top:g} would be white")
     step = max(
         1, (1 << 20) // max(1, values.shape[1])
     )  # a few rows at a time: as floats the whole could be 800 MB
-    strips = [slice(at, at + step) for at in range(0, values.shape[0], step)]
-    most = max(finite(values[strip]).max() for strip in strips)
-    top = max(most, 65535.0 if deep or most > 255 else 255.0)
-    grey = np.empty(values.shape, np.uint8)
-    for strip in strips:
-        grey[strip] = np.clip(finite(values[strip]) * (255.0 / top), 0, 255)
-    return Image.fromarray(grey)
+    scaled = np.empty(values.shape, np.uint8)
+    for at in range(0, values.shape[0], step):
+        strip = slice(at, at + step)
+        scaled[strip] = np.clip(_finite(values[strip]) * (255.0 / top), 0, 255)
+    return Image.fromarray(scaled)
+
+
+@functools.lru_cache(32)
+def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The mode of the pictures that an ICC profile is for, "" where it is broken; and what
+    converts them to sRGB, None where that changes no colour by more than 2 of 255.
+    """
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[opened.profile.xcolor_space.strip()]
+        # the intent that comes nearest to browsers where inks are tabled
+        how = (ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
+        transform = ImageCms.buildTransform(opened, *how)
+    except Exception:  # what programs write as a profile is anything
+        return "", None
+    steps = np.arange(0, 256, 17, dtype=np.uint8)
+    colors = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(64, 64, 3)
+    before = Image.fromarray(colors).convert(mode)
+    change = np.asarray(transform.apply(before), int) - np.asarray(before.convert("RGB"))
+    return mode, transform if np.abs(change).max() > 2 else None
+
+
+def color_profile(image: Image.Image) -> str:
+    """Whether the colours of an opened picture are converted when it is read: `converted`, "" where
+    they are sRGB already or nothing is known of them, `broken` where its profile cannot be used.
+    """
+    if not (profile := image.info.get("icc_profile")):
+        return ""
+    mode, transform = _transform(profile)
+    fits = (mode == "CMYK") == (image.mode == "CMYK") and (mode != "L" or image.mode[0] in "1LIF")
+    return "broken" if not mode or not fits else "converted" if transform else ""
 
 
 def _name_other_format(data: bytes) -> tuple[str, str]:

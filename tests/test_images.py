@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from common import images
-from common.images import FORMATS, ImageError, capture_moment, read_rgb, resize_to_model
+from common.images import FORMATS, ImageError, read_rgb, resize_to_model
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 
@@ -107,8 +107,8 @@ def test_16_bit_is_scaled_not_clipped():
         rgb = read_rgb(data)
         assert np.abs(rgb[..., 0].astype(int) - want).max() <= 1
         assert (rgb[..., 0] == rgb[..., 1]).all()
-    dark = (deep // 64).astype(np.uint16)  # a dark picture stays dark
-    assert abs(int(read_rgb(encode(Image.fromarray(dark)))[..., 0].max()) - 4) <= 1
+    dark = (deep // 6).astype(np.uint16)  # a dark picture stays dark
+    assert abs(int(read_rgb(encode(Image.fromarray(dark)))[..., 0].max()) - 42) <= 1
 
 
 def test_32_bit_and_floating_grey():
@@ -416,7 +416,6 @@ def test_random_damage_never_raises_anything_else():
             bad = bytearray(data[: int(rng.integers(1, len(data)))] if rng.random() < 0.5 else data)
             for place in rng.integers(0, len(bad), 3):
                 bad[place] = rng.integers(256)
-            assert isinstance(capture_moment(bytes(bad)), str)
             try:
                 rgb = read_rgb(
                     bytes(bad), max_pixels=1_000_000, long_side=(None, 40, 16)[int(rng.integers(3))]
@@ -426,58 +425,6 @@ def test_random_damage_never_raises_anything_else():
             assert rgb.dtype == np.uint8
             assert rgb.ndim == 3
             assert rgb.shape[2] == 3
-
-
-# endregion
-
-# region when and with what a photo was taken
-
-
-def photo_of(kind: str = "JPEG", original: str = "", **tags: str) -> bytes:
-    exif = Image.Exif()
-    for name, tag in (("make", 0x010F), ("model", 0x0110), ("changed", 0x0132)):
-        if name in tags:
-            exif[tag] = tags[name]
-    if original:
-        exif.get_ifd(0x8769)[0x9003] = original
-    return encode(Image.fromarray(ramp()), kind, exif=exif)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_capture_moment(kind):
-    full = {"make": "Canon", "model": "Canon EOS 5D ", "changed": "2020:01:02 03:04:05"}
-    assert capture_moment(photo_of(kind, **full)) == "canon eos 5d 2020-01-02 03:04"
-    assert (
-        capture_moment(photo_of(kind, make="Apple", model="iPhone 6", changed=full["changed"]))
-        == "apple iphone 6 2020-01-02 03:04"
-    )
-    if kind != "TIFF":  # Pillow writes no EXIF directory into a TIFF
-        assert (
-            capture_moment(photo_of(kind, "2019:06:01 14:03:22", **full))
-            == "canon eos 5d 2019-06-01 14:03"
-        )
-
-
-def test_no_capture_moment():
-    assert (
-        capture_moment(b"")
-        == capture_moment(b"no picture")
-        == capture_moment(encode(Image.fromarray(ramp()), "JPEG"))
-        == ""
-    )
-    assert capture_moment(photo_of(original="2019:06:01 14:03:22")) == "", (
-        "a minute alone would join photos of different people"
-    )
-    for never_set in (
-        "0000:00:00 00:00:00",
-        "1970:01:01 00:00:00",
-        "2000:01:01 00:00:31",
-        "    :  :     :  :  ",
-        "2019",
-    ):
-        assert capture_moment(photo_of(original=never_set, make="Canon")) == ""
-    data = photo_of(original="2019:06:01 14:03:22", make="Canon", model="EOS")
-    assert capture_moment(data.replace(b"2019:06:01", b"2019:06:0\xff")) == ""
 
 
 # endregion

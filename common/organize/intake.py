@@ -20,20 +20,22 @@ import numpy as np
 from PIL import Image
 
 from common import images
-from common.console import progress, say
+from common.console import progress, say, warn
 from common.organize.background import border_pixels
 from common.organize.duplicates.phash import perceptual_hash
+from common.organize.moment import capture_moment
 from common.organize.sources import Files
 
 REASONS = (
     "",
-    *"empty text format truncated too_large too_small unreadable not_a_picture missing".split(),
+    *"empty text format truncated too_large too_small dark unreadable".split(),
+    *"not_a_picture missing".split(),
     *"no_class label_conflict duplicate same_pixels small_class other_version dropped".split(),
 )
 
 # What a file holds. reason: index into REASONS; pixels: of the decoded picture, at most long_side
-# px; stored: bytes as stored; moment: hash of camera and minute, 0 where unknown; border: eight
-# background pixels.
+# px; colors: index into COLORS; stored: bytes as stored; moment: hash of camera and minute, 0 where
+# unknown; border: eight background pixels.
 FACTS = np.dtype(
     [
         ("key", "u8", 2),
@@ -43,12 +45,14 @@ FACTS = np.dtype(
         ("phash", "u8"),
         ("width", "i4"),
         ("height", "i4"),
+        ("colors", "u1"),
         ("stored", "i8"),
         ("moment", "u8"),
         ("border", "u1", 24),
     ]
 )
-HEADER = b"foliar journal 2 %06d\n" % FACTS.itemsize
+COLORS = ("", "converted", "broken")  # what `images.color_profile` says
+HEADER = b"foliar journal 3 %06d\n" % FACTS.itemsize
 # files per job: large enough that sending jobs costs nothing, small enough that a kill loses little
 CHUNK = 32
 Results = Future[list[tuple[bytes, str]]]  # of `read_files`
@@ -58,7 +62,8 @@ def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.nd
     """Read a file and store its picture: upright, JPEG, at most `long_side` px.
 
     A JPEG that is all that already is stored as it stands: as a hard link where that is wanted and
-    possible, else a copy.
+    possible, else a copy. It keeps its colour profile, by which training reads it as serving does;
+    what is encoded here is sRGB.
 
     Args:
         path: the file.
@@ -108,11 +113,14 @@ def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.nd
         np.ascontiguousarray(rgb).data, digest_size=16, key=b"%d %d" % (width, height)
     )
     facts["pixels"] = np.frombuffer(pixels.digest(), np.uint64)
-    if moment := images.capture_moment(data):
+    if moment := capture_moment(data):
         facts["moment"] = (
             int.from_bytes(hashlib.blake2b(moment.encode(), digest_size=8).digest(), "little") or 1
         )
-    if _as_it_is(data, width, height):
+    with Image.open(io.BytesIO(data)) as image:
+        facts["colors"] = COLORS.index(images.color_profile(image))
+        as_it_is = _as_it_is(image, width, height)
+    if as_it_is:
         facts["stored"] = len(data)
         if not (link and _link(path, target)):
             _write(target, data)
@@ -123,18 +131,17 @@ def read_file(path: str, target: str, long_side: int, link: bool) -> tuple[np.nd
     return facts, ""
 
 
-def _as_it_is(data: bytes, width: int, height: int) -> bool:
-    """Whether the bytes are already what would be stored: a baseline RGB JPEG of that size with no
-    EXIF turn.
+def _as_it_is(image: Image.Image, width: int, height: int) -> bool:
+    """Whether a file is already what would be stored: a baseline RGB JPEG of that size with no EXIF
+    turn.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        return (
-            image.format == "JPEG"
-            and image.mode == "RGB"
-            and image.size == (width, height)
-            and image.getexif().get(0x0112, 1) == 1
-            and not image.info.get("progressive")
-        )
+    return (
+        image.format == "JPEG"
+        and image.mode == "RGB"
+        and image.size == (width, height)
+        and image.getexif().get(0x0112, 1) == 1
+        and not image.info.get("progressive")
+    )
 
 
 def _link(path: str, target: str) -> bool:
@@ -299,6 +306,11 @@ def read_all(
             )
             bar.update(len(chunk))
     journal.close()
+    _, converted, broken = np.bincount(facts["colors"], minlength=3).tolist()
+    if converted:
+        say(f"{converted:,} pictures have colours of another profile than sRGB, and are read as it")
+    if broken:
+        warn(f"{broken:,} pictures have a colour profile that cannot be used: taken as sRGB")
     return facts, details
 
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +15,11 @@ import numpy as np
 
 from common.classes import slug
 from common.console import fail, progress
+from common.files import walk
 from common.images import SUFFIXES
 from common.organize.names.folders import class_path, splits, version_of
 
 SPLITS = ("train", "val", "test")
-JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
-# folders that systems and tools keep beside the pictures; those that begin with a dot are, too
-JUNK_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "lost+found", "system volume information"}
 
 
 class Label(NamedTuple):
@@ -150,7 +148,7 @@ def list_files(sources: Sequence[Source]) -> Files:
     classes: list[dict[tuple[str, ...], int]] = [{} for _ in sources]  # path -> folder
     with progress([], None, "listing", "folder") as bar:
         for number, source in enumerate(sources):
-            for folder, parts, entries in _folders(source.root):
+            for folder, parts, entries in walk(source.root):
                 if entries:
                     folders.append(folder)
                 if parts and any(os.path.splitext(e.name)[1].lower() in SUFFIXES for e in entries):
@@ -185,36 +183,6 @@ def list_files(sources: Sequence[Source]) -> Files:
         cluster=np.full(len(folder), -1, np.int32),
         **{name: np.array(values) for name, values in arrays.items()},
     )
-
-
-def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...], list[os.DirEntry[str]]]]:
-    """Every folder below `root`, the names of the folders down to it, and its files in order."""
-    stack: list[tuple[str, tuple[str, ...]]] = [(str(root), ())]
-    entered = set()
-    while stack:
-        folder, parts = stack.pop()
-        real = os.path.realpath(folder)
-        if real in entered:
-            continue
-        entered.add(real)
-        try:
-            with os.scandir(folder) as entries:
-                ordered = sorted(entries, key=lambda e: e.name)
-        except OSError as error:
-            fail(
-                f"the folder {folder} cannot be opened ({error.strerror}). Mend its permissions "
-                f"or take it out of the source."
-            )
-        files = (e for e in ordered if not e.is_dir())
-        kept = (e for e in files if e.name.lower() not in JUNK and not e.name.startswith("._"))
-        yield folder, parts, list(kept)
-        stack += [
-            (entry.path, (*parts, entry.name))
-            for entry in reversed(ordered)
-            if entry.is_dir()
-            and not entry.name.startswith(".")
-            and entry.name.lower() not in JUNK_FOLDERS
-        ]
 
 
 def parse_sources(texts: Sequence[str], not_plants: Path | None) -> list[Source]:

@@ -20,7 +20,7 @@ BROKEN, BROKEN_FILES = 0.1, 5
 # one size or source: share in the class, at most in its siblings, pictures of each
 ALIKE, ELSEWHERE, ENOUGH = 0.9, 0.1, 10
 BROKEN_REASONS = frozenset(
-    "empty text format truncated unreadable too_large too_small not_a_picture".split()
+    "empty text format truncated unreadable too_large too_small dark not_a_picture".split()
 )
 
 

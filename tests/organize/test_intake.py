@@ -5,9 +5,12 @@ import os
 import threading
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import tiny_data
 from PIL import Image
+from tiny_profiles import in_srgb, profile
 
 from common import images
 from common.organize import intake
@@ -89,6 +92,22 @@ def test_all_else_is_encoded(tmp_path, change):
     assert not target.samefile(tmp_path / name)
 
 
+def test_training_reads_the_colours_that_serving_reads(tmp_path):
+    flat = Image.new("RGB", (64, 64), (90, 140, 60))
+    for name in ("Display P3", "Adobe RGB", "sRGB"):
+        flat.save(tmp_path / "a.jpg", icc_profile=profile(name), quality=95)
+        facts, _, target = read(tmp_path / "a.jpg")
+        assert target.samefile(tmp_path / "a.jpg"), "its profile travels with it"
+        served = images.read_rgb(tmp_path / "a.jpg")
+        assert (images.read_rgb(target) == served).all()
+        assert abs(served[9, 9] - in_srgb(np.array((90, 140, 60)), name)).max() < 3
+        assert intake.COLORS[facts["colors"]] == ("converted" if name != "sRGB" else "")
+        facts, _, target = read(tmp_path / "a.jpg", long_side=40)
+        with Image.open(target) as stored:
+            assert not stored.info.get("icc_profile"), "what is encoded here is sRGB"
+        assert abs(images.read_rgb(target)[9, 9].astype(int) - served[9, 9]).max() < 3
+
+
 def test_pixels_tell_pictures_apart_and_equal_ones_together(tmp_path):
     picture(0).save(tmp_path / "a.png")
     picture(0).save(tmp_path / "b.bmp")
@@ -105,6 +124,7 @@ def test_refusals_have_a_reason_and_store_nothing(tmp_path):
         "noending": (b"hello", "not_a_picture"),
         "a.jpg": (b"", "empty"),
         "b.jpg": (b"version https://git-lfs.github.com/spec/v1", "text"),
+        "c.png": (cv2.imencode(".png", np.full((40, 40), 15, np.uint16))[1].tobytes(), "dark"),
     }
     for name, (data, reason) in cases.items():
         (tmp_path / name).write_bytes(data)
@@ -167,6 +187,18 @@ def test_every_file_has_its_facts_and_pipes_do_not_hang(source, tmp_path):
         assert (tmp_path / "store" / target_of(facts["key"][i])).exists() == (
             facts["reason"][i] == 0
         )
+
+
+def test_colour_profiles_are_counted(source, tmp_path, capfd):
+    organize(source, tmp_path / "store")
+    assert "profile" not in "".join(capfd.readouterr())
+    for k, made in enumerate((profile("Adobe RGB"), profile("sRGB"), b"none", profile("inks"))):
+        picture(k).save(source / "Apple scab" / f"c{k}.png", icc_profile=made)
+    for _ in range(2):  # from the journal, too
+        organize(source, tmp_path / "store")
+        told = capfd.readouterr()
+        assert "1 pictures have colours of another profile than sRGB" in told.out
+        assert "2 pictures have a colour profile that cannot be used" in told.err
 
 
 def test_what_the_journal_holds_is_not_read_again(source, tmp_path, monkeypatch, capsys):

@@ -67,7 +67,11 @@ def test_the_order_is_fixed_and_sizes_are_known(tmp_path):
 
 def test_system_files_do_not_count_and_hidden_folders_are_not_entered(tmp_path):
     _, at = listed(
-        make(tmp_path, "a/.DS_Store", "a/Thumbs.db", "a/._1.jpg", ".git/x.jpg", "a/1.jpg")
+        make(
+            tmp_path,
+            *("a/.DS_Store", "a/Thumbs.db", "a/._1.jpg", "a/1.jpg"),
+            *(".git/x.jpg", "a/@eaDir/1.jpg/THUMB.jpg", "__MACOSX/a/1.jpg"),
+        )
     )
     assert list(at) == ["a/1.jpg"]
 

@@ -15,6 +15,7 @@ from page_site import serve
 from PIL import Image
 from starlette.testclient import TestClient
 from test_page import needs_runtime
+from tiny_profiles import profile
 
 from common.decide import decide, rejection_from_json, rollups_from_json
 from common.export.browser.light_model import LightModel
@@ -160,6 +161,24 @@ def test_the_browser_sees_the_server_s_pixels(page):
             assert found.quality[measure] == pytest.approx(value[0], abs=1e-5), f"{name}: {measure}"
     assert b"Exif" not in found.png
     assert b"eXIf" not in found.png
+
+
+def test_colour_profiles_give_the_server_s_pixels(page):
+    """To 2 of 255: both convert a photo before they shrink it, by different programs."""
+    for name in ("Display P3", "Adobe RGB", "ProPhoto", "grey", "sRGB"):
+        for kind, size in (("JPEG", (60, 50)), ("JPEG", (120, 90)), ("PNG", (700, 500))):
+            pixels = leafy(*size)[..., 0] if name == "grey" else leafy(*size)
+            photo = encode(pixels, kind, icc_profile=profile(name))
+            found, wanted = seen_by(page, photo).rgb, read_rgb(photo, long_side=LONG_SIDE)
+            assert np.abs(found.astype(int) - wanted).max() <= 2 * (name != "sRGB"), name
+            plain = read_rgb(encode(pixels, kind), long_side=LONG_SIDE)
+            assert np.abs(plain.astype(int) - wanted).max() > 15 or name == "sRGB", name
+    clear = encode(leafy(160, 120, 4), "PNG", icc_profile=profile("Display P3"))
+    off = seen_by(page, clear).rgb.astype(int) - read_rgb(clear, long_side=LONG_SIDE)
+    assert np.abs(off).max() <= 2
+    for broken in (b"no profile", profile("Display P3")[:100]):
+        photo = encode(leafy(60, 50), "JPEG", icc_profile=broken)
+        assert np.array_equal(seen_by(page, photo).rgb, read_rgb(photo, long_side=LONG_SIDE))
 
 
 def test_a_jpeg_that_libjpeg_shrinks_is_near(page):

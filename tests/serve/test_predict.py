@@ -5,6 +5,7 @@ views, submissions, the benchmark.
 import csv
 import importlib
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from common.classes import ClassTree
+from common.images import SUFFIXES
+from common.organize.sources import list_files, parse_sources
 from common.serve.answer import read_photo
 from common.serve.answer import views as views_of
 from common.serve.batch import ensembles, latency, photo_list, predictions, submission
@@ -108,6 +111,46 @@ def test_folders_files_and_patterns_are_found_each_once(photos, tmp_path, monkey
     refused("fits the pattern", photo_list.find_photos, ["photos/*.gif"])
     (tmp_path / "empty").mkdir()
     refused("no pictures in", photo_list.find_photos, ["empty"])
+
+
+def test_folders_are_walked_as_stage_1_does_and_what_is_skipped_is_told(
+    photos, tmp_path, capfd, refused
+):
+    for name in (".git/x.jpg", "@eaDir/p.png/THUMB.jpg", "a/.DS_Store", "a/._p.png", "a/n.TXT"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(b"x")
+    kept = tiny.picture(tiny.color_of(0))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.png").write_bytes(kept)
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (photos / "twice").symlink_to(tmp_path / "elsewhere")
+    (photos / "round").symlink_to(photos)
+    (photos / "a" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    os.mkfifo(photos / "a" / "pipe.jpg")
+    found = photo_list.find_photos([photos])
+    listed = list_files(parse_sources([str(photos)], None))
+    regular = [listed.path(i) for i in range(len(listed)) if listed.size[i] >= 0]
+    assert {str(p) for p in found} == {p for p in regular if p.lower().endswith(SUFFIXES)}
+    assert len(found) == len(set(found)) == 15
+    assert photos / "linked" / "far.png" in found
+    told = capfd.readouterr().out
+    for part in (
+        "2 hidden folders and folders of the system",
+        "2 files of the system",
+        "2 linked folders that are listed already",
+        "2 broken links, pipes and devices",
+        "1 files that are no picture by their ending (.txt)",
+    ):
+        assert part in told
+    refused("skipped: 1 files of the system", photo_list.find_photos, [tiny_junk(tmp_path)])
+    assert photo_list.find_photos([photos / "apple" / "scab"])
+    assert "skipped" not in capfd.readouterr().out
+
+
+def tiny_junk(folder: Path) -> Path:
+    (folder / "junk").mkdir()
+    (folder / "junk" / "Thumbs.db").write_bytes(b"x")
+    return folder / "junk"
 
 
 def test_folders_say_what_photos_show():

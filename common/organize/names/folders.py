@@ -18,7 +18,7 @@ from common.organize.names import crops, naming
 from common.organize.names.parse import ParsedName, parse_class_names
 from common.organize.names.spelling import GENUS, LATIN_END, is_known, singular, tokenise
 
-Path = tuple[str, ...]
+Parts = tuple[str, ...]  # names of the folders from below the source down to one
 SPLITS = ("train", "val", "test")
 GUESSED = ("neighbours", "title")  # where a plant is from that a person should confirm
 
@@ -77,6 +77,8 @@ _NOT_PLANT = re.compile(
 )
 _WITHOUT = re.compile(r"\b(without|no) (leaf|leaves|plant|plants)\b")
 _NEGATED = re.compile(r"\b(not|non|no) \w")
+# Words that name a disease, a pest or a state. Words beside a plant without one of them may as well
+# name a variety, so that a person is asked.
 _HEADS = (
     crops.HEADS
     | crops.PESTS
@@ -152,13 +154,13 @@ def _tells_disease(segment: str) -> bool:
     return known and not tells_nothing(segment)
 
 
-def splits(paths: Iterable[Path]) -> dict[Path, tuple[int, Path]]:
+def splits(paths: Iterable[Parts]) -> dict[Parts, tuple[int, Parts]]:
     """The split of each folder, and its path without the folders and words that name a split.
 
     `Weed_train` beside `Weed_test` is one class of two splits.
     """
     paths = list(paths)
-    ends: dict[Path, set[int]] = defaultdict(set)
+    ends: dict[Parts, set[int]] = defaultdict(set)
     for path in paths:
         for i, segment in enumerate(path):
             rest, number = _split_end(segment)
@@ -181,13 +183,13 @@ def splits(paths: Iterable[Path]) -> dict[Path, tuple[int, Path]]:
     return found
 
 
-def class_path(path: Path) -> str:
+def class_path(path: Parts) -> str:
     """A class folder's path without the folders that tell nothing, unless none would be left."""
     kept = [s for s in path if not tells_nothing(s) or not words_of(s)]
     return "/".join(kept or path[-1:])
 
 
-def version_of(path: Path) -> int:
+def version_of(path: Parts) -> int:
     """Index into VERSIONS of what a folder's path names last, or -1 where it names none; "without
     augmentation" is original.
     """
@@ -207,7 +209,7 @@ def _split_end(segment: str) -> tuple[str, int]:
 
 
 def read_folders(
-    paths: Sequence[Path], title: str = "", name: str = "", species: str = ""
+    paths: Sequence[Parts], title: str = "", name: str = "", species: str = ""
 ) -> list[FolderReading]:
     """Read the class folders of one source.
 
@@ -224,7 +226,7 @@ def read_folders(
     ]
 
 
-def _telling(path: Path) -> Path:
+def _telling(path: Parts) -> Parts:
     """A path without the folders that tell nothing, and of a whole taxonomy genus and species."""
     return tuple(_taxon(segment) or segment for segment in path if not tells_nothing(segment))
 
@@ -235,7 +237,7 @@ def _taxon(segment: str) -> str:
     return " ".join(words[-2:]) if words[:1] == ("plantae",) and len(words) > 2 else ""
 
 
-def _checked(path: Path, reading: FolderReading, codes: int) -> FolderReading:
+def _checked(path: Parts, reading: FolderReading, codes: int) -> FolderReading:
     """A reading, without the plant where the name tells of none, and with doubt where folders
     beside each other are told apart by numbers and letters alone (codes: how many).
     """
@@ -259,7 +261,7 @@ class _Name(NamedTuple):
     """
 
     text: str
-    parent: Path
+    parent: Parts
     crop_from: str = ""
     note: str = ""
 
@@ -267,11 +269,11 @@ class _Name(NamedTuple):
 class _Source:
     """One source's folders, read together."""
 
-    def __init__(self, paths: list[Path], title: str, name: str, species: str) -> None:
+    def __init__(self, paths: list[Parts], title: str, name: str, species: str) -> None:
         self.paths = paths
         self.title = plants_in(title)
         self.said = species or naming.read(name).species or ""  # by a person
-        self.beside: dict[Path, set[str]] = defaultdict(set)
+        self.beside: dict[Parts, set[str]] = defaultdict(set)
         for path in paths:
             for i in range(len(path)):
                 self.beside[path[:i]].add(path[i])
@@ -281,7 +283,7 @@ class _Source:
         names = [self._name(path) for path in self.paths]
         parsed = parse_class_names([name.text for name in names])
         taxa = _taxa(names, parsed)
-        neighbours: dict[Path, set[str]] = defaultdict(set)
+        neighbours: dict[Parts, set[str]] = defaultdict(set)
         for name, p in zip(names, parsed, strict=True):
             if _gives_plant(p) and not naming.read(name.text).fixed:
                 neighbours[name.parent].add(p.species or "")
@@ -324,7 +326,7 @@ class _Source:
             return next(iter(neighbours)), "neighbours"
         return "", ""
 
-    def _name(self, path: Path) -> _Name:
+    def _name(self, path: Parts) -> _Name:
         """What the parser reads for a folder: its own name, with the plant above it where it has
         none.
         """
@@ -361,7 +363,7 @@ class _Source:
             return _Name(above[state], path[:state], "", variety)
         return _Name(last, path[:-1])
 
-    def _names_plants(self, parent: Path) -> bool:
+    def _names_plants(self, parent: Parts) -> bool:
         """Whether at least half of the folders beside each other name known plants."""
         known = sum(bool(plants_in(segment)) for segment in self.beside[parent])
         return known >= 2 and known * 2 >= len(self.beside[parent])

@@ -4,6 +4,7 @@ label file say so.
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from common.classes import ClassTree, slug
-from common.console import fail, warn
-from common.files import ABSENT, SEVERAL, match_paths, settle
+from common.console import fail, say, warn
+from common.files import ABSENT, SEVERAL, match_paths, settle, walk
 from common.images import SUFFIXES
 from common.labels import read_label_file
 
@@ -23,11 +24,12 @@ ParseNames = Callable[[list[str]], list[tuple[str, str] | None]]
 
 
 def find_photos(paths: Iterable[Path | str]) -> list[Path]:
-    """List files as given, and the pictures in folders, below them and behind patterns, each once.
+    """List files as given, and the pictures in folders, below them and behind patterns, each once;
+    prints how much else is there.
 
     Args:
-        paths: files, folders, or patterns such as `photos/**/*.jpg` that no shell has expanded.
-            What exists is never a pattern.
+        paths: files, folders (walked as 01 does), or patterns such as `photos/**/*.jpg` that no
+            shell has expanded. What exists is never a pattern.
 
     Returns:
         in the order given; those of a folder or a pattern by name.
@@ -36,16 +38,20 @@ def find_photos(paths: Iterable[Path | str]) -> list[Path]:
         SystemExit: where a path does not exist, or a folder or a pattern holds no picture.
     """
     found: dict[Path, None] = {}
+    skipped: Counter[str] = Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            if not (inside := _pictures(path)):
-                fail(f"there are no pictures in {path}. Pictures end in {', '.join(SUFFIXES)}.")
+            files = (entry for _, _, entries in walk(path, skipped) for entry in entries)
+            if not (inside := _pictures(files, skipped)):
+                fail(
+                    f"there are no pictures in {path}{_told(skipped, '; skipped: ')}. Pictures end "
+                    f"in {', '.join(SUFFIXES)}."
+                )
         elif path.is_file():
             inside = [path]
         elif glob.has_magic(str(path)):
-            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
-            inside = [m for m in matches if m.name.lower().endswith(SUFFIXES) and m.is_file()]
-            if not inside:
+            matches = map(Path, glob.glob(str(path), recursive=True))
+            if not (inside := _pictures((m for m in matches if not m.is_dir()), skipped)):
                 fail(
                     f"no picture fits the pattern {path}. Pictures end in {', '.join(SUFFIXES)}; "
                     f"** stands for folders at any depth."
@@ -53,16 +59,27 @@ def find_photos(paths: Iterable[Path | str]) -> list[Path]:
         else:
             fail(f"there is no file or folder {path} to predict.")
         found.update(dict.fromkeys(inside))
+    if told := _told(skipped, "skipped  "):
+        say(told)
     return list(found)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(
-        Path(root, name)
-        for root, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    )
+def _pictures(files: Iterable[os.DirEntry[str] | Path], skipped: Counter[str]) -> list[Path]:
+    pictures = []
+    for file in files:
+        if (end := os.path.splitext(file.name)[1].lower()) not in SUFFIXES:
+            skipped[f"files that are no picture by their ending ({end or 'none'})"] += 1
+        elif not file.is_file():  # opening a pipe would wait for ever
+            skipped["broken links, pipes and devices"] += 1
+        else:
+            pictures.append(Path(file))
+    return sorted(pictures)
+
+
+def _told(skipped: Counter[str], before: str) -> str:
+    """How much was skipped and why; "" where nothing was."""
+    told = [f"{number:,} {why}" for why, number in skipped.most_common(12) if number]
+    return before + ", ".join(told) if told else ""
 
 
 def labels_from_folders(photos: Sequence[Path], tree: ClassTree, parse: ParseNames) -> np.ndarray:

@@ -21,8 +21,9 @@ export async function canRead() {
 }
 
 // Decode a blob, upright, and shrink it to at most `longSide` (null: never). Throws where this browser cannot decode it.
+// Colours are converted from the photo's profile to sRGB, as the server does: a canvas is sRGB, and that is the browsers' default.
 export async function read(blob, longSide) {
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", imageOrientation: "from-image", premultiplyAlpha: "none" });
+  const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", premultiplyAlpha: "none" });
   try {
     const head = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
     const { width, height } = bitmap;
