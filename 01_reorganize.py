@@ -49,7 +49,7 @@ from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
 from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
-from common.organize.label_csv import read_labels
+from common.organize.label_csv import find_table, read_labels
 from common.organize.names.review import NAMES, REVIEW, Names, read_names
 from common.organize.partition import hold_out, partition
 from common.organize.report import (
@@ -87,6 +87,8 @@ def gather(args: argparse.Namespace) -> Files:
             f"there are no files in {', '.join(args.sources)}. A source holds one folder per "
             f"class, with pictures in it."
         )
+    if not args.labels and len(args.sources) == 1 and not (files.label >= 0).any():
+        args.labels = find_table(sources[0].root)
     if args.labels:
         read_labels(files, 0, args.labels, args.columns, args.path_pattern, args.multi)
     elif not (files.label >= 0).any():

@@ -33,8 +33,17 @@ NO_PLANT = re.compile(
     r"negatives?|backgrounds?|soil|nothing"
 )
 MIXED = re.compile(r"(multiple|several|mixed|multi)[\W_]*(diseases?|labels?|infections?|classes)?")
+EXPORTED = ("_classes.csv", "_annotations.coco.json")
 _UNLABELLED = -3  # in place of a picture
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "fold", "is_train", "is_test"}
+
+
+def find_table(root: Path) -> Path | None:
+    """A label file as collections are exported with: in a source's folder or one of its splits."""
+    tables = (
+        path for name in EXPORTED for at in ("", "*/") for path in sorted(root.glob(at + name))
+    )
+    return next(tables, None)
 
 
 def read_labels(
@@ -147,6 +156,7 @@ def _take(
         i = mine[picture]
         *labels, group, split = rows.said[row]
         files.notes.pop(i, None)
+        files.given[i] = SPLITS.index(split) if split else -1
         last = labels[0].rpartition("/")[2].lower()
         if multi != "first" and (len(labels) > 1 or MIXED.fullmatch(last)):
             several += 1
@@ -157,7 +167,6 @@ def _take(
             files.notes[i] = ("no_class", f"{rows.where(row)}: {labels[0]} names no plant")
         else:
             files.label[i] = numbers.setdefault(Label(origin, labels[0]), len(numbers))
-            files.given[i] = SPLITS.index(split) if split else -1
             files.cluster[i] = first_group + groups.setdefault(group, len(groups)) if group else -1
     there = files.label >= 0
     used, files.label[there] = np.unique(files.label[there], return_inverse=True)

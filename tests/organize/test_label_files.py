@@ -280,7 +280,8 @@ def test_a_dry_run_tells_every_picture(tmp_path):
     found = dry(source, "labels.csv", "--species", "apple", "--keep-split")
     assert found["images/0.jpg"] == ("apple", "rust", "train")
     assert found["images/1.jpg"] == ("apple", "scab", "val")
-    assert found["images/2.jpg"] == found["images/3.jpg"] == (None, None, None)
+    assert found["images/2.jpg"] == (None, None, "test")
+    assert found["images/3.jpg"] == (None, None, None)
     found = dry(source, "labels.csv", "--species", "apple", "--multi", "first")
     assert found["images/2.jpg"] == ("apple", "rust", "test")
 
@@ -289,6 +290,40 @@ def test_a_split_that_is_asked_for_and_not_there_stops(tmp_path, refused):
     table = "image,label,split\n0,apple rust,0\n1,apple scab,1\n"
     source = collection(tmp_path, {"labels.csv": table, "0.jpg": "", "1.jpg": ""})
     refused("--keep-split", dry, source, "labels.csv", "--keep-split")
+
+
+# endregion
+
+# region without being told
+
+
+def test_a_label_file_of_an_export_is_found_where_there_are_no_class_folders(tmp_path, capsys):
+    head = "filename, Apple rust, Apple scab\n"
+    files = {f"{split}/{i}.jpg": "" for split in ("train", "valid") for i in range(2)}
+    tables = {
+        "train/_classes.csv": "0.jpg, 1, 0\n1.jpg, 1, 1\n",
+        "valid/_classes.csv": "0.jpg,0,1\n",
+    }
+    source = collection(tmp_path, files | {name: head + rows for name, rows in tables.items()})
+    out = tmp_path / "dry.json"
+    assert run("01_reorganize", source, "--dry-run", "--json", out) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))["folders"]
+    found = {row["path"]: (row["species"], row["disease"], row["split"]) for row in rows}
+    assert found["train/0.jpg"] == ("apple", "rust", "train")
+    assert found["valid/0.jpg"] == ("apple", "scab", "val")
+    assert found["train/1.jpg"][:2] == found["valid/1.jpg"][:2] == (None, None)
+    assert "_classes.csv" in capsys.readouterr().out
+
+
+def test_numbered_folders_take_names_from_a_json_file(tmp_path):
+    names = {"1": "pink primrose", "21": "fire lily", "77": "passion flower"}
+    files = {f"{split}/{k}/0.jpg": "" for split in ("train", "valid") for k in ("1", "21")}
+    source = collection(tmp_path, files | {"cat_to_name.json": json.dumps(names)})
+    files = list_files(parse_sources([str(source)], None))
+    assert sorted(label.name for label in files.labels) == ["fire lily", "pink primrose"]
+    (source / "cat_to_name.json").write_text(json.dumps({"1": "pink primrose"}), encoding="utf-8")
+    files = list_files(parse_sources([str(source)], None))
+    assert "pink primrose" not in {label.name for label in files.labels}
 
 
 # endregion
