@@ -227,7 +227,7 @@ def test_coco_per_split(tmp_path):
         },
     )
     expected = {"train/0.jpg": ("black pod", 0), "test/0.jpg": ("healthy", 2)}
-    assert result(source, f"train/{name}") == expected | {"train/1.jpg": ("", -1)}
+    assert result(source, f"train/{name}") == expected | {"train/1.jpg": ("", 0)}
     found = result(source, f"train/{name}", multi="first")
     assert found == expected | {"train/1.jpg": ("black pod", 0)}
 
