@@ -48,7 +48,7 @@ from common.organize.duplicates import lookalikes
 from common.organize.duplicates.planted import judge_hashes
 from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
-from common.organize.label_csv import read_labels
+from common.organize.label_csv import find_table, read_labels
 from common.organize.names.review import NAMES, REVIEW, Names, read_names
 from common.organize.partition import hold_out, partition
 from common.organize.report import (
@@ -86,13 +86,20 @@ def gather(args: argparse.Namespace) -> Files:
             f"there are no files in {', '.join(args.sources)}. A source holds one folder per "
             f"class, with pictures in it."
         )
+    if not args.labels and len(args.sources) == 1 and not (files.label >= 0).any():
+        args.labels = find_table(sources[0].root)
     if args.labels:
-        read_labels(files, 0, args.labels, args.columns, args.path_pattern)
+        read_labels(files, 0, args.labels, args.columns, args.path_pattern, args.multi)
     elif not (files.label >= 0).any():
         fail(
             f"{args.sources[0]} holds no class folder with a picture. Give the folder above it, or "
             f"sort the pictures into one folder per "
             "class, named like Tomato___Early_blight, or give their --labels in a CSV."
+        )
+    if args.keep_split and not (files.given[plants] >= 0).any():
+        fail(
+            "--keep-split: no folder of the source and no column of --labels says train, val or "
+            "test. A column is told with --columns split=NAME."
         )
     return files
 
@@ -103,13 +110,13 @@ def identity_of(files: Files, args: argparse.Namespace) -> str:
     """
     flags = sorted((k, str(v)) for k, v in vars(args).items() if k not in MACHINE)
     digest = hashlib.sha256(
-        repr((flags, [(s.name, str(s.root)) for s in files.sources], files.folders)).encode(
-            errors="surrogateescape"
-        )
+        repr(
+            (flags, [(s.name, str(s.root)) for s in files.sources], files.folders, files.labels)
+        ).encode(errors="surrogateescape")
     )
     for path in (args.names, args.labels, args.labels_review):
         digest.update(path.read_bytes() if path and path.is_file() else b"-")
-    for name in ("folder", "label", "given", "arena", "ends", "size", "mtime_ns"):
+    for name in ("folder", "label", "given", "cluster", "arena", "ends", "size", "mtime_ns"):
         digest.update(np.ascontiguousarray(getattr(files, name)).data)
     return digest.hexdigest()[:16]
 

@@ -137,10 +137,10 @@ def test_the_scripts_are_there():
 
 
 def test_common_is_a_core_and_a_package_per_stage():
-    modules = ["__init__.py", "classes.py", "console.py", "decide.py", "files.py", "images.py"]
+    modules = ["__init__", "classes", "console", "decide", "files", "images", "labels"]
     packages = ["demo", "export", "organize", "serve", "train"]
     found = {p.name for p in (ROOT / "common").iterdir() if p.name != "__pycache__"}
-    assert found == {*modules, *packages}
+    assert found == {*(f"{name}.py" for name in modules), *packages}
 
 
 @each(CODE)
@@ -177,7 +177,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_common_and_the_scripts_stay_small():
     count = sum(isinstance(node, ast.stmt) for path in CODE for node in ast.walk(parsed(path)))
-    assert count <= 13_300
+    assert count <= 13_700
 
 
 @each(CODE)

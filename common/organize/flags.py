@@ -86,8 +86,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--labels": {
         "type": Path,
-        "metavar": "CSV",
-        "help": "labels of the source's files, instead of its folders",
+        "metavar": "FILE",
+        "help": "labels of the source's files, instead of its folders: CSV, COCO or other JSON; "
+        "with one file per split, any of them",
     },
     "--columns": {
         "nargs": "+",
@@ -95,6 +96,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "USE=NAME",
         "help": "columns of --labels: file=, label= (or species= disease=), group= (pictures of "
         "one plant or place), split=",
+    },
+    "--multi": {
+        "default": "",
+        "choices": ["first"],
+        "help": "of several labels of one picture take the first (default: it is left out)",
     },
     "--path-pattern": {
         "default": "{}",

@@ -1,39 +1,20 @@
-"""Labels from a CSV file: which column holds the file or its id, the label, the group, the split,
-by its usual names or as --columns says.
+"""Labels from a label file: what its rows say of a source's files, and the files of other splits
+beside it.
 """
 
-import csv
-import io
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from common.console import fail, say, warn
+from common.files import ABSENT, SEVERAL, match_paths, settle
+from common.labels import LabelFile, read_label_file
 from common.organize.names.folders import split_of
-from common.organize.sources import Files, Label
+from common.organize.sources import SPLITS, Files, Label
 
-# columns as public label files call them, the likelier first
-USUAL = {
-    "file": (
-        "file",
-        "filename",
-        "file_name",
-        "filepath",
-        "file_path",
-        "path",
-        "image_path",
-        "image",
-        "image_id",
-        "imageid",
-        "img",
-        "id",
-    ),
-    "label": ("label", "labels", "class", "class_name", "category", "category_name", "target"),
-    "species": ("species", "plant", "crop", "host"),
-    "disease": ("disease", "condition", "pathogen"),
-}
 LOOK_LIKE_GROUPS = (
     "group",
     "site",
@@ -46,159 +27,231 @@ LOOK_LIKE_GROUPS = (
     "seq_id",
     "burst",
 )
-NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # values of no group
+NO_GROUP = {"", "unknown", "none", "nan", "null", "n/a", "na", "-"}  # these name no common origin
+NO_PLANT = re.compile(
+    r"(not?|non|without)[\W_]*(an?[\W_]+)?(plants?|leaf|leaves)|"
+    r"negatives?|backgrounds?|soil|nothing"
+)
+MIXED = re.compile(r"(multiple|several|mixed|multi)[\W_]*(diseases?|labels?|infections?|classes)?")
+EXPORTED = ("_classes.csv", "_annotations.coco.json")
+_UNLABELLED = -3  # in place of a picture
+SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "fold", "is_train", "is_test"}
+
+
+def find_table(root: Path) -> Path | None:
+    """A label file as collections are exported with: in a source's folder or one of its splits."""
+    tables = (
+        path for name in EXPORTED for at in ("", "*/") for path in sorted(root.glob(at + name))
+    )
+    return next(tables, None)
 
 
 def read_labels(
-    files: Files, origin: int, table: Path, columns: Sequence[str], pattern: str
+    files: Files,
+    origin: int,
+    table: Path,
+    columns: Sequence[str],
+    pattern: str,
+    multi: str = "",
 ) -> None:
-    """Take labels, groups and splits of one source's files from a CSV; its folder names are then
-    ignored.
+    """Take labels, groups and splits of one source's files from a label file; folder names then
+    count for nothing.
 
-    A row finds its file by `pattern` below the source's folder, else by a file name or stem that
-    only one file has.
+    A row finds its file by `pattern` as `files.match_paths` does. Files of other splits beside the
+    table are read with it; rows of a table in a split's folder mean files below that folder.
 
     Args:
         files: changed in place: label, cluster, given, notes, missing.
         origin: number of the source.
-        table: the CSV file, UTF-8; comma, semicolon or tab.
-        columns: `file=NAME`, `label=NAME` (or `species=NAME` and `disease=NAME`), `group=NAME`,
-            `split=NAME`.
+        table: the label file.
+        columns: as `labels.read_label_file` takes them.
         pattern: path with {} where the value of the file column goes.
+        multi: "first": of several labels of a picture the first counts; else it has none.
 
     Raises:
-        SystemExit: where the file or a column is missing, or no row finds a file.
+        SystemExit: where a table cannot be read, rows contradict each other, a split is not
+            understood, or no row finds a file.
     """
-    header, rows = _open(table)
-    chosen = _choose_columns(table, header, columns)
     if pattern.count("{}") != 1:
         fail(
-            f"--path-pattern {pattern!r} needs {{}} once, where the value of column "
-            f"{chosen['file']} goes."
+            f"--path-pattern {pattern!r} needs {{}} once, where the value of the file column goes."
         )
-    find = _Finder(files, origin)
-    mine = files.origin == origin
+    root = files.sources[origin].root
+    mine = np.flatnonzero(files.origin == origin).tolist()
+    paths = [files.path(i) for i in mine]
     files.label[mine], files.given[mine] = -1, -1
-    numbers = {name: i for i, name in enumerate(files.labels)}
+    rows = _Rows()
+    for path, split, below in _tables(table, root):
+        read = read_label_file(path, columns, (root,))
+        say(f"{path}: {read.note}")
+        inside = [i for i, path in enumerate(paths) if path.startswith(f"{below}{os.sep}")]
+        written = read.files
+        if pattern != "{}":
+            written = [pattern.replace("{}", file) for file in written]
+        found = match_paths(written, [paths[i] for i in inside], (below, path.parent))
+        rows.add(read, [inside[hit] if hit >= 0 else hit for hit in found], _splits(read, split))
+    lost = [row for row, picture in enumerate(rows.pictures) if picture in (ABSENT, SEVERAL)]
+    for row in lost:
+        which = "several files are called so" if rows.pictures[row] == SEVERAL else "no such file"
+        told = f"{rows.where(row)}: {which} in the source"
+        files.missing.append((rows.files[row], ", ".join(rows.said[row][:-2]), "missing", told))
+    if len(lost) == len(rows.files):
+        fail(
+            f"{table}: not one row names a file of {root}, or one alone. The first looks for "
+            f"{pattern.replace('{}', rows.files[0])}: say how with --path-pattern, e.g. "
+            f"images/{{}}.jpg, or give the folder that its paths start from."
+        )
+    say(f"  {len(rows.files) - len(lost):,} rows have their file, {len(lost):,} do not")
+    for picture, row in rows.empty.items():
+        files.notes[mine[picture]] = ("no_class", f"{rows.where(row)}: the label is empty")
+    chosen = settle(rows.pictures, rows.said, rows.where, paths)
+    _take(files, mine, chosen, rows, multi)
+    _say_groups(read, rows)
+
+
+class _Rows:
+    """The rows of all tables: the picture that each means, below 0 where it means none or gives it
+    no label, and what it says of it: its labels, its group, its split. empty: {picture: row without
+    a label}.
+    """
+
+    def __init__(self) -> None:
+        self.reads: list[LabelFile] = []
+        self.files: list[str] = []
+        self.pictures: list[int] = []
+        self.said: list[tuple[str, ...]] = []
+        self.empty: dict[int, int] = {}
+
+    def add(self, read: LabelFile, pictures: Sequence[int], splits: Sequence[str]) -> None:
+        groups = read.table.cells.get(read.columns.get("group", ""), [""] * len(pictures))
+        for picture, labels, group, split in zip(
+            pictures, read.labels, groups, splits, strict=True
+        ):
+            if picture >= 0 and not labels:
+                self.empty.setdefault(picture, len(self.said))
+                picture = _UNLABELLED
+            self.pictures.append(picture)
+            self.said.append((*labels, "" if group.lower() in NO_GROUP else group, split))
+        self.reads.append(read)
+        self.files += read.files
+
+    def where(self, row: int) -> str:
+        for read in self.reads:
+            if row < len(read.files):
+                break
+            row -= len(read.files)
+        return read.table.where(row)
+
+
+def _take(
+    files: Files, mine: Sequence[int], chosen: dict[int, int], rows: _Rows, multi: str
+) -> None:
+    """Write what the row chosen for each picture says into the arrays of `files`."""
+    origin = int(files.origin[mine[0]])
+    numbers = {label: i for i, label in enumerate(files.labels)}
     first_group = int(files.cluster.max(initial=-1)) + 1
     groups: dict[str, int] = {}
-    found = ungrouped = 0
-    for line, row in rows:
-        value, group, split = (row.get(chosen.get(c, ""), "") for c in ("file", "group", "split"))
-        parts = (row[chosen[c]] for c in ("label", "species", "disease") if c in chosen)
-        label, where = "/".join(parts).strip("/"), f"{table.name}, line {line}"
-        i = find(pattern.replace("{}", value), value)
-        if i is None:
-            why = f"{where}: no such file in the source, or several"
-            files.missing.append((value, label, "missing", why))
-            continue
-        found += 1
-        if not label:
-            files.notes.setdefault(i, ("no_class", f"{where}: the label is empty"))
-            continue
-        number = numbers.setdefault(Label(origin, label), len(numbers))
-        if files.label[i] not in (-1, number):
-            why = f"{table.name} calls it both {list(numbers)[files.label[i]].name} and {label}"
-            files.notes[i] = ("label_conflict", why)
-            continue
-        files.label[i], files.given[i] = number, split_of(split)
-        if group.lower() in NO_GROUP:
-            ungrouped += 1
+    several = no_plant = 0
+    for picture, row in chosen.items():
+        i = mine[picture]
+        *labels, group, split = rows.said[row]
+        files.notes.pop(i, None)
+        files.given[i] = SPLITS.index(split) if split else -1
+        last = labels[0].rpartition("/")[2].lower()
+        if multi != "first" and (len(labels) > 1 or MIXED.fullmatch(last)):
+            several += 1
+            told = f"{rows.where(row)}: several labels: {', '.join(labels)}"
+            files.notes[i] = ("no_class", told)
+        elif NO_PLANT.fullmatch(last):
+            no_plant += 1
+            files.notes[i] = ("no_class", f"{rows.where(row)}: {labels[0]} names no plant")
         else:
-            files.cluster[i] = first_group + groups.setdefault(group, len(groups))
-    if not found:
-        first = pattern.replace("{}", files.missing[0][0] if files.missing else "?")
-        fail(
-            f"{table}: not one row names a file of {files.sources[origin].root}. The first looks "
-            f"for {first}: say how with --path-pattern, e.g. images/{{}}.jpg."
-        )
-    labelled = files.label >= 0
-    used, files.label[labelled] = np.unique(files.label[labelled], return_inverse=True)
+            files.label[i] = numbers.setdefault(Label(origin, labels[0]), len(numbers))
+            files.cluster[i] = first_group + groups.setdefault(group, len(groups)) if group else -1
+    there = files.label >= 0
+    used, files.label[there] = np.unique(files.label[there], return_inverse=True)
     names = list(numbers)
-    files.labels = [names[i] for i in used]  # without this source's folder names
-    columns_used = ", ".join(f"{use} = {name}" for use, name in chosen.items())
-    say(f"{table}: {columns_used}; {found:,} rows have their file, {len(files.missing):,} do not")
-    if "group" in chosen:
-        say(f"  {len(groups):,} groups; {ungrouped:,} rows name none and stand for themselves")
-    elif likely := [name for name in header if name.lower() in LOOK_LIKE_GROUPS]:
+    files.labels = [names[i] for i in used.tolist()]  # without this source's folder names
+    if several:
         warn(
-            f"column {likely[0]} may say which pictures belong together. If so, add --columns "
+            f"{several:,} pictures have several labels and are left out. To take the first of "
+            f"each, add --multi first."
+        )
+    if no_plant:
+        warn(
+            f"{no_plant:,} pictures are labelled as showing no plant and are left out. To use "
+            f"them, put them into a folder of their own and give it as --not-plants."
+        )
+
+
+def _say_groups(read: LabelFile, rows: _Rows) -> None:
+    groups = [said[-2] for said in rows.said]
+    likely = [name for name in read.table.cells if name.lower() in LOOK_LIKE_GROUPS]
+    if "group" in read.columns:
+        named, alone = len(set(groups) - {""}), groups.count("")
+        say(f"  {named:,} groups; {alone:,} rows name none and stand for themselves")
+    elif likely:
+        warn(
+            f"column {likely[0]} may tell which pictures belong together. If so, add --columns "
             f"group={likely[0]}, or the same place will stand in train and in test."
         )
 
 
-class _Finder:
-    """Finds a source's file by its path below the source, else by a name or stem that is unique."""
-
-    def __init__(self, files: Files, origin: int) -> None:
-        self.root = os.path.normpath(files.sources[origin].root)
-        self.paths: dict[str, int] = {}
-        self.names: dict[str, int] = {}
-        for i in (files.origin == origin).nonzero()[0].tolist():
-            name = files.name(i)
-            self.paths[files.path(i)] = i
-            for short in {name, os.path.splitext(name)[0]}:
-                self.names[short] = -1 if short in self.names else i
-
-    def __call__(self, path: str, value: str) -> int | None:
-        i = self.paths.get(os.path.normpath(os.path.join(self.root, path)))
-        if i is None:
-            i = self.names.get(os.path.basename(value))
-        return None if i == -1 else i
-
-
-def _open(table: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    if not table.is_file():
-        fail(f"--labels: there is no file {table}.")
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        fail(
-            f"--labels {table} is not UTF-8 text ({error.reason} at byte {error.start}). Save it "
-            f"as UTF-8 CSV."
-        )
-    mark = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, restval="")
-    header = [name for name in reader.fieldnames or [] if name]
-    if not header:
-        fail(f"--labels {table} is empty; it needs a header row and a row per picture.")
-    rows = (
-        (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader
+def _splits(read: LabelFile, split: int) -> list[str]:
+    """The split of each row, or "": from a column, else the table's own."""
+    own = [SPLITS[split] if split >= 0 else ""] * len(read.files)
+    cells, told = read.table.cells, read.columns.get("split")
+    column = told or next((name for name in cells if name.lower() in SPLIT_COLUMNS), None)
+    if column is None:
+        return own
+    words = {word: split_of(word) for word in dict.fromkeys(cells[column])}
+    strange = [word or "(empty)" for word, number in words.items() if number < 0]
+    if not strange:
+        return [SPLITS[words[word]] for word in cells[column]]
+    lack = (
+        f"{read.table.path.name}: column {column} holds words that tell no split: "
+        f"{', '.join(strange[:12])}. Write train, val or test"
     )
-    return header, rows
+    if told:
+        fail(f"{lack}.")
+    warn(f"{lack}, if it tells the split; it is not used.")
+    return own
 
 
-def _choose_columns(table: Path, header: list[str], columns: Sequence[str]) -> dict[str, str]:
-    low = {name.lower().strip(): name for name in header}
-    chosen: dict[str, str] = {}
-    for text in columns:
-        use, _, name = text.partition("=")
-        if use not in ("file", "label", "species", "disease", "group", "split"):
-            fail(
-                f"--columns {text}: write file=NAME, label=NAME (or species=NAME disease=NAME), "
-                f"group=NAME or split=NAME."
-            )
-        if name not in header:
-            fail(f"--columns {text}: {table} has no column {name!r}; it has {', '.join(header)}.")
-        chosen[use] = name
-    usual = {
-        use: next((low[name] for name in names if name in low), None)
-        for use, names in USUAL.items()
-    }
-    if "file" not in chosen and usual["file"]:
-        chosen["file"] = usual["file"]
-    if not {"label", "species", "disease"} & set(chosen):
-        uses = (
-            ("species", "disease")
-            if usual["species"] and usual["disease"] or not usual["label"]
-            else ("label",)
-        )
-        chosen |= {use: usual[use] for use in uses if usual[use]}
-    if "file" not in chosen or not {"label", "species", "disease"} & set(chosen):
-        lacking = "file" if "file" not in chosen else "label"
-        fail(
-            f"{table}: which column holds the {lacking}? It has {', '.join(header)}. Say so: "
-            f"--columns {lacking}=NAME."
-        )
-    order = ("file", "label", "species", "disease", "group", "split")
-    return {use: chosen[use] for use in order if use in chosen}
+def _tables(table: Path, root: Path) -> list[tuple[Path, int, Path]]:
+    """The label files to read, the split of each (-1: none), and the folder that holds its files.
+
+    `train/_classes.csv` has the same file in valid/ beside it, and `train.csv` has `val.csv` beside
+    it; the first lines of tables must be equal.
+    """
+    table = table.absolute()
+    if not table.is_file():
+        return [(table, -1, root)]
+    first, split = _first_line(table), split_of(table.parent.name)
+    if split >= 0 and root in table.parent.parents:
+        beside = [folder / table.name for folder in sorted(table.parent.parent.iterdir())]
+        found = [(path, split_of(path.parent.name), path.parent) for path in beside]
+    else:
+        split, rest = _split_and_rest(table)
+        names = ((path, *_split_and_rest(path)) for path in sorted(table.parent.iterdir()))
+        found = [(path, number, root) for path, number, name in names if name == rest and first]
+    found = [(path, *more) for path, *more in found if more[0] >= 0 and _first_line(path) == first]
+    return found if split >= 0 and len(found) > 1 else [(table, -1, root)]
+
+
+def _split_and_rest(path: Path) -> tuple[int, str]:
+    """The split that a word of a file's name tells, and the name without it."""
+    words = re.split(r"([\W_]+)", path.stem.lower())
+    at = [i for i, word in enumerate(words) if split_of(word) >= 0]
+    if len(at) != 1:
+        return -1, ""
+    words[at[0]], split = "*", split_of(words[at[0]])
+    return split, "".join(words) + path.suffix.lower()
+
+
+def _first_line(path: Path) -> bytes | None:
+    """The header of a table; b"" of a JSON file, which has none; None where there is no file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return b"" if path.suffix.lower() == ".json" else file.readline(100_000)

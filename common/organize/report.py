@@ -89,7 +89,7 @@ def write_json(target: str, files: Files, names: Names, by_picture: bool) -> Non
         target: file, or "-" for stdout.
         by_picture: a row per picture with its path below the source, instead of a row per folder.
     """
-    rows = []
+    rows, alone = [], ("", "the file lies in no class folder, or no row names it")
     plants = np.flatnonzero(~files.is_not_plant())
     first, counts = plants, np.ones(len(plants), int)
     if not by_picture:
@@ -114,7 +114,7 @@ def write_json(target: str, files: Files, names: Names, by_picture: bool) -> Non
                 "disease": disease,
                 "split": SPLITS[given] if given >= 0 else None,
                 "asked": label in names.asked,
-                "decision": names.reasons.get(label, "the file lies in no class folder"),
+                "decision": names.reasons.get(label, files.notes.get(i, alone)[1]),
             }
         )
     text = json.dumps({"folders": rows}, ensure_ascii=False, indent=1)

@@ -17,6 +17,7 @@ from common.classes import slug
 from common.console import fail, progress
 from common.files import walk
 from common.images import SUFFIXES
+from common.labels import name_map
 from common.organize.names.folders import class_path, splits, version_of
 
 SPLITS = ("train", "val", "test")
@@ -135,7 +136,8 @@ def list_files(sources: Sequence[Source]) -> Files:
     system files are not counted.
 
     A folder with pictures of its own is a class. Folders whose names say train, validation set,
-    test ... tell the split that the source gives.
+    test ... tell the split that the source gives. Numbers take their names from a JSON file in the
+    source, where it has them all.
 
     Raises:
         SystemExit: where a folder cannot be opened: leaving it out in silence would change the
@@ -166,10 +168,15 @@ def list_files(sources: Sequence[Source]) -> Files:
     split_of = np.full(len(folders) + 1, -1, np.int8)
     versions = split_of.copy()
     for number, source in enumerate(sources):
-        for parts, (split, path) in splits(classes[number]).items():
+        found = splits(classes[number])
+        ends = {path[-1] for _, path in found.values() if path}
+        numbered = all(map(str.isdigit, ends)) and not source.not_plants
+        names = (numbered and name_map(source.root, ends)) or {}
+        for parts, (split, path) in found.items():
             folder = classes[number][parts]
             split_of[folder], versions[folder] = split, version_of(parts)
             if path and not source.not_plants:
+                path = (*path[:-1], names.get(path[-1], path[-1]))
                 label_of[folder] = labels.setdefault(Label(number, class_path(path)), len(labels))
     folder = np.array(arrays["folder"])
     return Files(

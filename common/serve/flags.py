@@ -125,8 +125,8 @@ def add_batch_flags(parser: argparse.ArgumentParser) -> None:
     batch.add_argument(
         "--labels",
         type=Path,
-        metavar="CSV",
-        help="what the photos show: columns file, species, disease, or file, label "
+        metavar="FILE",
+        help="what the photos show, as 01 takes it: columns file, species, disease, or file, label "
         "(default: as their folders are named)",
     )
     batch.add_argument(

@@ -197,10 +197,10 @@ def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
     assert "oak/x" in capfd.readouterr().err
     table.write_text("image,label\na.png,apple/scab\nb.png,not_a_plant\n")
     assert photo_list.labels_from_csv(table, paths[:3], tiny.TREE, serve.parse_names).tolist() == [
-        2,
-        2,
+        -1,
+        -1,
         photo_list.NO_PLANT,
-    ]
+    ]  # two photos are called a.png
     table.write_text("file,label\nz.png,apple/scab\n")
     refused(
         "names none of the photos",
@@ -210,9 +210,14 @@ def test_a_csv_says_what_photos_show(tmp_path, refused, capfd):
         tiny.TREE,
         serve.parse_names,
     )
-    table.write_text("file,class\n")
+    table.write_text("file,kind\na.png,apple\n")
     refused(
-        "needs a column", photo_list.labels_from_csv, table, paths, tiny.TREE, serve.parse_names
+        "which column holds the label",
+        photo_list.labels_from_csv,
+        table,
+        paths,
+        tiny.TREE,
+        serve.parse_names,
     )
 
 

@@ -126,7 +126,7 @@ def by_name(rows: list[dict[str, str]], column: str) -> dict[str, dict[str, str]
 def reviewed(mixed, tmp_path_factory):
     """(data/organized, labels_review.csv as rows, its folder) of a first review; read only."""
     folder = tmp_path_factory.mktemp("reviewed")
-    assert organize(mixed, folder / "organized", "--keep-split", "--val", 0.3) == 0
+    assert organize(mixed, folder / "organized", "--val", 0.3) == 0
     rows = review(folder / "organized", folder)
     return folder / "organized", rows, folder / "labels_review"
 

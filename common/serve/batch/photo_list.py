@@ -1,8 +1,7 @@
-"""Which photos are meant by files, folders and patterns, and what they show where folders or a CSV
-say so.
+"""Which photos are meant by files, folders and patterns, and what they show where folders or a
+label file say so.
 """
 
-import csv
 import glob
 import os
 from collections import Counter
@@ -14,14 +13,14 @@ import numpy as np
 
 from common.classes import ClassTree, slug
 from common.console import fail, say, warn
-from common.files import walk
+from common.files import ABSENT, SEVERAL, match_paths, settle, walk
 from common.images import SUFFIXES
+from common.labels import read_label_file
 
 UNKNOWN, NO_PLANT = -1, -2  # in place of a class: nothing is known of the photo; it shows no plant
 NO_PLANT_NAMES = ("not_plants", "not_plant", "not_a_plant")  # folders and labels of such photos
 # class names as people write them -> (species, disease) of each, None where it cannot be read
 ParseNames = Callable[[list[str]], list[tuple[str, str] | None]]
-FILE_COLUMNS = ("file", "path", "filename", "image")  # of a labels CSV
 
 
 def find_photos(paths: Iterable[Path | str]) -> list[Path]:
@@ -103,63 +102,53 @@ def labels_from_folders(photos: Sequence[Path], tree: ClassTree, parse: ParseNam
 def labels_from_csv(
     path: Path, photos: Sequence[Path], tree: ClassTree, parse: ParseNames
 ) -> np.ndarray:
-    """Read what photos show from a CSV with a column `file` (or `path`) and `species` and
-    `disease`, or one `label`.
+    """Read what photos show from a label file, as `labels.read_label_file` and `files.match_paths`
+    read it.
 
-    A file is written as a path, relative to the CSV or to where the program runs, or as a bare file
-    name. manifest.csv of 01 is such a CSV. A label may be written as folders are; `not_a_plant`
-    says that a photo shows none.
+    A file is written as a path, relative to the label file or to where the program runs, or as a
+    bare file name. manifest.csv of 01 is such a file. A label may be written as folders are;
+    `not_a_plant` says that a photo shows none.
 
     Returns:
         int64 (N,): class, `NO_PLANT` or `UNKNOWN`.
 
     Raises:
-        SystemExit: where the file cannot be read, lacks a column, or names none of the photos.
+        SystemExit: where the file cannot be read, lacks a column, contradicts itself, or names none
+            of the photos.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or []
-            key = next((name for name in FILE_COLUMNS if name in names), None)
-            if key is None or not ("label" in names or {"species", "disease"} <= set(names)):
-                fail(
-                    f"{path} needs a column `file` and the columns `species` and `disease`, or "
-                    f"`label`. It has: {', '.join(names)}."
-                )
-            rows = [
-                (
-                    row[key] or "",
-                    row.get("label")
-                    or "/".join(row.get(level) or "" for level in ("species", "disease")).strip(
-                        "/"
-                    ),
-                )
-                for row in reader
-            ]
-    except (OSError, csv.Error) as error:
-        fail(f"--labels {path} cannot be read: {error}.")
-    labels = {label: (label.split("/"), label) for _, label in rows if label}
-    class_idx = _classes(labels, tree, parse)
-    by_path: dict[str, int] = {}
-    by_name: dict[str, int | None] = {}
-    for name, label in rows:
-        value, bare = class_idx.get(label, UNKNOWN), os.path.basename(name)
-        by_path[os.path.abspath(path.parent / name)] = by_path[os.path.abspath(name)] = value
-        by_name[bare] = (
-            value if by_name.get(bare, value) == value else None
-        )  # the name alone does not tell which is meant
-    found = [by_path.get(os.path.abspath(photo), by_name.get(photo.name)) for photo in photos]
-    if all(value is None for value in found):
+    read = read_label_file(path)
+    paths = [os.path.abspath(photo) for photo in photos]
+    found = match_paths(read.files, paths, (path.absolute().parent, Path.cwd()))
+    labelled = [
+        photo if labels else ABSENT for photo, labels in zip(found, read.labels, strict=True)
+    ]
+    chosen = settle(labelled, read.labels, read.table.where, paths)
+    if not any(photo >= 0 for photo in found):
         fail(
-            f"{path} names none of the photos, such as {photos[0]}. Its first file is "
-            f"{rows[0][0] if rows else 'missing'}."
+            f"{path} names none of the photos, such as {photos[0]}, or none alone. Its first file "
+            f"is {read.files[0]}."
         )
+    if unsure := [i for i, photo in enumerate(found) if photo == SEVERAL]:
+        warn(
+            f"{len(unsure)} rows of {path} do not count, as several photos are called so, such as "
+            f"{read.files[unsure[0]]}. Write their folders, too."
+        )
+    wanted = {
+        label: (label.split("/") if label.count("/") < 2 else (), label)
+        for labels in read.labels
+        for label in labels
+    }
+    class_idx = _classes(wanted, tree, parse)
     if lost := [label for label, value in class_idx.items() if value == UNKNOWN]:
         warn(
             f"{len(lost)} labels of {path} are no class of the model and do not count, such as "
             f"'{lost[0]}'."
         )
-    return np.array([UNKNOWN if value is None else value for value in found], np.int64)
+    shown = np.full(len(photos), UNKNOWN, np.int64)
+    for photo, row in chosen.items():
+        if len(read.labels[row]) == 1:  # of several labels, none is the photo's class
+            shown[photo] = class_idx[read.labels[row][0]]
+    return shown
 
 
 def _exact(parts: Sequence[str], tree: ClassTree) -> int:
