@@ -103,7 +103,7 @@ def pick_checkpoint(args: argparse.Namespace) -> Path:
 
 def check_inputs(args: argparse.Namespace, data: Organized, path: Path) -> None:
     """Stop, or warn, where the data, the checkpoint at `path` or --output will not do."""
-    args.output = claim(args.output)
+    out = args.output = claim(args.output)
     if args.triton:
         claim(args.triton / formats.TRITON_NAME)
     if not len(data.splits["test"]):
@@ -116,7 +116,6 @@ def check_inputs(args: argparse.Namespace, data: Organized, path: Path) -> None:
             f"{path} HAS UNTRAINED DISEASE HEADS: only its species mean anything. Run "
             f"02b_train_disease.py first."
         )
-    out = args.output
     made_here = (out / predictor.FILE_NAME).is_file()
     if out.exists() and not made_here and (not out.is_dir() or any(out.iterdir())):
         fail(f"{out} is there and was not made by this script. Choose another --output.")

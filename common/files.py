@@ -126,8 +126,9 @@ def follow(output: Path) -> Path:
     """
     if output.exists() and not (output.is_file() or output.is_dir()):
         fail(f"{output} is a device, a pipe or a socket, which no result can replace.")
-    nameless = output.name in ("", "..")  # of the current folder, or one above
-    return Path(os.path.realpath(output)) if nameless or output.is_symlink() else output
+    if output.name not in ("", "..") and not output.is_symlink():
+        return output  # as it was written
+    return Path(os.path.realpath(output))
 
 
 def claim(output: Path) -> Path:

@@ -291,8 +291,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for holds, sentence in mistakes:
         if holds:
             fail(sentence)
-    for place in (args.review, args.json if args.json != "-" else None):
-        if place:
-            claim(Path(place))
+    for place in filter(None, (args.review, args.json if args.json != "-" else None)):
+        claim(Path(place))
     if not args.dry_run:
         args.output = claim(args.output)
