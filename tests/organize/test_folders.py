@@ -214,3 +214,9 @@ def test_organs_between_plant_and_disease_are_neither():
     ]
     compounds = read(["Tomato_leaf_spot", "Wheat_leaf_rust", "Apple_fruit_rot"])
     assert [r[1] for r in compounds.values()] == ["leaf spot", "leaf rust", "fruit rot"]
+
+
+def test_names_of_plants_alone_are_whole_species():
+    names = ["pink primrose", "globe thistle", "fire lily", "passion flower", "blackberry lily"]
+    assert [r[:2] for r in read(names).values()] == [(name, "healthy") for name in names]
+    assert all(r[2] for r in read(names).values())

@@ -87,9 +87,10 @@ black locust; honey locust; tree of heaven; silver birch; sweet basil; yew; agla
 bergamot; bird of paradise; bougainvillea; breadfruit; cactus; calathea; canna; chayote; cherimoya;
 clematis; croton; euonymus; forsythia; frangipani = plumeria; goji; hawthorn; hollyhock;
 honeysuckle; horse gram; hosta; impatiens; ixora; kalanchoe; kodo millet; kumquat; lantana; lemon
-balm; little millet; medlar; monstera; noni; pelargonium; photinia; pothos; proso millet; rambutan;
-rose apple; rowan; salak = snake fruit, salacca, salak palm; sea buckthorn; snapdragon; soursop;
-spider plant; teff; triticale; wax apple; wisteria; wood apple; yuzu; barnyard millet
+balm; passion flower; little millet; medlar; monstera; noni; pelargonium; photinia; pothos; proso
+millet; rambutan; rose apple; rowan; salak = snake fruit, salacca, salak palm; sea buckthorn;
+snapdragon; soursop; spider plant; teff; triticale; wax apple; wisteria; wood apple; yuzu; barnyard
+millet
 """,
     named=True,
 )

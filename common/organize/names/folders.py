@@ -296,7 +296,7 @@ class _Source:
         readings = []
         for name, p, (plant, told) in zip(names, parsed, crop, strict=True):
             if p.raw in taxa:
-                readings.append(FolderReading(taxa[p.raw], "healthy", 0.7, "a Latin name"))
+                readings.append(FolderReading(taxa[p.raw], "healthy", 0.7, "a plant's name"))
                 continue
             doubt = 1.0
             if plant:
@@ -381,8 +381,14 @@ def _vague(disease: str | None) -> bool:
     )
 
 
+def _tells_plant_alone(p: ParsedName) -> bool:
+    return p.disease in {None, "healthy"} or _vague(p.disease)
+
+
 def _taxa(names: list[_Name], parsed: list[ParsedName]) -> dict[str, str]:
-    """Names that are Latin species' names, in a list of nothing else: name -> species."""
+    """Names that are those of species, in a list of nothing else: name -> species. Latin ones, or
+    such as "fire lily" where no name tells a disease.
+    """
     found = {}
     for name in {n.text for n in names if n.text}:
         words = words_of(name)
@@ -390,4 +396,15 @@ def _taxa(names: list[_Name], parsed: list[ParsedName]) -> dict[str, str]:
         known = naming.plant_of(words)
         if latin and (known or not any(is_known(w, plants=False) for w in words)):
             found[name] = known or " ".join(words)
-    return found if len(found) * 5 >= 4 * len({n.text for n in names}) and len(found) > 2 else {}
+    if len(found) * 5 >= 4 * len({n.text for n in names}) and len(found) > 2:
+        return found
+    plants = sum(map(_gives_plant, parsed))
+    if plants < 2 or len(parsed) < 5 or not all(map(_tells_plant_alone, parsed)):
+        return {}
+    found = {}
+    for p in parsed:
+        read = naming.read(p.raw)
+        words = tuple(t.word for t in read.tokens if not t.bracketed)
+        if words and (read.how == "last" or not p.species or words[-1] in crops.KINDS):
+            found[p.raw] = " ".join(words)
+    return found
