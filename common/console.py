@@ -72,7 +72,7 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             finally:
                 sys.stdout.flush()  # --help | head
         except BrokenPipeError as error:
-            if "multiprocessing" in _raised_in(error):
+            if _is_between_processes(error):
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python's last flush must not complain
             return 141
@@ -122,15 +122,12 @@ def _comes_of_a_full_disk(error: BaseException | None) -> bool:
 def _comes_of_little_shared_memory(error: BaseException) -> bool:
     """Whether a lock or a batch of torch's loader had no room in /dev/shm."""
     if getattr(error, "errno", None) == errno.ENOSPC:
-        return "multiprocessing" in _raised_in(error)
-    return "DataLoader worker" in str(error) and any(
-        word in str(error) for word in ("Bus error", "shared memory", "/torch_")
-    )
+        return _is_between_processes(error)
+    return bool(re.search("DataLoader worker.*(Bus error|shared memory|/torch_)", str(error), re.S))
 
 
-def _raised_in(error: BaseException) -> str:
-    """The Python file that an error comes from."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename
+def _is_between_processes(error: BaseException) -> bool:
+    return "multiprocessing" in traceback.extract_tb(error.__traceback__)[-1].filename
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,9 +136,8 @@ class _Parser(argparse.ArgumentParser):
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        home = os.path.expanduser("~")
         words = [
-            re.sub(r"^([^~/]*=|)~(?=/|$)", lambda match: match[1] + home, word)
+            re.sub(r"^([^~/]*=|)~(?=/|$)", lambda match: match[1] + os.path.expanduser("~"), word)
             for word in (sys.argv[1:] if args is None else args)
         ]
         return super().parse_known_args(words, namespace)
