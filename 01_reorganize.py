@@ -25,7 +25,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ import numpy as np
 
 from common.console import Laps, fail, friendly, header, parser, say
 from common.demo import pictures
-from common.files import write_rows, write_text
+from common.files import stand_in, write_rows, write_text
 from common.images import read_rgb
 from common.organize import label_decisions, placing
 from common.organize.deduplicate import (
@@ -262,8 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_contact_sheets(
                 partial / "report", kept, facts, suspects, note, store, args.workers
             )
-    shutil.rmtree(args.output, ignore_errors=True)
-    os.replace(partial, args.output)
+    stand_in(partial, args.output)
     placing.clear(args.output)
     show_result(args.output, kept, rejected, certificate)
     say("", laps.table(), "", "next: python 02a_train_species.py")
@@ -272,7 +270,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def undo(output: Path) -> int:
     """Remove what this script made at `output`."""
-    if output.exists() and any(output.iterdir()) and not (output / "build_info.json").is_file():
+    there = output.is_file() or (output.is_dir() and any(output.iterdir()))
+    if there and not (output / "build_info.json").is_file():
         fail(f"{output} was not made by this script; nothing was removed.")
     left = placing.remove(output)
     say(f"removed what this script had made at {output}; the sources are as they were.")

@@ -131,6 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         shut_down()
         return 0
     setup = set_up(args, data, recipe, args.recipe, overridden, phases)
+    if data.tree.num_species == 1 and recipe.classes != "flat":
+        warn(
+            f"{data.tree.species[0]} IS THE ONLY SPECIES: its head has nothing to learn, so that "
+            "the loss of this stage is 0.0; 02b learns the diseases. Keep this stage short "
+            "(--species-finetune-epochs 0 --species-final-epochs 0) and give 02b more "
+            "--joint-epochs; or make each disease a class of its own: 01_reorganize.py --levels 1."
+        )
 
     folder = args.checkpoints / "species_only"
     # a run that goes on has its weights in last.pt: nothing to download

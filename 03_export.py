@@ -19,7 +19,6 @@ the report says what was tried. Takes two minutes for the demo.
 
 import argparse
 import datetime
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ from common.export.graph import export_onnx
 from common.export.measure import LimitError, check_batches, check_limits, measure_ms, session_run
 from common.export.pictures import Pictures, known_ood
 from common.export.report import write_report
-from common.files import file_sha256
+from common.files import claim, file_sha256, stand_in
 from common.serve import predictor
 from common.train import checkpoint
 from common.train.dataset import Organized, default_workers, load_organized
@@ -54,7 +53,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, default=Path("data/organized"), help="folder of 01_reorganize.py")
     add("--checkpoints", type=Path, default=Path("checkpoints"), help="where the run folders stand")
     add("--checkpoint", type=Path, help="the one to export (default: the best of the last stage)")
-    add("--output", type=Path, default=Path("exports"))
+    add(
+        "--output",
+        type=Path,
+        default=Path("exports"),
+        help="the folder to make; it may be a link, but no mount point (default exports)",
+    )
     add(
         "--precision-wanted",
         type=float,
@@ -99,6 +103,9 @@ def pick_checkpoint(args: argparse.Namespace) -> Path:
 
 def check_inputs(args: argparse.Namespace, data: Organized, path: Path) -> None:
     """Stop, or warn, where the data, the checkpoint at `path` or --output will not do."""
+    out = args.output = claim(args.output)
+    if args.triton:
+        claim(args.triton / formats.TRITON_NAME)
     if not len(data.splits["test"]):
         fail(
             f"{args.data} has no test pictures, and an export without a test would be a guess. "
@@ -109,7 +116,6 @@ def check_inputs(args: argparse.Namespace, data: Organized, path: Path) -> None:
             f"{path} HAS UNTRAINED DISEASE HEADS: only its species mean anything. Run "
             f"02b_train_disease.py first."
         )
-    out = args.output
     made_here = (out / predictor.FILE_NAME).is_file()
     if out.exists() and not made_here and (not out.is_dir() or any(out.iterdir())):
         fail(f"{out} is there and was not made by this script. Choose another --output.")
@@ -155,12 +161,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = write_report(partial, result, data, args.checkpoints, args.browser, clock())
         if args.triton:
             formats.write_triton(args.triton, partial / bundle["default_model"], bundle)
-        shutil.rmtree(args.output, ignore_errors=True)
-        os.replace(partial, args.output)
-    except (LimitError, formats.FormatError) as error:
-        fail(f"{error} Nothing was written.")
-    finally:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, (LimitError, formats.FormatError)):
+            fail(f"{error} Nothing was written.")
+        raise
+    stand_in(partial, args.output)
     say(
         "",
         told,

@@ -50,6 +50,7 @@ if [ "${1:-}" = test ]; then  # a process per core, at most four
   exec python -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"
 fi
 
+[ $# = 0 ] || { set -- "${@/#\~\//$HOME/}"; set -- "${@/=\~\//=$HOME/}"; }  # '~/x', NAME=~/x
 while [ $# -gt 0 ]; do
   case "$1" in
     --help|-h) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
@@ -57,8 +58,7 @@ while [ $# -gt 0 ]; do
       [ $# -ge 2 ] || fail "$1 needs a value (bash run_all.sh --help)"
       name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2 ;;  # into the variable of that name
     --no-browser) browser=""; shift ;;
-    --fresh) fresh=--fresh; shift ;;
-    --dry-run) dry_run=1; shift ;;
+    --fresh) fresh=--fresh; shift ;;  --dry-run) dry_run=1; shift ;;
     -*) fail "unknown flag $1 (bash run_all.sh --help lists them)" ;;
     *) [ -d "$1" ] || [ -d "${1#*=}" ] || fail "there is no folder $1"; sources+=("$1"); shift ;;
   esac

@@ -7,8 +7,11 @@ import contextlib
 import difflib
 import errno
 import functools
+import os
+import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -56,7 +59,7 @@ def fail(message: str) -> NoReturn:
 
 def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     """Wrap a script's `main` so that a full disk, a missing permission or Ctrl-C ends in a
-    sentence.
+    sentence, and a closed pipe (`| head`) quietly, as the shell's own tools do: exit code 141.
 
     Anything else is a bug of ours and keeps its traceback.
     """
@@ -64,7 +67,15 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
+            try:
+                return main(argv)
+            finally:
+                sys.stdout.flush()  # --help | head
+        except BrokenPipeError as error:
+            if _is_between_processes(error):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python's last flush must not complain
+            return 141
         except KeyboardInterrupt:
             print(
                 "\nstopped. Run the same command again to go on from the last saved state.",
@@ -74,6 +85,12 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
         except (OSError, RuntimeError) as error:
             file = getattr(error, "filename", None)
             where = f" ({file})" if file else ""
+            if _comes_of_little_shared_memory(error):
+                fail(
+                    "the processes of --workers need more shared memory than /dev/shm has free. In "
+                    "Docker, start the container with --shm-size 2g (its default is 64 MB). Or "
+                    "give 02a, 02b and 03 --workers 0, which needs none but is slower."
+                )
             if _comes_of_a_full_disk(error):
                 fail(
                     f"the disk is full{where}. Nothing that was finished is lost: make room, then "
@@ -102,8 +119,28 @@ def _comes_of_a_full_disk(error: BaseException | None) -> bool:
     return False
 
 
+def _comes_of_little_shared_memory(error: BaseException) -> bool:
+    """Whether a lock or a batch of torch's loader had no room in /dev/shm."""
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return _is_between_processes(error)
+    return bool(re.search("DataLoader worker.*(Bus error|shared memory|/torch_)", str(error), re.S))
+
+
+def _is_between_processes(error: BaseException) -> bool:
+    return "multiprocessing" in traceback.extract_tb(error.__traceback__)[-1].filename
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, with the flag that was probably meant."""
+    """A parser that expands `~` wherever a path begins (shells leave that of --output=~/x and
+    name=~/x alone), and whose errors are one sentence, with the flag that was probably meant.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = [
+            re.sub(r"^([^~/]*=|)~(?=/|$)", lambda match: match[1] + os.path.expanduser("~"), word)
+            for word in (sys.argv[1:] if args is None else args)
+        ]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]

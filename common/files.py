@@ -1,15 +1,16 @@
-"""Files that are written whole or not at all, their hashes, those that a folder holds, and which of
-them a written path means.
+"""Files and folders that are written whole or not at all, and what lies in their way; hashes; the
+files that a folder holds, and which of them a written path means.
 """
 
 import contextlib
 import csv
+import errno
 import functools
 import hashlib
 import os
 import posixpath
 import re
-import tempfile
+import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -81,38 +82,115 @@ def walk(
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file beside `path`, which takes its place when the `with` ends
-    well; else it is removed.
+    """Give the path of a temporary file beside `path`, to be written inside the `with`; it takes
+    the place of `path`, or of what that links to, when the `with` ends well; else it is removed.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    path = follow(path)
+    aside = path.with_name(path.name + ".tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
+        yield aside
+        with aside.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
+        os.replace(aside, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise
 
 
 def write_rows(path: Path, titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file aside and rename it."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    """Write a CSV file, whole or not at all."""
+    with (
+        whole(path) as aside,
+        aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(titles)
         writer.writerows(rows)
-    os.replace(aside, path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file aside and rename it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    """Write a text file, whole or not at all."""
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+# region what lies in an output's way
+
+
+def follow(output: Path) -> Path:
+    """Where an output really goes: a link is followed, and stays.
+
+    Raises:
+        SystemExit: where it is neither a file nor a folder (a device, a pipe, a socket).
+    """
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        fail(f"{output} is a device, a pipe or a socket, which no result can replace.")
+    if output.name not in ("", "..") and not output.is_symlink():
+        return output  # as it was written
+    return Path(os.path.realpath(output))
+
+
+def claim(output: Path) -> Path:
+    """Where an output really goes that is replaced as a whole, before any work is done for it;
+    brings back what a run put aside that was killed in `stand_in`.
+
+    Raises:
+        SystemExit: where it is no file or folder, or is a mount point, which nothing can replace.
+    """
+    output = follow(output)
+    if not output.name:
+        fail(f"{output} cannot be replaced by a result. Name something in it.")
+    aside, probe = _aside(output), output.with_name(f".{output.name}.probe")
+    if output.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    elif aside.exists():
+        os.replace(aside, output)
+    try:
+        probe.unlink(missing_ok=True)
+        os.link(output, probe)  # fails for a folder, and otherwise for a mount point of any kind
+        probe.unlink()
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            inside = (
+                "file in a mounted folder" if output.is_file() else f"folder in it: {output}/new"
+            )
+            fail(
+                f"{output} is a mount point (a Docker volume, a disk), which cannot be replaced by "
+                f"a new result. Name a {inside}"
+            )
+        if error.errno == errno.ENOTDIR:
+            fail(f"{output} cannot be: {output.parent} is a file, not a folder.")
+    return output
+
+
+def stand_in(new: Path, output: Path) -> None:
+    """Put a finished folder in the place of `output`, which is deleted when that is done. At a kill
+    in between, the old one lies aside, where `claim` finds it.
+
+    Raises:
+        SystemExit: where the system does not allow it; both folders are left as they are.
+    """
+    aside = _aside(output)
+    try:
+        if output.exists():
+            os.replace(output, aside)
+        os.replace(new, output)
+    except OSError as error:
+        if not output.exists() and aside.exists():
+            os.replace(aside, output)
+        fail(
+            f"{new} is complete but cannot be renamed to {output} ({error.strerror}). Move it "
+            f"there by hand, or choose another --output."
+        )
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.replaced")
+
+
+# endregion
 
 
 def match_paths(

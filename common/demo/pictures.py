@@ -19,6 +19,7 @@ from common.demo.leaves import compose, paint_leaf
 from common.demo.lesions import infect
 from common.demo.scenes import Style, photograph
 from common.demo.things import draw_thing
+from common.files import stand_in
 
 FORMAT = 3  # raise it when the same seed draws other pictures
 MARKER = "demo.json"
@@ -204,6 +205,5 @@ def make_demo(
         "planted": planted,
     }
     (growing / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    growing.rename(folder)
+    stand_in(growing, folder)
     return marker | places

@@ -3,7 +3,6 @@ Triton model repository. No torch.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import onnx
 
 from common.classes import ClassTree
 from common.export.quantize import KEEP_FLOAT
-from common.files import whole, write_text
+from common.files import follow, stand_in, whole, write_text
 from common.serve.predictor import OUTPUTS
 
 BATCH_TOLERANCE = 1e-5  # greatest difference that another batch may make to a probability
@@ -219,13 +218,13 @@ def write_triton(folder: Path, model: Path, bundle: Mapping[str, Any]) -> Path:
         FormatError: where `<folder>/foliar` is there and was not made by this function, or the
             model breaks the contract.
     """
-    target = folder / TRITON_NAME
+    target = follow(folder / TRITON_NAME)
     if target.exists() and not (target / "config.pbtxt").is_file():
         raise FormatError(f"{target} is there and is no Triton model. Choose another folder.")
     tree = ClassTree.from_json(bundle["tree"])
     text = triton_config(model, tree)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{TRITON_NAME}-", dir=folder) as aside:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{TRITON_NAME}-", dir=target.parent) as aside:
         made = Path(aside) / TRITON_NAME
         (made / "1").mkdir(parents=True)
         shutil.copyfile(model, made / "1" / "model.onnx")
@@ -233,8 +232,7 @@ def write_triton(folder: Path, model: Path, bundle: Mapping[str, Any]) -> Path:
         write_text(made / "labels.txt", labels)
         write_text(made / "bundle.json", json.dumps(bundle, indent=1))
         write_text(made / "config.pbtxt", text)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(made, target)
+        stand_in(made, target)
     return target
 
 

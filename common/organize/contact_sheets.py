@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from common.console import progress
-from common.files import write_text
+from common.files import whole, write_text
 from common.images import ImageError, read_rgb
 from common.organize import contact_sheets_page
 
@@ -124,10 +124,9 @@ def long_tail(path: Path, names: Sequence[str], counts: np.ndarray, dark: bool =
             handles[::-1], labels[::-1], ncols=3, frameon=False, loc="upper right", labelcolor=ink
         )
         axis.set_title("\n".join(size_words(total)), loc="left", fontsize=11)
-        aside = path.with_name(path.name + ".tmp")
-        figure.savefig(aside, dpi=200, format="png")
+        with whole(path) as aside:
+            figure.savefig(aside, dpi=200, format="png")
         plt.close(figure)
-    os.replace(aside, path)
 
 
 def size_words(total: np.ndarray) -> list[str]:

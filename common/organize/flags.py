@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import fail
+from common.files import claim
 from common.organize.names.folders import VERSIONS
 
 
@@ -44,7 +45,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "draw demo pictures beside the output folder and organize those",
     },
-    "--output": {"type": Path, "default": Path("data/organized")},
+    "--output": {
+        "type": Path,
+        "default": Path("data/organized"),
+        "help": "the folder to make; it may be a link, but no mount point (default data/organized)",
+    },
     "--not-plants": {
         "type": Path,
         "metavar": "DIR",
@@ -246,7 +251,9 @@ def add_embed_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Stop with a sentence where values are out of range or do not fit each other."""
+    """Stop with a sentence where values are out of range or do not fit each other, or what is to
+    be written cannot be. Links of --output are followed.
+    """
     ranges = (
         64 <= args.long_side <= 8192,
         -1 <= args.near <= 15,
@@ -284,3 +291,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for holds, sentence in mistakes:
         if holds:
             fail(sentence)
+    for place in filter(None, (args.review, args.json if args.json != "-" else None)):
+        claim(Path(place))
+    if not args.dry_run:
+        args.output = claim(args.output)

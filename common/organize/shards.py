@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.console import fail, progress
+from common.files import whole
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # an archive ends with two empty blocks and is filled up to a whole record
@@ -159,31 +160,23 @@ def _write_shard(
     source_of: Callable[[int], Source],
     done: Callable[[], object],
 ) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with open(aside, "wb", buffering=1 << 20) as file:
-            for i in pictures:
-                source = source_of(i)
-                data = source if isinstance(source, bytes) else _read(source)
-                if len(data) != plan.size[i]:
-                    what = "the picture" if isinstance(source, bytes) else source
-                    fail(
-                        f"{what} has {len(data):,} bytes, and had {plan.size[i]:,} when its place "
-                        f"in {path.name} was fixed. "
-                        "Did something change it? Run the same command again."
-                    )
-                file.write(_header(b"%016x.jpg" % int(plan.ids[i]), len(data)))
-                file.write(data)
-                file.write(_after(plan, i))
-                done()
-            file.write(bytes(int(plan.shard_bytes[plan.shard[pictures[0]]]) - file.tell()))
-            file.flush()
-            # a shard is known to be complete by its name, so its bytes must be safe before that
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    # a shard is known to be complete by its name, so its bytes are safe before it has that
+    with whole(path) as aside, aside.open("wb", buffering=1 << 20) as file:
+        for i in pictures:
+            source = source_of(i)
+            data = source if isinstance(source, bytes) else _read(source)
+            if len(data) != plan.size[i]:
+                what = "the picture" if isinstance(source, bytes) else source
+                fail(
+                    f"{what} has {len(data):,} bytes, and had {plan.size[i]:,} when its place "
+                    f"in {path.name} was fixed. "
+                    "Did something change it? Run the same command again."
+                )
+            file.write(_header(b"%016x.jpg" % int(plan.ids[i]), len(data)))
+            file.write(data)
+            file.write(_after(plan, i))
+            done()
+        file.write(bytes(int(plan.shard_bytes[plan.shard[pictures[0]]]) - file.tell()))
 
 
 def _is_complete(path: Path, plan: Layout, pictures: list[int], size: int) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.console import fail
 from common.decide import MODES
+from common.files import claim
 from common.serve.providers import PROVIDERS
 
 
@@ -164,8 +165,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for flag, path in (("output", args.output), ("submission", args.submission)):
         if path and path.is_dir():
             fail(f"--{flag} {path} is a folder; give the name of a file in it.")
-        if path and path.parent.exists() and not path.parent.is_dir():
-            fail(f"--{flag} {path} cannot be: {path.parent} is a file, not a folder.")
+        setattr(args, flag, path and claim(path))
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:

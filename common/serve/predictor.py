@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.classes import ClassTree
 from common.decide import Rejection, Rollup, rejection_from_json, rollups_from_json
-from common.files import file_sha256, whole
+from common.files import file_sha256, write_text
 from common.images import FORMATS, MAX_PIXELS, middle_of, read_rgb, resize_to_model
 
 FORMAT = 4
@@ -123,8 +123,7 @@ def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:
         raise BundleError(f"{folder / FILE_NAME} cannot be written: {error}") from None
     for card in _parse(folder, json.loads(text)).models.values():
         _verify(folder, card)
-    with whole(folder / FILE_NAME) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / FILE_NAME, text + "\n")
     return folder / FILE_NAME
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import console
+from common.files import stand_in
 
 NAME, VERSION = "onnxruntime-web", "1.30.0"
 RUNTIME = Path(__file__).parents[2] / ".web" / f"{NAME}-{VERSION}"
@@ -67,8 +68,7 @@ def fetch(folder: Path = RUNTIME) -> bool:
             return False
         pack([new / SCRIPT, new / WASM])
         (new / "done").touch()
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        stand_in(new, folder)
     return True
 
 

@@ -3,12 +3,10 @@ check of everything.
 """
 
 import hashlib
-import os
 import platform
 import socket
 import sys
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +17,7 @@ import torch
 
 from common.classes import ClassTree
 from common.console import fail
+from common.files import whole
 from common.train.model import SwinHierarchical
 
 FORMAT = 1
@@ -37,17 +36,8 @@ def save(path: Path, payload: dict[str, Any]) -> None:
             removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with aside.open("wb") as file:
-            torch.save({"format": FORMAT, **payload}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
+    with whole(path) as aside, aside.open("wb") as file:
+        torch.save({"format": FORMAT, **payload}, file)
 
 
 def load(path: Path) -> dict[str, Any]:

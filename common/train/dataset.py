@@ -3,6 +3,7 @@ whose draws do not depend on workers.
 """
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -350,6 +351,8 @@ def make_loader(
     """Make a loader: of the batches of items that `sampler` names, else in order and complete."""
     # a pool of OpenCV threads in this process would not survive the fork into a worker
     cv2.setNumThreads(1)
+    if workers:  # where /dev/shm is full, this ends in a sentence, the loader's own in a traceback
+        multiprocessing.Lock()
     return DataLoader(
         dataset,
         batch_sampler=sampler,

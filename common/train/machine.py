@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common.console import fail, mute, say, table
-from common.files import file_sha256
+from common.files import file_sha256, follow
 from common.train import checkpoint, recipe_flags
 from common.train.compute import Compute, World, choose_compute, join
 from common.train.dataset import EvalViews, Organized, default_workers, load_organized, make_loader
@@ -156,8 +156,12 @@ def set_up(
     """Resolve the machine, print the plan and load the teacher.
 
     Raises:
-        SystemExit: for a flag that makes no sense, or a teacher that cannot be used.
+        SystemExit: for a flag that makes no sense, --checkpoints that cannot hold any, or a teacher
+            that cannot be used.
     """
+    args.checkpoints = follow(args.checkpoints)
+    if args.checkpoints.is_file():
+        fail(f"--checkpoints {args.checkpoints} is a file. Give a folder.")
     compute, world = resolve_machine(args, recipe)
     print_plan(data, phases, recipe)
     teacher = find_teacher(args, data, compute)
