@@ -100,6 +100,31 @@ def test_one_question_a_source(tmp_path, capfd):
     assert read(tmp_path, source, "--names", review)["Healthy"]["species"] == "lemon"
 
 
+def test_each_folder_is_asked_about_where_they_differ(tmp_path):
+    folders = ("a/mango_rust", "a/healthy", "b/tomato_rust", "b/healthy", "c/x/healthy", "healthy")
+    places = {"a": "north", "b": "south", "c": "east"}
+    named = [f"{places.get(f[0], '')}{f[1:]}" if f[1] == "/" else f for f in folders]
+    source = plain(tmp_path / "pictures", *named)
+    review = tmp_path / "review.csv"
+    assert organize(tmp_path / "out", source, "--dry-run", "--review", review) == 0
+    rows = {row["name"]: row for row in rows_of(review)}
+    assert rows["north/*"]["species"] == "mango"
+    assert rows["south/*"]["species"] == "tomato"
+    assert rows["healthy"]["decision"] == rows["east/x/healthy"]["decision"] == "left out"
+    before = read(tmp_path, source)
+    after = read(tmp_path, source, "--names", review)
+    assert {k: r["species"] for k, r in after.items()} == {
+        k: r["species"] for k, r in before.items()
+    }
+    assert not after["north/healthy"]["asked"]
+    given = tmp_path / "given.csv"
+    given.write_text("name,species,disease\neast/*,fig,\n./*,plum,\n")
+    found = read(tmp_path, source, "--names", given)
+    assert found["east/x/healthy"]["species"] == "fig"
+    assert found["healthy"]["species"] == "plum"
+    assert found["north/healthy"]["species"] == "mango"
+
+
 def test_a_run_without_a_class_writes_what_to_answer(tmp_path, refused):
     source = plain(tmp_path / "pictures", "Anthracnose", "Healthy")
     refused("no class can be read", organize, tmp_path / "out", source)

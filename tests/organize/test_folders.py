@@ -39,7 +39,7 @@ def test_the_title_gives_the_crop_and_asks():
 
 def test_a_name_that_a_person_gives_needs_no_question():
     assert read(MANGO, name="mango", title="pictures")["Healthy"] == ("mango", "healthy", False)
-    found = read(["rust", "healthy"], species="zorbfruit", title="mango")
+    found = read(["rust", "healthy"], said=["zorbfruit"] * 2, title="mango")
     assert found["rust"] == ("zorbfruit", "rust", False)
 
 

@@ -209,16 +209,19 @@ def _split_end(segment: str) -> tuple[str, int]:
 
 
 def read_folders(
-    paths: Sequence[Parts], title: str = "", name: str = "", species: str = ""
+    paths: Sequence[Parts], title: str = "", name: str = "", said: Sequence[str] = ()
 ) -> list[FolderReading]:
     """Read the class folders of one source.
 
     Args:
         paths: names of the folders below the source down to the class folder; splits are out.
-        title: the source folder's own name; name: what a person called the source; species: the
-            plant that a person said the source shows, whatever the tables hold.
+        title: the source folder's own name; name: what a person called the source.
+        said: the plant that a person said each path shows where it names none, whatever the tables
+            hold, or "".
     """
-    readings = _Source([_telling(p) for p in paths], title, name, species).read()
+    known = naming.read(name).species or ""
+    plants = [plant or known for plant in said or [""] * len(paths)]
+    readings = _Source([_telling(p) for p in paths], title).read(plants)
     codes = Counter(path[:-1] for path in paths if path and not words_of(path[-1]))
     return [
         _checked(path, reading, path[:-1] in codes and not words_of(path[-1]) and codes[path[:-1]])
@@ -269,17 +272,16 @@ class _Name(NamedTuple):
 class _Source:
     """One source's folders, read together."""
 
-    def __init__(self, paths: list[Parts], title: str, name: str, species: str) -> None:
+    def __init__(self, paths: list[Parts], title: str) -> None:
         self.paths = paths
         self.title = plants_in(title)
-        self.said = species or naming.read(name).species or ""  # by a person
         self.beside: dict[Parts, set[str]] = defaultdict(set)
         for path in paths:
             for i in range(len(path)):
                 self.beside[path[:i]].add(path[i])
 
-    def read(self) -> list[FolderReading]:
-        """Read every folder, in the order given."""
+    def read(self, said: Sequence[str]) -> list[FolderReading]:
+        """Read every folder, in the order given; said: the plant of each that names none, or ""."""
         names = [self._name(path) for path in self.paths]
         parsed = parse_class_names([name.text for name in names])
         taxa = _taxa(names, parsed)
@@ -288,8 +290,8 @@ class _Source:
             if _gives_plant(p) and not naming.read(name.text).fixed:
                 neighbours[name.parent].add(p.species or "")
         crop = [
-            self._crop(name, p, neighbours[name.parent]) if p.raw not in taxa else ("", "")
-            for name, p in zip(names, parsed, strict=True)
+            self._crop(name, p, neighbours[name.parent], plant) if p.raw not in taxa else ("", "")
+            for name, p, plant in zip(names, parsed, said, strict=True)
         ]
         texts = [f"{c[0]}/{name.text}" for c, name in zip(crop, names, strict=True) if c[0]]
         again = dict(zip(texts, parse_class_names(texts), strict=True))
@@ -310,7 +312,7 @@ class _Source:
             readings.append(FolderReading(plant or p.species, p.disease, confidence, reason, told))
         return readings
 
-    def _crop(self, name: _Name, p: ParsedName, neighbours: set[str]) -> tuple[str, str]:
+    def _crop(self, name: _Name, p: ParsedName, neighbours: set[str], said: str) -> tuple[str, str]:
         """The plant that a folder takes from around it, and from what: "name", "neighbours" or
         "title"; ("", "") where it needs none.
         """
@@ -318,8 +320,8 @@ class _Source:
         strong = p.species and p.confidence >= 0.8 and re.search(r"__|/| - ", name.text)
         if not name.text or own or name.crop_from or (strong and p.species not in _GROUPS):
             return "", ""
-        if self.said:
-            return self.said, "name"
+        if said:
+            return said, "name"
         if len(self.title) == 1 and neighbours <= _GROUPS:
             return next(iter(self.title)), "title"
         if len(neighbours) == 1:

@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,7 +22,9 @@ from common.organize.sources import Label, Source
 Pair = tuple[str, str]
 REVIEW = ("source", "name", "species", "disease", "confidence", "decision", "reason")
 NAMES = ("source", "name", "species", "disease", "confidence", "decided_by", "reason")
-ALL = "*"  # name of the row that answers which plant a whole source shows
+# Last part of the name of a row that answers which plant all names show that say none: "*" of the
+# whole source, "x/*" of what lies below x, "./*" of what lies in no folder.
+ALL = "*"
 _COLUMNS = ("name", "species", "disease")
 _SHOWN = 5  # other names, or unknown answers, that one sentence lists
 
@@ -34,7 +36,7 @@ class Names:
     Attributes:
         classes: label -> (species, disease) as slugs, without labels left out.
         review: rows of REVIEW, one per question that a person has not answered, the labels left out
-            first. A row named "*" asks which plant a whole source shows.
+            first. A row named "*" asks which plant a whole source shows, "x/*" a folder of it.
         table: rows of NAMES, one per label, in the order given. Both tables are text; species and
             disease are slugs, empty where the label is left out.
         reasons: label -> why it was read so.
@@ -96,8 +98,8 @@ def read_names(
             read = [_flat(parse_flat(label.name.rpartition("/")[2])) for label in mine]
         else:
             paths = [tuple(label.name.split("/")) for label in mine]
-            said = given.species.get(number, species)
             name = source.name if source.named else ""
+            said = [given.plant(label) or species for label in mine]
             read = [_read(r) for r in read_folders(paths, source.root.name, name, said)]
         decided |= {k: given.rows.get(k, d) for k, d in zip(mine, read, strict=True)}
     decided = {label: decided[label] for label in labels}
@@ -154,10 +156,10 @@ def _review(
             notes[label].append((0, f"no species can be read: {d.reason}; {how}"))
         elif float(d.confidence) < ASK_BELOW:
             notes[label].append((2, f"{d.reason}; correct this row, or return it unchanged"))
-    for (number, plant, told), members in guessed.items():
+    for (number, plant, told, place), members in _by_place(guessed, open_names).items():
         few = ", ".join(label.name for label in members[:_SHOWN])
         what = f"{plant} from the {told}, for names that say no plant? {len(members)}: {few}"
-        row = (sources[number].name, ALL, plant, "", "0.70", _DECISIONS[1].format(told), what)
+        row = (sources[number].name, place, plant, "", "0.70", _DECISIONS[1].format(told), what)
         questions.append((1, row))
     together: dict[Pair, list[Label]] = defaultdict(list)
     for label, pair in classes.items():
@@ -182,6 +184,23 @@ def _review(
     asked = {label for label, found in notes.items() if found[0][0] < 3}
     asked.update(*guessed.values())
     return [row for _, row in sorted(questions, key=lambda question: question[0])], asked
+
+
+def _by_place(
+    guessed: dict[tuple[int, str, str], list[Label]], decided: dict[Label, _Decided]
+) -> dict[tuple[int, str, str, str], list[Label]]:
+    """Guesses with the name of the row that asks about them: "*" where all names of a source that
+    say no plant share one guess, else a row for each folder.
+    """
+    without = {label.source for label, d in decided.items() if not d.pair and not d.not_plant}
+    groups = Counter(number for number, *_ in guessed)
+    places: dict[tuple[int, str, str, str], list[Label]] = defaultdict(list)
+    for key, members in guessed.items():
+        for label in members:
+            parent = label.name.rpartition("/")[0] or "."
+            alone = groups[label.source] == 1 and label.source not in without
+            places[(*key, ALL if alone else f"{parent}/{ALL}")].append(label)
+    return places
 
 
 def _with(label: Label, same: Sequence[Label], decided: dict[Label, _Decided]) -> str:
@@ -219,7 +238,7 @@ class _Answers:
         self.sources = {source.name: number for number, source in enumerate(sources)}
         self.levels = levels
         self.rows: dict[Label, _Decided] = {}
-        self.species: dict[int, str] = {}
+        self.plants: dict[tuple[int, str], str] = {}  # (source, name of the row) -> plant
         self.names: dict[str, list[Label]] = defaultdict(list)  # by path, else by the last folder
         for label in labels:
             for name in {label.name, label.name.rpartition("/")[2]}:
@@ -231,9 +250,9 @@ class _Answers:
         unknown: list[tuple[int, str]] = []
         known = [name for name in self.names if not name.isprintable()]
         for line, (source, raw, species, disease) in _rows(path, known):
-            if raw == ALL and species:
+            if raw.rpartition("/")[2] == ALL and species:
                 for number in self._numbers(path, line, source):
-                    self.species[number] = species
+                    self.plants[number, raw] = species
                 continue
             answer = _answer(path, line, raw, species, disease, self.levels)
             found = self._labels(path, line, source, raw)
@@ -259,6 +278,14 @@ class _Answers:
                 f"{shown}{more}."
             )
 
+    def plant(self, label: Label) -> str:
+        """The plant that a person gave the nearest folder above a label, or its source, or ""."""
+        folders = label.name.split("/")[:-1]
+        above = ["/".join(folders[:n]) for n in range(len(folders), 0, -1)] or ["."]
+        rows = (*(f"{folder}/{ALL}" for folder in above), ALL)
+        found = (self.plants.get((label.source, row), "") for row in rows)
+        return next(filter(None, found), "")
+
     def _numbers(self, path: Path, line: int, source: str) -> list[int]:
         if source and source not in self.sources:
             names = ", ".join(self.sources)
@@ -276,11 +303,11 @@ class _Answers:
             label for label in found if unicodedata.normalize("NFC", label.name) == name
         ]
         if len(exact or found) > 1:
-            places = ", ".join(f"{s} has it" for s in self.sources)
-            paths = "; ".join(sorted({label.name for label in found})[:_SHOWN])
+            names = list(self.sources)
+            places = "; ".join(f"{names[k.source]}: {k.name}" for k in found[:_SHOWN])
             fail(
-                f"{path}, line {line}: '{raw}' stands for several names ({paths}; {places}). "
-                "Write the whole path, and the source in a column of its own."
+                f"{path}, line {line}: '{raw}' stands for several names ({places}). Write the "
+                "whole path, and the source in a column of its own."
             )
         return exact or found
 
