@@ -27,7 +27,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ from common.files import stand_in, write_rows, write_text
 from common.images import read_rgb
 from common.organize import label_decisions, placing
 from common.organize.deduplicate import (
+    Kept,
     Rejected,
     choose,
     class_numbers,
@@ -45,7 +46,7 @@ from common.organize.deduplicate import (
     require_sizes,
 )
 from common.organize.duplicates import lookalikes
-from common.organize.duplicates.planted import judge_hashes
+from common.organize.duplicates.planted import Row, judge_hashes
 from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import find_table, read_labels
@@ -166,6 +167,45 @@ def read_sources(
     return files, names, index, class_idx
 
 
+def judge_search(
+    args: argparse.Namespace,
+    kept: Kept,
+    hashes: np.ndarray,
+    stored: Callable[[int], bytes],
+    alike: lookalikes.Lookalikes,
+) -> dict[str, list[Row]]:
+    """What each search for near-duplicates makes of altered copies of kept pictures; hashes: uint64
+    (K,); stored: the file of a kept one.
+    """
+    planted = {}
+    sample = range(min(PLANTED, len(kept)))  # the first by content hash are a random sample
+    if args.embed:
+        planted[f"features, cosine at least {alike.cosine}"] = alike.judge(sample, kept.group)
+    if args.near >= 0:
+        planted[f"perceptual hash, at most {args.near} of 64 bits"] = judge_hashes(
+            lambda k: read_rgb(stored(k), min_side=1), sample, hashes, kept.group, args.near
+        )
+    return planted
+
+
+def write_tables(
+    folder: Path,
+    names: Names,
+    decisions: list[label_decisions.Decision],
+    manifest: Iterable,
+    rejected: Iterable,
+) -> None:
+    """Write the CSV tables of data/organized/."""
+    for table, titles, rows in (
+        ("manifest", placing.MANIFEST, manifest),
+        ("rejected", placing.REJECTED, rejected),
+        ("review", REVIEW, names.review),
+        ("names", NAMES, names.table),
+        ("labels_review", label_decisions.COLUMNS, label_decisions.decided_rows(decisions)),
+    ):
+        write_rows(folder / f"{table}.csv", titles, rows)
+
+
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     """Organize; see the module's docstring."""
@@ -209,53 +249,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         rejected = Rejected(facts["reason"].copy(), details, np.full(len(files), -1, np.int64))
         kept, others = choose(files, facts, rejected, index, class_idx, args)
 
-    def stored(k: int) -> Path:
-        return store / target_of(facts["key"][kept.file[k]])
-
-    def pixels(k: int) -> np.ndarray:
-        return read_rgb(stored(k), min_side=1)
+    def stored(k: int) -> bytes:
+        return (store / target_of(facts["key"][kept.file[k]])).read_bytes()
 
     chosen, alike = facts[kept.file], lookalikes.NONE
     if args.embed:
         with laps("comparing features"):
-            alike = lookalikes.find(
-                args, lambda k: stored(k).read_bytes(), chosen["sha256"], store / "features"
-            )
+            alike = lookalikes.find(args, stored, chosen["sha256"], store / "features")
     with laps("grouping and splitting"):
         out = np.array([held_out[pair] for pair in kept.classes], np.int8)
         certificate = partition(kept, files, facts, out, alike.pairs, args)
     with laps("judging the search on copies it makes"):
-        sample = range(min(PLANTED, len(kept)))  # the first by content hash are a random sample
-        if args.embed:
-            search = f"features, cosine at least {alike.cosine}"
-            certificate.planted[search] = alike.judge(sample, kept.group)
-        if args.near >= 0:
-            search = f"perceptual hash, at most {args.near} of 64 bits"
-            hashes, group = chosen["phash"], kept.group
-            certificate.planted[search] = judge_hashes(pixels, sample, hashes, group, args.near)
+        certificate.planted.update(judge_search(args, kept, chosen["phash"], stored, alike))
     with laps("placing pictures"):
         placed, layouts = placing.plan_places(kept, facts, round(args.shards * 1e6))
         placing.place(placed, layouts, facts, store, partial)
         not_plants = placing.place_not_plants(files, facts, others, args.near, store, partial)
     with laps("writing the index"):
         placing.write_index(partial, kept)
-        for table, titles, rows in (
-            ("manifest", placing.MANIFEST, placing.manifest_rows(placed, files, facts)),
-            ("rejected", placing.REJECTED, placing.rejected_rows(files, rejected)),
-            ("review", REVIEW, names.review),
-            ("names", NAMES, names.table),
-            ("labels_review", label_decisions.COLUMNS, label_decisions.decided_rows(decisions)),
-        ):
-            write_rows(partial / f"{table}.csv", titles, rows)
+        manifest = placing.manifest_rows(placed, files, facts)
+        write_tables(partial, names, decisions, manifest, placing.rejected_rows(files, rejected))
         suspects, note = write_report(
             partial, kept, files, facts, rejected, names, certificate, not_plants
         )
-        build_info = {
+        info = {
             "identity": identity,
             "long_side": args.long_side,
-            "sources": {s.name: str(s.root) for s in files.sources},
+            "sources": {source.name: str(source.root) for source in files.sources},
         }
-        write_text(partial / "build_info.json", json.dumps(build_info))
+        write_text(partial / "build_info.json", json.dumps(info))
     if args.report:
         with laps("drawing the report"):
             write_contact_sheets(
