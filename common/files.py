@@ -12,7 +12,7 @@ import posixpath
 import re
 import shutil
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -211,15 +211,21 @@ def match_paths(
     Returns:
         per row the index of a file, or `ABSENT` or `SEVERAL`.
     """
-    roots = ["/" + "/".join(_parts(os.path.abspath(base))[1]) for base in bases]
-    finder = _Finder(map(_parts, written), paths, roots)
+    roots = list(dict.fromkeys("/" + "/".join(_parts(os.path.abspath(b))[1]) for b in bases))
+    plain = [_Finder.path(path) for path in paths]
+    found = _straight(written, plain, roots)
+    lost = (hit == ABSENT and not _split(text)[1] for hit, text in zip(found, written, strict=True))
+    ids = [text if absent else "" for absent, text in zip(lost, written, strict=True)]
+    if any(ids):  # the same without endings; what two files fit is looked at below
+        stems = [_split(path)[0] for path in plain]
+        found = list(map(max, found, _straight(ids, stems, roots)))
+    rest = {i: _parts(written[i]) for i, hit in enumerate(found) if hit == ABSENT}
+    finder = _Finder(rest.values(), paths if rest else (), roots)
     find = functools.lru_cache(100_000)(finder.find)
-    rows, found = {}, []
-    for i, text in enumerate(written):
-        start, parts = _parts(text)
-        if start:
-            rows[i] = parts
-        found.append(ABSENT if start else find(parts, len(parts) > 1 or text.startswith("./")))
+    for i, (start, parts) in rest.items():
+        direct = len(parts) > 1 or written[i].startswith("./")
+        found[i] = ABSENT if start else find(parts, direct)
+    rows = {i: parts for i, (start, parts) in rest.items() if start}
     folders = {parts[:-1] for parts in rows.values()}
     for drop in range(max(map(len, folders), default=-1) + 1):
         hits = {i: find(parts[drop:]) for i, parts in rows.items() if len(parts) > drop}
@@ -235,6 +241,31 @@ def match_paths(
                 there = "/".join(rows[min(hits)][:drop])
                 say(f"  {there} is taken to be {' and '.join(sorted(here)) or 'any folder'} here")
             break
+    return found
+
+
+def _straight(written: Sequence[str], paths: Sequence[str], roots: Sequence[str]) -> list[int]:
+    """Look rows up letter by letter, which finds nearly all: a path below one of the roots, or a
+    bare name.
+    """
+    deep = ["/" in text for text in written]
+    at = _indices(paths if any(deep) else ())
+    names = _indices(() if all(deep) else [path.rpartition("/")[2] for path in paths])
+    found = []
+    for text, is_path in zip(written, deep, strict=True):
+        if is_path:
+            hits = [at[path] for root in roots if (path := f"{root}/{text}") in at]
+            found.append(hits[0] if len(hits) == 1 else ABSENT)
+        else:
+            found.append(names.get(text, ABSENT))
+    return found
+
+
+def _indices(texts: Sequence[str]) -> dict[str, int]:
+    """The index of each text, or `SEVERAL`."""
+    found: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        found[text] = SEVERAL if text in found else i
     return found
 
 
@@ -273,18 +304,15 @@ class _Finder:
         self.paths, self.roots = paths, roots
         # rows of another machine's paths may come down to a name alone
         keys = (key for far, parts in rows for key in self._keys(parts)[0 if far else -1 :])
-        self.first: dict[str, int] = dict.fromkeys(keys, ABSENT)
-        self.more: dict[str, list[int]] = defaultdict(list)
+        self.found: dict[str, list[int]] = {key: [] for key in keys}
         for i, path in enumerate(paths):
-            for key in self._keys(self._path(path).rsplit("/", 2)[-2:]):
-                if key in self.first:
-                    if self.first[key] == ABSENT:
-                        self.first[key] = i
-                    else:
-                        self.more[key].append(i)
+            for key in self._keys(self.path(path).rsplit("/", 2)[-2:]):
+                if key in self.found:
+                    self.found[key].append(i)
 
     @staticmethod
-    def _path(path: str) -> str:
+    def path(path: str) -> str:
+        """A path with slashes and composed accents."""
         return _composed(path.replace(os.sep, "/"))
 
     @staticmethod
@@ -294,21 +322,20 @@ class _Finder:
 
     def find(self, parts: tuple[str, ...], direct: bool = False) -> int:
         """Index of the file whose path ends in `parts`; direct: one right below a root wins."""
-        key = self._keys(parts)[-1]
-        first = self.first.get(key, ABSENT)
-        hits = [first, *self.more.get(key, ())] if first != ABSENT and parts else []
+        hits = self.found.get(self._keys(parts)[-1], []) if parts else []
         stem, end = _split("/" + "/".join(parts))
-        for low, bare in ((False, False), (True, False), (True, True)):
-            ends = []
-            for i in hits:
-                here, its = _split(self._path(self.paths[i]))
-                same = not end if bare else (its.lower() == end.lower() if low else its == end)
-                ends += [i] if same and here.endswith(stem) else []
+        near = [(i, *_split(self.path(self.paths[i]))) for i in hits]
+        near = [file for file in near if file[1].endswith(stem)]
+        for ends in (
+            [file for file in near if file[2] == end],
+            [file for file in near if file[2].lower() == end.lower()],
+            [] if end else near,
+        ):
             if len(ends) > 1 and direct:
                 at = {f"{root}{stem}" for root in self.roots}
-                ends = [i for i in ends if _split(self._path(self.paths[i]))[0] in at] or ends
+                ends = [file for file in ends if file[1] in at] or ends
             if ends:
-                return ends[0] if len(ends) == 1 else SEVERAL
+                return ends[0][0] if len(ends) == 1 else SEVERAL
         return ABSENT
 
 
@@ -341,7 +368,7 @@ def settle(
     found: dict[int, int] = {}
     for row, picture in enumerate(pictures):
         first = found.setdefault(picture, row) if picture >= 0 else row
-        if said[first] != said[row]:
+        if first != row and said[first] != said[row]:
             one, other = (", ".join(filter(None, said[i])) for i in (first, row))
             fail(
                 f"{where(first)} and {where(row)} contradict each other about {paths[picture]}: "

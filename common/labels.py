@@ -68,13 +68,7 @@ def read_table(path: Path) -> Table:
     """
     if not path.is_file():
         fail(f"--labels: there is no file {path}.")
-    data = path.read_bytes()
-    if data[:4] in (b"PK\3\4", b"\xd0\xcf\x11\xe0"):
-        fail(
-            f"--labels {path} is a spreadsheet. Save its sheet as CSV (in Excel: CSV UTF-8) and "
-            f"give that file."
-        )
-    text = _decode(path, data)
+    text = _decode(path, path.read_bytes())
     if bad := _CONTROL.search(text):
         line = len(_BREAK.split(text[: bad.start()]))
         fail(f"{path}, line {line}: a control character, {bad[0]!r}. Is the file damaged?")
@@ -83,6 +77,11 @@ def read_table(path: Path) -> Table:
 
 def _decode(path: Path, data: bytes) -> str:
     """UTF-8 keeps bytes that are none, as file names may hold them; labels may not."""
+    if data[:4] in (b"PK\3\4", b"\xd0\xcf\x11\xe0"):
+        fail(
+            f"--labels {path} is a spreadsheet. Save its sheet as CSV (in Excel: CSV UTF-8) and "
+            f"give that file."
+        )
     odd, even, some = data[1:400:2].count(0), data[:400:2].count(0), len(data[:400])
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         codec = "utf-16"
@@ -112,14 +111,14 @@ def _csv_table(path: Path, text: str) -> Table:
         for row in reader:
             if start + reader.line_num != done + 1:
                 raise csv.Error("a quote is opened and not closed")
-            row = [cell.strip() for cell in row]
+            row = list(map(str.strip, row))
             if not header:  # columns without a name at its end hold nothing
                 header = row[: max((i for i, name in enumerate(row, 1) if name), default=0)]
                 columns = [[] for _ in header]
             elif any(row):
                 if row == header:
                     raise csv.Error("the header again")
-                if len(row) < len(header) or any(row[len(header) :]):
+                if len(row) != len(header) and (len(row) < len(header) or any(row[len(header) :])):
                     raise csv.Error(
                         f"{len(row)} cells where the header has {len(header)}; a cell that holds "
                         f"the delimiter ({MARKS.get(mark, mark)}) needs quotes around it"
@@ -149,7 +148,11 @@ def _table(
         fail(f"{path}, {where}: the column {twice[0]!r} stands there twice. Rename or remove one.")
     if not named or not lines:
         fail(f"--labels {path} is empty; it needs a header row and a row per picture.")
-    cells = {name: column for name, column in zip(header, columns, strict=True) if name}
+    cells = {  # one object for cells that are equal: a million labels are few words
+        name: list(map({}.setdefault, column, column))
+        for name, column in zip(header, columns, strict=True)
+        if name
+    }
     return Table(path, cells, lines, where.split()[0])
 
 
@@ -388,11 +391,13 @@ def _row_labels(
         }
     rows = ("/".join(cell for cell in row if cell) for row in zip(*first, strict=True))
     befores = rows if first else itertools.repeat("")
-    say = functools.cache(functools.partial(_joined, "disease" not in chosen))
-    return [
-        tuple(say(before, part) for part in read[cell] or [""] if before or part)
-        for before, cell in zip(befores, last)  # noqa: B905
-    ]
+    whole = "disease" not in chosen
+
+    @functools.cache
+    def labels(before: str, cell: str) -> tuple[str, ...]:
+        return tuple(_joined(whole, before, part) for part in read[cell] or [""] if before or part)
+
+    return list(map(labels, befores, last))
 
 
 def _joined(whole: bool, before: str, part: str) -> str:

@@ -78,11 +78,12 @@ def read_labels(
         )
     root = files.sources[origin].root
     mine = np.flatnonzero(files.origin == origin).tolist()
-    paths = [files.path(i) for i in mine]
     files.label[mine], files.given[mine] = -1, -1
     rows = _Rows()
-    for path, split, below in _tables(table, root):
-        read = read_label_file(path, columns, (root,))
+    tables = _tables(table, root)
+    reads = [read_label_file(path, columns, (root,)) for path, _, _ in tables]
+    paths = files.paths(mine)
+    for (path, split, below), read in zip(tables, reads, strict=True):
         say(f"{path}: {read.note}")
         inside = [i for i, path in enumerate(paths) if path.startswith(f"{below}{os.sep}")]
         written = read.files
@@ -102,9 +103,10 @@ def read_labels(
             f"images/{{}}.jpg, or give the folder that its paths start from."
         )
     say(f"  {len(rows.files) - len(lost):,} rows have their file, {len(lost):,} do not")
-    for picture, row in rows.empty.items():
-        files.notes[mine[picture]] = ("no_class", f"{rows.where(row)}: the label is empty")
     chosen = settle(rows.pictures, rows.said, rows.where, paths)
+    for picture, row in rows.empty.items():
+        if picture not in chosen:
+            files.notes[mine[picture]] = ("no_class", f"{rows.where(row)}: the label is empty")
     _take(files, mine, chosen, rows, multi)
     _say_groups(read, rows)
 
@@ -121,6 +123,7 @@ class _Rows:
         self.pictures: list[int] = []
         self.said: list[tuple[str, ...]] = []
         self.empty: dict[int, int] = {}
+        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object for what is equal
 
     def add(self, read: LabelFile, pictures: Sequence[int], splits: Sequence[str]) -> None:
         groups = read.table.cells.get(read.columns.get("group", ""), [""] * len(pictures))
@@ -131,7 +134,8 @@ class _Rows:
                 self.empty.setdefault(picture, len(self.said))
                 picture = _UNLABELLED
             self.pictures.append(picture)
-            self.said.append((*labels, "" if group.lower() in NO_GROUP else group, split))
+            said = (*labels, "" if group.lower() in NO_GROUP else group, split)
+            self.said.append(self._known.setdefault(said, said))
         self.reads.append(read)
         self.files += read.files
 
@@ -148,46 +152,49 @@ def _take(
 ) -> None:
     """Write what the row chosen for each picture says into the arrays of `files`."""
     origin = int(files.origin[mine[0]])
+    kinds = {said: i for i, said in enumerate(dict.fromkeys(rows.said[r] for r in chosen.values()))}
+    kind = [kinds[rows.said[row]] for row in chosen.values()]
+    label, cluster, given = np.full((3, len(kinds)), -1)
     numbers = {label: i for i, label in enumerate(files.labels)}
     first_group = int(files.cluster.max(initial=-1)) + 1
     groups: dict[str, int] = {}
-    several = no_plant = 0
-    for picture, row in chosen.items():
-        i = mine[picture]
-        *labels, group, split = rows.said[row]
-        files.notes.pop(i, None)
-        files.given[i] = SPLITS.index(split) if split else -1
+    several: dict[int, str] = {}
+    no_plant: dict[int, str] = {}
+    for k, (*labels, group, split) in enumerate(kinds):
+        given[k] = SPLITS.index(split) if split else -1
         last = labels[0].rpartition("/")[2].lower()
         if multi != "first" and (len(labels) > 1 or MIXED.fullmatch(last)):
-            several += 1
-            told = f"{rows.where(row)}: several labels: {', '.join(labels)}"
-            files.notes[i] = ("no_class", told)
+            several[k] = f"several labels: {', '.join(labels)}"
         elif NO_PLANT.fullmatch(last):
-            no_plant += 1
-            files.notes[i] = ("no_class", f"{rows.where(row)}: {labels[0]} names no plant")
+            no_plant[k] = f"{labels[0]} names no plant"
         else:
-            files.label[i] = numbers.setdefault(Label(origin, labels[0]), len(numbers))
-            files.cluster[i] = first_group + groups.setdefault(group, len(groups)) if group else -1
+            label[k] = numbers.setdefault(Label(origin, labels[0]), len(numbers))
+            cluster[k] = first_group + groups.setdefault(group, len(groups)) if group else -1
+    at = np.array(mine)[list(chosen)]
+    files.given[at], files.label[at], files.cluster[at] = given[kind], label[kind], cluster[kind]
+    for i, row, k in zip(at.tolist(), chosen.values(), kind, strict=True):
+        if told := several.get(k) or no_plant.get(k):
+            files.notes[i] = ("no_class", f"{rows.where(row)}: {told}")
     there = files.label >= 0
     used, files.label[there] = np.unique(files.label[there], return_inverse=True)
     names = list(numbers)
     files.labels = [names[i] for i in used.tolist()]  # without this source's folder names
-    if several:
+    if count := sum(k in several for k in kind):
         warn(
-            f"{several:,} pictures have several labels and are left out. To take the first of "
+            f"{count:,} pictures have several labels and are left out. To take the first of "
             f"each, add --multi first."
         )
-    if no_plant:
+    if count := sum(k in no_plant for k in kind):
         warn(
-            f"{no_plant:,} pictures are labelled as showing no plant and are left out. To use "
+            f"{count:,} pictures are labelled as showing no plant and are left out. To use "
             f"them, put them into a folder of their own and give it as --not-plants."
         )
 
 
 def _say_groups(read: LabelFile, rows: _Rows) -> None:
-    groups = [said[-2] for said in rows.said]
     likely = [name for name in read.table.cells if name.lower() in LOOK_LIKE_GROUPS]
     if "group" in read.columns:
+        groups = [said[-2] for said in rows.said]
         named, alone = len(set(groups) - {""}), groups.count("")
         say(f"  {named:,} groups; {alone:,} rows name none and stand for themselves")
     elif likely:

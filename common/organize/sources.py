@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -91,6 +91,12 @@ class Files:
     def path(self, i: int) -> str:
         """Absolute path of file i."""
         return os.path.join(self.folders[self.folder[i]], self.name(i))
+
+    def paths(self, which: Iterable[int]) -> list[str]:
+        """Absolute paths of many files."""
+        names, ends = self.arena.tobytes(), [*self.ends.tolist(), 0]
+        folders, folder = [os.path.join(f, "") for f in self.folders], self.folder.tolist()
+        return [folders[folder[i]] + os.fsdecode(names[ends[i - 1] : ends[i]]) for i in which]
 
     def label_of(self, i: int) -> str:
         """Class name of file i as found, "" where it has none."""
