@@ -144,19 +144,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     going_on = (folder / "last.pt").is_file() and not args.fresh
     model = new_model("none" if going_on else args.weights, args.seed, recipe, data.tree)
     start_from = file_sha256(Path(args.weights)) if Path(args.weights).is_file() else args.weights
-    run = Run(folder, phases, model, setup, start_from)
-    run.resume()
-    for epoch, phase in run.epochs():
-        loss = run.train_epoch(epoch, phase)
-        judged, metrics = run.evaluate()
-        # the best so far: in stage A, the most species right
-        if run.end_epoch(epoch, phase, loss, metrics):
-            run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
-        if run.epochs_done == run.phase_start + phase.epochs:
-            name = f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt"
-            run.save(name, judged, metrics)
-        run.save_last()
-    run.finish(checkpoint.find_best(folder), "Stage A: species")
+    with Run(folder, phases, model, setup, start_from) as run:
+        run.resume()
+        for epoch, phase in run.epochs():
+            loss = run.train_epoch(epoch, phase)
+            judged, metrics = run.evaluate()
+            # the best so far: in stage A, the most species right
+            if run.end_epoch(epoch, phase, loss, metrics):
+                run.save_best(f"epoch={epoch + 1:02d}-best.pt", judged, metrics)
+            if run.epochs_done == run.phase_start + phase.epochs:
+                name = f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt"
+                run.save(name, judged, metrics)
+            run.save_last()
+        run.finish(checkpoint.find_best(folder), "Stage A: species")
     shut_down()
     say(f"time: {duration(clock())}", "next: python 02b_train_disease.py")
     return 0

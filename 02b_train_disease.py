@@ -122,10 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Run(args.checkpoints / name, phases, model, setup, start_from)
 
     if heads:
-        train_heads(new_run("disease_heads", heads))
+        with new_run("disease_heads", heads) as run:
+            train_heads(run)
         payload = checkpoint.load(args.checkpoints / "disease_heads" / "disease_heads_final.pt")
     if joint:
-        train_jointly(new_run("hierarchical_full", joint))
+        with new_run("hierarchical_full", joint) as run:
+            train_jointly(run)
     shut_down()
     say(f"time: {duration(clock())}", "next: python 03_export.py")
     return 0

@@ -222,7 +222,7 @@ class Mix:
         """The mix of a process that holds its own rows of a batch and, behind them, those that
         they are mixed with.
         """
-        own = torch.arange(rows.stop - rows.start, device=self.partner.device)
+        own = torch.arange(rows.stop - rows.start)
         return Mix(own + len(own) if self.share < 1 else own, self.share, self.box)
 
 
@@ -234,9 +234,7 @@ def step_draws(seed: int, epoch: int, step: int) -> tuple[int, np.random.Generat
     return int(rng.integers(2**62)), rng
 
 
-def draw_mix(
-    count: int, size: int, recipe: Recipe, rng: np.random.Generator, device: torch.device
-) -> Mix:
+def draw_mix(count: int, size: int, recipe: Recipe, rng: np.random.Generator) -> Mix:
     """Draw MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or nothing for a batch of `count`
     pictures of `size` px.
     """
@@ -246,8 +244,8 @@ def draw_mix(
         if alpha > 0
     ]
     if not kinds or rng.random() >= recipe.mix_share:
-        return Mix(torch.arange(count, device=device))
-    partner = torch.from_numpy(rng.permutation(count)).to(device)
+        return Mix(torch.arange(count))
+    partner = torch.from_numpy(rng.permutation(count))
     if kinds[int(rng.integers(len(kinds)))] == "mixup":
         return Mix(partner, float(rng.beta(recipe.mixup_alpha, recipe.mixup_alpha)))
     side = math.sqrt(1.0 - rng.beta(recipe.cutmix_alpha, recipe.cutmix_alpha)) * size

@@ -25,7 +25,7 @@ from common.console import fail, progress, say
 from common.files import write_text
 from common.train.augment_levels import LEVELS
 from common.train.checkpoint import weights_hash
-from common.train.compute import SINGLE_PROCESS, Compute, World
+from common.train.compute import SINGLE_PROCESS, Compute, World, is_out_of_memory
 from common.train.dataset import EvalViews, Split, TrainViews, make_loader
 from common.train.machine import Setup
 from common.train.model import SwinHierarchical
@@ -127,17 +127,17 @@ class Extraction:
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> np.ndarray:
         """Compute features; stops where one is not a number."""
-        pixels = pixels.to(self.compute.device, non_blocking=True)
+        pixels = self.compute.upload(pixels)
         while True:
             try:
                 with self.compute.autocast():
                     pieces = [self.model.features(p) for p in pixels.split(self.device_batch)]
                 break
-            except torch.OutOfMemoryError:
-                if self.device_batch == 1:
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.device_batch == 1:
                     raise
                 self.device_batch = -(-min(self.device_batch, len(pixels)) // 2)
-                torch.cuda.empty_cache()
+                self.compute.empty_cache()
                 say(f"out of memory: {self.device_batch} pictures at once from here on")
         made = torch.cat(pieces).to(torch.float16).cpu().numpy()
         if not np.isfinite(made).all():
@@ -311,7 +311,7 @@ def _fill(
         for i in range(first, end, at_once)
     ]
     items = ([source.item(k, i) for i in range(first, end)] for _, k, first, end in spans)
-    on_gpu = extraction.compute.device.type == "cuda"
+    on_gpu = extraction.compute.on_gpu
     loader = make_loader(source.dataset, extraction.workers, sampler=items, pin_memory=on_gpu)
     todo = sum(end - first for _, first, end in blocks.values())
     # plain writes: where the disk is full, they raise, and a write to a memory map would kill the

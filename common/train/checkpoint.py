@@ -75,11 +75,11 @@ def describe_model(model: SwinHierarchical) -> dict[str, Any]:
     """Return what rebuilds the model: backbone, arguments, preprocessing, neck, hierarchical or
     flat, class tree and weights.
     """
-    state = {
-        key.removeprefix("_orig_mod.").removeprefix("module."): value
-        for key, value in model.state_dict().items()
+    return {
+        "settings": model.settings,
+        "tree": model.tree.to_json(),
+        "model": model.state_dict(),
     }
-    return {"settings": model.settings, "tree": model.tree.to_json(), "model": state}
 
 
 def weights_hash(payload: dict[str, Any]) -> str:

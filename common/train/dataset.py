@@ -2,6 +2,7 @@
 whose draws do not depend on workers.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -219,8 +220,8 @@ class EvalViews(Dataset[tuple[torch.Tensor, int]]):
 
 
 class EpochSampler(Sampler[list[tuple[int, int, int]]]):
-    """Batches of (epoch, position, picture); the order is a function of (seed, epoch), resumable at
-    any step.
+    """Batches of (epoch, position, picture), epoch after epoch, so that loaders work on over its
+    end; the order is a function of (seed, epoch), resumable at any step (`start`).
 
     Args:
         weights: float (N,) sampling weights, drawn with replacement; None shuffles, each picture
@@ -252,23 +253,32 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
             world,
             partners,
         )
-        self.epoch = self.first_step = 0
+        self.epochs, self.first_step = range(1), 0
 
     def __len__(self) -> int:
+        """Batches of an epoch."""
         return max(1, self.count // self.batch_size)
 
+    def start(self, epochs: range, step: int = 0) -> None:
+        """Choose the epochs, and the step of the first with which to begin."""
+        self.epochs, self.first_step = epochs, step
+
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
+        for epoch in self.epochs:
+            yield from self._epoch(epoch, self.first_step if epoch == self.epochs.start else 0)
+
+    def _epoch(self, epoch: int, first_step: int) -> Iterator[list[tuple[int, int, int]]]:
+        rng = np.random.default_rng([self.seed, epoch])
         if self.weights is None:
             order = rng.permutation(self.count)
         else:
             order = rng.choice(self.count, self.count, p=self.weights / self.weights.sum())
-        for step in range(self.first_step, len(self)):
+        for step in range(first_step, len(self)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            items = [(self.epoch, step * self.batch_size + k, int(i)) for k, i in enumerate(chosen)]
+            items = [(epoch, step * self.batch_size + k, int(i)) for k, i in enumerate(chosen)]
             if self.world.size > 1:
                 share = self.world.share(len(items))
-                partner = self.partners(self.epoch, step, len(items)) if self.partners else None
+                partner = self.partners(epoch, step, len(items)) if self.partners else None
                 items = items[share] + (
                     [] if partner is None else [items[k] for k in partner[share]]
                 )
@@ -336,7 +346,7 @@ def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -
     processes must know before the step does.
     """
     rng = step_draws(seed, epoch, step)[1]
-    mix = draw_mix(count, recipe.image_size, recipe, rng, torch.device("cpu"))
+    mix = draw_mix(count, recipe.image_size, recipe, rng)
     return mix.partner.numpy() if mix.share < 1 else None
 
 
@@ -361,8 +371,27 @@ def make_loader(
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
         prefetch_factor=4 if workers else None,
-        persistent_workers=workers > 0 and sampler is not None,
     )
+
+
+class Feed:
+    """A loader's batches for as long as a phase lasts: its workers begin at once, read ahead over
+    the end of an epoch, and end with `close`.
+    """
+
+    def __init__(self, loader: DataLoader[Any], batches: int) -> None:
+        """Read batches; each iteration over the feed takes the next `batches` of them."""
+        self.batches, self.iterator = batches, iter(loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.iterator, self.batches)
+
+    def close(self) -> None:
+        """End the workers now; those of an iterator that is still alive when Python ends would be
+        waited for, for five seconds each.
+        """
+        if end := getattr(self.iterator, "_shutdown_workers", None):  # none without workers
+            end()
 
 
 def default_workers() -> int:

@@ -7,13 +7,20 @@ resume, memory that runs out, reports) is in `run.py`; this page knows nothing o
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.train.augment import Mix, draw_mix, step_draws
-from common.train.compute import SINGLE_PROCESS, Compute, World
+from common.train.compute import (
+    SINGLE_PROCESS,
+    Compute,
+    GradientSum,
+    World,
+    is_out_of_memory,
+)
 from common.train.losses import Teacher, hierarchical_loss
 from common.train.metrics import Judged, join, judge
 from common.train.model import SwinHierarchical
@@ -38,6 +45,7 @@ class Work:
         teacher: a trained model whose answers are targets as well, or None.
         world: the processes that share a batch.
         skip_nan: leave out a step whose gradient is not finite.
+        gradients: their sum over the processes.
     """
 
     model: SwinHierarchical
@@ -54,6 +62,16 @@ class Work:
     teacher: Teacher | None = None
     world: World = SINGLE_PROCESS
     skip_nan: bool = False
+    gradients: GradientSum = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepare the sum of the gradients over the processes."""
+        self.gradients = GradientSum(self.parameters, self.world)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer changes."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 
 class OutOfMemory(RuntimeError):
@@ -81,21 +99,21 @@ def train_epoch(
     Yields:
         loss float32 scalar on the device, not synchronised; seconds spent waiting for the batch.
     """
-    device, loader = work.compute.device, iter(batches)
+    compute, loader = work.compute, iter(batches)
     for step in range(first_step, steps):
-        # 1. fetch a batch; the copy to the device runs while the host goes on
+        # 1. fetch a batch; it is copied while the device is still busy with the one before
         begin = time.perf_counter()
         images, class_idx = next(loader)
         waited = time.perf_counter() - begin
-        images = images.to(device, non_blocking=True)
-        class_idx = class_idx.to(device, non_blocking=True)
+        images, class_idx = compute.upload(images), compute.upload(class_idx)
         # 2. set the rates, which follow the steps of the phase
         done = (epoch - work.first_epoch) * steps + step
         set_rates(work.optimizer, rate_at(work.phase, done, work.phase.epochs * steps))
         # 3. draw MixUp or CutMix for the whole batch, and take this process's rows of it
         seed, rng = step_draws(work.seed, epoch, step)
-        mix = draw_mix(work.batch_size, work.recipe.image_size, work.recipe, rng, device)
+        mix = draw_mix(work.batch_size, work.recipe.image_size, work.recipe, rng)
         mix = mix.of_rows(work.world.share(work.batch_size)) if work.world.size > 1 else mix
+        mix = replace(mix, partner=compute.upload(mix.partner))
         # 4. forward, backward, optimizer step
         loss = (take_step or training_step)(work, images, class_idx, mix, seed)
         # 5. moving average of the weights
@@ -140,24 +158,23 @@ def training_step(work: Work, images: Tensor, class_idx: Tensor, mix: Mix, seed:
                 loss = mix.share * loss + (1 - mix.share) * other
             if work.teacher is not None:
                 loss = work.teacher.blend(loss, model, features, inputs, work.phase, work.compute)
-            # 3. backward; the gradients of the pieces add up to that of the batch's mean
+            # 3. backward; the gradients of the pieces add up to that of the batch's mean, and those
+            # of the last piece are summed over the processes as they come
             loss = loss.sum() / work.batch_size
+            work.gradients.armed = rows.stop == mine
             scaler.scale(loss).backward()
             total += loss.detach()
     except RuntimeError as error:
-        # torch has a class of its own for it on GPUs, and a message on CPUs
-        on_cpu = "can't allocate memory" in str(error)
-        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             raise
         full = True
-    if world.any(full, images.device):
+    work.gradients.finish(keep=not full)
+    if world.any(full):
         optimizer.zero_grad(set_to_none=True)
         raise OutOfMemory
-    # 4. reduce over the processes, then clip the gradient that the optimizer will see
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    world.sum_gradients(parameters)
+    # 4. clip the gradient that the optimizer will see
     scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, work.recipe.clip_norm or math.inf)
+    norm = nn.utils.clip_grad_norm_(work.parameters, work.recipe.clip_norm or math.inf)
     # 5. step; in fp16 the scaler skips one with an inf and halves its scale
     if work.skip_nan and not torch.isfinite(norm):
         scaler.update()
@@ -180,14 +197,24 @@ def evaluate(
         one outcome per image, in order.
     """
     model.eval()
-    parts = []
+    parts: list[Judged] = []
+    waiting: list[tuple[Callable[[], list[np.ndarray]], Tensor]] = []
+
+    def judge_next() -> None:
+        answers, class_idx = waiting.pop(0)
+        probs, flat = answers()
+        parts.append(judge(probs, class_idx.numpy(), model.tree, flat))
+
     for images, class_idx in batches:
-        images = images.to(compute.device, non_blocking=True)
         with compute.autocast():
-            features = model.features(images)
+            features = model.features(compute.upload(images))
         hidden = model.neck(features.float())
         probs = model.probabilities(hidden, model.species_logits(hidden))
         # the flat answer: all packed heads as one softmax
         flat = model.disease_heads.all_logits(hidden).argmax(dim=1)
-        parts.append(judge(probs.cpu().numpy(), class_idx.numpy(), model.tree, flat.cpu().numpy()))
+        waiting.append((compute.download(probs, flat), class_idx))
+        if len(waiting) > 1:  # a batch is judged while the device answers the next
+            judge_next()
+    while waiting:
+        judge_next()
     return join(parts)

@@ -37,7 +37,16 @@ FLAGS: dict[str, dict[str, Any]] = {  # besides the settings of the recipe
     },
     "--seed": {"type": int, "default": 0, "help": "all randomness follows from it (default 0)"},
     "--fresh": {"action": "store_true", "help": "start over, even where a run could go on"},
-    "--device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1 ... (ROCm is called cuda)"},
+    "--device": {
+        "default": "auto",
+        "help": "auto, cpu, cuda, cuda:1 ... (ROCm is called cuda), mps",
+    },
+    "--compile": {
+        "default": "auto",
+        "choices": ["auto", "on", "off"],
+        "help": "torch.compile of the backbone; auto: on an NVIDIA GPU, where a phase is long "
+        "enough to win the warm-up back",
+    },
     "--precision": {
         "default": "auto",
         "choices": ["auto", "bf16", "fp16", "fp32"],
@@ -181,6 +190,10 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
     compute = choose_compute(device, args.precision, slow_in_bf16=has_depthwise(recipe))
     if compute.device.type == "cpu":
         keep_memory()
+    if compute.on_gpu:  # what is left in float32, in TF32, unless float32 was asked for
+        exact = args.precision == "fp32"
+        torch.set_float32_matmul_precision("highest" if exact else "high")
+        torch.backends.cudnn.allow_tf32 = not exact
     world = join(compute.device)
     if not world.is_main:
         mute()
@@ -301,7 +314,10 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     model = checkpoint.build_model(payload).to(compute.device, memory_format=torch.channels_last)
     workers = default_workers() if args.workers is None else args.workers
     batches = make_loader(
-        EvalViews(split, model.settings["image_size"]), workers, batch_size=args.device_batch or 64
+        EvalViews(split, model.settings["image_size"]),
+        workers,
+        batch_size=args.device_batch or 64,
+        pin_memory=compute.on_gpu,
     )
     say(
         f"{args.evaluate}: {model.settings['backbone']}, {payload['epochs_done']} epochs; {compute}"

@@ -111,6 +111,7 @@ class SwinHierarchical(nn.Module):
         self.register_buffer(
             "class_species", torch.from_numpy(tree.class_species.copy()), persistent=False
         )
+        self.run_backbone = run_backbone  # training may put a compiled one in its place
         # log-priors of a loss that asks for them (`use_counts`); they follow from the data, so no
         # checkpoint holds them
         self.register_buffer("species_prior", None, persistent=False)
@@ -139,7 +140,7 @@ class SwinHierarchical(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Pixels (N, size, size, 3), 0..255 -> pooled feature float32 (N, features)."""
-        return self.backbone.forward_head(self.feature_map(images), pre_logits=True).float()
+        return self.run_backbone(self, images)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (N, size, size, 3), 0..255 -> (hidden float32 (N, width), species logits float32
@@ -218,6 +219,11 @@ class SwinHierarchical(nn.Module):
             "disease": disease,
             "all": species + disease + neck,
         }[part]
+
+
+def run_backbone(model: SwinHierarchical, images: Tensor) -> Tensor:
+    """Run a model's backbone and pooling; see `SwinHierarchical.features`."""
+    return model.backbone.forward_head(model.feature_map(images), pre_logits=True).float()
 
 
 def create_backbone(

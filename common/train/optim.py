@@ -114,7 +114,8 @@ def make_optimizer(model: SwinHierarchical, phase: Phase, recipe: Recipe) -> tor
             groups.setdefault((is_head, share, bare), group)["params"].append(parameter)
     made = [groups[key] for key in sorted(groups)]
     first, second = map(float, recipe.betas.split())
-    return torch.optim.AdamW(made, lr=phase.lr, betas=(first, second), fused=True)
+    fused = made[0]["params"][0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(made, lr=phase.lr, betas=(first, second), fused=fused)
 
 
 def _line(phase: Phase, scale: float) -> tuple[float, float]:

@@ -2,11 +2,13 @@
 is left at the end.
 """
 
+import contextlib
+import itertools
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from common.console import Stopwatch, fail, progress, say, warn
 from common.files import write_text
 from common.train import checkpoint, loop
 from common.train.cached_features import HeadsOnFeatures, cache_phase
+from common.train.compiling import BackboneCompiler
 from common.train.compute import Compute
-from common.train.dataset import EvalViews, TrainViews, make_loader, phase_sampler
+from common.train.dataset import EvalViews, Feed, TrainViews, make_loader, phase_sampler
 from common.train.live_logs import LiveLog, MemoryLog
 from common.train.machine import Setup
 from common.train.metrics import Judged, for_json, join, summarise, tail_f1
@@ -60,7 +64,16 @@ class Run:
         self.resumed: dict[str, Any] | None = None
         self.work: loop.Work | None = None
         self.memory = MemoryLog(folder, fresh=self.args.fresh)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=self.compute.device)
+        self.skipped = 0
+        self.compiler = BackboneCompiler(self.args.compile, self.compute, self.world)
+        self.open = contextlib.ExitStack()  # what ends with the phase, or with the run
+
+    def __enter__(self) -> "Run":
+        """Train inside a `with`: however it ends, no loader's worker is left."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open.close()
 
     # region start and resume
 
@@ -114,6 +127,7 @@ class Run:
             self.live = LiveLog(self.folder, self.epochs_done)
             self.memory.note("loaded")
         self.model.to(self.compute.device, memory_format=torch.channels_last)
+        self.model.run_backbone = self.compiler
         first = 0
         for phase in self.phases:
             self.phase, self.phase_start = phase, first
@@ -124,6 +138,7 @@ class Run:
                     set_trainable(self.model, phase)
                     yield epoch, phase
             first += phase.epochs
+            self.open.close()
             if self.average is not None:
                 self.average.copy_to(self.model)
         self.world.barrier()  # the others read what the first wrote
@@ -142,6 +157,7 @@ class Run:
         if phase.prior:
             self.model.use_counts(self.data.train_sizes)
         self.work = work = self._work(phase)
+        self.open.callback(work.gradients.close)
         if within:
             work.optimizer.load_state_dict(saved["optimizer"])
             work.scaler.load_state_dict(saved["scaler"])
@@ -150,19 +166,26 @@ class Run:
                 work.average.model.load_state_dict(saved["ema"])
 
     def _work(self, phase: Phase) -> loop.Work:
-        """What the steps of a phase work with, and the loader of their batches."""
-        recipe, args = self.recipe, self.args
+        """What the steps of a phase work with, and the feeds of their batches and of val's."""
+        recipe, args, pin_memory = self.recipe, self.args, self.compute.on_gpu
         model, teacher, workers = self.model, self.setup.teacher, args.workers
         images: Any = TrainViews(self.data.splits["train"], recipe, args.seed)
-        mine = self.world.share(len(self.data.splits["val"]))
-        self.val_batches: Iterable[tuple[Tensor, Tensor]] = self._val_loader(mine)
+        self.sampler.start(range(self.epochs_done, self.phase_start + phase.epochs), self.step)
+        self.compiler.begin(args.device_batch, self.eval_batch)
         if phase.cached_views:  # the backbone stands still: its features are computed once
             images, self.val_batches = cache_phase(phase, model, self.setup, self.folder)
+            self.compiler.begin()
             model, teacher, workers = HeadsOnFeatures(model), None, 0
             recipe = replace(recipe, mix_share=0.0)  # pixels can be mixed, features cannot
-        self.loader = make_loader(
-            images, workers, sampler=self.sampler, pin_memory=self.compute.device.type == "cuda"
-        )
+        else:
+            views, size = EvalViews(self.data.splits["val"], recipe.image_size), self.eval_batch
+            mine = range(len(views))[self.world.share(len(views))]
+            batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+            cycle = itertools.cycle(batches)
+            loader = make_loader(views, workers, sampler=cycle, pin_memory=pin_memory)
+            self.val_batches = self._feed(loader, len(batches))
+        loader = make_loader(images, workers, sampler=self.sampler, pin_memory=pin_memory)
+        self.train_batches = self._feed(loader, len(self.sampler))
         set_trainable(self.model, phase)
         return loop.Work(
             model=model,
@@ -181,11 +204,13 @@ class Run:
             skip_nan=args.skip_nan,
         )
 
-    def _val_loader(self, rows: slice) -> Iterable[tuple[Tensor, Tensor]]:
-        views = EvalViews(self.data.splits["val"], self.recipe.image_size)
-        batch_size = min(256, max(64, self.args.device_batch))
-        mine = torch.utils.data.Subset(views, range(len(views))[rows])
-        return make_loader(mine, self.args.workers, batch_size=batch_size)
+    def _feed(self, loader: DataLoader[Any], batches: int) -> Feed:
+        return self.open.enter_context(contextlib.closing(Feed(loader, batches)))
+
+    @property
+    def eval_batch(self) -> int:
+        """Images per batch of val."""
+        return min(128, max(64, self.args.device_batch))
 
     @property
     def average(self) -> Average | None:
@@ -206,34 +231,34 @@ class Run:
             SystemExit: after saving, where a signal asked to stop; or where the loss is not finite,
                 or the device cannot hold a single image.
         """
-        steps, device = len(self.sampler), self.compute.device
-        self.sampler.epoch, self.sampler.first_step = epoch, self.step
-        total = torch.tensor(self.loss_sum, dtype=torch.float64, device=device)
+        steps, first, noted = len(self.sampler), self.step, (0.0, self.step)
         clock, before, saved, waited = Stopwatch(), self.seconds, time.monotonic(), 0.0
-        first = self.step
         losses = loop.train_epoch(
-            self.work, self.loader, epoch, first, steps, take_step=self.take_step
+            self.work, self.train_batches, epoch, first, steps, take_step=self.take_step
         )
         title = f"{phase.name} {epoch + 1}/{self.total_epochs}"
+        unread: list[Tensor] = []  # losses that are still on the device
         with StopRequest() as stop, progress(losses, steps - first, title, "step") as bar:
             for loss, seconds in bar:
                 waited += seconds
-                # a step that was left out (--skip-nan) counts as one of mean loss
-                skipped = torch.isinf(loss) & self.args.skip_nan
-                total += torch.where(skipped, total / max(self.step, 1), loss)
-                self.skipped += skipped
+                unread.append(loss)
                 self.step += 1
-                if self.step % 20 == 0 or self.step == steps:
-                    require_finite(float(total), epoch, self.step - 1, self.compute)
+                stopping = self.world.any(bool(stop.asked))
+                minutes = (time.monotonic() - saved) / 60
+                due = self.world.any(minutes > self.args.save_minutes) and self.step < steps
+                logged = self.step % 20 == 0 or self.step == steps
+                if logged or stopping or due:  # reading a loss waits for the device: rarely
+                    self._read_losses(unread)
+                    require_finite(self.loss_sum, epoch, self.step - 1, self.compute)
+                if logged:
+                    seconds_per_step = (clock() - noted[0]) / (self.step - noted[1])
+                    noted = (clock(), self.step)
+                    phase_end = (self.phase_start + phase.epochs - epoch) * steps
+                    self.compiler.note(seconds_per_step, phase_end - self.step)
                     rate = (self.step - first) / clock() * self.recipe.batch_size
-                    told = self._postfix(float(total), waited / clock(), rate)
-                    bar.set_postfix_str(told, refresh=False)
-                stopping = self.world.any(bool(stop.asked), device)
-                due = time.monotonic() - saved > 60 * self.args.save_minutes and self.step < steps
+                    bar.set_postfix_str(self._postfix(waited / clock(), rate), refresh=False)
                 if stopping or due:
-                    require_finite(float(total), epoch, self.step - 1, self.compute)
-                    self.loss_sum, self.seconds = float(total), before + clock()
-                    saved = time.monotonic()
+                    self.seconds, saved = before + clock(), time.monotonic()
                     self.save_last()
                 if stopping:
                     say(
@@ -248,10 +273,19 @@ class Run:
                 "a faster disk or smaller stored images (01_reorganize.py --long-side) would help."
             )
         self.world.average_buffers(self.model)
-        self.loss_sum = float(total)
         if clock() > 60:
             self.save_last()  # a kill during the evaluation costs no epoch
-        return float(total) / steps
+        return self.loss_sum / steps
+
+    def _read_losses(self, unread: list[Tensor]) -> None:
+        """Add up losses; a step that was left out (--skip-nan) counts as one of mean loss."""
+        done = self.step - len(unread)
+        for i, loss in enumerate(torch.stack(unread).tolist(), done):
+            if self.args.skip_nan and math.isinf(loss):
+                self.skipped += 1
+                loss = self.loss_sum / max(i, 1)
+            self.loss_sum += loss
+        unread.clear()
 
     def take_step(self, work: loop.Work, *batch: Any) -> Tensor:
         """Take a training step, in smaller pieces where memory runs out. It is the same step, as
@@ -267,8 +301,8 @@ class Run:
                         "--image-size or --backbone."
                     )
                 self.args.device_batch = work.device_batch = -(-work.device_batch // 2)
-                if self.compute.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                self.compute.empty_cache()
+                self.compiler.sizes.add(work.device_batch)
                 warn(
                     f"out of memory: going on with {work.device_batch} images at once and "
                     f"{-(-work.batch_size // work.device_batch)} pieces per step, the same "
@@ -276,10 +310,10 @@ class Run:
                     "so)"
                 )
 
-    def _postfix(self, total: float, waiting: float, rate: float) -> str:
-        on_gpu = self.compute.device.type == "cuda"
+    def _postfix(self, waiting: float, rate: float) -> str:
+        on_gpu = self.compute.on_gpu
         gpu = f", GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GB" if on_gpu else ""
-        loss = total / self.step
+        loss = self.loss_sum / self.step
         return f"loss {loss:.3f}, {rate:.0f} img/s, waiting for data {waiting:.0%}{gpu}"
 
     def evaluate(self) -> tuple[Judged, dict[str, float]]:
@@ -316,7 +350,7 @@ class Run:
                 "seconds": round(self.seconds, 1),
                 "images_per_second": round(steps * self.recipe.batch_size / self.seconds, 1),
                 "wait_share": round(self.wait_share, 3),
-                "skipped_steps": int(self.skipped),
+                "skipped_steps": self.skipped,
                 **{k: v for k, v in metrics.items() if k != "n"},
             }
         )
@@ -324,7 +358,7 @@ class Run:
             row["gpu_peak_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
         self.history.append(row)
         self.epochs_done, self.step, self.loss_sum, self.seconds = epoch + 1, 0, 0.0, 0.0
-        self.skipped.zero_()
+        self.skipped = 0
         scores = [r["score"] for r in self.history if r["phase"] == phase.name]
         stalled = 0 < phase.patience <= len(scores) - 1 - int(np.argmax(scores))
         if stalled and self.epochs_done < self.phase_start + phase.epochs:
@@ -387,7 +421,7 @@ class Run:
                 **self.payload(self.history[-1] if self.history else {}),
                 "step": self.step,
                 "loss_sum": self.loss_sum,
-                "skipped": int(self.skipped),
+                "skipped": self.skipped,
                 "seconds": self.seconds,
                 "history": self.history,
                 "phase": self.phase.name,
@@ -412,9 +446,15 @@ class Run:
         model = checkpoint.build_model(checkpoint.load(best)).to(
             self.compute.device, memory_format=torch.channels_last
         )
+        batches = make_loader(
+            EvalViews(self.data.splits["val"], self.recipe.image_size),
+            self.args.workers,
+            batch_size=self.eval_batch,
+            pin_memory=self.compute.on_gpu,
+        )
         evaluate_report(
             self.folder,
-            loop.evaluate(model, self._val_loader(slice(None)), self.compute),
+            loop.evaluate(model, batches, self.compute),
             self.data,
             title=title,
             checkpoint=best.name,

@@ -128,7 +128,7 @@ def retrain_heads(
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=args.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(sampler))
     for epoch in range(args.epochs):
-        sampler.epoch = epoch
+        sampler.start(range(epoch, epoch + 1))
         for step, items in enumerate(sampler):
             features, class_idx = (part.to(compute.device) for part in train.batch(items))
             torch.manual_seed(step_draws(seed, epoch, step)[0])  # dropout of the neck

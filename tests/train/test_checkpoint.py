@@ -45,22 +45,6 @@ def test_there_and_back(model, saved):
     )
 
 
-def test_keys_carry_no_wrapper(model):
-    class Wrapper(torch.nn.Module):
-        def __init__(self, inner, name):
-            super().__init__()
-            setattr(self, name, inner)
-            self.settings, self.tree = (
-                inner.settings,
-                inner.tree if hasattr(inner, "tree") else TREE,
-            )
-
-    for wrapped in (Wrapper(model, "module"), Wrapper(model, "_orig_mod")):
-        assert set(checkpoint.describe_model(wrapped)["model"]) == set(model.state_dict())
-    both = Wrapper(Wrapper(model, "module"), "_orig_mod")
-    assert set(checkpoint.describe_model(both)["model"]) == set(model.state_dict())
-
-
 def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
     with pytest.raises(Exception, match="pickle|local"):

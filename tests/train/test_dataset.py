@@ -59,7 +59,7 @@ def batches(sampler: EpochSampler) -> list[list[tuple[int, int, int]]]:
 
 def at(epoch: int, step: int = 0, **kwargs) -> EpochSampler:
     sampler = EpochSampler(**{"count": 50, "batch_size": 8, "seed": 3, **kwargs})
-    sampler.epoch, sampler.first_step = epoch, step
+    sampler.start(range(epoch, epoch + 1), step)
     return sampler
 
 
@@ -209,7 +209,7 @@ def test_a_spawned_worker_opens_its_own_shards(sharded):
 def epoch_of(data, workers: int, step: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     split = data.splits["train"]
     sampler = EpochSampler(len(split), 8, 5)
-    sampler.epoch, sampler.first_step = 3, step
+    sampler.start(range(3, 4), step)
     return list(make_loader(TrainViews(split, RECIPE, 5), workers, sampler=sampler))
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, run
 
-from common.train import checkpoint
-from common.train.compute import SINGLE_PROCESS, World
+from common.train import checkpoint, compute
+from common.train.compute import SINGLE_PROCESS, GradientSum, World
 from common.train.dataset import mix_partners
 from common.train.recipes import get
 
@@ -25,12 +25,76 @@ def test_shares_are_whole_and_nearly_equal(count):
 
 def test_alone_nothing_changes():
     parameter = torch.nn.Parameter(torch.ones(2))
-    SINGLE_PROCESS.sum_gradients([parameter])
-    assert parameter.grad is None
+    gradients = GradientSum([parameter], SINGLE_PROCESS)
+    parameter.sum().backward()
+    gradients.finish()
+    assert parameter.grad.tolist() == [1, 1]
+    assert not gradients.hooks
     assert SINGLE_PROCESS.is_main
     assert SINGLE_PROCESS.gather(3) == [3]
-    assert SINGLE_PROCESS.any(True, torch.device("cpu"))
+    assert SINGLE_PROCESS.any(True)
     assert SINGLE_PROCESS.share(7) == slice(0, 7)
+
+
+class Sent:
+    """Stands for the other process, which has the same gradients: a sum is twice one's own."""
+
+    def __init__(self):
+        self.sums = []
+
+    def all_reduce(self, tensor, async_op):
+        assert async_op
+        self.sums.append(tensor)
+        return self
+
+    def wait(self):
+        self.sums.pop(0).mul_(2)
+
+
+@pytest.fixture
+def layers(monkeypatch):
+    """Three layers in three buckets, and what is sent of them."""
+    sent = Sent()
+    monkeypatch.setattr(compute.dist, "all_reduce", sent.all_reduce)
+    monkeypatch.setattr(compute, "BUCKET", 4)
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(3)))
+    return layers, GradientSum(list(layers.parameters()), World(0, 2)), sent
+
+
+def test_gradients_are_sent_while_the_backward_pass_goes_on(layers):
+    layers, gradients, sent = layers
+    seen = []
+    layers[0].register_full_backward_pre_hook(lambda *_: seen.append(len(sent.sums)))
+    layers(torch.ones(1, 2)).sum().backward()
+    assert seen == [0], "a piece that is not the last is summed here alone"
+    gradients.armed = True
+    layers(torch.ones(1, 2)).sum().backward()
+    assert seen == [0, 4], "both layers above have been sent when the lowest begins"
+    alone = [p.grad.clone() for p in layers.parameters()]
+    gradients.finish()
+    assert not sent.sums
+    assert all(torch.equal(p.grad, 2 * g) for p, g in zip(layers.parameters(), alone, strict=True))
+
+
+def test_a_gradient_that_is_missing_or_was_never_computed_counts_as_zero(layers):
+    layers, gradients, sent = layers
+    gradients.armed = True
+    layers[2](torch.ones(1, 2)).sum().backward()  # as where memory runs out on the way
+    assert len(sent.sums) == 2
+    own = layers[2].bias.grad.clone()
+    gradients.finish()
+    assert torch.equal(layers[2].bias.grad, 2 * own)
+    assert layers[0].weight.grad.tolist() == [[0, 0], [0, 0]]
+    gradients.armed = True
+    layers.zero_grad()
+    layers(torch.ones(1, 2)).sum().backward()
+    gradients.finish(keep=False)
+    assert torch.equal(layers[2].bias.grad, own), "what ran out of memory is not kept"
+    gradients.close()
+    gradients.armed = True
+    layers(torch.ones(1, 2)).sum().backward()
+    assert not sent.sums
 
 
 def test_partners_are_those_of_the_step():

@@ -74,10 +74,10 @@ def short_run(data, workers: int) -> dict[str, object]:
     sampler = EpochSampler(len(split), 8, 0)
     loader = make_loader(TrainViews(split, RECIPE, 0), workers, sampler=sampler)
     for epoch in range(2):
-        sampler.epoch = epoch
+        sampler.start(range(epoch, epoch + 1))
         for step, (images, class_idx) in enumerate(loader):
             seed, rng = step_draws(0, epoch, step)
-            mix = draw_mix(8, 32, RECIPE, rng, torch.device("cpu"))
+            mix = draw_mix(8, 32, RECIPE, rng)
             work = Work(model, optimizer, compute.scaler(), compute, PHASE, RECIPE, 8, 4)
             set_rates(optimizer, 1e-3)
             loss = training_step(work, images, class_idx, mix, seed)
