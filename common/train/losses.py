@@ -130,7 +130,7 @@ def focal_loss(
     """
     log_probs = F.log_softmax(logits.float(), dim=1)
     if target.dim() == 1:
-        target = F.one_hot(target, logits.shape[1]).to(log_probs.dtype)
+        target = torch.zeros_like(log_probs).scatter_(1, target[:, None], 1.0)
     if smoothing > 0:
         if classes is None:
             spread = torch.full_like(log_probs, 1.0 / logits.shape[1])

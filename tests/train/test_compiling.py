@@ -1,4 +1,4 @@
-"""torch.compile of the backbone: the same answers, when it begins, and what happens where it fails."""
+"""torch.compile of the backbone: the same answers, when it begins, and what happens if it fails."""
 
 import copy
 import functools

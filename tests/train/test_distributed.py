@@ -70,7 +70,7 @@ def test_gradients_are_sent_while_the_backward_pass_goes_on(layers):
     assert seen == [0], "a piece that is not the last is summed here alone"
     gradients.armed = True
     layers(torch.ones(1, 2)).sum().backward()
-    assert seen == [0, 4], "both layers above have been sent when the lowest begins"
+    assert seen == [0, 2], "both layers above have been sent when the lowest begins"
     alone = [p.grad.clone() for p in layers.parameters()]
     gradients.finish()
     assert not sent.sums
@@ -81,7 +81,7 @@ def test_a_gradient_that_is_missing_or_was_never_computed_counts_as_zero(layers)
     layers, gradients, sent = layers
     gradients.armed = True
     layers[2](torch.ones(1, 2)).sum().backward()  # as where memory runs out on the way
-    assert len(sent.sums) == 2
+    assert len(sent.sums) == 1
     own = layers[2].bias.grad.clone()
     gradients.finish()
     assert torch.equal(layers[2].bias.grad, 2 * own)
