@@ -287,6 +287,10 @@ def check_flags(args: argparse.Namespace) -> None:
             (args.json or args.review) and not args.dry_run,
             "--json and --review write what a --dry-run finds; a run writes review.csv by itself.",
         ),
+        (
+            args.undo and (args.dry_run or args.sources or args.demo),
+            "--undo removes what was made at --output: give it no sources and no --dry-run.",
+        ),
     )
     for holds, sentence in mistakes:
         if holds:
