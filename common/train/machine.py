@@ -148,7 +148,16 @@ class Setup:
         }
         machine = {
             key: {"value": str(getattr(self.args, key)), "from": "machine"}
-            for key in ("device", "precision", "device_batch", "workers", "data", "seed", "weights")
+            for key in (
+                "device",
+                "precision",
+                "compile",
+                "device_batch",
+                "workers",
+                "data",
+                "seed",
+                "weights",
+            )
             if hasattr(self.args, key)
         }
         return settings | machine | {"compute": {"value": str(self.compute), "from": "derived"}}
