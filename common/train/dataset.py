@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -403,6 +404,10 @@ def default_workers() -> int:
 def _quiet_worker(_: int) -> None:
     cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads would fight them
     torch.set_num_threads(1)
+    # Ctrl-C and a cluster's signal reach every process; the run itself ends its workers
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 # endregion

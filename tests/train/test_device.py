@@ -2,7 +2,10 @@
 synchronisation within steps, and a device that refuses what Apple's refuses.
 """
 
+import itertools
 import multiprocessing
+import os
+import signal
 import threading
 
 import numpy as np
@@ -92,6 +95,20 @@ def test_a_feed_reads_on_over_the_end_of_an_epoch(data):
         want = [[split.class_idx[i] for _, _, i in batch] for batch in sampler]
         assert [classes.tolist() for classes in found] == want
     feed.close()
+
+
+def test_workers_leave_ctrl_c_to_the_run(data):
+    """A terminal sends it to every process, a cluster's USR1 too; the run then saves and ends."""
+    split = data.splits["train"]
+    feed = Feed(make_loader(EvalViews(split, 32), 1, sampler=itertools.cycle([[0, 1]])), 20)
+    assert len(next(iter(feed))[1]) == 2, "the worker is at work"
+    (worker,) = multiprocessing.active_children()
+    for name in ("SIGINT", "SIGUSR1"):
+        os.kill(worker.pid, getattr(signal, name))
+    assert len(list(feed)) == 20
+    assert worker.is_alive()
+    feed.close()
+    assert not at_work()
 
 
 def _pictures(sampler):
