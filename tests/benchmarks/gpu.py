@@ -216,9 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--worker", type=Path, help=argparse.SUPPRESS)
     args = flags.parse_args(argv)
     if args.worker:
-        import gpu_scripts
+        import gpu_bench
 
-        return gpu_scripts.work(args.worker, args.device, args.tiny, args.timm)
+        return gpu_bench.work(args.worker, args.device, args.tiny, args.timm)
     if args.timm and not args.timm.is_file():
         fail(f"there is no file {args.timm}. Take train.py out of timm's repository.")
     if args.minutes <= 0:
