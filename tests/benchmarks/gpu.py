@@ -13,17 +13,17 @@ Sections, in this order:
             GPU
   train     02a with its own loader on 16,000 drawn photos of 512 px
   timm      timm's train.py on the same photos (--timm)
-  server    04 at 1, 16, 64 and 256 requests at once, against the limits of the model and of decoding
+  export    03 on what 02a trained
+  server    04 at 1, 16, 64 and 256 requests at once, against the model alone and decoding alone
   latency   FP16, FP32 and INT8 in ONNX Runtime at batch 1, 8 and 32
   heads     packed disease heads against a loop
   cached    features computed once, and heads trained on them
-  export    03 on what 02a trained
   tests     the tests that touch the device
 
 Each section has seconds of its own. One that fails or takes too long is told in the table, and the
 rest goes on; the table is written after each section, so that a run that is stopped loses nothing.
-What is compared takes turns, after a warm-up; a GPU has finished whenever the clock is read; figures
-are medians. `ratio` is the figure over that of the column `against`.
+What is compared takes turns, after a warm-up; a GPU has finished whenever the clock is read;
+figures are medians. `ratio` is the figure over that of the column `against`.
 """
 
 import argparse
@@ -55,11 +55,11 @@ SECTIONS = {
     "ladder": 45,
     "train": 90,
     "timm": 55,
+    "export": 60,
     "server": 75,
     "latency": 30,
     "heads": 15,
     "cached": 25,
-    "export": 60,
     "tests": 45,
 }
 TITLES = ("section", "what", "figure", "unit", "against", "ratio")

@@ -27,6 +27,7 @@ from common.images import encode_jpeg, read_rgb
 
 ROOT = load.ROOT
 CORES = load.CORES
+LATER = "epochs after the first"  # part of the names of rows that are looked up
 SWIN = "swin_tiny_patch4_window7_224"
 
 
@@ -36,12 +37,12 @@ class Sizes:
 
     backbone: str = SWIN
     size: int = 224
-    batches: tuple[int, ...] = (256, 512)
+    batches: tuple[int, ...] = (256, 512)  # the first is that of the other sections, too
     cell_seconds: float = 3.0  # of each comparison
     compiler: str = "inductor"
     heads: tuple[int, int, int] = (320, 11_499, 256)  # species, classes, batch
     photos: int = 16_000
-    judged: int = 512  # of val and of test
+    judged: int = 256  # of val and of test
     large: int = 16  # drawn photos, of which the others are cuts
     long_side: int = 512
     epochs: int = 4
@@ -54,7 +55,7 @@ class Sizes:
 TINY = Sizes(
     backbone="test_resnet",
     size=32,
-    batches=(4, 8),
+    batches=(4,),
     cell_seconds=0.05,
     compiler="eager",
     heads=(8, 40, 16),
@@ -74,6 +75,7 @@ class Bench:
     """What a section measures with, and where its figures go."""
 
     device: str
+    precision: str  # that 02a takes on it: bf16, fp16 or fp32
     sizes: Sizes
     folder: Path
     timm: Path | None
@@ -103,12 +105,10 @@ class Bench:
         row = {"what": what, "figure": figure, "unit": unit, "against": against, "ratio": ratio}
         self.emit(row)
 
-    def found(self, section: str, start: str) -> float | None:
-        """The figure of an earlier section's row whose name begins so."""
-        for row in self.rows:
-            if row["section"] == section and row["what"].startswith(start):
-                return row["figure"]
-        return None
+    def found(self, section: str, what: str) -> float | None:
+        """The figure of an earlier section's row."""
+        rows = [row for row in self.rows if (row["section"], row["what"]) == (section, what)]
+        return rows[0]["figure"] if rows else None
 
     @property
     def on_gpu(self) -> bool:
@@ -137,9 +137,13 @@ def work(folder: Path, device: str, tiny: bool, timm: Path | None) -> int:
 
     from common.train.compute import choose_compute
 
-    device = str(choose_compute(device).device)
+    compute = choose_compute(device)
+    gpu_training.take(compute.device)
+    precision = next(
+        k for k, (dtype, _) in gpu_training.PRECISIONS.items() if dtype == compute.dtype
+    )
     sections = gpu_training.SECTIONS | gpu_scripts.SECTIONS
-    bench = Bench(device, TINY if tiny else Sizes(), folder, timm, emit)
+    bench = Bench(device, precision, TINY if tiny else Sizes(), folder, timm, emit)
     emit({"ready": True})
     for line in sys.stdin:
         order = json.loads(line)
@@ -232,15 +236,16 @@ def take_turns(
     for step in (*steps.values(), *steps.values()):
         step()
     wait()
-    counts, begin = {}, time.perf_counter()
+    counts, each = {}, 0.0
     for name, step in steps.items():
         start = time.perf_counter()
         step()
         wait()
+        taken = time.perf_counter() - start
         # a block lasts long enough for the clock, and short enough for turns
-        counts[name] = max(1, round(min(0.3, seconds / 6) / (time.perf_counter() - start)))
-    each = sum(counts.values()) / len(counts) * (time.perf_counter() - begin)
-    rounds = min(30, max(3, int(seconds / max(each, 1e-6))))
+        counts[name] = max(1, round(min(0.3, seconds / 6) / taken))
+        each += counts[name] * taken
+    rounds = min(30, max(3, int(seconds / each)))
     found: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds):
         for name in list(steps)[:: 1 if turn % 4 in (0, 3) else -1]:
@@ -289,22 +294,20 @@ def organized(bench: Bench) -> Path:
         height, width = read_rgb(data).shape[:2]
         distinct.append((root / "distinct" / f"{len(distinct)}.jpg", width, height))
         distinct[-1][0].write_bytes(data)
-    tree = ClassTree(
-        tuple(f"plant_{i:02d}" for i in range(8)),
-        tuple(tuple(f"disease_{i:02d}_{j}" for j in range(4)) for i in range(8)),
-    )
+    # species of one class each, which stage A alone can learn: 03 then exports what it is made for
+    tree = ClassTree(tuple(f"plant_{i:02d}" for i in range(16)), (("drawn",),) * 16)
     rows = ["path,species,disease,split,width,height,offset,size"]
     for split, count in (("train", sizes.photos), ("val", sizes.judged), ("test", sizes.judged)):
         for i in range(count):
-            species = tree.species[i % 8]
-            disease = tree.diseases[i % 8][i // 8 % 4]
-            source, width, height = distinct[i % len(distinct)]
-            target = root / split / species / disease / f"{i:06d}.jpg"
+            k = i % len(distinct)
+            species = tree.species[16 * k // len(distinct)]  # cuts of one large photo
+            source, width, height = distinct[k]
+            target = root / split / species / "drawn" / f"{i:06d}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.hardlink_to(source)
+            os.link(source, target)
             where = target.relative_to(root).as_posix()
             bytes_ = source.stat().st_size
-            rows.append(f"{where},{species},{disease},{split},{width},{height},,{bytes_}")
+            rows.append(f"{where},{species},drawn,{split},{width},{height},,{bytes_}")
     (root / "species_index.json").write_text(json.dumps(tree.to_json()))
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     return root

@@ -20,20 +20,21 @@ from typing import Any
 
 import load
 import numpy as np
-from gpu_bench import CORES, ROOT, Bench, Told, organized, run, takes, take_turns
+from gpu_bench import CORES, LATER, ROOT, Bench, Told, organized, run, take_turns, takes
 
 # region training scripts
 
 
-def gpu_busy() -> float | None:
-    """Per cent of the last moment in which the card worked, by its maker's tool; None where there
-    is none.
+def gpu_busy(number: int) -> float | None:
+    """Per cent of the last moment in which the card with this number worked, by its maker's tool;
+    None where there is none.
     """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    card = visible.split(",")[number] if visible else str(number)
     nvidia = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     for command, pattern in (
-        ([*nvidia, "-i", visible], r"^(\d+)"),
-        (["rocm-smi", "--showuse"], r"GPU use \(%\): *(\d+)"),
+        ([*nvidia, "-i", card], r"^(\d+)"),
+        (["rocm-smi", "--showuse", "-d", str(number)], r"GPU use \(%\): *(\d+)"),
     ):
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             told = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
@@ -43,14 +44,15 @@ def gpu_busy() -> float | None:
 
 
 @contextlib.contextmanager
-def polled() -> Iterator[list[tuple[float, float]]]:
+def polled(bench: Bench) -> Iterator[list[tuple[float, float]]]:
     """(seconds since now, per cent busy) twice a second while the `with` lasts; empty where no tool
     tells.
     """
     begin, end, found = time.monotonic(), threading.Event(), []
+    number = int(bench.device.partition(":")[2] or 0)
 
     def poll() -> None:
-        while not end.is_set() and (busy := gpu_busy()) is not None:
+        while bench.on_gpu and not end.is_set() and (busy := gpu_busy(number)) is not None:
             found.append((time.monotonic() - begin, busy))
             end.wait(0.5)
 
@@ -79,7 +81,7 @@ def train(bench: Bench) -> None:
         command += ["--batch-size", sizes.batches[0], "--species-warmup-epochs", 0]
         command += ["--species-finetune-epochs", epochs, "--species-final-epochs", 0]
         command += ["--workers", max(1, CORES - 1)]
-        with polled() as busy:
+        with polled(bench) as busy:
             told = run(bench, [*command, *(["--compile", mode] if mode else [])])
         if not tell_training(bench, label, checkpoints / "species_only", told, busy):
             return
@@ -97,11 +99,12 @@ def tell_training(
     epochs = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     if later := epochs[1:]:
         rate = statistics.median(row["images_per_second"] for row in later)
-        step = bench.found("step", "compiled" if label.endswith("on") else "eager")
+        how = "compiled" if label.endswith("on") else "eager"
+        step = bench.found("step", f"batch {bench.sizes.batches[0]}, {bench.precision}, {how}")
         alone = ("the step alone", step) if step else ""
-        bench.row(f"{label}: epochs after the first", rate, "images/s", alone)
+        bench.row(f"{label}: {LATER}", rate, "images/s", alone)
         waits = {"the first epoch": epochs[0]["wait_share"]}
-        waits["epochs after the first"] = max(row["wait_share"] for row in later)
+        waits[LATER] = max(row["wait_share"] for row in later)
         for when, share in waits.items():
             bench.row(f"{label}: waiting for images in {when}", 100 * share, "%")
         if peak := later[-1].get("gpu_peak_mb"):
@@ -121,26 +124,28 @@ def tell_training(
 
 
 def timm(bench: Bench) -> None:
-    """timm's train.py on the same photos, with the same network, batch and loader processes, in
-    bf16 and with its own default augmentation.
+    """timm's train.py on the same photos, with the same network, batch, precision and loader
+    processes, and its own default augmentation, which is lighter than that of 02a.
     """
     data, sizes = organized(bench), bench.sizes
     command = [sys.executable, bench.timm.resolve(), "--data-dir", data, "--val-split", "val"]
-    command += ["--model", sizes.backbone, "--num-classes", 32, "--batch-size", sizes.batches[0]]
+    command += ["--model", sizes.backbone, "--num-classes", 16, "--batch-size", sizes.batches[0]]
     command += ["--input-size", 3, sizes.size, sizes.size, "--opt", "adamw", "--lr", "1e-4"]
     command += ["--epochs", 2, "--warmup-epochs", 0, "--cooldown-epochs", 0, "--log-interval", 5]
     command += ["--workers", max(1, CORES - 1), "--device", bench.device]
     command += ["--output", bench.folder / "timm"]
-    command += ["--amp", "--amp-dtype", "bfloat16"] if bench.on_gpu else []
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(bench.precision)
+    command += ["--amp", "--amp-dtype", dtype] if dtype and bench.on_gpu else []
     told = run(bench, command)
     text = "\n".join([told.errors, *(line for _, line in told.lines)])
     # Train: 1 [  60/62 ( 98%)]  Loss: ...  Time: 0.155s, 1650.1/s  (0.160s, 1598.2/s)  LR: ...
     shown = re.findall(r"Train: (\d+) \[.*?\([\d.]+s, *([\d.]+)/s\)", text)
-    for epoch, rate in dict(shown).items():  # the last line of an epoch holds its mean
-        ours = bench.found("train", "02a")
-        bench.row(f"train.py: epoch {int(epoch) + 1}", float(rate), "images/s")
-        if epoch == shown[-1][0] and ours:
-            bench.row("02a against it", ours, "images/s", ("train.py", float(rate)))
+    rates = {int(epoch): float(rate) for epoch, rate in shown}  # an epoch's last line has its mean
+    for epoch, rate in rates.items():
+        bench.row(f"train.py: epoch {epoch + 1}", rate, "images/s")
+    for label in ("02a", "02a, compile on", "02a, compile off"):
+        if rates and (ours := bench.found("train", f"{label}: {LATER}")):
+            bench.row(f"{label}: {LATER}", ours, "images/s", ("train.py", max(rates.values())))
     if told.code != 0 or not shown:
         bench.row(f"train.py: failed: {told.why()}")
 
@@ -150,7 +155,7 @@ def export(bench: Bench) -> None:
     if not any((bench.folder / "checkpoints" / "species_only").glob("*-best.pt")):
         bench.row("left out: it exports what the section train trains")
         return
-    command = [sys.executable, "03_export.py", "--data", organized(bench), "--max-pictures", 512]
+    command = [sys.executable, "03_export.py", "--data", organized(bench)]
     command += ["--checkpoints", bench.folder / "checkpoints", "--workers", max(1, CORES - 1)]
     command += ["--output", bench.folder / "exported"]
     on_device = takes("03_export.py", "--device", "export")
@@ -159,8 +164,7 @@ def export(bench: Bench) -> None:
     if told.code != 0:
         bench.row(f"03, {where}: failed: {told.why()}")
         return
-    count = min(512, bench.sizes.judged)
-    bench.row(f"03, {where}, {count} pictures a split", told.seconds, "s")
+    bench.row(f"03, {where}, {bench.sizes.judged} pictures a split", told.seconds, "s")
     ending = told.after_last_line()
     bench.row("03: from the last line to the end", ending, "s", "wanted: at most 2")
 
@@ -174,7 +178,7 @@ def tests(bench: Bench) -> None:
         and path.name not in ("test_house.py", "test_gpu_benchmark.py")
     ]
     several = ["-n", min(8, CORES)] if importlib.util.find_spec("xdist") and CORES > 2 else []
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *several, *files]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *several, *files]
     told = run(bench, command)
     text = "\n".join(line for _, line in told.lines)
     failed = re.findall(r"^FAILED (\S+)", text, flags=re.M)
@@ -190,6 +194,8 @@ def tests(bench: Bench) -> None:
 # endregion
 
 # region serving
+
+FILES = {"FP32": "model.onnx", "FP16": "model.fp16.onnx", "INT8": "model.int8.onnx"}
 
 
 def provider_of(bench: Bench) -> str:
@@ -209,11 +215,14 @@ def provider_of(bench: Bench) -> str:
 
 
 def exports(bench: Bench) -> Path:
-    """Exports with random weights, made once: 03 would refuse an INT8 model of a network that has
-    learned nothing.
+    """What 03 wrote in the section export, if it kept all three models; else exports with random
+    weights, made once.
     """
     import swin_exports
 
+    folder = bench.folder / "exported"
+    if all((folder / file).is_file() for file in FILES.values()):
+        return folder
     folder = bench.folder / "exports"
     if not (folder / "bundle.json").is_file():
         swin_exports.make(folder, bench.sizes.backbone, bench.sizes.size)
@@ -227,9 +236,8 @@ def latency(bench: Bench) -> None:
 
     folder, provider = exports(bench), provider_of(bench)
     order = list(dict.fromkeys([PROVIDERS[provider], PROVIDERS["cpu"]]))
-    files = {"FP32": "model.onnx", "FP16": "model.fp16.onnx", "INT8": "model.int8.onnx"}
     threads = 1 if provider != "cpu" else CORES
-    models = {name: Predictor(folder, file, threads, order) for name, file in files.items()}
+    models = {name: Predictor(folder, file, threads, order) for name, file in FILES.items()}
     took = {model.session.get_providers()[0] for model in models.values()}
     for batch in bench.sizes.latency_batches:
         side = bench.sizes.size
@@ -282,8 +290,11 @@ def server(bench: Bench) -> None:
     seconds, side = sizes.server_seconds, sizes.size
     batch, threads = (32, 1) if provider != "cpu" else (1, CORES)
     with parts(bench, 1, "raw", "--exports", folder, "--provider", provider) as made:
+        line = {"threads": 1, "batch": 1, "seconds": min(1.0, seconds)}
+        single = ask_all(made, [line])[0]
         line = {"threads": threads, "batch": batch, "seconds": seconds}
-        raw = max(ask_all(made, [line])[0] for _ in range(2))
+        raw = ask_all(made, [line])[0]
+    bench.row(f"the model alone, {provider}, batch 1, 1 thread", single, "answers/s")
     bench.row(f"the model alone, {provider}, batch {batch}, {threads} threads", raw, "answers/s")
     with parts(bench, CORES, "decode") as made:
         line = {"side": side, "size": sizes.size, "seconds": seconds}
@@ -302,7 +313,8 @@ def server(bench: Bench) -> None:
             for at_once in sizes.at_once:
                 ask_many(made, port, at_once, min(1.0, seconds), side)  # it warms up
                 rate, times = ask_many(made, port, at_once, seconds, side)
-                bench.row(f"04, {at_once} at once; {limit[0]} binds", rate, "answers/s", limit)
+                bound = limit if at_once > 1 else ("the model at batch 1", single)
+                bench.row(f"04, {at_once} at once; {bound[0]} binds", rate, "answers/s", bound)
                 if times:
                     bench.row(f"04, {at_once} at once: median", statistics.median(times), "ms")
 
@@ -339,8 +351,8 @@ def served(bench: Bench, folder: Path, provider: str) -> Iterator[tuple[int, str
 SECTIONS = {
     "train": train,
     "timm": timm,
+    "export": export,
     "server": server,
     "latency": latency,
-    "export": export,
     "tests": tests,
 }

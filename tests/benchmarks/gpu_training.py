@@ -4,6 +4,7 @@ and what the card is.
 
 import contextlib
 import gc
+import itertools
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ import onnxruntime
 import step
 import timm
 import torch
-from gpu_bench import CORES, ROOT, Bench, organized, take_turns
+from gpu_bench import CORES, LATER, ROOT, Bench, organized, take_turns
 
 from common.train import recipes
 from common.train.augment import Mix
@@ -40,6 +41,12 @@ Step = Callable[[], object]
 
 
 # region the device
+
+
+def take(device: torch.device) -> None:
+    """Make a GPU the one that is meant where none is named."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def clean_up() -> None:
@@ -67,16 +74,20 @@ def computes(bench: Bench) -> dict[str, Compute]:
     """The precisions that the device has: name -> `Compute`."""
     device = torch.device(bench.device)
     names = list(PRECISIONS) if bench.on_gpu else ["bf16", "fp32"]  # fp16 and TF32 need a GPU
+    if bench.on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        names.remove("bf16")
     return {name: Compute(device, PRECISIONS[name][0]) for name in names}
 
 
 @contextlib.contextmanager
-def memory_may_run_out(bench: Bench, what: str) -> Iterator[None]:
-    """Report in place of a figure that memory ran out, and go on."""
+def told_if_it_fails(bench: Bench, what: str) -> Iterator[None]:
+    """Report in place of a figure that memory ran out, or what else went wrong, and go on."""
     try:
         yield
     except (OutOfMemory, torch.OutOfMemoryError):
         bench.row(f"{what}: out of memory")
+    except Exception as error:  # a compiler may fail in any way
+        bench.row(f"{what}: failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     clean_up()
 
 
@@ -157,34 +168,39 @@ def step_times(bench: Bench) -> None:
     pairs: dict[tuple[int, str], list[Step]] = {}
     for batch in sizes.batches:
         for name, compute in computes(bench).items():
-            what = f"batch {batch}, {name}"
-            with memory_may_run_out(bench, what):
+            what = f"batch {batch}, {name}, eager"
+            with told_if_it_fails(bench, what):
                 scalers = [compute.scaler(), compute.scaler()]
                 pair = step.make_steps(models, batch, compute, scalers)
                 pair = [with_tf32(PRECISIONS[name][1], run) for run in pair]
-                spent = take_turns(
-                    dict(zip(step.CONTESTANTS, pair, strict=True)), sizes.cell_seconds, wait
-                )
-                tell_pair(bench, f"{what}, eager", batch, spent, step.CONTESTANTS)
+                steps = dict(zip(step.CONTESTANTS, pair, strict=True))
+                spent = take_turns(steps, sizes.cell_seconds, wait)
+                tell_pair(bench, what, batch, spent, step.CONTESTANTS)
                 pairs[batch, name] = pair
-                if bench.on_gpu and name == "bf16":
+                if bench.on_gpu and name == bench.precision:
                     peak = torch.cuda.max_memory_allocated() / 2**30
-                    bench.row(f"{what}, eager: peak memory, both models", peak, "GiB")
-    first = sizes.batches[0]
-    order = sorted(pairs, key=lambda cell: (cell[1] != "bf16", cell[0] != first))
-    expected = 45.0 if bench.on_gpu else 0.0  # seconds to compile, as far as is known
+                    bench.row(f"{what}: peak memory, both models", peak, "GiB")
+    # to compile takes most of the time: the precision that 02a takes is the first
+    order = sorted(pairs, key=lambda cell: cell[1] != bench.precision)
+    expected = 45.0 if bench.on_gpu else 0.0  # seconds for one; later those of the one before
     for batch, name in order:
         what = f"batch {batch}, {name}, compiled"
-        if bench.left() < expected + 3 * sizes.cell_seconds:
+        if bench.left() < expected + 2 * sizes.cell_seconds:
             bench.row(f"{what}: left out, no time")
             continue
-        with memory_may_run_out(bench, what):
-            eager = pairs[batch, name][0]
-            run = compiled(models[0].backbone, "forward_features", eager, sizes.compiler)
+        with told_if_it_fails(bench, what):
+            ours, bare = pairs[batch, name]
+            run = compiled(models[0].backbone, "forward_features", ours, sizes.compiler)
             expected = first_call(run, wait)
-            spent = take_turns({"compiled": run, "eager": eager}, sizes.cell_seconds, wait)
+            spent = take_turns({"compiled": run, "eager": ours}, sizes.cell_seconds, wait)
             tell_pair(bench, what, batch, spent, ("compiled", "eager"))
-            bench.row(f"{what}: first step", expected, "s")
+            bench.row(f"{what}: its first step", expected, "s")
+            if (batch, name) == order[0] and bench.left() > expected + 2 * sizes.cell_seconds:
+                bare = compiled(models[1].backbone, "forward", bare, sizes.compiler)
+                first_call(bare, wait)
+                both = {"both compiled": run, "bare backbone compiled": bare}
+                spent = take_turns(both, sizes.cell_seconds, wait)
+                tell_pair(bench, f"batch {batch}, {name}, both compiled", batch, spent, tuple(both))
 
 
 def tell_pair(
@@ -199,9 +215,19 @@ def tell_pair(
 
 
 def ladder(bench: Bench) -> None:
-    """The hierarchical step, from plain float32 on, one thing added at a time."""
+    """The hierarchical step, from plain float32 on, one thing added at a time, at the largest batch
+    that the card holds in float32.
+    """
+    largest = bench.sizes.batches[0]
+    for batch in (largest, largest // 2, largest // 4):
+        with told_if_it_fails(bench, f"batch {batch}"):
+            climb(bench, batch)
+            return
+
+
+def climb(bench: Bench, batch: int) -> None:
+    """The ladder at one batch size."""
     sizes, wait, device = bench.sizes, wait_for(bench), torch.device(bench.device)
-    batch = sizes.batches[0]
     recipe = replace(recipes.get("hierarchical"), image_size=sizes.size, batch_size=batch)
     (phase,) = recipes.joint_phases(recipe)
     shape = (batch, sizes.size, sizes.size, 3)
@@ -227,34 +253,28 @@ def ladder(bench: Bench) -> None:
     def stepped(work: Work, tf32: bool = True) -> Step:
         return with_tf32(tf32, lambda: training_step(work, images, class_idx, mix))
 
-    fp32, bf16 = torch.float32, torch.bfloat16
-    with memory_may_run_out(bench, f"batch {batch}"):
-        plain, channels_last = made(torch.contiguous_format), made(torch.channels_last)
-        fused = work(channels_last, bf16, True)
-        rungs = {
-            "fp32": stepped(work(plain, fp32, False), tf32=False),
-            "+ TF32": stepped(work(plain, fp32, False)),
-            "+ bf16": stepped(work(plain, bf16, False)),
-            "+ channels last": stepped(work(channels_last, bf16, False)),
-            "+ fused optimizer": stepped(fused),
-        }
-        rungs["+ compiled backbone"] = compiled(
-            channels_last.backbone, "forward_features", rungs["+ fused optimizer"], sizes.compiler
-        )
-        first_call(rungs["+ compiled backbone"], wait)
-        spent = take_turns(rungs, len(rungs) * sizes.cell_seconds, wait)
-        before, names = "", list(rungs)
-        for name in names:
-            if before:
-                tell_pair(bench, f"batch {batch}, {name}", batch, spent, (name, before))
-            else:
-                rate = batch / float(np.median(spent[name]))
-                bench.row(f"batch {batch}, {name}", rate, "images/s")
-            before = name
-        ratio = float(np.median(spent[names[0]] / spent[names[-1]]))
-        bench.row("all of it against the first", ratio, "times")
-        if bench.on_gpu:
-            bench.row("calls that wait for the GPU in 5 steps", waits_of(fused), "", "wanted: 0")
+    fp32, fast = torch.float32, PRECISIONS[bench.precision][0]
+    plain, channels_last = made(torch.contiguous_format), made(torch.channels_last)
+    fused = work(channels_last, fast, True)
+    rungs = {
+        "fp32": stepped(work(plain, fp32, False), tf32=False),
+        "+ TF32": stepped(work(plain, fp32, False)),
+        f"+ {bench.precision}": stepped(work(plain, fast, False)),
+        "+ channels last": stepped(work(channels_last, fast, False)),
+        "+ fused optimizer": stepped(fused),
+    }
+    with told_if_it_fails(bench, f"batch {batch}, + compiled backbone"):
+        run = compiled(channels_last.backbone, "forward_features", stepped(fused), sizes.compiler)
+        first_call(run, wait)
+        rungs["+ compiled backbone"] = run
+    spent, names = take_turns(rungs, len(rungs) * sizes.cell_seconds, wait), list(rungs)
+    bench.row(f"batch {batch}, fp32", batch / float(np.median(spent["fp32"])), "images/s")
+    for before, name in itertools.pairwise(names):
+        tell_pair(bench, f"batch {batch}, {name}", batch, spent, (name, before))
+    ratio = float(np.median(spent[names[0]] / spent[names[-1]]))
+    bench.row(f"batch {batch}, the last against the first", ratio, "times")
+    if bench.on_gpu:
+        bench.row("calls that wait for the GPU in 5 steps", waits_of(fused), "", "wanted: 0")
 
 
 def waits_of(work: Work, steps: int = 5) -> int:
@@ -325,7 +345,8 @@ def cached(bench: Bench) -> None:
             pass
         wait()
         spent.append((time.perf_counter() - begin) / (len(sampler) * batch))
-    ours = bench.found("train", "02a")
+    label = "02a, compile on" if bench.found("train", f"02a, compile on: {LATER}") else "02a"
+    ours = bench.found("train", f"{label}: {LATER}")
     against = ("02a on images", ours) if ours else ""
     bench.row("heads on cached features", 1 / float(np.median(spent[1:])), "images/s", against)
 
