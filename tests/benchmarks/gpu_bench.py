@@ -139,10 +139,9 @@ def work(folder: Path, device: str, tiny: bool, timm: Path | None) -> int:
 
     compute = choose_compute(device)
     gpu_training.take(compute.device)
-    precision = next(
-        k for k, (dtype, _) in gpu_training.PRECISIONS.items() if dtype == compute.dtype
-    )
+    names = {dtype: name for name, (dtype, _) in gpu_training.PRECISIONS.items()}
     sections = gpu_training.SECTIONS | gpu_scripts.SECTIONS
+    device, precision = str(compute.device), names[compute.dtype]
     bench = Bench(device, precision, TINY if tiny else Sizes(), folder, timm, emit)
     emit({"ready": True})
     for line in sys.stdin:

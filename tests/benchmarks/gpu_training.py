@@ -84,11 +84,10 @@ def told_if_it_fails(bench: Bench, what: str) -> Iterator[None]:
     """Report in place of a figure that memory ran out, or what else went wrong, and go on."""
     try:
         yield
-    except (OutOfMemory, torch.OutOfMemoryError):
-        bench.row(f"{what}: out of memory")
     except Exception as error:  # a compiler may fail in any way
-        bench.row(f"{what}: failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    clean_up()
+        full = isinstance(error, (OutOfMemory, torch.OutOfMemoryError))
+        why = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        bench.row(f"{what}: {'out of memory' if full else why}")
 
 
 def ask_tool(command: list[str], pattern: str) -> str | None:
@@ -169,6 +168,7 @@ def step_times(bench: Bench) -> None:
     for batch in sizes.batches:
         for name, compute in computes(bench).items():
             what = f"batch {batch}, {name}, eager"
+            clean_up()
             with told_if_it_fails(bench, what):
                 scalers = [compute.scaler(), compute.scaler()]
                 pair = step.make_steps(models, batch, compute, scalers)
@@ -188,6 +188,7 @@ def step_times(bench: Bench) -> None:
         if bench.left() < expected + 2 * sizes.cell_seconds:
             bench.row(f"{what}: left out, no time")
             continue
+        clean_up()
         with told_if_it_fails(bench, what):
             ours, bare = pairs[batch, name]
             run = compiled(models[0].backbone, "forward_features", ours, sizes.compiler)
@@ -220,6 +221,7 @@ def ladder(bench: Bench) -> None:
     """
     largest = bench.sizes.batches[0]
     for batch in (largest, largest // 2, largest // 4):
+        clean_up()
         with told_if_it_fails(bench, f"batch {batch}"):
             climb(bench, batch)
             return
