@@ -51,7 +51,7 @@ from common.files import write_text
 # left out first
 SECTIONS = {
     "card": 20,
-    "step": 100,
+    "step": 120,
     "ladder": 45,
     "train": 90,
     "timm": 55,

@@ -324,9 +324,13 @@ def cached(bench: Bench) -> None:
     sizes, wait, data = bench.sizes, wait_for(bench), load_organized(organized(bench))
     compute = choose_compute(bench.device)
     recipe = replace(
-        recipes.get("hierarchical"), image_size=sizes.size, batch_size=sizes.batches[0], mix_share=0
+        recipes.get("hierarchical"),
+        image_size=sizes.size,
+        batch_size=sizes.batches[0],
+        mix_share=0.0,
+        species_warmup_unfreeze=0.0,
     )
-    (phase, *_) = recipes.disease_phases(recipe)
+    phase = recipes.species_phases(recipe)[0]
     model = SwinHierarchical(sizes.backbone, data.tree, image_size=sizes.size)
     model = model.eval().to(compute.device, memory_format=torch.channels_last)
     batch, workers = sizes.batches[0], max(1, CORES - 1)

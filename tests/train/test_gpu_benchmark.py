@@ -1,14 +1,17 @@
-"""tests/benchmarks/gpu.py: the whole of it at tiny size on the CPU, and what it tells of failures."""
+"""tests/benchmarks/gpu.py: the whole of it at tiny size on the CPU, and what it tells where a
+section fails.
+"""
 
+import importlib
 import json
+import signal
 import subprocess
 import sys
+import warnings
 
-import numpy as np
 import pytest
+import torch
 from conftest import ROOT
-
-sys.path.append(str(ROOT / "tests" / "benchmarks"))
 
 GPU = ROOT / "tests" / "benchmarks" / "gpu.py"
 # prints as timm's train.py does: mean in brackets, to stderr
@@ -29,22 +32,41 @@ for epoch, rate in ((0, 40.0), (1, 50.0)):
 """
 
 
+WORKER = """
+import json, sys, time
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    section = json.loads(line)["section"]
+    print(json.dumps({"what": "speed", "figure": 7, "unit": "images/s"}), flush=True)
+    if section == "step":
+        time.sleep(60)
+    if section == "ladder":
+        sys.exit("the card fell off")
+    print(json.dumps({"done": True}), flush=True)
+"""
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Import a module of tests/benchmarks by its name."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
+    return importlib.import_module
+
+
 def measure(*flags: object) -> subprocess.CompletedProcess:
     command = [sys.executable, GPU, "--device", "cpu", "--tiny", *flags]
     return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
 
 
-def test_the_whole_at_tiny_size(tmp_path):
+def test_the_whole_at_tiny_size(tmp_path, benchmarks):
     train_py, as_json, as_text = (tmp_path / n for n in ("train.py", "a/t.json", "a/t.md"))
     train_py.write_text(TRAIN_PY)
     done = measure("--timm", train_py, "--out", as_json, as_text)
     assert done.returncode == 0, done.stderr
     rows = json.loads(as_json.read_text())
     assert not [row["what"] for row in rows if "failed:" in row["what"] or "left" in row["what"]]
-    import gpu
-
     took = {row["section"]: row["figure"] for row in rows if row["what"] == "took"}
-    assert list(took) == list(gpu.SECTIONS), "every section, in order"
+    assert list(took) == list(benchmarks("gpu").SECTIONS), "every section, in order"
     assert as_text.read_text().count("\n") == len(rows) + 2
     found = {(row["section"], row["what"]): row for row in rows}
     assert all(row["figure"] is not None for row in rows)
@@ -77,7 +99,77 @@ def test_the_whole_at_tiny_size(tmp_path):
     assert limits[-1]["ratio"] == pytest.approx(limits[-1]["figure"] / min(raw, decoding))
 
 
-def test_a_section_that_takes_too_long_is_stopped_and_the_rest_goes_on(tmp_path):
-    out = tmp_path / "t.json"
-    done = measure("--only", "export", "heads", "tests", "--minutes", 0.2, "--out", out)
-    assert done.returncode == 0, done.stderr
+def test_a_section_that_hangs_or_dies_is_told_and_the_rest_goes_on(
+    tmp_path, benchmarks, monkeypatch
+):
+    gpu, worker, out = benchmarks("gpu"), tmp_path / "worker.py", tmp_path / "t.json"
+    worker.write_text(WORKER)
+    monkeypatch.setattr(gpu, "__file__", str(worker))
+    monkeypatch.setattr(gpu, "GRACE", 0.2)
+    monkeypatch.setattr(gpu, "SECTIONS", {"step": 1.0, "ladder": 5.0, "heads": 5.0, "tests": 0.5})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert gpu.main(["--only", "step", "ladder", "heads", "tests", "--out", str(out)]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = [(row["section"], row["what"]) for row in json.loads(out.read_text())]
+    assert [pair for pair in found if pair[1] != "took"] == [
+        ("step", "speed"),
+        ("step", "stopped: took more than 1 s"),
+        ("ladder", "speed"),
+        ("ladder", "failed: its process ended (the card fell off)"),
+        ("heads", "speed"),
+        ("tests", "left out: the time is over"),
+    ]
+
+
+def test_without_a_gpu_it_says_so():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, GPU], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "torch sees no GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tool", "printed", "busy"),
+    [
+        ("nvidia-smi", "87", 87.0),
+        ("nvidia-smi", "[N/A]", None),
+        ("rocm-smi", "GPU[0]          : GPU use (%): 12", 12.0),
+        ("other", "87", None),
+    ],
+)
+def test_how_busy_the_card_is(tool, printed, busy, tmp_path, benchmarks, monkeypatch):
+    (tmp_path / tool).write_text(f"#!/bin/sh\necho '{printed}'\n")
+    (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert benchmarks("gpu_scripts").gpu_busy(0) == busy
+
+
+def test_calls_that_wait_for_the_gpu_are_counted(benchmarks, monkeypatch):
+    training, step = benchmarks("gpu_training"), benchmarks("step")
+    modes, real = [], training.train_epoch
+
+    def waiting(*args):  # stands for a GPU on which two calls a step wait
+        for found in real(*args):
+            if modes[-1:] == ["warn"]:
+                for _ in range(2):
+                    warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
+            yield found
+
+    monkeypatch.setattr(training, "train_epoch", waiting)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    compute = training.Compute(torch.device("cpu"), torch.float32)
+    model, _ = step.make_models("test_resnet", 32, compute.device)
+    recipe = training.recipes.get("hierarchical")
+    recipe = training.replace(recipe, image_size=32, batch_size=2)
+    (phase,) = training.recipes.joint_phases(recipe)
+    optimizer = training.make_optimizer(model, phase, recipe)
+    scaler = compute.scaler()
+    work = training.Work(model, optimizer, scaler, compute, phase, recipe, 2, 2)
+    assert training.waits_of(work, steps=3) == 6
+    assert modes == ["warn", "default"]
