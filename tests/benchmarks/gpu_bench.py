@@ -132,12 +132,12 @@ def work(folder: Path, device: str, tiny: bool, timm: Path | None) -> int:
         print(json.dumps(message), file=told, flush=True)
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")  # so that warm-up is measured
+    from common.train.compute import choose_compute
+
+    compute = choose_compute(device)  # stops where there is no such device, before the rest loads
     import gpu_scripts
     import gpu_training
 
-    from common.train.compute import choose_compute
-
-    compute = choose_compute(device)
     gpu_training.take(compute.device)
     names = {dtype: name for name, (dtype, _) in gpu_training.PRECISIONS.items()}
     sections = gpu_training.SECTIONS | gpu_scripts.SECTIONS

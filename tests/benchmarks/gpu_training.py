@@ -223,11 +223,11 @@ def ladder(bench: Bench) -> None:
     for batch in (largest, largest // 2, largest // 4):
         clean_up()
         with told_if_it_fails(bench, f"batch {batch}"):
-            climb(bench, batch)
+            measure_ladder(bench, batch)
             return
 
 
-def climb(bench: Bench, batch: int) -> None:
+def measure_ladder(bench: Bench, batch: int) -> None:
     """The ladder at one batch size."""
     sizes, wait, device = bench.sizes, wait_for(bench), torch.device(bench.device)
     recipe = replace(recipes.get("hierarchical"), image_size=sizes.size, batch_size=batch)
