@@ -180,7 +180,7 @@ def measure(args: argparse.Namespace, chosen: list[str], report: Report, folder:
     begin, worker = time.monotonic(), None
     try:
         for section in chosen:
-            spare = 60 * args.minutes - (time.monotonic() - begin) - GRACE
+            spare = 60 * args.minutes - (time.monotonic() - begin) - 2 * GRACE
             seconds = min(SECTIONS[section] * args.minutes / 6, spare)
             say("", f"-- {section}, at most {max(0, seconds):.0f} s")
             if seconds < 1:

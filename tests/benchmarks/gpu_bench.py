@@ -46,6 +46,7 @@ class Sizes:
     large: int = 16  # drawn photos, of which the others are cuts
     long_side: int = 512
     epochs: int = 4
+    compile: tuple[str, ...] = ("on", "off")  # runs of 02a
     latency_batches: tuple[int, ...] = (1, 8, 32)
     at_once: tuple[int, ...] = (1, 16, 64, 256)
     server_seconds: float = 3.0
@@ -64,6 +65,7 @@ TINY = Sizes(
     large=1,
     long_side=64,
     epochs=2,
+    compile=("off",),  # a C++ compiler takes half a minute
     at_once=(1, 4),
     server_seconds=0.3,
     tests="gpu_allocated_mb",

@@ -71,10 +71,11 @@ def train(bench: Bench) -> None:
     """
     data, sizes = organized(bench), bench.sizes
     compiles = takes("02a_train_species.py", "--compile", "train")
-    for mode in ("on", "off") if compiles else ("",):
+    for mode in sizes.compile if compiles else ("",):
         begin, label = time.monotonic(), f"02a, compile {mode}" if mode else "02a"
-        epochs = 2 if mode == "off" else sizes.epochs
-        checkpoints = bench.folder / f"checkpoints{mode if mode == 'off' else ''}"
+        first = mode in ("", sizes.compile[0])  # the one that is exported
+        epochs = sizes.epochs if first else 2
+        checkpoints = bench.folder / ("checkpoints" if first else "checkpoints_again")
         command = [sys.executable, "02a_train_species.py", "--data", data, "--device", bench.device]
         command += ["--checkpoints", checkpoints, "--recipe", "hierarchical", "--weights", "none"]
         command += ["--backbone", sizes.backbone, "--image-size", sizes.size]
@@ -114,6 +115,9 @@ def tell_training(
         if at_work:
             mean = statistics.mean(at_work)
             bench.row(f"{label}: GPU busy from the first epoch's end to the last's", mean, "%")
+    lines = [*told.errors.splitlines(), *(line for _, line in told.lines)]
+    for line in [line for line in lines if label.endswith("on") and "compil" in line][:3]:
+        bench.row(f"{label}: it says: {line.strip()[:150]}")
     if told.code != 0:
         bench.row(f"{label}: failed: {told.why()}")
         return False

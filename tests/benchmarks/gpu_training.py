@@ -111,7 +111,7 @@ def card(bench: Bench) -> None:
         ["rocm-smi", "--showdriverversion"], r"[Dd]river version: *(\S+)"
     )
     bench.row("driver", driver or "not known: neither nvidia-smi nor rocm-smi is here")
-    runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    runtime = f"CUDA {torch.version.cuda}, ROCm {torch.version.hip}"
     bench.row("torch", f"{torch.__version__}, {runtime}, cuDNN {torch.backends.cudnn.version()}")
     bench.row("timm", timm.__version__)
     providers = ", ".join(onnxruntime.get_available_providers())
@@ -246,8 +246,9 @@ def measure_ladder(bench: Bench, batch: int) -> None:
 
     def work(model: SwinHierarchical, dtype: torch.dtype, fused: bool) -> Work:
         optimizer = make_optimizer(model, phase, recipe)
-        for group in optimizer.param_groups:
-            group["fused"] = fused
+        if not fused:  # what torch takes where nothing is said
+            groups = [{**group, "fused": None} for group in optimizer.param_groups]
+            optimizer = torch.optim.AdamW(groups)
         set_rates(optimizer, 1e-5)
         compute = Compute(device, dtype)
         return Work(model, optimizer, compute.scaler(), compute, phase, recipe, batch, batch)
