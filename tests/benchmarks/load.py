@@ -37,8 +37,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.console import say, table
+from common.images import read_rgb, resize_to_model
 from common.serve.answer import Options, answer, run_photo
 from common.serve.predictor import Predictor
+from common.serve.providers import open_predictor
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -55,19 +57,23 @@ def a_photo(side: int) -> bytes:
 # region the parts that run as processes of their own
 
 
-def raw(exports: Path, commands: Any = sys.stdin) -> None:
-    """For each line {"threads", "seconds"} run the session alone, and print the milliseconds of
-    each run.
+def raw(exports: Path, provider: str, commands: Any = sys.stdin) -> None:
+    """For each line {"threads", "seconds", "batch"} run the session alone, and print the
+    milliseconds of each run.
     """
-    predictor = Predictor(exports)
+    predictor, _ = open_predictor(exports, None, provider)
     size = predictor.bundle.size
-    picture = np.asarray(Image.open(io.BytesIO(a_photo(size))).convert("RGB"))[None]
+    one = np.asarray(Image.open(io.BytesIO(a_photo(size))).convert("RGB"))[None]
     print("ready", flush=True)
     for line in commands:
         asked, times = json.loads(line), []
+        picture = one.repeat(asked["batch"], axis=0)
+        predictor.session.run(None, {"images": picture})  # a GPU prepares for each size of batch
         end = time.perf_counter() + asked["seconds"]
 
-        def work(end: float = end, times: list[float] = times) -> None:
+        def work(
+            end: float = end, times: list[float] = times, picture: np.ndarray = picture
+        ) -> None:
             while (start := time.perf_counter()) < end:
                 predictor.session.run(None, {"images": picture})
                 times.append(1000 * (time.perf_counter() - start))
@@ -87,12 +93,41 @@ def raw(exports: Path, commands: Any = sys.stdin) -> None:
                     "ms": times,
                     "seconds": time.perf_counter() - begin,
                     "statuses": {},
-                    "answers": len(times),
+                    "answers": len(times) * asked["batch"],
                     "processor": time.process_time() - used,
                 }
             ),
             flush=True,
         )
+
+
+def decode(commands: Any = sys.stdin) -> None:
+    """For each line {"side", "size", "seconds"} read a photo again and again as the server does,
+    and print how often.
+    """
+    print("ready", flush=True)
+    for line in commands:
+        asked, count = json.loads(line), 0
+        photo, begin = a_photo(asked["side"]), time.perf_counter()
+        while time.perf_counter() < begin + asked["seconds"]:
+            resize_to_model(read_rgb(photo, long_side=512), asked["size"])
+            count += 1
+        print(json.dumps({"answers": count, "seconds": time.perf_counter() - begin}), flush=True)
+
+
+async def no_work(port: int) -> None:
+    """A server that reads requests and answers nothing: what the client alone can ask."""
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    server = await asyncio.start_server(one, "127.0.0.1", port)
+    print("ready", flush=True)
+    await server.serve_forever()
 
 
 def client(commands: Any = sys.stdin) -> None:
@@ -201,19 +236,26 @@ def litserve_server(exports: Path, port: int) -> None:
 
 
 class Part:
-    """A process that answers a line for a line."""
+    """A process that answers a line for a line; starting several costs the time of one."""
 
     def __init__(self, *arguments: str) -> None:
+        self.is_ready = False
         self.process = subprocess.Popen(
             [sys.executable, __file__, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self.process.stdout and self.process.stdout.readline().strip() == "ready"
+
+    def wait(self) -> None:
+        """Wait until it is ready, the first time."""
+        if not self.is_ready:
+            assert self.process.stdout and self.process.stdout.readline().strip() == "ready"
+            self.is_ready = True
 
     def __call__(self, **asked: Any) -> dict[str, Any]:
         """Hand in a line and wait for the answer."""
+        self.wait()
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
@@ -276,7 +318,8 @@ def processor_seconds(group: int) -> float:
 
 def measure(args: argparse.Namespace, servers: dict[str, tuple[int, subprocess.Popen]]) -> None:
     """Print a table per concurrency."""
-    limit, asker = Part("--as", "raw", "--exports", str(args.exports)), Part("--as", "client")
+    limit = Part("--as", "raw", "--exports", str(args.exports), "--provider", "cpu")
+    asker = Part("--as", "client")
     try:
         for concurrency in args.concurrency:
             found: dict[str, list[dict[str, Any]]] = {
@@ -297,7 +340,9 @@ def measure(args: argparse.Namespace, servers: dict[str, tuple[int, subprocess.P
                         )
                         result["processor"] = processor_seconds(process.pid) - used
                     else:
-                        result = limit(threads=min(CORES, concurrency), seconds=args.seconds)
+                        result = limit(
+                            threads=min(CORES, concurrency), seconds=args.seconds, batch=1
+                        )
                     if round_:  # the first warms up
                         found[name].append(result)
             say(
@@ -389,16 +434,21 @@ def main() -> None:
     flags.add_argument(
         "--as",
         dest="part",
-        choices=["raw", "client", "fastapi", "litserve"],
+        choices=["raw", "decode", "no_work", "client", "fastapi", "litserve"],
         help=argparse.SUPPRESS,
     )
+    flags.add_argument("--provider", help=argparse.SUPPRESS)
     flags.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     args = flags.parse_args()
-    if args.part == "client":
-        return client()
+    if args.part in ("client", "decode"):
+        return {"client": client, "decode": decode}[args.part]()
+    if args.part == "no_work":
+        return asyncio.run(no_work(args.port))
+    if args.part == "raw":
+        return raw(args.exports, args.provider)
     if args.part:
-        return {"raw": raw, "fastapi": fastapi_server, "litserve": litserve_server}[args.part](
-            args.exports, *([args.port] if args.port else [])
+        return {"fastapi": fastapi_server, "litserve": litserve_server}[args.part](
+            args.exports, args.port
         )
     servers, processes = {}, []
     try:

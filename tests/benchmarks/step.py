@@ -17,9 +17,10 @@ waits for each part.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -100,38 +101,46 @@ class Watch:
             self.note()
 
 
-def contestants(
-    args: argparse.Namespace, batch: int, compute: Compute, watches: list[Watch]
+def make_models(
+    backbone: str, size: int, device: torch.device
+) -> tuple[SwinHierarchical, SwinHierarchical]:
+    """Make the hierarchical model with all of it to train, and the bare backbone with a head of
+    1,000 classes, which stands in the other model for its normalisation.
+    """
+    model = SwinHierarchical(backbone, tree_of(320, 11_499), image_size=size)
+    bare = SwinHierarchical(backbone, tree_of(2, 2), image_size=size)
+    fixed_size = {"img_size": size} if "swin" in backbone else {}
+    bare.backbone = timm.create_model(backbone, num_classes=1000, **fixed_size)
+    model, bare = (
+        one.to(device, memory_format=torch.channels_last).train() for one in (model, bare)
+    )
+    return model, bare
+
+
+def make_steps(
+    models: tuple[SwinHierarchical, SwinHierarchical],
+    batch: int,
+    compute: Compute,
+    scalers: Sequence[Any],
 ) -> list[Callable[[], object]]:
-    """Make a training step of each, in the order of `CONTESTANTS`."""
+    """Make a training step of each model, in the order of `CONTESTANTS`, on a batch of noise."""
+    model, bare = models
+    device, size, tree = compute.device, model.settings["image_size"], model.tree
     recipe = replace(
-        recipes.get("hierarchical"), backbone=args.backbone, image_size=args.size, batch_size=batch
+        recipes.get("hierarchical"),
+        backbone=model.settings["backbone"],
+        image_size=size,
+        batch_size=batch,
     )
     (phase,) = recipes.joint_phases(recipe)
-    tree, device = tree_of(320, 11_499), compute.device
-    images = torch.randint(
-        0, 256, (batch, args.size, args.size, 3), dtype=torch.uint8, device=device
-    )
+    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
     class_idx, target = (
         torch.randint(tree.num_classes, (batch,), device=device),
         torch.randint(1000, (batch,), device=device),
     )
     mix = Mix(torch.arange(batch, device=device))
-    model = SwinHierarchical(args.backbone, tree, image_size=args.size).to(
-        device, memory_format=torch.channels_last
-    )
     set_trainable(model, phase)
     optimizer = make_optimizer(model, phase, recipe)
-
-    bare = SwinHierarchical(
-        args.backbone, tree_of(2, 2), image_size=args.size
-    )  # for its normalisation; its heads stay unused
-    bare.backbone = timm.create_model(
-        args.backbone,
-        num_classes=1000,
-        **({"img_size": args.size} if "swin" in args.backbone else {}),
-    )
-    bare = bare.to(device, memory_format=torch.channels_last).train()
     parameters = list(bare.backbone.parameters())
     groups = [
         {
@@ -140,9 +149,9 @@ def contestants(
         }
         for decays in (True, False)
     ]
-    plain, scaler = torch.optim.AdamW(groups, lr=1e-5, fused=True), watches[1]
+    plain, scaler = torch.optim.AdamW(groups, lr=1e-5, fused=True), scalers[1]
 
-    work = Work(model, optimizer, watches[0], compute, phase, recipe, batch, batch)
+    work = Work(model, optimizer, scalers[0], compute, phase, recipe, batch, batch)
     set_rates(optimizer, 1e-5)
 
     def hierarchical() -> None:
@@ -165,10 +174,9 @@ def race(args: argparse.Namespace, batch: int, compute: Compute) -> np.ndarray:
     """Time both: seconds float (2, rounds, parts), one part unless all are asked for."""
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
     watches = [Watch(compute, clock, args.parts) for _ in CONTESTANTS]
-    steps, seconds = (
-        contestants(args, batch, compute, watches),
-        np.zeros((2, args.rounds, len(PARTS) if args.parts else 1)),
-    )
+    models = make_models(args.backbone, args.size, compute.device)
+    steps = make_steps(models, batch, compute, watches)
+    seconds = np.zeros((2, args.rounds, len(PARTS) if args.parts else 1))
     for turn in range(-2, args.rounds):  # the first two warm up
         for k in (0, 1) if turn % 4 in (0, 3) else (1, 0):
             watches[k].laps.clear()

@@ -1,5 +1,5 @@
-"""An exports folder around Swin-Tiny INT8 with random weights, for measurements of the server's
-speed.
+"""An exports folder around Swin-Tiny INT8, FP16 and FP32 with random weights, for measurements of
+the server's speed.
 
   python tests/benchmarks/swin_exports.py exports_swin
 
@@ -21,35 +21,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from int8 import serving_graph
 
 from common.classes import ClassTree
-from common.export import quantize
+from common.export import fp16, quantize
 from common.export.graph import SCORES, export_onnx
 from common.files import file_sha256
 from common.serve.predictor import FORMAT, write_bundle
 from common.train.model import SwinHierarchical
 
-SIZE = 224
 
-
-def make(folder: Path) -> Path:
-    """Write the folder: model.int8.onnx (static, all layers), model.onnx and bundle.json."""
+def make(folder: Path, backbone: str = "swin_tiny_patch4_window7_224", size: int = 224) -> Path:
+    """Write the folder: model.int8.onnx (static, all layers), model.fp16.onnx, model.onnx and
+    bundle.json.
+    """
     torch.manual_seed(0)
     tree = ClassTree(
         tuple(f"species_{i:02d}" for i in range(40)),
         tuple(("blight", "healthy", "rust") for _ in range(40)),
     )
-    graph_model = SwinHierarchical("swin_tiny_patch4_window7_224", tree).eval()
+    graph_model = SwinHierarchical(backbone, tree, image_size=size).eval()
     rng = np.random.default_rng(0)
     pictures = (
         rng.integers(0, 256, (32, 8, 8, 3))
-        .repeat(SIZE // 8, axis=1)
-        .repeat(SIZE // 8, axis=2)
+        .repeat(size // 8, axis=1)
+        .repeat(size // 8, axis=2)
         .astype(np.uint8)
     )
     batches = [(pictures[i : i + 8], rng.integers(0, tree.num_classes, 8)) for i in range(0, 32, 8)]
     folder.mkdir(parents=True, exist_ok=True)
-    export_onnx(serving_graph(graph_model, iter(batches)), str(folder / "model.onnx"), SIZE)
+    export_onnx(serving_graph(graph_model, iter(batches)), str(folder / "model.onnx"), size)
+    fp16.write_fp16(folder / "model.onnx", folder / "model.fp16.onnx", [pictures[:8]])
     fused = quantize.load_fused(folder / "model.onnx")
-    layers = quantize.layers(fused, ("MatMul",))
+    layers = quantize.layers(fused, quantize.static_kinds(fused))
     ranges = quantize.calibrate(fused, [pictures[:8]])
     onnx.save(
         quantize.static(fused, layers, ranges),
@@ -67,6 +68,7 @@ def make(folder: Path) -> Path:
         }
         for path, precision in (
             (folder / "model.onnx", "fp32"),
+            (folder / "model.fp16.onnx", "fp16"),
             (folder / "model.int8.onnx", "int8"),
         )
     }
@@ -78,12 +80,12 @@ def make(folder: Path) -> Path:
             "version": "random",
             "created": "2026-01-01T00:00:00+00:00",
             "recipe": "none",
-            "backbone": "swin_tiny_patch4_window7_224",
+            "backbone": backbone,
             "tree": tree.to_json(),
             "scores": list(SCORES),
             "default_model": "model.int8.onnx",
             "preprocessing": {
-                "size": SIZE,
+                "size": size,
                 "resize": "pillow-bilinear-antialias",
                 "layout": "NHWC",
                 "dtype": "uint8",
