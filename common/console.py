@@ -191,6 +191,22 @@ def progress(
     )
 
 
+@contextlib.contextmanager
+def long_part(what: str, total: int, unit: str = "picture") -> Iterator[tqdm]:
+    """Show the progress of a part that takes a while, and one line when it is done.
+
+    Args:
+        what: its name.
+        total: how many items it has; whoever works on them calls `update` of what is yielded.
+        unit: the name of one item.
+    """
+    clock = Stopwatch()
+    with progress((), total, what, unit) as bar:
+        bar.leave = False  # the line says it
+        yield bar
+    say(f"{what}: {bar.n:,} {unit}s in {duration(clock())}")
+
+
 def table(rows: Sequence[Sequence[object]], titles: Sequence[str]) -> str:
     """Lay out rows under titles as a Markdown table with padded columns, so that it reads well as
     plain text too.

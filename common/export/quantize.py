@@ -23,6 +23,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from common.console import long_part
 from common.serve.predictor import open_session
 
 KEEP_FLOAT = "keep_float"  # key of an ONNX file's metadata: JSON list of name prefixes of weights
@@ -191,8 +192,14 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> Any:
     """
     from onnxruntime import quantization  # slow to import
 
+    pieces = [
+        np.ascontiguousarray(batch[start : start + AT_ONCE])
+        for batch in batches
+        for start in range(0, len(batch), AT_ONCE)
+    ]
     with (
         tempfile.TemporaryDirectory() as folder,
+        long_part("ranges of activations", sum(map(len, pieces))) as bar,
         contextlib.redirect_stdout(io.StringIO()),  # the calibrator prints
     ):
         onnx.save(model, Path(folder) / "model.onnx")
@@ -203,10 +210,10 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> Any:
             calibrate_method=quantization.CalibrationMethod.Percentile,
             extra_options={"symmetric": False, "percentile": PERCENTILE},
         )
-        for batch in batches:
-            for start in range(0, len(batch), AT_ONCE):
-                feeds = iter([{"images": np.ascontiguousarray(batch[start : start + AT_ONCE])}])
-                calibrator.collect_data(SimpleNamespace(get_next=partial(next, feeds, None)))
+        for piece in pieces:
+            feeds = iter([{"images": piece}])
+            calibrator.collect_data(SimpleNamespace(get_next=partial(next, feeds, None)))
+            bar.update(len(piece))
         return calibrator.compute_data()
 
 
