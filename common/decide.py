@@ -131,8 +131,7 @@ class Rollup:
 
 @dataclass(frozen=True)
 class Ranked:
-    """What the rule needs of the probabilities of N pictures, so that nobody keeps them all; every
-    field is an array (N,).
+    """What the rule needs of N pictures' probabilities; every field is an array (N,).
 
     joint, routed: int64 packed index of the most probable class, and of the best class of the most
     probable species; species: int64, the most probable species; joint_p, routed_p, species_p: their
@@ -210,19 +209,14 @@ def joint_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     return _check(probabilities, tree).argmax(axis=1)
 
 
-def routed_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """The best class of the most probable species: (N, C) -> int64 (N,). Raises as above."""
-    best = species_probabilities(probabilities, tree).argmax(axis=1)
-    return _best_class_of(_check(probabilities, tree), best, tree)
-
-
 def rank(probabilities: np.ndarray, tree: ClassTree) -> Ranked:
-    """Take from probabilities (N, C), rows summing to 1, what the rule needs of them. Raises
-    ValueError on another width.
-    """
+    """What the rule needs of probabilities (N, C), rows summing to 1. Raises as above."""
     rows, per_species = np.arange(len(probabilities)), species_probabilities(probabilities, tree)
     species, joint = per_species.argmax(axis=1), joint_class(probabilities, tree)
-    routed = _best_class_of(probabilities, species, tree)
+    routed = np.zeros(len(rows), dtype=np.int64)
+    for index in np.unique(species):
+        mine, part = species == index, slice(tree.offsets[index], tree.offsets[index + 1])
+        routed[mine] = part.start + probabilities[mine, part].argmax(axis=1)
     return Ranked(
         joint,
         routed,
@@ -235,28 +229,6 @@ def rank(probabilities: np.ndarray, tree: ClassTree) -> Ranked:
 
 
 def decide_batch(
-    probabilities: np.ndarray,
-    ood: np.ndarray,
-    tree: ClassTree,
-    rejection: Rejection | None,
-    rollup: Rollup | None,
-    *,
-    mode: str = "joint",
-) -> Decisions:
-    """Apply the rule to N pictures at once.
-
-    Args:
-        probabilities: (N, C), joint P(species, disease), rows summing to 1.
-        ood, tree, rejection, rollup, mode: as for `decide_ranked`.
-
-    Raises:
-        ValueError: where the shapes do not fit the tree or the scores, or the mode is unknown.
-    """
-    ranked = rank(_check(probabilities, tree), tree)
-    return decide_ranked(ranked, ood, tree, rejection, rollup, mode=mode)
-
-
-def decide_ranked(
     ranked: Ranked,
     ood: np.ndarray,
     tree: ClassTree,
@@ -265,7 +237,7 @@ def decide_ranked(
     *,
     mode: str = "joint",
 ) -> Decisions:
-    """Apply the rule to N pictures whose probabilities are ranked.
+    """Apply the rule to N pictures at once.
 
     Args:
         ranked: of `rank`.
@@ -335,7 +307,8 @@ def decide(
     """
     probabilities = np.asarray(probabilities, np.float64)
     ood = np.asarray(ood, np.float64)
-    decided = decide_batch(probabilities[None], ood[None], tree, rejection, rollup, mode=mode)
+    ranked = rank(probabilities[None], tree)
+    decided = decide_batch(ranked, ood[None], tree, rejection, rollup, mode=mode)
     outcome, class_idx = int(decided.outcome[0]), int(decided.class_idx[0])
     species_name, disease_name = tree.pair(class_idx)
     class_p, species_p = float(decided.class_probability[0]), float(decided.species_probability[0])
@@ -415,16 +388,6 @@ def _rejection_words(
         "quantile": _round(threshold.quantile(value)) if threshold else None,
         "photo": failed,
     }
-
-
-def _best_class_of(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
-    class_idx = np.zeros(len(species), dtype=np.int64)
-    for index in np.unique(species):  # species by species, to avoid a second (N, C) array
-        rows, start = species == index, tree.offsets[index]
-        class_idx[rows] = start + probabilities[rows, start : tree.offsets[index + 1]].argmax(
-            axis=1
-        )
-    return class_idx
 
 
 def _check(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:

@@ -36,7 +36,7 @@ from common.decide import (
     Decisions,
     Rejection,
     Rollup,
-    decide_ranked,
+    decide_batch,
 )
 from common.export.answers import Answers
 from common.export.bounds import at_least, claims, lower, pictures_needed
@@ -177,7 +177,7 @@ def fit(
         `needs`: fewest answers, all right, that the promise takes; `val`: figures of `judge`, on
         the pictures they were fitted on.
     """
-    full = decide_ranked(answers.ranked, answers.ood, tree, rejection, Rollup(0.0, 0.0))
+    full = decide_batch(answers.ranked, answers.ood, tree, rejection, Rollup(0.0, 0.0))
     with_classes, alone = _tests(answers, tree, full)
     risks = CLASS_SHARE * DELTA, (1 - CLASS_SHARE) * DELTA
     entries: dict[str, Any] = {}
@@ -226,7 +226,7 @@ def judge(
         95 % bounds (Clopper-Pearson); None without answers.
     """
     rollup, class_idx = Rollup(entry["disease"], entry["species"]), answers.class_idx
-    decided = decide_ranked(answers.ranked, answers.ood, tree, rejection, rollup)
+    decided = decide_batch(answers.ranked, answers.ood, tree, rejection, rollup)
     named, rolled_up = decided.outcome == ANSWERED, decided.outcome == ROLLED_UP
     wrong_class = int((decided.class_idx != class_idx)[named].sum())
     wrong_species = int((decided.species != tree.class_species[class_idx])[rolled_up].sum())
