@@ -162,6 +162,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     partial.mkdir(parents=True)
     try:
         result = export(payload, data, partial, args, version[:12])
+        result["browser"] = args.browser and export_browser(
+            args.browser,
+            partial / "browser",
+            result["bundle"],
+            result["outcomes"][result["bundle"]["default_model"]],
+            args.precision_wanted,
+            args.compute.device,
+        )
         bundle = result["bundle"] | {"built_from": built_from}
         predictor.write_bundle(partial, bundle)
         told = write_report(partial, result, data, args.checkpoints, args.browser, clock())
@@ -186,7 +194,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(
     payload: dict[str, Any], data: Organized, folder: Path, args: argparse.Namespace, version: str
 ) -> dict[str, Any]:
-    """Make, fit and check all models; returns the bundle and what the report adds to it."""
+    """Make, fit and check all models but the light one; returns the bundle and what the report adds
+    to it.
+    """
     model, threads, device = checkpoint.build_model(payload), default_workers(), args.compute.device
     kinds = known_ood(data, args.ood, args.unknown_plants)
     pictures = Pictures(data, model.settings["image_size"], kinds, args.max_pictures, args.workers)
@@ -263,17 +273,6 @@ def export(
         served, cards[served]["size_mb"], speed[served], args.max_size_mb, args.max_latency_ms
     )
     bundle |= {"default_model": served, "models": cards, "metrics": cards[FP32]["metrics"]}
-    browser = None
-    if args.browser:
-        browser = export_browser(
-            args.browser,
-            folder / "browser",
-            pictures,
-            bundle,
-            outcomes[served],
-            args.precision_wanted,
-            device,
-        )
     return {
         "bundle": bundle,
         "tried": tried,
@@ -281,7 +280,6 @@ def export(
         "torch_ms": speed["torch"],
         "outcomes": outcomes,
         "temperatures": t,
-        "browser": browser,
     }
 
 

@@ -102,22 +102,24 @@ def run_over(
 
 def join(parts: Sequence[Any]) -> Any:
     """Put batches together: arrays, or tuples and dataclasses of them such as `Answers`."""
-    first = parts[0]
-    if isinstance(first, np.ndarray):
-        return np.concatenate(parts)
-    if isinstance(first, tuple):
-        return tuple(map(join, zip(*parts, strict=True)))
-    if is_dataclass(first):
-        columns = ([getattr(part, f.name) for part in parts] for f in fields(first))
-        return type(first)(*map(join, columns))
-    return first
+    return _each(np.concatenate, parts)
 
 
 def take(whole: Any, rows: np.ndarray) -> Any:
-    """Choose pictures: of an array, or of a dataclass of arrays such as `Answers`."""
-    if is_dataclass(whole):
-        return type(whole)(*(take(getattr(whole, f.name), rows) for f in fields(whole)))
-    return None if whole is None else whole[rows]
+    """Choose pictures, of what `join` gives."""
+    return _each(lambda parts: parts[0][rows], [whole])
+
+
+def _each(make: Callable[[Sequence[np.ndarray]], np.ndarray], parts: Sequence[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, np.ndarray):
+        return make(parts)
+    if isinstance(first, tuple):
+        return tuple(_each(make, column) for column in zip(*parts, strict=True))
+    if is_dataclass(first):
+        columns = ([getattr(part, f.name) for part in parts] for f in fields(first))
+        return type(first)(*(_each(make, column) for column in columns))
+    return first
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:

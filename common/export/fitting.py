@@ -36,13 +36,14 @@ SAMPLED = 16  # one train picture in so many is kept for the means of activation
 
 @contextlib.contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have a module on the device, exact in float32 there, and on the CPU afterwards."""
+    """Compute with a module on the device, exactly in float32; afterwards it is on the CPU."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")  # no TF32, neither here nor in convolutions
     torch.backends.cudnn.allow_tf32 = False
-    module.to(device)
+    module.to(device)  # outside of inference mode, whose tensors the exporter does not take
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
         module.cpu()
         torch.set_float32_matmul_precision(before[0])
@@ -67,7 +68,6 @@ def ahead(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, np.n
         yield before
 
 
-@torch.inference_mode()
 def features_of(
     model: SwinHierarchical, batches: Batches, total: int, what: str, device: torch.device
 ) -> tuple[Tensor, ...]:
@@ -199,7 +199,6 @@ class Reference:
     flat: np.ndarray
 
 
-@torch.inference_mode()
 def torch_answers(graph: ServingGraph, pictures: Pictures, device: torch.device) -> Reference:
     """Answer the test split in PyTorch; the graph ends on the CPU."""
     count, model = pictures.count("test"), graph.model

@@ -44,7 +44,6 @@ from common.train.model import SwinHierarchical
 def export_browser(
     path: Path,
     folder: Path,
-    pictures: Pictures,
     bundle: Mapping[str, Any],
     served: Outcome,
     precision: float,
@@ -56,7 +55,6 @@ def export_browser(
     Args:
         path: the student's checkpoint.
         folder: exports/browser.
-        pictures: of the export, at any size.
         bundle: bundle.json so far.
         served: what the served model answers.
         precision: wanted by default.
@@ -68,10 +66,10 @@ def export_browser(
     Raises:
         SystemExit: where the checkpoint cannot be read or knows other classes.
     """
-    payload, data = checkpoint.load(path), pictures.data
+    payload, data = checkpoint.load(path), served.pictures.data
     checkpoint.require_tree(payload, data.tree, path, data.root)
     model = checkpoint.build_model(payload)
-    own = replace(pictures, size=int(model.settings["image_size"]))
+    own = replace(served.pictures, size=int(model.settings["image_size"]))
     settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
     written = write_browser(model, folder, own, settings, device)
     reference = torch_answers(written.fitted.graph(model), own, device)
