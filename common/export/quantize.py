@@ -129,7 +129,7 @@ def grouped(node: onnx.NodeProto) -> bool:
 
 
 def observe(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[np.ndarray]
 ) -> dict[str, TensorStats]:
     """Run a model over pictures and take statistics of some of its tensors.
 
@@ -142,6 +142,9 @@ def observe(
         ValueError: where there are no pictures.
         BundleError: where the runtime cannot load the model.
     """
+    pictures = sum(map(len, batches))
+    if not pictures:
+        raise ValueError("there are no pictures to calibrate with")
     wanted = list(dict.fromkeys(tensors))
     opened = copy.deepcopy(model)
     outputs = {output.name for output in opened.graph.output}
@@ -154,22 +157,20 @@ def observe(
         onnx.save(opened, Path(folder) / "opened.onnx")
         session = open_session(Path(folder) / "opened.onnx")
     stats: dict[str, TensorStats] = {}
-    pictures = 0
-    for batch in batches:
-        values = session.run(wanted, {"images": np.ascontiguousarray(batch)})
-        for name, value in zip(wanted, values, strict=True):
-            channel = 1 if value.ndim == 4 else value.ndim - 1
-            others = tuple(i for i in range(value.ndim) if i != channel)
-            mean = value.mean(axis=others, dtype=np.float64) * len(batch)
-            last = stats.get(name, TensorStats(np.inf, -np.inf, np.zeros_like(mean)))
-            stats[name] = TensorStats(
-                min(float(value.min()), last.low),
-                max(float(value.max()), last.high),
-                mean + last.mean,
-            )
-        pictures += len(batch)
-    if not pictures:
-        raise ValueError("there are no pictures to calibrate with")
+    with long_part("statistics of activations", pictures) as bar:
+        for batch in batches:
+            values = session.run(wanted, {"images": np.ascontiguousarray(batch)})
+            for name, value in zip(wanted, values, strict=True):
+                channel = 1 if value.ndim == 4 else value.ndim - 1
+                others = tuple(i for i in range(value.ndim) if i != channel)
+                mean = value.mean(axis=others, dtype=np.float64) * len(batch)
+                last = stats.get(name, TensorStats(np.inf, -np.inf, np.zeros_like(mean)))
+                stats[name] = TensorStats(
+                    min(float(value.min()), last.low),
+                    max(float(value.max()), last.high),
+                    mean + last.mean,
+                )
+            bar.update(len(batch))
     for entry in stats.values():
         entry.mean = entry.mean / pictures
     return stats
