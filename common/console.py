@@ -3,10 +3,12 @@ them.
 """
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import errno
 import functools
+import gc
 import os
 import re
 import sys
@@ -66,6 +68,8 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        # at its end the interpreter would look for garbage among all that torch made, for seconds
+        atexit.register(gc.freeze)
         try:
             try:
                 return main(argv)

@@ -58,9 +58,9 @@ def ahead(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, np.n
     """
     before = None
     for pictures, class_idx in batches:
-        images = torch.from_numpy(pictures)
-        images = images.pin_memory() if device.type == "cuda" else images
-        coming = images.to(device, non_blocking=True), class_idx
+        images, on_gpu = torch.from_numpy(pictures), device.type == "cuda"
+        images = images.pin_memory() if on_gpu else images  # or the copy would wait
+        coming = images.to(device, non_blocking=on_gpu), class_idx
         if before:
             yield before
         before = coming
@@ -203,15 +203,14 @@ def torch_answers(graph: ServingGraph, pictures: Pictures, device: torch.device)
     """Answer the test split in PyTorch; the graph ends on the CPU."""
     count, model = pictures.count("test"), graph.model
     table = np.empty((count, model.tree.num_classes), np.float32)
-    joint, flat = np.empty((2, count), np.int64)
+    flat = np.empty(count, np.int64)
     with on_device(graph, device), long_part("answers of PyTorch", count) as bar:
         for images, class_idx in ahead(pictures.batches("test"), device):
             rows, maps = slice(bar.n, bar.n + len(class_idx)), extract_features(model, images)
             table[rows] = graph.answer(*maps)[0].cpu()
-            joint[rows] = table[rows].argmax(axis=1)
             flat[rows] = model.disease_heads.all_logits(model.neck(maps[1])).argmax(dim=1).cpu()
             bar.update(len(class_idx))
-    return Reference(table, joint, flat)
+    return Reference(table, table.argmax(axis=1), flat)
 
 
 # endregion

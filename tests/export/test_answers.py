@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from common.classes import ClassTree
-from common.console import long_part
 from common.decide import joint_class, species_probabilities
 from common.export import answers as answers_
 from common.export import calibrate, fitting
@@ -217,21 +216,6 @@ def test_logits_of_blocks_are_those_of_all(classes, monkeypatch):
     monkeypatch.setattr(answers_, "AT_ONCE", 48)
     for one, other in zip(whole, fitting.logits_of(model, features, class_idx), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-
-
-# endregion
-
-# region progress
-
-
-def test_a_long_part_ends_in_one_line(capsys):
-    with long_part("answers of x", 3) as bar:
-        for _ in range(3):
-            bar.update()
-    out, err = capsys.readouterr()
-    assert out == "answers of x: 3 pictures in 0 s\n"
-    assert err.count("answers of x") == 1, "no terminal: the beginning alone"
-    assert bar.total == 3
 
 
 # endregion
