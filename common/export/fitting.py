@@ -203,13 +203,14 @@ def torch_answers(graph: ServingGraph, pictures: Pictures, device: torch.device)
     """Answer the test split in PyTorch; the graph ends on the CPU."""
     count, model = pictures.count("test"), graph.model
     table = np.empty((count, model.tree.num_classes), np.float32)
-    flat = np.empty(count, np.int64)
+    flat, done = np.empty(count, np.int64), 0
     with on_device(graph, device), long_part("answers of PyTorch", count) as bar:
         for images, class_idx in ahead(pictures.batches("test"), device):
-            rows, maps = slice(bar.n, bar.n + len(class_idx)), extract_features(model, images)
+            rows, maps = slice(done, done + len(images)), extract_features(model, images)
             table[rows] = graph.answer(*maps)[0].cpu()
             flat[rows] = model.disease_heads.all_logits(model.neck(maps[1])).argmax(dim=1).cpu()
-            bar.update(len(class_idx))
+            done += len(images)
+            bar.update(len(images))
     return Reference(table, table.argmax(axis=1), flat)
 
 
