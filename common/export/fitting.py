@@ -205,7 +205,7 @@ def torch_answers(graph: ServingGraph, pictures: Pictures, device: torch.device)
     table = np.empty((count, model.tree.num_classes), np.float32)
     flat, done = np.empty(count, np.int64), 0
     with on_device(graph, device), long_part("answers of PyTorch", count) as bar:
-        for images, class_idx in ahead(pictures.batches("test"), device):
+        for images, _ in ahead(pictures.batches("test"), device):
             rows, maps = slice(done, done + len(images)), extract_features(model, images)
             table[rows] = graph.answer(*maps)[0].cpu()
             flat[rows] = model.disease_heads.all_logits(model.neck(maps[1])).argmax(dim=1).cpu()
