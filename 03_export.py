@@ -31,8 +31,10 @@ import torch
 
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
 from common.export import formats, fp16, int8
+from common.export.answers import Answers, sum_up
 from common.export.browser.light_export import export_browser
-from common.export.fitting import describe, fit_parts, outcome_of, torch_answers
+from common.export.calibrate import Temperatures, retemper
+from common.export.fitting import Outcome, describe, fit_parts, outcome_of, torch_answers
 from common.export.graph import export_onnx
 from common.export.measure import LimitError, check_batches, check_limits, measure_ms, session_run
 from common.export.pictures import Pictures, known_ood
@@ -40,6 +42,7 @@ from common.export.report import write_report
 from common.files import claim, file_sha256, stand_in
 from common.serve import predictor
 from common.train import checkpoint
+from common.train.compute import choose_compute
 from common.train.dataset import Organized, default_workers, load_organized
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
@@ -74,6 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-size-mb", type=float, help="fail where the served model is larger")
     add("--max-latency-ms", type=float, help="fail where a picture takes longer on one thread")
     add("--max-pictures", type=int, default=10000, help="per split to fit and check with (10000)")
+    add("--device", default="auto", help="where PyTorch computes: auto, cpu, cuda, cuda:1 ...")
     add("--workers", type=int, default=default_workers())
     add("--fresh", action="store_true", help="export again, even where all is up to date")
     args = flags.parse_args(argv)
@@ -81,6 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         fail(
             "--precision-wanted must be 0.5 to 1, --max-pictures at least 10, --workers at least 0."
         )
+    args.compute = choose_compute(args.device, "fp32")
     return args
 
 
@@ -151,11 +156,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     settings = payload["settings"]
     say(f"checkpoint: {path} ({settings['backbone']}, {settings['image_size']} px)")
+    say(f"device: {args.compute} for PyTorch, the CPU for the exported models")
     partial = args.output.with_name(args.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         result = export(payload, data, partial, args, version[:12])
+        result["browser"] = args.browser and export_browser(
+            args.browser,
+            partial / "browser",
+            result["bundle"],
+            result["outcomes"][result["bundle"]["default_model"]],
+            args.precision_wanted,
+            args.compute.device,
+        )
         bundle = result["bundle"] | {"built_from": built_from}
         predictor.write_bundle(partial, bundle)
         told = write_report(partial, result, data, args.checkpoints, args.browser, clock())
@@ -180,11 +194,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(
     payload: dict[str, Any], data: Organized, folder: Path, args: argparse.Namespace, version: str
 ) -> dict[str, Any]:
-    """Make, fit and check all models; returns the bundle and what the report adds to it."""
-    model, threads = checkpoint.build_model(payload), default_workers()
+    """Make, fit and check all models but the light one; returns the bundle and what the report adds
+    to it.
+    """
+    model, threads, device = checkpoint.build_model(payload), default_workers(), args.compute.device
     kinds = known_ood(data, args.ood, args.unknown_plants)
     pictures = Pictures(data, model.settings["image_size"], kinds, args.max_pictures, args.workers)
-    fitted = fit_parts(model, pictures)
+    fitted = fit_parts(model, pictures, device)
     graph, t = fitted.graph(model), fitted.temperatures
     say(
         f"temperatures: species {t.species:.3f}, diseases {t.disease_global:.3f} "
@@ -193,21 +209,29 @@ def export(
 
     export_onnx(graph, str(folder / FP32), pictures.size)
     onnx.checker.check_model(str(folder / FP32))
-    torch_probs, flat = torch_answers(graph, pictures, "test")
-    run = session_run(folder / FP32, threads)
-    outcomes = {FP32: outcome_of(run, pictures, graph.scores, fitted.held_out)}
-    worst = float(np.abs(outcomes[FP32].splits["test"][0] - torch_probs).max())
+    reference = torch_answers(graph, pictures, device)
+
+    def without_temperatures(probabilities: np.ndarray, class_idx: np.ndarray, _: Any) -> Answers:
+        plain = retemper(probabilities, data.tree, t, Temperatures.none(data.tree))
+        return sum_up(plain, class_idx, data.tree)
+
+    def answers(name: str, **also: Any) -> Outcome:
+        run = session_run(folder / name, threads)
+        parts = pictures, graph.scores, fitted.held_out
+        return outcome_of(name, run, *parts, reference=reference, also=also)
+
+    outcomes = {FP32: answers(FP32, test=without_temperatures)}
+    worst = float(outcomes[FP32].splits["test"].difference.max())
     if worst > SAME:
         fail(
             f"the exported model answers differently from PyTorch, by up to {worst:.3f} in "
             f"probability: torch {torch.__version__} does not export "
             f"{payload['settings']['backbone']} correctly. Nothing was written."
         )
-    entries = {FP32: describe(outcomes[FP32], torch_probs, flat, args.precision_wanted)}
+    entries = {FP32: describe(outcomes[FP32], reference, args.precision_wanted)}
 
     fp16.write_fp16(folder / FP32, folder / FP16, list(pictures.calibration(32)))
-    run = session_run(folder / FP16, threads)
-    outcomes[FP16] = outcome_of(run, pictures, graph.scores, fitted.held_out)
+    outcomes[FP16] = answers(FP16)
     some = next(pictures.batches("test", batch_size=8))[0]
     tried, small, verdicts = int8.export_int8(
         folder / FP32,
@@ -216,6 +240,7 @@ def export(
         entries[FP32]["rejection"]["weights"],
         fitted.held_out,
         some,
+        reference,
     )
     outcomes |= {INT8: small} if small else {}
 
@@ -231,7 +256,7 @@ def export(
         speed = measure_ms(runs | in_torch, some[0])
     cards = {}
     for name, outcome in outcomes.items():
-        entry = entries.get(name) or describe(outcome, torch_probs, flat, args.precision_wanted)
+        entry = entries.get(name) or describe(outcome, reference, args.precision_wanted)
         cards[name] = {
             "sha256": file_sha256(folder / name),
             "size_mb": round((folder / name).stat().st_size / 1e6, 3),
@@ -248,16 +273,6 @@ def export(
         served, cards[served]["size_mb"], speed[served], args.max_size_mb, args.max_latency_ms
     )
     bundle |= {"default_model": served, "models": cards, "metrics": cards[FP32]["metrics"]}
-    browser = None
-    if args.browser:
-        browser = export_browser(
-            args.browser,
-            folder / "browser",
-            pictures,
-            bundle,
-            outcomes[served],
-            args.precision_wanted,
-        )
     return {
         "bundle": bundle,
         "tried": tried,
@@ -265,7 +280,6 @@ def export(
         "torch_ms": speed["torch"],
         "outcomes": outcomes,
         "temperatures": t,
-        "browser": browser,
     }
 
 

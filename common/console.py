@@ -3,10 +3,12 @@ them.
 """
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import errno
 import functools
+import gc
 import os
 import re
 import sys
@@ -66,6 +68,8 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        # at its end the interpreter would look for garbage among all that torch made, for seconds
+        atexit.register(gc.freeze)
         try:
             try:
                 return main(argv)
@@ -189,6 +193,22 @@ def progress(
         smoothing=0.1,
         ascii=None if shown else True,
     )
+
+
+@contextlib.contextmanager
+def long_part(what: str, total: int, unit: str = "picture") -> Iterator[tqdm]:
+    """Show the progress of a part that takes a while, and one line when it is done.
+
+    Args:
+        what: its name.
+        total: how many items it has; whoever works on them calls `update` of what is yielded.
+        unit: the name of one item.
+    """
+    clock = Stopwatch()
+    with progress((), total, what, unit) as bar:
+        bar.leave = False  # the line says it
+        yield bar
+    say(f"{what}: {bar.n:,} {unit}s in {duration(clock())}")
 
 
 def table(rows: Sequence[Sequence[object]], titles: Sequence[str]) -> str:

@@ -130,6 +130,24 @@ class Rollup:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """What the rule needs of N pictures' probabilities; every field is an array (N,).
+
+    joint, routed: int64 packed index of the most probable class, and of the best class of the most
+    probable species; species: int64, the most probable species; joint_p, routed_p, species_p: their
+    probabilities, 0 to 1; joint_species_p: that of the species of `joint`.
+    """
+
+    joint: np.ndarray
+    routed: np.ndarray
+    species: np.ndarray
+    joint_p: np.ndarray
+    routed_p: np.ndarray
+    species_p: np.ndarray
+    joint_species_p: np.ndarray
+
+
+@dataclass(frozen=True)
 class Decisions:
     """The rule's outcome for N pictures; every field is an array (N,).
 
@@ -191,14 +209,27 @@ def joint_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     return _check(probabilities, tree).argmax(axis=1)
 
 
-def routed_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """The best class of the most probable species: (N, C) -> int64 (N,). Raises as above."""
-    best = species_probabilities(probabilities, tree).argmax(axis=1)
-    return _best_class_of(_check(probabilities, tree), best, tree)
+def rank(probabilities: np.ndarray, tree: ClassTree) -> Ranked:
+    """What the rule needs of probabilities (N, C), rows summing to 1. Raises as above."""
+    rows, per_species = np.arange(len(probabilities)), species_probabilities(probabilities, tree)
+    species, joint = per_species.argmax(axis=1), joint_class(probabilities, tree)
+    routed = np.zeros(len(rows), dtype=np.int64)
+    for index in np.unique(species):
+        mine, part = species == index, slice(tree.offsets[index], tree.offsets[index + 1])
+        routed[mine] = part.start + probabilities[mine, part].argmax(axis=1)
+    return Ranked(
+        joint,
+        routed,
+        species,
+        probabilities[rows, joint],
+        probabilities[rows, routed],
+        per_species[rows, species],
+        per_species[rows, tree.class_species[joint]],
+    )
 
 
 def decide_batch(
-    probabilities: np.ndarray,
+    ranked: Ranked,
     ood: np.ndarray,
     tree: ClassTree,
     rejection: Rejection | None,
@@ -209,58 +240,45 @@ def decide_batch(
     """Apply the rule to N pictures at once.
 
     Args:
-        probabilities: (N, C), joint P(species, disease), rows summing to 1.
+        ranked: of `rank`.
         ood: (N, K), OOD scores, larger = less like the training data.
-        tree: the class tree the columns belong to.
+        tree: the class tree that the classes belong to.
         rejection: the thresholds; None rejects nothing by its scores.
         rollup: least probabilities per level; None always answers a class.
         mode: `joint` (the most probable class) or `routed` (the best class of the most probable
             species).
 
     Raises:
-        ValueError: where the shapes do not fit the tree or the scores, or the mode is unknown.
+        ValueError: where the shapes do not fit the scores, or the mode is unknown.
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode '{mode}': choose one of {', '.join(MODES)}")
-    probabilities = _check(probabilities, tree)
-    ood = np.asarray(ood, dtype=np.float64)
-    if ood.ndim != 2 or len(ood) != len(probabilities):
-        raise ValueError(
-            f"scores of shape {ood.shape} do not belong to {len(probabilities)} pictures"
-        )
-    rows = np.arange(len(probabilities))
-    per_species = species_probabilities(probabilities, tree)
-    best_species = per_species.argmax(axis=1)
-    best_p = per_species[rows, best_species]
-    routed = _best_class_of(probabilities, best_species, tree)
-    class_idx = joint_class(probabilities, tree) if mode == "joint" else routed
-    single = np.diff(tree.offsets)[best_species] == 1  # such a species is its only class
+    ood, count = np.asarray(ood, dtype=np.float64), len(ranked.joint)
+    if ood.ndim != 2 or len(ood) != count:
+        raise ValueError(f"scores of shape {ood.shape} do not belong to {count} pictures")
+    routed = (ranked.routed, ranked.routed_p, ranked.species_p)
+    joint = (ranked.joint, ranked.joint_p, ranked.joint_species_p) if mode == "joint" else routed
+    single = np.diff(tree.offsets)[ranked.species] == 1  # such a species is its only class
 
     def exceeded(name: str, without: bool) -> np.ndarray:
         threshold = getattr(rejection, name, None)
-        return np.full(len(rows), without) if threshold is None else threshold.exceeded(ood)
+        return np.full(count, without) if threshold is None else threshold.exceeded(ood)
 
     rollup = rollup or Rollup(0.0, 0.0)
     rejected, no_plant = exceeded("ood", without=False), exceeded("plant", without=True)
     unknown = exceeded("disease", without=False) & ~single
-    certain = (probabilities[rows, class_idx] >= rollup.disease) & ~unknown
-    sure_of_species = best_p >= rollup.species
+    certain = (joint[1] >= rollup.disease) & ~unknown
+    sure_of_species = ranked.species_p >= rollup.species
     outcome = np.select(
         [rejected & no_plant, rejected, certain, sure_of_species & single, sure_of_species],
         [NOT_A_PLANT, UNKNOWN_SPECIES, ANSWERED, ANSWERED, ROLLED_UP],
         UNSURE,
     )
     # Below its threshold the class is given up for the most probable species.
-    class_idx = np.where(certain, class_idx, routed)
-    species = tree.class_species[class_idx]
-    return Decisions(
-        outcome,
-        class_idx,
-        species,
-        probabilities[rows, class_idx],
-        per_species[rows, species],
-        unknown,
+    class_idx, class_p, species_p = (
+        np.where(certain, best, other) for best, other in zip(joint, routed, strict=True)
     )
+    return Decisions(outcome, class_idx, tree.class_species[class_idx], class_p, species_p, unknown)
 
 
 def decide(
@@ -289,7 +307,8 @@ def decide(
     """
     probabilities = np.asarray(probabilities, np.float64)
     ood = np.asarray(ood, np.float64)
-    decided = decide_batch(probabilities[None], ood[None], tree, rejection, rollup, mode=mode)
+    ranked = rank(probabilities[None], tree)
+    decided = decide_batch(ranked, ood[None], tree, rejection, rollup, mode=mode)
     outcome, class_idx = int(decided.outcome[0]), int(decided.class_idx[0])
     species_name, disease_name = tree.pair(class_idx)
     class_p, species_p = float(decided.class_probability[0]), float(decided.species_probability[0])
@@ -369,16 +388,6 @@ def _rejection_words(
         "quantile": _round(threshold.quantile(value)) if threshold else None,
         "photo": failed,
     }
-
-
-def _best_class_of(probabilities: np.ndarray, species: np.ndarray, tree: ClassTree) -> np.ndarray:
-    class_idx = np.zeros(len(species), dtype=np.int64)
-    for index in np.unique(species):  # species by species, to avoid a second (N, C) array
-        rows, start = species == index, tree.offsets[index]
-        class_idx[rows] = start + probabilities[rows, start : tree.offsets[index + 1]].argmax(
-            axis=1
-        )
-    return class_idx
 
 
 def _check(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:

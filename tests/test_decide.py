@@ -19,9 +19,9 @@ from common.decide import (
     decide,
     decide_batch,
     joint_class,
+    rank,
     rejection_from_json,
     rollups_from_json,
-    routed_class,
     species_probabilities,
 )
 
@@ -52,7 +52,7 @@ def test_species_probabilities_sum_the_segments_of_each_species():
 def test_joint_and_routed_differ_where_a_species_spreads_over_its_classes():
     probs = np.array([[0.19, 0.18, 0.18, 0.45, 0.0, 0.0], [0.0, 0.1, 0.8, 0.1, 0.0, 0.0]])
     assert joint_class(probs, TREE).tolist() == [3, 2]
-    assert routed_class(probs, TREE).tolist() == [0, 2]
+    assert rank(probs, TREE).routed.tolist() == [0, 2]
 
 
 def test_routed_equals_a_loop_over_random_rows():
@@ -60,7 +60,7 @@ def test_routed_equals_a_loop_over_random_rows():
     segments = [probs[:, a:b] for a, b in zip(TREE.offsets[:-1], TREE.offsets[1:], strict=True)]
     best = np.stack([part.sum(1) for part in segments], axis=1).argmax(1)
     expected = [int(TREE.offsets[s] + segments[s][row].argmax()) for row, s in enumerate(best)]
-    assert routed_class(probs, TREE).tolist() == expected
+    assert rank(probs, TREE).routed.tolist() == expected
 
 
 def test_a_sure_class_is_answered_with_its_path_and_alternatives():
@@ -192,7 +192,7 @@ def test_the_batch_rule_agrees_with_the_single_one(mode):
     rng = np.random.default_rng(2)
     probs, ood = rng.dirichlet(np.full(6, 0.3), size=300), rng.uniform(0, 2.4, size=(300, 2))
     ood[:, 0] *= 4.5
-    batch = decide_batch(probs, ood, TREE, ALL_THRESHOLDS, ROLLUP, mode=mode)
+    batch = decide_batch(rank(probs, TREE), ood, TREE, ALL_THRESHOLDS, ROLLUP, mode=mode)
     words = {
         ANSWERED: "answered",
         ROLLED_UP: "rolled_up",
@@ -234,7 +234,7 @@ def test_wrong_shapes_and_modes_are_rejected():
     with pytest.raises(ValueError, match="made of 2 scores, but there are 1"):
         decide(np.ones(6) / 6, np.zeros(1), TREE, REJECTION, None)
     with pytest.raises(ValueError, match="do not belong"):
-        decide_batch(np.ones((2, 6)) / 6, np.zeros((3, 2)), TREE, None, None)
+        decide_batch(rank(np.ones((2, 6)) / 6, TREE), np.zeros((3, 2)), TREE, None, None)
 
 
 def test_a_plant_of_no_species_we_know_is_told_apart_from_no_plant():

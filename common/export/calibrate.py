@@ -12,6 +12,7 @@ import numpy as np
 from common.classes import ClassTree
 from common.console import table
 from common.decide import species_probabilities
+from common.export.answers import Answers, blocks
 from common.train.metrics import TAIL_AT_MOST
 
 LOG_T = np.linspace(
@@ -69,7 +70,6 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
     """
     if len(target) == 0 or logits.shape[1] < 2:
         return 1.0
-    logits = logits.astype(np.float64)
     low, high, ratio = LOG_T[0], LOG_T[-1], (np.sqrt(5) - 1) / 2
     for _ in range(40):
         a, b = high - ratio * (high - low), low + ratio * (high - low)
@@ -107,7 +107,7 @@ def fit_temperatures(
     species = tree.class_species[class_idx]
     several = np.diff(tree.offsets)[species] > 1
     owner, target = species[several], (class_idx - tree.offsets[species])[several]
-    logits = np.asarray(disease_logits)[several].astype(np.float64)
+    logits = np.asarray(disease_logits)[several]
     overall, spread = fit_temperature(logits, target), 0.0
     own = np.full(tree.num_species, overall)
     if len(owner):
@@ -131,11 +131,12 @@ def fit_temperatures(
 
 
 def _nll(logits: np.ndarray, target: np.ndarray, log_t: float) -> np.ndarray:
-    scaled = logits / np.exp(log_t)
-    top = scaled.max(1)
-    return (
-        top + np.log(np.exp(scaled - top[:, None]).sum(1)) - scaled[np.arange(len(target)), target]
-    )
+    losses = np.empty(len(target))
+    for rows in blocks(*logits.shape):  # where species are many, a table in float64 is gigabytes
+        scaled = logits[rows].astype(np.float64) / np.exp(log_t)
+        top, own = scaled.max(1), scaled[np.arange(len(scaled)), target[rows]]
+        losses[rows] = top + np.log(np.exp(scaled - top[:, None]).sum(1)) - own
+    return losses
 
 
 # endregion
@@ -159,18 +160,13 @@ def retemper(
     """
     power = (np.asarray(old.disease) / np.asarray(new.disease))[tree.class_species]
     moved = np.empty(np.shape(probabilities), np.float32)
-    step = max(
-        1, 2_000_000 // tree.num_classes
-    )  # pictures at once: at 11,499 classes, all in float64 would be gigabytes
-    for start in range(0, len(moved), step):
-        part = np.asarray(probabilities[start : start + step])
+    for rows in blocks(*moved.shape):  # all at once would be gigabytes in float64
+        part = np.asarray(probabilities[rows])
         by_species = np.maximum(species_probabilities(part, tree), 1e-300)
         inside = np.maximum(part / by_species[:, tree.class_species], 1e-30) ** power
         inside /= np.add.reduceat(inside, tree.offsets[:-1], axis=1)[:, tree.class_species]
         outside = np.maximum(by_species, 1e-30) ** (old.species / new.species)
-        moved[start : start + step] = (
-            inside * (outside / outside.sum(1, keepdims=True))[:, tree.class_species]
-        )
+        moved[rows] = inside * (outside / outside.sum(1, keepdims=True))[:, tree.class_species]
     return moved
 
 
@@ -266,17 +262,13 @@ def _mean_size(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 
 def calibration_figures(
-    probabilities: np.ndarray,
-    class_idx: np.ndarray,
-    tree: ClassTree,
-    class_sizes: np.ndarray,
-    tail_at_most: int = TAIL_AT_MOST,
+    answers: Answers, tree: ClassTree, class_sizes: np.ndarray, tail_at_most: int = TAIL_AT_MOST
 ) -> dict[str, dict[str, float]]:
     """Judge joint probabilities on a split.
 
     Args:
-        probabilities: float (N, classes).
-        class_idx: int (N,), true classes.
+        answers: of a model.
+        tree: the classes.
         class_sizes: int (classes,), pictures per class over all splits; classes with `tail_at_most`
             or fewer are the tail.
 
@@ -284,19 +276,26 @@ def calibration_figures(
         {"all", "species", "tail"}: the class answer, the species answer, and the class answer on
         the pictures of the tail; each as `calibration` has it, and `nll`: mean -log P of the truth.
     """
-    given, by_species = np.asarray(probabilities), species_probabilities(probabilities, tree)
+    ranked, class_idx = answers.ranked, answers.class_idx
     every, tail = np.ones(len(class_idx), bool), np.asarray(class_sizes)[class_idx] <= tail_at_most
+    by_class = (
+        ranked.joint_p,
+        ranked.joint == class_idx,
+        -np.log(np.maximum(answers.true_p, 1e-12, dtype=np.float64)),
+    )
+    by_species = (
+        ranked.species_p,
+        ranked.species == tree.class_species[class_idx],
+        answers.judged.species_nll,
+    )
     figures = {}
-    for name, answers, truth, part in (
-        ("all", given, class_idx, every),
-        ("species", by_species, tree.class_species[class_idx], every),
-        ("tail", given, class_idx, tail),
+    for name, (confidence, right, losses), part in (
+        ("all", by_class, every),
+        ("species", by_species, every),
+        ("tail", by_class, tail),
     ):
-        right = answers.argmax(1) == truth
-        true = answers[np.arange(len(truth)), truth]
-        losses = -np.log(np.maximum(true, 1e-12, dtype=np.float64))[part]
-        figures[name] = calibration(answers.max(1)[part], right[part])
-        figures[name]["nll"] = float(losses.mean()) if part.any() else float("nan")
+        figures[name] = calibration(confidence[part], right[part])
+        figures[name]["nll"] = float(losses[part].mean()) if part.any() else float("nan")
     return figures
 
 

@@ -2,16 +2,19 @@
 train; on the answers of each exported model, its thresholds.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from common.console import progress
+from common.console import long_part
 from common.decide import rejection_from_json
 from common.export import ood, rollup
+from common.export.answers import Answers, Batches, Run, blocks, run_over
 from common.export.calibrate import Temperatures, calibration_error, fit_temperatures
 from common.export.graph import (
     ENOUGH,
@@ -22,10 +25,8 @@ from common.export.graph import (
     cross_fitted,
     extract_features,
 )
-from common.export.measure import Run, run_over
-from common.export.pictures import BATCH, ROLES, SHIFTS, Pictures
-from common.train.compute import choose_compute
-from common.train.metrics import decision_figures, for_json, judge, summarise
+from common.export.pictures import POOR_AT_MOST, ROLES, SHIFTS, Pictures
+from common.train.metrics import decision_figures, for_json, summarise
 from common.train.model import SwinHierarchical
 
 SAMPLED = 16  # one train picture in so many is kept for the means of activations
@@ -33,27 +34,78 @@ SAMPLED = 16  # one train picture in so many is kept for the means of activation
 # region before the graph
 
 
-@torch.inference_mode()
+@contextlib.contextmanager
+def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Compute with a module on the device, exactly in float32; afterwards it is on the CPU."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")  # no TF32, neither here nor in convolutions
+    torch.backends.cudnn.allow_tf32 = False
+    module.to(device)  # outside of inference mode, whose tensors the exporter does not take
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        module.cpu()
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def ahead(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Bring batches to the device, each while the one before is computed with.
+
+    Args:
+        batches: of (uint8 (B, size, size, 3), class_idx int64 (B,)).
+    """
+    before = None
+    for pictures, class_idx in batches:
+        images, on_gpu = torch.from_numpy(pictures), device.type == "cuda"
+        images = images.pin_memory() if on_gpu else images  # or the copy would wait
+        coming = images.to(device, non_blocking=on_gpu), class_idx
+        if before:
+            yield before
+        before = coming
+    if before:
+        yield before
+
+
 def features_of(
-    model: SwinHierarchical, batches: Any, total: int, what: str
-) -> tuple[torch.Tensor, ...]:
-    """Run the backbone, where there is a GPU on it.
+    model: SwinHierarchical, batches: Batches, total: int, what: str, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Run the backbone.
 
     Args:
         model: it ends on the CPU.
         batches: of (uint8 (B, size, size, 3), class_idx int64 (B,)).
-        total: how many batches, for the progress bar; what: its name.
+        total: how many pictures, for the progress bar; what: its name.
+        device: to compute on.
 
     Returns:
         features float32 (N, F), layer statistics float32 (N, D), class_idx int64 (N,), on the CPU.
     """
-    device, parts = choose_compute(precision="fp32").device, []
-    model.to(device)
-    for pictures, class_idx in progress(batches, total, what, "batch"):
-        _, features, layers = extract_features(model, torch.from_numpy(pictures).to(device))
-        parts.append((features.cpu(), layers.cpu(), torch.from_numpy(class_idx)))
-    model.cpu()
+    parts = []
+    with on_device(model, device), long_part(what, total) as bar:
+        for images, class_idx in ahead(batches, device):
+            _, features, layers = extract_features(model, images)
+            parts.append((features.cpu(), layers.cpu(), torch.from_numpy(class_idx)))
+            bar.update(len(class_idx))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+@torch.inference_mode()
+def logits_of(
+    model: SwinHierarchical, features: Tensor, class_idx: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute what the heads say of pooled features, as `fit_temperatures` takes it: species logits
+    float32 (N, species), and disease logits float32 (N, widest) of the true species.
+    """
+    tree, count = model.tree, len(features)
+    species = np.empty((count, tree.num_species), np.float32)
+    disease = np.empty((count, int(np.diff(tree.offsets).max())), np.float32)
+    for rows in blocks(count, tree.num_classes):  # a flat model computes every class on the way
+        hidden = model.neck(features[rows])
+        species[rows] = model.species_logits(hidden)
+        disease[rows] = model.disease_logits(hidden, model.class_species[class_idx[rows]])
+    return species, disease
 
 
 @dataclass(frozen=True)
@@ -85,6 +137,7 @@ class Fitted:
 def fit_parts(
     model: SwinHierarchical,
     pictures: Pictures,
+    device: torch.device,
     ranks: tuple[int, int] = (RANK, RANK),
     sample: list[np.ndarray] | None = None,
 ) -> Fitted:
@@ -93,13 +146,14 @@ def fit_parts(
     Args:
         model: it ends on the CPU.
         pictures: at the model's size.
+        device: where the backbone runs.
         ranks: of the spaces of features and of layers.
         sample: takes one train picture in `SAMPLED`, in batches.
     """
 
-    def run(split: str, batches: Any, times: int = 1) -> tuple[torch.Tensor, ...]:
-        total = times * min(len(pictures.data.splits[split]), pictures.at_most)
-        return features_of(model, batches, -(-total // BATCH), f"features of {split}")
+    def run(split: str, batches: Batches, times: int = 1) -> tuple[Tensor, ...]:
+        total = times * pictures.count(split)
+        return features_of(model, batches, total, f"features of {split}", device)
 
     def train() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         # with poor copies, so that a poor photo of a plant does not count as OOD
@@ -114,11 +168,8 @@ def fit_parts(
         for values, rank in zip((features, train_layers), ranks, strict=True)
     ]
     features, _, class_idx = run("val", pictures.batches("val"))
-    with torch.inference_mode():
-        hidden = model.neck(features)
-        species_logits = model.species_logits(hidden).numpy()
-        disease_logits = model.disease_logits(hidden, model.class_species[class_idx]).numpy()
-    fitted = fit_temperatures(species_logits, disease_logits, class_idx.numpy(), model.tree)
+    logits = logits_of(model, features, class_idx)
+    fitted = fit_temperatures(*logits, class_idx.numpy(), model.tree)
     learned = held_out = None
     if count := pictures.count_ood("plant", "val"):
         batches = (
@@ -126,31 +177,41 @@ def fit_parts(
             for _, kind in pictures.ood("plant", "val")
             for batch in kind
         )
-        layers = features_of(model, batches, -(-count // BATCH), "features of no plants")[1]
+        layers = features_of(model, batches, count, "features of no plants", device)[1]
         if len(layers) >= ENOUGH:
             learned = LearnedScore(train_layers, layers)
             held_out = cross_fitted(train_layers, layers).numpy()
     return Fitted(*spaces, fitted, learned, held_out)
 
 
-@torch.inference_mode()
-def torch_answers(
-    graph: ServingGraph, pictures: Pictures, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Answer a split in PyTorch, on the CPU as ONNX will be.
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch answers to the test split: exported models are compared with it as they answer.
 
-    Returns:
-        probabilities float32 (N, classes); and int64 (N,), what one softmax over the disease heads'
-        logits of all classes answers.
+    Attributes:
+        probabilities: float32 (N, classes); the one table of its size that an export holds.
+        joint: int64 (N,), the most probable class.
+        flat: int64 (N,), what one softmax over the disease heads' logits of all classes answers.
     """
-    probabilities, flat = [], []
-    for batch, _ in pictures.batches(split):
-        maps = extract_features(graph.model, torch.from_numpy(batch))
-        probabilities.append(graph.answer(*maps)[0].numpy())
-        flat.append(
-            graph.model.disease_heads.all_logits(graph.model.neck(maps[1])).argmax(dim=1).numpy()
-        )
-    return np.concatenate(probabilities), np.concatenate(flat)
+
+    probabilities: np.ndarray
+    joint: np.ndarray
+    flat: np.ndarray
+
+
+def torch_answers(graph: ServingGraph, pictures: Pictures, device: torch.device) -> Reference:
+    """Answer the test split in PyTorch; the graph ends on the CPU."""
+    count, model = pictures.count("test"), graph.model
+    table = np.empty((count, model.tree.num_classes), np.float32)
+    flat, done = np.empty(count, np.int64), 0
+    with on_device(graph, device), long_part("answers of PyTorch", count) as bar:
+        for images, _ in ahead(pictures.batches("test"), device):
+            rows, maps = slice(done, done + len(images)), extract_features(model, images)
+            table[rows] = graph.answer(*maps)[0].cpu()
+            flat[rows] = model.disease_heads.all_logits(model.neck(maps[1])).argmax(dim=1).cpu()
+            done += len(images)
+            bar.update(len(images))
+    return Reference(table, table.argmax(axis=1), flat)
 
 
 # endregion
@@ -165,21 +226,20 @@ class Outcome:
     Attributes:
         pictures: the pictures, at the model's size.
         names: of the scores.
-        splits: {`val` | `test`: (probabilities float32 (N, classes), ood float32 (N, scores),
-            class_idx int64 (N,))}.
+        splits: {`val` | `test`: of its plants}.
         ood: {split: {role: {kind: ood (M, scores)}}}.
         poor: {split: {kind of poor photo: ood (M, scores)}}.
     """
 
     pictures: Pictures
     names: Sequence[str]
-    splits: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    splits: dict[str, Answers]
     ood: dict[str, dict[str, dict[str, np.ndarray]]]
     poor: dict[str, dict[str, np.ndarray]]
 
     def columns(self, split: str) -> dict[str, np.ndarray]:
         """Scores of the split's plants by name, float64 (N,) each."""
-        return ood.columns(self.splits[split][1], self.names)
+        return ood.columns(self.splits[split].ood, self.names)
 
     def shown(self, role: str, split: str = "val") -> dict[str, np.ndarray] | None:
         """Scores of all OOD pictures of a role by name; None where there are none."""
@@ -194,49 +254,72 @@ class Outcome:
 
 
 def outcome_of(
+    what: str,
     run: Run,
     pictures: Pictures,
     names: Sequence[str],
     held_out: np.ndarray | None = None,
+    *,
     splits: Sequence[str] = ("val", "test"),
+    reference: Reference | None = None,
+    also: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Outcome:
     """Run a model over everything.
 
     Args:
+        what: the name of the model, for the progress bar.
         run: uint8 (N, size, size, 3) -> probabilities, ood, ...
         pictures: at the model's size.
         names: of the scores.
         held_out: of `Fitted`; it takes the place of the learned score, the last one.
         splits: which; poor photos are left out where it is one alone.
+        reference: what to compare the answers to test with.
+        also: {split: as for `run_over`}.
     """
-
-    def scores(batches: Iterable[np.ndarray]) -> np.ndarray:
-        return np.concatenate([run(batch)[1] for batch in batches])
-
-    kinds = {
-        split: {
-            role: {kind: scores(batches) for kind, batches in pictures.ood(role, split)}
-            for role in ROLES
-        }
+    shifts = SHIFTS if len(splits) > 1 else ()
+    total = sum(
+        pictures.count(split)
+        + len(shifts) * pictures.count(split, POOR_AT_MOST)
+        + sum(pictures.count_ood(role, split) for role in ROLES)
         for split in splits
-    }
+    )
+    with long_part(f"answers of {what}", total) as bar:
+
+        def counted(batch: np.ndarray) -> list[np.ndarray]:
+            bar.update(len(batch))
+            return run(batch)
+
+        def scores(batches: Iterable[np.ndarray]) -> np.ndarray:
+            return np.concatenate([counted(batch)[1] for batch in batches])
+
+        kinds = {
+            split: {
+                role: {kind: scores(batches) for kind, batches in pictures.ood(role, split)}
+                for role in ROLES
+            }
+            for split in splits
+        }
+        poor = {
+            split: {kind: scores(b for b, _ in pictures.poor(kind, split)) for kind in shifts}
+            for split in splits
+        }
+        answers = {
+            split: run_over(
+                counted,
+                pictures.batches(split),
+                pictures.data.tree,
+                reference.probabilities if reference and split == "test" else None,
+                (also or {}).get(split),
+            )
+            for split in splits
+        }
     if held_out is not None:
         plants = list(kinds["val"]["plant"].values())
         for rows, own in zip(
             plants, np.split(held_out, np.cumsum([*map(len, plants)])[:-1]), strict=True
         ):
             rows[:, -1] = own
-    poor = {
-        split: {kind: scores(batch for batch, _ in pictures.poor(kind, split)) for kind in SHIFTS}
-        for split in (splits if len(splits) > 1 else ())
-    }
-    return Outcome(
-        pictures,
-        names,
-        {split: run_over(run, pictures.batches(split)) for split in splits},
-        kinds,
-        poor,
-    )
+    return Outcome(pictures, names, answers, kinds, poor)
 
 
 def fit_thresholds(outcome: Outcome, precision: float) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -249,7 +332,6 @@ def fit_thresholds(outcome: Outcome, precision: float) -> tuple[dict[str, Any], 
     Returns:
         {"rejection", "rollup"} as bundle.json has them, and figures of the rejection on val.
     """
-    probabilities, scores, class_idx = outcome.splits["val"]
     rejection = ood.fit(
         outcome.columns("val"),
         not_plants=outcome.shown("plant"),
@@ -260,10 +342,8 @@ def fit_thresholds(outcome: Outcome, precision: float) -> tuple[dict[str, Any], 
     on_val = rejection.pop("val")
     rejection["photo"] = outcome.pictures.photo_limits
     rollup_ = rollup.fit(
-        probabilities,
-        class_idx,
+        outcome.splits["val"],
         outcome.pictures.data.tree,
-        ood=scores,
         rejection=rejection_from_json(rejection, outcome.names),
         default=precision,
     )
@@ -285,9 +365,9 @@ def evaluate_thresholds(
         `ood.judge`; empty without OOD pictures), `rejection` (the same, always), `rollup` (of
         `rollup.judge` per precision), `decisions`.
     """
-    probabilities, scores, class_idx = outcome.splits["test"]
-    data, read = outcome.pictures.data, rejection_from_json(fitted["rejection"], outcome.names)
-    judged = judge(probabilities, class_idx, data.tree, flat)
+    answers, data = outcome.splits["test"], outcome.pictures.data
+    read, judged = rejection_from_json(fitted["rejection"], outcome.names), answers.judged
+    judged = judged if flat is None else replace(judged, flat=flat)
     kinds = outcome.ood["test"]["plant"] | outcome.ood["test"]["species"]
     rejected = ood.judge(
         fitted["rejection"],
@@ -302,30 +382,28 @@ def evaluate_thresholds(
         "rejection": rejected,
         "decisions": decision_figures(judged, data.tree),
         "rollup": {
-            name: rollup.judge(entry, probabilities, class_idx, data.tree, scores, read)
+            name: rollup.judge(entry, answers, data.tree, read)
             for name, entry in fitted["rollup"]["precisions"].items()
         },
     }
 
 
-def describe(
-    outcome: Outcome, torch_probs: np.ndarray, flat: np.ndarray, precision: float
-) -> dict[str, Any]:
+def describe(outcome: Outcome, reference: Reference, precision: float) -> dict[str, Any]:
     """Fit what is fitted per model on val, and evaluate it on test.
 
     Args:
-        outcome: of the model.
-        torch_probs, flat: what PyTorch answers, of `torch_answers`.
+        outcome: of the model, compared with `reference`.
+        reference: of PyTorch.
         precision: as for `fit_thresholds`.
 
     Returns:
         "rejection", "rollup" and "metrics" of the model's entry in bundle.json.
     """
     fitted, on_val = fit_thresholds(outcome, precision)
-    probabilities = outcome.splits["test"][0]
-    metrics = evaluate_thresholds(outcome, fitted, flat) | {
-        "top1_agreement": float((probabilities.argmax(1) == torch_probs.argmax(1)).mean()),
-        "max_probability_difference": float(np.abs(probabilities - torch_probs).max()),
+    answers = outcome.splits["test"]
+    metrics = evaluate_thresholds(outcome, fitted, reference.flat) | {
+        "top1_agreement": float((answers.ranked.joint == reference.joint).mean()),
+        "max_probability_difference": float(answers.difference.max()),
         "rejection_val": on_val,
     }
     return {**fitted, "metrics": metrics}

@@ -3,7 +3,7 @@ overflows or loses too much. No torch.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ LARGEST = 65504.0
 ROOM = 4.0  # a tensor that comes within this factor of float16's largest value stays float32
 
 
-def to_fp16(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> onnx.ModelProto:
+def to_fp16(model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> onnx.ModelProto:
     """Make the float16 copy of an FP32 model; input stays uint8 and outputs float32.
 
     In float16 are the nodes between the first layer with weights and the last one; normalisation of
@@ -64,7 +64,7 @@ def to_fp16(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> onnx.Mode
     return made
 
 
-def write_fp16(source: Path, target: Path, pictures: Iterable[np.ndarray]) -> None:
+def write_fp16(source: Path, target: Path, pictures: Sequence[np.ndarray]) -> None:
     """Read an FP32 file, write its float16 copy. Raises as `to_fp16`."""
     onnx.save(to_fp16(onnx.load(source), pictures), target)
 

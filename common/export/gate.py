@@ -10,7 +10,7 @@ import numpy as np
 
 from common.classes import ClassTree
 from common.console import table
-from common.decide import joint_class
+from common.export.answers import Answers
 from common.export.calibrate import calibration_error
 from common.train.metrics import FEW_AT_MOST, auroc
 
@@ -48,17 +48,23 @@ class Side:
     """What one model answers on one split.
 
     Attributes:
-        probabilities: float (N, classes), rows sum to 1, by the model's own temperatures where it
-            has its own.
+        answer, confidence: int (N,), its joint decision; float (N,), 0..1, how probable that is by
+            the model.
         class_idx: int (N,), true classes.
         plants, ood: float (N,) and (M,), the score by which the model rejects pictures, of plants
             and of OOD pictures, larger = farther from the training data; None without OOD pictures.
     """
 
-    probabilities: np.ndarray
+    answer: np.ndarray
+    confidence: np.ndarray
     class_idx: np.ndarray
     plants: np.ndarray | None = None
     ood: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, answers: Answers, *scores: np.ndarray | None) -> "Side":
+        """The side of a model's answers; `scores`: plants and ood."""
+        return cls(answers.ranked.joint, answers.ranked.joint_p, answers.class_idx, *scores)
 
 
 @dataclass(frozen=True)
@@ -182,20 +188,15 @@ def judge_gate(
         ValueError: where the two are not of the same pictures, or there are none.
     """
     limits, truth = limits or GateLimits(), fp32.class_idx
-    if (
-        not len(truth)
-        or fp32.probabilities.shape != candidate.probabilities.shape
-        or not np.array_equal(truth, candidate.class_idx)
-    ):
+    if not len(truth) or not np.array_equal(truth, candidate.class_idx):
         raise ValueError("the gate compares two models on the same pictures, and on one at least")
     sides = fp32, candidate
-    answers = [joint_class(side.probabilities, tree) for side in sides]
+    answers = [side.answer for side in sides]
     right = [answer == truth for answer in answers]
     agreement, one = float((answers[0] == answers[1]).mean()), 1 / len(truth)
     f1, of_one = np.transpose([_macro_f1(answer, truth, tree.num_classes) for answer in answers])
     errors = [
-        calibration_error(side.probabilities.max(axis=1), hits)
-        for side, hits in zip(sides, right, strict=True)
+        calibration_error(side.confidence, hits) for side, hits in zip(sides, right, strict=True)
     ]
     checks = [
         _at_least("agreement", "same top-1 as FP32", agreement, limits.agreement, one),

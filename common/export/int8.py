@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from common.console import warn
+from common.console import long_part, warn
 from common.export import ood, quantize
-from common.export.fitting import Outcome, outcome_of
+from common.export.answers import Run, run_over, take
+from common.export.fitting import Outcome, Reference, outcome_of
 from common.export.gate import GateResult, Side, Speed, judge_gate
-from common.export.measure import Run, check_batches, measure_speed, run_over, session_run
+from common.export.measure import check_batches, measure_speed, session_run
 from common.export.pictures import spread
 from common.train.dataset import default_workers
 
@@ -77,6 +78,7 @@ def export_int8(
     weights: Mapping[str, float],
     held_out: np.ndarray | None,
     some: np.ndarray,
+    reference: Reference,
 ) -> tuple[list[Attempt], Outcome | None, list[GateResult]]:
     """Search for an INT8 model that passes the gate on val, and hold it against test.
 
@@ -85,7 +87,7 @@ def export_int8(
         target: the file to write; it is not there afterwards where no way passes.
         fp32: what the FP32 model answers.
         weights: of the scores in the FP32 model's rejection, whose AUROC the gate compares.
-        held_out: as for `outcome_of`.
+        held_out, reference: as for `outcome_of`.
         some: uint8 (8, size, size, 3), for the clock and for batches.
 
     Returns:
@@ -96,21 +98,20 @@ def export_int8(
     counts = np.bincount(data.splits["train"].class_idx, minlength=data.tree.num_classes)
 
     def side(outcome: Outcome, split: str) -> Side:
-        probabilities, _, class_idx = outcome.splits[split]
         groups = outcome.columns(split), outcome.shown("plant", split)
-        return Side(
-            probabilities, class_idx, *(ood.value(weights, g) if g else None for g in groups)
-        )
+        scores = (ood.value(weights, group) if group else None for group in groups)
+        return Side.of(outcome.splits[split], *scores)
 
     def judge(way: str, run: Run, speed: Speed) -> GateResult:
-        few, _, class_idx = run_over(run, pictures.batches("val", at_most=QUICK))
-        wanted = fp32.splits["val"][0][spread(len(fp32.splits["val"][0]), QUICK)]
-        sides = Side(wanted, class_idx), Side(few, class_idx)
-        quick = judge_gate(way, *sides, data.tree, counts, speed=speed)
+        few = run_over(run, pictures.batches("val", at_most=QUICK), data.tree)
+        wanted = take(fp32.splits["val"], spread(pictures.count("val"), QUICK))
+        quick = judge_gate(way, Side.of(wanted), Side.of(few), data.tree, counts, speed=speed)
         if not quick.passed:
             return quick
-        found = side(outcome_of(run, pictures, fp32.names, held_out, ("val",)), "val")
-        return judge_gate(way, side(fp32, "val"), found, data.tree, counts, speed=speed)
+        what = f"INT8, {way}, on val"
+        found = outcome_of(what, run, pictures, fp32.names, held_out, splits=("val",))
+        sides = side(fp32, "val"), side(found, "val")
+        return judge_gate(way, *sides, data.tree, counts, speed=speed)
 
     tried = search_int8(source, target, list(pictures.calibration()), some, judge)
     best = kept(tried)
@@ -118,7 +119,8 @@ def export_int8(
         reasons = [f"{row.way}: {row.rejected}" for row in tried]
         warn("NO INT8 MODEL is written: " + "; ".join(reasons))
         return tried, None, []
-    found = outcome_of(session_run(target, default_workers()), pictures, fp32.names, held_out)
+    run = session_run(target, default_workers())
+    found = outcome_of(target.name, run, pictures, fp32.names, held_out, reference=reference)
     verdict = judge_gate(
         best.way, side(fp32, "test"), side(found, "test"), data.tree, counts, split="test"
     )
@@ -237,12 +239,16 @@ class _Search:
         pictures = np.concatenate(self.calibration)
         pictures = pictures[spread(len(pictures), HARM_PICTURES)]
         before, harm = _log_probabilities(self.run_fp32, pictures), []
-        with tempfile.TemporaryDirectory() as folder:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            long_part("harm of INT8, layer by layer", len(groups), "group") as bar,
+        ):
             path = Path(folder) / "group.onnx"
             for group in groups:
                 onnx.save(build(group), path)
                 after = _log_probabilities(session_run(path), pictures)
                 harm.append(float(np.square(after - before).mean()))
+                bar.update()
         order = np.argsort(-np.array(harm), kind="stable")
         return [groups[i] for i in order], np.array(harm)[order]
 

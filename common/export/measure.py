@@ -1,31 +1,21 @@
-"""Running exported models over pictures, timing them against each other, and holding them to
+"""Running exported models, timing them against each other, and holding them to
 limits. No torch.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from common.export.answers import Run
 from common.serve.predictor import open_session
-
-Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class LimitError(ValueError):
     """A model that is larger or slower than was asked for; the message says what, by how much, and
     how to mend it.
     """
-
-
-def run_over(
-    run: Run, batches: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run a model over batches: probabilities (N, classes), ood (N, scores), true classes (N,)."""
-    parts = [(*run(pictures)[:2], class_idx) for pictures, class_idx in batches]
-    probabilities, ood, class_idx = zip(*parts, strict=True)
-    return np.concatenate(probabilities), np.concatenate(ood), np.concatenate(class_idx)
 
 
 def session_run(path: Path, threads: int = 1) -> Run:

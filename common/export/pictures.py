@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from common import images
-from common.console import fail, warn
+from common.console import fail, long_part, warn
 from common.train.dataset import EvalViews, Organized, make_loader
 
 BATCH = 32
@@ -132,10 +132,18 @@ class Pictures:
     @cached_property
     def photo_limits(self) -> dict[str, float]:
         """Limits below which a photo counts as poor, from val: {measure: limit}."""
-        parts = [images.photo_quality(batch) for batch, _ in self.batches("val")]
+        parts = []
+        with long_part("quality of val photos", self.count("val")) as bar:
+            for batch, _ in self.batches("val"):
+                parts.append(images.photo_quality(batch))
+                bar.update(len(batch))
         quality = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         val = self.data.splits["val"]
         return fit_photo(quality | {"short_side": np.minimum(val.width, val.height).astype(float)})
+
+    def count(self, split: str, at_most: int | None = None) -> int:
+        """How many pictures `batches` yields of a split."""
+        return min(len(self.data.splits[split]), self.at_most, at_most or self.at_most)
 
     def batches(
         self, split: str, batch_size: int = BATCH, at_most: int | None = None
@@ -203,9 +211,7 @@ class Pictures:
         """
         yield from self.batches(split)
         for kind in SHIFTS:
-            yield from self.poor(
-                kind, split, min(len(self.data.splits[split]), self.at_most) // POOR_SHARE
-            )
+            yield from self.poor(kind, split, self.count(split) // POOR_SHARE)
 
 
 def spread(count: int, at_most: int) -> np.ndarray:

@@ -23,6 +23,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from common.console import long_part
 from common.serve.predictor import open_session
 
 KEEP_FLOAT = "keep_float"  # key of an ONNX file's metadata: JSON list of name prefixes of weights
@@ -128,7 +129,7 @@ def grouped(node: onnx.NodeProto) -> bool:
 
 
 def observe(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[np.ndarray]
 ) -> dict[str, TensorStats]:
     """Run a model over pictures and take statistics of some of its tensors.
 
@@ -141,6 +142,9 @@ def observe(
         ValueError: where there are no pictures.
         BundleError: where the runtime cannot load the model.
     """
+    pictures = sum(map(len, batches))
+    if not pictures:
+        raise ValueError("there are no pictures to calibrate with")
     wanted = list(dict.fromkeys(tensors))
     opened = copy.deepcopy(model)
     outputs = {output.name for output in opened.graph.output}
@@ -153,22 +157,20 @@ def observe(
         onnx.save(opened, Path(folder) / "opened.onnx")
         session = open_session(Path(folder) / "opened.onnx")
     stats: dict[str, TensorStats] = {}
-    pictures = 0
-    for batch in batches:
-        values = session.run(wanted, {"images": np.ascontiguousarray(batch)})
-        for name, value in zip(wanted, values, strict=True):
-            channel = 1 if value.ndim == 4 else value.ndim - 1
-            others = tuple(i for i in range(value.ndim) if i != channel)
-            mean = value.mean(axis=others, dtype=np.float64) * len(batch)
-            last = stats.get(name, TensorStats(np.inf, -np.inf, np.zeros_like(mean)))
-            stats[name] = TensorStats(
-                min(float(value.min()), last.low),
-                max(float(value.max()), last.high),
-                mean + last.mean,
-            )
-        pictures += len(batch)
-    if not pictures:
-        raise ValueError("there are no pictures to calibrate with")
+    with long_part("statistics of activations", pictures) as bar:
+        for batch in batches:
+            values = session.run(wanted, {"images": np.ascontiguousarray(batch)})
+            for name, value in zip(wanted, values, strict=True):
+                channel = 1 if value.ndim == 4 else value.ndim - 1
+                others = tuple(i for i in range(value.ndim) if i != channel)
+                mean = value.mean(axis=others, dtype=np.float64) * len(batch)
+                last = stats.get(name, TensorStats(np.inf, -np.inf, np.zeros_like(mean)))
+                stats[name] = TensorStats(
+                    min(float(value.min()), last.low),
+                    max(float(value.max()), last.high),
+                    mean + last.mean,
+                )
+            bar.update(len(batch))
     for entry in stats.values():
         entry.mean = entry.mean / pictures
     return stats
@@ -191,8 +193,14 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> Any:
     """
     from onnxruntime import quantization  # slow to import
 
+    pieces = [
+        np.ascontiguousarray(batch[start : start + AT_ONCE])
+        for batch in batches
+        for start in range(0, len(batch), AT_ONCE)
+    ]
     with (
         tempfile.TemporaryDirectory() as folder,
+        long_part("ranges of activations", sum(map(len, pieces))) as bar,
         contextlib.redirect_stdout(io.StringIO()),  # the calibrator prints
     ):
         onnx.save(model, Path(folder) / "model.onnx")
@@ -203,10 +211,10 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> Any:
             calibrate_method=quantization.CalibrationMethod.Percentile,
             extra_options={"symmetric": False, "percentile": PERCENTILE},
         )
-        for batch in batches:
-            for start in range(0, len(batch), AT_ONCE):
-                feeds = iter([{"images": np.ascontiguousarray(batch[start : start + AT_ONCE])}])
-                calibrator.collect_data(SimpleNamespace(get_next=partial(next, feeds, None)))
+        for piece in pieces:
+            feeds = iter([{"images": piece}])
+            calibrator.collect_data(SimpleNamespace(get_next=partial(next, feeds, None)))
+            bar.update(len(piece))
         return calibrator.compute_data()
 
 

@@ -5,13 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.console import table
-from common.decide import joint_class, routed_class, species_probabilities
 from common.export import calibrate, gate, ood, plots, rollup
 from common.export.browser import light_export
-from common.export.calibrate import Temperatures, calibration_figures, retemper
+from common.export.calibrate import calibration_figures
 from common.files import write_text
 from common.train.dataset import Organized
 from common.train.metrics import DECISIONS
@@ -67,8 +64,7 @@ def compose_report(
     """
     content, tree = result["bundle"], data.tree
     cards, main = content["models"], content["models"]["model.onnx"]
-    probabilities, _, class_idx = result["outcomes"]["model.onnx"].splits["test"]
-    plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
+    answers = result["outcomes"]["model.onnx"].splits["test"]
     return {
         "data": {
             "species": tree.num_species,
@@ -79,8 +75,8 @@ def compose_report(
         "test": {k: v for k, v in main["metrics"].items() if not isinstance(v, dict)},
         "ood": main["metrics"]["ood"],
         "calibration": {
-            "before": calibration_figures(plain, class_idx, tree, data.class_sizes),
-            "after": calibration_figures(probabilities, class_idx, tree, data.class_sizes),
+            when: calibration_figures(found, tree, data.class_sizes)
+            for when, found in (("before", answers.also), ("after", answers))
         },
         "decisions": main["metrics"]["decisions"],
         "models": {
@@ -266,26 +262,22 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
         result["bundle"]["models"]["model.onnx"],
         result["outcomes"]["model.onnx"],
     )
-    probabilities, _, class_idx = outcome.splits["test"]
-    plain = retemper(probabilities, tree, result["temperatures"], Temperatures.none(tree))
+    answers = outcome.splits["test"]
+    ranked, truth = answers.ranked, answers.class_idx
     plots.reliability(
-        *((p.max(1), p.argmax(1) == class_idx) for p in (plain, probabilities)),
+        *((a.ranked.joint_p, a.ranked.joint == truth) for a in (answers.also, answers)),
         folder / "reliability.png",
     )
-    rows, sums = np.arange(len(class_idx)), species_probabilities(probabilities, tree)
-    classes, kinds = (
-        {"joint": joint_class(probabilities, tree), "routed": routed_class(probabilities, tree)},
-        {},
-    )
-    for name, answer in classes.items():
-        kind = tree.class_species[answer]
-        kinds[name] = (sums[rows, kind], kind == tree.class_species[class_idx])
+    ways = {
+        "joint": (ranked.joint, ranked.joint_p, ranked.joint_species_p),
+        "routed": (ranked.routed, ranked.routed_p, ranked.species_p),
+    }
     plots.coverage(
+        {name: (p, answer == truth) for name, (answer, p, _) in ways.items()},
         {
-            name: (probabilities[rows, answer], answer == class_idx)
-            for name, answer in classes.items()
+            name: (p, tree.class_species[answer] == tree.class_species[truth])
+            for name, (answer, _, p) in ways.items()
         },
-        kinds,
         card["metrics"]["rollup"],
         folder / "coverage.png",
     )
@@ -296,7 +288,7 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
     ):
         if rule is None:
             continue
-        groups = {"plants": outcome.splits["test"][1]} | {
+        groups = {"plants": answers.ood} | {
             k: v for r in ("plant", "species") for k, v in outcome.ood["test"][r].items()
         }
         panels.append(

@@ -37,8 +37,8 @@ from common.decide import (
     Rejection,
     Rollup,
     decide_batch,
-    species_probabilities,
 )
+from common.export.answers import Answers
 from common.export.bounds import at_least, claims, lower, pictures_needed
 
 PRECISIONS = (0.90, 0.95, 0.99)
@@ -109,18 +109,17 @@ class _Tests:
         return k
 
 
-def _tests(
-    probabilities: np.ndarray, class_idx: np.ndarray, tree: ClassTree, full: Decisions
-) -> tuple[_Tests, _Tests]:
+def _tests(answers: Answers, tree: ClassTree, full: Decisions) -> tuple[_Tests, _Tests]:
     """Count for the sequence of one threshold for class and species, and for that of species alone;
     `full` decides without thresholds.
     """
     accepted = _accepted(full)
-    probabilities, class_idx = np.asarray(probabilities)[accepted], np.asarray(class_idx)[accepted]
+    class_idx, best, species_p = (
+        values[accepted]
+        for values in (answers.class_idx, answers.ranked.species, answers.ranked.species_p)
+    )
     class_p = np.where(full.unknown_disease, -1.0, full.class_probability)[accepted]
-    by_species = species_probabilities(probabilities, tree)
-    best = by_species.argmax(1)
-    species_p, single = by_species[np.arange(len(best)), best], np.diff(tree.offsets)[best] == 1
+    single = np.diff(tree.offsets)[best] == 1
     wrong_class, wrong_species = (
         full.class_idx[accepted] != class_idx,
         best != tree.class_species[class_idx],
@@ -151,11 +150,9 @@ def _accepted(decided: Decisions) -> np.ndarray:
 
 
 def fit(
-    probabilities: np.ndarray,
-    class_idx: np.ndarray,
+    answers: Answers,
     tree: ClassTree,
     *,
-    ood: np.ndarray | None = None,
     rejection: Rejection | None = None,
     precisions: Sequence[float] = PRECISIONS,
     default: float = 0.95,
@@ -163,11 +160,10 @@ def fit(
     """Find the thresholds of each precision on val; see the module's docstring for the promise.
 
     Args:
-        probabilities: float (N, classes), joint.
-        class_idx: int (N,), true classes.
+        answers: of the model.
         tree: the classes.
-        ood, rejection: scores (N, K) and thresholds; pictures that they reject get no answer
-            and do not count.
+        rejection: thresholds of its scores; pictures that they reject get no answer and do not
+            count.
         precisions: wanted shares of right answers among those given, between 0 and 1.
         default: the precision that is used where none is asked for; it is fitted too.
 
@@ -181,9 +177,8 @@ def fit(
         `needs`: fewest answers, all right, that the promise takes; `val`: figures of `judge`, on
         the pictures they were fitted on.
     """
-    ood = np.zeros((len(class_idx), 0)) if ood is None else ood
-    full = decide_batch(probabilities, ood, tree, rejection, Rollup(0.0, 0.0))
-    with_classes, alone = _tests(probabilities, class_idx, tree, full)
+    full = decide_batch(answers.ranked, answers.ood, tree, rejection, Rollup(0.0, 0.0))
+    with_classes, alone = _tests(answers, tree, full)
     risks = CLASS_SHARE * DELTA, (1 - CLASS_SHARE) * DELTA
     entries: dict[str, Any] = {}
     for precision in sorted({*precisions, default}):
@@ -202,9 +197,7 @@ def fit(
             "holds": precision if promised else with_classes.holds(start, risks[0]),
             "needs": pictures_needed(precision, 0, 1 - risks[0]),
         }
-        entries[name_of(precision)] = entry | {
-            "val": judge(entry, probabilities, class_idx, tree, ood=ood, rejection=rejection)
-        }
+        entries[name_of(precision)] = entry | {"val": judge(entry, answers, tree, rejection)}
     return {"default": name_of(default), "delta": DELTA, "precisions": entries}
 
 
@@ -214,18 +207,13 @@ def fit(
 
 
 def judge(
-    entry: Mapping[str, Any],
-    probabilities: np.ndarray,
-    class_idx: np.ndarray,
-    tree: ClassTree,
-    ood: np.ndarray | None = None,
-    rejection: Rejection | None = None,
+    entry: Mapping[str, Any], answers: Answers, tree: ClassTree, rejection: Rejection | None = None
 ) -> dict[str, Any]:
     """Measure the thresholds of one precision.
 
     Args:
         entry: with `disease` and `species`, as `fit` returns it.
-        probabilities, class_idx, tree, ood, rejection: as for `fit`.
+        answers, tree, rejection: as for `fit`.
 
     Returns:
         n pictures; rejected as out-of-distribution; given, wrong: answers and wrong ones;
@@ -237,10 +225,8 @@ def judge(
             lower
         95 % bounds (Clopper-Pearson); None without answers.
     """
-    ood = np.zeros((len(class_idx), 0)) if ood is None else ood
-    decided = decide_batch(
-        probabilities, ood, tree, rejection, Rollup(entry["disease"], entry["species"])
-    )
+    rollup, class_idx = Rollup(entry["disease"], entry["species"]), answers.class_idx
+    decided = decide_batch(answers.ranked, answers.ood, tree, rejection, rollup)
     named, rolled_up = decided.outcome == ANSWERED, decided.outcome == ROLLED_UP
     wrong_class = int((decided.class_idx != class_idx)[named].sum())
     wrong_species = int((decided.species != tree.class_species[class_idx])[rolled_up].sum())

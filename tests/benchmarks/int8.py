@@ -32,9 +32,10 @@ from common import images
 from common.classes import ClassTree
 from common.console import say, table
 from common.export import fp16, int8, quantize
+from common.export.answers import Run, run_over
 from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines
 from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, extract_features
-from common.export.measure import Run, check_batches, measure_times, run_over, session_run
+from common.export.measure import check_batches, measure_times, session_run
 from common.export.pictures import balanced
 from common.train import checkpoint
 from common.train.dataset import Organized, Split, load_organized
@@ -248,11 +249,9 @@ def gate_lines(
     strange = {name: list(not_plants_of(data, name, size)) for name in splits}
 
     def side(run: Run, name: str) -> Side:
-        probabilities, ood, class_idx = run_over(run, splits[name])
+        found = run_over(run, splits[name], data.tree)
         scores = [run(pictures)[1][:, SCORE] for pictures in strange[name]]
-        return Side(
-            probabilities, class_idx, ood[:, SCORE], np.concatenate(scores) if scores else None
-        )
+        return Side.of(found, found.ood[:, SCORE], np.concatenate(scores) if scores else None)
 
     base = {name: side(session_run(fp32), name) for name in splits}
 

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 from common.classes import ClassTree
 from common.console import say, table
 from common.decide import joint_class
+from common.export.answers import run_over
 from common.export.browser import heads_file
 from common.export.browser.light_export import finish_browser, report_lines, write_browser
 from common.export.browser.light_graph import (
@@ -41,11 +42,12 @@ from common.export.browser.light_graph import (
     write_model,
 )
 from common.export.browser.light_model import first_answer, wire_bytes
+from common.export.fitting import torch_answers
 from common.export.graph import FeatureSpace, LearnedScore, extract_features
-from common.export.measure import run_over
 from common.export.pictures import Pictures
 from common.files import file_sha256
 from common.train import checkpoint, recipe_flags, recipes
+from common.train.compute import choose_compute
 from common.train.dataset import EvalViews, Organized, load_organized, make_loader
 from common.train.model import SwinHierarchical
 
@@ -296,16 +298,22 @@ def written_and_judged(
     server: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """Write a student's files as 03 does, without rejection and roll-up."""
-    side = student.settings["image_size"]
+    side, device = student.settings["image_size"], choose_compute(precision="fp32").device
     own = Pictures(data, side, [], 10_000, workers)
-    written = write_browser(
-        student, folder, own, {"name": "foliar", "version": "-", "preprocessing": {}}
-    )
-    val, test = (run_over(written.light.outputs, own.batches(split)) for split in ("val", "test"))
+    settings = {"name": "foliar", "version": "-", "preprocessing": {}}
+    written = write_browser(student, folder, own, settings, device)
+    reference = torch_answers(written.fitted.graph(student), own, device)
+    tables = {"val": None, "test": reference.probabilities}
+    splits = {
+        split: run_over(
+            written.light.outputs, own.batches(split), data.tree, table, written.signals
+        )
+        for split, table in tables.items()
+    }
     return finish_browser(
         written,
-        val,
-        test,
+        splits,
+        reference.joint,
         server,
         {"rejection": None, "rollup": None},
         own.batches("test"),

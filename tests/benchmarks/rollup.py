@@ -23,6 +23,7 @@ from common.classes import ClassTree
 from common.console import table
 from common.decide import species_probabilities
 from common.export import calibrate, rollup
+from common.export.answers import Answers, blocks, join, sum_up, take
 
 PRECISIONS = (0.90, 0.95, 0.97, 0.99)
 
@@ -61,18 +62,24 @@ def logits_of(
 
 def fit(
     probabilities: np.ndarray, class_idx: np.ndarray, chosen: np.ndarray, tree: ClassTree
-) -> tuple[np.ndarray, dict]:
-    """Fit temperatures and thresholds on the chosen pictures; returns all probabilities at these
+) -> tuple[Answers, dict]:
+    """Fit temperatures and thresholds on the chosen pictures; returns all answers at these
     temperatures, and the thresholds.
     """
     mine, one = probabilities[chosen], calibrate.Temperatures.none(tree)
     fitted = calibrate.fit_temperatures(
         *logits_of(mine, class_idx[chosen], tree), class_idx[chosen], tree
     )
-    moved = calibrate.retemper(probabilities, tree, one, fitted)
-    return moved, rollup.fit(moved[chosen], class_idx[chosen], tree, precisions=PRECISIONS)[
-        "precisions"
-    ]
+    moved = join(
+        [
+            sum_up(
+                calibrate.retemper(probabilities[rows], tree, one, fitted), class_idx[rows], tree
+            )
+            for rows in blocks(*probabilities.shape)
+        ]
+    )
+    fitted = rollup.fit(take(moved, chosen), tree, precisions=PRECISIONS)
+    return moved, fitted["precisions"]
 
 
 def broken(entry: dict, figures: dict) -> bool:
@@ -126,14 +133,12 @@ def resample(
                 halves = np.arange(len(class_idx)) % 2 == rng.integers(2)
                 chosen, rest = order[halves], order[~halves]
             moved, entries = fit(probabilities, class_idx, chosen, tree)
+            others = take(moved, rest)
             for name, entry in entries.items():
-                results[name].append(
-                    (entry, rollup.judge(entry, moved[rest], class_idx[rest], tree))
-                )
+                results[name].append((entry, rollup.judge(entry, others, tree)))
             if not n:
-                figures = calibrate.calibration_figures(
-                    moved[rest], class_idx[rest], tree, np.zeros(tree.num_classes)
-                )["all"]
+                sizes = np.zeros(tree.num_classes)
+                figures = calibrate.calibration_figures(others, tree, sizes)["all"]
                 errors.append([figures[key] for key in ("error", "counted", "by_chance", "nll")])
         label = f"{n:,} drawn, all are the truth" if n else "halves, judged on the other"
         rows += [row(label, name, pairs) for name, pairs in results.items()]

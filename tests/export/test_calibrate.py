@@ -8,6 +8,7 @@ from benchmarks.rollup import logits_of
 
 from common.classes import ClassTree
 from common.export import calibrate
+from common.export.answers import sum_up
 from common.export.calibrate import Temperatures
 
 # as common/train/model.py fills columns that a species does not have; importing it would bring
@@ -258,14 +259,15 @@ def test_figures_of_a_split_by_hand():
     tree = tree_of(2, 1)
     probabilities = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.5, 0.1, 0.4]])
     class_idx, sizes = np.array([0, 0, 2, 2]), np.array([100, 100, 20])
-    got = calibrate.calibration_figures(probabilities, class_idx, tree, sizes)
+    answers = sum_up(probabilities, class_idx, tree)
+    got = calibrate.calibration_figures(answers, tree, sizes)
     assert got["all"]["nll"] == pytest.approx(-np.log([0.6, 0.2, 0.8, 0.4]).mean())
     assert got["all"]["accuracy"] == 0.5
     assert got["species"]["nll"] == pytest.approx(-np.log([0.9, 0.9, 0.8, 0.4]).mean())
     assert got["species"]["accuracy"] == 0.75
     assert got["tail"]["n"] == 2
     assert got["tail"]["nll"] == pytest.approx(-np.log([0.8, 0.4]).mean())
-    empty = calibrate.calibration_figures(probabilities, class_idx, tree, np.full(3, 100))["tail"]
+    empty = calibrate.calibration_figures(answers, tree, np.full(3, 100))["tail"]
     assert empty["n"] == 0
     assert np.isnan(empty["error"])
     assert np.isnan(empty["nll"])

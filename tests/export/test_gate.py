@@ -20,6 +20,10 @@ def answers(class_idx: np.ndarray, confidence: float = 0.97) -> np.ndarray:
     return probabilities.astype(np.float32)
 
 
+def side_of(probabilities: np.ndarray, class_idx: np.ndarray, *scores: np.ndarray) -> Side:
+    return Side(probabilities.argmax(1), probabilities.max(1), class_idx, *scores)
+
+
 def figures(result) -> dict:
     return {check.name: check for check in result.checks}
 
@@ -30,7 +34,7 @@ def truth() -> np.ndarray:
 
 
 def test_a_copy_passes(truth):
-    side = Side(answers(truth), truth, np.linspace(0, 1, 1000), np.linspace(0.5, 2, 100))
+    side = side_of(answers(truth), truth, np.linspace(0, 1, 1000), np.linspace(0.5, 2, 100))
     result = judge_gate(
         "static", side, side, TREE, COUNTS, speed=Speed(0.6, 0.55, 0.65, 0.3, batch_difference=0.0)
     )
@@ -58,7 +62,7 @@ def test_figures_by_hand(truth):
     said = truth.copy()
     said[np.flatnonzero(truth == 2)[:15]] = 1
     result = judge_gate(
-        "static", Side(answers(truth), truth), Side(answers(said), truth), TREE, COUNTS
+        "static", side_of(answers(truth), truth), side_of(answers(said), truth), TREE, COUNTS
     )
     found = figures(result)
     assert found["agreement"].figure == pytest.approx(0.985)
@@ -76,7 +80,7 @@ def test_figures_by_hand(truth):
     assert not result.passed
     assert "same top-1 as FP32 0.9850, >= 0.99 is needed" in result.why()
     back = judge_gate(
-        "static", Side(answers(said), truth), Side(answers(truth), truth), TREE, COUNTS
+        "static", side_of(answers(said), truth), side_of(answers(truth), truth), TREE, COUNTS
     )
     assert (back.lost, back.won) == (0, 15), "a gain is no drop"
     assert figures(back)["macro_f1"].figure < 0, "a gain is no drop"
@@ -91,7 +95,11 @@ def test_ten_of_a_thousand_may_differ(truth):
         said[np.flatnonzero(truth == 3)[:wrong]] = 0
         found = figures(
             judge_gate(
-                "static", Side(answers(truth), truth), Side(answers(said), truth), TREE, COUNTS
+                "static",
+                side_of(answers(truth), truth),
+                side_of(answers(said), truth),
+                TREE,
+                COUNTS,
             )
         )
         assert found["agreement"].passed is passed
@@ -107,7 +115,11 @@ def test_few_and_only_few_are_counted(truth):
     counts = np.array([100, 100, 20, 20])
     check = figures(
         judge_gate(
-            "x", Side(answers(class_idx), class_idx), Side(answers(said), class_idx), TREE, counts
+            "x",
+            side_of(answers(class_idx), class_idx),
+            side_of(answers(said), class_idx),
+            TREE,
+            counts,
         )
     )["few_recall"]
     assert check.fp32 == 1
@@ -120,8 +132,8 @@ def test_few_and_only_few_are_counted(truth):
         figures(
             judge_gate(
                 "x",
-                Side(answers(class_idx), class_idx),
-                Side(answers(said), class_idx),
+                side_of(answers(class_idx), class_idx),
+                side_of(answers(said), class_idx),
                 TREE,
                 counts,
             )
@@ -136,7 +148,7 @@ def test_few_and_only_few_are_counted(truth):
 )
 def test_no_few_shot_class_is_told(counts, words):
     class_idx = np.array([0, 2, 3] * 20)
-    side = Side(answers(class_idx), class_idx)
+    side = side_of(answers(class_idx), class_idx)
     check = figures(judge_gate("x", side, side, TREE, np.array(counts)))["few_recall"]
     assert check.passed is None
     assert check.figure is None
@@ -145,8 +157,8 @@ def test_no_few_shot_class_is_told(counts, words):
 
 def test_auroc_and_calibration(truth):
     known, strange = np.arange(1000.0), np.arange(500.0, 1500.0)
-    base = Side(answers(truth), truth, known, strange)
-    worse = Side(answers(truth, 0.90), truth, known, strange - 20)
+    base = side_of(answers(truth), truth, known, strange)
+    worse = side_of(answers(truth, 0.90), truth, known, strange - 20)
     found = figures(judge_gate("x", base, worse, TREE, COUNTS))
     assert found["auroc"].fp32 == pytest.approx(0.875, abs=1e-3)
     assert found["auroc"].figure > 0.005
@@ -161,14 +173,14 @@ def test_thirty_pictures_are_judged_by_one_picture():
     class_idx = np.tile([0, 1, 3], 10)
     said = class_idx.copy()
     said[0] = 1
-    base, one = Side(answers(class_idx), class_idx), Side(answers(said), class_idx)
+    base, one = side_of(answers(class_idx), class_idx), side_of(answers(said), class_idx)
     result = judge_gate("x", base, one, TREE, COUNTS)
     assert result.passed, result.why()
     assert "one may differ" in figures(result)["agreement"].note
     assert "one picture may make" in figures(result)["macro_f1"].note
     assert figures(result)["macro_f1"].limit > 0.03
     said[3] = 1
-    assert not judge_gate("x", base, Side(answers(said), class_idx), TREE, COUNTS).passed
+    assert not judge_gate("x", base, side_of(answers(said), class_idx), TREE, COUNTS).passed
 
 
 def test_one_picture_is_the_worst_that_one_picture_does():
@@ -186,8 +198,8 @@ def test_one_picture_is_the_worst_that_one_picture_does():
             check = figures(
                 judge_gate(
                     "x",
-                    Side(answers(ours), class_idx),
-                    Side(answers(said), class_idx),
+                    side_of(answers(ours), class_idx),
+                    side_of(answers(said), class_idx),
                     TREE,
                     COUNTS,
                 )
@@ -198,7 +210,7 @@ def test_one_picture_is_the_worst_that_one_picture_does():
 
 
 def test_cost_and_batches(truth):
-    side = Side(answers(truth), truth)
+    side = side_of(answers(truth), truth)
 
     def failed(speed: Speed, batch: float = 0.0) -> set[str]:
         result = judge_gate(
@@ -216,7 +228,7 @@ def test_cost_and_batches(truth):
 def test_the_report_shows_every_figure(truth):
     said = truth.copy()
     said[:20] = (truth[:20] + 1) % 4
-    base, other = Side(answers(truth), truth), Side(answers(said), truth)
+    base, other = side_of(answers(truth), truth), side_of(answers(said), truth)
     val = judge_gate(
         "static", base, other, TREE, COUNTS, speed=Speed(0.5, 0.4, 0.6, 0.3, batch_difference=2e-7)
     )
@@ -249,15 +261,15 @@ def test_the_report_shows_every_figure(truth):
 
 
 def test_two_models_on_other_pictures_are_refused(truth):
-    side = Side(answers(truth), truth)
-    for other in (Side(answers(truth[:-1]), truth[:-1]), Side(answers(truth), truth[::-1])):
+    side = side_of(answers(truth), truth)
+    for other in (side_of(answers(truth[:-1]), truth[:-1]), side_of(answers(truth), truth[::-1])):
         with pytest.raises(ValueError, match="same pictures"):
             judge_gate("x", side, other, TREE, COUNTS)
     with pytest.raises(ValueError, match="one at least"):
         judge_gate(
             "x",
-            Side(answers(truth[:0]), truth[:0]),
-            Side(answers(truth[:0]), truth[:0]),
+            side_of(answers(truth[:0]), truth[:0]),
+            side_of(answers(truth[:0]), truth[:0]),
             TREE,
             COUNTS,
         )
@@ -266,7 +278,7 @@ def test_two_models_on_other_pictures_are_refused(truth):
 def test_bars_can_be_chosen(truth):
     said = truth.copy()
     said[:50] = (truth[:50] + 1) % 4
-    base, other = Side(answers(truth), truth), Side(answers(said), truth)
+    base, other = side_of(answers(truth), truth), side_of(answers(said), truth)
     assert judge_gate(
         "x",
         base,

@@ -20,7 +20,6 @@ from common.export.measure import (
     check_limits,
     measure_ms,
     measure_speed,
-    run_over,
     session_run,
 )
 
@@ -48,7 +47,8 @@ class Judge:
     def side(self, run: measure.Run) -> Side:
         probabilities, ood = run(self.pictures)[:2]
         return Side(
-            probabilities,
+            probabilities.argmax(1),
+            probabilities.max(1),
             self.base.class_idx if hasattr(self, "base") else probabilities.argmax(1),
             ood[:, 0],
             ood[:20, 0] + 1,
@@ -168,9 +168,9 @@ def test_too_slow_is_not_searched_on_and_weights_alone_come_last(tmp_path):
 def test_where_every_way_is_rejected_nothing_is_written(tmp_path, monkeypatch):
     fp32 = tiny_nets.write(tmp_path, "model.onnx", tiny_nets.conv_net)
     real = Judge(fp32)
-    real.base = Side(
-        np.roll(real.base.probabilities, 1, axis=1), (real.base.class_idx + 1) % 6
-    )  # whatever is answered is wrong
+    others = ((values + 1) % 6 for values in (real.base.answer, real.base.class_idx))
+    answer, class_idx = others  # whatever is answered is wrong
+    real.base = Side(answer, real.base.confidence, class_idx)
 
     def tries() -> list[int8.Attempt]:
         tried = int8.search_int8(
@@ -219,12 +219,6 @@ def test_measuring_takes_turns():
     assert set(ms) == {"a", "b"}
     assert [n for n, _ in calls] == ["a", "b"] * 8
     assert {s for _, s in calls} == {(1, 4, 4, 3)}
-    probabilities, ood, class_idx = run_over(
-        run_a, [(np.zeros((3, 4, 4, 3)), np.arange(3)), (np.zeros((2, 4, 4, 3)), np.arange(2))]
-    )
-    assert probabilities.shape == (5, 2)
-    assert ood.shape == (5, 1)
-    assert class_idx.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_speed_is_a_ratio_of_medians(monkeypatch):

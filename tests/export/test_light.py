@@ -13,12 +13,13 @@ import tiny_data
 import torch
 
 from common.classes import ClassTree
+from common.export.answers import run_over
 from common.export.browser import heads_file
 from common.export.browser.light_export import finish_browser, report_lines, write_browser
 from common.export.browser.light_graph import SCORES, LightGraph, has_exact_map
 from common.export.browser.light_model import LightModel
+from common.export.fitting import torch_answers
 from common.export.graph import FeatureSpace, extract_features, places_of
-from common.export.measure import run_over
 from common.serve.predictor import BundleError
 from common.train.model import SwinHierarchical
 
@@ -90,10 +91,8 @@ def batches(split: str, size: int):
 
 def shown() -> SimpleNamespace:
     """What an export fits on, without poor copies and without OOD pictures."""
-    splits = {split: range(60) for split in ("train", "val", "test")}
     return SimpleNamespace(
-        data=SimpleNamespace(splits=splits),
-        at_most=1000,
+        count=lambda split: 60,
         batches=lambda split: batches(split, SIZE),
         with_poor=lambda split: batches(split, SIZE),
         count_ood=lambda role, split: 0,
@@ -107,16 +106,26 @@ def make(folder: Path, model: SwinHierarchical) -> SimpleNamespace:
         folder,
         shown(),
         {"name": "foliar", "version": "abc", "preprocessing": preprocessing},
+        torch.device("cpu"),
     )
-    outputs = {
-        split: run_over(written.light.outputs, batches(split, SIZE)) for split in ("val", "test")
+    reference = torch_answers(written.fitted.graph(model), shown(), torch.device("cpu"))
+    splits = {
+        split: run_over(
+            written.light.outputs,
+            batches(split, SIZE),
+            TREE,
+            reference.probabilities if split == "test" else None,
+            written.signals,
+        )
+        for split in ("val", "test")
     }
-    assert outputs["test"][1].shape == (60, len(SCORES))
-    assert np.isfinite(outputs["test"][1]).all()
+    assert splits["test"].ood.shape == (60, len(SCORES))
+    assert np.isfinite(splits["test"].ood).all()
     report = finish_browser(
         written,
-        *outputs.values(),
-        {split: found[2] for split, found in outputs.items()},
+        splits,
+        reference.joint,
+        {split: found.class_idx for split, found in splits.items()},
         {"rejection": {"score": "gen"}, "rollup": {"disease": 0.5}},
         batches("test", SIZE),
         np.full(6, 30),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.classes import ClassTree
-from common.decide import NOT_A_PLANT, UNKNOWN_SPECIES, decide_batch, rejection_from_json
+from common.decide import NOT_A_PLANT, UNKNOWN_SPECIES, decide_batch, rank, rejection_from_json
 from common.export import ood
 from common.export.bounds import at_least, lower
 
@@ -118,9 +118,8 @@ def test_bundle_and_rule_agree_with_what_was_fitted(fitted):
         for name in NAMES
     }
     tree = ClassTree(("a", "b"), (("x", "y"), ("x", "y")))
-    got = decide_batch(
-        np.tile([0.97, 0.01, 0.01, 0.01], (1000, 1)), matrix(mixed), tree, read, None
-    )
+    ranked = rank(np.tile([0.97, 0.01, 0.01, 0.01], (1000, 1)), tree)
+    got = decide_batch(ranked, matrix(mixed), tree, read, None)
     refused, called = ood.beyond(fitted, mixed), ood.beyond(fitted["plant"], mixed)
     np.testing.assert_array_equal(got.outcome == NOT_A_PLANT, refused & called)
     np.testing.assert_array_equal(got.outcome == UNKNOWN_SPECIES, refused & ~called)

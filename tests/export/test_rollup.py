@@ -11,6 +11,7 @@ import pytest
 from common.classes import ClassTree
 from common.decide import rejection_from_json, rollups_from_json
 from common.export import rollup
+from common.export.answers import sum_up, take
 from common.export.bounds import at_least, pictures_needed
 
 pytestmark = pytest.mark.smoke
@@ -50,20 +51,16 @@ def test_repeated_val_splits_break_their_promise_no_more_often_than_said(n, boas
     """The truth is that of 20,000 pictures; boasting probabilities must cost coverage, not the
     promise.
     """
-    probabilities, class_idx = world(20_000, 99, boast=boast)
+    whole = sum_up(*world(20_000, 99, boast=boast), TREE)
     rng, broken, promised = np.random.default_rng(1), 0, 0
 
     @cache
     def true(disease_threshold: float, species_bar: float) -> dict:
-        return rollup.judge(
-            {"disease": disease_threshold, "species": species_bar}, probabilities, class_idx, TREE
-        )
+        return rollup.judge({"disease": disease_threshold, "species": species_bar}, whole, TREE)
 
     for _ in range(60):
-        chosen = rng.integers(0, len(class_idx), n)
-        fitted = rollup.fit(
-            probabilities[chosen], class_idx[chosen], TREE, precisions=(0.9,), default=0.9
-        )["precisions"]["0.90"]
+        val = take(whole, rng.integers(0, 20_000, n))
+        fitted = rollup.fit(val, TREE, precisions=(0.9,), default=0.9)["precisions"]["0.90"]
         if fitted["promised"]:
             promised += 1
             seen = true(fitted["disease"], fitted["species"])
@@ -101,8 +98,8 @@ def test_without_the_binomial_tail_the_promise_would_be_broken():
 
 
 def test_every_kept_bar_is_shown_and_the_next_one_is_not():
-    probabilities, class_idx = world(3000, 3, diseases=6.0, species=9.0)
-    fitted = rollup.fit(probabilities, class_idx, TREE)
+    answers = sum_up(*world(3000, 3, diseases=6.0, species=9.0), TREE)
+    fitted = rollup.fit(answers, TREE)
     assert list(fitted["precisions"]) == ["0.90", "0.95", "0.99"]
     assert fitted["default"] == "0.95"
     for name, entry in fitted["precisions"].items():
@@ -112,7 +109,7 @@ def test_every_kept_bar_is_shown_and_the_next_one_is_not():
         k = int(np.flatnonzero(rollup.CANDIDATES == entry["disease"])[0])
 
         def shown(bar: float, precision: float) -> bool:
-            figures = rollup.judge({"disease": bar, "species": bar}, probabilities, class_idx, TREE)
+            figures = rollup.judge({"disease": bar, "species": bar}, answers, TREE)
             return all(
                 at_least(figures[f"{a}given"] - figures[f"{a}wrong"], figures[f"{a}given"], 0.92)
                 >= precision
@@ -132,15 +129,16 @@ def test_every_kept_bar_is_shown_and_the_next_one_is_not():
 def test_too_few_pictures_are_said_to_be_too_few():
     right = np.full((30, 7), 0.005)
     right[np.arange(30), np.arange(30) % 7] = 0.97
-    entry = rollup.fit(right, np.arange(30) % 7, TREE)["precisions"]["0.99"]
+    answers = sum_up(right, np.arange(30) % 7, TREE)
+    entry = rollup.fit(answers, TREE)["precisions"]["0.99"]
     assert not entry["promised"]
     assert entry["needs"] == pictures_needed(0.99, 0, 0.92) == 252
     assert entry["holds"] == pytest.approx(at_least(30, 30, 0.92))
     assert 0.9 < entry["holds"] < 0.95
     assert entry["answers"] == "disease", "leaves are still named"
     assert entry["disease"] <= 0.97, "leaves are still named"
-    assert rollup.fit(right, np.arange(30) % 7, TREE)["precisions"]["0.90"]["promised"]
-    fitted = rollup.fit(right[:0], np.zeros(0, int), TREE)
+    assert rollup.fit(answers, TREE)["precisions"]["0.90"]["promised"]
+    fitted = rollup.fit(take(answers, np.arange(0)), TREE)
     assert {
         name: (e["disease"], e["species"], e["holds"], e["promised"])
         for name, e in fitted["precisions"].items()
@@ -153,21 +151,21 @@ def test_too_few_pictures_are_said_to_be_too_few():
 
 def test_where_diseases_cannot_be_told_apart_species_are_still_named():
     tree = ClassTree(("a", "b"), (("x", "y", "z"), ("x", "y")))
-    probabilities, class_idx = world(600, 5, diseases=0.3, species=9.0, tree=tree)
-    entry = rollup.fit(probabilities, class_idx, tree, precisions=(0.95,))["precisions"]["0.95"]
+    answers = sum_up(*world(600, 5, diseases=0.3, species=9.0, tree=tree), tree)
+    entry = rollup.fit(answers, tree, precisions=(0.95,))["precisions"]["0.95"]
     assert entry["promised"]
     assert entry["answers"] == "species"
     assert entry["disease"] == rollup.NEVER
     assert entry["species"] < 0.95
-    probabilities, class_idx = world(5000, 6, diseases=0.3, species=9.0, tree=tree)
-    fresh = rollup.judge(entry, probabilities, class_idx, tree)
+    answers = sum_up(*world(5000, 6, diseases=0.3, species=9.0, tree=tree), tree)
+    fresh = rollup.judge(entry, answers, tree)
     assert fresh["precision"] >= 0.95
     assert fresh["coverage"] > 0.8
     assert fresh["disease_given"] == 0
     assert fresh["disease_precision"] is None
     text = "\n".join(
         rollup.report_lines(
-            rollup.fit(probabilities, class_idx, tree),
+            rollup.fit(answers, tree),
             {name: fresh for name in ("0.90", "0.95", "0.99")},
         )
     )
@@ -180,8 +178,9 @@ def test_a_tree_of_one_level_climbs_nowhere():
     rng = np.random.default_rng(0)
     p = rng.beta(0.4, 0.4, 2000)
     class_idx = (rng.random(2000) < p).astype(int)
-    entry = rollup.fit(np.stack([1 - p, p], 1), class_idx, tree)["precisions"]["0.95"]
-    figures = rollup.judge(entry, np.stack([1 - p, p], 1), class_idx, tree)
+    answers = sum_up(np.stack([1 - p, p], 1), class_idx, tree)
+    entry = rollup.fit(answers, tree)["precisions"]["0.95"]
+    figures = rollup.judge(entry, answers, tree)
     assert entry["promised"]
     assert figures["species_given"] == 0
     assert figures["disease_given"] == figures["given"] > 500
@@ -195,17 +194,11 @@ def test_strangers_and_unknown_diseases_do_not_count_as_class_answers():
     rejection = rejection_from_json(bar | {"disease": bar | {"score": "d"}}, ("s", "d"))
     worst = class_idx.copy()
     worst[:100] = (class_idx[:100] + 1) % 7  # wrong where no answer is given
-    got = rollup.fit(probabilities, worst, TREE, ood=ood, rejection=rejection, precisions=(0.9,))[
-        "precisions"
-    ]["0.90"]
-    alone = rollup.fit(
-        probabilities[100:],
-        class_idx[100:],
-        TREE,
-        ood=ood[100:],
-        rejection=rejection,
-        precisions=(0.9,),
-    )["precisions"]["0.90"]
+    answers = sum_up(probabilities, worst, TREE, ood)
+    got, alone = (
+        rollup.fit(found, TREE, rejection=rejection, precisions=(0.9,))["precisions"]["0.90"]
+        for found in (answers, take(answers, np.arange(100, 500)))
+    )
     assert (got["disease"], got["species"], got["promised"]) == (
         alone["disease"],
         alone["species"],
@@ -227,7 +220,8 @@ def test_judged_figures_by_hand_and_words():
         ]
     )
     entry = {"disease": 0.8, "species": 0.7}
-    got = rollup.judge(entry, probabilities, np.array([0, 1, 6, 0]), TREE)
+    answers = sum_up(probabilities, np.array([0, 1, 6, 0]), TREE)
+    got = rollup.judge(entry, answers, TREE)
     assert (got["n"], got["given"], got["wrong"], got["disease_given"], got["disease_wrong"]) == (
         4,
         3,
@@ -238,12 +232,10 @@ def test_judged_figures_by_hand_and_words():
     assert (got["species_given"], got["species_wrong"], got["coverage"]) == (1, 0, 0.75)
     assert got["precision"] == pytest.approx(2 / 3)
     assert got["precision_low"] == pytest.approx(at_least(2, 3))
-    nothing = rollup.judge(
-        {"disease": 2.0, "species": 2.0}, probabilities, np.array([0, 1, 6, 0]), TREE
-    )
+    nothing = rollup.judge({"disease": 2.0, "species": 2.0}, answers, TREE)
     assert nothing["precision"] is None
     assert nothing["coverage"] == 0
-    fitted = rollup.fit(probabilities, np.array([0, 1, 6, 6]), TREE)
+    fitted = rollup.fit(sum_up(probabilities, np.array([0, 1, 6, 6]), TREE), TREE)
     text = "\n".join(rollup.report_lines(fitted, {name: nothing for name in fitted["precisions"]}))
     assert "0.95 (default)" in text
     assert "At 0.99 the 4 val pictures do not carry the promise: it takes 252" in text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.classes import ClassTree
-from common.decide import routed_class
+from common.decide import rank as ranked
 from common.train.metrics import (
     auroc,
     class_figures,
@@ -107,7 +107,7 @@ def test_ranks_routes_and_flat_answers_by_hand():
     probabilities, class_idx = draws()
     flat = np.random.default_rng(3).integers(0, 7, len(class_idx))
     judged = judge(probabilities, class_idx, TREE, flat)
-    np.testing.assert_array_equal(judged.routed, routed_class(probabilities, TREE))
+    np.testing.assert_array_equal(judged.routed, ranked(probabilities, TREE).routed)
     np.testing.assert_array_equal(judged.flat, flat)
     for row, truth, rank in zip(probabilities, class_idx, judged.rank, strict=True):
         s = int(TREE.class_species[truth])

@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from common.console import table
-from common.decide import joint_class
+from common.export.answers import Answers, Batches
 from common.export.browser import deferral, heads_file, light_model
 from common.export.browser.light_graph import (
     LAYERS_RANK,
@@ -23,30 +23,31 @@ from common.export.browser.light_graph import (
     write_model,
 )
 from common.export.browser.light_model import LightModel
-from common.export.calibrate import Temperatures
 from common.export.fitting import (
+    Fitted,
     Outcome,
     evaluate_thresholds,
     fit_parts,
     fit_thresholds,
     outcome_of,
+    torch_answers,
 )
 from common.export.measure import check_batches
 from common.export.pictures import Pictures
 from common.files import file_sha256
 from common.serve import predictor
 from common.train import checkpoint
-from common.train.metrics import for_json, judge, summarise
+from common.train.metrics import for_json, summarise
 from common.train.model import SwinHierarchical
 
 
 def export_browser(
     path: Path,
     folder: Path,
-    pictures: Pictures,
     bundle: Mapping[str, Any],
     served: Outcome,
     precision: float,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Write exports/browser/ from a student's checkpoint and judge it alone and with the served
     model.
@@ -54,10 +55,10 @@ def export_browser(
     Args:
         path: the student's checkpoint.
         folder: exports/browser.
-        pictures: of the export, at any size.
         bundle: bundle.json so far.
         served: what the served model answers.
         precision: wanted by default.
+        device: where PyTorch computes.
 
     Returns:
         what `finish_browser` reports, and `thresholds`: figures of `evaluate_thresholds`.
@@ -65,25 +66,33 @@ def export_browser(
     Raises:
         SystemExit: where the checkpoint cannot be read or knows other classes.
     """
-    payload, data = checkpoint.load(path), pictures.data
+    payload, data = checkpoint.load(path), served.pictures.data
     checkpoint.require_tree(payload, data.tree, path, data.root)
     model = checkpoint.build_model(payload)
-    own = replace(pictures, size=int(model.settings["image_size"]))
+    own = replace(served.pictures, size=int(model.settings["image_size"]))
     settings = {key: bundle[key] for key in ("name", "version", "preprocessing")}
-    written = write_browser(model, folder, own, settings)
-    found = outcome_of(written.light.outputs, own, written.light.scores, written.learned)
-    fitted, _ = fit_thresholds(found, precision)
-    server = {split: joint_class(served.splits[split][0], data.tree) for split in ("val", "test")}
+    written = write_browser(model, folder, own, settings, device)
+    reference = torch_answers(written.fitted.graph(model), own, device)
+    found = outcome_of(
+        "the light model",
+        written.light.outputs,
+        own,
+        written.light.scores,
+        written.fitted.held_out,
+        reference=reference,
+        also=dict.fromkeys(("val", "test"), written.signals),
+    )
+    card, _ = fit_thresholds(found, precision)
     report = finish_browser(
         written,
-        found.splits["val"],
-        found.splits["test"],
-        server,
-        fitted,
+        found.splits,
+        reference.joint,
+        {split: answers.ranked.joint for split, answers in served.splits.items()},
+        card,
         own.batches("test"),
         data.class_sizes,
     )
-    return report | {"thresholds": evaluate_thresholds(found, fitted)}
+    return report | {"thresholds": evaluate_thresholds(found, card)}
 
 
 @dataclass(frozen=True)
@@ -91,19 +100,28 @@ class Written:
     """exports/browser/ before anything but temperatures is fitted.
 
     light: its files, ready to run (`light.outputs` is a `measure.Run` whose scores `light.scores`
-    names); content: light.json as it stands; learned: the learned score of the OOD pictures of
-    val, float32 (M,), each by a fit that has not seen it, or None.
+    names); content: light.json as it stands; fitted: its parts.
     """
 
     model: SwinHierarchical
     light: LightModel
-    temperatures: Temperatures
     content: dict[str, Any]
-    learned: np.ndarray | None
+    fitted: Fitted
+
+    def signals(
+        self, probabilities: np.ndarray, _: np.ndarray, ood: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the deferral goes by, of a batch: for `also` of `answers.run_over`."""
+        gen = ood[:, self.light.scores.index("gen")]
+        return deferral.signals(probabilities, gen, self.model.tree)
 
 
 def write_browser(
-    model: SwinHierarchical, folder: Path, pictures: Pictures, settings: Mapping[str, Any]
+    model: SwinHierarchical,
+    folder: Path,
+    pictures: Pictures,
+    settings: Mapping[str, Any],
+    device: torch.device,
 ) -> Written:
     """Write light.onnx, heads.bin and light.json of a student; its temperatures are fitted on val.
 
@@ -113,6 +131,7 @@ def write_browser(
         pictures: of the export, at the student's size.
         settings: further values of light.json: name, version, preprocessing (as bundle.json has it;
             its size is set here).
+        device: where PyTorch computes.
 
     Raises:
         Exception: what the exporter raises for a backbone that it cannot trace.
@@ -120,7 +139,7 @@ def write_browser(
     folder.mkdir(parents=True, exist_ok=True)
     size, tree = int(model.settings["image_size"]), model.tree
     sample: list[np.ndarray] = []
-    parts = fit_parts(model, pictures, (RANK, LAYERS_RANK), sample)
+    parts = fit_parts(model, pictures, device, (RANK, LAYERS_RANK), sample)
     fitted, exact = parts.temperatures, has_exact_map(model, torch.from_numpy(sample[0][:8]))
     graph = LightGraph(
         model, parts.features, parts.layers, fitted.species, exact, parts.learned
@@ -152,16 +171,16 @@ def write_browser(
         "deferral": None,
     }
     _write_settings(folder, content)
-    return Written(model, LightModel(folder), fitted, content, parts.held_out)
+    return Written(model, LightModel(folder), content, parts)
 
 
 def finish_browser(
     written: Written,
-    val: tuple[np.ndarray, ...],
-    test: tuple[np.ndarray, ...],
+    splits: Mapping[str, Answers],
+    student: np.ndarray,
     server: Mapping[str, np.ndarray],
     card: Mapping[str, Any],
-    pictures: Iterable[tuple[np.ndarray, np.ndarray]],
+    pictures: Batches,
     class_sizes: np.ndarray,
 ) -> dict[str, Any]:
     """Fit the deferral, check the files, complete light.json and judge the light model alone and
@@ -169,8 +188,9 @@ def finish_browser(
 
     Args:
         written: of `write_browser`.
-        val, test: (probabilities, ood, class_idx) of `written.light.outputs` over the splits
-            (`measure.run_over`).
+        splits: {"val": of `written.light.outputs`, with `written.signals`; "test": likewise,
+            compared with the student in floats}.
+        student: int (N,), the class that the student in floats answers for each picture of test.
         server: {"val": int (N,), "test": int (N,)}, the class that the served model answers for
             each of these pictures.
         card: "rejection" and "rollup" fitted on val, as bundle.json has them for every model.
@@ -186,23 +206,19 @@ def finish_browser(
         ValueError: where the files answer differently from the student, or head by head from all
             heads at once.
     """
-    folder, tree, gen = written.light.folder, written.model.tree, written.light.scores.index("gen")
-    splits = {"val": val, "test": test}
-    values = {
-        name: deferral.signals(found[0], found[1][:, gen], tree) for name, found in splits.items()
-    }
+    folder, tree = written.light.folder, written.model.tree
     right = {
-        name: (joint_class(found[0], tree) == found[2], np.asarray(server[name]) == found[2])
+        name: (found.ranked.joint == found.class_idx, server[name] == found.class_idx)
         for name, found in splits.items()
     }
-    rule = deferral.fit_deferral(*values["val"], *right["val"], tree.num_species)
+    rule = deferral.fit_deferral(*splits["val"].also, *right["val"], tree.num_species)
     content = written.content | {
         "rejection": card["rejection"],
         "rollup": card["rollup"],
         "deferral": rule.to_json(),
     }
     _write_settings(folder, content)
-    checks = _checks(written.model, LightModel(folder), written.temperatures, pictures, test[0])
+    checks = _checks(LightModel(folder), splits["test"], student, pictures)
     files = {
         name: light_model.wire_bytes((folder / name).read_bytes())
         for name in (predictor.MODEL, predictor.SETTINGS, predictor.HEADS)
@@ -211,15 +227,16 @@ def finish_browser(
         "backbone": written.model.settings["backbone"],
         "size": written.light.size,
         "heatmap": content["heatmap"],
-        "test": for_json(summarise(judge(test[0], test[2], tree), tree, class_sizes)),
+        "test": for_json(summarise(splits["test"].judged, tree, class_sizes)),
         "files": files,
         "first_answer": light_model.first_answer(
             files, np.diff(written.light.offsets), checks.pop("fetched")
         ),
         "checks": checks,
-        "temperature": written.temperatures.to_json(),
+        "temperature": written.fitted.temperatures.to_json(),
         "deferral": {
-            name: deferral.judge_deferral(rule, *values[name], *right[name]) for name in splits
+            name: deferral.judge_deferral(rule, *found.also, *right[name])
+            for name, found in splits.items()
         },
         "rule": rule.to_json(),
     }
@@ -229,46 +246,36 @@ def _arrays(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     return layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
 
 
-@torch.inference_mode()
 def _checks(
-    model: SwinHierarchical,
-    light: LightModel,
-    temperatures: Temperatures,
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    test: np.ndarray,
-    most: int = 500,
+    light: LightModel, test: Answers, student: np.ndarray, batches: Batches, most: int = 500
 ) -> dict[str, Any]:
     """Compare the files with the student in floats, a batch with its pictures, and the page's way
     with all heads at once.
     """
-    disease = torch.from_numpy(np.asarray(temperatures.disease, np.float32))[model.class_species]
-    done, same, worst, fetched, together = 0, 0, 0.0, [], 0.0
+    fetched: list[tuple[int, ...]] = []
+    together, same = 0.0, float((test.ranked.joint == student).mean())
     for pictures, _ in batches:
-        hidden, logits = model(torch.from_numpy(pictures))
-        wanted = model.probabilities(hidden, logits, temperatures.species, disease).numpy()
-        found = test[done : done + len(pictures)]
-        same += int((wanted.argmax(1) == found.argmax(1)).sum())
-        worst = max(worst, float(np.abs(wanted - found).max()))
-        if done < most:
-            together = max(together, check_batches(light.outputs, pictures[:8]))
-            for row, picture in enumerate(pictures):
-                answer = light.answer(picture)
-                if found[row].max() - found[row, answer.class_idx] > 1e-5:
+        if len(fetched) >= most:
+            break
+        together = max(together, check_batches(light.outputs, pictures[:8]))
+        for picture in pictures:
+            answer, best = light.answer(picture), test.ranked.joint[len(fetched)]
+            if answer.class_idx != best:  # no matter where the two are all but tied
+                probabilities = light.outputs(picture[None])[0][0]
+                if probabilities.max() - probabilities[answer.class_idx] > 1e-5:
                     raise ValueError(
-                        f"test picture {done + row}: head by head the light model answers class "
-                        f"{answer.class_idx}, with all "
-                        f"heads {found[row].argmax()}"
+                        f"test picture {len(fetched)}: head by head the light model answers class "
+                        f"{answer.class_idx}, with all heads {best}"
                     )
-                fetched.append(answer.fetched)
-        done += len(pictures)
-    if done >= 50 and same < 0.97 * done:
+            fetched.append(answer.fetched)
+    if len(student) >= 50 and same < 0.97:
         raise ValueError(
             f"light.onnx answers differently from the student it was made of: top-1 agrees on "
-            f"{same / done:.1%} of test"
+            f"{same:.1%} of test"
         )
     return {
-        "top1_agreement": same / max(done, 1),
-        "max_probability_difference": worst,
+        "top1_agreement": same,
+        "max_probability_difference": float(test.difference.max()),
         "batch_difference": together,
         "fetched": fetched,
     }
