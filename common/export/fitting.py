@@ -26,6 +26,7 @@ from common.export.graph import (
     extract_features,
 )
 from common.export.pictures import POOR_AT_MOST, ROLES, SHIFTS, Pictures
+from common.train.compute import Compute
 from common.train.metrics import decision_figures, for_json, summarise
 from common.train.model import SwinHierarchical
 
@@ -50,22 +51,9 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def ahead(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Bring batches to the device, each while the one before is computed with.
-
-    Args:
-        batches: of (uint8 (B, size, size, 3), class_idx int64 (B,)).
-    """
-    before = None
-    for pictures, class_idx in batches:
-        images, on_gpu = torch.from_numpy(pictures), device.type == "cuda"
-        images = images.pin_memory() if on_gpu else images  # or the copy would wait
-        coming = images.to(device, non_blocking=on_gpu), class_idx
-        if before:
-            yield before
-        before = coming
-    if before:
-        yield before
+def upload(images: np.ndarray, device: torch.device) -> Tensor:
+    """Copy a batch to the device."""
+    return Compute(device, torch.float32).upload(torch.from_numpy(images))
 
 
 def features_of(
@@ -84,8 +72,8 @@ def features_of(
     """
     parts = []
     with on_device(model, device), long_part(what, total) as bar:
-        for images, class_idx in ahead(batches, device):
-            _, features, layers = extract_features(model, images)
+        for images, class_idx in batches:
+            _, features, layers = extract_features(model, upload(images, device))
             parts.append((features.cpu(), layers.cpu(), torch.from_numpy(class_idx)))
             bar.update(len(class_idx))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -205,8 +193,9 @@ def torch_answers(graph: ServingGraph, pictures: Pictures, device: torch.device)
     table = np.empty((count, model.tree.num_classes), np.float32)
     flat, done = np.empty(count, np.int64), 0
     with on_device(graph, device), long_part("answers of PyTorch", count) as bar:
-        for images, _ in ahead(pictures.batches("test"), device):
-            rows, maps = slice(done, done + len(images)), extract_features(model, images)
+        for images, _ in pictures.batches("test"):
+            rows = slice(done, done + len(images))
+            maps = extract_features(model, upload(images, device))
             table[rows] = graph.answer(*maps)[0].cpu()
             flat[rows] = model.disease_heads.all_logits(model.neck(maps[1])).argmax(dim=1).cpu()
             done += len(images)

@@ -83,21 +83,6 @@ def test_it_computes_exactly_there_and_comes_back():
     assert moves == [False] * 4, "there and back, and never as tensors of inference mode"
 
 
-def test_batches_come_one_ahead():
-    read = []
-
-    def batches():
-        for k in range(3):
-            read.append(k)
-            yield np.full((2, 1, 1, 3), k, np.uint8), np.full(2, k)
-
-    seen = []
-    for images, class_idx in fitting.ahead(batches(), torch.device("cpu")):
-        seen.append((images.unique().tolist(), class_idx.tolist(), len(read)))
-    assert seen == [([0], [0, 0], 2), ([1], [1, 1], 3), ([2], [2, 2], 3)]
-    assert list(fitting.ahead(iter(()), torch.device("cpu"))) == []
-
-
 def test_features_are_taken_on_the_device_that_was_asked_for(monkeypatch):
     asked = []
 
