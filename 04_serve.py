@@ -37,7 +37,7 @@ from common.serve.http.service import Settings
 from common.serve.http.web_files import describe_light
 from common.serve.http.work_queue import settle_process
 from common.serve.predictor import Bundle, BundleError, ModelCard, read_bundle
-from common.serve.providers import GPUS, open_predictor
+from common.serve.providers import open_predictor
 
 
 @console.friendly
@@ -76,8 +76,7 @@ def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) 
         predictor, provider = open_predictor(args.exports, args.model, args.provider)
     except BundleError as error:
         console.fail(str(error))
-    per_core = 4 if provider in GPUS else 1  # a GPU waits for decoded photos
-    threads = args.threads or max(1, _cores() // args.workers) * per_core
+    threads = args.threads or max(1, _cores() // args.workers)
     settings = Settings(
         top_k=args.top_k,
         mode=args.mode,
@@ -86,7 +85,6 @@ def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) 
         max_upload_mb=args.max_upload_mb,
         memory_mb=max(512, 4 * args.max_upload_mb),
         access_log=args.access_log,
-        batch=32 if provider in GPUS else 0,
         provider=provider,
         api_key=args.api_key,
         cors_origins=tuple(args.cors_origin),
