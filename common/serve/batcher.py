@@ -61,10 +61,6 @@ class Batcher:
             self._changed.notify()
         return future
 
-    def run(self, pictures: np.ndarray) -> Outputs:
-        """Have pictures run, as `submit`, and wait for their outputs."""
-        return self.submit(pictures).result()
-
     def stop(self) -> None:
         """Run what waits, then end the lanes."""
         with self._changed:
