@@ -228,14 +228,14 @@ def test_the_page_and_its_headers(client):
 def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, monkeypatch):
     app = make_app(Predictor(exports), Settings(runners=1, waiting=1))
     free, started = threading.Event(), threading.Semaphore(0)
-    original = service.answer
+    original = service.start_photo
 
     def slow(*args, **options):
         started.release()
         assert free.wait(10)
         return original(*args, **options)
 
-    monkeypatch.setattr(service, "answer", slow)
+    monkeypatch.setattr(service, "start_photo", slow)
     photo, statuses = tiny.picture(tiny.color_of(0)), []
     with TestClient(app) as client:
         threads = [
