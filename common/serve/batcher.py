@@ -13,10 +13,8 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from common.serve.predictor import BundleError, Outputs
+from common.serve.predictor import SIZES, BundleError, Outputs
 
-# A GPU prepares for each size of batch anew, so there are few; a batch is filled up to the next.
-SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)
 LANES = 2
 
 

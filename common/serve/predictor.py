@@ -22,6 +22,8 @@ from common.images import FORMATS, MAX_PIXELS, middle_of, read_rgb, resize_to_mo
 FORMAT = 4
 FILE_NAME = "bundle.json"
 OUTPUTS = ("probabilities", "ood", "heatmap")
+# of batches: a GPU prepares for each size anew, so there are few; a batch is filled up to the next
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)
 _PREPROCESSING = {
     "resize": "pillow-bilinear-antialias",
     "layout": "NHWC",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
-from common.serve.batcher import LANES, SIZES, Batcher
-from common.serve.predictor import BundleError, Outputs, Predictor
+from common.serve.batcher import LANES, Batcher
+from common.serve.predictor import SIZES, BundleError, Outputs, Predictor
 
 
 class Device:

@@ -8,8 +8,8 @@ import pytest
 import tiny_bundle as tiny
 
 from common.serve import providers
-from common.serve.batcher import LANES, SIZES
-from common.serve.predictor import BundleError, Outputs, Predictor
+from common.serve.batcher import LANES
+from common.serve.predictor import SIZES, BundleError, Outputs, Predictor
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from common.serve.answer import RunningPhoto, read_photo, result_of
 from common.serve.batch.ensembles import Ensemble, best, contributions
 from common.serve.batch.photo_list import NO_PLANT
 from common.serve.batch.submission import Submission, write_submission
-from common.serve.batcher import LANES, SIZES
+from common.serve.batcher import LANES
+from common.serve.predictor import SIZES
 
 COLUMNS = (
     "file",
