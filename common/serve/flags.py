@@ -53,8 +53,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=_whole(1, 256),
-        default=1,
-        help="processes, for machines of many cores (default: 1)",
+        help="processes, for machines of many cores (default: 1; with a GPU, which they share, one "
+        "per two cores, at most 8)",
     )
     parser.add_argument(
         "--queue",
