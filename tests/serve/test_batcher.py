@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
+from common.serve.batch.ensembles import Ensemble
+from common.serve.batch.photo_list import UNKNOWN
+from common.serve.batch.predictions import Job, predict
 from common.serve.batcher import LANES, Batcher
 from common.serve.predictor import SIZES, BundleError, Outputs, Predictor
 
@@ -163,3 +166,28 @@ def test_batches_give_the_models_own_numbers(exports):
         # a batch
         assert np.abs(got.probabilities - predictor.run(own).probabilities).max() < 1e-4
     batcher.stop()
+
+
+def test_predict_uses_the_same_batches(exports, tmp_path):
+    photos = []
+    for i in range(40):
+        photos.append(tmp_path / f"p{i:02d}.png")
+        photos[-1].write_bytes(tiny.picture(tiny.color_of(i % 6)) if i != 7 else b"no photo")
+    tables, sizes = [], []
+    for batched in (False, True):
+        predictor = Predictor(exports)
+
+        def run(batch, predictor=predictor):
+            sizes.append(len(batch))
+            return predictor.run(batch)
+
+        if batched:
+            predictor.submit = Batcher(run, tiny.SIZE).submit
+            sizes.clear()
+        job = Job(tuple(photos), tmp_path / f"{batched}.csv", np.full(40, UNKNOWN), threads=2)
+        assert predict(Ensemble([predictor]), job) == 1
+        tables.append(job.output.read_text().splitlines())
+    assert 39 <= sum(sizes)
+    assert set(sizes) <= set(SIZES)
+    assert len(tables[0]) == 41
+    assert [row.split(",")[:5] for row in tables[0]] == [row.split(",")[:5] for row in tables[1]]
