@@ -112,7 +112,7 @@ def serve(
         top_k=args.top_k,
         mode=args.mode,
         runners=threads,
-        waiting=args.queue or max(32, 32 * threads),
+        waiting=args.queue or (128 if provider in GPUS else 32) * threads,
         max_upload_mb=args.max_upload_mb,
         memory_mb=max(512, 4 * args.max_upload_mb),
         access_log=args.access_log,

@@ -59,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue",
         type=_whole(1, 100_000),
-        help="requests that may wait; more get 503 (default: 32 per thread)",
+        help="requests that may wait; more get 503 (default: 32 per thread, 128 with a GPU)",
     )
     parser.add_argument(
         "--top-k",
