@@ -55,11 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return predict_files(find_photos(args.predict), args)
         args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
         listener = sockets.bind(args.host, args.port)
-        bundle = read_bundle(args.exports)
-        if args.model and args.model not in bundle.models:
-            console.fail(
-                f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
-            )
         model, provider = None, ""
         if args.provider != "cpu" and set(GPUS) & set(installed()):
             model, provider = open_predictor(args.exports, args.model, args.provider)
@@ -69,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.workers = args.workers or (max(1, min(8, _cores() // 2)) if on_gpu else 1)
         if args.workers == 1:
             return serve(args, listener, model)
+        bundle = read_bundle(args.exports)
+        if args.model and args.model not in bundle.models:
+            console.fail(
+                f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
+            )
         shared = SharedModel(model.submit).address if on_gpu else None
         return workers.supervise(
             args.workers,

@@ -59,7 +59,9 @@ class SharedModel:
 def _answer(connection: Connection, answers: "queue.SimpleQueue[Any]") -> None:
     with contextlib.suppress(OSError):
         while (one := answers.get()) is not None:
-            connection.send((one[0], one[1].exception() or one[1].result()))
+            number, done = one
+            failed = done.exception()  # as text: a driver's own exceptions may not travel
+            connection.send((number, RuntimeError(str(failed)) if failed else done.result()))
 
 
 class RemoteModel:
