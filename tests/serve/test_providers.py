@@ -167,9 +167,11 @@ def test_cuda_gets_its_libraries_its_options_and_all_sizes_of_batch(exports, cud
 
 def test_a_model_that_is_left_to_the_cpu_is_told_of(exports, cuda, monkeypatch, capsys):
     _, session = cuda
-    monkeypatch.setattr(session, "on_cpu", 6)
+    monkeypatch.setattr(session, "on_cpu", 10)
     assert providers.open_predictor(exports, "model.onnx", "auto")[1] == "cpu"
-    assert "6 of its 10 nodes run on the CPU" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "10 of the model's 10 nodes run on the CPU" in told
+    assert "it leaves the whole model to the CPU" in told
     monkeypatch.setattr(session, "on_cpu", 0)
     assert providers.open_predictor(exports, "model.onnx", "cuda")[1] == "cuda"
     assert "nodes" not in capsys.readouterr().err
