@@ -21,6 +21,7 @@ import argparse
 import os
 import socket
 from collections.abc import Sequence
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from common.serve.http.app import make_app
 from common.serve.http.service import Settings
 from common.serve.http.web_files import describe_light
 from common.serve.http.work_queue import settle_process
-from common.serve.predictor import Bundle, BundleError, ModelCard, read_bundle
-from common.serve.providers import GPUS, open_predictor
+from common.serve.predictor import Bundle, BundleError, ModelCard, Predictor, read_bundle
+from common.serve.providers import GPUS, installed, open_predictor
+from common.serve.shared import RemoteModel, SharedModel
 
 
 @console.friendly
@@ -53,40 +55,67 @@ def main(argv: Sequence[str] | None = None) -> int:
             return predict_files(find_photos(args.predict), args)
         args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
         listener = sockets.bind(args.host, args.port)
+        model, provider = None, ""
+        if args.provider != "cpu" and set(GPUS) & set(installed()):
+            model, provider = open_predictor(args.exports, args.model, args.provider)
+            args.model, args.provider = model.card.file, provider
+        # one process has the GPU; several speak HTTP, or Python would be slower than it
+        on_gpu = provider in GPUS
+        args.workers = args.workers or (max(1, min(8, _cores() // 2)) if on_gpu else 1)
         if args.workers == 1:
-            return serve(args, listener)
+            return serve(args, listener, model)
         bundle = read_bundle(args.exports)
         if args.model and args.model not in bundle.models:
             console.fail(
                 f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
             )
+        shared = SharedModel(model.submit).address if on_gpu else None
         return workers.supervise(
-            args.workers, serve, (args, listener), started=lambda: announce(args, listener, bundle)
+            args.workers,
+            work,
+            (args, listener, shared),
+            started=lambda: announce(args, listener, bundle, model and model.card, provider),
         )
     except BundleError as error:
         console.fail(str(error))
 
 
-def serve(args: argparse.Namespace, listener: socket.socket, ready: Any = None) -> int:
-    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. A worker sets
-    the event `ready` once it serves.
+def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Event) -> int:
+    """Serve as one of several processes, by the model at the address `shared` unless that is
+    None; the event `ready` is set once it serves.
     """
-    settle_process()
     try:
-        predictor, provider = open_predictor(args.exports, args.model, args.provider)
+        model = Predictor(args.exports, args.model) if shared else None
+        if model:
+            model.submit = RemoteModel(shared).submit
+        return serve(args, listener, model, ready)
     except BundleError as error:
         console.fail(str(error))
-    per_core = 4 if provider in GPUS else 1  # a GPU waits for decoded photos
-    threads = args.threads or max(1, _cores() // args.workers) * per_core
+
+
+def serve(
+    args: argparse.Namespace,
+    listener: socket.socket,
+    model: Predictor | None = None,
+    ready: Event | None = None,
+) -> int:
+    """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. Raises
+    BundleError where there is no `model` and none can be opened.
+    """
+    settle_process()
+    provider = args.provider
+    predictor = model
+    if predictor is None:
+        predictor, provider = open_predictor(args.exports, args.model, args.provider)
+    threads = args.threads or max(1, _cores() // args.workers)
     settings = Settings(
         top_k=args.top_k,
         mode=args.mode,
         runners=threads,
-        waiting=args.queue or max(32, 32 * threads),
+        waiting=args.queue or (128 if provider in GPUS else 32) * threads,
         max_upload_mb=args.max_upload_mb,
         memory_mb=max(512, 4 * args.max_upload_mb),
         access_log=args.access_log,
-        batch=32 if provider in GPUS else 0,
         provider=provider,
         api_key=args.api_key,
         cors_origins=tuple(args.cors_origin),

@@ -17,7 +17,7 @@ import onnx
 from common.classes import ClassTree
 from common.export.quantize import KEEP_FLOAT
 from common.files import follow, stand_in, whole, write_text
-from common.serve.predictor import OUTPUTS
+from common.serve.predictor import OUTPUTS, SIZES
 
 BATCH_TOLERANCE = 1e-5  # greatest difference that another batch may make to a probability
 SUM_TOLERANCE = 1e-3
@@ -238,13 +238,18 @@ def write_triton(folder: Path, model: Path, bundle: Mapping[str, Any]) -> Path:
 
 def triton_config(model: Path, tree: ClassTree) -> str:
     """Compose config.pbtxt from the signature of an ONNX file: types and sizes as they are, -1
-    where a side is free. A request may wait 2 ms for others to share its batch of up to 32.
+    where a side is free.
+
+    As 04 does it on a GPU: batches of up to 32, for which a request may wait 2 ms; two instances,
+    so that one copies while the other computes; cuDNN's ways chosen by its heuristic, as trying
+    them all takes most of a second for every new size of batch; these sizes run once before Triton
+    calls the model ready.
 
     Raises:
         FormatError: where a first side is not free, or a type is none of the contract's.
     """
     graph = onnx.load(model, load_external_data=False).graph
-    parts = [f'name: "{TRITON_NAME}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: 32']
+    parts = [f'name: "{TRITON_NAME}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: {SIZES[-1]}']
     for kind, infos in (("input", graph.input), ("output", graph.output)):
         rows = []
         for info in infos:
@@ -264,17 +269,34 @@ def triton_config(model: Path, tree: ClassTree) -> str:
             )
         parts.append(f"{kind} [\n" + ",\n".join(rows) + "\n]")
     parts += [
-        "dynamic_batching {\n  preferred_batch_size: [ 4, 8, 16, 32 ]\n"
+        f"dynamic_batching {{\n  preferred_batch_size: [ {', '.join(map(str, SIZES[7:]))} ]\n"
         "  max_queue_delay_microseconds: 2000\n}",
-        "instance_group [\n  {\n    count: 1\n    kind: KIND_AUTO\n  }\n]",
+        "instance_group [\n  {\n    count: 2\n    kind: KIND_AUTO\n  }\n]",
+        "model_warmup [\n" + ",\n".join(_warm_up(count, graph.input) for count in SIZES) + "\n]",
     ]
     facts = read_metadata(model)
     texts = {key: facts[key] for key in ("version", "precision", "weights_sha256") if key in facts}
     parts += [
         f'parameters {{\n  key: "{key}"\n  value: {{ string_value: {json.dumps(text)} }}\n}}'
-        for key, text in {"class_tree": tree.fingerprint(), **texts}.items()
+        for key, text in {
+            "cudnn_conv_algo_search": "1",  # the heuristic
+            "class_tree": tree.fingerprint(),
+            **texts,
+        }.items()
     ]
     return "\n".join(parts) + "\n"
+
+
+def _warm_up(count: int, inputs: Sequence[onnx.ValueInfoProto]) -> str:
+    """A request of black pictures that fills a batch."""
+    rows = [
+        f'    inputs {{\n      key: "{info.name}"\n      value {{\n        data_type: TYPE_UINT8\n'
+        f"        dims: [ {', '.join(str(side.dim_value) for side in sides[1:])} ]\n"
+        "        zero_data: true\n      }\n    }"
+        for info in inputs
+        for sides in [info.type.tensor_type.shape.dim]
+    ]
+    return f'  {{\n    name: "{count}"\n    batch_size: {count}\n' + "\n".join(rows) + "\n  }"
 
 
 # endregion

@@ -1,10 +1,11 @@
 """From photos to the answer of `POST /predict`: read and run each photo, fuse the results, decide.
-The batch prediction runs its photos by the same `run_photo`.
+The batch prediction runs its photos by the same functions.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,50 +93,77 @@ def views(photo: Photo) -> np.ndarray:
     return np.stack([photo.pixels, photo.pixels[:, ::-1], photo.middle])
 
 
-def run_photo(
+@dataclass(frozen=True)
+class RunningPhoto:
+    """A photo that was read, and whose outputs are on their way.
+
+    outputs: of each model, for the views of the photo; quality as in `PhotoResult`; decode: seconds
+    that reading took; begun: when the models were given it, by `time.perf_counter`.
+    """
+
+    outputs: Sequence[Future[Outputs]]
+    width: int
+    height: int
+    quality: Mapping[str, float]
+    decode: float
+    begun: float
+
+
+def start_photo(
     predictors: Sequence[Predictor],
     source: bytes | Path,
     *,
-    run: Callable[[np.ndarray], Outputs] | None = None,
     max_pixels: int = MAX_PIXELS,
     short_side: int | None = None,
     tta: bool = False,
-) -> PhotoResult:
-    """Read a photo, measure it and run the models on it.
+) -> RunningPhoto:
+    """Read a photo, measure it and give it to the models.
 
     Args:
         predictors: one model, or several of the same classes.
         source: the photo's bytes or its path.
-        run: in place of the first model's `run`, to put pictures of several photos into one batch.
         max_pixels: what the header of a photo may announce before anything is decoded.
         short_side: px, of the photo that this is a small copy of; None where it is the photo.
         tta: run each model on three views of the photo instead of one.
 
     Raises:
-        ImageError: where it is no usable picture. OSError where a path cannot be read. BundleError
-        as `Predictor.run`.
+        ImageError: where it is no usable picture. OSError where a path cannot be read.
     """
     start = time.perf_counter()
     photos = read_photo(predictors, source, max_pixels, tta)
-    decoded = time.perf_counter()
-    runs = [run or predictors[0].run, *(predictor.run for predictor in predictors[1:])]
-    outputs = [run(views(photo)) for run, photo in zip(runs, photos, strict=True)]
-    done = time.perf_counter()
-    first = photos[0]
+    first, begun = photos[0], time.perf_counter()
     quality = {name: float(values[0]) for name, values in photo_quality(first.pixels[None]).items()}
     quality["short_side"] = short_side or min(first.width, first.height)
+    return RunningPhoto(
+        [one.submit(views(photo)) for one, photo in zip(predictors, photos, strict=True)],
+        first.width,
+        first.height,
+        quality,
+        begun - start,
+        begun,
+    )
+
+
+def result_of(running: RunningPhoto) -> PhotoResult:
+    """Wait for a photo's outputs and put them together. Raises BundleError as `Predictor.run`."""
+    outputs = [one.result() for one in running.outputs]
     each = np.stack([average_views(output.probabilities) for output in outputs])
     return PhotoResult(
         average(each),
         each,
         outputs[0].ood[0],
         outputs[0].heatmap[0],
-        first.width,
-        first.height,
-        quality,
-        decoded - start,
-        done - decoded,
+        running.width,
+        running.height,
+        running.quality,
+        running.decode,
+        time.perf_counter() - running.begun,
     )
+
+
+def run_photo(predictors: Sequence[Predictor], source: bytes | Path, **options: Any) -> PhotoResult:
+    """Read a photo and run the models on it; options and errors as for `start_photo`."""
+    return result_of(start_photo(predictors, source, **options))
 
 
 def average(probabilities: np.ndarray) -> np.ndarray:
@@ -214,8 +242,8 @@ def answer(
             fuse_quality([s.quality for s in results]),
         )
     )
-    result = asdict(together)
-    result.update(
+    result = dict(
+        vars(together),
         precision=options.precision or next(iter(card.rollups), None),
         photos=[
             _row(s, a, weight, bool(r))

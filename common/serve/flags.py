@@ -53,13 +53,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=_whole(1, 256),
-        default=1,
-        help="processes, for machines of many cores (default: 1)",
+        help="processes, for machines of many cores (default: 1; with a GPU, which they share, one "
+        "per two cores, at most 8)",
     )
     parser.add_argument(
         "--queue",
         type=_whole(1, 100_000),
-        help="requests that may wait; more get 503 (default: 32 per thread)",
+        help="requests that may wait; more get 503 (default: 32 per thread, 128 with a GPU)",
     )
     parser.add_argument(
         "--top-k",

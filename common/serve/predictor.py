@@ -4,7 +4,8 @@ settings of the light model. 03 checks its exports with it, 04 serves with it.
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from common.images import FORMATS, MAX_PIXELS, middle_of, read_rgb, resize_to_mo
 FORMAT = 4
 FILE_NAME = "bundle.json"
 OUTPUTS = ("probabilities", "ood", "heatmap")
+# of batches: a GPU prepares for each size anew, so there are few; a batch is filled up to the next
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)
 _PREPROCESSING = {
     "resize": "pillow-bilinear-antialias",
     "layout": "NHWC",
@@ -149,29 +152,35 @@ def read_bundle(folder: Path | str) -> Bundle:
 
 
 def open_session(
-    path: Path | str, threads: int = 1, providers: Sequence[str] | None = None
+    path: Path | str,
+    threads: int = 1,
+    providers: Sequence[str] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """Make the one kind of ONNX Runtime session this project uses; several threads may run it at
     once.
 
     path is an .onnx file, threads those of one run, providers ONNX Runtime's names in order of
-    preference (None: the CPU). Raises BundleError where a provider is not installed or the file is
-    no model that ONNX Runtime loads.
+    preference, with `options` for the first (None: the CPU). Raises BundleError where a provider is
+    not installed or the file is no model that ONNX Runtime loads.
     """
     available = onnxruntime.get_available_providers()
-    if missing := [name for name in providers or () if name not in available]:
+    names = list(providers or ["CPUExecutionProvider"])
+    if missing := [name for name in names if name not in available]:
         raise BundleError(
             f"ONNX Runtime here has no {', '.join(missing)}. It has: {', '.join(available)}"
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # warnings about the graph concern whoever exports it
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3  # warnings about the graph concern whoever exports it
     # idle threads must not burn cores
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # of use where a provider other than the CPU's leaves nodes to it
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         return onnxruntime.InferenceSession(
-            str(path), options, providers=list(providers or ["CPUExecutionProvider"])
+            str(path), settings, names, [dict(options or {}), *({} for _ in names[1:])]
         )
     except Exception as error:  # the runtime's exceptions share no base class of their own
         raise BundleError(f"ONNX Runtime cannot load {path}: {str(error)[:300]}") from None
@@ -180,10 +189,11 @@ def open_session(
 class Predictor:
     """A model of an exports folder, ready to run; `run` may be called from several threads at once.
 
-    model is a file name listed in bundle.json (None: its default); threads and providers as for
-    `open_session`. Raises BundleError as `read_bundle` and `open_session` do, and where the model
-    is not listed, is not the file that was exported, or does not keep the contract of inputs and
-    outputs.
+    model is a file name listed in bundle.json (None: its default); threads, providers and options
+    as for `open_session`. `submit` has pictures run where others may be waiting too: here it runs
+    them at once, on a GPU `providers` puts `Batcher.submit` in its place. Raises BundleError as
+    `read_bundle` and `open_session` do, and where the model is not listed, is not the file that was
+    exported, or does not keep the contract of inputs and outputs.
     """
 
     def __init__(
@@ -192,7 +202,9 @@ class Predictor:
         model: str | None = None,
         threads: int = 1,
         providers: Sequence[str] | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> None:
+        self.submit: Callable[[np.ndarray], Future[Outputs]] = self._run_now
         self.bundle = read_bundle(folder)
         name = model or self.bundle.default_model
         if name not in self.bundle.models:
@@ -202,7 +214,7 @@ class Predictor:
         self.card = self.bundle.models[name]
         if name != self.bundle.default_model:
             _verify(self.bundle.folder, self.card)
-        self.session = open_session(self.bundle.folder / name, threads, providers)
+        self.session = open_session(self.bundle.folder / name, threads, providers, options)
         self._check_signature()
         size = self.bundle.size
         outputs = self.run(np.zeros((1, size, size, 3), np.uint8))  # also warms it up
@@ -245,6 +257,14 @@ class Predictor:
         if not (np.isfinite(outputs.probabilities).all() and np.isfinite(outputs.heatmap).all()):
             raise BundleError(f"{self.card.file} gave NaN or infinite values; use another model")
         return outputs
+
+    def _run_now(self, batch: np.ndarray) -> "Future[Outputs]":
+        done: Future[Outputs] = Future()
+        try:
+            done.set_result(self.run(batch))
+        except Exception as error:  # as a batch would bring it
+            done.set_exception(error)
+        return done
 
     def read(
         self,

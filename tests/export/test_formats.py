@@ -246,7 +246,7 @@ def model_config() -> type:
     file = descriptor_pb2.FileDescriptorProto(
         name="part_of_model_config.proto", package="inference", syntax="proto3"
     )
-    kinds = {"s": 9, "i": 5, "l": 3, "u": 4}
+    kinds = {"s": 9, "i": 5, "l": 3, "u": 4, "u4": 13, "b": 8}
 
     def enum(name: str, *values: str) -> None:
         made = file.enum_type.add(name=name)
@@ -281,6 +281,10 @@ def model_config() -> type:
     )
     message("ModelInstanceGroup", {"count": "i", "kind": "Kind"})
     message("ModelParameter", {"string_value": "s"})
+    message("Input", {"data_type": "DataType", "dims": "*l", "zero_data": "b"})
+    warm_up = message(
+        "ModelWarmup", {"name": "s", "batch_size": "u4", "inputs": "*ModelWarmup.InputsEntry"}
+    )
     config = message(
         "ModelConfig",
         {
@@ -292,12 +296,17 @@ def model_config() -> type:
             "dynamic_batching": "ModelDynamicBatching",
             "instance_group": "*ModelInstanceGroup",
             "parameters": "*ModelConfig.ParametersEntry",
+            "model_warmup": "*ModelWarmup",
         },
     )
-    entry = config.nested_type.add(name="ParametersEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, label=1, type=9)
-    entry.field.add(name="value", number=2, label=1, type=11, type_name=".inference.ModelParameter")
+    for owner, name, value in (
+        (config, "ParametersEntry", "ModelParameter"),
+        (warm_up, "InputsEntry", "Input"),
+    ):
+        entry = owner.nested_type.add(name=name)
+        entry.options.map_entry = True
+        entry.field.add(name="key", number=1, label=1, type=9)
+        entry.field.add(name="value", number=2, label=1, type=11, type_name=f".inference.{value}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
@@ -337,9 +346,16 @@ def test_the_triton_repository(model, tmp_path):
         assert kind[output.data_type] == "TYPE_FP32", "without the batch"
         assert list(output.dims) == session[output.name][1:], "without the batch"
         assert output.label_filename == ("labels.txt" if output.name == "probabilities" else "")
-    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8, 16, 32]
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 12, 16, 24, 32]
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000
-    assert config.instance_group[0].count == 1
+    assert config.instance_group[0].count == 2
+    assert [one.batch_size for one in config.model_warmup] == [*range(1, 9), 12, 16, 24, 32]
+    for one in config.model_warmup:
+        (filled,) = one.inputs.values()
+        assert (list(one.inputs), list(filled.dims)) == (["images"], [32, 32, 3])
+        assert kind[filled.data_type] == "TYPE_UINT8"
+        assert filled.zero_data
+    assert config.parameters["cudnn_conv_algo_search"].string_value == "1"
     assert config.parameters["class_tree"].string_value == tiny_nets.TREE.fingerprint()
     assert config.parameters["version"].string_value == "abc123"
     with pytest.raises(text_format.ParseError):

@@ -6,6 +6,7 @@ import struct
 import threading
 import tracemalloc
 import zlib
+from concurrent.futures import Future
 
 import pytest
 import tiny_bundle as tiny
@@ -228,14 +229,14 @@ def test_the_page_and_its_headers(client):
 def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, monkeypatch):
     app = make_app(Predictor(exports), Settings(runners=1, waiting=1))
     free, started = threading.Event(), threading.Semaphore(0)
-    original = service.answer
+    original = service.start_photo
 
     def slow(*args, **options):
         started.release()
         assert free.wait(10)
         return original(*args, **options)
 
-    monkeypatch.setattr(service, "answer", slow)
+    monkeypatch.setattr(service, "start_photo", slow)
     photo, statuses = tiny.picture(tiny.color_of(0)), []
     with TestClient(app) as client:
         threads = [
@@ -262,6 +263,39 @@ def test_more_than_may_wait_are_sent_away_before_their_photo_is_read(exports, mo
         assert (
             client.post("/predict", content=photo).status_code == 200
         )  # the places are free again
+    assert app.state.queue.taken == 0
+
+
+def test_photos_are_read_while_others_are_computed(exports):
+    """One runner reads five photos of which none is computed yet, as on a GPU."""
+    predictor, waiting = Predictor(exports), []
+
+    def submit(pictures):
+        waiting.append((pictures, Future()))
+        return waiting[-1][1]
+
+    predictor.submit = submit
+    app, found = make_app(predictor, Settings(runners=1)), {}
+    with TestClient(app) as client:
+
+        def ask(i):
+            found[i] = client.post("/predict", content=tiny.picture(tiny.color_of(i))).json()
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(5)]
+        for thread in threads:
+            thread.start()
+        while len(waiting) < 5:
+            threading.Event().wait(0.01)
+        assert client.get("/readyz").status_code == 200
+        waiting.pop()[1].set_exception(RuntimeError("the device fell over"))
+        for pictures, future in reversed(waiting):
+            future.set_result(predictor.run(pictures))
+        for thread in threads:
+            thread.join(10)
+    failed = [i for i, one in found.items() if "error" in one]
+    assert len(failed) == 1
+    for i in {*range(5)} - {*failed}:
+        assert (found[i]["species"], found[i]["disease"]) == tiny.TREE.pair(i)
     assert app.state.queue.taken == 0
 
 

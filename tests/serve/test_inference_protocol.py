@@ -3,12 +3,14 @@ is rejected.
 """
 
 import json
+import threading
 
 import numpy as np
 import pytest
 import tiny_bundle as tiny
 from starlette.testclient import TestClient
 
+from common.serve.http import sockets
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
 from common.serve.predictor import OUTPUTS
@@ -164,3 +166,29 @@ def test_requests_that_make_no_sense_are_rejected(client):
         assert answer.status_code == 404
         assert "foliar" in answer.json()["error"]
     assert client.get(URL).status_code == 405
+
+
+def test_tritons_own_client_is_answered(predictor):
+    triton = pytest.importorskip("tritonclient.http")
+    app, listener = make_app(predictor, Settings()), sockets.bind("127.0.0.1", 0)
+    server = sockets.Server(sockets.config(app), app.state.queue, worker=True)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    client = triton.InferenceServerClient(f"127.0.0.1:{listener.getsockname()[1]}")
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("foliar")
+    assert client.get_model_metadata("foliar")["inputs"][0]["shape"] == [-1, 32, 32, 3]
+    batch = pictures(3)
+    wanted = predictor.run(batch)
+    for binary in (True, False):
+        given = triton.InferInput("images", list(batch.shape), "UINT8")
+        given.set_data_from_numpy(batch, binary_data=binary)
+        asked = [triton.InferRequestedOutput(name, binary_data=binary) for name in OUTPUTS]
+        found = client.infer("foliar", [given], outputs=asked, request_id="x1")
+        for name in OUTPUTS:
+            np.testing.assert_allclose(found.as_numpy(name), getattr(wanted, name), rtol=1e-6)
+    with pytest.raises(triton.InferenceServerException, match="There is no model 'other'"):
+        client.infer("other", [given])
+    client.close()
+    server.drain()
+    thread.join(10)
+    assert not thread.is_alive()

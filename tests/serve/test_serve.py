@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
@@ -166,11 +167,11 @@ def test_a_real_server_answers_keeps_its_port_and_stops_on_sigterm(exports):
 
 
 @contextlib.contextmanager
-def serving(exports, *flags):
+def serving(exports, *flags, program=(str(ROOT / "04_serve.py"),)):
     """A server process that is ready; gives the process and its port."""
     command = [
         sys.executable,
-        str(ROOT / "04_serve.py"),
+        *program,
         "--exports",
         str(exports),
         "--port",
@@ -270,6 +271,48 @@ def test_several_processes_share_a_port_and_one_that_dies_is_started_anew(export
         for pid in first:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
+
+
+# a session on the CPU stands for the GPU's, in the one process that opens it
+ON_GPU = """
+import importlib, sys
+import onnxruntime
+from common.serve import providers
+from common.serve.batcher import Batcher
+from common.serve.predictor import Predictor
+
+def opened(folder, model, provider, threads):
+    predictor = Predictor(folder, "model.onnx")
+    predictor.submit = Batcher(predictor.run, 32).submit
+    print("opened", flush=True)
+    return predictor
+
+providers._open = opened
+onnxruntime.get_available_providers = lambda: [providers.PROVIDERS["cuda"], "CPUExecutionProvider"]
+sys.exit(importlib.import_module("04_serve").main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_on_a_gpu_several_processes_share_one_model(exports):
+    flags = ("--provider", "cuda", "--workers", "2", "--threads", "1")
+    with serving(exports, *flags, program=("-c", ON_GPU)) as (server, port):
+        told = json.loads(ask(port, "/model")[1])
+        assert (told["provider"], told["file"]) == ("cuda", "model.onnx")
+        photos = [tiny.picture(tiny.color_of(i % 6)) for i in range(24)]
+        with ThreadPoolExecutor(8) as pool:
+            bodies = [body for _, body in pool.map(lambda one: ask(port, body=one), photos)]
+        pairs = [(one["species"], one["disease"]) for one in map(json.loads, bodies)]
+        assert pairs == [tiny.TREE.pair(i) for i in range(6)] * 4
+        metrics = ask(port, "/metrics")[1]
+        killed = int(re.search(rb'pid="(\d+)"', metrics).group(1))
+        os.kill(killed, signal.SIGKILL)
+        assert ask(port, body=photos[3])[0] == 200
+        server.send_signal(signal.SIGTERM)
+        out, err = server.communicate(timeout=30)
+        assert server.returncode == 0, err
+        assert "opened" not in out, "once, before the first worker"
+        assert "Traceback" not in err, err
 
 
 def test_workers_that_cannot_start_end_with_a_message(exports, tmp_path):

@@ -47,7 +47,7 @@ def running(predictor, **settings):
 def gate(monkeypatch):
     """A runner that has begun waits until `free` is set; `begun` counts."""
     found = SimpleNamespace(free=threading.Event(), begun=threading.Semaphore(0), count=0)
-    original = service.run_photo
+    original = service.start_photo
 
     def slow(*args, **options):
         found.count += 1
@@ -55,7 +55,7 @@ def gate(monkeypatch):
         assert found.free.wait(20)
         return original(*args, **options)
 
-    monkeypatch.setattr(service, "run_photo", slow)
+    monkeypatch.setattr(service, "start_photo", slow)
     yield found
     found.free.set()
 

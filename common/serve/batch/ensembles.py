@@ -14,7 +14,7 @@ import numpy as np
 from common.classes import ClassTree
 from common.console import table
 from common.decide import Answer, decide, joint_class, species_probabilities
-from common.serve.answer import PhotoResult, average, run_photo, views
+from common.serve.answer import PhotoResult, RunningPhoto, average, result_of, start_photo, views
 from common.serve.predictor import BundleError, Photo, Predictor
 from common.serve.providers import open_predictor
 
@@ -51,9 +51,13 @@ class Ensemble:
                 )
         self.names = name_apart(self.predictors)
 
+    def start(self, source: bytes | Path) -> RunningPhoto:
+        """Read a photo and have every model run every view: `answer.start_photo`."""
+        return start_photo(self.predictors, source, tta=self.tta)
+
     def run(self, source: bytes | Path) -> PhotoResult:
-        """Read a photo and run every model on every view: `answer.run_photo`."""
-        return run_photo(self.predictors, source, tta=self.tta)
+        """Read a photo and run every model on every view."""
+        return result_of(self.start(source))
 
     def decide(self, result: PhotoResult, mode: str) -> Answer:
         """The answer to a photo, with its best guess as the one alternative."""

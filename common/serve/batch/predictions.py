@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,10 +24,12 @@ from common import console
 from common.classes import ClassTree
 from common.files import whole
 from common.images import ImageError
-from common.serve.answer import read_photo
+from common.serve.answer import RunningPhoto, read_photo, result_of
 from common.serve.batch.ensembles import Ensemble, best, contributions
 from common.serve.batch.photo_list import NO_PLANT
 from common.serve.batch.submission import Submission, write_submission
+from common.serve.batcher import LANES
+from common.serve.predictor import SIZES
 
 COLUMNS = (
     "file",
@@ -84,7 +86,8 @@ def predict(ensemble: Ensemble, job: Job) -> int:
                 f"goes on  after {part.done} of {len(job.photos)} photos, which {path} holds"
             )
         rest = job.photos[part.done :]
-        records = in_order(lambda photo: answer(ensemble, job, photo), rest, job.threads)
+        started = in_order(lambda photo: start(ensemble, photo), rest, job.threads)
+        records = (answer(ensemble, job, *one) for one in zip(rest, started, strict=True))
         for record in console.progress(records, total=len(rest), desc="predict", unit="photo"):
             part.add(record)
         seconds = watch()
@@ -103,25 +106,34 @@ def predict(ensemble: Ensemble, job: Job) -> int:
     return len(found.failures)
 
 
-def answer(ensemble: Ensemble, job: Job, photo: Path) -> dict[str, Any]:
-    """A photo's line of the part file.
+def start(ensemble: Ensemble, photo: Path) -> RunningPhoto | Exception:
+    """Read a photo for the models, or say why it cannot be read."""
+    try:
+        return ensemble.start(photo)
+    except (ImageError, OSError) as error:
+        return error
+
+
+def answer(
+    ensemble: Ensemble, job: Job, photo: Path, started: RunningPhoto | Exception
+) -> dict[str, Any]:
+    """A photo's line of the part file, from what `start` gave.
 
     Returns:
         row: {column: value} of the CSV; where it could be read also class_idx and species, the
         best of each of `Ensemble.systems`, and for a submission p, the probabilities as float32 in
         base64.
     """
-    try:
-        result = ensemble.run(photo)
-    except (ImageError, OSError) as error:
-        reason = getattr(error, "reason", "unreadable")
-        why = getattr(error, "strerror", None) or str(error)
+    if isinstance(started, Exception):
+        reason = getattr(started, "reason", "unreadable")
+        why = getattr(started, "strerror", None) or str(started)
         return {
             "row": {"file": str(photo), "decision": "error", "reason": reason, "error": why},
         }
+    result = result_of(started)
     class_idx, species = best(ensemble.systems(result), ensemble.tree)
     record = {
-        "row": csv_row(photo, asdict(ensemble.decide(result, job.mode))),
+        "row": csv_row(photo, vars(ensemble.decide(result, job.mode))),
         "class_idx": class_idx.tolist(),
         "species": species.tolist(),
     }
@@ -151,15 +163,15 @@ def csv_row(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
-    """Run a job over items on several threads, results in the items' order, only a few
-    ahead.
+    """Run a job over items on several threads, results in the items' order, not far
+    ahead: as many as fill a GPU's lanes.
     """
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(job, item))
-                if len(pending) >= 4 * threads:
+                if len(pending) >= 4 * threads + LANES * SIZES[-1]:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

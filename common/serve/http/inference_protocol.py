@@ -8,6 +8,8 @@ extension. Source: github.com/kserve/open-inference-protocol.
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,29 +98,32 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def run_request(
-    predictor: Predictor,
-    body: bytes,
-    headers: Mapping[str, str],
-    run: Callable[[np.ndarray], Outputs],
-) -> Response:
-    """Answer the body of an infer request.
+@dataclass(frozen=True)
+class Asked:
+    """An infer request whose pictures the model runs: its id, or None; the outputs that it wants,
+    each with whether as bytes; and what the model gives.
+    """
 
-    Args:
-        predictor: the model.
-        body: JSON, perhaps with the bytes of a tensor behind it.
-        headers: of the request.
-        run: runs a batch, uint8 (N, size, size, 3).
+    id: Any
+    wanted: Mapping[str, bool]
+    outputs: Future[Outputs]
 
-    Raises:
-        RequestError: 400 where it is no request that this model can answer.
+
+def read_request(predictor: Predictor, body: bytes, headers: Mapping[str, str]) -> Asked:
+    """Read the body of an infer request, JSON with perhaps the bytes of a tensor behind it, and
+    give its pictures to the model.
+
+    Raises RequestError (400) where it is no request that this model can answer.
     """
     asked, tail = _split(body, headers.get(HEADER_LENGTH))
-    batch = _images(asked, tail, predictor.bundle.size)
-    wanted = _outputs(asked)
-    found = run(batch)
+    batch, wanted = _images(asked, tail, predictor.bundle.size), _outputs(asked)
+    return Asked(asked.get("id"), wanted, predictor.submit(batch))
+
+
+def respond(predictor: Predictor, asked: Asked, found: Outputs) -> Response:
+    """Put the model's outputs into the form that was asked for. Raises RequestError (422)."""
     rows, blobs = [], []
-    for name, binary in wanted.items():
+    for name, binary in asked.wanted.items():
         values = np.ascontiguousarray(getattr(found, name), np.float32)
         row: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(values.shape)}
         if binary:
@@ -132,8 +137,8 @@ def run_request(
         "model_version": predictor.bundle.version,
         "outputs": rows,
     }
-    if isinstance(asked.get("id"), str):
-        answer["id"] = asked["id"][:200]
+    if isinstance(asked.id, str):
+        answer["id"] = asked.id[:200]
     try:
         head = json.dumps(answer, allow_nan=False).encode()
     except ValueError:

@@ -4,11 +4,10 @@ the way.
 
 import asyncio
 import contextlib
-import functools
 import hmac
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from common.images import ImageError
-from common.serve.answer import Options, PhotoResult, answer, ms, run_photo
+from common.serve.answer import Options, PhotoResult, answer, ms, result_of, start_photo
 from common.serve.http import inference_protocol
 from common.serve.http.metrics import Telemetry
 from common.serve.http.uploads import (
@@ -27,7 +26,7 @@ from common.serve.http.uploads import (
     read_options,
     read_photos,
 )
-from common.serve.http.work_queue import Batcher, Busy, ClientGone, WorkQueue
+from common.serve.http.work_queue import Busy, ClientGone, WorkQueue
 from common.serve.predictor import Outputs, Predictor
 
 # by an ImageError's reason; any other is 422
@@ -38,11 +37,11 @@ _STATUS = {"empty": 400, "text": 415, "format": 415, "too_large": 413}
 class Settings:
     """How to serve.
 
-    runners: photos computed at once; waiting: how many more requests may be under way;
-    max_upload_mb: bytes of a request's body, in millions; max_megapixels: of one photo; memory_mb:
-    of all bodies together; upload_seconds: for a body to arrive; batch: most pictures that a GPU
-    runs together, 0 without one; provider: what runs the model; api_key: required unless empty;
-    cors_origins: pages of other addresses that may ask, `*` for all.
+    runners: photos read, and without a GPU also computed, at once; waiting: how many more requests
+    may be under way; max_upload_mb: bytes of a request's body, in millions; max_megapixels: of one
+    photo; memory_mb: of all bodies together; upload_seconds: for a body to arrive; provider: what
+    runs the model; api_key: required unless empty; cors_origins: pages of other addresses that may
+    ask, `*` for all.
     """
 
     top_k: int = 5
@@ -54,7 +53,6 @@ class Settings:
     memory_mb: float = 512.0
     upload_seconds: float = 60.0
     access_log: bool = False
-    batch: int = 0
     provider: str = "cpu"
     api_key: str = ""
     cors_origins: tuple[str, ...] = ()
@@ -78,11 +76,6 @@ class Service:
         )
         self.queue.waited = self.telemetry.queue_seconds.observe
         self.telemetry.places.set(self.queue.places)
-        self.run: Callable[[Any], Outputs] = predictor.run
-        if settings.batch > 1:
-            batcher = Batcher(predictor.run, settings.batch)
-            batcher.warm(predictor.bundle.size)
-            self.run = batcher.run
 
     def check_key(self, request: Request) -> None:
         """Raises RequestError (401) where the request lacks the API key."""
@@ -164,40 +157,28 @@ class Service:
         )
         with self.place(request):
             photos, said = await self.receive(read_photos(request, self.limit))
-            found = await self.queue.run(
-                self._jobs(photos, read_options(said, options, tree, known)), lambda: left(request)
+            options = read_options(said, options, tree, known)
+            work = [self._run(photo, i, len(photos), options) for i, photo in enumerate(photos)]
+            results = await self.queue.run(work, lambda: left(request))
+        # here, not on a runner: it takes less than waiting for one again
+        return answer(self.predictor, results, options)
+
+    async def _run(self, photo: bytes, i: int, count: int, options: Options) -> PhotoResult:
+        try:
+            running = await self.queue.on_runner(
+                start_photo,
+                [self.predictor],
+                photo,
+                max_pixels=int(self.settings.max_megapixels * 1e6),
+                short_side=options.short_side,
             )
-        return next(plain for plain in found if plain is not None)
-
-    def _jobs(
-        self, photos: Sequence[bytes], options: Options
-    ) -> list[Callable[[], dict[str, Any] | None]]:
-        """A job per photo. The one that ends last decides about all of them, so that nothing queues
-        a second time.
-        """
-        results: list[PhotoResult | None] = [None] * len(photos)
-        lock = threading.Lock()
-
-        def job(i: int) -> dict[str, Any] | None:
-            try:
-                found = run_photo(
-                    [self.predictor],
-                    photos[i],
-                    run=self.run,
-                    max_pixels=int(self.settings.max_megapixels * 1e6),
-                    short_side=options.short_side,
-                )
-            except ImageError as error:
-                name = "This" if len(photos) == 1 else f"Photo {i + 1}"
-                raise RequestError(
-                    _STATUS.get(error.reason, 422), error.reason, f"{name} cannot be read: {error}."
-                ) from None
-            with lock:
-                results[i] = found
-                done = [one for one in results if one is not None]
-            return answer(self.predictor, done, options) if len(done) == len(results) else None
-
-        return [functools.partial(job, i) for i in range(len(photos))]
+        except ImageError as error:
+            name = "This" if count == 1 else f"Photo {i + 1}"
+            raise RequestError(
+                _STATUS.get(error.reason, 422), error.reason, f"{name} cannot be read: {error}."
+            ) from None
+        await outputs_of(running.outputs[0])
+        return result_of(running)
 
     async def infer(self, request: Request) -> Response:
         """POST /v2/models/NAME/infer."""
@@ -205,16 +186,17 @@ class Service:
         with self.place(request):
             try:
                 body = await self.receive(read_body(request, self.limit))
-                job = functools.partial(
-                    inference_protocol.run_request,
-                    self.predictor,
-                    body,
-                    request.headers,
-                    self.predictor.run,
-                )
-                return (await self.queue.run([job], lambda: left(request)))[0]
+                work = self._infer(body, request.headers)
+                return (await self.queue.run([work], lambda: left(request)))[0]
             except (ClientDisconnect, ClientGone):
                 return Response(status_code=400)
+
+    async def _infer(self, body: bytes, headers: Mapping[str, str]) -> Response:
+        asked = await self.queue.on_runner(
+            inference_protocol.read_request, self.predictor, body, headers
+        )
+        outputs = await outputs_of(asked.outputs)
+        return await asyncio.to_thread(inference_protocol.respond, self.predictor, asked, outputs)
 
     async def healthz(self, _: Request) -> Response:
         """GET /healthz."""
@@ -244,6 +226,11 @@ class Service:
             self.telemetry.text(),
             headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"},
         )
+
+
+async def outputs_of(future: Future[Outputs]) -> Outputs:
+    """Wait on the event loop for what a model gives."""
+    return future.result() if future.done() else await asyncio.wrap_future(future)
 
 
 async def left(request: Request) -> None:

@@ -30,6 +30,7 @@ READ_SECONDS = 20.0  # that a client may read nothing of its answer
 # of an answer in the system's buffer: with more, a slow reader looks like one that stopped
 SEND_BYTES = 256 * 1024
 CONNECTIONS = 1000  # open at once
+BACKLOG = 512  # that may wait to be accepted
 DRAIN_SECONDS = 25.0  # for accepted requests once the server is to stop
 
 
@@ -193,6 +194,12 @@ class Server(uvicorn.Server):
         self.queue, self.worker = queue, worker
         self.asked = 0.0
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, with the system's queue as long as `bind` made it."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second stops at once."""
         if self.worker and sig == signal.SIGINT:
@@ -234,7 +241,7 @@ def bind(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # elsewhere this option lets two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(512)
+        listener.listen(BACKLOG)
         return listener
     except (socket.gaierror, UnicodeError):
         fail(nowhere)
@@ -290,6 +297,6 @@ def config(app: Starlette) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=int(KEEP_SECONDS),
         timeout_graceful_shutdown=5,
-        backlog=512,
+        backlog=1,  # accepted at a time: more would take them from idle workers
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
