@@ -3,9 +3,9 @@ commands.
 """
 
 import ast
-import itertools
 import functools
 import graphlib
+import itertools
 import re
 import shlex
 import subprocess
