@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-size-mb", type=float, help="fail where the served model is larger")
     add("--max-latency-ms", type=float, help="fail where a picture takes longer on one thread")
     add("--max-pictures", type=int, default=10000, help="per split to fit and check with (10000)")
-    add("--device", default="auto", help="where PyTorch computes: auto, cpu, cuda, cuda:1 ...")
+    add("--device", default="auto", help="where PyTorch computes: auto, cpu, cuda:1, mps ...")
     add("--workers", type=int, default=default_workers())
     add("--fresh", action="store_true", help="export again, even where all is up to date")
     args = flags.parse_args(argv)

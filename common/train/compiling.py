@@ -2,6 +2,7 @@
 given up where it fails.
 """
 
+import importlib
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,16 @@ from common.train.checkpoint import first_line
 from common.train.compute import Compute, World, is_out_of_memory
 from common.train.model import SwinHierarchical, run_backbone
 
+# Of torch's compiler, where this torch has them. A phase has some kinds of batches (pixels, mixed
+# pixels, val), each again after memory ran out; more is a storm, which is told and not run through.
+# The backward pass is compiled with the forward pass, so that a failure is met there; and dropout
+# draws what it draws uncompiled, so that a resumed run goes on as the one before.
+SETTINGS = (
+    ("torch._dynamo.config", "recompile_limit", 32),
+    ("torch._dynamo.config", "fail_on_recompile_limit_hit", True),
+    ("torch._functorch.config", "force_non_lazy_backward_lowering", True),
+    ("torch._inductor.config", "fallback_random", True),
+)
 # what `auto` expects until both are measured: the warm-up in seconds, and the share of a step's
 # time that compiling saves (a Swin-Tiny on data-centre GPUs saves more than a third)
 WARM_UP, SAVED = 90.0, 0.3
@@ -33,7 +44,7 @@ class BackboneCompiler:
     def __init__(self, mode: str, compute: Compute, world: World) -> None:
         """Begin uncompiled; `mode` is auto, on or off."""
         on_nvidia = compute.on_gpu and torch.version.hip is None
-        self.mode = "off" if mode == "auto" and not on_nvidia else mode
+        self.mode = self.wanted = "off" if mode == "auto" and not on_nvidia else mode
         self.world = world
         self.begin()
 
@@ -72,7 +83,12 @@ class BackboneCompiler:
         begin to compile where that should pay, tell what it brought, and end it where that is
         nothing.
         """
-        self._notes += self.mode != "off" and len(self.sizes) > 0
+        if self.wanted == "off" or not self.sizes:
+            return
+        if self.world.any(self.mode == "off"):  # it failed in one process: all do without
+            self.mode, self.wanted, self.compiled = "off", "off", None
+            return
+        self._notes += 1
         if self._notes != 2:  # the first note after a change has the warm-up in it
             return
         if self.compiled is None:
@@ -94,11 +110,10 @@ class BackboneCompiler:
 
     def _compile(self) -> None:
         torch._dynamo.reset()
-        for name in ("fail_on_recompile_limit_hit", "fail_on_cache_limit_hit"):  # old and new torch
-            if hasattr(torch._dynamo.config, name):
-                setattr(
-                    torch._dynamo.config, name, True
-                )  # else it would run without, and not say so
+        for module, name, value in SETTINGS:
+            config = importlib.import_module(module)  # here, as it takes a second
+            if hasattr(config, name):
+                setattr(config, name, value)
         self.compiled, self._notes = torch.compile(run_backbone, dynamic=False), 0
 
     def _give_up(self, why: str) -> None:

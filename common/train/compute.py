@@ -130,6 +130,13 @@ def choose_compute(
             f"--device {device} is unknown. Use auto, cpu, cuda, cuda:1 (ROCm is called cuda too) "
             f"or mps."
         )
+    if place.type == "cuda" and place.index is not None and torch.cuda.is_available():
+        if place.index >= torch.cuda.device_count():
+            fail(
+                f"--device {device}: torch sees {torch.cuda.device_count()} GPUs here, and cuda:0 "
+                f"is the first. (torchrun starts --nproc_per_node processes, one for each.)"
+            )
+        torch.cuda.set_device(place)  # or pinned memory would be registered with the first
     if place.type == "mps" and not has_mps:
         fail("--device mps, but torch sees no Apple GPU here. --device cpu runs without.")
     if place.type == "cuda" and not torch.cuda.is_available():
@@ -205,15 +212,14 @@ class World:
         """
         return bool(self.total(torch.tensor(float(flag)))) if self.size > 1 else flag
 
-    def average_buffers(self, model: nn.Module) -> None:
+    def average_buffers(self, *models: nn.Module) -> None:
         """Average floating-point buffers, such as the statistics of batch norms, which each process
         gathers on its share.
         """
-        if self.size > 1:
-            for buffer in model.buffers():
-                if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= self.size
+        for buffer in (b for model in models for b in model.buffers() if self.size > 1):
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= self.size
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in order of rank, in every process."""
@@ -251,8 +257,10 @@ class GradientSum:
                 filled = 0
             self.buckets[-1].append(parameter)
             filled += parameter.numel()
-        # made now, as `finish` must work where memory has run out
+        # made now, and the processes connected, as `finish` must work where memory has run out
         self.flat = [torch.cat([p.detach().reshape(-1) for p in b]) for b in self.buckets]
+        for flat in self.flat:
+            dist.all_reduce(flat)
         self.sent: list[dist.Work] = []
         self.missing = [len(bucket) for bucket in self.buckets]
         self.hooks = [
@@ -305,19 +313,9 @@ class GradientSum:
 def join(device: torch.device) -> World:
     """Join the other processes where torchrun started several: NCCL (RCCL) between GPUs, gloo
     between CPUs.
-
-    Raises:
-        SystemExit: where there are fewer GPUs than processes on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SINGLE_PROCESS
-    if device.type == "cuda":
-        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            fail(
-                f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes here, but there are "
-                f"{torch.cuda.device_count()} GPUs."
-            )
-        torch.cuda.set_device(device)
     if not dist.is_initialized():
         # evaluation and saving may keep the others waiting for longer than the half hour that is
         # usual

@@ -395,19 +395,23 @@ class Feed:
             end()
 
 
-def default_workers() -> int:
-    """Workers for this machine: one per core, at most 8."""
+def default_workers(processes: int = 1) -> int:
+    """Workers for each of so many processes on this machine: a share of the cores, at most 8."""
     by_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
-    return min(8, len(os.sched_getaffinity(0)) if by_affinity else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if by_affinity else os.cpu_count() or 1
+    return max(1, min(8, cores // processes))
 
 
 def _quiet_worker(_: int) -> None:
     cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads would fight them
     torch.set_num_threads(1)
-    # Ctrl-C and a cluster's signal reach every process; the run itself ends its workers
+    # signals that stop a run may reach every process, but the run needs its workers until it has
+    # saved, and ends them then
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 # endregion

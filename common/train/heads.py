@@ -37,6 +37,8 @@ class DiseaseHeads(nn.Module):
         real = columns < sizes[:, None]
         self.register_buffer("sizes", torch.from_numpy(sizes.copy()), persistent=False)
         self.register_buffer("real", torch.from_numpy(real), persistent=False)
+        # where the classes stand among the padded ones; a GPU would be waited for to find them
+        self.register_buffer("places", torch.from_numpy(np.flatnonzero(real)), persistent=False)
         self.register_buffer(
             "class_of",
             torch.from_numpy(np.where(real, tree.offsets[:-1, None] + columns, 0)),
@@ -80,7 +82,7 @@ class DiseaseHeads(nn.Module):
         (N, classes).
         """
         probs = self._padded(logits).softmax(dim=2)
-        return probs.flatten(1)[:, self.real.flatten().nonzero().squeeze(1)]
+        return probs.flatten(1)[:, self.places]
 
     def segment_logsumexp(self, logits: Tensor) -> Tensor:
         """Log of the summed exponentials within each species: logits float (N, classes) -> float

@@ -209,7 +209,7 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
     if args.device_batch < 0 or args.seed < 0 or (args.workers or 0) < 0:
         fail("--device-batch, --workers and --seed cannot be negative.")
     if args.workers is None:
-        args.workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        args.workers = default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if recipe.batch_size < world.size:
         fail(
             f"--batch-size {recipe.batch_size} is smaller than the {world.size} processes that "

@@ -30,7 +30,7 @@ from common.train.machine import Setup
 from common.train.metrics import Judged, for_json, join, summarise, tail_f1
 from common.train.model import SwinHierarchical
 from common.train.optim import Average, make_optimizer, rate_at, set_trainable
-from common.train.recipes import Phase
+from common.train.recipes import Phase, Recipe
 from common.train.report import evaluate_report
 from common.train.signals import StopRequest
 
@@ -153,10 +153,13 @@ class Run:
         if not within and saved.get("ema") is not None:
             # the phase that ended gave its average to this one
             self.model.load_state_dict(saved["ema"])
-        self.sampler = phase_sampler(phase, self.data, self.recipe, self.args.seed, self.world)
+        recipe = self.recipe
+        if phase.cached_views:
+            recipe = replace(recipe, mix_share=0.0)  # pixels can be mixed, features cannot
+        self.sampler = phase_sampler(phase, self.data, recipe, self.args.seed, self.world)
         if phase.prior:
             self.model.use_counts(self.data.train_sizes)
-        self.work = work = self._work(phase)
+        self.work = work = self._work(phase, recipe)
         self.open.callback(work.gradients.close)
         if within:
             work.optimizer.load_state_dict(saved["optimizer"])
@@ -165,18 +168,18 @@ class Run:
             if work.average is not None:
                 work.average.model.load_state_dict(saved["ema"])
 
-    def _work(self, phase: Phase) -> loop.Work:
+    def _work(self, phase: Phase, recipe: Recipe) -> loop.Work:
         """What the steps of a phase work with, and the feeds of their batches and of val's."""
-        recipe, args, pin_memory = self.recipe, self.args, self.compute.on_gpu
+        args, pin_memory = self.args, self.compute.on_gpu
         model, teacher, workers = self.model, self.setup.teacher, args.workers
         images: Any = TrainViews(self.data.splits["train"], recipe, args.seed)
         self.sampler.start(range(self.epochs_done, self.phase_start + phase.epochs), self.step)
-        self.compiler.begin(args.device_batch, self.eval_batch)
+        batch_size = min(recipe.batch_size, self.sampler.count)
+        self.compiler.begin(*self._sizes(batch_size))
         if phase.cached_views:  # the backbone stands still: its features are computed once
             images, self.val_batches = cache_phase(phase, model, self.setup, self.folder)
             self.compiler.begin()
             model, teacher, workers = HeadsOnFeatures(model), None, 0
-            recipe = replace(recipe, mix_share=0.0)  # pixels can be mixed, features cannot
         else:
             views, size = EvalViews(self.data.splits["val"], recipe.image_size), self.eval_batch
             mine = range(len(views))[self.world.share(len(views))]
@@ -194,7 +197,7 @@ class Run:
             compute=self.compute,
             phase=phase,
             recipe=recipe,
-            batch_size=min(recipe.batch_size, self.sampler.count),
+            batch_size=batch_size,
             device_batch=args.device_batch,
             first_epoch=self.phase_start,
             seed=args.seed,
@@ -207,6 +210,14 @@ class Run:
     def _feed(self, loader: DataLoader[Any], batches: int) -> Feed:
         return self.open.enter_context(contextlib.closing(Feed(loader, batches)))
 
+    def _sizes(self, batch_size: int) -> set[int]:
+        """Images that go through the network at once: pieces of this process's share of a batch,
+        and val's batches.
+        """
+        share = self.world.share(batch_size)
+        mine, at_once = share.stop - share.start, self.args.device_batch
+        return {min(at_once, mine), mine % at_once, self.eval_batch} - {0}
+
     @property
     def eval_batch(self) -> int:
         """Images per batch of val."""
@@ -216,6 +227,11 @@ class Run:
     def average(self) -> Average | None:
         """Moving average of the weights in the present phase."""
         return self.work.average if self.work else None
+
+    @property
+    def models(self) -> list[SwinHierarchical]:
+        """What learns, and its average where there is one."""
+        return [self.model, *([self.average.model] if self.average else [])]
 
     # endregion
 
@@ -272,8 +288,8 @@ class Run:
                 f"{self.wait_share:.0%} of the time was spent waiting for images: more --workers, "
                 "a faster disk or smaller stored images (01_reorganize.py --long-side) would help."
             )
-        self.world.average_buffers(self.model)
-        if clock() > 60:
+        self.world.average_buffers(*self.models)
+        if self.world.any(clock() > 60):
             self.save_last()  # a kill during the evaluation costs no epoch
         return self.loss_sum / steps
 
@@ -302,7 +318,7 @@ class Run:
                     )
                 self.args.device_batch = work.device_batch = -(-work.device_batch // 2)
                 self.compute.empty_cache()
-                self.compiler.sizes.add(work.device_batch)
+                self.compiler.sizes |= self._sizes(work.batch_size)
                 warn(
                     f"out of memory: going on with {work.device_batch} images at once and "
                     f"{-(-work.batch_size // work.device_batch)} pieces per step, the same "
@@ -411,7 +427,7 @@ class Run:
 
     def save_last(self) -> None:
         """Save everything needed to go on."""
-        self.world.average_buffers(self.model)
+        self.world.average_buffers(*self.models)
         if not self.world.is_main:
             return
         mid_phase = self.epochs_done < self.phase_start + self.phase.epochs

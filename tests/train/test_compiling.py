@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import run
 
-from common.train import checkpoint
+from common.train import checkpoint, compiling
 from common.train.compiling import BackboneCompiler
-from common.train.compute import SINGLE_PROCESS, Compute
+from common.train.compute import SINGLE_PROCESS, Compute, World
 from common.train.model import SwinHierarchical
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -86,7 +86,8 @@ def test_memory_that_runs_out_is_no_failure_of_the_compiler(model, monkeypatch):
 
 
 def test_a_storm_of_recompilations_ends_it(model, no_compiler, monkeypatch, capsys):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    few = [("torch._dynamo.config", "recompile_limit", 2)]
+    monkeypatch.setattr(compiling, "SETTINGS", [*compiling.SETTINGS[1:], *few])
     model.run_backbone = compiler("on", 1, 2, 3, 4)
     for size in (4, 3, 2, 1):
         assert len(model.features(IMAGES[:size])) == size
@@ -126,6 +127,22 @@ def test_auto_ends_what_is_no_faster(on_nvidia, capsys):
         on_nvidia.note(seconds, 10_000)
     assert on_nvidia.compiled is None
     assert "110 ms a step, 100 ms before: going on without" in capsys.readouterr().err
+
+
+def test_a_failure_in_one_process_ends_it_in_all(on_nvidia, monkeypatch):
+    monkeypatch.setattr(on_nvidia, "world", World(1, 2))
+    asked = []
+
+    def any_(_: World, flag: bool) -> bool:
+        asked.append(flag)
+        return True
+
+    monkeypatch.setattr(World, "any", any_)
+    on_nvidia.note(0.1, 10_000)
+    assert asked == [False], "this one has not failed, the other has"
+    assert (on_nvidia.mode, on_nvidia.compiled) == ("off", None)
+    on_nvidia.note(0.1, 10_000)
+    assert len(asked) == 1, "nobody asks again"
 
 
 def test_auto_is_off_elsewhere(on_nvidia, monkeypatch):

@@ -103,7 +103,7 @@ def test_workers_leave_ctrl_c_to_the_run(data):
     feed = Feed(make_loader(EvalViews(split, 32), 1, sampler=itertools.cycle([[0, 1]])), 20)
     assert len(next(iter(feed))[1]) == 2, "the worker is at work"
     (worker,) = multiprocessing.active_children()
-    for name in ("SIGINT", "SIGUSR1"):
+    for name in ("SIGINT", "SIGUSR1", "SIGTERM"):
         os.kill(worker.pid, getattr(signal, name))
     assert len(list(feed)) == 20
     assert worker.is_alive()
@@ -113,6 +113,21 @@ def test_workers_leave_ctrl_c_to_the_run(data):
 
 def _pictures(sampler):
     return ([i for _, _, i in batch] for batch in sampler)
+
+
+def test_a_gpu_that_is_not_there_is_told_and_the_one_named_is_used(monkeypatch, refused):
+    used = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    refused("torch sees 2 GPUs", choose_compute, "cuda:2", "fp32")
+    assert choose_compute("cuda:1", "fp32").device == torch.device("cuda:1")
+    assert used == [torch.device("cuda:1")]
+
+
+def test_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(96), raising=False)
+    assert [dataset.default_workers(n) for n in (1, 8, 32, 200)] == [8, 8, 3, 1]
 
 
 # region copies
