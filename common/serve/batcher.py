@@ -37,8 +37,8 @@ class Batcher:
     def __init__(
         self, run: Callable[[np.ndarray], Outputs], size: int, sizes: Sequence[int] = SIZES
     ) -> None:
-        self._run, self._stopped, self._changed = run, False, threading.Condition()
-        self._sizes = sizes
+        self._run, self._sizes = run, sizes
+        self._stopped, self._changed = False, threading.Condition()
         self._waiting: deque[tuple[np.ndarray, Future[Outputs]]] = deque()
         warm: list[Future[None]] = [Future() for _ in range(LANES)]
         self._lanes = [
