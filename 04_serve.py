@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.fail(
                 f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
             )
-        shared = SharedModel(model.submit).address if on_gpu else None
+        shared = (SharedModel(model.submit).address, model.bundle.raw) if on_gpu else None
         return workers.supervise(
             args.workers,
             work,
@@ -81,13 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Event) -> int:
-    """Serve as one of several processes, by the model at the address `shared` unless that is
-    None; the event `ready` is set once it serves.
+    """Serve as one of several processes, unless `shared` is None by the model at its address, of
+    its bundle.json; the event `ready` is set once it serves.
     """
     try:
         model = Predictor(args.exports, args.model) if shared else None
         if model:
-            model.submit = RemoteModel(shared).submit
+            address, known = shared
+            if model.bundle.raw != known:  # the other process has the old model
+                raise BundleError(f"{args.exports} has changed; restart the server")
+            model.submit = RemoteModel(address).submit
         return serve(args, listener, model, ready)
     except BundleError as error:
         console.fail(str(error))

@@ -6,9 +6,10 @@ one copies while the other computes; ONNX Runtime's sessions may be run by sever
 threads would stand still; `session.run` lets go of the lock.)
 """
 
+import atexit
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -24,16 +25,20 @@ class Batcher:
     A picture that finds a lane idle runs at once; those that come meanwhile run together.
 
     Args:
-        run: runs a batch, uint8 (N, size, size, 3) with N one of `SIZES`; called by the lanes.
+        run: runs a batch, uint8 (N, size, size, 3) with N one of `sizes`; called by the lanes.
         size: the pictures' side in px.
+        sizes: of batches, in rising order.
 
     Raises:
         BundleError: where a size of batch does not run; each lane has run all of them before this
             returns.
     """
 
-    def __init__(self, run: Callable[[np.ndarray], Outputs], size: int) -> None:
-        self._run, self._stopped, self._changed = run, False, threading.Condition()
+    def __init__(
+        self, run: Callable[[np.ndarray], Outputs], size: int, sizes: Sequence[int] = SIZES
+    ) -> None:
+        self._run, self._sizes = run, sizes
+        self._stopped, self._changed = False, threading.Condition()
         self._waiting: deque[tuple[np.ndarray, Future[Outputs]]] = deque()
         warm: list[Future[None]] = [Future() for _ in range(LANES)]
         self._lanes = [
@@ -41,18 +46,23 @@ class Batcher:
         ]
         for lane in self._lanes:
             lane.start()
-        for one in warm:
-            one.result()
+        try:
+            for one in warm:
+                one.result()
+        except BaseException:  # Ctrl-C too
+            self.stop()  # or the other lane would keep the session
+            raise
+        atexit.register(self._leave)
 
     def submit(self, pictures: np.ndarray) -> "Future[Outputs]":
-        """Have uint8 (N, size, size, 3), N from 1 to `SIZES[-1]`, run within one batch.
+        """Have uint8 (N, size, size, 3), N from 1 to `sizes[-1]`, run within one batch.
 
         Returns:
             a future of their outputs, N rows each, or of what the model raised. One that is
             cancelled before its batch begins is not run.
         """
-        if not 1 <= len(pictures) <= SIZES[-1]:
-            raise ValueError(f"{len(pictures)} pictures at once; 1 to {SIZES[-1]} are run")
+        if not 1 <= len(pictures) <= self._sizes[-1]:
+            raise ValueError(f"{len(pictures)} pictures at once; 1 to {self._sizes[-1]} are run")
         future: Future[Outputs] = Future()
         with self._changed:
             self._waiting.append((pictures, future))
@@ -67,10 +77,18 @@ class Batcher:
         for lane in self._lanes:
             lane.join()
 
+    def _leave(self) -> None:
+        """At the end of the process, where nobody waits any longer: let the lanes end their runs.
+        A thread that is inside ONNX Runtime by then would abort the process.
+        """
+        with self._changed:
+            self._waiting.clear()
+        self.stop()
+
     def _lane(self, size: int, warm: "Future[None]") -> None:
-        buffer = np.zeros((SIZES[-1], size, size, 3), np.uint8)
+        buffer = np.zeros((self._sizes[-1], size, size, 3), np.uint8)
         try:
-            for count in SIZES:
+            for count in self._sizes:
                 self._run(buffer[:count])
             warm.set_result(None)
         except Exception as error:  # the runtime's exceptions share no base class of their own
@@ -92,7 +110,7 @@ class Batcher:
         batch, rows = [], 0
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopped)
-            while self._waiting and (rows := rows + len(self._waiting[0][0])) <= SIZES[-1]:
+            while self._waiting and (rows := rows + len(self._waiting[0][0])) <= self._sizes[-1]:
                 batch.append(self._waiting.popleft())
         return batch
 
@@ -101,7 +119,7 @@ class Batcher:
             return
         np.concatenate([pictures for pictures, _ in batch], out=buffer[:rows])
         # what else the buffer holds fills the batch up
-        found = self._run(buffer[: next(size for size in SIZES if size >= rows)])
+        found = self._run(buffer[: next(size for size in self._sizes if size >= rows)])
         start = 0
         for pictures, future in batch:
             part = slice(start, start := start + len(pictures))

@@ -10,7 +10,7 @@ import onnxruntime
 
 from common.console import warn
 from common.serve.batcher import Batcher
-from common.serve.predictor import BundleError, Predictor, read_bundle
+from common.serve.predictor import SIZES, BundleError, Predictor, read_bundle
 
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
@@ -24,6 +24,8 @@ GPUS = ("cuda", "migraphx", "rocm")  # batches and FP16 are faster there
 # By default the CUDA provider tries all of cuDNN's ways at every new size of batch: 10 s for 16
 # sizes, where the heuristic takes 31 ms and runs as fast.
 OPTIONS = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}}
+# the sizes of batches, where not all of `SIZES`: these compile the model for each, which takes long
+BATCHES = {"migraphx": (1, 32), "rocm": (1, 32)}
 # greatest mean total variation distance between a provider's answers and the CPU's
 APART = 0.02
 
@@ -109,7 +111,7 @@ def _open(folder: Path | str, model: str | None, provider: str, threads: int) ->
             f"than {APART}"
         )
     if provider in GPUS:
-        predictor.submit = Batcher(predictor.run, size).submit
+        predictor.submit = Batcher(predictor.run, size, BATCHES.get(provider, SIZES)).submit
     return predictor
 
 

@@ -2,12 +2,15 @@
 function that waits, or a session on the CPU, stands for the GPU.
 """
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 import tiny_bundle as tiny
+from conftest import ROOT
 
 from common.serve.batch.ensembles import Ensemble
 from common.serve.batch.photo_list import UNKNOWN
@@ -75,6 +78,50 @@ def test_a_size_that_does_not_run_is_named():
         Batcher(run, 2)
 
 
+def test_where_one_lane_does_not_run_the_other_ends_too():
+    before, lanes = {*threading.enumerate()}, []
+
+    def run(batch):
+        lanes.append(threading.current_thread())
+        if lanes[0] is lanes[-1]:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(BundleError, match="in batches of 1: out of memory"):
+        Batcher(run, 2)
+    assert not {*threading.enumerate()} - before
+
+
+# the lanes are in a run of 1 picture each when the process ends, and another picture waits
+LEAVING = """
+import os, sys, threading, time
+import numpy as np
+from common.serve.batcher import Batcher
+begun = threading.Semaphore(0)
+def run(batch):
+    begun.release()
+    if batch[0, 0, 0, 0]:
+        while batcher._waiting:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.write(1, b"ran ")
+batcher = Batcher(run, 2)
+begun = threading.Semaphore(0)
+for _ in range(2):
+    batcher.submit(np.ones((1, 2, 2, 3), np.uint8))
+    begun.acquire()
+batcher.submit(np.ones((1, 2, 2, 3), np.uint8))
+sys.exit(3)
+"""
+
+
+def test_a_process_that_is_left_first_ends_the_runs_that_have_begun_and_begins_no_more():
+    """ONNX Runtime aborts a process that ends while a thread is inside it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "ran ran ", "")
+
+
 def test_pictures_that_wait_are_run_together_and_each_gets_its_own_numbers(device):
     held = device.close()  # each lane took one picture at once, without waiting for company
     waiting = [device.batcher.submit(picture(value)) for value in range(10, 19)]
@@ -98,6 +145,20 @@ def test_a_batch_is_filled_up_to_the_next_size_and_holds_at_most_the_largest(dev
     for count in (0, 33):
         with pytest.raises(ValueError, match="1 to 32"):
             device.batcher.submit(np.zeros((count, 2, 2, 3), np.uint8))
+
+
+def test_a_device_may_have_sizes_of_its_own():
+    device = Device()
+    device.batcher = Batcher(device.run, 2, (1, 4))
+    assert Counter(device.sizes) == {1: LANES, 4: LANES}
+    device.close()
+    waiting = [device.batcher.submit(picture(value)) for value in (5, 6)]
+    device.free.set()
+    assert [one.result(10).probabilities[0, 0] for one in waiting] == [5, 6]
+    assert device.sizes == [*[1] * LANES, 4]
+    with pytest.raises(ValueError, match="1 to 4"):
+        device.batcher.submit(picture(*range(5)))
+    device.batcher.stop()
 
 
 def test_lanes_run_at_the_same_time():

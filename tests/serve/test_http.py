@@ -19,6 +19,7 @@ from common.serve.http.app import make_app
 from common.serve.http.service import Settings
 from common.serve.http.uploads import MOST_PHOTOS, RequestError, read_photos
 from common.serve.predictor import Predictor
+from common.serve.shared import ModelGone
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +298,25 @@ def test_photos_are_read_while_others_are_computed(exports):
     for i in {*range(5)} - {*failed}:
         assert (found[i]["species"], found[i]["disease"]) == tiny.TREE.pair(i)
     assert app.state.queue.taken == 0
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_process_whose_model_is_gone_sends_away_and_ends(exports, late):
+    predictor = Predictor(exports)
+
+    def submit(pictures):
+        if not late:
+            raise ModelGone
+        done = Future()
+        done.set_exception(ModelGone())
+        return done
+
+    predictor.submit = submit
+    with TestClient(make_app(predictor, Settings())) as client:
+        assert client.get("/readyz").status_code == 200
+        answer = client.post("/predict", content=tiny.picture(tiny.color_of(0)))
+        assert code_of(answer, 503) == "draining"
+        assert client.get("/readyz").status_code == 503
 
 
 def test_a_photo_that_never_arrives_frees_its_place(exports):

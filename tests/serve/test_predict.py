@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -611,6 +612,19 @@ def test_a_submission_that_breaks_off_leaves_nothing(tmp_path):
 
 
 # endregion
+
+
+def test_a_round_of_the_benchmark_ends_soon_after_its_time(monkeypatch):
+    clock, done = types.SimpleNamespace(perf_counter=lambda: len(done) / 10), []
+
+    def job(item):
+        time.sleep(0.005)
+        done.append(item)
+
+    monkeypatch.setattr(latency, "time", clock)
+    rate, found = latency._rate(job, [1, 2], 1)
+    assert 10 <= len(found) <= 10 + 4
+    assert rate == pytest.approx(10)
 
 
 def test_the_benchmark_times_each_step(

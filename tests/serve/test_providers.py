@@ -165,6 +165,15 @@ def test_cuda_gets_its_libraries_its_options_and_all_sizes_of_batch(exports, cud
     assert np.allclose(predictor.submit(batch).result().ood, known.ood)
 
 
+@pytest.mark.parametrize("name", ["migraphx", "rocm"])
+def test_where_each_size_of_batch_is_compiled_there_are_two(exports, cuda, installed, name):
+    happened, _ = cuda
+    installed(providers.PROVIDERS[name])
+    providers.open_predictor(exports, "model.onnx", name)
+    ran = [count for one, count in happened[1:] if one == providers.PROVIDERS[name]]
+    assert sorted(ran[2:]) == [1] * LANES + [32] * LANES
+
+
 def test_a_model_that_is_left_to_the_cpu_is_told_of(exports, cuda, monkeypatch, capsys):
     _, session = cuda
     monkeypatch.setattr(session, "on_cpu", 10)

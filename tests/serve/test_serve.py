@@ -2,6 +2,7 @@
 test_predict.py.
 """
 
+import argparse
 import contextlib
 import functools
 import http.client
@@ -313,6 +314,14 @@ def test_on_a_gpu_several_processes_share_one_model(exports):
         assert server.returncode == 0, err
         assert "opened" not in out, "once, before the first worker"
         assert "Traceback" not in err, err
+
+
+def test_a_worker_does_not_take_another_export_than_the_shared_model(exports, capsys):
+    args = argparse.Namespace(exports=exports, model="model.onnx")
+    known = json.loads((exports / "bundle.json").read_text()) | {"version": "of last week"}
+    with pytest.raises(SystemExit):
+        serve.work(args, None, ("nowhere", known), None)
+    assert "has changed; restart the server" in capsys.readouterr().err
 
 
 def test_workers_that_cannot_start_end_with_a_message(exports, tmp_path):

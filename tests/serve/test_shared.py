@@ -2,16 +2,20 @@
 is in test_serve.py.
 """
 
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import current_process
+from multiprocessing import current_process, util
 from multiprocessing.connection import Listener
 
 import numpy as np
 import pytest
 
-from common.serve.predictor import BundleError, Outputs
-from common.serve.shared import RemoteModel, SharedModel
+from common.serve.predictor import Outputs
+from common.serve.shared import ModelGone, RemoteModel, SharedModel
+
+# what ends a thread here is told of on the terminal
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 def submit(pictures):
@@ -65,13 +69,68 @@ def test_an_answer_that_nobody_waits_for_is_dropped():
     assert remote.submit(picture(2)).result(10).probabilities[0, 0] == 2
 
 
-def test_the_end_of_the_models_process_is_told():
-    listener = Listener(authkey=bytes(current_process().authkey))
-    with ThreadPoolExecutor(1) as pool:
+@pytest.fixture
+def bare():
+    """A model that answers nothing by itself: its side of the connection, and the remote one."""
+    with (
+        Listener(authkey=bytes(current_process().authkey)) as listener,
+        ThreadPoolExecutor(1) as pool,
+    ):
         accepted = pool.submit(listener.accept)
         remote = RemoteModel(listener.address)
-        waiting = remote.submit(picture(1))
-        accepted.result(10).close()
-    with pytest.raises(BundleError, match="has ended"):
+        with accepted.result(10) as connection:
+            yield connection, remote
+
+
+def test_the_end_of_the_models_process_is_told_to_all_who_wait_and_who_come(bare):
+    connection, remote = bare
+    waiting, late = [remote.submit(picture(value)) for value in (1, 2)], []
+
+    def come(_):
+        try:
+            remote.submit(picture(3))
+        except ModelGone:
+            late.append("told")
+
+    waiting[0].add_done_callback(come)  # while the others are being told
+    connection.close()
+    for one in waiting:
+        with pytest.raises(ModelGone, match="has ended"):
+            one.result(10)
+    assert late == ["told"]
+
+
+def test_an_answer_that_cannot_be_read_ends_the_connection_on_both_sides(bare):
+    connection, remote = bare
+    waiting = remote.submit(picture(1))
+    connection.send_bytes(b"no pickle")
+    with pytest.raises(ModelGone):
         waiting.result(10)
-    listener.close()
+    assert connection.recv()[0] == 0, "the picture"
+    with pytest.raises((EOFError, ConnectionResetError)):
+        connection.recv()
+
+
+def fails(pictures):
+    raise ValueError("too many pictures")
+
+
+def cannot_be_sent(pictures):
+    done = Future()
+    done.set_result(threading.Lock())
+    return done
+
+
+@pytest.mark.parametrize("wrong", [fails, cannot_be_sent])
+def test_a_model_that_fails_the_connection_closes_it(wrong):
+    remote = RemoteModel(SharedModel(wrong).address)
+    with pytest.raises(ModelGone):
+        remote.submit(picture(1)).result(10)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no socket there has a path")
+def test_a_temporary_folder_with_a_long_path_will_do(monkeypatch):
+    monkeypatch.setattr(util, "get_temp_dir", lambda: "/tmp/" + 100 * "t")
+    shared = SharedModel(submit)
+    assert shared.address[0] == "127.0.0.1"
+    assert RemoteModel(shared.address).submit(picture(1)).result(10).probabilities[0, 0] == 1

@@ -98,7 +98,7 @@ def _rate(job: Callable[[Any], Any], items: Sequence[Any], threads: int) -> tupl
     supply = itertools.takewhile(
         lambda _: time.perf_counter() < start + SECONDS, itertools.cycle(items)
     )
-    found = list(in_order(job, supply, threads))
+    found = list(in_order(job, supply, threads, 4 * threads))
     return len(found) / (time.perf_counter() - start), found
 
 

@@ -86,7 +86,8 @@ def predict(ensemble: Ensemble, job: Job) -> int:
                 f"goes on  after {part.done} of {len(job.photos)} photos, which {path} holds"
             )
         rest = job.photos[part.done :]
-        started = in_order(lambda photo: start(ensemble, photo), rest, job.threads)
+        ahead = 4 * job.threads + LANES * SIZES[-1]  # as many as fill a GPU's lanes
+        started = in_order(lambda photo: start(ensemble, photo), rest, job.threads, ahead)
         records = (answer(ensemble, job, *one) for one in zip(rest, started, strict=True))
         for record in console.progress(records, total=len(rest), desc="predict", unit="photo"):
             part.add(record)
@@ -162,16 +163,18 @@ def csv_row(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def in_order(job: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
-    """Run a job over items on several threads, results in the items' order, not far
-    ahead: as many as fill a GPU's lanes.
+def in_order(
+    job: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int
+) -> Iterator[Any]:
+    """Run a job over items on several threads, results in the items' order, at most `ahead` items
+    before the one that is taken.
     """
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(job, item))
-                if len(pending) >= 4 * threads + LANES * SIZES[-1]:
+                if len(pending) >= ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

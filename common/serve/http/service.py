@@ -28,6 +28,7 @@ from common.serve.http.uploads import (
 )
 from common.serve.http.work_queue import Busy, ClientGone, WorkQueue
 from common.serve.predictor import Outputs, Predictor
+from common.serve.shared import ModelGone
 
 # by an ImageError's reason; any other is 422
 _STATUS = {"empty": 400, "text": 415, "format": 415, "too_large": 413}
@@ -106,14 +107,17 @@ class Service:
                     yield
                 finally:
                     gauges.body_bytes.dec(size)
-        except Busy as error:
+        except (Busy, ModelGone) as error:
             self.telemetry.busy.inc()
+            # this process ends; another may reach the model
+            self.queue.draining |= isinstance(error, ModelGone)
+            reason = "draining" if self.queue.draining else "busy"
             message = (
                 "The server is stopping."
-                if error.reason == "draining"
+                if self.queue.draining
                 else "Too many photos are waiting. Try again in a moment."
             )
-            raise RequestError(503, error.reason, message, {"retry-after": "1"}) from None
+            raise RequestError(503, reason, message, {"retry-after": "1"}) from None
 
     async def receive(self, reading: Awaitable[Any]) -> Any:
         """Wait for a body, within `upload_seconds`. Raises RequestError (408)."""
