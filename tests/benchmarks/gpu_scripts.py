@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -155,10 +156,22 @@ def timm(bench: Bench) -> None:
 
 
 def export(bench: Bench) -> None:
-    """03 on what 02a trained here."""
-    if not any((bench.folder / "checkpoints" / "species_only").glob("*-best.pt")):
-        bench.row("left out: it exports what the section train trains")
-        return
+    """03 on what 02a trained here; where it did not, or 03 kept fewer than three models, exports
+    with random weights, for the sections that serve.
+    """
+    if any((bench.folder / "checkpoints" / "species_only").glob("*-best.pt")):
+        export_trained(bench)
+    if not complete(exported := bench.folder / "exported"):
+        import swin_exports
+
+        begin = time.monotonic()
+        shutil.rmtree(exported, ignore_errors=True)
+        swin_exports.make(exported, bench.sizes.backbone, bench.sizes.size)
+        bench.row("exports with random weights", time.monotonic() - begin, "s")
+
+
+def export_trained(bench: Bench) -> None:
+    """Report a run of 03."""
     command = [sys.executable, "03_export.py", "--data", organized(bench)]
     command += ["--checkpoints", bench.folder / "checkpoints", "--workers", max(1, CORES - 1)]
     command += ["--output", bench.folder / "exported"]
@@ -218,30 +231,30 @@ def provider_of(bench: Bench) -> str:
     return best
 
 
-def exports(bench: Bench) -> Path:
-    """What 03 wrote in the section export, if it kept all three models; else exports with random
-    weights, made once.
-    """
-    import swin_exports
+def complete(folder: Path) -> bool:
+    """Whether it has the three models of a finished export."""
+    return all((folder / file).is_file() for file in (*FILES.values(), "bundle.json"))
 
-    folder = bench.folder / "exported"
-    if all((folder / file).is_file() for file in FILES.values()):
-        return folder
-    folder = bench.folder / "exports"
-    if not (folder / "bundle.json").is_file():
-        swin_exports.make(folder, bench.sizes.backbone, bench.sizes.size)
+
+def exports(bench: Bench) -> Path:
+    """What the section export wrote; raises RuntimeError where it did not."""
+    if not complete(folder := bench.folder / "exported"):
+        raise RuntimeError("it needs what the section export writes")
     return folder
 
 
 def latency(bench: Bench) -> None:
     """FP32, FP16 and INT8 of one network, by ONNX Runtime on the best provider at hand."""
     from common.serve.predictor import Predictor
-    from common.serve.providers import PROVIDERS
+    from common.serve.providers import OPTIONS, PROVIDERS
 
     folder, provider = exports(bench), provider_of(bench)
     order = list(dict.fromkeys([PROVIDERS[provider], PROVIDERS["cpu"]]))
     threads = 1 if provider != "cpu" else CORES
-    models = {name: Predictor(folder, file, threads, order) for name, file in FILES.items()}
+    options = OPTIONS.get(provider)
+    models = {
+        name: Predictor(folder, file, threads, order, options) for name, file in FILES.items()
+    }
     took = {model.session.get_providers()[0] for model in models.values()}
     for batch in bench.sizes.latency_batches:
         side = bench.sizes.size
@@ -283,13 +296,17 @@ def ask_all(made: list[load.Part], asked: Sequence[dict[str, Any]]) -> tuple[flo
 
 def server(bench: Bench) -> None:
     """04 behind HTTP, against the model alone and against decoding alone, whichever is less."""
+    from common.serve.batcher import LANES
+
     sizes, folder, provider = bench.sizes, exports(bench), provider_of(bench)
     seconds, side = sizes.server_seconds, sizes.size
-    batch, threads = (32, 1) if provider != "cpu" else (1, CORES)
+    batch, threads = (32, LANES) if provider != "cpu" else (1, CORES)  # as 04 runs it
     with parts(bench, 1, "raw", "--exports", folder, "--provider", provider) as made:
         line = {"threads": 1, "batch": 1, "seconds": min(1.0, seconds)}
         single = ask_all(made, [line])[0]
-        line = {"threads": threads, "batch": batch, "seconds": seconds}
+        line = {"threads": threads, "batch": batch, "seconds": min(0.5, seconds)}
+        ask_all(made, [line])  # a GPU prepares for each thread
+        line["seconds"] = seconds
         raw = ask_all(made, [line])[0]
     bench.row(f"the model alone, {provider}, batch 1, 1 thread", single, "answers/s")
     bench.row(f"the model alone, {provider}, batch {batch}, {threads} threads", raw, "answers/s")
@@ -302,7 +319,7 @@ def server(bench: Bench) -> None:
     with parts(bench, clients, "client") as made:
         port = load.free_port()
         with parts(bench, 1, "no_work", "--port", port):
-            rate, _ = ask_many(made, port, sizes.at_once[-1], seconds, side)
+            rate, _ = ask_many(made, port, max(sizes.at_once), seconds, side)
         bench.row(f"the client alone, {clients} processes", rate, "answers/s", limit)
         with served(bench, folder, provider) as (port, runs_on):
             if runs_on != provider:
@@ -332,8 +349,9 @@ def served(bench: Bench, folder: Path, provider: str) -> Iterator[tuple[int, str
     port = load.free_port()
     command = [str(ROOT / "04_serve.py"), "--exports", str(folder), "--port", str(port)]
     command += ["--provider", provider, "--queue", "1024"]
-    process = load.start_server(command, port, load.a_photo(bench.sizes.size))
-    bench.emit({"started": process.pid})
+    photo = load.a_photo(bench.sizes.size)
+    # told at once: a section that is stopped while it loads must not leave it on the GPU
+    process = load.start_server(command, port, photo, lambda pid: bench.emit({"started": pid}))
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/model", timeout=10) as answer:
             told = json.load(answer)
