@@ -205,7 +205,7 @@ def measure_cells(bench: Bench, cells: list[tuple[int, str]]) -> None:
             bench.row(f"{what}: its first step", first, "s")
             spent = take_turns({"compiled": run, "eager": ours}, sizes.cell_seconds, wait)
             tell_pair(bench, what, batch, spent, ("compiled", "eager"))
-            if len(pairs) == 1 and time_to_compile(bench):
+            if (batch, name) == (sizes.batches[0], bench.precision) and time_to_compile(bench):
                 bare = compiled(models[1].backbone, "forward", bare, sizes.compiler)
                 first_call(bare, wait)
                 both = {"both compiled": run, "bare backbone compiled": bare}
