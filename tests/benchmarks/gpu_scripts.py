@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -156,32 +155,33 @@ def timm(bench: Bench) -> None:
 
 
 def export(bench: Bench) -> None:
-    """03 on what 02a trained here; where it did not, or 03 kept fewer than three models, exports
-    with random weights, for the sections that serve.
+    """03 on what 02a trained here; exports with random weights where that gives none, as the
+    sections that serve need some.
     """
     if any((bench.folder / "checkpoints" / "species_only").glob("*-best.pt")):
         export_trained(bench)
-    if not complete(exported := bench.folder / "exported"):
+    if not (bench.folder / "exported" / "bundle.json").is_file():
         import swin_exports
 
         begin = time.monotonic()
-        shutil.rmtree(exported, ignore_errors=True)
-        swin_exports.make(exported, bench.sizes.backbone, bench.sizes.size)
+        swin_exports.make(bench.folder / "exported", bench.sizes.backbone, bench.sizes.size)
         bench.row("exports with random weights", time.monotonic() - begin, "s")
 
 
 def export_trained(bench: Bench) -> None:
     """Report a run of 03."""
     command = [sys.executable, "03_export.py", "--data", organized(bench)]
-    command += ["--checkpoints", bench.folder / "checkpoints", "--workers", max(1, CORES - 1)]
-    command += ["--output", bench.folder / "exported"]
+    command += ["--checkpoints", bench.folder / "checkpoints"]
+    command += ["--output", bench.folder / "exported", "--max-pictures", bench.sizes.exported]
+    command += ["--workers", min(4, max(1, CORES - 1))]
     on_device = takes("03_export.py", "--device", "export")
-    told = run(bench, [*command, *(["--device", bench.device] if on_device else [])])
+    also = ["--device", bench.device] if on_device else []
+    told = run(bench, [*command, *also], spare=25 * bench.on_gpu)  # for random weights
     where = f"on {bench.device}" if on_device else "on the CPU"
     if told.code != 0:
         bench.row(f"03, {where}: failed: {told.why()}")
         return
-    bench.row(f"03, {where}, {bench.sizes.judged} pictures a split", told.seconds, "s")
+    bench.row(f"03, {where}, {bench.sizes.exported} pictures a split", told.seconds, "s")
     ending = told.after_last_line()
     bench.row("03: from the last line to the end", ending, "s", "wanted: at most 2")
 
@@ -231,14 +231,10 @@ def provider_of(bench: Bench) -> str:
     return best
 
 
-def complete(folder: Path) -> bool:
-    """Whether it has the three models of a finished export."""
-    return all((folder / file).is_file() for file in (*FILES.values(), "bundle.json"))
-
-
 def exports(bench: Bench) -> Path:
     """What the section export wrote; raises RuntimeError where it did not."""
-    if not complete(folder := bench.folder / "exported"):
+    folder = bench.folder / "exported"
+    if not (folder / "bundle.json").is_file():
         raise RuntimeError("it needs what the section export writes")
     return folder
 
@@ -253,7 +249,9 @@ def latency(bench: Bench) -> None:
     threads = 1 if provider != "cpu" else CORES
     options = OPTIONS.get(provider)
     models = {
-        name: Predictor(folder, file, threads, order, options) for name, file in FILES.items()
+        name: Predictor(folder, file, threads, order, options)
+        for name, file in FILES.items()
+        if (folder / file).is_file()  # 03 keeps no INT8 model that answers otherwise
     }
     took = {model.session.get_providers()[0] for model in models.values()}
     for batch in bench.sizes.latency_batches:
