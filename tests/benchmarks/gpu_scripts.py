@@ -155,20 +155,33 @@ def timm(bench: Bench) -> None:
 
 
 def export(bench: Bench) -> None:
-    """03 on what 02a trained here."""
-    if not any((bench.folder / "checkpoints" / "species_only").glob("*-best.pt")):
-        bench.row("left out: it exports what the section train trains")
-        return
+    """03 on what 02a trained here; exports with random weights where that gives none, as the
+    sections that serve need some.
+    """
+    if any((bench.folder / "checkpoints" / "species_only").glob("*-best.pt")):
+        export_trained(bench)
+    if not (bench.folder / "exported" / "bundle.json").is_file():
+        import swin_exports
+
+        begin = time.monotonic()
+        swin_exports.make(bench.folder / "exported", bench.sizes.backbone, bench.sizes.size)
+        bench.row("exports with random weights", time.monotonic() - begin, "s")
+
+
+def export_trained(bench: Bench) -> None:
+    """Report a run of 03."""
     command = [sys.executable, "03_export.py", "--data", organized(bench)]
-    command += ["--checkpoints", bench.folder / "checkpoints", "--workers", max(1, CORES - 1)]
-    command += ["--output", bench.folder / "exported"]
+    command += ["--checkpoints", bench.folder / "checkpoints"]
+    command += ["--output", bench.folder / "exported", "--max-pictures", bench.sizes.exported]
+    command += ["--workers", min(4, max(1, CORES - 1))]
     on_device = takes("03_export.py", "--device", "export")
-    told = run(bench, [*command, *(["--device", bench.device] if on_device else [])])
+    also = ["--device", bench.device] if on_device else []
+    told = run(bench, [*command, *also], spare=25 * bench.on_gpu)  # for random weights
     where = f"on {bench.device}" if on_device else "on the CPU"
     if told.code != 0:
         bench.row(f"03, {where}: failed: {told.why()}")
         return
-    bench.row(f"03, {where}, {bench.sizes.judged} pictures a split", told.seconds, "s")
+    bench.row(f"03, {where}, {bench.sizes.exported} pictures a split", told.seconds, "s")
     ending = told.after_last_line()
     bench.row("03: from the last line to the end", ending, "s", "wanted: at most 2")
 
@@ -219,29 +232,27 @@ def provider_of(bench: Bench) -> str:
 
 
 def exports(bench: Bench) -> Path:
-    """What 03 wrote in the section export, if it kept all three models; else exports with random
-    weights, made once.
-    """
-    import swin_exports
-
+    """What the section export wrote; raises RuntimeError where it did not."""
     folder = bench.folder / "exported"
-    if all((folder / file).is_file() for file in FILES.values()):
-        return folder
-    folder = bench.folder / "exports"
     if not (folder / "bundle.json").is_file():
-        swin_exports.make(folder, bench.sizes.backbone, bench.sizes.size)
+        raise RuntimeError("it needs what the section export writes")
     return folder
 
 
 def latency(bench: Bench) -> None:
     """FP32, FP16 and INT8 of one network, by ONNX Runtime on the best provider at hand."""
     from common.serve.predictor import Predictor
-    from common.serve.providers import PROVIDERS
+    from common.serve.providers import OPTIONS, PROVIDERS
 
     folder, provider = exports(bench), provider_of(bench)
     order = list(dict.fromkeys([PROVIDERS[provider], PROVIDERS["cpu"]]))
     threads = 1 if provider != "cpu" else CORES
-    models = {name: Predictor(folder, file, threads, order) for name, file in FILES.items()}
+    options = OPTIONS.get(provider)
+    models = {
+        name: Predictor(folder, file, threads, order, options)
+        for name, file in FILES.items()
+        if (folder / file).is_file()  # 03 keeps no INT8 model that answers otherwise
+    }
     took = {model.session.get_providers()[0] for model in models.values()}
     for batch in bench.sizes.latency_batches:
         side = bench.sizes.size
@@ -283,13 +294,17 @@ def ask_all(made: list[load.Part], asked: Sequence[dict[str, Any]]) -> tuple[flo
 
 def server(bench: Bench) -> None:
     """04 behind HTTP, against the model alone and against decoding alone, whichever is less."""
+    from common.serve.batcher import LANES
+
     sizes, folder, provider = bench.sizes, exports(bench), provider_of(bench)
     seconds, side = sizes.server_seconds, sizes.size
-    batch, threads = (32, 1) if provider != "cpu" else (1, CORES)
+    batch, threads = (32, LANES) if provider != "cpu" else (1, CORES)  # as 04 runs it
     with parts(bench, 1, "raw", "--exports", folder, "--provider", provider) as made:
         line = {"threads": 1, "batch": 1, "seconds": min(1.0, seconds)}
         single = ask_all(made, [line])[0]
-        line = {"threads": threads, "batch": batch, "seconds": seconds}
+        line = {"threads": threads, "batch": batch, "seconds": min(0.5, seconds)}
+        ask_all(made, [line])  # a GPU prepares for each thread
+        line["seconds"] = seconds
         raw = ask_all(made, [line])[0]
     bench.row(f"the model alone, {provider}, batch 1, 1 thread", single, "answers/s")
     bench.row(f"the model alone, {provider}, batch {batch}, {threads} threads", raw, "answers/s")
@@ -302,7 +317,7 @@ def server(bench: Bench) -> None:
     with parts(bench, clients, "client") as made:
         port = load.free_port()
         with parts(bench, 1, "no_work", "--port", port):
-            rate, _ = ask_many(made, port, sizes.at_once[-1], seconds, side)
+            rate, _ = ask_many(made, port, max(sizes.at_once), seconds, side)
         bench.row(f"the client alone, {clients} processes", rate, "answers/s", limit)
         with served(bench, folder, provider) as (port, runs_on):
             if runs_on != provider:
@@ -332,8 +347,9 @@ def served(bench: Bench, folder: Path, provider: str) -> Iterator[tuple[int, str
     port = load.free_port()
     command = [str(ROOT / "04_serve.py"), "--exports", str(folder), "--port", str(port)]
     command += ["--provider", provider, "--queue", "1024"]
-    process = load.start_server(command, port, load.a_photo(bench.sizes.size))
-    bench.emit({"started": process.pid})
+    photo = load.a_photo(bench.sizes.size)
+    # told at once: a section that is stopped while it loads must not leave it on the GPU
+    process = load.start_server(command, port, photo, lambda pid: bench.emit({"started": pid}))
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/model", timeout=10) as answer:
             told = json.load(answer)

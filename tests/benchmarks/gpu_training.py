@@ -159,49 +159,63 @@ def first_call(run: Step, wait: Callable[[], None]) -> float:
 
 
 def step_times(bench: Bench) -> None:
-    """The training step: batch sizes and precisions, against the bare backbone; then compiled
-    against eager, the most important first, for as long as there is time.
+    """The training step as 02a runs it: against the bare backbone, and compiled against eager."""
+    measure_cells(bench, [(bench.sizes.batches[0], bench.precision)])
+
+
+def precisions(bench: Bench) -> None:
+    """The step at the other batch sizes and precisions: all of them eager, then compiled for as
+    long as there is time.
     """
+    cells = [(batch, name) for batch in bench.sizes.batches for name in computes(bench)]
+    # to compile takes most of the time: the precision that 02a takes is the first
+    cells.sort(key=lambda cell: cell[1] != bench.precision)
+    measure_cells(bench, [c for c in cells if c != (bench.sizes.batches[0], bench.precision)])
+
+
+def measure_cells(bench: Bench, cells: list[tuple[int, str]]) -> None:
+    """The step at some (batch, precision), the most important first."""
     sizes, wait = bench.sizes, wait_for(bench)
     models = step.make_models(sizes.backbone, sizes.size, torch.device(bench.device))
     pairs: dict[tuple[int, str], list[Step]] = {}
-    for batch in sizes.batches:
-        for name, compute in computes(bench).items():
-            what = f"batch {batch}, {name}, eager"
-            clean_up()
-            with told_if_it_fails(bench, what):
-                scalers = [compute.scaler(), compute.scaler()]
-                pair = step.make_steps(models, batch, compute, scalers)
-                pair = [with_tf32(PRECISIONS[name][1], run) for run in pair]
-                steps = dict(zip(step.CONTESTANTS, pair, strict=True))
-                spent = take_turns(steps, sizes.cell_seconds, wait)
-                tell_pair(bench, what, batch, spent, step.CONTESTANTS)
-                pairs[batch, name] = pair
-                if bench.on_gpu and name == bench.precision:
-                    peak = torch.cuda.max_memory_allocated() / 2**30
-                    bench.row(f"{what}: peak memory, both models", peak, "GiB")
-    # to compile takes most of the time: the precision that 02a takes is the first
-    order = sorted(pairs, key=lambda cell: cell[1] != bench.precision)
-    expected = 45.0 if bench.on_gpu else 0.0  # seconds for one; later those of the one before
-    for batch, name in order:
+    for batch, name in cells:
+        what, compute = f"batch {batch}, {name}, eager", computes(bench)[name]
+        clean_up()
+        with told_if_it_fails(bench, what):
+            scalers = [compute.scaler(), compute.scaler()]
+            pair = step.make_steps(models, batch, compute, scalers)
+            pair = [with_tf32(PRECISIONS[name][1], run) for run in pair]
+            steps = dict(zip(step.CONTESTANTS, pair, strict=True))
+            spent = take_turns(steps, sizes.cell_seconds, wait)
+            tell_pair(bench, what, batch, spent, step.CONTESTANTS)
+            pairs[batch, name] = pair
+            if bench.on_gpu and name == bench.precision:
+                peak = torch.cuda.max_memory_allocated() / 2**30
+                bench.row(f"{what}: peak memory, both models", peak, "GiB")
+    for batch, name in pairs:
         what = f"batch {batch}, {name}, compiled"
-        if bench.left() < expected + 2 * sizes.cell_seconds:
+        if not time_to_compile(bench):
             bench.row(f"{what}: left out, no time")
             continue
         clean_up()
         with told_if_it_fails(bench, what):
             ours, bare = pairs[batch, name]
             run = compiled(models[0].backbone, "forward_features", ours, sizes.compiler)
-            expected = first_call(run, wait)
+            first = first_call(run, wait)
+            bench.row(f"{what}: its first step", first, "s")
             spent = take_turns({"compiled": run, "eager": ours}, sizes.cell_seconds, wait)
             tell_pair(bench, what, batch, spent, ("compiled", "eager"))
-            bench.row(f"{what}: its first step", expected, "s")
-            if (batch, name) == order[0] and bench.left() > expected + 2 * sizes.cell_seconds:
+            if (batch, name) == (sizes.batches[0], bench.precision) and time_to_compile(bench):
                 bare = compiled(models[1].backbone, "forward", bare, sizes.compiler)
                 first_call(bare, wait)
                 both = {"both compiled": run, "bare backbone compiled": bare}
                 spent = take_turns(both, sizes.cell_seconds, wait)
                 tell_pair(bench, f"batch {batch}, {name}, both compiled", batch, spent, tuple(both))
+
+
+def time_to_compile(bench: Bench) -> bool:
+    """Whether compiling a step, and measuring it, should end within the section."""
+    return bench.left() > 30 * bench.on_gpu + 6 * bench.sizes.cell_seconds
 
 
 def tell_pair(
@@ -266,18 +280,24 @@ def measure_ladder(bench: Bench, batch: int) -> None:
         "+ channels last": stepped(work(channels_last, fast, False)),
         "+ fused optimizer": stepped(fused),
     }
+    spent = take_turns(rungs, len(rungs) * sizes.cell_seconds, wait)
+    bench.row(f"batch {batch}, fp32", batch / float(np.median(spent["fp32"])), "images/s")
+    for before, name in itertools.pairwise(rungs):
+        tell_pair(bench, f"batch {batch}, {name}", batch, spent, (name, before))
+    if bench.on_gpu:
+        bench.row("calls that wait for the GPU in 5 steps", waits_of(fused), "", "wanted: 0")
+    if not time_to_compile(bench):
+        bench.row(f"batch {batch}, + compiled backbone: left out, no time")
+        return
     with told_if_it_fails(bench, f"batch {batch}, + compiled backbone"):
         run = compiled(channels_last.backbone, "forward_features", stepped(fused), sizes.compiler)
         first_call(run, wait)
-        rungs["+ compiled backbone"] = run
-    spent, names = take_turns(rungs, len(rungs) * sizes.cell_seconds, wait), list(rungs)
-    bench.row(f"batch {batch}, fp32", batch / float(np.median(spent["fp32"])), "images/s")
-    for before, name in itertools.pairwise(names):
+        before, name = "+ fused optimizer", "+ compiled backbone"
+        ends = {"fp32": rungs["fp32"], before: rungs[before], name: run}
+        spent = take_turns(ends, len(ends) * sizes.cell_seconds, wait)
         tell_pair(bench, f"batch {batch}, {name}", batch, spent, (name, before))
-    ratio = float(np.median(spent[names[0]] / spent[names[-1]]))
-    bench.row(f"batch {batch}, the last against the first", ratio, "times")
-    if bench.on_gpu:
-        bench.row("calls that wait for the GPU in 5 steps", waits_of(fused), "", "wanted: 0")
+        ratio = float(np.median(spent["fp32"] / spent[name]))
+        bench.row(f"batch {batch}, the last against the first", ratio, "times")
 
 
 def waits_of(work: Work, steps: int = 5) -> int:
@@ -363,6 +383,7 @@ def cached(bench: Bench) -> None:
 SECTIONS = {
     "card": card,
     "step": step_times,
+    "precisions": precisions,
     "ladder": ladder,
     "heads": heads,
     "cached": cached,

@@ -24,9 +24,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +59,26 @@ def a_photo(side: int) -> bytes:
 # region the parts that run as processes of their own
 
 
-def raw(exports: Path, provider: str, commands: Any = sys.stdin) -> None:
-    """For each line {"threads", "seconds", "batch"} run the session alone, and print the
+def apart() -> Callable[[object], None]:
+    """Keep stdout for messages: from now on whatever libraries print goes to stderr.
+
+    Returns:
+        what sends a message, as a line of JSON.
+    """
+    told = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return lambda message: print(json.dumps(message), file=told, flush=True)
+
+
+def raw(exports: Path, provider: str, tell: Callable[[object], None]) -> None:
+    """For each line {"threads", "seconds", "batch"} run the session alone, and tell the
     milliseconds of each run.
     """
     predictor, _ = open_predictor(exports, None, provider)
     size = predictor.bundle.size
     one = np.asarray(Image.open(io.BytesIO(a_photo(size))).convert("RGB"))[None]
-    print("ready", flush=True)
-    for line in commands:
+    tell("ready")
+    for line in sys.stdin:
         asked, times = json.loads(line), []
         picture = one.repeat(asked["batch"], axis=0)
         predictor.session.run(None, {"images": picture})  # a GPU prepares for each size of batch
@@ -87,35 +100,32 @@ def raw(exports: Path, provider: str, commands: Any = sys.stdin) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        print(
-            json.dumps(
-                {
-                    "ms": times,
-                    "seconds": time.perf_counter() - begin,
-                    "statuses": {},
-                    "answers": len(times) * asked["batch"],
-                    "processor": time.process_time() - used,
-                }
-            ),
-            flush=True,
+        tell(
+            {
+                "ms": times,
+                "seconds": time.perf_counter() - begin,
+                "statuses": {},
+                "answers": len(times) * asked["batch"],
+                "processor": time.process_time() - used,
+            }
         )
 
 
-def decode(commands: Any = sys.stdin) -> None:
+def decode(tell: Callable[[object], None]) -> None:
     """For each line {"side", "size", "seconds"} read a photo again and again as the server does,
-    and print how often.
+    and tell how often.
     """
-    print("ready", flush=True)
-    for line in commands:
+    tell("ready")
+    for line in sys.stdin:
         asked, count = json.loads(line), 0
         photo, begin = a_photo(asked["side"]), time.perf_counter()
         while time.perf_counter() < begin + asked["seconds"]:
             resize_to_model(read_rgb(photo, long_side=512), asked["size"])
             count += 1
-        print(json.dumps({"answers": count, "seconds": time.perf_counter() - begin}), flush=True)
+        tell({"answers": count, "seconds": time.perf_counter() - begin})
 
 
-async def no_work(port: int) -> None:
+async def no_work(port: int, tell: Callable[[object], None]) -> None:
     """A server that reads requests and answers nothing: what the client alone can ask."""
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -126,18 +136,17 @@ async def no_work(port: int) -> None:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     server = await asyncio.start_server(one, "127.0.0.1", port)
-    print("ready", flush=True)
+    tell("ready")
     await server.serve_forever()
 
 
-def client(commands: Any = sys.stdin) -> None:
-    """For each line {"port", "concurrency", "seconds", "side", "form"} ask a server, and print
+def client(tell: Callable[[object], None]) -> None:
+    """For each line {"port", "concurrency", "seconds", "side", "form"} ask a server, and tell
     milliseconds and statuses.
     """
-    print("ready", flush=True)
-    for line in commands:
-        asked = json.loads(line)
-        print(json.dumps(asyncio.run(_ask(asked))), flush=True)
+    tell("ready")
+    for line in sys.stdin:
+        tell(asyncio.run(_ask(json.loads(line))))
 
 
 async def _ask(asked: dict[str, Any]) -> dict[str, Any]:
@@ -239,27 +248,34 @@ class Part:
     """A process that answers a line for a line; starting several costs the time of one."""
 
     def __init__(self, *arguments: str) -> None:
-        self.is_ready = False
+        self.is_ready, self.errors = False, tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, __file__, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
         )
 
     def wait(self) -> None:
-        """Wait until it is ready, the first time."""
+        """Wait until it is ready, the first time; raises RuntimeError where it ends instead."""
         if not self.is_ready:
-            assert self.process.stdout and self.process.stdout.readline().strip() == "ready"
-            self.is_ready = True
+            self.is_ready = self._read() == "ready"
 
     def __call__(self, **asked: Any) -> dict[str, Any]:
-        """Hand in a line and wait for the answer."""
+        """Hand in a line and wait for the answer; raises RuntimeError where it ends instead."""
         self.wait()
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        with contextlib.suppress(BrokenPipeError):  # one that has ended is told of below
+            print(json.dumps(asked), file=self.process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> Any:
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        self.errors.seek(0)
+        code, said = self.process.wait(), self.errors.read().split("\n")
+        last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+        raise RuntimeError(f"{self.process.args[3]} ended with code {code}: {last.strip()}")
 
 
 def free_port() -> int:
@@ -269,11 +285,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start_server(command: list[str], port: int, photo: bytes) -> subprocess.Popen:
-    """Start a server and wait until it answers a photo."""
+def start_server(
+    command: list[str], port: int, photo: bytes, begun: Callable[[int], None] = lambda pid: None
+) -> subprocess.Popen:
+    """Start a server, hand its process id to `begun`, and wait until it answers a photo."""
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.DEVNULL, start_new_session=True
     )
+    begun(process.pid)
     form = (
         b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
         + photo
@@ -441,11 +460,11 @@ def main() -> None:
     flags.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     args = flags.parse_args()
     if args.part in ("client", "decode"):
-        return {"client": client, "decode": decode}[args.part]()
+        return {"client": client, "decode": decode}[args.part](apart())
     if args.part == "no_work":
-        return asyncio.run(no_work(args.port))
+        return asyncio.run(no_work(args.port, apart()))
     if args.part == "raw":
-        return raw(args.exports, args.provider)
+        return raw(args.exports, args.provider, apart())
     if args.part:
         return {"fastapi": fastapi_server, "litserve": litserve_server}[args.part](
             args.exports, args.port
