@@ -3,13 +3,13 @@ is left at the end.
 """
 
 import contextlib
-import itertools
 import json
 import math
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ from common.train.report import evaluate_report
 from common.train.signals import StopRequest
 
 
-class Run:
+class Run(contextlib.AbstractContextManager["Run"]):
     """A training run that can be killed at any moment and started again.
 
     All state is in `last.pt`: weights, optimizer, epoch, step, history. The random draws follow
     from (seed, epoch, step), so that a resumed run takes the same steps as one never stopped.
+    Train inside a `with`: however that ends, no worker of a loader is left.
     """
 
     def __init__(
@@ -67,10 +68,6 @@ class Run:
         self.skipped = 0
         self.compiler = BackboneCompiler(self.args.compile, self.compute, self.world)
         self.open = contextlib.ExitStack()  # what ends with the phase, or with the run
-
-    def __enter__(self) -> "Run":
-        """Train inside a `with`: however it ends, no loader's worker is left."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.open.close()
@@ -184,8 +181,7 @@ class Run:
             views, size = EvalViews(self.data.splits["val"], recipe.image_size), self.eval_batch
             mine = range(len(views))[self.world.share(len(views))]
             batches = [mine[i : i + size] for i in range(0, len(mine), size)]
-            cycle = itertools.cycle(batches)
-            loader = make_loader(views, workers, sampler=cycle, pin_memory=pin_memory)
+            loader = make_loader(views, workers, sampler=cycle(batches), pin_memory=pin_memory)
             self.val_batches = self._feed(loader, len(batches))
         loader = make_loader(images, workers, sampler=self.sampler, pin_memory=pin_memory)
         self.train_batches = self._feed(loader, len(self.sampler))
@@ -327,10 +323,9 @@ class Run:
                 )
 
     def _postfix(self, waiting: float, rate: float) -> str:
-        on_gpu = self.compute.on_gpu
-        gpu = f", GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GB" if on_gpu else ""
-        loss = self.loss_sum / self.step
-        return f"loss {loss:.3f}, {rate:.0f} img/s, waiting for data {waiting:.0%}{gpu}"
+        gigabytes = torch.cuda.max_memory_reserved() / 2**30 if self.compute.on_gpu else 0.0
+        told = f"loss {self.loss_sum / self.step:.3f}, {rate:.0f} img/s, waiting for data"
+        return f"{told} {waiting:.0%}" + (f", GPU {gigabytes:.1f} GB" if gigabytes else "")
 
     def evaluate(self) -> tuple[Judged, dict[str, float]]:
         """Judge the model, or its average where there is one, on val: outcomes per picture, and
@@ -459,18 +454,14 @@ class Run:
                 f"{self.folder} is trained already: {self.total_epochs} epochs (--fresh repeats it)"
             )
             return
-        model = checkpoint.build_model(checkpoint.load(best)).to(
-            self.compute.device, memory_format=torch.channels_last
-        )
-        batches = make_loader(
-            EvalViews(self.data.splits["val"], self.recipe.image_size),
-            self.args.workers,
-            batch_size=self.eval_batch,
-            pin_memory=self.compute.on_gpu,
-        )
+        compute, views = self.compute, EvalViews(self.data.splits["val"], self.recipe.image_size)
+        model = checkpoint.build_model(checkpoint.load(best))
+        model.to(compute.device, memory_format=torch.channels_last)
+        workers, size = self.args.workers, self.eval_batch
+        batches = make_loader(views, workers, batch_size=size, pin_memory=compute.on_gpu)
         evaluate_report(
             self.folder,
-            loop.evaluate(model, batches, self.compute),
+            loop.evaluate(model, batches, compute),
             self.data,
             title=title,
             checkpoint=best.name,
