@@ -232,9 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     sizes = np.bincount(class_idx[class_idx >= 0], minlength=len(index))
     require_sizes(sizes, index, args.small_classes)  # before hours of reading
-    held_out = dict(
-        zip(index, hold_out(index, args.holdout_species, args.holdout_diseases), strict=True)
-    )
+    held_out = hold_out(index, args.holdout_species, args.holdout_diseases)
+    held_out = dict(zip(index, held_out, strict=True))
     identity = identity_of(files, args)
     if already_there(args, identity):
         placing.clear(args.output)

@@ -13,88 +13,84 @@ from common.serve.providers import PROVIDERS
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add what serving and predicting share, and what the server alone takes."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--exports",
         type=Path,
         default=Path("exports"),
         help="the folder 03 wrote (default: exports)",
     )
-    parser.add_argument(
+    add(
         "--model",
         action="append",
         metavar="NAME",
         help="a model file of that folder (default: what bundle.json says), "
         "or another exports folder; with --predict several --model answer together",
     )
-    parser.add_argument(
+    add(
         "--host",
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 lets the whole network in",
     )
-    parser.add_argument(
+    add(
         "--port",
         type=_whole(0, 65535),
         default=8000,
         help="port to listen on; 0 takes any free one",
     )
-    parser.add_argument(
+    add(
         "--provider",
         choices=("auto", *PROVIDERS),
         default="auto",
         help="what runs the model: one of ONNX Runtime's "
         "providers that are installed (default: the best that works)",
     )
-    parser.add_argument(
+    add(
         "--threads",
         type=_whole(1, 1024),
         help="photos computed at once, each on one thread (default: one per core, "
         "shared by the workers)",
     )
-    parser.add_argument(
+    add(
         "--workers",
         type=_whole(1, 256),
         help="processes, for machines of many cores (default: 1; with a GPU, which they share, one "
         "per two cores, at most 8)",
     )
-    parser.add_argument(
+    add(
         "--queue",
         type=_whole(1, 100_000),
         help="requests that may wait; more get 503 (default: 32 per thread, 128 with a GPU)",
     )
-    parser.add_argument(
+    add(
         "--top-k",
         type=_whole(1, 1000),
         default=5,
         help="alternatives listed per answer (default: 5)",
     )
-    parser.add_argument(
+    add(
         "--mode",
         choices=MODES,
         default="joint",
         help="joint: the most probable species and disease "
         "together (default); routed: the best species first, then its best disease",
     )
-    parser.add_argument(
-        "--max-upload-mb", type=_whole(1, 1000), default=20, help="largest upload (default: 20)"
-    )
-    parser.add_argument(
+    add("--max-upload-mb", type=_whole(1, 1000), default=20, help="largest upload (default: 20)")
+    add(
         "--api-key",
         default=os.environ.get("FOLIAR_API_KEY", ""),
         metavar="KEY",
-        help="ask for this key before answering "
-        "photos and /metrics; rather set FOLIAR_API_KEY, as other users of a computer see its "
-        "command lines",
+        help="ask for this key before answering photos and /metrics; rather set FOLIAR_API_KEY, as "
+        "other users of a computer see its command lines",
     )
-    parser.add_argument(
+    add(
         "--cors-origin",
         action="append",
         default=[],
         metavar="URL",
         help="let web pages of this address ask too; * for all",
     )
-    parser.add_argument(
-        "--access-log", action="store_true", help="print a line per request (never a photo)"
-    )
+    add("--access-log", action="store_true", help="print a line per request (never a photo)")
 
 
 def add_batch_flags(parser: argparse.ArgumentParser) -> None:

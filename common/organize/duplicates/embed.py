@@ -301,10 +301,8 @@ def features(
     done = _still_good(rows_file, done_file, wanted, count, width)
     todo = [s for s, good in zip(starts, done, strict=True) if not good]
     if len(todo) < len(starts):
-        say(
-            f"features: {count - sum(min(BLOCK, count - s) for s in todo):,} of {count:,} "
-            f"pictures are done already"
-        )
+        ready = count - sum(min(BLOCK, count - s) for s in todo)
+        say(f"features: {ready:,} of {count:,} pictures are done already")
     batch = batch or (16 if embedder.device.type == "cpu" else 256)
     spans = [
         (a, min(a + batch, s + BLOCK, count))
