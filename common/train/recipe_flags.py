@@ -104,6 +104,12 @@ def _check(recipe: Recipe) -> None:
             fail(f"{flag} is {value}; it must be at most {most:g}.")
     if recipe.layer_decay == 0:
         fail("--layer-decay is 0; it must be above 0, at most 1 (1 = all blocks learn alike).")
+    heads = "species_warmup" if recipe.classes == "flat" else "disease_heads"
+    if recipe.average_with_heads == "yes" and getattr(recipe, f"{heads}_epochs") == 0:
+        fail(
+            "--average-with-heads yes, but no phase trains heads alone: give "
+            f"--{heads.replace('_', '-')}-epochs some epochs, or --average-with-heads no."
+        )
     model_settings(recipe)
     betas(recipe)
 

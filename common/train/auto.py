@@ -1,0 +1,178 @@
+"""Recipe `auto`: one rule from the data, the network and the machine to the settings of a run.
+
+`resolve` is the rule, on the numbers right below. It gives plain settings, each with a reason, so
+that whatever uses a recipe needs to know nothing of it. `passes_within` and `measure` fit the rule
+into a time.
+"""
+
+import argparse
+import copy
+import itertools
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.console import Stopwatch, duration, fail, say, warn
+from common.train import checkpoint, loop, recipe_flags, recipes
+from common.train.averaging import PICTURES, SHARES
+from common.train.compute import choose_compute
+from common.train.dataset import Organized
+from common.train.machine import Setup, backbone_shape
+from common.train.model import SwinHierarchical
+from common.train.protocols import BASE, Recipe
+from common.train.run import Run
+
+# region the numbers of the rule
+
+# Passes over the training photos by their number, and between these in proportion on a log scale.
+# BiT-HyperRule (Kolesnikov et al. 2020) counts steps of 512 photos: 500 below 20,000 photos, 10,000
+# below 500,000, 20,000 above; these are its passes at 4,000, at 100,000 and at 1.5 million.
+PASSES = ((4_000, 60), (100_000, 50), (1_500_000, 7))
+BATCH = ((5_000, 32), (20_000, 64), (math.inf, 256))  # pictures per step, below so many photos
+MANY = 20_000  # photos from which on MixUp, CutMix and RandAugment pay (BiT-HyperRule: MixUp)
+# By the kind of network: (rate, batch it is for; by the square root for others), layer decay
+SMALL, CONVOLUTIONAL, ATTENTION = "small convolutional", "convolutional", "transformer or ConvNeXt"
+RATE = {SMALL: (5e-4, 32), CONVOLUTIONAL: (3e-4, 32), ATTENTION: (1e-4, 128)}
+LAYER_DECAY = {SMALL: 1.0, CONVOLUTIONAL: 0.9, ATTENTION: 0.8}
+SMALL_BELOW = 10.0  # million parameters
+# Heads first, on stored features (LP-FT, Kumar et al. 2022): views of each photo, steps, rate
+VIEWS, HEAD_STEPS, HEAD_RATE = 2, 1500, 1e-3
+EMA = ((2_000, 0.99), (50_000, 0.999), (math.inf, 0.9999))  # decay, below so many steps
+BACKBONES = {  # by device; the first is taken, common/train/RECIPES.md compares them
+    "cpu": ("mobilenetv2_100", "mobilenetv4_conv_medium.e500_r256_in1k"),
+    "gpu": (
+        "convnext_tiny.in12k_ft_in1k",
+        "tiny_vit_21m_224.dist_in22k_ft_in1k",
+        "mobilenetv4_conv_medium.e500_r256_in1k",
+        "swin_tiny_patch4_window7_224.ms_in22k",
+    ),
+}
+CPU_SIDE = 160  # px, for a small network on a CPU
+CPU_MINUTES, CPU_PHOTOS = 30.0, 5_000  # on a CPU: so long for so many photos; more take longer
+FEW_PASSES = 8  # fewer than these are told
+
+# endregion
+
+# region the rule
+
+
+class Network(NamedTuple):
+    """What the rule goes by: millions of parameters, a key of RATE, side of its pictures [px]."""
+
+    million: float
+    kind: str
+    side: int
+
+
+def look_at(backbone: str, arguments: str) -> Network:
+    """Look at a backbone without building it; one that would have to be downloaded first is taken
+    for a transformer of 30 million parameters, 224 px.
+    """
+    built = backbone_shape(recipe_flags.replace(BASE, backbone=backbone, backbone_args=arguments))
+    if built is None:
+        return Network(30.0, ATTENTION, 224)
+    million = sum(p.numel() for p in built.parameters()) / 1e6
+    kind = SMALL if million < SMALL_BELOW else CONVOLUTIONAL
+    if any(isinstance(module, nn.LayerNorm) for module in built.modules()):
+        kind = ATTENTION
+    return Network(million, kind, int(built.pretrained_cfg["input_size"][-1]))
+
+
+def resolve(
+    sizes: np.ndarray,
+    num_species: int,
+    device: str,
+    given: Mapping[str, Any],
+    most_passes: float = math.inf,
+) -> tuple[Recipe, dict[str, str]]:
+    """The rule.
+
+    Args:
+        sizes: int (classes,), pictures per class of the train split.
+        num_species: as many as classes: every species has one class.
+        device: cpu, cuda or mps.
+        given: the settings that flags give; what follows from a setting follows from these.
+        most_passes: what the time allows.
+
+    Returns:
+        a recipe without the given settings, and a reason for each setting that the rule chose.
+    """
+    photos, why = int(sizes.sum()), {}
+    rows: dict[str, Any] = {"source": "ours: resolved from the data, the network and the machine"}
+
+    def row(name: str, value: Any, reason: str) -> Any:
+        rows[name], why[name] = value, reason
+        return given.get(name, value)
+
+    first, *others = BACKBONES["cpu" if device == "cpu" else "gpu"]
+    place = "a CPU" if device == "cpu" else "a GPU"
+    backbone = row("backbone", first, f"for {place}; or --backbone {', '.join(others)}")
+    network = look_at(backbone, given.get("backbone_args", ""))
+    kind, told = network.kind, f"{photos:,} photos"
+    small, many = kind == SMALL, photos >= MANY
+    flat = len(sizes) == num_species
+    flat = row("classes", *FLAT if flat else TREE) == "flat"
+    on_cpu = device == "cpu" and small
+    side = f"small network on {place}" if on_cpu else "what its weights were trained at"
+    row("image_size", CPU_SIDE if on_cpu else network.side, side)
+    batch = row("batch_size", _below(BATCH, photos), told)
+
+    limit = _passes(photos)
+    passes = max(1, int(min(limit, most_passes)))
+    steps = passes * max(1, photos // batch)
+    spent = told if passes == limit else f"what the time allows, of {limit}"
+    stage = "species_finetune" if flat else "joint"
+    row(f"{stage}_epochs", passes, spent)
+    rate, usual = RATE[kind]
+    row(f"{stage}_lr", _round(rate * math.sqrt(batch / usual)), f"{kind}, batch {batch}")
+    row(f"{stage}_lr_end", 1e-6, "cosine")
+    heads = "heads first, on stored features"
+    row("cached_views", VIEWS if not many else 1, heads)
+    head_epochs = max(2, min(30, HEAD_STEPS * batch // photos))
+    row("species_warmup_epochs", 1 if num_species == 1 and not flat else head_epochs, heads)
+    row("disease_heads_epochs", 0 if flat else head_epochs, heads)
+    for name in ("species_warmup_lr", "species_warmup_lr_end", "disease_heads_lr"):
+        row(name, HEAD_RATE, "heads alone")
+    for other in {"species_finetune", "species_final", "disease_boost", "joint"} - {stage}:
+        row(f"{other}_epochs", 0, "heads first, then everything at once")
+    row("layer_decay", LAYER_DECAY[kind], kind)
+    row("ema_decay", _below(EMA, steps), f"{steps:,} steps")
+    row("average_with_heads", "yes", "where val says that it helps")
+
+    row("loss", "cross_entropy", "with log-priors in place of weights")
+    row("tail", "balanced_softmax", f"classes of {sizes.min()} to {sizes.max()} photos")
+    row("label_smoothing", 0.1, "as usual in fine-tuning")
+    row("disease_weight", 1.0, "the loss of the pair")
+    strong = "full" if many and not small else "gentle"
+    row("augment", strong, f"{told}, {network.million:.1f} million parameters")
+    mixed = many and not small
+    row("mix_share", 0.5 if mixed else 0.0, f"{told}, {kind}")
+    row("randaugment_ops", 2 if mixed else 0, f"{told}, {kind}")
+    return recipe_flags.replace(BASE, **rows), why
+
+
+FLAT = ("flat", "every species has one class")
+TREE = ("hierarchical", "species have diseases")
+
+
+def _below(steps: tuple[tuple[float, Any], ...], value: float) -> Any:
+    return next(found for limit, found in steps if value < limit)
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+def _passes(photos: int) -> int:
+    known, passes = np.array(PASSES, float).T
+    return round(float(np.interp(math.log(photos), np.log(known), passes)))
+
+
+# endregion
