@@ -11,7 +11,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from common.train.dataset import Organized
 from common.train.machine import Setup, backbone_shape
 from common.train.model import SwinHierarchical
 from common.train.protocols import BASE, Recipe
+from common.train.recipes import AUTO
 from common.train.run import Run
 
 # region the numbers of the rule
@@ -57,6 +58,9 @@ BACKBONES = {  # by device; the first is taken, common/train/RECIPES.md compares
 CPU_SIDE = 160  # px, for a small network on a CPU
 CPU_MINUTES, CPU_PHOTOS = 30.0, 5_000  # on a CPU: so long for so many photos; more take longer
 FEW_PASSES = 8  # fewer than these are told
+RESERVE = 0.95  # of the time is planned with
+# What is measured: steps after those of the warm-up, or as many as these seconds have, and of val
+WARM_UP, MEASURED, MEASURE_SECONDS, VAL_BATCHES = 3, 30, 20.0, 8
 
 # endregion
 
@@ -75,7 +79,7 @@ def look_at(backbone: str, arguments: str) -> Network:
     """Look at a backbone without building it; one that would have to be downloaded first is taken
     for a transformer of 30 million parameters, 224 px.
     """
-    built = backbone_shape(recipe_flags.replace(BASE, backbone=backbone, backbone_args=arguments))
+    built = backbone_shape(replace(BASE, backbone=backbone, backbone_args=arguments))
     if built is None:
         return Network(30.0, ATTENTION, 224)
     million = sum(p.numel() for p in built.parameters()) / 1e6
@@ -117,8 +121,13 @@ def resolve(
     network = look_at(backbone, given.get("backbone_args", ""))
     kind, told = network.kind, f"{photos:,} photos"
     small, many = kind == SMALL, photos >= MANY
-    flat = len(sizes) == num_species
-    flat = row("classes", *FLAT if flat else TREE) == "flat"
+    one_each = len(sizes) == num_species
+    told_classes = (
+        "every species has one class"
+        if one_each
+        else f"{len(sizes)} classes of {num_species} species"
+    )
+    flat = row("classes", "flat" if one_each else "hierarchical", told_classes) == "flat"
     on_cpu = device == "cpu" and small
     side = f"small network on {place}" if on_cpu else "what its weights were trained at"
     row("image_size", CPU_SIDE if on_cpu else network.side, side)
@@ -144,7 +153,8 @@ def resolve(
         row(f"{other}_epochs", 0, "heads first, then everything at once")
     row("layer_decay", LAYER_DECAY[kind], kind)
     row("ema_decay", _below(EMA, steps), f"{steps:,} steps")
-    row("average_with_heads", "yes", "where val says that it helps")
+    heads_learn = given.get("species_warmup_epochs" if flat else "disease_heads_epochs", 1)
+    row("average_with_heads", "yes" if heads_learn else "no", "where val says that it helps")
 
     row("loss", "cross_entropy", "with log-priors in place of weights")
     row("tail", "balanced_softmax", f"classes of {sizes.min()} to {sizes.max()} photos")
@@ -155,11 +165,7 @@ def resolve(
     mixed = many and not small
     row("mix_share", 0.5 if mixed else 0.0, f"{told}, {kind}")
     row("randaugment_ops", 2 if mixed else 0, f"{told}, {kind}")
-    return recipe_flags.replace(BASE, **rows), why
-
-
-FLAT = ("flat", "every species has one class")
-TREE = ("hierarchical", "species have diseases")
+    return replace(BASE, **rows), why
 
 
 def _below(steps: tuple[tuple[float, Any], ...], value: float) -> Any:
@@ -173,6 +179,135 @@ def _round(rate: float) -> float:
 def _passes(photos: int) -> int:
     known, passes = np.array(PASSES, float).T
     return round(float(np.interp(math.log(photos), np.log(known), passes)))
+
+
+# endregion
+
+
+def choose(
+    args: argparse.Namespace, data: Organized, most_passes: float = math.inf
+) -> tuple[Recipe, dict[str, Any], dict[str, str]]:
+    """Resolve the recipe of 02a, whichever is named. A run of `auto` that goes on keeps the
+    settings of its last.pt, so that neither another machine nor another time changes them.
+
+    Returns:
+        the recipe; what flags changed (see `recipe_flags.from_flags`); reasons for settings.
+    """
+    last = args.checkpoints / "species_only" / "last.pt"
+    if args.recipe != AUTO:
+        return *recipe_flags.from_flags(args), {}
+    if last.is_file() and not args.fresh:
+        saved = checkpoint.load(last)
+        if saved["identity"]["recipe"] == AUTO:
+            say(f"recipe auto, as resolved when {last.parent} was begun")
+            recipe, _ = recipe_flags.from_flags(args, saved["recipe"])
+            return recipe, {}, {}
+    device, given = (
+        choose_compute(args.device, args.precision).device.type,
+        recipe_flags.given(args),
+    )
+    base, why = resolve(data.train_sizes, data.tree.num_species, device, given, most_passes)
+    return *recipe_flags.from_flags(args, asdict(base)), why
+
+
+# endregion
+
+# region the time
+
+
+class Pace(NamedTuple):
+    """Seconds of a training step, and of judging val."""
+
+    step: float
+    val: float
+
+
+def time_limit(args: argparse.Namespace, data: Organized) -> float | None:
+    """Minutes that training may take, or None: those of --minutes; on a CPU CPU_MINUTES, in
+    proportion for more than CPU_PHOTOS, unless a flag gives the passes.
+
+    Raises:
+        SystemExit: where --minutes makes no sense.
+    """
+    has_passes = {"joint_epochs", "species_finetune_epochs"} & recipe_flags.given(args).keys()
+    if args.minutes is None:
+        if args.recipe != AUTO or has_passes or choose_compute(args.device).device.type != "cpu":
+            return None
+        return CPU_MINUTES * max(1.0, len(data.splits["train"]) / CPU_PHOTOS)
+    if args.recipe != AUTO or has_passes:
+        other = "the flags for epochs" if has_passes else f"--recipe {args.recipe}"
+        fail(f"--minutes lets recipe auto choose the passes: leave out either it or {other}.")
+    if not 0 < args.minutes < math.inf:
+        fail(f"--minutes is {args.minutes:g}; it must be a number above 0.")
+    return args.minutes
+
+
+def passes_that_fit(setup: Setup, model: SwinHierarchical, minutes: float, clock: Stopwatch) -> int:
+    """Passes over the training photos that end in time, at least 1, by this machine's first steps.
+
+    Args:
+        clock: runs since the script began.
+    """
+    say(f"measuring how many passes fit into {minutes:g} minutes ...")
+    pace, recipe, splits = measure(setup, model), setup.recipe, setup.data.splits
+    photos, val = len(splits["train"]), len(splits["val"])
+    passes = passes_within(RESERVE * 60 * minutes - clock(), pace, recipe, photos, val)
+    whole = max(recipe.joint_epochs, recipe.species_finetune_epochs)
+    needed = minutes * whole / max(passes, 1)
+    say(
+        f"a step takes {1000 * pace.step:.0f} ms, judging val {duration(pace.val)}: "
+        f"{min(passes, whole)} of {whole} passes fit into {minutes:g} minutes"
+        + (f" (all of them: --minutes {needed:.0f})" if passes < whole else "")
+    )
+    if passes < min(FEW_PASSES, whole):
+        warn(
+            f"{max(passes, 1)} passes over the photos are few, and the model will be worse for it: "
+            "give more --minutes, a smaller --image-size or --backbone, or a GPU."
+        )
+    return max(passes, 1)
+
+
+def passes_within(seconds: float, pace: Pace, recipe: Recipe, photos: int, val: int) -> int:
+    """Passes that fit into the time of both scripts, 0 or less where not one does.
+
+    Features are stored, and a report is written, once in each script; the averages at the end judge
+    val, and see some training photos.
+    """
+    scripts = 1 if recipe.classes == "flat" else 2
+    look = pace.val / val  # a photo through the network, without learning
+    once = scripts * recipe.cached_views * photos * look + (2 * scripts + 1) * pace.val
+    if recipe.average_with_heads == "yes":
+        once += pace.val + len(SHARES) * (pace.val + PICTURES * look)
+    steps = max(1, photos // recipe.batch_size)
+    return math.floor((seconds - once) / (steps * pace.step + pace.val))
+
+
+def measure(setup: Setup, model: SwinHierarchical) -> Pace:
+    """Take the first steps of the phase with all passes, and judge some of val, on a copy of the
+    model.
+    """
+    phases = recipes.species_phases(setup.recipe) + recipes.joint_phases(setup.recipe)
+    times: list[float] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Run(Path(folder), phases[-1:], copy.deepcopy(model), setup, "") as run,
+    ):
+        next(run.epochs())
+        whole, clock = Stopwatch(), Stopwatch()
+        steps = (run.train_batches, 0, 0, len(run.sampler), run.take_step)
+        for loss, _ in itertools.islice(loop.train_epoch(run.work, *steps), WARM_UP + MEASURED):
+            float(loss)  # waits for the device
+            times.append(clock())
+            clock = Stopwatch()
+            if run.world.any(whole() > MEASURE_SECONDS and len(times) > WARM_UP):
+                break
+        clock, some = Stopwatch(), itertools.islice(run.val_batches, VAL_BATCHES)
+        judged = loop.evaluate(run.work.model, some, run.compute)
+        share = len(judged.class_idx) * run.world.size / len(setup.data.splits["val"])
+        step, val = float(np.mean(times[min(WARM_UP, len(times) - 1) :])), clock() / share
+        run.live.close()
+        mean = run.world.total(torch.tensor([step, val])) / run.world.size
+    return Pace(*mean.tolist())
 
 
 # endregion
