@@ -248,29 +248,31 @@ def passes_that_fit(setup: Setup, model: SwinHierarchical, minutes: float, clock
     Args:
         clock: runs since the script began.
     """
-    say(f"measuring how many passes fit into {minutes:g} minutes ...")
-    pace, recipe, splits = measure(setup, model), setup.recipe, setup.data.splits
-    photos, val = len(splits["train"]), len(splits["val"])
-    passes = passes_within(RESERVE * 60 * minutes - clock(), pace, recipe, photos, val)
-    whole = max(recipe.joint_epochs, recipe.species_finetune_epochs)
-    needed = minutes * whole / max(passes, 1)
-    say(
-        f"a step takes {1000 * pace.step:.0f} ms, judging val {duration(pace.val)}: "
-        f"{min(passes, whole)} of {whole} passes fit into {minutes:g} minutes"
-        + (f" (all of them: --minutes {needed:.0f})" if passes < whole else "")
-    )
-    if passes < min(FEW_PASSES, whole):
+    say(f"measuring how many passes over the photos fit into {minutes:g} minutes ...")
+    pace, recipe = measure(setup, model), setup.recipe
+    photos, val = len(setup.data.splits["train"]), len(setup.data.splits["val"])
+    once, each = costs(pace, recipe, photos, val)
+    once += clock()
+    wanted = max(recipe.joint_epochs, recipe.species_finetune_epochs)
+    passes = max(1, math.floor((RESERVE * 60 * minutes - once) / each))
+    if passes >= wanted:
+        told = f"all {wanted} fit into {minutes:g} minutes"
+    else:
+        needed = math.ceil((once + wanted * each) / RESERVE / 60)
+        told = f"{passes} of {wanted} fit into {minutes:g} minutes, all into --minutes {needed}"
+    say(f"a pass over {photos:,} photos takes {duration(each)}, all else {duration(once)}: {told}")
+    if passes < min(FEW_PASSES, wanted):
         warn(
-            f"{max(passes, 1)} passes over the photos are few, and the model will be worse for it: "
-            "give more --minutes, a smaller --image-size or --backbone, or a GPU."
+            f"few passes ({passes}) make a worse model: give more --minutes, a smaller "
+            "--image-size or --backbone, or a GPU."
         )
-    return max(passes, 1)
+    return passes
 
 
-def passes_within(seconds: float, pace: Pace, recipe: Recipe, photos: int, val: int) -> int:
-    """Passes that fit into the time of both scripts, 0 or less where not one does.
+def costs(pace: Pace, recipe: Recipe, photos: int, val: int) -> tuple[float, float]:
+    """Seconds of both scripts: those that do not depend on the passes, and those of a pass.
 
-    Features are stored, and a report is written, once in each script; the averages at the end judge
+    Features are stored and a report is written once in each script; the averages at the end judge
     val, and see some training photos.
     """
     scripts = 1 if recipe.classes == "flat" else 2
@@ -278,8 +280,7 @@ def passes_within(seconds: float, pace: Pace, recipe: Recipe, photos: int, val: 
     once = scripts * recipe.cached_views * photos * look + (2 * scripts + 1) * pace.val
     if recipe.average_with_heads == "yes":
         once += pace.val + len(SHARES) * (pace.val + PICTURES * look)
-    steps = max(1, photos // recipe.batch_size)
-    return math.floor((seconds - once) / (steps * pace.step + pace.val))
+    return once, max(1, photos // recipe.batch_size) * pace.step + pace.val
 
 
 def measure(setup: Setup, model: SwinHierarchical) -> Pace:
