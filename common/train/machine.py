@@ -261,7 +261,7 @@ def check_backbone(recipe: Recipe) -> bool:
     if recipe.train_size:
         side = recipe.train_size
         try:
-            backbone.forward_features(torch.zeros(1, 3, side, side, device="meta"))
+            backbone.eval().forward_features(torch.zeros(1, 3, side, side, device="meta"))
         except (AssertionError, RuntimeError) as error:
             fail(
                 f"{recipe.backbone} is built for pictures of {recipe.image_size} px alone and "
