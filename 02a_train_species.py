@@ -6,7 +6,9 @@ Writes  checkpoints/species_only/: epoch=NN-val_loss=X.pt after each phase, epoc
 Next    02b_train_disease.py
 
   python 02a_train_species.py
-      recipe hierarchical: Swin-Tiny, 224 px, for a GPU
+      recipe auto: resolved from the photos, the network and the machine, and printed with reasons
+  python 02a_train_species.py --minutes 60
+      as many passes over the photos as 02a and 02b can take in an hour
   python 02a_train_species.py --recipe demo --weights none      minutes on two CPU cores
   python 02a_train_species.py --review-labels
       before that: lists pictures that may be under a wrong label, in checkpoints/labels_review/
@@ -14,7 +16,8 @@ Next    02b_train_disease.py
       any cell of the recipe, any machine
 
 Killed or stopped, the same command goes on where it was and ends with the same weights. Expect on
-the generated demo pictures a species accuracy above 0.95 on val at the end of phase A2.
+the generated demo pictures (--recipe demo) a species accuracy above 0.95 on val at the end of phase
+A2; recipe auto trains no more than the heads here, and everything in 02b.
 """
 
 import argparse
