@@ -74,7 +74,7 @@ fi
 recipe=${recipe:-auto} light=light  # without a GPU, a light model that trains on a CPU
 case "$recipe" in
   demo|two_core) light=light_$recipe ;;
-  auto) [ -z "$dry_run" ] && python -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
+  auto) [ -z "$dry_run" ] && python -c 'import torch; exit(not torch.cuda.is_available())' \
     || light=light_two_core ;;
 esac
 
