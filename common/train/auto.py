@@ -1,8 +1,8 @@
 """Recipe `auto`: one rule from the data, the network and the machine to the settings of a run.
 
 `resolve` is the rule, on the numbers right below. It gives plain settings, each with a reason, so
-that whatever uses a recipe needs to know nothing of it. `passes_within` and `measure` fit the rule
-into a time.
+that whatever uses a recipe needs to know nothing of it. `passes_that_fit` measures how many passes
+over the photos a time allows.
 """
 
 import argparse
