@@ -143,7 +143,7 @@ def resolve(
     row(f"{stage}_lr", _round(rate * math.sqrt(batch / usual)), f"{kind}, batch {batch}")
     row(f"{stage}_lr_end", 1e-6, "cosine")
     heads = "heads first, on stored features"
-    row("cached_views", VIEWS if not many else 1, heads)
+    row("cached_views", 1 if many or passes < FEW_PASSES else VIEWS, heads)
     head_epochs = max(2, min(30, HEAD_STEPS * batch // photos))
     row("species_warmup_epochs", 1 if num_species == 1 and not flat else head_epochs, heads)
     row("disease_heads_epochs", 0 if flat else head_epochs, heads)
@@ -202,10 +202,9 @@ def choose(
             say(f"recipe auto, as resolved when {last.parent} was begun")
             recipe, _ = recipe_flags.from_flags(args, saved["recipe"])
             return recipe, {}, {}
-    device, given = (
-        choose_compute(args.device, args.precision).device.type,
-        recipe_flags.given(args),
-    )
+    recipe_flags.from_flags(args, asdict(BASE))  # refuses what no recipe can have
+    given = recipe_flags.given(args)
+    device = choose_compute(args.device, args.precision).device.type
     base, why = resolve(data.train_sizes, data.tree.num_species, device, given, most_passes)
     return *recipe_flags.from_flags(args, asdict(base)), why
 

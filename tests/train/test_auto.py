@@ -113,6 +113,11 @@ def test_every_setting_of_the_rule_has_a_reason():
     assert shown.count("<- ") == len(why)
 
 
+def test_odd_flags_are_told(data, refused):
+    for flag, value in (("--batch-size", "0"), ("--augment", "gentel"), ("--backbone", "resnet5O")):
+        refused(flag, auto.choose, arguments(flag, value), data)
+
+
 # endregion
 
 # region the time
@@ -189,6 +194,7 @@ def test_the_time_decides_how_many_passes(data, tmp_path, capfd, monkeypatch):
     few, _, why = auto.choose(args, data, 4)
     assert few.joint_epochs == 4
     assert why["joint_epochs"] == "what the time allows, of 60"
+    assert (few.cached_views, recipe.cached_views) == (1, auto.VIEWS)
 
 
 # endregion
