@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
 from common.console import Stopwatch, duration, fail, say, warn
@@ -265,7 +264,7 @@ def passes_that_fit(setup: Setup, model: SwinHierarchical, minutes: float, clock
             f"few passes ({passes}) make a worse model: give more --minutes, a smaller "
             "--image-size or --backbone, or a GPU."
         )
-    return passes
+    return setup.world.gather(passes)[0]  # the others measured something else
 
 
 def costs(pace: Pace, recipe: Recipe, photos: int, val: int) -> tuple[float, float]:
@@ -306,8 +305,7 @@ def measure(setup: Setup, model: SwinHierarchical) -> Pace:
         share = len(judged.class_idx) * run.world.size / len(setup.data.splits["val"])
         step, val = float(np.mean(times[min(WARM_UP, len(times) - 1) :])), clock() / share
         run.live.close()
-        mean = run.world.total(torch.tensor([step, val])) / run.world.size
-    return Pace(*mean.tolist())
+    return Pace(step, val)
 
 
 # endregion

@@ -31,8 +31,10 @@ def average_with_heads(run: Run, heads: Path, best: Path) -> None:
     Its metrics then have `average_share`: the share of the final weights, 1 where none of SHARES is
     better. A checkpoint that has it is left as it is; a run killed here begins to average again.
     """
+    if not run.world.is_main:
+        return
     payload = checkpoint.load(best)
-    if not run.world.is_main or "average_share" in payload["metrics"]:
+    if "average_share" in payload["metrics"]:
         return
     data, device = run.data, run.compute.device
     views, pictures = EvalViews(data.splits["val"], run.recipe.image_size), None
