@@ -37,17 +37,17 @@ from common.train.run import Run
 PASSES = ((4_000, 60), (100_000, 50), (1_500_000, 7))
 BATCH = ((5_000, 32), (20_000, 64), (math.inf, 256))  # pictures per step, below so many photos
 MANY = 20_000  # photos from which on MixUp, CutMix and RandAugment pay (BiT-HyperRule: MixUp)
-# By the kind of network: (rate, batch it is for; by the square root for others), layer decay
+# By the kind of network: rate, the batch it is for (by the square root for others), layer decay
 SMALL, CONVOLUTIONAL, ATTENTION = "small convolutional", "convolutional", "transformer or ConvNeXt"
-RATE = {SMALL: (5e-4, 32), CONVOLUTIONAL: (3e-4, 32), ATTENTION: (1e-4, 128)}
-LAYER_DECAY = {SMALL: 1.0, CONVOLUTIONAL: 0.9, ATTENTION: 0.8}
+KINDS = {SMALL: (5e-4, 32, 1.0), CONVOLUTIONAL: (3e-4, 32, 0.9), ATTENTION: (1e-4, 128, 0.8)}
 SMALL_BELOW = 10.0  # million parameters
 # Heads first, on stored features (LP-FT, Kumar et al. 2022): views of each photo, steps, rate
 VIEWS, HEAD_STEPS, HEAD_RATE = 2, 1500, 1e-3
+HEAD_EPOCHS = (2, 30)  # at least, at most
 EMA = ((2_000, 0.99), (50_000, 0.999), (math.inf, 0.9999))  # decay, below so many steps
 BACKBONES = {  # by device; the first is taken, common/train/RECIPES.md compares them
-    "cpu": ("mobilenetv2_100", "mobilenetv4_conv_medium.e500_r256_in1k"),
-    "gpu": (
+    "a CPU": ("mobilenetv2_100", "mobilenetv4_conv_medium.e500_r256_in1k"),
+    "a GPU": (
         "convnext_tiny.in12k_ft_in1k",
         "tiny_vit_21m_224.dist_in22k_ft_in1k",
         "mobilenetv4_conv_medium.e500_r256_in1k",
@@ -67,7 +67,7 @@ WARM_UP, MEASURED, MEASURE_SECONDS, VAL_BATCHES = 3, 30, 20.0, 8
 
 
 class Network(NamedTuple):
-    """What the rule goes by: millions of parameters, a key of RATE, side of its pictures [px]."""
+    """What the rule goes by: millions of parameters, a key of KINDS, side of its pictures [px]."""
 
     million: float
     kind: str
@@ -107,75 +107,75 @@ def resolve(
     Returns:
         a recipe without the given settings, and a reason for each setting that the rule chose.
     """
-    photos, why = int(sizes.sum()), {}
-    rows: dict[str, Any] = {"source": "ours: resolved from the data, the network and the machine"}
-
-    def row(name: str, value: Any, reason: str) -> Any:
-        rows[name], why[name] = value, reason
-        return given.get(name, value)
-
-    first, *others = BACKBONES["cpu" if device == "cpu" else "gpu"]
-    place = "a CPU" if device == "cpu" else "a GPU"
-    backbone = row("backbone", first, f"for {place}; or --backbone {', '.join(others)}")
-    network = look_at(backbone, given.get("backbone_args", ""))
+    photos, place = int(sizes.sum()), "a CPU" if device == "cpu" else "a GPU"
+    first, *others = BACKBONES[place]
+    network = look_at(given.get("backbone", first), given.get("backbone_args", ""))
     kind, told = network.kind, f"{photos:,} photos"
-    small, many = kind == SMALL, photos >= MANY
-    one_each = len(sizes) == num_species
-    told_classes = (
-        "every species has one class"
-        if one_each
-        else f"{len(sizes)} classes of {num_species} species"
-    )
-    flat = row("classes", "flat" if one_each else "hierarchical", told_classes) == "flat"
-    on_cpu = device == "cpu" and small
-    side = f"small network on {place}" if on_cpu else "what its weights were trained at"
-    row("image_size", CPU_SIDE if on_cpu else network.side, side)
-    batch = row("batch_size", _below(BATCH, photos), told)
-
-    limit = _passes(photos)
+    light = kind == SMALL and device == "cpu"
+    rich = kind != SMALL and photos >= MANY
+    usual_classes = "flat" if len(sizes) == num_species else "hierarchical"
+    flat = given.get("classes", usual_classes) == "flat"
+    usual_batch = next(batch for below, batch in BATCH if photos < below)
+    batch = given.get("batch_size", usual_batch)
+    limit = passes_of(photos)
     passes = max(1, int(min(limit, most_passes)))
     steps = passes * max(1, photos // batch)
-    spent = told if passes == limit else f"what the time allows, of {limit}"
-    stage = "species_finetune" if flat else "joint"
-    row(f"{stage}_epochs", passes, spent)
-    rate, usual = RATE[kind]
-    row(f"{stage}_lr", _round(rate * math.sqrt(batch / usual)), f"{kind}, batch {batch}")
-    row(f"{stage}_lr_end", 1e-6, "cosine")
-    heads = "heads first, on stored features"
-    row("cached_views", 1 if many or passes < FEW_PASSES else VIEWS, heads)
-    head_epochs = max(2, min(30, HEAD_STEPS * batch // photos))
-    row("species_warmup_epochs", 1 if num_species == 1 and not flat else head_epochs, heads)
-    row("disease_heads_epochs", 0 if flat else head_epochs, heads)
-    for name in ("species_warmup_lr", "species_warmup_lr_end", "disease_heads_lr"):
-        row(name, HEAD_RATE, "heads alone")
-    for other in {"species_finetune", "species_final", "disease_boost", "joint"} - {stage}:
-        row(f"{other}_epochs", 0, "heads first, then everything at once")
-    row("layer_decay", LAYER_DECAY[kind], kind)
-    row("ema_decay", _below(EMA, steps), f"{steps:,} steps")
-    heads_learn = given.get("species_warmup_epochs" if flat else "disease_heads_epochs", 1)
-    row("average_with_heads", "yes" if heads_learn else "no", "where val says that it helps")
+    rate, for_batch, decay = KINDS[kind]
+    least, most = HEAD_EPOCHS
+    head_epochs = max(least, min(most, HEAD_STEPS * batch // photos))
+    heads = "species_warmup" if flat else "disease_heads"
+    everything = "species_finetune" if flat else "joint"
+    first_heads, then_all = (
+        "heads first, on stored features",
+        "heads first, then everything at once",
+    )
+    rows: dict[str, tuple[Any, str]] = {
+        "backbone": (first, f"for {place}; or --backbone {', '.join(others)}"),
+        "classes": (usual_classes, f"{num_species} species, {len(sizes)} classes"),
+        "image_size": (CPU_SIDE, f"small network on {place}")
+        if light
+        else (network.side, "what its weights were trained at"),
+        "batch_size": (usual_batch, told),
+        "cached_views": (1 if photos >= MANY or passes < FEW_PASSES else VIEWS, first_heads),
+        "species_warmup_epochs": (head_epochs if flat or num_species > 1 else 1, first_heads),
+        "disease_heads_epochs": (0 if flat else head_epochs, first_heads),
+        "species_warmup_lr": (HEAD_RATE, "heads alone"),
+        "species_warmup_lr_end": (HEAD_RATE, "heads alone"),
+        "disease_heads_lr": (HEAD_RATE, "heads alone"),
+        "species_finetune_epochs": (0, then_all),
+        "species_final_epochs": (0, then_all),
+        "disease_boost_epochs": (0, then_all),
+        "joint_epochs": (0, then_all),
+        f"{everything}_epochs": (
+            passes,
+            told if passes == limit else f"what the time allows, of {limit}",
+        ),
+        f"{everything}_lr": (
+            float(f"{rate * math.sqrt(batch / for_batch):.2g}"),
+            f"{kind}, batch {batch}",
+        ),
+        f"{everything}_lr_end": (1e-6, "cosine"),
+        "layer_decay": (decay, kind),
+        "ema_decay": (next(d for below, d in EMA if steps < below), f"{steps:,} steps"),
+        "average_with_heads": (
+            "yes" if given.get(f"{heads}_epochs", 1) else "no",
+            "where val says that it helps",
+        ),
+        "loss": ("cross_entropy", "with log-priors in place of weights"),
+        "tail": ("balanced_softmax", f"classes of {sizes.min()} to {sizes.max()} photos"),
+        "label_smoothing": (0.1, "as usual in fine-tuning"),
+        "disease_weight": (1.0, "the loss of the pair"),
+        "augment": ("full" if rich else "gentle", f"{told}, {network.million:.1f} M parameters"),
+        "mix_share": (0.5 if rich else 0.0, f"{told}, {kind}"),
+        "randaugment_ops": (2 if rich else 0, f"{told}, {kind}"),
+    }
+    chosen = {name: value for name, (value, _) in rows.items()}
+    source = "ours: resolved from the data, the network and the machine"
+    return replace(BASE, source=source, **chosen), {name: why for name, (_, why) in rows.items()}
 
-    row("loss", "cross_entropy", "with log-priors in place of weights")
-    row("tail", "balanced_softmax", f"classes of {sizes.min()} to {sizes.max()} photos")
-    row("label_smoothing", 0.1, "as usual in fine-tuning")
-    row("disease_weight", 1.0, "the loss of the pair")
-    strong = "full" if many and not small else "gentle"
-    row("augment", strong, f"{told}, {network.million:.1f} million parameters")
-    mixed = many and not small
-    row("mix_share", 0.5 if mixed else 0.0, f"{told}, {kind}")
-    row("randaugment_ops", 2 if mixed else 0, f"{told}, {kind}")
-    return replace(BASE, **rows), why
 
-
-def _below(steps: tuple[tuple[float, Any], ...], value: float) -> Any:
-    return next(found for limit, found in steps if value < limit)
-
-
-def _round(rate: float) -> float:
-    return float(f"{rate:.2g}")
-
-
-def _passes(photos: int) -> int:
+def passes_of(photos: int) -> int:
+    """Passes over so many photos, by PASSES."""
     known, passes = np.array(PASSES, float).T
     return round(float(np.interp(math.log(photos), np.log(known), passes)))
 

@@ -55,7 +55,7 @@ def test_more_photos_get_fewer_passes_and_more_augmentation():
 
 
 def test_passes_fall_between_the_known_points():
-    passes = [auto._passes(photos) for photos in np.geomspace(100, 5_000_000, 40).astype(int)]
+    passes = [auto.passes_of(photos) for photos in np.geomspace(100, 5_000_000, 40).astype(int)]
     assert passes == sorted(passes, reverse=True)
     assert (passes[0], passes[-1]) == (auto.PASSES[0][1], auto.PASSES[-1][1])
 
@@ -67,7 +67,7 @@ def test_rates_follow_the_kind_of_network_and_the_batch():
     assert auto.look_at("convnext_atto", "").kind == auto.ATTENTION
     assert auto.look_at("hf-hub:someone/something", "").kind == auto.ATTENTION
     conv, vit = rule(2_800), rule(2_800, backbone="test_vit")
-    lr, batch = auto.RATE[auto.SMALL]
+    lr, batch, _ = auto.KINDS[auto.SMALL]
     assert conv.joint_lr == pytest.approx(lr * math.sqrt(conv.batch_size / batch), rel=0.05)
     assert vit.joint_lr < conv.joint_lr
     assert vit.layer_decay < conv.layer_decay
@@ -75,7 +75,7 @@ def test_rates_follow_the_kind_of_network_and_the_batch():
 
 
 def test_the_backbone_follows_the_device_and_says_what_else_there_is():
-    for device, kind in (("cpu", "cpu"), ("cuda", "gpu"), ("mps", "gpu")):
+    for device, kind in (("cpu", "a CPU"), ("cuda", "a GPU"), ("mps", "a GPU")):
         recipe, why = auto.resolve(sizes(500), 15, device, {})
         first, *others = auto.BACKBONES[kind]
         assert recipe.backbone == first
@@ -93,7 +93,7 @@ def test_every_backbone_of_the_table_exists():
 def test_classes_of_one_level_are_learned_in_stage_a():
     recipe, why = auto.resolve(sizes(2_800), 50, "cpu", SMALL)
     assert recipe.classes == "flat"
-    assert "one class" in why["classes"]
+    assert why["classes"] == "50 species, 50 classes"
     assert [p.name[:2] for p in recipes.species_phases(recipe)] == ["A1", "A2"]
     assert recipe.species_finetune_epochs == 60
     assert recipes.joint_phases(recipe) == []
