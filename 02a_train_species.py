@@ -21,6 +21,7 @@ A2; recipe auto trains no more than the heads here, and everything in 02b.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -183,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.save_last()
         best = checkpoint.find_best(folder)
         if recipe.classes == "flat" and recipe.average_with_heads == "yes":
-            average_with_heads(run, min(folder.glob("epoch=*-val_loss=*.pt")), best)
+            phase_ends = folder.glob("epoch=*-val_loss=*.pt")
+            first = min(phase_ends, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
+            average_with_heads(run, first, best)
         run.finish(best, "Stage A: species")
     shut_down()
     say(f"time: {duration(clock())}", "next: python 02b_train_disease.py")
