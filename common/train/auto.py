@@ -58,6 +58,7 @@ CPU_SIDE = 160  # px, for a small network on a CPU
 CPU_MINUTES, CPU_PHOTOS = 30.0, 5_000  # on a CPU: so long for so many photos; more take longer
 FEW_PASSES = 8  # fewer than these are told
 RESERVE = 0.95  # of the time is planned with
+HEADS_SHARE = 0.04  # of the time of a step is that of a step of heads alone; measured on two cores
 # What is measured: steps after those of the warm-up, or as many as these seconds have, and of val
 WARM_UP, MEASURED, MEASURE_SECONDS, VAL_BATCHES = 3, 30, 20.0, 8
 
@@ -273,12 +274,15 @@ def costs(pace: Pace, recipe: Recipe, photos: int, val: int) -> tuple[float, flo
     Features are stored and a report is written once in each script; the averages at the end judge
     val, and see some training photos.
     """
-    scripts = 1 if recipe.classes == "flat" else 2
+    phases = recipes.species_phases(recipe) + recipes.disease_phases(recipe)
+    heads = [phase.epochs for phase in phases if phase.frozen]
     look = pace.val / val  # a photo through the network, without learning
-    once = scripts * recipe.cached_views * photos * look + (2 * scripts + 1) * pace.val
+    learn = max(1, photos // recipe.batch_size) * pace.step
+    once = len(heads) * recipe.cached_views * photos * look + (2 * len(heads) + 1) * pace.val
+    once += sum(heads) * HEADS_SHARE * learn
     if recipe.average_with_heads == "yes":
         once += pace.val + len(SHARES) * (pace.val + PICTURES * look)
-    return once, max(1, photos // recipe.batch_size) * pace.step + pace.val
+    return once, learn + pace.val
 
 
 def measure(setup: Setup, model: SwinHierarchical) -> Pace:

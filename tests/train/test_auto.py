@@ -126,13 +126,16 @@ def test_odd_flags_are_told(data, refused):
 def test_what_the_passes_and_all_else_cost():
     recipe = replace(rule(3_200), cached_views=2, average_with_heads="no")
     pace = auto.Pace(step=0.5, val=6.0)  # val has 600 photos: 10 ms a photo
-    # a pass is 100 steps and val; in each script two views of 3,200 photos and two times val; and
-    # val once more at the end
-    assert auto.costs(pace, recipe, 3_200, 600) == (2 * (2 * 32 + 2 * 6) + 6, 56)
+    # a pass is 100 steps and val; in each script two views of 3,200 photos, the heads' epochs and
+    # two times val; and val once more at the end
+    heads = 2 * recipe.disease_heads_epochs * auto.HEADS_SHARE * 50
+    once = 2 * (2 * 32 + 2 * 6) + 6 + heads
+    assert auto.costs(pace, recipe, 3_200, 600) == pytest.approx((once, 56))
     averaged = replace(recipe, average_with_heads="yes")
     more = 6 + len(auto.SHARES) * (6 + auto.PICTURES * 0.01)
-    assert auto.costs(pace, averaged, 3_200, 600)[0] == pytest.approx(158 + more)
-    assert auto.costs(pace, replace(recipe, classes="flat"), 3_200, 600)[0] == 2 * 32 + 3 * 6
+    assert auto.costs(pace, averaged, 3_200, 600)[0] == pytest.approx(once + more)
+    flat = auto.costs(pace, replace(recipe, classes="flat"), 3_200, 600)[0]
+    assert flat == pytest.approx(2 * 32 + 3 * 6 + heads / 2)
     assert auto.costs(pace, recipe, 5, 600)[1] == 0.5 + 6, "at least one step"
 
 
