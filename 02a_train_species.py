@@ -139,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--species-finetune-epochs or another phase some."
         )
     if args.review_labels:
+        say(recipe_flags.describe(args.recipe, recipe, overridden, why))
         compute, world = resolve_machine(args, recipe)
         # random features would accuse everyone: without pretrained weights, stop
         weights = "imagenet" if args.weights == "auto" else args.weights
