@@ -6,7 +6,9 @@ Writes  checkpoints/species_only/: epoch=NN-val_loss=X.pt after each phase, epoc
 Next    02b_train_disease.py
 
   python 02a_train_species.py
-      recipe hierarchical: Swin-Tiny, 224 px, for a GPU
+      recipe auto: resolved from the photos, the network and the machine, and printed with reasons
+  python 02a_train_species.py --minutes 60
+      as many passes over the photos as 02a and 02b can take in an hour
   python 02a_train_species.py --recipe demo --weights none      minutes on two CPU cores
   python 02a_train_species.py --review-labels
       before that: lists pictures that may be under a wrong label, in checkpoints/labels_review/
@@ -14,11 +16,14 @@ Next    02b_train_disease.py
       any cell of the recipe, any machine
 
 Killed or stopped, the same command goes on where it was and ends with the same weights. Expect on
-the generated demo pictures a species accuracy above 0.95 on val at the end of phase A2.
+the generated demo pictures (--recipe demo) a species accuracy above 0.95 on val at the end of phase
+A2; recipe auto trains no more than the heads here, and everything in 02b.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,14 +31,21 @@ import torch
 from common.classes import ClassTree
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
 from common.files import file_sha256
-from common.train import checkpoint, recipe_flags, recipes
+from common.train import auto, checkpoint, recipe_flags, recipes
+from common.train.averaging import average_with_heads
 from common.train.cached_features import Extraction
 from common.train.compute import shut_down
 from common.train.dataset import load_organized
 from common.train.label_review import review_labels
-from common.train.machine import add_training_flags, evaluate_checkpoint, resolve_machine, set_up
+from common.train.machine import (
+    add_training_flags,
+    evaluate_checkpoint,
+    print_plan,
+    resolve_machine,
+    set_up,
+)
 from common.train.model import SwinHierarchical
-from common.train.recipes import Recipe
+from common.train.recipes import AUTO, Recipe
 from common.train.run import Run
 
 
@@ -53,7 +65,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="list the pictures most likely under a wrong label, by the features of --weights, in "
         "labels_review/ below --checkpoints; trains nothing",
     )
-    add_training_flags(flags, recipe="hierarchical")
+    flags.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="time for 02a and 02b together: recipe auto takes as many passes over the photos as "
+        "fit (default: no limit; on a CPU 30, in proportion for more than 5,000 photos)",
+    )
+    add_training_flags(flags, recipe="auto")
     return flags.parse_args(argv)
 
 
@@ -108,18 +127,19 @@ def new_model(weights: str, seed: int, recipe: Recipe, tree: ClassTree) -> SwinH
 def main(argv: Sequence[str] | None = None) -> int:
     """Train stage A; see the module's docstring."""
     args, clock = parse(argv), Stopwatch()
-    recipe, overridden = recipe_flags.from_flags(args)
     header("02a train species")
     if args.evaluate:
         return evaluate_checkpoint(args)
-    say(recipe_flags.describe(args.recipe, recipe, overridden))
-    data, phases = load_organized(args.data), recipes.species_phases(recipe)
-    if not phases:
+    data = load_organized(args.data)
+    minutes = auto.time_limit(args, data)
+    recipe, overridden, why = auto.choose(args, data)
+    if not recipes.species_phases(recipe):
         fail(
             "every phase of stage A has 0 epochs: nothing would be trained. Give "
             "--species-finetune-epochs or another phase some."
         )
     if args.review_labels:
+        say(recipe_flags.describe(args.recipe, recipe, overridden, why))
         compute, world = resolve_machine(args, recipe)
         # random features would accuse everyone: without pretrained weights, stop
         weights = "imagenet" if args.weights == "auto" else args.weights
@@ -130,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         review_labels(extraction, data, args.checkpoints / "labels_review")
         shut_down()
         return 0
-    setup = set_up(args, data, recipe, args.recipe, overridden, phases)
-    if data.tree.num_species == 1 and recipe.classes != "flat":
+    setup = set_up(args, data, recipe, args.recipe, overridden)
+    if data.tree.num_species == 1 and recipe.classes != "flat" and args.recipe != AUTO:
         warn(
             f"{data.tree.species[0]} IS THE ONLY SPECIES: its head has nothing to learn, so that "
             "the loss of this stage is 0.0; 02b learns the diseases. Keep this stage short "
@@ -143,6 +163,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # a run that goes on has its weights in last.pt: nothing to download
     going_on = (folder / "last.pt").is_file() and not args.fresh
     model = new_model("none" if going_on else args.weights, args.seed, recipe, data.tree)
+    if minutes and not going_on:
+        passes = auto.passes_that_fit(setup, model, minutes, clock)
+        recipe, overridden, why = auto.choose(args, data, passes)
+        setup = replace(setup, recipe=recipe, overridden=overridden)
+    phases = recipes.species_phases(recipe)
+    say(recipe_flags.describe(args.recipe, recipe, overridden, why))
+    print_plan(data, phases, recipe)
     start_from = file_sha256(Path(args.weights)) if Path(args.weights).is_file() else args.weights
     with Run(folder, phases, model, setup, start_from) as run:
         run.resume()
@@ -156,7 +183,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 name = f"epoch={epoch + 1:02d}-val_loss={metrics['species_nll']:.2f}.pt"
                 run.save(name, judged, metrics)
             run.save_last()
-        run.finish(checkpoint.find_best(folder), "Stage A: species")
+        best = checkpoint.find_best(folder)
+        if recipe.classes == "flat" and recipe.average_with_heads == "yes":
+            phase_ends = folder.glob("epoch=*-val_loss=*.pt")
+            first = min(phase_ends, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
+            average_with_heads(run, first, best)
+        run.finish(best, "Stage A: species")
     shut_down()
     say(f"time: {duration(clock())}", "next: python 02b_train_disease.py")
     return 0

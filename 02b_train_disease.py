@@ -20,9 +20,10 @@ from typing import Any
 
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say
 from common.train import checkpoint, recipe_flags, recipes
+from common.train.averaging import average_with_heads
 from common.train.compute import shut_down
 from common.train.dataset import Organized, load_organized
-from common.train.machine import add_training_flags, evaluate_checkpoint, set_up
+from common.train.machine import add_training_flags, evaluate_checkpoint, print_plan, set_up
 from common.train.recipes import Phase
 from common.train.run import Run
 
@@ -72,8 +73,8 @@ def train_heads(run: Run) -> None:
     run.finish(run.folder / "disease_heads_final.pt", "Stage B: disease heads")
 
 
-def train_jointly(run: Run) -> None:
-    """B3: species and disease loss through the whole network."""
+def train_jointly(run: Run, heads: Path) -> None:
+    """B3: species and disease loss through the whole network; `heads` is what it began with."""
     run.resume()
     for epoch, phase in run.epochs():
         loss = run.train_epoch(epoch, phase)
@@ -84,7 +85,10 @@ def train_jointly(run: Run) -> None:
         if epoch + 1 == phase.epochs // 2:
             run.save(f"epoch={epoch + 1:02d}.pt", judged, metrics)
         run.save_last()
-    run.finish(checkpoint.find_best(run.folder), "Stage B: end to end")
+    best = checkpoint.find_best(run.folder)
+    if run.recipe.average_with_heads == "yes":
+        average_with_heads(run, heads, best)
+    run.finish(best, "Stage B: end to end")
 
 
 @friendly
@@ -96,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return evaluate_checkpoint(args)
     data = load_organized(args.data)
     payload = species_checkpoint(args, data)
-    recipe, overridden = recipe_flags.from_flags(args, inherited=payload["recipe"])
+    recipe, overridden = recipe_flags.from_flags(args, None if args.recipe else payload["recipe"])
     recipe_name = args.recipe or payload["identity"]["recipe"]
     say(recipe_flags.describe(recipe_name, recipe, overridden))
     if data.tree.num_classes == data.tree.num_species or recipe.classes == "flat":
@@ -115,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--backbone and --image-size out, or train 02a so."
         )
     heads, joint = recipes.disease_phases(recipe), recipes.joint_phases(recipe)
-    setup = set_up(args, data, recipe, recipe_name, overridden, heads + joint)
+    setup = set_up(args, data, recipe, recipe_name, overridden)
+    print_plan(data, heads + joint, recipe)
+    trained_heads = args.checkpoints / "disease_heads" / "disease_heads_final.pt"
 
     def new_run(name: str, phases: list[Phase]) -> Run:
         model, start_from = checkpoint.build_model(payload), checkpoint.weights_hash(payload)
@@ -124,10 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if heads:
         with new_run("disease_heads", heads) as run:
             train_heads(run)
-        payload = checkpoint.load(args.checkpoints / "disease_heads" / "disease_heads_final.pt")
+        payload = checkpoint.load(trained_heads)
     if joint:
         with new_run("hierarchical_full", joint) as run:
-            train_jointly(run)
+            train_jointly(run, trained_heads)
     shut_down()
     say(f"time: {duration(clock())}", "next: python 03_export.py")
     return 0

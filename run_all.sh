@@ -7,8 +7,8 @@
 # bash run_all.sh test [PYTEST ARGS]     the tests; -m smoke runs a quick selection
 #
 #   --work DIR          where data/, checkpoints/ and exports/ go (default: this folder)
-#   --recipe NAME       hierarchical, two_core, demo ... (python -m common.train.recipes prints all;
-#                       default: demo for the demo, else hierarchical with a GPU, two_core without)
+#   --recipe NAME       auto (default; the demo's is demo), or a column of common/train/RECIPES.md
+#   --minutes N         for recipe auto: time to train the large model (default: 02a --help says it)
 #   --weights WHAT      auto, imagenet, none or a file of weights (default: auto; of the demo: none)
 #   --not-plants DIR    pictures that show no plant, to fit and test the rejection
 #   --no-browser        train and export no light model for the browser
@@ -24,8 +24,8 @@
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-work=$here recipe="" weights="" light_weights="" not_plants="" organize="" train="" export=""
-port=0 fresh="" dry_run="" browser=1 sources=() inputs=()
+work=$here recipe="" minutes="" weights="" light_weights="" not_plants="" organize="" train=""
+export="" port=0 fresh="" dry_run="" browser=1 sources=() inputs=()
 fail() { echo "error: $*" >&2; exit 2; }
 
 prepare_python() {  # the active environment, or else .venv with requirements.txt in it
@@ -54,7 +54,8 @@ fi
 while [ $# -gt 0 ]; do
   case "$1" in
     --help|-h) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --work|--recipe|--weights|--light-weights|--not-plants|--organize|--train|--export|--port)
+    --work|--recipe|--minutes|--weights|--light-weights|--not-plants|--organize|--train|--export|\
+    --port)
       [ $# -ge 2 ] || fail "$1 needs a value (bash run_all.sh --help)"
       name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2 ;;  # into the variable of that name
     --no-browser) browser=""; shift ;;
@@ -69,14 +70,13 @@ done
 if [ ${#sources[@]} -eq 0 ]; then
   inputs=(--demo) recipe=${recipe:-demo}
   [ "$recipe" != demo ] || weights=${weights:-none}
-elif [ -z "$recipe" ]; then
-  gpu='import sys, torch; sys.exit(not torch.cuda.is_available())'
-  if [ -z "$dry_run" ] && python -c "$gpu"; then recipe=hierarchical; else
-    recipe=two_core
-    echo "== no GPU found: recipe two_core (MobileNetV2); recipe hierarchical takes days on a CPU"
-  fi
 fi
-case "$recipe" in demo|two_core) light=light_$recipe ;; *) light=light ;; esac
+recipe=${recipe:-auto} light=light  # without a GPU, a light model that trains on a CPU
+case "$recipe" in
+  demo|two_core) light=light_$recipe ;;
+  auto) [ -z "$dry_run" ] && python -c 'import torch; exit(not torch.cuda.is_available())' \
+    || light=light_two_core ;;
+esac
 
 full() {  # the whole path of a FOLDER, a NAME=FOLDER or a file
   if [ -d "$1" ]; then (cd "$1" && pwd)
@@ -108,7 +108,7 @@ cd "$here"
 where=(--data "$data" --checkpoints "$checkpoints")  # below, flag strings are unquoted to be split
 stage 01_reorganize python 01_reorganize.py "${inputs[@]}" --output "$data" $fresh $organize
 stage 02a_train_species python 02a_train_species.py "${where[@]}" --recipe "$recipe" \
-  --weights "${weights:-auto}" $fresh $train
+  --weights "${weights:-auto}" ${minutes:+--minutes "$minutes"} $fresh $train
 stage 02b_train_disease python 02b_train_disease.py "${where[@]}" $fresh $train
 if [ -n "$browser" ]; then  # a small model learns from the large one's answers
   teacher=$(best "$checkpoints") small=(--data "$data" --checkpoints "$checkpoints/light")

@@ -338,6 +338,7 @@ def test_both_trainers_take_the_same_flags(helps):
     assert flags_in(helps["02a_train_species.py"].split("options:")[1]) - {
         "--weights",
         "--review-labels",
+        "--minutes",
     } == flags_in(helps["02b_train_disease.py"].split("options:")[1]) - {"--species-checkpoint"}
 
 

@@ -121,8 +121,12 @@ def test_run_all_shows_its_commands(tmp_path):
     assert "--teacher" in light_disease
     assert "checkpoints/light" in light_disease
     assert "--browser" in export
-    plain = command("bash", ROOT / "run_all.sh", *asked, "--no-browser", cwd=tmp_path)
+    plain = command(
+        "bash", ROOT / "run_all.sh", *asked, "--no-browser", "--minutes", "9", cwd=tmp_path
+    )
     assert plain.returncode == 0, plain.stderr
+    assert "--recipe auto --weights auto --minutes 9" in plain.stdout
+    assert plain.stdout.count("--minutes") == 1, "02b goes on with what 02a resolved"
     assert "03_export.py" in plain.stdout
     assert "light" not in plain.stdout
     assert "--browser" not in plain.stdout

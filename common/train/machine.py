@@ -18,7 +18,7 @@ from common.train.dataset import EvalViews, Organized, default_workers, load_org
 from common.train.loop import evaluate
 from common.train.losses import Teacher
 from common.train.model import create_backbone
-from common.train.recipes import Phase, Recipe
+from common.train.recipes import AUTO, Phase, Recipe
 from common.train.report import evaluate_report
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -136,12 +136,15 @@ class Setup:
         if self.teacher is not None:
             sha256 = file_sha256(self.args.teacher)
             found["teacher"] = [sha256, self.teacher.share, self.teacher.temperature]
+        if self.recipe_name == AUTO and hasattr(self.args, "minutes"):  # settings are in last.pt
+            flags = sorted(recipe_flags.given(self.args))
+            found |= {"flags": flags, "minutes": self.args.minutes}
         del found["source"]
         return found | {"data": self.data.manifest_hash}
 
     def config(self) -> dict[str, dict[str, Any]]:
         """Every setting and where its value comes from, for config.json."""
-        origin = dict.fromkeys(self.overridden, "flag")
+        origin = dict.fromkeys(self.overridden | recipe_flags.given(self.args), "flag")
         settings = {
             key: {"value": value, "from": origin.get(key, f"recipe {self.recipe_name}")}
             for key, value in asdict(self.recipe).items()
@@ -169,9 +172,8 @@ def set_up(
     recipe: Recipe,
     recipe_name: str,
     overridden: dict[str, Any],
-    phases: list[Phase],
 ) -> Setup:
-    """Resolve the machine, print the plan and load the teacher.
+    """Resolve the machine and load the teacher.
 
     Raises:
         SystemExit: for a flag that makes no sense, --checkpoints that cannot hold any, or a teacher
@@ -181,7 +183,6 @@ def set_up(
     if args.checkpoints.is_file():
         fail(f"--checkpoints {args.checkpoints} is a file. Give a folder.")
     compute, world = resolve_machine(args, recipe)
-    print_plan(data, phases, recipe)
     teacher = find_teacher(args, data, compute)
     return Setup(args, data, recipe, recipe_name, overridden, compute, world, teacher)
 
@@ -260,7 +261,7 @@ def check_backbone(recipe: Recipe) -> bool:
     if recipe.train_size:
         side = recipe.train_size
         try:
-            backbone.forward_features(torch.zeros(1, 3, side, side, device="meta"))
+            backbone.eval().forward_features(torch.zeros(1, 3, side, side, device="meta"))
         except (AssertionError, RuntimeError) as error:
             fail(
                 f"{recipe.backbone} is built for pictures of {recipe.image_size} px alone and "

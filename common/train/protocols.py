@@ -67,6 +67,11 @@ class Recipe:
         choices=("scaled", "same"),
     )
     ema_decay: float = _row("moving average of the weights; 0 = none", most=0.9999999)
+    average_with_heads: str = _row(
+        "at the end, average the weights with those after the heads' phase (A1 or B1) where val "
+        "scores that higher (WiSE-FT)",
+        choices=("no", "yes"),
+    )
     best_by: str = _row(
         "the best epoch has most of this on val; stage: species_top1 in A, disease_top1 in B1 and "
         "B2, cascade_top1 in B3",
@@ -187,7 +192,8 @@ BASE = Recipe(
     # ours:
     backbone_args="", drop_path="timm", train_size=0, pixel_mean="timm", pixel_std="timm",
     weight_decay=0.05, decay_on="matrices", betas="0.9 0.999", layer_decay=1.0, cosine_end="scaled",
-    ema_decay=0.0, best_by="stage", patience=0, joint_lr_end=1e-5, boost_share=0.5,
+    ema_decay=0.0, average_with_heads="no", best_by="stage", patience=0, joint_lr_end=1e-5,
+    boost_share=0.5,
 )
 
 _FLOWERS = dict(

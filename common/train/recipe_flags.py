@@ -9,6 +9,7 @@ from typing import Any
 
 from common.console import fail, say
 from common.train.augment_levels import LEVELS
+from common.train.protocols import BASE
 from common.train.recipes import COLUMNS, Recipe, did_you_mean, get
 
 NECK = ("dropout", "width", "dropout_after")
@@ -21,8 +22,8 @@ def add_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
         "--recipe",
         default=default,
-        help="column of the recipe tables: "
-        + ", ".join(COLUMNS)
+        help="auto: resolved from the data, the network and the machine; or a column of the recipe "
+        f"tables: {', '.join(COLUMNS)}"
         + (f" (default {default})" if default else " (default: that of the species checkpoint)"),
     )
     parser.add_argument(
@@ -50,6 +51,12 @@ def add_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
             )
 
 
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that flags give."""
+    found = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def from_flags(
     args: argparse.Namespace, inherited: dict[str, Any] | None = None
 ) -> tuple[Recipe, dict[str, Any]]:
@@ -57,9 +64,9 @@ def from_flags(
 
     Args:
         args: parsed flags.
-        inherited: the settings of the checkpoint to go on from; the base where no --recipe is
-            given. Settings that were not known when it was written are those of `hierarchical`;
-            those that are no longer known are left out.
+        inherited: the settings to start from in place of those of --recipe, such as a checkpoint's.
+            Settings that were not known when it was written are those of `hierarchical`; those that
+            are no longer known are left out.
 
     Returns:
         the recipe, and what the flags changed: {setting: the recipe's own value}.
@@ -67,24 +74,17 @@ def from_flags(
     Raises:
         SystemExit: for an unknown recipe or a value out of range.
     """
-    base = get(COLUMNS[0] if inherited and not args.recipe else args.recipe)
-    if inherited and not args.recipe:
-        base = replace(
-            base, **{f.name: inherited[f.name] for f in fields(Recipe) if f.name in inherited}
-        )
-    given = {
-        f.name: getattr(args, f.name)
-        for f in fields(Recipe)
-        if getattr(args, f.name, None) is not None
-    }
-    for first in [name for name in given if name.endswith("_lr")]:
+    known = {f.name for f in fields(Recipe)} & (inherited or {}).keys()
+    base = replace(BASE, **{n: inherited[n] for n in known}) if inherited else get(args.recipe)
+    values = given(args)
+    for first in [name for name in values if name.endswith("_lr")]:
         last = first + "_end"
         if getattr(base, last, None) == getattr(base, first):  # a constant rate stays one
-            given.setdefault(last, given[first])
-    recipe = replace(base, **given)
+            values.setdefault(last, values[first])
+    recipe = replace(base, **values)
     _check(recipe)
     return recipe, {
-        name: getattr(base, name) for name, value in given.items() if value != getattr(base, name)
+        name: getattr(base, name) for name, value in values.items() if value != getattr(base, name)
     }
 
 
@@ -104,17 +104,28 @@ def _check(recipe: Recipe) -> None:
             fail(f"{flag} is {value}; it must be at most {most:g}.")
     if recipe.layer_decay == 0:
         fail("--layer-decay is 0; it must be above 0, at most 1 (1 = all blocks learn alike).")
+    heads = "species_warmup" if recipe.classes == "flat" else "disease_heads"
+    if recipe.average_with_heads == "yes" and getattr(recipe, f"{heads}_epochs") == 0:
+        fail(
+            "--average-with-heads yes, but no phase trains heads alone: give "
+            f"--{heads.replace('_', '-')}-epochs some epochs, or --average-with-heads no."
+        )
     model_settings(recipe)
     betas(recipe)
 
 
-def describe(name: str, recipe: Recipe, overridden: dict[str, Any]) -> str:
-    """Write the resolved recipe, a line per setting, with `<- was 30` where a flag changed it."""
+def describe(
+    name: str, recipe: Recipe, overridden: dict[str, Any], why: dict[str, str] | None = None
+) -> str:
+    """Write the resolved recipe, a line per setting, with `<- was 30` where a flag changed it, and
+    the reason where there is one.
+    """
+    notes = {**(why or {}), **{setting: f"was {value}" for setting, value in overridden.items()}}
     lines = [f"recipe {name} ({recipe.source})"]
     for f in fields(Recipe):
         if f.name != "source":
-            was = f"   <- was {overridden[f.name]}" if f.name in overridden else ""
-            lines.append(f"  {f.name:<29}{getattr(recipe, f.name)!s:<38}{was}".rstrip())
+            note = f"   <- {notes[f.name]}" if f.name in notes else ""
+            lines.append(f"  {f.name:<29}{getattr(recipe, f.name)!s:<38}{note}".rstrip())
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from common.console import fail, table
 from common.train.protocols import BASE, FAMILIES, RECIPES, Recipe
 
 COLUMNS = tuple(RECIPES)
+AUTO = "auto"  # no column: common/train/auto.py resolves it from the data
 
 
 def get(name: str) -> Recipe:
@@ -21,10 +22,15 @@ def get(name: str) -> Recipe:
     Raises:
         SystemExit: for an unknown name; the message lists those that there are.
     """
+    if name == AUTO:
+        fail(
+            "recipe auto is resolved by 02a_train_species.py, and 02b_train_disease.py finds it in "
+            "the species checkpoint: leave --recipe out."
+        )
     if name not in COLUMNS:
         fail(
-            f"there is no recipe `{name}`.{did_you_mean(name, COLUMNS)} Recipes: "
-            f"{', '.join(COLUMNS)} "
+            f"there is no recipe `{name}`.{did_you_mean(name, (AUTO, *COLUMNS))} Recipes: "
+            f"{', '.join((AUTO, *COLUMNS))} "
             "(python -m common.train.recipes prints them)."
         )
     return RECIPES[name].recipe

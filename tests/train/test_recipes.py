@@ -92,10 +92,11 @@ def test_a_setting_without_effect_comes_from_hierarchical():
 
 def test_mistakes_are_told(refused):
     refused(
-        ("heirarchical", "Did you mean `hierarchical`?", *recipes.COLUMNS),
+        ("heirarchical", "Did you mean `hierarchical`?", "auto", *recipes.COLUMNS),
         recipes.get,
         "heirarchical",
     )
+    refused(("auto", "leave --recipe out"), recipes.get, "auto")
     refused(
         ("--best-by", "Did you mean `macro_f1`?", "cascade_top1"),
         recipe_flags.from_flags,
@@ -185,12 +186,18 @@ def test_overrides_are_recorded_and_shown():
     assert shown.count("<- was") == 1
 
 
-def test_a_recipe_is_inherited_unless_one_is_named():
+def test_settings_are_inherited_in_place_of_a_recipe():
     before = {**vars(recipes.get("two_core")), "joint_epochs": 77}
     assert recipe_flags.from_flags(flags(default=None), before)[0].joint_epochs == 77
-    assert recipe_flags.from_flags(flags("--recipe", "demo", default=None), before)[
-        0
-    ] == recipes.get("demo")
+    assert recipe_flags.from_flags(flags("--recipe", "demo"), None)[0] == recipes.get("demo")
+
+
+def test_an_average_with_heads_needs_a_phase_of_heads(refused):
+    wanted = ("--average-with-heads", "yes")
+    assert recipe_flags.from_flags(flags(*wanted))[0].average_with_heads == "yes"
+    for off, flat in (("--disease-heads-epochs", ()), ("--species-warmup-epochs", ("flat",))):
+        more = ("--classes", *flat) if flat else ()
+        refused((off, "no"), recipe_flags.from_flags, flags(*wanted, *more, off, "0"))
 
 
 def test_settings_of_an_older_checkpoint():
