@@ -92,6 +92,7 @@ def by_recipe(
     machine = [f"--data={data.root}", f"--checkpoints={folder}", f"--seed={task.seed}"]
     machine += [f"--device={args.device}", f"--workers={args.workers}"]
     machine += [f"--precision={args.precision}"]
+    machine += ["--compile=off"] if args.jobs > 1 else []  # compiling takes the others' cores
     model = [f"--{key}={getattr(args, key.replace('-', '_'))}" for key in MODEL_FLAGS]
     length = scaled(name, passes) if passes and name != "auto" else []
     clock = Stopwatch()
