@@ -2,8 +2,10 @@
 
 import argparse
 import itertools
+import json
 import runpy
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -103,12 +105,25 @@ def by_recipe(
         if code := import_module(script).main([*machine, *args.flag, *flags]):
             raise RuntimeError(f"{script} ended with exit code {code}")
     seconds = clock()
-    epochs = sum(len(log.read_text().splitlines()) for log in folder.glob("*/log.jsonl"))
     best = checkpoint.find_best(folder / "hierarchical_full")
     best = best or checkpoint.find_best(folder / "species_only")
     compute = choose_compute(args.device, "fp32")
     net = checkpoint.build_model(checkpoint.load(best)).to(compute.device)
-    return Trained(evaluate(net, batches(args, data, args.judge), compute), epochs, seconds)
+    judged = evaluate(net, batches(args, data, args.judge), compute)
+    return Trained(judged, passes_taken(folder), seconds)
+
+
+def passes_taken(folder: Path) -> int:
+    """Passes over the photos that a run of 02a and 02b took: its epochs; where a frozen phase learned
+    from stored features, their views.
+    """
+    passes = 0
+    for log in folder.glob("*/log.jsonl"):
+        views = json.loads((log.parent / "config.json").read_text())["cached_views"]["value"]
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        frozen = Counter(row["phase"] for row in rows if row["backbone_lr"] == 0)
+        passes += len(rows) - sum(max(0, n - views) for n in frozen.values() if views)
+    return passes
 
 
 def batches(args: argparse.Namespace, data: Organized, split: str) -> Any:
@@ -124,19 +139,20 @@ def linear_probe(
     """
     compute, clock = choose_compute(args.device, "fp32"), Stopwatch()
     model = new_model(args, data.tree, task.seed, compute)
-    features, class_idx = {}, {}
-    for name in dict.fromkeys(("train", "val", args.judge)):
+
+    def extract(split: str) -> list[Tensor]:
         with torch.inference_mode():
             parts = [
                 (model.features(images.to(compute.device)).cpu(), y)
-                for images, y in batches(args, data, name)
+                for images, y in batches(args, data, split)
             ]
-        features[name], class_idx[name] = (torch.cat(part) for part in zip(*parts, strict=True))
-    mean, std = features["train"].mean(0), features["train"].std(0) + 1e-6
-    features = {name: (values - mean).clone() / std for name, values in features.items()}
+        return [torch.cat(part).clone() for part in zip(*parts, strict=True)]
+
+    (train, truth), (val, val_truth) = extract("train"), extract("val")
+    mean, std = train.mean(0), train.std(0) + 1e-6
 
     def fit(decay: float) -> torch.nn.Linear:
-        linear = torch.nn.Linear(features["train"].shape[1], data.tree.num_classes)
+        linear = torch.nn.Linear(train.shape[1], data.tree.num_classes)
         torch.nn.init.zeros_(linear.weight)
         optimizer = torch.optim.LBFGS(
             linear.parameters(), max_iter=300, line_search_fn="strong_wolfe"
@@ -144,10 +160,8 @@ def linear_probe(
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            value = (
-                cross_entropy(linear(features["train"]), class_idx["train"])
-                + decay * linear.weight.square().sum()
-            )
+            value = cross_entropy(linear((train - mean) / std), truth)
+            value = value + decay * linear.weight.square().sum()
             value.backward()
             return value
 
@@ -155,10 +169,12 @@ def linear_probe(
         return linear.requires_grad_(False)
 
     fitted = [fit(decay) for decay in (1e-5, 1e-4, 1e-3, 1e-2)]
-    right = [(net(features["val"]).argmax(1) == class_idx["val"]).float().mean() for net in fitted]
+    right = [(net((val - mean) / std).argmax(1) == val_truth).float().mean() for net in fitted]
     best = fitted[int(torch.stack(right).argmax())]
-    probs = best(features[args.judge]).softmax(1).numpy()
-    return Trained(judge(probs, class_idx[args.judge].numpy(), data.tree), 1, clock(), len(fitted))
+    seconds = clock()
+    features, class_idx = extract(args.judge)
+    probs = best((features - mean) / std).softmax(1).numpy()
+    return Trained(judge(probs, class_idx.numpy(), data.tree), 1, seconds, len(fitted))
 
 
 def by_timm(

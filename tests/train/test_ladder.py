@@ -150,3 +150,15 @@ def test_passes_follow_the_reference_and_equal_time_the_seconds_a_pass(part):
     assert ladder.passes_of(ladder.Task(0, 500, "flat", "time"), args, done) == 12
     args.passes = 7
     assert ladder.passes_of(flat, args, {}) == 7
+
+
+def test_passes_of_a_run_are_its_epochs_and_the_views_of_stored_features(part, tmp_path):
+    for folder, views, rates in (
+        ("species_only", 2, [0] * 5 + [1] * 3),
+        ("disease_heads", 0, [0] * 4),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(f'{{"cached_views": {{"value": {views}}}}}')
+        lines = [json.dumps({"phase": f"A{rate}", "backbone_lr": rate}) for rate in rates]
+        (tmp_path / folder / "log.jsonl").write_text("\n".join(lines))
+    assert part("ladder_contestants").passes_taken(tmp_path) == 2 + 3 + 4
