@@ -114,8 +114,8 @@ def by_recipe(
 
 
 def passes_taken(folder: Path) -> int:
-    """Passes over the photos that a run of 02a and 02b took: its epochs; where a frozen phase learns
-    from stored features, their views.
+    """Passes over the photos that a run of 02a and 02b took: its epochs; where a frozen phase
+    learns from stored features, their views.
     """
     passes = 0
     for log in folder.glob("*/log.jsonl"):
