@@ -4,7 +4,7 @@ right.
 
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.classes import ClassTree
-from common.train.dataset import Split
 from common.train.metrics import FEW_AT_MOST, TAIL_AT_MOST, f1_per_class
 
 
@@ -92,28 +91,3 @@ def by_size(
             row[f"{what}_f1"] = float(f1[what][classes].mean()) if classes.any() else math.nan
         figures[name] = row
     return figures
-
-
-def long_tail(split: Split, classes: int, largest: int, smallest: int, seed: int) -> Split:
-    """Keep a part of the pictures: class sizes fall geometrically from `largest` to `smallest`, as
-    far as a class has so many.
-    """
-    rng = np.random.default_rng([seed, 4])
-    rank = rng.permutation(classes)
-    sizes = np.round(largest * (smallest / largest) ** (rank / max(classes - 1, 1))).astype(int)
-    order = rng.permutation(len(split))
-    keep = np.sort(
-        np.concatenate(
-            [
-                order[split.class_idx[order] == class_idx][: sizes[class_idx]]
-                for class_idx in range(classes)
-            ]
-        )
-    )
-    return replace(
-        split,
-        **{
-            name: getattr(split, name)[keep]
-            for name in ("file", "offset", "size", "class_idx", "width", "height")
-        },
-    )
