@@ -42,6 +42,7 @@ from common.organize.deduplicate import (
     Rejected,
     choose,
     class_numbers,
+    class_sizes,
     leave_out_versions,
     require_sizes,
 )
@@ -51,7 +52,7 @@ from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import find_table, read_labels
 from common.organize.names.review import NAMES, REVIEW, Names, read_names
-from common.organize.partition import hold_out, partition
+from common.organize.partition import hold_out, hold_out_sources, partition
 from common.organize.report import (
     show_names,
     show_result,
@@ -164,6 +165,7 @@ def read_sources(
         if args.versions != "all":
             leave_out_versions(files, class_idx, args.versions)
     show_names(files, names, index, class_idx)
+    hold_out_sources(files, class_idx, index, args.holdout_source)
     return files, names, index, class_idx
 
 
@@ -230,10 +232,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no class can be read from {len(files.labels):,} names: none says its plant. Say it "
             f"with --species, with NAME=FOLDER, or in {review}, given back with --names."
         )
-    sizes = np.bincount(class_idx[class_idx >= 0], minlength=len(index))
+    sizes = class_sizes(np.arange(len(files)), files, class_idx, index)
     require_sizes(sizes, index, args.small_classes)  # before hours of reading
-    held_out = hold_out(index, args.holdout_species, args.holdout_diseases)
-    held_out = dict(zip(index, held_out, strict=True))
+    learned = [index[i] for i in np.flatnonzero(sizes)]
+    held_out = hold_out(learned, args.holdout_species, args.holdout_diseases)
+    held_out = dict(zip(learned, held_out, strict=True))
     identity = identity_of(files, args)
     if already_there(args, identity):
         placing.clear(args.output)
@@ -256,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with laps("comparing features"):
             alike = lookalikes.find(args, stored, chosen["sha256"], store / "features")
     with laps("grouping and splitting"):
-        out = np.array([held_out[pair] for pair in kept.classes], np.int8)
+        out = np.array([held_out.get(pair, 0) for pair in kept.classes], np.int8)
         certificate = partition(kept, files, facts, out, alike.pairs, args)
     with laps("judging the search on copies it makes"):
         certificate.planted.update(judge_search(args, kept, chosen["phash"], stored, alike))
