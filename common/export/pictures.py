@@ -25,9 +25,9 @@ POOR_AT_MOST = 200  # pictures per kind of poor photo: enough to measure how man
 POOR_SHARE = 4  # to fit with, one train picture in so many has a poor copy, for each kind
 SHIFTS = ("dark", "blur", "crop", "compression")
 FAILED = 0.01  # share of val photos below each limit of brightness, sharpness and size
-# what OOD pictures show: no plant, another species, or another disease of a known species; each has
-# a threshold of its own
-ROLES = ("plant", "species", "disease")
+# what OOD pictures show: no plant, another species, or another disease of a known species, each of
+# which has a threshold of its own; or plants in a new place, which are only reported
+ROLES = ("plant", "species", "disease", "source")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def known_ood(
 
     Args:
         data: below it stand not_plants/{val,test}/, a folder there for each kind that --not-plants
-            of 01 had, and holdout/ for the rows of the holdouts.
+            of 01 had, and holdout/ for the rows of the holdouts: every other species or disease
+            (by the hash of its name) fits and the others are reported, the first among them; of
+            held-out sources all pictures are reported.
         ood, unknown_plants: further folders, `DIR` or `NAME=DIR`; half of their pictures, by the
             hash of the file, fit and the other half are reported.
 
@@ -76,11 +78,14 @@ def known_ood(
             newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
             for row in csv.DictReader(file):
-                if row["split"] in held and not row["offset"]:
-                    held[row["split"]].append(data.root / row["path"])
-    found += [
-        OodKind(name, role, _halves(held[name])) for name, role in zip(held, ROLES[1:], strict=True)
-    ]
+                place = row["split"] == "holdout_source"
+                kind = f"source {row['dataset']}" if place else row["split"]
+                if place or kind in held:
+                    held.setdefault(kind, []).append(data.root / row["path"])
+    for kind, files in held.items():
+        role = {"holdout_species": "species", "holdout_diseases": "disease"}.get(kind, "source")
+        parts = {"val": [], "test": files} if role == "source" else _whole_classes(files, role)
+        found.append(OodKind(kind, role, parts))
     found = [kind for kind in found if any(kind.files.values())]
     names = [kind.name for kind in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -102,6 +107,22 @@ def _folder(text: str, role: str, flag: str) -> OodKind:
     if not files:
         fail(f"{flag} {text}: the folder holds no picture.")
     return OodKind(name or path.name, role, _halves(files))
+
+
+def class_of(path: Path) -> tuple[str, str]:
+    """Species and disease of a picture below holdout/."""
+    return path.parts[-3], path.parts[-2]
+
+
+def _whole_classes(files: list[Path], role: str) -> dict[str, list[Path]]:
+    # what is reported as unknown must not have been seen by any fit in other photos
+    names = [class_of(path)[: ROLES.index(role)] for path in files]
+    order = sorted(set(names), key=lambda name: hashlib.sha256("/".join(name).encode()).digest())
+    fits = set(order[1::2])
+    return {
+        split: [path for path, name in zip(files, names, strict=True) if (name in fits) == fit]
+        for split, fit in (("val", True), ("test", False))
+    }
 
 
 def _halves(files: list[Path]) -> dict[str, list[Path]]:
@@ -174,7 +195,12 @@ class Pictures:
         """Yield (kind, its batches uint8 (N, size, size, 3)) of the OOD pictures of a role."""
         for kind in self.kinds:
             if kind.role == role and kind.files[split]:
-                yield kind.name, self._read(kind.files[split][: self.at_most])
+                yield kind.name, self._read(self.chosen(kind, split))
+
+    def chosen(self, kind: OodKind, split: str) -> list[Path]:
+        """The files of a kind that `ood` reads, in its order."""
+        files = kind.files[split]
+        return [files[i] for i in spread(len(files), self.at_most)]
 
     def count_ood(self, role: str, split: str) -> int:
         """How many files `ood` reads at most."""
@@ -190,6 +216,8 @@ class Pictures:
                     rgb = images.read_rgb(path, long_side=self.data.long_side, min_side=1)
                     batch.append(images.resize_to_model(rgb, self.size))
                 except images.ImageError as error:
+                    if self.data.root in path.parents:
+                        fail(f"{path}: {error}. Run 01_reorganize.py again.")
                     warn(f"{path} is left out: {error}")
             if batch:
                 yield np.stack(batch)
