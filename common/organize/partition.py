@@ -109,22 +109,21 @@ def hold_out_sources(
             out is in one that is left.
     """
     names = {name.strip() for name in text.split(",")} - {""}
-    if not names:
+    if not (names and classes):
         return
-    plants = class_idx >= 0
-    known = {files.datasets[i]: i for i in np.unique(files.dataset[plants]).tolist()}
-    mistakes = [f"there is no source {name}" for name in sorted(names - known.keys())]
-    if names == known.keys():
-        mistakes = ["no source is left to learn from"]
-    if mistakes:
-        fail(
-            f"--holdout-source: {mistakes[0]}. The sources are {', '.join([*known][:20])}. "
-            f"NAME=FOLDER names one; in a labels file, --columns source=NAME is the column that "
-            f"says of which place, camera or year each picture is."
-        )
-    files.held_out = np.isin(files.dataset, [known[name] for name in names])
-    files.held_out &= ~files.is_not_plant()
+    plants, others = class_idx >= 0, files.is_not_plant()
+    known = {files.datasets[i]: i for i in np.unique(files.dataset[~others]).tolist()}
+    lost = sorted(names - known.keys())
+    held = [known[name] for name in sorted(names & known.keys())]
+    files.held_out = np.isin(files.dataset, held) & ~others
     learned = class_idx[plants & ~files.held_out]
+    if lost or not len(learned):
+        what = f"there is no source {lost[0]}" if lost else "no source is left to learn from"
+        fail(
+            f"--holdout-source: {what}. The sources are {', '.join([*known][:20])}. NAME=FOLDER "
+            f"names one; in a labels file, --columns source=NAME is the column that says of which "
+            f"place, camera or year each picture is."
+        )
     if not np.isin(class_idx[plants & files.held_out], learned).any():
         fail(
             f"--holdout-source {text}: no other source has one of its classes, so that there is "
@@ -132,12 +131,12 @@ def hold_out_sources(
             f"--names. To test plants that the model does not know, use --holdout-species, or "
             f"--unknown-plants of 03_export.py."
         )
-    for name in sorted(names):
-        mine = class_idx[plants & (files.dataset == known[name])]
+    for number in held:
+        mine = class_idx[plants & (files.dataset == number)]
         own = ["/".join(classes[i]) for i in np.setdiff1d(mine, learned)]
         count = len(np.unique(mine))
         say(
-            f"held out: source {name}, {len(mine):,} files; {count - len(own)} of its {count} "
+            f"held out: source {files.datasets[number]}, {len(mine):,} files; {count - len(own)} of its {count} "
             f"classes are in other sources, too"
             + (f", but not {', '.join(own[:8])}" if own else "")
         )

@@ -323,8 +323,8 @@ def _counts(kept: Kept, files: Files, rejected: Rejected, not_plants: np.ndarray
         names = [files.datasets[i] for i in np.unique(files.dataset[kept.file[away]])]
         paragraphs.append(
             f"Held out to test the model in a new place (`holdout/source/`): {', '.join(names)}. "
-            f"{counts[HOLDOUT_COPIES]:,} of their pictures are near-duplicates of other pictures, "
-            f"or in one group with them, and do not count (`holdout/copies/`)."
+            f"Those of their pictures that are near-duplicates of others, or in one group with "
+            f"them, do not count (`holdout/copies/`): {counts[HOLDOUT_COPIES]:,}."
         )
     if not_plants.any():
         val, test = not_plants
