@@ -109,13 +109,13 @@ def hold_out_sources(
             out is in one that is left.
     """
     names = {name.strip() for name in text.split(",")} - {""}
-    if not (names and classes):
+    if not (text and classes):
         return
-    plants, others = class_idx >= 0, files.is_not_plant()
-    known = {files.datasets[i]: i for i in np.unique(files.dataset[~others]).tolist()}
+    plants, not_plants = class_idx >= 0, files.is_not_plant()
+    known = {files.datasets[i]: i for i in np.unique(files.dataset[~not_plants]).tolist()}
     lost = sorted(names - known.keys())
     held = [known[name] for name in sorted(names & known.keys())]
-    files.held_out = np.isin(files.dataset, held) & ~others
+    files.held_out = np.isin(files.dataset, held) & ~not_plants
     learned = class_idx[plants & ~files.held_out]
     if lost or not len(learned):
         what = f"there is no source {lost[0]}" if lost else "no source is left to learn from"
@@ -136,8 +136,8 @@ def hold_out_sources(
         own = ["/".join(classes[i]) for i in np.setdiff1d(mine, learned)]
         count = len(np.unique(mine))
         say(
-            f"held out: source {files.datasets[number]}, {len(mine):,} files; {count - len(own)} of its {count} "
-            f"classes are in other sources, too"
+            f"held out: source {files.datasets[number]}, {len(mine):,} files; {count - len(own)} "
+            f"of its {count} classes are in other sources, too"
             + (f", but not {', '.join(own[:8])}" if own else "")
         )
 
