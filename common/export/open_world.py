@@ -266,23 +266,24 @@ def stricter(
 
 # region words
 
-_UNKNOWN = {"species": "unknown species", "disease": "unknown disease, known species"}
+_TRUE = {"species": "unknown species", "disease": "unknown disease, known species"}
 
 
 def report_lines(found: Mapping[str, Any]) -> list[str]:
     """Lay out what `judge` found as sections of report.md."""
+    title = ["## Species and diseases it does not know", ""]
     if not found:
         return [
-            "## Species and diseases it does not know",
-            "",
-            "There are no pictures of such to measure it with. 01_reorganize.py sets some aside "
-            "with --holdout-species or --holdout-diseases (and with --holdout-source pictures of a "
-            "new place); --unknown-plants takes others.",
+            *title,
+            "There are no pictures of such. 01_reorganize.py sets some aside with "
+            "--holdout-species, --holdout-diseases and, for a new place, --holdout-source; "
+            "--unknown-plants takes others.",
             "",
         ]
-    return (_unknown_lines(found) if found["unknown"] else []) + (
-        _place_lines(found) if found["places"] else []
-    )
+    return [
+        *([*title, *_unknown_lines(found)] if found["unknown"] else ()),
+        *(["## A new place", "", *_place_lines(found)] if found["places"] else ()),
+    ]
 
 
 def share(hits: int, n: int) -> str:
@@ -295,53 +296,57 @@ def _unknown_lines(found: Mapping[str, Any]) -> list[str]:
     points = found["thresholds"]
     rows = [
         (
-            _UNKNOWN[row["role"]],
+            _TRUE[row["role"]],
             row["n"],
             name,
+            share(point["lost"], point["n"]),
             *(share(row[name][key], row["n"]) for key in ("named", "rolled_up", "rejected")),
-            share(row[name]["species_right"], row[name]["rolled_up"]),
+            share(row[name]["species_right"], row[name]["rolled_up"] * (row["role"] == "disease")),
         )
         for row in found["unknown"]
         if row["name"] is None
-        for name in points
+        for name, point in points.items()
     ]
     single = [row for row in found["unknown"] if row["name"] is not None]
-    single.sort(key=lambda row: row[SERVED]["named"] / row["n"], reverse=True)
+    single.sort(key=lambda row: [-row[SERVED][key] / row["n"] for key in ("named", "rolled_up")])
     each = [
-        (row["name"], row["n"], *(share(row[name]["named"], row["n"]) for name in points))
+        (
+            row["name"],
+            row["n"],
+            *(share(row[name]["named"], row["n"]) for name in points),
+            *(f"{row[SERVED][key] / row['n']:.1%}" for key in ("rolled_up", "rejected")),
+        )
         for row in single[:LONGEST]
     ]
-    lines = [
-        "## Species and diseases it does not know",
-        "",
-        "For these pictures a species named together with a disease is always wrong. The species "
-        "alone is right only where the model knows the species and it is the true one; for an "
-        "unknown species only a rejection is right. 95 % intervals in brackets.",
+    return [
+        "Pictures of species and diseases that the model has never seen. To name a species and a "
+        "disease is always wrong for them. The species alone is right for an unknown disease, if "
+        "it is the true one; for an unknown species only a rejection is right. Thresholds were "
+        "fitted without the species and diseases counted here; of a folder of --unknown-plants, "
+        "they were fitted with the other half. 95 % intervals in brackets.",
         "",
         table(
             rows,
             (
-                *("true", "pictures", "thresholds", "named with a disease", "species alone"),
-                *("rejected", "of species alone: right"),
+                *("true", "pictures", "thresholds", "known plants lost", "species and disease"),
+                *("species alone", "rejected", "of species alone: right"),
             ),
         ),
         "",
-        "Stricter thresholds let fewer of them pass and cost answers to known plants: those that "
-        "OOD scores turn into the species alone or a rejection. The thresholds served are those of "
-        "bundle.json; `1% lost` and `5% lost` are set to cost so many val pictures. On test:",
+        "Known plants lost are test pictures of known classes that OOD scores take an answer from: "
+        "they get the species alone or a rejection. The thresholds as served are those of "
+        "bundle.json; the others are set to lose 1 % and 5 % of val.",
         "",
         table(
-            [(name, share(point["lost"], point["n"])) for name, point in points.items()],
-            ("thresholds", "known plants lost"),
+            each,
+            (
+                *("true", "pictures", *(f"species and disease, {name}" for name in points)),
+                *("species alone, as served", "rejected, as served"),
+            ),
         ),
         "",
-        "Named with a disease, the most often first:",
-        "",
-        table(each, ("true", "pictures", *points)),
-        "",
+        *([f"{len(single)} rows in all: report.json.", ""] if len(single) > LONGEST else ()),
     ]
-    more = len(single) - LONGEST
-    return [*lines, f"{more} more are in report.json.", ""] if more > 0 else lines
 
 
 def _place_lines(found: Mapping[str, Any]) -> list[str]:
@@ -353,36 +358,31 @@ def _place_lines(found: Mapping[str, Any]) -> list[str]:
             shares = [share(row[key], row["n"]) for key in columns]
             answers = share(row["answers_right"], row["named"] + row["rolled_up"])
             rows.append((words, row["n"], *shares, answers))
-        if place["gap"]:
-            gaps = [
-                "{:+.1f} points ({:+.1f} to {:+.1f})".format(
-                    *(100 * end for end in place["gap"][key])
-                )
-                for key in columns[:2]
-            ]
-            rows.append((f"gap of {place['name']}", "", *gaps, *[""] * 4))
-    unknown = [f"{place['unknown']} of {place['name']}" for place in found["places"]]
+        ends = place["gap"] or {}
+        gaps = [
+            "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * end for end in ends[key]))
+            for key in columns[: len(ends)]
+        ]
+        rows.append((f"gap of {place['name']}", "", *(gaps or "--"), *[""] * 4))
+    unknown = ", ".join(f"{place['unknown']:,} of {place['name']}" for place in found["places"])
     return [
-        "## A new place",
-        "",
-        "The model and its thresholds have seen no picture of these sources, which 01 held out "
-        "(--holdout-source). Beside each stand the test pictures of the same classes from the "
-        "sources that it learned from; the gap is what the new place changes. Species and both "
-        "(species and disease) are right in so many of all pictures, rejected ones included; the "
-        "other columns are about the answers given by the thresholds served. 95 % intervals in "
-        "brackets.",
+        "Sources that 01 set aside (--holdout-source): the model and its thresholds have seen no "
+        "picture of them. Above each stand the test pictures of the same classes from the sources "
+        "that the model learned from; the gap is the difference. `species right` and `both right` "
+        "(species and disease) count all pictures, even those rejected; the columns after them "
+        "tell what is answered, as served. 95 % intervals in brackets.",
         "",
         table(
             rows,
             (
-                *("pictures", "number", "species right", "both right", "named with a disease"),
-                *("species alone", "rejected", "answers given: right"),
+                *("pictures", "number", "species right", "both right", "species and disease"),
+                *("species alone", "rejected", "of the answers: right"),
             ),
         ),
         "",
-        f"Pictures of classes that the model does not know, counted further up: "
-        f"{', '.join(unknown)}. {found['copies']:,} pictures are near-duplicates of others that it "
-        f"learned or was fitted with, or in one group with them, and do not count.",
+        f"Not in this table: pictures of classes that the model does not know, which count further "
+        f"up ({unknown}); and near-duplicates of other pictures, or pictures in one group with "
+        f"them ({found['copies']:,}).",
         "",
     ]
 

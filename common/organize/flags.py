@@ -95,7 +95,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "default": [],
         "metavar": "USE=NAME",
         "help": "columns of --labels: file=, label= (or species= disease=), group= (pictures of "
-        "one plant or place), split=, source= (place, camera or year, for --holdout-source)",
+        "one plant or place), split=, source= (the place, camera or year)",
     },
     "--multi": {
         "default": "",
@@ -145,8 +145,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--holdout-source": {
         "default": "",
         "metavar": "NAMES",
-        "help": "set whole sources aside to test the model in a new place: names of sources, or "
-        "values of the column of --columns source=",
+        "help": "set whole sources aside to test the model in a new place: their names, or values "
+        "of the column source=",
     },
     "--small-classes": {
         "choices": ["fail", "train", "drop"],

@@ -174,7 +174,8 @@ def test_a_new_place_stands_beside_test_pictures_of_its_classes(tmp_path):
     text = "\n".join(open_world.report_lines(found))
     assert "## A new place" in text
     assert "-25.0 points" in text
-    assert "2 of field. 1 pictures are near-duplicates" in text
+    assert "further up (2 of field); and near-duplicates" in text
+    assert "in one group with them (1)." in text
 
 
 def test_without_such_pictures_the_report_says_how_to_get_some(tmp_path):
