@@ -24,7 +24,7 @@ from common.decide import (
     decide_batch,
     rejection_from_json,
 )
-from common.export.answers import Answers, join
+from common.export.answers import Answers, join, take
 from common.export.bounds import difference
 from common.export.fitting import Outcome
 from common.export.pictures import class_of
@@ -56,26 +56,39 @@ class Unlearned:
 
 
 def gather(outcome: Outcome) -> Unlearned | None:
-    """Collect the pictures that the model has not learned; None where there are none."""
-    pictures, parts = outcome.pictures, []
+    """Collect the pictures of what the model has not learned, but for species and diseases of which
+    other pictures chose thresholds; None where there are none.
+    """
+    pictures, parts, fitted = outcome.pictures, [], []
     tree = pictures.data.tree
     classes = {tree.pair(i): i for i in range(tree.num_classes)}
     numbers = {name: i for i, name in enumerate(tree.species)}
+
+    def name(pair: tuple[str, str]) -> str:
+        return "/".join(pair) if pair[0] in numbers else pair[0]
+
     for kind in pictures.kinds:
-        if kind.role == "plant" or not kind.files["test"]:
+        given = kind.role == "species" and kind.name != "holdout_species"  # --unknown-plants
+        if kind.role == "plant":
             continue
-        ood = outcome.ood["test"][kind.role][kind.name]
-        if kind.role == "species" and kind.name != "holdout_species":
-            pairs, species = [(kind.name,)] * len(ood), [-1] * len(ood)
-        else:
-            pairs = [class_of(path) for path in pictures.chosen(kind, "test")]
-            species = [numbers.get(pair[0], -1) for pair in pairs]
-        names = ["/".join(p) if s >= 0 else p[0] for p, s in zip(pairs, species, strict=True)]
-        source = kind.name.removeprefix("source ") if kind.role == "source" else ""
-        class_idx = np.array([classes.get(pair, -1) for pair in pairs])
-        columns = class_idx, np.array(species), np.array(names), np.array([source] * len(ood))
-        parts.append((outcome.ranked[kind.role][kind.name], ood, *columns))
-    return Unlearned(*join(parts)) if parts else None
+        if not given:
+            fitted += [name(class_of(path)) for path in kind.files["val"]]
+        if kind.files["test"]:
+            ood = outcome.ood["test"][kind.role][kind.name]
+            pairs = [(f"{kind.name} (--unknown-plants)", "")] * len(ood)
+            pairs = pairs if given else [*map(class_of, pictures.chosen(kind, "test"))]
+            source = kind.name.removeprefix("source ") if kind.role == "source" else ""
+            columns = (
+                [classes.get(pair, -1) for pair in pairs],
+                [numbers.get(pair[0], -1) for pair in pairs],
+                [name(pair) for pair in pairs],
+                [source] * len(pairs),
+            )
+            parts.append((outcome.ranked[kind.role][kind.name], ood, *map(np.array, columns)))
+    if not parts:
+        return None
+    found = Unlearned(*join(parts))
+    return take(found, (found.class_idx >= 0) | ~np.isin(found.name, fitted))
 
 
 # region judging
