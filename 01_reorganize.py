@@ -13,6 +13,7 @@ Next    02a_train_species.py
   python 01_reorganize.py ~/photos/PlantVillage --dry-run show how folders are read
   python 01_reorganize.py mango=~/photos/leaves --dry-run --json folders.json --review review.csv
   python 01_reorganize.py village=~/photos/A field=~/photos/B --not-plants ~/photos/other --report
+  python 01_reorganize.py village=~/photos/A field=~/photos/B --holdout-source field
   python 01_reorganize.py ~/traps --labels ~/traps/labels.csv --levels 1 \\
       --columns file=image_id label=animal group=station
   python 01_reorganize.py --undo                          remove what was made, but no source
