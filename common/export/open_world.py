@@ -76,7 +76,7 @@ def gather(outcome: Outcome) -> Unlearned | None:
         if kind.files["test"]:
             ood = outcome.ood["test"][kind.role][kind.name]
             pairs = [(f"{kind.name} (--unknown-plants)", "")] * len(ood)
-            pairs = pairs if given else [*map(class_of, pictures.chosen(kind, "test"))]
+            pairs = pairs if given else [*map(class_of, pictures.ood_files(kind, "test"))]
             source = kind.name.removeprefix("source ") if kind.role == "source" else ""
             columns = (
                 [classes.get(pair, -1) for pair in pairs],
@@ -252,18 +252,20 @@ def stricter(
 ) -> dict[str, Rejection]:
     """The strictest thresholds that lose at most each of `RATES` of the plants of val.
 
-    The threshold that rejects and that of an unknown disease move together: as many plants lie
-    above either.
+    All thresholds that take answers move together: the numbers of plants above each stay to each
+    other as they are served.
 
     Returns:
         {"1% lost": thresholds, ...}.
     """
-    rules = {name: getattr(rejection, name) for name in ("ood", "disease")}
-    rules = {name: rule for name, rule in rules.items() if rule}
+    rules = {name: rule for name, rule in vars(rejection).items() if hasattr(rule, "threshold")}
+    rules.pop("plant", None)  # only tells why a picture is rejected
     levels = {name: np.sort(rule.value(plants.ood))[::-1] for name, rule in rules.items()}
+    above = {name: max(1, rule.exceeded(plants.ood).sum()) for name, rule in rules.items()}
 
-    def at(k: int) -> Rejection:  # k plants lie above each threshold
-        moved = {name: replace(rules[name], threshold=float(levels[name][k])) for name in rules}
+    def at(k: int) -> Rejection:  # k plants lie above the threshold that is served most of them
+        step = {name: k * count // max(above.values()) for name, count in above.items()}
+        moved = {name: replace(rules[name], threshold=levels[name][step[name]]) for name in rules}
         return replace(rejection, **moved)
 
     def share(k: int) -> float:
