@@ -30,7 +30,7 @@ from common.export.fitting import Outcome
 from common.export.pictures import class_of
 from common.train.metrics import wilson
 
-RATES = (0.01, 0.05)  # shares of known plants that stricter thresholds may lose
+RATES = (0.01, 0.05)  # shares of known plants that other thresholds than those served may lose
 SERVED = "as served"  # the thresholds of bundle.json
 LONGEST = 40  # rows of report.md's table of species and diseases; report.json has them all
 
@@ -116,12 +116,9 @@ def judge(outcome: Outcome, card: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     rejection = rejection_from_json(card["rejection"], outcome.names)
     entry = card["rollup"]["precisions"][card["rollup"]["default"]]
-    rollup, test, tree = (
-        Rollup(entry["disease"], entry["species"]),
-        outcome.splits["test"],
-        data.tree,
-    )
-    points = {SERVED: rejection} | stricter(outcome.splits["val"], tree, rejection, rollup)
+    rollup = Rollup(entry["disease"], entry["species"])
+    test, tree = outcome.splits["test"], data.tree
+    points = {SERVED: rejection} | losing(outcome.splits["val"], tree, rejection, rollup)
     decided = {
         name: decide_batch(seen.ranked, seen.ood, tree, point, rollup)
         for name, point in points.items()
@@ -239,7 +236,9 @@ def counts(
 def lost(
     plants: Answers, tree: ClassTree, rejection: Rejection | None, rollup: Rollup
 ) -> np.ndarray:
-    """Which known plants get a less deep answer by the thresholds of OOD scores: bool (N,)."""
+    """Which known plants get a less deep answer than without the thresholds of OOD scores: bool
+    (N,).
+    """
     with_them, without = (
         depth(decide_batch(plants.ranked, plants.ood, tree, thresholds, rollup))
         for thresholds in (rejection, None)
@@ -247,7 +246,7 @@ def lost(
     return with_them < without
 
 
-def stricter(
+def losing(
     plants: Answers, tree: ClassTree, rejection: Rejection, rollup: Rollup
 ) -> dict[str, Rejection]:
     """The strictest thresholds that lose at most each of `RATES` of the plants of val.
