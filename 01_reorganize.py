@@ -13,6 +13,7 @@ Next    02a_train_species.py
   python 01_reorganize.py ~/photos/PlantVillage --dry-run show how folders are read
   python 01_reorganize.py mango=~/photos/leaves --dry-run --json folders.json --review review.csv
   python 01_reorganize.py village=~/photos/A field=~/photos/B --not-plants ~/photos/other --report
+  python 01_reorganize.py village=~/photos/A field=~/photos/B --holdout-source field
   python 01_reorganize.py ~/traps --labels ~/traps/labels.csv --levels 1 \\
       --columns file=image_id label=animal group=station
   python 01_reorganize.py --undo                          remove what was made, but no source
@@ -42,6 +43,7 @@ from common.organize.deduplicate import (
     Rejected,
     choose,
     class_numbers,
+    class_sizes,
     leave_out_versions,
     require_sizes,
 )
@@ -51,7 +53,7 @@ from common.organize.flags import add_flags, check_flags
 from common.organize.intake import read_all, target_of
 from common.organize.label_csv import find_table, read_labels
 from common.organize.names.review import NAMES, REVIEW, Names, read_names
-from common.organize.partition import hold_out, partition
+from common.organize.partition import hold_out, hold_out_sources, partition
 from common.organize.report import (
     show_names,
     show_result,
@@ -164,6 +166,7 @@ def read_sources(
         if args.versions != "all":
             leave_out_versions(files, class_idx, args.versions)
     show_names(files, names, index, class_idx)
+    hold_out_sources(files, class_idx, index, args.holdout_source)
     return files, names, index, class_idx
 
 
@@ -230,10 +233,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no class can be read from {len(files.labels):,} names: none says its plant. Say it "
             f"with --species, with NAME=FOLDER, or in {review}, given back with --names."
         )
-    sizes = np.bincount(class_idx[class_idx >= 0], minlength=len(index))
+    sizes = class_sizes(np.arange(len(files)), files, class_idx, index)
     require_sizes(sizes, index, args.small_classes)  # before hours of reading
-    held_out = hold_out(index, args.holdout_species, args.holdout_diseases)
-    held_out = dict(zip(index, held_out, strict=True))
+    learned = [index[i] for i in np.flatnonzero(sizes)]
+    held_out = hold_out(learned, args.holdout_species, args.holdout_diseases)
+    held_out = dict(zip(learned, held_out, strict=True))
     identity = identity_of(files, args)
     if already_there(args, identity):
         placing.clear(args.output)
@@ -256,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with laps("comparing features"):
             alike = lookalikes.find(args, stored, chosen["sha256"], store / "features")
     with laps("grouping and splitting"):
-        out = np.array([held_out[pair] for pair in kept.classes], np.int8)
+        out = np.array([held_out.get(pair, 0) for pair in kept.classes], np.int8)
         certificate = partition(kept, files, facts, out, alike.pairs, args)
     with laps("judging the search on copies it makes"):
         certificate.planted.update(judge_search(args, kept, chosen["phash"], stored, alike))

@@ -16,7 +16,7 @@ from common.classes import slug
 from common.console import fail
 from common.images import SUFFIXES
 
-USES = ("file", "label", "species", "disease", "group", "split")
+USES = ("file", "label", "species", "disease", "source", "group", "split")
 # columns as public label files call them, the likelier first
 USUAL = {
     "file": "file filename file_name filepath file_path path image_path image_file image_name "
@@ -275,7 +275,7 @@ def _told_columns(table: Table, told: Sequence[str]) -> dict[str, str]:
         if use not in USES:
             fail(
                 f"--columns {text}: write file=NAME, label=NAME (or species=NAME disease=NAME), "
-                f"group=NAME or split=NAME."
+                f"source=NAME, group=NAME or split=NAME."
             )
         if name.strip() not in table.cells:
             fail(

@@ -7,6 +7,8 @@ from functools import cache
 
 import numpy as np
 
+from common.train.metrics import wilson
+
 
 def lower(share: float) -> str:
     """A lower bound in per cent with two digits, rounded down: no more is claimed than was
@@ -61,6 +63,22 @@ def pictures_needed(share: float, misses: int = 0, level: float = 0.95) -> int:
             (low, middle) if claims(middle - misses, middle, share, level) else (middle, high)
         )
     return high
+
+
+def difference(hits: int, n: int, other_hits: int, other_n: int) -> tuple[float, float, float]:
+    """The difference of two shares of different pictures, and its 95 % interval from Wilson's of
+    both (Newcombe 1998, method 10).
+
+    Returns:
+        share less other share, lower and upper end, -1..1; NaN where a count of pictures is 0.
+    """
+    n_both = np.array([n, other_n])
+    ends = wilson(np.array([hits, other_hits]), n_both)
+    with np.errstate(invalid="ignore"):
+        a, b = np.array([hits, other_hits]) / n_both
+    down = math.hypot(a - ends[0, 0], ends[1, 1] - b)
+    up = math.hypot(ends[0, 1] - a, b - ends[1, 0])
+    return float(a - b), float(a - b - down), float(a - b + up)
 
 
 def _binomial_tail(k: int, n: int, p: float) -> float:

@@ -3,6 +3,7 @@ train; on the answers of each exported model, its thresholds.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from common.console import long_part
-from common.decide import rejection_from_json
+from common.decide import Ranked, rank, rejection_from_json
 from common.export import ood, rollup
-from common.export.answers import Answers, Batches, Run, blocks, run_over
+from common.export.answers import Answers, Batches, Run, blocks, join, run_over
 from common.export.calibrate import Temperatures, calibration_error, fit_temperatures
 from common.export.graph import (
     ENOUGH,
@@ -217,6 +218,7 @@ class Outcome:
         names: of the scores.
         splits: {`val` | `test`: of its plants}.
         ood: {split: {role: {kind: ood (M, scores)}}}.
+        ranked: {role: {kind: what the OOD pictures of test are decided by}}.
         poor: {split: {kind of poor photo: ood (M, scores)}}.
     """
 
@@ -224,6 +226,7 @@ class Outcome:
     names: Sequence[str]
     splits: dict[str, Answers]
     ood: dict[str, dict[str, dict[str, np.ndarray]]]
+    ranked: dict[str, dict[str, Ranked]]
     poor: dict[str, dict[str, np.ndarray]]
 
     def columns(self, split: str) -> dict[str, np.ndarray]:
@@ -281,13 +284,15 @@ def outcome_of(
         def scores(batches: Iterable[np.ndarray]) -> np.ndarray:
             return np.concatenate([counted(batch)[1] for batch in batches])
 
-        kinds = {
-            split: {
-                role: {kind: scores(batches) for kind, batches in pictures.ood(role, split)}
-                for role in ROLES
-            }
-            for split in splits
-        }
+        kinds: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+        ranked: dict[str, dict[str, Ranked]] = {}  # of the last split
+        for split, role in itertools.product(splits, ROLES):
+            ranked[role], kinds.setdefault(split, {})[role] = {}, {}
+            for kind, batches in pictures.ood(role, split):
+                found = (counted(batch)[:2] for batch in batches)
+                kinds[split][role][kind], ranked[role][kind] = join(
+                    [(scores_, rank(p, pictures.data.tree)) for p, scores_ in found]
+                )
         poor = {
             split: {kind: scores(b for b, _ in pictures.poor(kind, split)) for kind in shifts}
             for split in splits
@@ -308,7 +313,7 @@ def outcome_of(
             plants, np.split(held_out, np.cumsum([*map(len, plants)])[:-1]), strict=True
         ):
             rows[:, -1] = own
-    return Outcome(pictures, names, answers, kinds, poor)
+    return Outcome(pictures, names, answers, kinds, ranked, poor)
 
 
 def fit_thresholds(outcome: Outcome, precision: float) -> tuple[dict[str, Any], dict[str, Any]]:

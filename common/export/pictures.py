@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ POOR_AT_MOST = 200  # pictures per kind of poor photo: enough to measure how man
 POOR_SHARE = 4  # to fit with, one train picture in so many has a poor copy, for each kind
 SHIFTS = ("dark", "blur", "crop", "compression")
 FAILED = 0.01  # share of val photos below each limit of brightness, sharpness and size
-# what OOD pictures show: no plant, another species, or another disease of a known species; each has
-# a threshold of its own
-ROLES = ("plant", "species", "disease")
+# what OOD pictures show: no plant, another species, or another disease of a known species, each of
+# which has a threshold of its own; or plants in a new place, which are only reported
+ROLES = ("plant", "species", "disease", "source")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def known_ood(
 
     Args:
         data: below it stand not_plants/{val,test}/, a folder there for each kind that --not-plants
-            of 01 had, and holdout/ for the rows of the holdouts.
+            of 01 had, and holdout/ for the rows of the holdouts: every other species or disease
+            (by the hash of its name) fits and the others are reported, the first among them; of
+            held-out sources all pictures are reported.
         ood, unknown_plants: further folders, `DIR` or `NAME=DIR`; half of their pictures, by the
             hash of the file, fit and the other half are reported.
 
@@ -76,11 +78,15 @@ def known_ood(
             newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
             for row in csv.DictReader(file):
-                if row["split"] in held and not row["offset"]:
-                    held[row["split"]].append(data.root / row["path"])
-    found += [
-        OodKind(name, role, _halves(held[name])) for name, role in zip(held, ROLES[1:], strict=True)
-    ]
+                place = row["split"] == "holdout_source"
+                kind = f"source {row['dataset']}" if place else row["split"]
+                if place or kind in held:
+                    held.setdefault(kind, []).append(data.root / row["path"])
+    for kind, files in held.items():
+        files.sort(key=lambda path: path.name)  # by content: the first are a fair sample
+        role = {"holdout_species": "species", "holdout_diseases": "disease"}.get(kind, "source")
+        parts = {"val": [], "test": files} if role == "source" else _whole_classes(files, role)
+        found.append(OodKind(kind, role, parts))
     found = [kind for kind in found if any(kind.files.values())]
     names = [kind.name for kind in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -104,6 +110,22 @@ def _folder(text: str, role: str, flag: str) -> OodKind:
     return OodKind(name or path.name, role, _halves(files))
 
 
+def class_of(path: Path) -> tuple[str, str]:
+    """Species and disease of a picture below holdout/."""
+    return path.parts[-3], path.parts[-2]
+
+
+def _whole_classes(files: list[Path], role: str) -> dict[str, list[Path]]:
+    # what is reported as unknown must not have been seen by any fit in other photos
+    names = [class_of(path)[: ROLES.index(role)] for path in files]
+    order = sorted(set(names), key=lambda name: hashlib.sha256("/".join(name).encode()).digest())
+    fits = set(order[1::2])
+    return {
+        split: [path for path, name in zip(files, names, strict=True) if (name in fits) == fit]
+        for split, fit in (("val", True), ("test", False))
+    }
+
+
 def _halves(files: list[Path]) -> dict[str, list[Path]]:
     parts: dict[str, list[Path]] = {"val": [], "test": []}
     for path in files:
@@ -121,6 +143,7 @@ class Pictures:
         kinds: of `known_ood`.
         at_most: pictures per split and kind, evenly spread.
         workers: of the loader.
+        unreadable: OOD files that `ood` has left out so far.
     """
 
     data: Organized
@@ -128,6 +151,7 @@ class Pictures:
     kinds: list[OodKind]
     at_most: int
     workers: int
+    unreadable: set[Path] = field(default_factory=set)
 
     @cached_property
     def photo_limits(self) -> dict[str, float]:
@@ -174,7 +198,11 @@ class Pictures:
         """Yield (kind, its batches uint8 (N, size, size, 3)) of the OOD pictures of a role."""
         for kind in self.kinds:
             if kind.role == role and kind.files[split]:
-                yield kind.name, self._read(kind.files[split][: self.at_most])
+                yield kind.name, self.read(self.ood_files(kind, split))
+
+    def ood_files(self, kind: OodKind, split: str) -> list[Path]:
+        """The files of a kind, of which `ood` gives every one that can be read, in this order."""
+        return [p for p in kind.files[split][: self.at_most] if p not in self.unreadable]
 
     def count_ood(self, role: str, split: str) -> int:
         """How many files `ood` reads at most."""
@@ -182,7 +210,8 @@ class Pictures:
             len(kind.files[split][: self.at_most]) for kind in self.kinds if kind.role == role
         )
 
-    def _read(self, files: list[Path]) -> Iterator[np.ndarray]:
+    def read(self, files: list[Path]) -> Iterator[np.ndarray]:
+        """Yield batches uint8 (N, size, size, 3) of those files that can be read."""
         for start in range(0, len(files), BATCH):
             batch = []
             for path in files[start : start + BATCH]:
@@ -190,6 +219,7 @@ class Pictures:
                     rgb = images.read_rgb(path, long_side=self.data.long_side, min_side=1)
                     batch.append(images.resize_to_model(rgb, self.size))
                 except images.ImageError as error:
+                    self.unreadable.add(path)
                     warn(f"{path} is left out: {error}")
             if batch:
                 yield np.stack(batch)

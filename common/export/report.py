@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import table
-from common.export import calibrate, gate, ood, plots, rollup
+from common.export import calibrate, gate, ood, open_world, plots, rollup
 from common.export.browser import light_export
 from common.export.calibrate import calibration_figures
 from common.files import write_text
@@ -74,6 +74,7 @@ def compose_report(
         },
         "test": {k: v for k, v in main["metrics"].items() if not isinstance(v, dict)},
         "ood": main["metrics"]["ood"],
+        "open_world": open_world.judge(result["outcomes"]["model.onnx"], main),
         "calibration": {
             when: calibration_figures(found, tree, data.class_sizes)
             for when, found in (("before", answers.also), ("after", answers))
@@ -198,6 +199,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         ),
         "![scores](scores.png)",
         "",
+        *open_world.report_lines(report["open_world"]),
         "## How deep an answer goes",
         "",
         *rollup.report_lines(card["rollup"], card["metrics"]["rollup"]),

@@ -13,9 +13,13 @@ from common.organize.names.folders import VERSIONS
 from common.organize.sources import Files
 from common.organize.splits import several_versions
 
-# the first three are in the class tree
-SPLITS = ("train", "val", "test", "holdout_species", "holdout_diseases")
-HOLDOUT_SPECIES, HOLDOUT_DISEASES = 3, 4
+# the first three are in the class tree; the last: pictures of a held-out source in one group with
+# others
+SPLITS = (
+    *("train", "val", "test"),
+    *("holdout_species", "holdout_diseases", "holdout_source", "holdout_copies"),
+)
+HOLDOUT_SPECIES, HOLDOUT_DISEASES, HOLDOUT_SOURCE, HOLDOUT_COPIES = range(3, len(SPLITS))
 OTHER_VERSION = -2  # class_idx of a file that --versions leaves out
 Pair = tuple[str, str]
 
@@ -43,7 +47,7 @@ class Kept:
         return len(self.file)
 
     def counts(self) -> np.ndarray:
-        """Pictures per class and split, int64 (classes, 5)."""
+        """Pictures per class and split, int64 (classes, 7)."""
         flat = np.bincount(
             self.class_idx.astype(np.int64) * len(SPLITS) + self.split,
             minlength=len(self.classes) * len(SPLITS),
@@ -85,8 +89,8 @@ def drop_duplicates(
     """Keep one file of each picture, and none of a picture that has two labels.
 
     Two files are one picture where their decoded pixels are equal. The one kept has the smallest
-    SHA-256, but with `keep_split` one that the source holds out (test, then val) is kept before one
-    in its train.
+    SHA-256, but one of a held-out source is kept only where no other source has the picture, and
+    with `keep_split` one that the source holds out (test, then val) before one in its train.
 
     Args:
         files, facts: N files and what they hold.
@@ -101,7 +105,7 @@ def drop_duplicates(
     held = files.given[good] if keep_split else np.zeros(len(good), np.int8)
     order = good[
         np.lexsort(
-            (good, *sha[good].T[::-1], -held, facts["pixels"][good, 1], facts["pixels"][good, 0])
+            (good, *sha[good].T[::-1], -held, files.held_out[good], *facts["pixels"][good].T[::-1])
         )
     ]
     if not len(order):
@@ -171,6 +175,16 @@ def leave_out_versions(files: Files, class_idx: np.ndarray, version: str) -> Non
         found = ", ".join(VERSIONS[i] for i in np.unique(files.version[mine]) if i >= 0)
         fail(f"--versions {version}: no class has it among others; there are {found or 'none'}.")
     class_idx[others] = OTHER_VERSION
+
+
+def class_sizes(
+    rows: np.ndarray, files: Files, class_idx: np.ndarray, classes: Sequence[Pair]
+) -> np.ndarray:
+    """Pictures per class that can be learned from: int64 (classes,), of the files `rows` that have
+    a class and no held-out source.
+    """
+    learned = rows[(class_idx[rows] >= 0) & ~files.held_out[rows]]
+    return np.bincount(class_idx[learned], minlength=len(classes))
 
 
 def require_sizes(
@@ -258,7 +272,7 @@ def choose(
             + "."
         )
     small = require_sizes(
-        np.bincount(class_idx[plants], minlength=len(index)),
+        class_sizes(plants, files, class_idx, index),
         index,
         args.small_classes,
         " What was read is kept, so that the next run is quick.",
@@ -268,6 +282,6 @@ def choose(
             plants[np.isin(class_idx[plants], small)], "small_class", "fewer than 3 usable pictures"
         )
         plants = plants[rejected.reason[plants] == 0]
-        require_sizes(np.bincount(class_idx[plants], minlength=len(index)), index, "drop")
+        require_sizes(class_sizes(plants, files, class_idx, index), index, "drop")
     used, numbers = np.unique(class_idx[plants], return_inverse=True)
     return Kept(plants, numbers.astype(np.int32), [index[i] for i in used]), stay[not_plants[stay]]

@@ -95,7 +95,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "default": [],
         "metavar": "USE=NAME",
         "help": "columns of --labels: file=, label= (or species= disease=), group= (pictures of "
-        "one plant or place), split=",
+        "one plant or place), split=, source= (the place, camera or year)",
     },
     "--multi": {
         "default": "",
@@ -141,6 +141,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         "default": "",
         "metavar": "N|NAMES",
         "help": "the same for diseases: leaf_mold, tomato/leaf_mold",
+    },
+    "--holdout-source": {
+        "default": "",
+        "metavar": "NAMES",
+        "help": "set whole sources aside to test the model in a new place: their names, or values "
+        "of the column source=",
     },
     "--small-classes": {
         "choices": ["fail", "train", "drop"],

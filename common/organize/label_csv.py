@@ -61,7 +61,7 @@ def read_labels(
     table are read with it; rows of a table in a split's folder mean files below that folder.
 
     Args:
-        files: changed in place: label, cluster, given, notes, missing.
+        files: changed in place: label, cluster, dataset, given, notes, missing.
         origin: number of the source.
         table: the label file.
         columns: as `labels.read_label_file` takes them.
@@ -95,7 +95,7 @@ def read_labels(
     for row in lost:
         which = "several files are called so" if rows.pictures[row] == SEVERAL else "no such file"
         told = f"{rows.where(row)}: {which} in the source"
-        files.missing.append((rows.files[row], ", ".join(rows.said[row][:-2]), "missing", told))
+        files.missing.append((rows.files[row], ", ".join(rows.said[row][:-3]), "missing", told))
     if len(lost) == len(rows.files):
         fail(
             f"{table}: not one row names a file of {root}, or one alone. The first looks for "
@@ -113,8 +113,8 @@ def read_labels(
 
 class _Rows:
     """The rows of all tables: the picture that each means, below 0 where it means none or gives it
-    no label, and what it says of it: its labels, its group, its split. empty: {picture: row without
-    a label}.
+    no label, and what it says of it: its labels, its source, its group, its split. empty: {picture:
+    row without a label}.
     """
 
     def __init__(self) -> None:
@@ -126,15 +126,19 @@ class _Rows:
         self._known: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object for what is equal
 
     def add(self, read: LabelFile, pictures: Sequence[int], splits: Sequence[str]) -> None:
-        groups = read.table.cells.get(read.columns.get("group", ""), [""] * len(pictures))
-        for picture, labels, group, split in zip(
-            pictures, read.labels, groups, splits, strict=True
+        sources, groups = (
+            read.table.cells.get(read.columns.get(use, ""), [""] * len(pictures))
+            for use in ("source", "group")
+        )
+        for picture, labels, *origin, split in zip(
+            pictures, read.labels, sources, groups, splits, strict=True
         ):
             if picture >= 0 and not labels:
                 self.empty.setdefault(picture, len(self.said))
                 picture = _UNLABELLED
             self.pictures.append(picture)
-            said = (*labels, "" if group.lower() in NO_GROUP else group, split)
+            origin = ["" if name.lower() in NO_GROUP else name for name in origin]
+            said = (*labels, *origin, split)
             self.said.append(self._known.setdefault(said, said))
         self.reads.append(read)
         self.files += read.files
@@ -154,14 +158,16 @@ def _take(
     origin = int(files.origin[mine[0]])
     kinds = {said: i for i, said in enumerate(dict.fromkeys(rows.said[r] for r in chosen.values()))}
     kind = [kinds[rows.said[row]] for row in chosen.values()]
-    label, cluster, given = np.full((3, len(kinds)), -1)
+    label, cluster, given, dataset = np.full((4, len(kinds)), -1)
     numbers = {label: i for i, label in enumerate(files.labels)}
     first_group = int(files.cluster.max(initial=-1)) + 1
     groups: dict[str, int] = {}
+    datasets = {name: i for i, name in enumerate(files.datasets)}
     several: dict[int, str] = {}
     no_plant: dict[int, str] = {}
-    for k, (*labels, group, split) in enumerate(kinds):
+    for k, (*labels, source, group, split) in enumerate(kinds):
         given[k] = SPLITS.index(split) if split else -1
+        dataset[k] = datasets.setdefault(source, len(datasets)) if source else origin
         last = labels[0].rpartition("/")[2].lower()
         if multi != "first" and (len(labels) > 1 or MIXED.fullmatch(last)):
             several[k] = f"several labels: {', '.join(labels)}"
@@ -172,6 +178,7 @@ def _take(
             cluster[k] = first_group + groups.setdefault(group, len(groups)) if group else -1
     at = np.array(mine)[list(chosen)]
     files.given[at], files.label[at], files.cluster[at] = given[kind], label[kind], cluster[kind]
+    files.dataset[at], files.datasets = dataset[kind], list(datasets)
     for i, row, k in zip(at.tolist(), chosen.values(), kind, strict=True):
         if told := several.get(k) or no_plant.get(k):
             files.notes[i] = ("no_class", f"{rows.where(row)}: {told}")

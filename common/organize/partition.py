@@ -8,8 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.console import fail
-from common.organize.deduplicate import HOLDOUT_DISEASES, HOLDOUT_SPECIES, Kept
+from common.console import fail, say
+from common.organize.deduplicate import (
+    HOLDOUT_COPIES,
+    HOLDOUT_DISEASES,
+    HOLDOUT_SOURCE,
+    HOLDOUT_SPECIES,
+    Kept,
+    Pair,
+)
 from common.organize.duplicates.phash import Near, connected, near_search
 from common.organize.duplicates.planted import Row
 from common.organize.sources import Files
@@ -88,6 +95,53 @@ def hold_out(classes: Sequence[tuple[str, str]], species: str, diseases: str) ->
     return chosen
 
 
+def hold_out_sources(
+    files: Files, class_idx: np.ndarray, classes: Sequence[Pair], text: str
+) -> None:
+    """Set whole sources aside, and say which of their classes can be judged; sets `files.held_out`.
+
+    Args:
+        class_idx: int (N,), index into `classes`, or below 0 for a file without a class.
+        text: names of `files.datasets` separated by commas.
+
+    Raises:
+        SystemExit: where a name is unknown, no other source is left, or none of the classes held
+            out is in one that is left.
+    """
+    names = {name.strip() for name in text.split(",")} - {""}
+    if not (text and classes):
+        return
+    plants, not_plants = class_idx >= 0, files.is_not_plant()
+    known = {files.datasets[i]: i for i in np.unique(files.dataset[~not_plants]).tolist()}
+    lost = sorted(names - known.keys())
+    held = [known[name] for name in sorted(names & known.keys())]
+    files.held_out = np.isin(files.dataset, held) & ~not_plants
+    learned = class_idx[plants & ~files.held_out]
+    if lost or not len(learned):
+        what = f"there is no source {lost[0]}" if lost else "no source is left to learn from"
+        fail(
+            f"--holdout-source: {what}. The sources are {', '.join([*known][:20])}. NAME=FOLDER "
+            f"names one; in a labels file, --columns source=NAME is the column that says of which "
+            f"place, camera or year each picture is."
+        )
+    if not np.isin(class_idx[plants & files.held_out], learned).any():
+        fail(
+            f"--holdout-source {text}: no other source has one of its classes, so that there is "
+            f"nothing to judge in a new place. If they have other names there, say so with "
+            f"--names. To test plants that the model does not know, use --holdout-species, or "
+            f"--unknown-plants of 03_export.py."
+        )
+    for number in held:
+        mine = class_idx[plants & (files.dataset == number)]
+        own = ["/".join(classes[i]) for i in np.setdiff1d(mine, learned)]
+        count = len(np.unique(mine))
+        say(
+            f"held out: source {files.datasets[number]}, {len(mine):,} files; {count - len(own)} "
+            f"of its {count} classes are in other sources, too"
+            + (f", but not {', '.join(own[:8])}" if own else "")
+        )
+
+
 def _pick(text: str, free: Sequence[str], flag: str, known: Sequence[str]) -> list[str]:
     if text.isdigit():
         if int(text) > len(free):
@@ -113,6 +167,9 @@ def partition(
 ) -> Certificate:
     """Group and split the kept pictures; sets their `group` and `split`.
 
+    Pictures of a held-out source that are in one group with others count as copies of those: they
+    would show nothing of a new place.
+
     Args:
         held_out: int8 (classes,), from `hold_out`.
         cosine: int64 (M, 2), near-duplicates by features.
@@ -120,6 +177,9 @@ def partition(
 
     Returns:
         the certificate.
+
+    Raises:
+        SystemExit: where --near joins too much, or all pictures of the held-out sources are copies.
     """
     chosen, radius = facts[kept.file], args.near
     try:
@@ -143,7 +203,16 @@ def partition(
         )
     kept.group = connected(len(kept), np.concatenate(list(edges.values())))
     draw, given = draws(chosen["sha256"]), files.given[kept.file]
+    away = files.held_out[kept.file]
+    copies = away & np.isin(kept.group, kept.group[~away])
+    if away.any() and (copies == away).all():
+        fail(
+            f"--holdout-source {args.holdout_source}: all {away.sum():,} pictures are near-"
+            f"duplicates of pictures of other sources, or in one group with them (--columns "
+            f"group=), so that there is nothing new to judge. Hold out another source."
+        )
     out = held_out[kept.class_idx]
+    out = np.where(copies, HOLDOUT_COPIES, np.where(away, HOLDOUT_SOURCE, out)).astype(np.int8)
     kept.split, inside = out.copy(), np.flatnonzero(out == 0)
     class_idx, group = kept.class_idx[inside], kept.group[inside]
     first = np.full(len(kept), len(kept))

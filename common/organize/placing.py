@@ -22,7 +22,7 @@ from common.organize.shards import Layout, layout, shard_name, write_shards
 from common.organize.sources import Files
 from common.organize.splits import TEST, draws, split_groups
 
-FOLDERS = (*SPLITS[:3], "holdout/species", "holdout/diseases")
+FOLDERS = tuple(split.replace("_", "/") for split in SPLITS)
 MANIFEST = tuple(
     "path species disease split group sha256 phash width height dataset source offset size".split()
 )
@@ -191,7 +191,7 @@ def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[t
             fact["phash"],
             fact["width"],
             fact["height"],
-            files.origin[i],
+            files.dataset[i],
             placed.offset[rows],
             fact["stored"],
         )
@@ -202,7 +202,7 @@ def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[t
             phash,
             width,
             height,
-            origin,
+            dataset,
             offset,
             stored,
         ) in zip(
@@ -221,7 +221,7 @@ def manifest_rows(placed: Placed, files: Files, facts: np.ndarray) -> Iterator[t
                 f"{phash:016x}",
                 width,
                 height,
-                files.sources[origin].name,
+                files.datasets[dataset],
                 files.path(file),
                 offset if offset >= 0 else "",
                 stored,

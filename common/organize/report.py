@@ -11,7 +11,15 @@ from common.console import say, table, warn
 from common.files import write_text
 from common.organize import contact_sheets, suspects
 from common.organize.background import background_check
-from common.organize.deduplicate import HOLDOUT_SPECIES, SPLITS, Kept, Pair, Rejected
+from common.organize.deduplicate import (
+    HOLDOUT_COPIES,
+    HOLDOUT_SOURCE,
+    HOLDOUT_SPECIES,
+    SPLITS,
+    Kept,
+    Pair,
+    Rejected,
+)
 from common.organize.duplicates.planted import planted_table
 from common.organize.intake import REASONS, target_of
 from common.organize.names.folders import VERSIONS
@@ -220,7 +228,7 @@ def write_report(
         for i in np.argsort(counts.sum(axis=1), kind="stable")
     ]
     sections = {
-        "# Organized data": _counts(kept, rejected, not_plants),
+        "# Organized data": _counts(kept, files, rejected, not_plants),
         "## Sources": [_sources(kept, files, not_plants)],
         "## Left out": _left_out(files, rejected),
         "## Leak certificate": _certified(kept, files, rejected, certificate),
@@ -303,13 +311,21 @@ def _rejected_by_class(
 # The paragraphs of report.md's sections.
 
 
-def _counts(kept: Kept, rejected: Rejected, not_plants: np.ndarray) -> list[str]:
+def _counts(kept: Kept, files: Files, rejected: Rejected, not_plants: np.ndarray) -> list[str]:
     tree, counts = kept.tree(), kept.counts().sum(axis=0).tolist()
     splits = ", ".join(f"{n:,} {split}" for n, split in zip(counts, SPLITS, strict=True) if n)
     paragraphs = [
         f"{len(kept):,} pictures in {tree.num_classes:,} classes of {tree.num_species:,} species: "
         f"{splits}. {(rejected.reason > 0).sum():,} files were left out."
     ]
+    if counts[HOLDOUT_SOURCE]:
+        away = kept.split >= HOLDOUT_SOURCE
+        names = [files.datasets[i] for i in np.unique(files.dataset[kept.file[away]])]
+        paragraphs.append(
+            f"Held out to test the model in a new place (`holdout/source/`): {', '.join(names)}. "
+            f"Those of their pictures that are near-duplicates of others, or in one group with "
+            f"them, do not count (`holdout/copies/`): {counts[HOLDOUT_COPIES]:,}."
+        )
     if not_plants.any():
         val, test = not_plants
         paragraphs.append(f"Pictures of no plant: {val:,} in val, {test:,} in test.")
@@ -389,7 +405,7 @@ def _certified(kept: Kept, files: Files, rejected: Rejected, c: Certificate) -> 
 
 
 def _unjudged(counts: np.ndarray) -> list[int]:
-    """Classes without a val or a test picture; `counts` int (classes, 5)."""
+    """Classes without a val or a test picture; `counts` int (classes, 7)."""
     return np.flatnonzero(
         ((counts[:, 1] == 0) | (counts[:, 2] == 0)) & (counts[:, :3].sum(axis=1) > 0)
     ).tolist()

@@ -58,6 +58,10 @@ class Files:
         version: int8 (N,), which version of its leaf the file's folder names, an index into
             VERSIONS of `names.folders`, or -1.
         cluster: int32 (N,), number of its value in the group column of a labels CSV, or -1.
+        datasets: names of sources: those of `sources`, then values of the source column of a labels
+            CSV.
+        dataset: int32 (N,), index into `datasets`.
+        held_out: bool (N,), files of a source that --holdout-source names.
         arena, ends: uint8 bytes of all file names, int64 (N,) where each ends.
         size, mtime_ns: int64 (N,); size is -1 where it is no regular file (a broken link, a pipe).
         notes: what is wrong with a file's rows in a labels CSV: {file: (reason, detail)}.
@@ -73,6 +77,9 @@ class Files:
     given: np.ndarray
     version: np.ndarray
     cluster: np.ndarray
+    datasets: list[str]
+    dataset: np.ndarray
+    held_out: np.ndarray
     arena: np.ndarray
     ends: np.ndarray
     size: np.ndarray
@@ -194,6 +201,9 @@ def list_files(sources: Sequence[Source]) -> Files:
         version=versions[folder],
         arena=np.frombuffer(bytes(arena), np.uint8),
         cluster=np.full(len(folder), -1, np.int32),
+        datasets=[source.name for source in sources],
+        dataset=np.array(arrays["origin"]),
+        held_out=np.zeros(len(folder), bool),
         **{name: np.array(values) for name, values in arrays.items()},
     )
 

@@ -14,10 +14,8 @@ from common.classes import ClassTree
 from common.console import fail
 
 SPLITS = ("train", "val", "test")
-HOLDOUTS = (
-    "holdout_species",
-    "holdout_diseases",
-)  # set aside for tests of out-of-distribution pictures; their classes are not in the tree
+# set aside to test the model on what it has not learned
+HOLDOUTS = ("holdout_species", "holdout_diseases", "holdout_source", "holdout_copies")
 COLUMNS = (
     "path",
     "species",

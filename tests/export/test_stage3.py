@@ -66,6 +66,8 @@ def test_the_report_has_its_keys(exported):
     text = (exported.exports / "report.md").read_text()
     assert "test_resnet" in text
     assert f"{report['test']['cascade_top1']:.4f}" in text
+    assert report["open_world"] == {}, "nothing is held out"
+    assert "01_reorganize.py sets some aside with --holdout-species" in text
 
 
 def test_the_contract_of_the_models(exported, pictures):

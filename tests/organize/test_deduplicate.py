@@ -36,6 +36,9 @@ def files_of(labels: list[str], given: list[int] | None = None, not_plants: int 
         np.array(given or [-1] * n, np.int8),
         zeros - 1,  # version
         zeros - 1,  # cluster
+        ["s", "x"],
+        zeros,  # dataset
+        zeros > 0,  # held out
         np.frombuffer(b"".join(names), np.uint8),
         np.cumsum([len(x) for x in names]),
         zeros.astype(np.int64),
