@@ -308,7 +308,8 @@ def measure(setup: Setup, model: SwinHierarchical) -> Pace:
         judged = loop.evaluate(run.work.model, some, run.compute)
         share = len(judged.class_idx) * run.world.size / len(setup.data.splits["val"])
         step, val = float(np.mean(times[min(WARM_UP, len(times) - 1) :])), clock() / share
-        run.live.close()
+        if run.world.is_main:
+            run.live.close()
     return Pace(step, val)
 
 
