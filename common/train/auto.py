@@ -58,7 +58,7 @@ CPU_SIDE = 160  # px, for a small network on a CPU
 CPU_MINUTES, CPU_PHOTOS = 30.0, 5_000  # on a CPU: so long for so many photos; more take longer
 FEW_PASSES = 8  # fewer than these are told
 RESERVE = 0.95  # of the time is planned with
-HEADS_SHARE = 0.04  # of the time of a step is that of a step of heads alone; measured on two cores
+HEADS_SHARE = 0.02  # time of a step of heads alone, of one of everything (measured, two cores)
 # What is measured: steps after those of the warm-up, or as many as these seconds have, and of val
 WARM_UP, MEASURED, MEASURE_SECONDS, VAL_BATCHES = 3, 30, 20.0, 8
 
