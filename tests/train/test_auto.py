@@ -15,6 +15,7 @@ from common.train import auto, checkpoint, recipe_flags, recipes
 from common.train.machine import set_up
 from common.train.model import SwinHierarchical
 
+MOST = auto.PASSES[0][1]  # passes over few photos
 SMALL = {"backbone": "test_resnet"}  # a small convolutional network; test_vit is a transformer
 
 
@@ -95,7 +96,7 @@ def test_classes_of_one_level_are_learned_in_stage_a():
     assert recipe.classes == "flat"
     assert why["classes"] == "50 species, 50 classes"
     assert [p.name[:2] for p in recipes.species_phases(recipe)] == ["A1", "A2"]
-    assert recipe.species_finetune_epochs == 60
+    assert recipe.species_finetune_epochs == MOST
     assert recipes.joint_phases(recipe) == []
     one = auto.resolve(sizes(2_800), 1, "cpu", SMALL)[0]
     assert one.species_warmup_epochs == 1, "a head of one species has nothing to learn"
@@ -184,19 +185,19 @@ def test_the_time_decides_how_many_passes(data, tmp_path, capfd, monkeypatch):
 
     found, told = passes(100 + once + 20.5 * each)
     assert found == 20
-    assert "20 of 60 fit" in told.out
-    assert f"--minutes {math.ceil((100 + once + 60 * each) / auto.RESERVE / 60)}" in told.out
+    assert f"20 of {MOST} fit" in told.out
+    assert f"--minutes {math.ceil((100 + once + MOST * each) / auto.RESERVE / 60)}" in told.out
     assert "few" not in told.err
     found, told = passes(100 + once + 4.5 * each)
     assert found == 4
     assert "few passes (4)" in told.err
     assert passes(1.0)[0] == 1
     found, told = passes(1e6)
-    assert found > 60
-    assert "all 60 fit" in told.out
+    assert found > MOST
+    assert f"all {MOST} fit" in told.out
     few, _, why = auto.choose(args, data, 4)
     assert few.joint_epochs == 4
-    assert why["joint_epochs"] == "what the time allows, of 60"
+    assert why["joint_epochs"] == f"what the time allows, of {MOST}"
     assert (few.cached_views, recipe.cached_views) == (1, auto.VIEWS)
 
 
