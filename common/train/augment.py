@@ -62,7 +62,7 @@ def train_view(
     Raises:
         ValueError: where the bytes cannot be decoded.
     """
-    level, size = LEVELS[recipe.augment], recipe.view_size
+    level, size = LEVELS[recipe.augment], recipe.image_size
     if level.plain:
         view = images.resize_to_model(images.read_rgb(data, min_side=1), size)
     else:

@@ -4,7 +4,6 @@ where val scores them higher.
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -82,9 +81,9 @@ def between(start: SwinHierarchical, end: SwinHierarchical, share: float) -> Swi
 
 
 def first_views(run: Run) -> list[Tensor]:
-    """Some training views in batches, uint8 (N, size, size, 3), at the size of evaluation."""
+    """Some training views in batches, uint8 (N, size, size, 3)."""
     train = run.data.splits["train"]
-    views = TrainViews(train, replace(run.recipe, train_size=0), run.args.seed)
+    views = TrainViews(train, run.recipe, run.args.seed)
     sampler = EpochSampler(len(train), min(64, len(train)), run.args.seed)
     batches = list(islice(sampler, PICTURES // 64))
     return [images for images, _ in make_loader(views, run.args.workers, sampler=batches)]

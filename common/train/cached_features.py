@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import fsync
 from pathlib import Path
@@ -34,7 +34,7 @@ from common.train.recipes import Phase
 BLOCK = 2048  # pictures of one view that are recorded as done together
 ROWS, DONE, MADE_OF = "features.f16", "features.done", "features.json"
 # what a training view depends on, besides the picture and the draws
-VIEW_SETTINGS = ("view_size", "augment", "tier2_share", "randaugment_ops", "randaugment_magnitude")
+VIEW_SETTINGS = ("image_size", "augment", "tier2_share", "randaugment_ops", "randaugment_magnitude")
 SAMPLE = 16  # views whose pixels are compared, so that an edited augmentation is noticed
 
 
@@ -360,7 +360,7 @@ def cache_phase(
     )
     train, val = setup.data.splits["train"], setup.data.splits["val"]
     seed, stored = setup.args.seed, folder / "features"
-    views = TrainViews(train, replace(setup.recipe, train_size=0), seed)
+    views = TrainViews(train, setup.recipe, seed)
     cached = cache_views(extraction, views, phase.cached_views, stored / "train")
     judged = cache_eval(extraction, val, stored / "val")
     return cached, _ShareOfFeatures(judged, setup.world)

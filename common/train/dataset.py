@@ -347,7 +347,7 @@ def mix_partners(recipe: Recipe, seed: int, epoch: int, step: int, count: int) -
     processes must know before the step does.
     """
     rng = step_draws(seed, epoch, step)[1]
-    mix = draw_mix(count, recipe.view_size, recipe, rng)
+    mix = draw_mix(count, recipe.image_size, recipe, rng)
     return mix.partner.numpy() if mix.share < 1 else None
 
 

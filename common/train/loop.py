@@ -111,7 +111,7 @@ def train_epoch(
         set_rates(work.optimizer, rate_at(work.phase, done, work.phase.epochs * steps))
         # 3. draw MixUp or CutMix for the whole batch, and take this process's rows of it
         seed, rng = step_draws(work.seed, epoch, step)
-        mix = draw_mix(work.batch_size, work.recipe.view_size, work.recipe, rng)
+        mix = draw_mix(work.batch_size, work.recipe.image_size, work.recipe, rng)
         mix = mix.of_rows(work.world.share(work.batch_size)) if work.world.size > 1 else mix
         mix = replace(mix, partner=compute.upload(mix.partner))
         # 4. forward, backward, optimizer step

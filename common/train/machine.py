@@ -197,7 +197,7 @@ def resolve_machine(args: argparse.Namespace, recipe: Recipe) -> tuple[Compute, 
     device = args.device
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # the one that torchrun names
-    compute = choose_compute(device, args.precision, slow_in_bf16=check_backbone(recipe))
+    compute = choose_compute(device, args.precision, slow_in_bf16=has_depthwise(recipe))
     if compute.device.type == "cpu":
         keep_memory()
     if compute.on_gpu:  # what is left in float32, in TF32, unless float32 was asked for
@@ -246,29 +246,12 @@ def backbone_shape(recipe: Recipe) -> nn.Module | None:
         return None
 
 
-def check_backbone(recipe: Recipe) -> bool:
-    """Refuse a `train_size` that the backbone does not take.
-
-    Returns:
-        whether it has depthwise convolutions, which CPUs train faster in float32 than in bf16.
-
-    Raises:
-        SystemExit: for a name that timm does not know, and for the size.
+def has_depthwise(recipe: Recipe) -> bool:
+    """Whether the backbone has depthwise convolutions, which CPUs train faster in float32 than in
+    bf16.
     """
     backbone = backbone_shape(recipe)
-    if backbone is None:
-        return False
-    if recipe.train_size:
-        side = recipe.train_size
-        try:
-            backbone.eval().forward_features(torch.zeros(1, 3, side, side, device="meta"))
-        except (AssertionError, RuntimeError) as error:
-            fail(
-                f"{recipe.backbone} is built for pictures of {recipe.image_size} px alone and "
-                f"cannot learn from {side} px ({checkpoint.first_line(error)}). Leave --train-size "
-                "out."
-            )
-    return any(
+    return backbone is not None and any(
         isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in backbone.modules()
     )
 

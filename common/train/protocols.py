@@ -43,10 +43,6 @@ class Recipe:
         "layers before the heads, as dropout=0.3,width=512,dropout_after=0.15; nothing: none"
     )
     image_size: int = _row("side of the square picture the model sees", "px", least=1)
-    train_size: int = _row(
-        "side of training pictures where the backbone learns (Touvron et al. 2019); 0 = image_size",
-        "px",
-    )
     pixel_mean: str = _row(
         "mean of the input per channel, 0..1; `timm` takes that of the backbone's weights"
     )
@@ -147,11 +143,6 @@ class Recipe:
     randaugment_ops: int = _row("tier 3: RandAugment N; 0 = none")
     randaugment_magnitude: int = _row("tier 3: RandAugment M, of 10", most=10)
 
-    @property
-    def view_size(self) -> int:
-        """Side of a training picture, px."""
-        return self.train_size or self.image_size
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -190,7 +181,7 @@ BASE = Recipe(
     source="the hierarchical system's plan",
     **_PLAN,
     # ours:
-    backbone_args="", drop_path="timm", train_size=0, pixel_mean="timm", pixel_std="timm",
+    backbone_args="", drop_path="timm", pixel_mean="timm", pixel_std="timm",
     weight_decay=0.05, decay_on="matrices", betas="0.9 0.999", layer_decay=1.0, cosine_end="scaled",
     ema_decay=0.0, average_with_heads="no", best_by="stage", patience=0, joint_lr_end=1e-5,
     boost_share=0.5,

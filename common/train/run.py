@@ -150,8 +150,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         if not within and saved.get("ema") is not None:
             # the phase that ended gave its average to this one
             self.model.load_state_dict(saved["ema"])
-        # heads alone learn from the pictures that are judged
-        recipe = replace(self.recipe, train_size=0) if phase.frozen else self.recipe
+        recipe = self.recipe
         if phase.cached_views:
             recipe = replace(recipe, mix_share=0.0)  # pixels can be mixed, features cannot
         self.sampler = phase_sampler(phase, self.data, recipe, self.args.seed, self.world)

@@ -71,7 +71,6 @@ def test_rates_follow_the_kind_of_network_and_the_batch():
     lr, batch, _ = auto.KINDS[auto.SMALL]
     assert conv.joint_lr == pytest.approx(lr * math.sqrt(conv.batch_size / batch), rel=0.05)
     assert vit.joint_lr < conv.joint_lr
-    assert vit.layer_decay < conv.layer_decay
     assert rule(2_800, batch_size=4 * batch).joint_lr == pytest.approx(2 * lr, rel=0.05)
 
 

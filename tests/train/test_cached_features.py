@@ -312,7 +312,7 @@ def test_every_setting_that_a_view_reads_is_among_those_compared(data):
 
     _ = TrainViews(data.splits["train"], Watched(), 0)[0, 0, 0]
     assert asked <= set(cached_features.VIEW_SETTINGS)
-    assert "view_size" in asked
+    assert "image_size" in asked
 
 
 # endregion
