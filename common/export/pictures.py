@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ class Pictures:
         kinds: of `known_ood`.
         at_most: pictures per split and kind, evenly spread.
         workers: of the loader.
+        unreadable: OOD files that `ood` has left out so far.
     """
 
     data: Organized
@@ -128,6 +129,7 @@ class Pictures:
     kinds: list[OodKind]
     at_most: int
     workers: int
+    unreadable: set[Path] = field(default_factory=set)
 
     @cached_property
     def photo_limits(self) -> dict[str, float]:
@@ -174,7 +176,11 @@ class Pictures:
         """Yield (kind, its batches uint8 (N, size, size, 3)) of the OOD pictures of a role."""
         for kind in self.kinds:
             if kind.role == role and kind.files[split]:
-                yield kind.name, self._read(kind.files[split][: self.at_most])
+                yield kind.name, self.read(self.ood_files(kind, split))
+
+    def ood_files(self, kind: OodKind, split: str) -> list[Path]:
+        """The files of a kind, of which `ood` gives every one that can be read, in this order."""
+        return [p for p in kind.files[split][: self.at_most] if p not in self.unreadable]
 
     def count_ood(self, role: str, split: str) -> int:
         """How many files `ood` reads at most."""
@@ -182,7 +188,8 @@ class Pictures:
             len(kind.files[split][: self.at_most]) for kind in self.kinds if kind.role == role
         )
 
-    def _read(self, files: list[Path]) -> Iterator[np.ndarray]:
+    def read(self, files: list[Path]) -> Iterator[np.ndarray]:
+        """Yield batches uint8 (N, size, size, 3) of those files that can be read."""
         for start in range(0, len(files), BATCH):
             batch = []
             for path in files[start : start + BATCH]:
@@ -190,6 +197,7 @@ class Pictures:
                     rgb = images.read_rgb(path, long_side=self.data.long_side, min_side=1)
                     batch.append(images.resize_to_model(rgb, self.size))
                 except images.ImageError as error:
+                    self.unreadable.add(path)
                     warn(f"{path} is left out: {error}")
             if batch:
                 yield np.stack(batch)

@@ -9,8 +9,10 @@ from common.console import table
 from common.export import calibrate, gate, ood, plots, rollup
 from common.export.browser import light_export
 from common.export.calibrate import calibration_figures
+from common.export.measure import session_run
+from common.export.report_page import write_page
 from common.files import write_text
-from common.train.dataset import Organized
+from common.train.dataset import Organized, default_workers
 from common.train.metrics import DECISIONS
 
 
@@ -39,7 +41,7 @@ def write_report(
     student: Path | None,
     seconds: float,
 ) -> str:
-    """Write report.json, report.md and its pictures; returns the table of the main figures.
+    """Write report.json, report.md with its pictures, and report.html.
 
     Args:
         folder: of the export.
@@ -48,11 +50,16 @@ def write_report(
         checkpoints, student: where the logs of the training runs are: the folder of the runs, and
             the light model's checkpoint.
         seconds: that the export took.
+
+    Returns:
+        the table of the main figures.
     """
     report = compose_report(result, data, checkpoints, student, seconds)
     write_text(folder / "report.json", json.dumps(report, indent=1))
     write_text(folder / "report.md", report_text(report, result))
     draw(folder, result, data)
+    run = session_run(folder / "model.onnx", default_workers())
+    write_page(folder, result, result["outcomes"]["model.onnx"], run)
     return report_table(report)
 
 
@@ -174,7 +181,8 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         "",
         f"{report['data']['species']} species, {report['data']['classes']} classes; figures from "
         f"{report['test']['n']} test pictures.",
-        f"Default model: `{content['default_model']}`.",
+        f"Default model: `{content['default_model']}`. What it got wrong, to look at: "
+        "[report.html](report.html)",
         "",
         report_table(report),
         "",

@@ -16,10 +16,10 @@ from common.train.manifest import rows_of
 from common.train.metrics import Judged, confused_pairs, f1_per_class
 from common.train.page import Picture, Section, drawing, rows_table, sheet, text
 
-THUMB, QUALITY = 160, 70  # px of the long side, and of the JPEG
+THUMB, GAP, QUALITY = 160, 4, 70  # px of the long side, and of the JPEG
 # as many as leave the page below 10 MB
 MISTAKES, UNSURE, CLASSES, TYPICAL, ODD, PAIRS = 60, 24, 60, 2, 3, 15
-SHADE, DARKEST = np.float32((12, 28, 18)), 0.65  # as the served page shades what counts little
+SHADE, DARKEST = np.float32((12, 28, 18)), 0.8  # as the served page shades what counts little
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def thumbnail(source: bytes | Path, heat: np.ndarray | None = None) -> tuple[byt
     if heat is not None:
         light = cv2.resize(heat.astype(np.float32), rgb.shape[1::-1]).clip(0, 1)[..., None]
         shaded = rgb + DARKEST * (1 - light) * (SHADE - rgb)
-        rgb = np.concatenate([rgb, np.rint(shaded).astype(np.uint8)], axis=1)
+        gap = np.full((len(rgb), GAP, 3), 128, np.uint8)
+        rgb = np.concatenate([rgb, gap, np.rint(shaded).astype(np.uint8)], axis=1)
     return images.encode_jpeg(rgb, QUALITY), rgb.shape[1], rgb.shape[0]
 
 
@@ -128,7 +129,7 @@ class Gallery:
             heat: int64 (n,) of the graded pictures -> their heat maps, float (n, h, w).
             numbers: int64 (N,), number in the split of each graded picture; None = all in order.
             note: what else to say of a graded picture.
-            also: further graded pictures that `sheet` will be asked for.
+            also: further graded pictures that `pictures` will be asked for.
         """
         self.split_name, self.split, self.root = split, data.splits[split], data.root
         self.graded, self.heat, self.note = graded, heat, note
@@ -141,14 +142,10 @@ class Gallery:
         rows = enumerate(rows_of(data.root / "manifest.csv", split))
         self.sources = {i: row.get("source", "") for i, row in rows if i in wanted}
 
-    def sheet(self, rows: np.ndarray, title: str = "") -> str:
-        """A contact sheet of some graded pictures: with heat maps and both classes, or below a
-        plain title.
-        """
+    def pictures(self, rows: np.ndarray, title: str = "") -> list[Picture]:
+        """Some graded pictures: with heat maps and both classes, or below a plain title."""
         heats = self.heat(rows) if len(rows) and not title else [None] * len(rows)
-        return sheet(
-            [self._picture(i, heat, title) for i, heat in zip(rows.tolist(), heats, strict=True)]
-        )
+        return [self._picture(i, heat, title) for i, heat in zip(rows.tolist(), heats, strict=True)]
 
     def _picture(self, i: int, heat: np.ndarray | None, title: str) -> Picture:
         graded, number = self.graded, int(self.numbers[i])
@@ -161,7 +158,7 @@ class Gallery:
             *thumbnail(self.split.read(number), heat),
             alt if heat is None else f"{alt}; beside it, shaded where it counted little",
             f"{title or f'given {given}'}: {graded.given_p[i]:.3f}",
-            [*lines, *filter(None, [self.note(i)])],
+            [*lines, self.note(i)],
             [path + inside, self.sources.get(number, "")],
         )
 
@@ -193,16 +190,16 @@ class Gallery:
             Section(
                 "mistakes",
                 "The surest mistakes",
-                f"{_shown(MISTAKES, self.mistakes)} wrong answers, those most certain against "
+                f"{shown_of(MISTAKES, self.mistakes)} wrong answers, those most certain against "
                 "their given class first. Most wrong labels are found here. The right half shows "
                 "the regions that speak for the answer.",
-                self.sheet(self.mistakes[:MISTAKES]),
+                sheet(self.pictures(self.mistakes[:MISTAKES])),
             ),
             Section(
                 "unsure",
                 "Right, but least sure",
-                f"{_shown(UNSURE, self.unsure)} right answers, the least probable first.",
-                self.sheet(self.unsure[:UNSURE]),
+                f"{shown_of(UNSURE, self.unsure)} right answers, the least probable first.",
+                sheet(self.pictures(self.unsure[:UNSURE])),
             ),
         ]
 
@@ -210,8 +207,8 @@ class Gallery:
         """The most typical and the oddest pictures of the worst classes."""
         names, count = self.graded.names, len(np.unique(self.graded.given))
         parts = [
-            f"<h3>{text(names[c])}, F1 {f1:.2f}</h3>\n{self.sheet(typical, 'typical')}"
-            f"{self.sheet(odd, 'odd')}"
+            f"<h3>{text(names[c])}, F1 {f1:.2f}</h3>\n"
+            + sheet([*self.pictures(typical, "typical"), *self.pictures(odd, "odd")])
             for c, f1, typical, odd in self.classes
         ]
         return Section(
@@ -243,5 +240,6 @@ class Gallery:
     # endregion
 
 
-def _shown(most: int, rows: np.ndarray) -> str:
+def shown_of(most: int, rows: Sequence[object]) -> str:
+    """Say how many of some rows are shown."""
     return f"The first {most} of {len(rows):,}" if len(rows) > most else f"All {len(rows):,}"

@@ -1,6 +1,7 @@
 """Parts of pages that are one file: no server, no script, nothing from outside."""
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +13,8 @@ body { max-width: 1200px; margin: 0 auto; padding: 0 16px 60px; }
 h1 { font-size: 1.5rem; margin: 24px 0 8px; }
 h2 { font-size: 1.2rem; margin: 40px 0 8px; padding-top: 10px; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 24px 0 8px; overflow-wrap: anywhere; }
-p, li { max-width: 80ch; }
+p { max-width: 80ch; }
+code { white-space: nowrap; }
 nav ul, ul.pictures { display: flex; flex-wrap: wrap; gap: 6px 16px; padding: 0; list-style: none; }
 ul.pictures { gap: 14px; align-items: flex-start; }
 ul.pictures > li {
@@ -77,7 +79,7 @@ def sheet(pictures: Sequence[Picture]) -> str:
 
 
 def _figure(one: Picture) -> str:
-    lines = "".join(f"<span>{text(line)}</span>" for line in one.lines)
+    lines = "".join(f"<span>{text(line)}</span>" for line in one.lines if line)
     paths = "".join(f"<small>{text(path)}</small>" for path in one.paths if path)
     title = f"<strong>{text(one.title)}</strong>" if one.title else ""
     return (
@@ -92,6 +94,12 @@ def drawing(path: Path, alt: str) -> str:
     if not path.is_file():
         return ""
     return f'<img class="drawn" src="{_uri("png", path.read_bytes())}" alt="{text(alt)}">\n'
+
+
+def _paragraph(words: str) -> str:
+    """Plain words; flags and file names are not broken."""
+    unbroken = re.sub(r"(--[a-z-]+|\w+[.](?:py|csv))", r"<code>\1</code>", text(words))
+    return f"<p>{unbroken}</p>"
 
 
 def _uri(kind: str, data: bytes) -> str:
@@ -125,7 +133,7 @@ def sections(title: str, lead: Sequence[str], parts: Sequence[Section]) -> str:
     return document(
         title,
         STYLE,
-        f"<header>\n<h1>{text(title)}</h1>\n{''.join(f'<p>{text(line)}</p>' for line in lead)}\n"
+        f"<header>\n<h1>{text(title)}</h1>\n{''.join(map(_paragraph, lead))}\n"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n</header>\n<main>\n'
         + "".join(
             f'<section id="{part.key}">\n<h2>{text(part.title)}</h2>\n<p>{text(part.words)}</p>\n'

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.console import say
 from common.files import write_text
 from common.train.compute import Compute
 from common.train.dataset import EvalViews, Organized
@@ -44,6 +45,7 @@ def write_reports(
     judged = evaluate(model, batches, compute)
     evaluate_report(folder, judged, data, checkpoint=checkpoint.name, split=split, **words)
     write_page(folder, judged, data, split, model, compute, checkpoint)
+    say(f"what it got wrong, to look at: {folder / 'report.html'}")
 
 
 def write_page(
@@ -89,10 +91,10 @@ def write_page(
             f"What {checkpoint.stem} got wrong on {split}",
             [f"{lead}{', species alone' if species_only else ''}.", *gallery.advice()],
             [
-                *([Section("curves", "Curves", "Epoch by epoch, on val.", curves)] * bool(curves)),
-                gallery.confusion(folder),
                 *gallery.answers(),
+                gallery.confusion(folder),
                 gallery.by_class(),
+                *([Section("curves", "Curves", "Epoch by epoch, on val.", curves)] * bool(curves)),
             ],
         ),
     )
