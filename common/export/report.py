@@ -1,11 +1,13 @@
 """report.json, report.md and the pictures of an export."""
 
 import json
+import os
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Any
 
-from common.console import table
+from common.console import say, table
 from common.export import calibrate, gate, ood, plots, rollup
 from common.export.browser import light_export
 from common.export.calibrate import calibration_figures
@@ -311,5 +313,15 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
         plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")
 
 
+def open_page(page: Path) -> None:
+    """Name a page, and open it in the browser where a person sits at a screen."""
+    say(f"what it got wrong, to look at: {page}")
+    screen = any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))) or sys.platform == "darwin"
+    if screen and sys.stdout.isatty() and not os.environ.get("CI"):
+        webbrowser.open(page.resolve().as_uri())
+
+
 if __name__ == "__main__":  # python -m common.export.report exports/report.json
-    print(report_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    given = Path(sys.argv[1])
+    say(report_table(json.loads(given.read_text(encoding="utf-8"))))
+    open_page(given.with_name("report.html"))

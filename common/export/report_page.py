@@ -15,10 +15,10 @@ from common.decide import (
     ROLLED_UP,
     UNKNOWN_SPECIES,
     UNSURE,
-    Rollup,
     decide_batch,
     rank,
     rejection_from_json,
+    rollups_from_json,
 )
 from common.export.answers import Run, join
 from common.export.fitting import Outcome
@@ -48,8 +48,8 @@ def write_page(folder: Path, result: Mapping[str, Any], outcome: Outcome, run: R
     """
     card, data = result["bundle"]["models"]["model.onnx"], outcome.pictures.data
     rejection = rejection_from_json(card["rejection"], outcome.names)
-    entry = card["rollup"]["precisions"][card["rollup"]["default"]]
-    rules = data.tree, rejection, Rollup(entry["disease"], entry["species"])
+    rollup = next(iter(rollups_from_json(card["rollup"]).values()))  # the default
+    rules = data.tree, rejection, rollup
     answers, split = outcome.splits["test"], data.splits["test"]
     decided = decide_batch(answers.ranked, answers.ood, *rules)
     rejected = np.flatnonzero(decided.outcome >= NOT_A_PLANT)
@@ -77,7 +77,7 @@ def write_page(folder: Path, result: Mapping[str, Any], outcome: Outcome, run: R
     count, wrong = len(answers.class_idx), len(shown.mistakes)
     lead = (
         f"{count:,} pictures of test: the best class is wrong for {wrong:,} ({wrong / count:.1%}). "
-        f"At the default precision of {card['rollup']['default']}, the rule rejects "
+        f"At the default precision of {rollup.precision:g}, the rule rejects "
         f"{len(rejected):,} ({len(rejected) / count:.1%}), and answers the species alone for "
         f"{int((decided.outcome == ROLLED_UP).sum()):,}."
     )
@@ -86,8 +86,8 @@ def write_page(folder: Path, result: Mapping[str, Any], outcome: Outcome, run: R
         page.Section(
             "rejected",
             "Known plants that are rejected",
-            f"{gallery.shown_of(SHOWN, rejected)} rejections, first those by OOD score, the "
-            "highest first.",
+            f"{gallery.shown_of(SHOWN, rejected)} rejections, those by OOD score before "
+            "those that are unsure, the highest score first.",
             page.sheet(shown.pictures(rejected[:SHOWN])),
         ),
         _let_through(outcome, run, rules),
@@ -135,7 +135,7 @@ def _let_through(outcome: Outcome, run: Run, rules: tuple[Any, ...]) -> page.Sec
         "OOD pictures that are answered",
         f"{gallery.shown_of(SHOWN, found)} answers to {len(rows):,} OOD pictures of test"
         f"{searched if len(accepted) > LOOKED_AT else ''}, those that name a class first, the "
-        "surest first. One that shows a known plant does not belong among them.",
+        "surest first. A picture that shows a known plant does not belong among them.",
         page.sheet(shown),
     )
 

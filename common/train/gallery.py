@@ -190,9 +190,9 @@ class Gallery:
             Section(
                 "mistakes",
                 "The surest mistakes",
-                f"{shown_of(MISTAKES, self.mistakes)} wrong answers, those most certain against "
-                "their given class first. Most wrong labels are found here. The right half shows "
-                "the regions that speak for the answer.",
+                f"{shown_of(MISTAKES, self.mistakes)} wrong answers, the most certain against "
+                "the given class first: here stand wrong labels, if there are any. The regions "
+                "that count for the answer keep their light in the right half.",
                 sheet(self.pictures(self.mistakes[:MISTAKES])),
             ),
             Section(
@@ -242,4 +242,4 @@ class Gallery:
 
 def shown_of(most: int, rows: Sequence[object]) -> str:
     """Say how many of some rows are shown."""
-    return f"The first {most} of {len(rows):,}" if len(rows) > most else f"All {len(rows):,}"
+    return f"{most} of {len(rows):,}" if len(rows) > most else f"{len(rows):,}"
