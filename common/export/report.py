@@ -184,7 +184,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         f"{report['data']['species']} species, {report['data']['classes']} classes; figures from "
         f"{report['test']['n']} test pictures.",
         f"Default model: `{content['default_model']}`. What it got wrong, to look at: "
-        "[report.html](report.html)",
+        "[report.html](report.html).",
         "",
         report_table(report),
         "",
