@@ -2,7 +2,6 @@
 out-of-distribution (OOD) pictures that it lets through.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +124,7 @@ def _let_through(outcome: Outcome, run: Run, rules: tuple[Any, ...]) -> page.Sec
             f"{one.kind}, answered as {one.name}; beside it, shaded where it counted little",
             one.kind,
             [f"answered {one.name}: {one.probability:.3f}", "" if one.named else WORDS[ROLLED_UP]],
-            [os.path.relpath(one.path, pictures.data.root)],
+            [str(one.path).removeprefix(f"{pictures.data.root}/")],
         )
         for one in found[:SHOWN]
     ]

@@ -128,7 +128,7 @@ class Gallery:
             graded: their answers.
             heat: int64 (n,) of the graded pictures -> their heat maps, float (n, h, w).
             numbers: int64 (N,), number in the split of each graded picture; None = all in order.
-            note: what else to say of a graded picture.
+            note: what became of a graded picture instead of the answer, or nothing.
             also: further graded pictures that `pictures` will be asked for.
         """
         self.split_name, self.split, self.root = split, data.splits[split], data.root
@@ -150,7 +150,8 @@ class Gallery:
     def _picture(self, i: int, heat: np.ndarray | None, title: str) -> Picture:
         graded, number = self.graded, int(self.numbers[i])
         given, answered = (graded.names[k[i]] for k in (graded.given, graded.answered))
-        lines = [] if given == answered else [f"answered {answered}: {graded.answered_p[i]:.3f}"]
+        note = self.note(i)  # where the rule does not give the best class as its answer
+        said = f"{'best class' if note else 'answered'} {answered}: {graded.answered_p[i]:.3f}"
         alt = f"given as {given}, answered as {answered}"
         path = self.split.path(number).relative_to(self.root).as_posix()
         inside = f", at byte {at:,}" if (at := int(self.split.offset[number])) >= 0 else ""
@@ -158,8 +159,9 @@ class Gallery:
             *thumbnail(self.split.read(number), heat),
             alt if heat is None else f"{alt}; beside it, shaded where it counted little",
             f"{title or f'given {given}'}: {graded.given_p[i]:.3f}",
-            [*lines, self.note(i)],
+            [said * (given != answered), note],
             [path + inside, self.sources.get(number, "")],
+            wide=heat is not None,
         )
 
     # region sections

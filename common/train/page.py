@@ -61,7 +61,8 @@ def text(words: object) -> str:
 
 class Picture(NamedTuple):
     """A picture of a sheet: `jpeg` of `width` x `height` px; `alt` says what it is for those who do
-    not see it; `title` and `lines` stand below it, and `paths` in small print.
+    not see it; `title` and `lines` stand below it, and `paths` in small print; `wide`: it takes two
+    places.
     """
 
     jpeg: bytes
@@ -71,10 +72,11 @@ class Picture(NamedTuple):
     title: str
     lines: Sequence[str]
     paths: Sequence[str]
+    wide: bool = True
 
 
 def sheet(pictures: Sequence[Picture]) -> str:
-    """A contact sheet; pictures broader than high by half and more take two places."""
+    """A contact sheet: pictures side by side; nothing where there are none."""
     return f'<ul class="pictures">{"".join(map(_figure, pictures))}</ul>' if pictures else ""
 
 
@@ -83,7 +85,7 @@ def _figure(one: Picture) -> str:
     paths = "".join(f"<small>{text(path)}</small>" for path in one.paths if path)
     title = f"<strong>{text(one.title)}</strong>" if one.title else ""
     return (
-        f"<li{' class=wide' if one.width > 160 else ''}><figure><img "
+        f"<li{' class=wide' if one.wide else ''}><figure><img "
         f'src="{_uri("jpeg", one.jpeg)}" width="{one.width}" height="{one.height}" '
         f'alt="{text(one.alt)}"><figcaption>{title}{lines}{paths}</figcaption></figure></li>\n'
     )
