@@ -181,7 +181,7 @@ class Gallery:
             "Confusion",
             f"{len(self.mistakes):,} wrong answers fall on {len(pairs):,} pairs of classes; those "
             "taken for each other most often:",
-            rows_table(rows, titles)
+            (rows_table(rows, titles) if rows else "")
             + drawing(folder / "confusion.png", "confusion matrix between species")
             + drawing(folder / "confusion_within.png", "confusion matrices between diseases"),
         )

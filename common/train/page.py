@@ -18,10 +18,10 @@ code { white-space: nowrap; }
 nav ul, ul.pictures { display: flex; flex-wrap: wrap; gap: 6px 16px; padding: 0; list-style: none; }
 ul.pictures { gap: 14px; align-items: flex-start; }
 ul.pictures > li {
-  box-sizing: border-box; width: 184px; padding: 11px; border: 1px solid var(--line);
-  border-radius: 10px; break-inside: avoid;
+  box-sizing: border-box; width: min(184px, 50% - 7px); padding: 11px; border-radius: 10px;
+  border: 1px solid var(--line); break-inside: avoid;
 }
-ul.pictures > li.wide { width: 348px; }
+ul.pictures > li.wide { width: min(348px, 100%); }
 figure { margin: 0; }
 figcaption { overflow-wrap: anywhere; font-size: .88rem; }
 figcaption strong, figcaption span, figcaption small { display: block; }
@@ -31,7 +31,6 @@ img.drawn { background: white; margin: 12px 0; }
 div.table { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { padding: 4px 16px 4px 0; text-align: left; border-bottom: 1px solid var(--line); }
-@media (max-width: 400px) { ul.pictures > li.wide { width: 100%; } }
 @media print { nav { display: none; } body { max-width: none; } h2, h3 { break-after: avoid; } }
 """
 
