@@ -27,6 +27,7 @@ from common.train import gallery, page, plots
 from common.train.dataset import EvalViews
 
 SHOWN = 24  # pictures of a sheet
+OOD_ROLES = ("plant", "species", "disease")  # kinds of pictures that are not to be answered in full
 LOOKED_AT = 500  # OOD pictures whose answer is looked up, those with the lowest scores
 WORDS = {
     ANSWERED: "",
@@ -111,7 +112,7 @@ class _Let(NamedTuple):
 def _let_through(outcome: Outcome, run: Run, rules: tuple[Any, ...]) -> page.Section:
     """OOD pictures that are answered, the surest answers first."""
     pictures, of_test, rejection = outcome.pictures, outcome.ood["test"], rules[1].ood
-    kinds = [kind for kind in pictures.kinds if kind.files["test"]]
+    kinds = [kind for kind in pictures.kinds if kind.files["test"] and kind.role in OOD_ROLES]
     rows = [(kind, path) for kind in kinds for path in pictures.ood_files(kind, "test")]
     none = np.zeros((0, len(outcome.names)), np.float32)
     ood = np.concatenate([none, *(of_test[kind.role][kind.name] for kind in kinds)])
