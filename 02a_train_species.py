@@ -2,7 +2,8 @@
 
 Reads   data/organized/ (01_reorganize.py)
 Writes  checkpoints/species_only/: epoch=NN-val_loss=X.pt after each phase, epoch=NN-best.pt,
-        last.pt (to go on from), log.jsonl, config.json, curves.png, confusion.png, report.md
+        last.pt (to go on from), log.jsonl, config.json, curves.png, confusion.png, report.md,
+        report.html (what it got wrong, to look at)
 Next    02b_train_disease.py
 
   python 02a_train_species.py

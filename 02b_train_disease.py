@@ -3,7 +3,7 @@
 Reads   data/organized/, checkpoints/species_only/*-best.pt (02a_train_species.py)
 Writes  checkpoints/disease_heads/: disease_heads_epoch=NN.pt, disease_heads_final.pt, last.pt
         checkpoints/hierarchical_full/: epoch=NN.pt (half way), epoch=NN-best.pt, last.pt
-        and in each log.jsonl, config.json, curves.png, confusion.png, report.md
+        and in each log.jsonl, config.json, curves.png, confusion.png, report.md, report.html
 Next    03_export.py
 
   python 02b_train_disease.py

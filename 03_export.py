@@ -4,7 +4,7 @@ out-of-distribution pictures, and check it all.
 Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/),
         data/organized/
 Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
-        bundle.json, report.md with its pictures, report.json
+        bundle.json, report.md with its pictures, report.html, report.json
 Next    04_serve.py
 
   python 03_export.py
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(
         "",
         told,
-        f"wrote {args.output}/ (report.md says more)",
+        f"wrote {args.output}/ (report.md says more, report.html shows what it got wrong)",
         f"time: {duration(clock())}",
         "next: python 04_serve.py",
     )

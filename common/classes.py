@@ -179,6 +179,13 @@ class ClassTree:
             class_idx - int(self.offsets[species_idx])
         ]
 
+    @cached_property
+    def display_names(self) -> tuple[str, ...]:
+        """Name of each class as "apple/scab", without a disease where no species has two."""
+        if self.num_classes == self.num_species:
+            return self.species
+        return tuple(self.class_name(i) for i in range(self.num_classes))
+
     def class_name(self, class_idx: int) -> str:
         """Name of a packed index as "apple/scab". Raises IndexError where it does not exist."""
         return "/".join(self.pair(class_idx))

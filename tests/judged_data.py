@@ -31,7 +31,7 @@ def outcomes(
     routed = np.where(rng.random(n) < 0.95, joint, (class_idx + 5) % tree.num_classes)
     species, truth = tree.class_species[routed], tree.class_species[class_idx]
     rank = ((joint != class_idx) & (tree.class_species[joint] == truth)) * rng.integers(1, 5, n)
-    losses = rng.random((3, n))
+    losses = rng.random((4, n))
     return (
         Judged(
             class_idx,

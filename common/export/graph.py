@@ -61,18 +61,6 @@ def extract_features(model: SwinHierarchical, images: Tensor) -> tuple[Tensor, T
     )
 
 
-def places_of(model: SwinHierarchical, feature_map: Tensor) -> Tensor:
-    """A backbone's last map in any of timm's layouts -> (N, h, w, C)."""
-    if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
-        side = int(feature_map.shape[1] ** 0.5)
-        return feature_map[:, -side * side :].unflatten(1, (side, side))
-    return (
-        feature_map
-        if getattr(model.backbone, "output_fmt", "NCHW") == "NHWC"
-        else feature_map.permute(0, 2, 3, 1)
-    )
-
-
 class FeatureSpace(nn.Module):
     """Mahalanobis distances of L2-normalised features to species means and class means, under one
     shared covariance.
@@ -354,21 +342,8 @@ class ServingGraph(nn.Module):
         return (
             probabilities,
             torch.cat(ood, dim=1),
-            self._heatmap(feature_map, features, probabilities.argmax(dim=1)),
+            model.heatmap(feature_map, features, probabilities.argmax(dim=1)),
         )
-
-    def _heatmap(self, feature_map: Tensor, features: Tensor, class_idx: Tensor) -> Tensor:
-        """Class activation of the predicted class; where layers follow the pooling, how active each
-        position is.
-        """
-        places = places_of(self.model, feature_map)
-        if places.shape[-1] == self.model.num_features:
-            weights = self.model.class_gradient(features, class_idx)[:, None, None, :]
-            activation = (places * weights).sum(dim=-1)
-        else:
-            activation = places.square().mean(dim=-1)
-        low, high = activation.amin((1, 2), keepdim=True), activation.amax((1, 2), keepdim=True)
-        return (activation - low) / (high - low).clamp_min(1e-6)
 
 
 def export_onnx(

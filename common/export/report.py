@@ -1,16 +1,20 @@
 """report.json, report.md and the pictures of an export."""
 
 import json
+import os
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Any
 
-from common.console import table
+from common.console import say, table
 from common.export import calibrate, gate, ood, open_world, plots, rollup
 from common.export.browser import light_export
 from common.export.calibrate import calibration_figures
+from common.export.measure import session_run
+from common.export.report_page import write_page
 from common.files import write_text
-from common.train.dataset import Organized
+from common.train.dataset import Organized, default_workers
 from common.train.metrics import DECISIONS
 
 
@@ -39,7 +43,7 @@ def write_report(
     student: Path | None,
     seconds: float,
 ) -> str:
-    """Write report.json, report.md and its pictures; returns the table of the main figures.
+    """Write report.json, report.md with its pictures, and report.html.
 
     Args:
         folder: of the export.
@@ -48,11 +52,16 @@ def write_report(
         checkpoints, student: where the logs of the training runs are: the folder of the runs, and
             the light model's checkpoint.
         seconds: that the export took.
+
+    Returns:
+        the table of the main figures.
     """
     report = compose_report(result, data, checkpoints, student, seconds)
     write_text(folder / "report.json", json.dumps(report, indent=1))
     write_text(folder / "report.md", report_text(report, result))
     draw(folder, result, data)
+    run = session_run(folder / "model.onnx", default_workers())
+    write_page(folder, result, result["outcomes"]["model.onnx"], run)
     return report_table(report)
 
 
@@ -175,7 +184,8 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         "",
         f"{report['data']['species']} species, {report['data']['classes']} classes; figures from "
         f"{report['test']['n']} test pictures.",
-        f"Default model: `{content['default_model']}`.",
+        f"Default model: `{content['default_model']}`. What it got wrong, to look at: "
+        "[report.html](report.html).",
         "",
         report_table(report),
         "",
@@ -305,5 +315,15 @@ def draw(folder: Path, result: dict[str, Any], data: Organized) -> None:
         plots.deferral(result["browser"]["deferral"]["test"], folder / "deferral.png")
 
 
+def open_page(page: Path) -> None:
+    """Name a page, and open it in the browser where a person sits at a screen."""
+    say(f"what it got wrong, to look at: {page}")
+    screen = any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))) or sys.platform == "darwin"
+    if screen and sys.stdout.isatty() and not os.environ.get("CI"):
+        webbrowser.open(page.resolve().as_uri())
+
+
 if __name__ == "__main__":  # python -m common.export.report exports/report.json
-    print(report_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    given = Path(sys.argv[1])
+    say(report_table(json.loads(given.read_text(encoding="utf-8"))))
+    open_page(given.with_name("report.html"))

@@ -28,6 +28,7 @@ from common.files import write_rows, write_text
 from common.train.cached_features import Extraction, cache_eval
 from common.train.dataset import Organized
 from common.train.label_review_page import page
+from common.train.manifest import rows_of
 
 REVIEWED = ("train", "val")
 COLUMNS = ("picture", "given", "suggested", "confidence", "group", "decision", "sha256")
@@ -221,7 +222,7 @@ def review_labels(extraction: Extraction, data: Organized, folder: Path) -> None
 def _manifest_rows(data: Organized) -> Iterator[dict[str, str]]:
     """Rows of the manifest in the order of the splits' pictures, one split after the other."""
     for name in REVIEWED:
-        yield from (row for row in _read(data.root / "manifest.csv") if row["split"] == name)
+        yield from rows_of(data.root / "manifest.csv", name)
 
 
 def _read(path: Path) -> Iterator[dict[str, str]]:

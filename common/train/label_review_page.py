@@ -3,14 +3,9 @@
 import json
 from collections.abc import Sequence
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Labels in doubt - Foliar</title>
-<style>
+from common.train.page import document
+
+_STYLE = """
 :root { font: 15px/1.45 system-ui, sans-serif; color-scheme: light dark; }
 body { max-width: 900px; margin: 0 auto; padding: 0 16px 60px; }
 header { position: sticky; top: 0; padding: 10px 0; background: Canvas; }
@@ -21,9 +16,8 @@ img { display: block; width: 100%; max-width: 600px; border-radius: 8px; }
 .words { display: grid; grid-template-columns: repeat(3, 1fr); max-width: 600px; }
 small { display: block; overflow-wrap: anywhere; opacity: .7; }
 button, input { font: inherit; padding: 3px 10px; margin: 4px 4px 0 0; }
-</style>
-</head>
-<body>
+"""
+_BODY = """\
 <header>
 <h1>Labels in doubt</h1>
 <button id="save">Save labels_review.csv</button> <output id="state" role="status"></output>
@@ -77,10 +71,7 @@ document.getElementById("save").onclick = () => {
   const href = URL.createObjectURL(new Blob([table()], { type: "text/csv" }));
   make(document.body, "a", "", { href, download: "labels_review.csv" }).click();
 };
-</script>
-</body>
-</html>
-"""
+</script>"""
 
 
 def page(
@@ -98,4 +89,5 @@ def page(
         HTML.
     """
     data = {"columns": columns, "rows": rows, "classes": classes, "shown": shown}
-    return _PAGE.replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
+    body = _BODY.replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
+    return document("Labels in doubt", _STYLE, body)

@@ -15,11 +15,10 @@ from common.files import file_sha256, follow
 from common.train import checkpoint, recipe_flags
 from common.train.compute import Compute, World, choose_compute, join
 from common.train.dataset import EvalViews, Organized, default_workers, load_organized, make_loader
-from common.train.loop import evaluate
 from common.train.losses import Teacher
 from common.train.model import create_backbone
 from common.train.recipes import AUTO, Phase, Recipe
-from common.train.report import evaluate_report
+from common.train.report_page import write_reports
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -336,12 +335,6 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         f"{args.evaluate}: {model.settings['backbone']}, {payload['epochs_done']} epochs; {compute}"
     )
     folder = args.evaluate.with_name(f"{args.evaluate.stem} on {args.split}")
-    evaluate_report(
-        folder,
-        evaluate(model, batches, compute),
-        data,
-        title="Evaluation",
-        checkpoint=args.evaluate.name,
-        split=args.split,
-    )
+    parts = model, batches, data, compute
+    write_reports(folder, args.evaluate, *parts, split=args.split, title="Evaluation")
     return 0

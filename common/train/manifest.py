@@ -4,6 +4,7 @@ worker.
 
 import csv
 from array import array
+from collections.abc import Iterator
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -80,6 +81,12 @@ def read_manifest(manifest: Path, tree: ClassTree) -> dict[str, dict[str, np.nda
         except csv.Error as error:
             fail(f"{manifest}, line {reader.line_num}: {error}. Run 01_reorganize.py again.")
     return {name: part.columns() for name, part in packed.parts.items()}
+
+
+def rows_of(manifest: Path, split: str) -> Iterator[dict[str, str]]:
+    """Yield a split's rows with all their columns, in the order of its pictures."""
+    with manifest.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        yield from (row for row in csv.DictReader(file) if row["split"] == split)
 
 
 def _name_the_line(manifest: Path, packed: "_Rows", rows: list[list[str]], line: int) -> None:

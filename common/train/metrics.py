@@ -15,7 +15,7 @@ TAIL_AT_MOST = 80  # train pictures of a tail class, by the hierarchical system'
 @dataclass
 class Judged:
     """Per-picture outcomes, so that a split of any size is judged batch by batch. All arrays are
-    (N,); 72 bytes a picture.
+    (N,); 80 bytes a picture.
 
     Attributes:
         class_idx: int64; the true class.
@@ -29,6 +29,7 @@ class Judged:
         confidence: float64; probability of the joint decision.
         species_nll, disease_nll: float64; -log P(true species), -log P(true disease given the true
             species).
+        species_p: float64; probability of `species`.
     """
 
     class_idx: np.ndarray
@@ -40,6 +41,7 @@ class Judged:
     confidence: np.ndarray
     species_nll: np.ndarray
     disease_nll: np.ndarray
+    species_p: np.ndarray
 
 
 def judge(
@@ -80,6 +82,7 @@ def judge(
         disease_nll=-np.log(
             np.maximum(own / np.maximum(own_species, 1e-30), 1e-12), dtype=np.float64
         ),
+        species_p=by_species[rows, species],
     )
 
 

@@ -205,6 +205,26 @@ class SwinHierarchical(nn.Module):
             weight = self.species_head.weight[self.class_species[class_idx]] + weight
         return self.neck.pull_back(weight, features) if isinstance(self.neck, Neck) else weight
 
+    def heatmap(self, feature_map: Tensor, features: Tensor, class_idx: Tensor) -> Tensor:
+        """Class activation map; where layers follow the pooling, how active each position is.
+
+        Args:
+            feature_map: the backbone's last, in its layout.
+            features: float (N, features), pooled.
+            class_idx: int64 (N,), the predicted classes.
+
+        Returns:
+            float (N, h, w), 0..1.
+        """
+        places = places_of(self, feature_map)
+        if places.shape[-1] == self.num_features:
+            weights = self.class_gradient(features, class_idx)[:, None, None, :]
+            activation = (places * weights).sum(dim=-1)
+        else:
+            activation = places.square().mean(dim=-1)
+        low, high = activation.amin((1, 2), keepdim=True), activation.amax((1, 2), keepdim=True)
+        return (activation - low) / (high - low).clamp_min(1e-6)
+
     def head_parameters(self, part: str) -> list[nn.Parameter]:
         """Parameters of `species`, `disease` or `all` heads.
 
@@ -224,6 +244,18 @@ class SwinHierarchical(nn.Module):
 def run_backbone(model: SwinHierarchical, images: Tensor) -> Tensor:
     """Run a model's backbone and pooling; see `SwinHierarchical.features`."""
     return model.backbone.forward_head(model.feature_map(images), pre_logits=True).float()
+
+
+def places_of(model: SwinHierarchical, feature_map: Tensor) -> Tensor:
+    """A backbone's last map in any of timm's layouts -> (N, h, w, C)."""
+    if feature_map.dim() == 3:  # tokens: a square of positions behind the class tokens
+        side = int(feature_map.shape[1] ** 0.5)
+        return feature_map[:, -side * side :].unflatten(1, (side, side))
+    return (
+        feature_map
+        if getattr(model.backbone, "output_fmt", "NCHW") == "NHWC"
+        else feature_map.permute(0, 2, 3, 1)
+    )
 
 
 def create_backbone(

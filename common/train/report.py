@@ -92,7 +92,7 @@ def evaluate_report(
     bands, decisions = size_bands(figures, class_sizes), decision_figures(judged, tree)
     headline = _headline(metrics, intervals, tree)
     budget = error_budget(judged, tree)
-    budget_table, names = _budget_table(budget, tree), _names(tree)
+    budget_table, names = _budget_table(budget, tree), tree.display_names
     classes = _class_rows(figures, f1_intervals, names, class_sizes, data.train_sizes)
     write_rows(folder / "classes.csv", _CSV_TITLES, classes)
     paragraphs = [
@@ -108,6 +108,7 @@ def evaluate_report(
         *_confusions(judged, names),
         *(
             "## Pictures",
+            "What it got wrong: [report.html](report.html)",
             "\n".join(f"![{name}]({name})" for name in _draw(folder, judged, tree, split, history)),
         ),
         *(("## Memory", memory) if memory else ()),
@@ -321,7 +322,7 @@ def _worst_species(judged: Judged, tree: ClassTree) -> list[str]:
     return ["### Species with most errors", table(rows, titles)] if rows else []
 
 
-def _confusions(judged: Judged, names: list[str]) -> list[str]:
+def _confusions(judged: Judged, names: Sequence[str]) -> list[str]:
     pairs, counts = confused_pairs(judged.class_idx, judged.joint)
     rows = [
         (names[a], names[b], f"{count:,}")
@@ -352,21 +353,10 @@ _CSV_TITLES = (
 )
 
 
-def _names(tree: ClassTree) -> list[str]:
-    """Name of each class, without a disease where no species has two."""
-    if tree.num_classes == tree.num_species:
-        return list(tree.species)
-    return [
-        f"{species}/{disease}"
-        for species, diseases in zip(tree.species, tree.diseases, strict=True)
-        for disease in diseases
-    ]
-
-
 def _class_rows(
     figures: ClassFigures,
     f1_ends: np.ndarray,
-    names: list[str],
+    names: Sequence[str],
     class_sizes: np.ndarray,
     train_sizes: np.ndarray,
 ) -> list[tuple[object, ...]]:
@@ -388,7 +378,10 @@ def _class_rows(
 
 
 def _class_tables(
-    figures: ClassFigures, rows: list[tuple[object, ...]], names: list[str], class_sizes: np.ndarray
+    figures: ClassFigures,
+    rows: list[tuple[object, ...]],
+    names: Sequence[str],
+    class_sizes: np.ndarray,
 ) -> list[str]:
     """All classes where they fit on a page, otherwise the rarest and the worst."""
     note = (

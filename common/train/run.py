@@ -31,7 +31,7 @@ from common.train.metrics import Judged, for_json, join, summarise, tail_f1
 from common.train.model import SwinHierarchical
 from common.train.optim import Average, make_optimizer, rate_at, set_trainable
 from common.train.recipes import Phase, Recipe
-from common.train.report import evaluate_report
+from common.train.report_page import write_reports
 from common.train.signals import StopRequest
 
 
@@ -459,15 +459,9 @@ class Run(contextlib.AbstractContextManager["Run"]):
         model.to(compute.device, memory_format=torch.channels_last)
         workers, size = self.args.workers, self.eval_batch
         batches = make_loader(views, workers, batch_size=size, pin_memory=compute.on_gpu)
-        evaluate_report(
-            self.folder,
-            loop.evaluate(model, batches, compute),
-            self.data,
-            title=title,
-            checkpoint=best.name,
-            history=self.history,
-            memory=self.memory.table(),
-        )
+        logs = {"history": self.history, "memory": self.memory.table()}
+        parts = model, batches, self.data, compute
+        write_reports(self.folder, best, *parts, split="val", title=title, **logs)
 
 
 def require_finite(loss: float, epoch: int, step: int, compute: Compute) -> None:

@@ -19,9 +19,9 @@ from common.export.browser.light_export import finish_browser, report_lines, wri
 from common.export.browser.light_graph import SCORES, LightGraph, has_exact_map
 from common.export.browser.light_model import LightModel
 from common.export.fitting import torch_answers
-from common.export.graph import FeatureSpace, extract_features, places_of
+from common.export.graph import FeatureSpace, extract_features
 from common.serve.predictor import BundleError
-from common.train.model import SwinHierarchical
+from common.train.model import SwinHierarchical, places_of
 
 TREE = ClassTree(
     ("apple", "corn", "tomato"),

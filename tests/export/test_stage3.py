@@ -202,7 +202,7 @@ def test_modules_that_declare_keep_float_stay_float(exported, pictures):
             assert set(own) <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}, module
 
 
-PICTURES = {"reliability.png", "coverage.png", "scores.png"}
+PICTURES = {"reliability.png", "coverage.png", "scores.png", "confusion.png"}
 
 
 def test_int8_agrees_or_is_refused_with_a_reason(exported):
@@ -218,6 +218,7 @@ def test_int8_agrees_or_is_refused_with_a_reason(exported):
         "bundle.json",
         "report.json",
         "report.md",
+        "report.html",
         *PICTURES,
         *report["models"],
     }

@@ -167,9 +167,7 @@ def test_within_the_worst_species(tmp_path, drawn):
         joint,
         tree.class_species[joint],
         class_idx,
-        zeros,
-        zeros,
-        zeros,
+        *[zeros] * 4,
     )
     assert plots.within_species(judged, tree, tmp_path / "w.png", "test")
     axes = drawn[0].axes
@@ -195,9 +193,7 @@ def test_within_the_worst_species(tmp_path, drawn):
         class_idx,
         species,
         class_idx,
-        zeros,
-        zeros,
-        zeros,
+        *[zeros] * 4,
     )
     assert not plots.within_species(right, tree, tmp_path / "w.png")
     assert not (tmp_path / "w.png").exists()

@@ -59,6 +59,7 @@ def test_files_of_the_runs(trained):
         "curves.png",
         "confusion.png",
         "report.md",
+        "report.html",
     } <= names
     assert len([n for n in names if n.endswith("-best.pt")]) == 1
     assert sorted(n[:8] for n in names if "val_loss" in n) == [

@@ -131,7 +131,7 @@ def test_intervals_of_classes_of_one_to_three_pictures_hold_the_mean():
             joint,
             tree.class_species[joint],
             1 - right,
-            *[zeros[: len(class_idx)]] * 3,
+            *[zeros[: len(class_idx)]] * 4,
         )
         ends = bootstrap(judged, tree, np.full(60, 9), resamples=80, seed=trial)[0]["tail_f1"]
         trials.append((f1_per_class(class_idx, joint, 60).mean(), *ends))

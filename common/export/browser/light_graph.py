@@ -18,9 +18,8 @@ from common.export.graph import (
     export_onnx,
     extract_features,
     gen_score,
-    places_of,
 )
-from common.train.model import SwinHierarchical
+from common.train.model import SwinHierarchical, places_of
 
 SCORES = ("gen", "mahalanobis", "layers")
 RANK, LAYERS_RANK = (
