@@ -16,7 +16,8 @@ from common.export.quantize import KEEP_FLOAT
 from common.train.model import SwinHierarchical
 
 SCORES = ("gen", "mahalanobis", "mahalanobis_class", "layers")
-LEARNED = "learned"  # one more, where the person has pictures of no plant
+PRETRAINED = "pretrained"  # one more, where the weights before fine-tuning are at hand
+LEARNED = "learned"  # the last, where the person has pictures of no plant
 GEN_GAMMA, GEN_TOP = 0.1, 100
 RANK = 128  # directions that a space keeps; all others share one variance
 LEARNED_RANK = 256
@@ -293,6 +294,7 @@ class ServingGraph(nn.Module):
         species_temperature: float,
         disease_temperature: float | Sequence[float] | np.ndarray,
         learned: LearnedScore | None = None,
+        second: nn.Module | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -303,10 +305,11 @@ class ServingGraph(nn.Module):
             species_temperature: of the species logits.
             disease_temperature: of the disease logits: one for all, or one per species (S,).
             learned: fitted on the layers; None leaves its score out.
+            second: `SecondOpinion`; None leaves its score out.
         """
         super().__init__()
         self.model, self.feature_space, self.layer_space = model, feature_space, layer_space
-        self.learned = learned
+        self.learned, self.second = learned, second
         for part in (model.neck, model.species_head, model.disease_heads):
             if part is not None:  # INT8 ranges would clip the logits
                 part.keep_float = True
@@ -319,7 +322,8 @@ class ServingGraph(nn.Module):
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the columns of `ood`."""
-        return SCORES + ((LEARNED,) if self.learned is not None else ())
+        more = {PRETRAINED: self.second, LEARNED: self.learned}
+        return (*SCORES, *(name for name, part in more.items() if part is not None))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answer a batch.
@@ -331,12 +335,19 @@ class ServingGraph(nn.Module):
             probabilities float32 (N, classes), ood float32 (N, len(self.scores)), heatmap float32
             (N, h, w), 0..1.
         """
-        return self.answer(*extract_features(self.model, images))
+        second = None if self.second is None else self.second(images)
+        return self.answer(*extract_features(self.model, images), second)
 
     def answer(
-        self, feature_map: Tensor, features: Tensor, layers: Tensor
+        self,
+        feature_map: Tensor,
+        features: Tensor,
+        layers: Tensor,
+        second: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `extract_features` saw of a batch -> the outputs of `forward`."""
+        """What `extract_features` and the second opinion saw of a batch -> the outputs of `forward`;
+        without the second opinion its score is left out.
+        """
         model = self.model
         hidden = model.neck(features)
         species_logits = model.species_scores(hidden)
@@ -349,6 +360,8 @@ class ServingGraph(nn.Module):
             self.feature_space.distances(features, species_probs.argmax(dim=1)),
             self.layer_space(layers),
         ]
+        if second is not None:
+            ood.append(second)
         if self.learned is not None:
             ood.append(self.learned(layers))
         return (
