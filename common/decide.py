@@ -2,11 +2,11 @@
 says why.
 
 The rule, in order: reject a picture whose OOD score exceeds its threshold, as no plant or as a
-plant of unknown species, and one whose species score exceeds its own, as the latter; answer the class where its probability reaches `rollup.disease`, unless
-its disease score says the disease is unknown; else roll up to the species where its probability
-reaches `rollup.species`; else reject as unsure. A poor photo explains a rejection but never causes
-one. `decide_batch` applies the rule to many pictures, for measuring it; `decide` applies it to one
-and adds the sentences.
+plant of unknown species, and one whose species score exceeds its own, as the latter; answer the
+class where its probability reaches `rollup.disease`, unless its disease score says the disease is
+unknown; else roll up to the species where its probability reaches `rollup.species`; else reject as
+unsure. A poor photo explains a rejection but never causes one. `decide_batch` applies the rule to
+many pictures, for measuring it; `decide` applies it to one and adds the sentences.
 """
 
 from collections.abc import Mapping, Sequence

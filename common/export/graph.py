@@ -345,8 +345,8 @@ class ServingGraph(nn.Module):
         layers: Tensor,
         second: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `extract_features` and the second opinion saw of a batch -> the outputs of `forward`;
-        without the second opinion its score is left out.
+        """What `extract_features` saw of a batch, and the score of the second opinion if any -> the
+        outputs of `forward`.
         """
         model = self.model
         hidden = model.neck(features)
