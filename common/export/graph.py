@@ -110,7 +110,7 @@ class FeatureSpace(nn.Module):
         unit = nn.functional.normalize(features.double(), dim=1)
         centre = unit.mean(0)
         unit = unit - centre
-        basis = _widest(unit, rank)
+        basis = widest(unit, rank)
         spread = unit - _means(unit, class_idx, len(class_species))[class_idx]
         variance = (spread.square().sum() / spread.numel()).clamp_min(1e-12)
         inside = spread @ basis
@@ -206,7 +206,7 @@ class LearnedScore(nn.Module):
         super().__init__()
         centre, scale = plants.double().mean(0), plants.double().std(0) + 1e-6
         x = (torch.cat([plants, ood]).double() - centre) / scale
-        basis = _widest(
+        basis = widest(
             torch.cat([x[: len(plants)][:: 1 + len(plants) // 4000], x[len(plants) :]]), rank
         )
         along = x @ basis
@@ -253,7 +253,7 @@ def cross_fitted(plants: Tensor, ood: Tensor, folds: int = 5) -> Tensor:
     return scores
 
 
-def _widest(values: Tensor, rank: int) -> Tensor:
+def widest(values: Tensor, rank: int) -> Tensor:
     """Directions of the greatest sums of squares: double (N, D) -> (D, rank), orthonormal (Halko et
     al. 2011: subspace iteration).
     """

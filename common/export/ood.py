@@ -46,7 +46,7 @@ DISEASE_SCORES = (
     {"mahalanobis_class": 1, "layers": 1},
     {"mahalanobis_class": 1, "gen": 1},
 )
-SPECIES_SCORES = ({"pretrained": 1}, {"pretrained": 1, "gen": 1})
+SPECIES_SCORES = ({"pretrained": 1, "gen": 0.25}, {"pretrained": 1})
 
 
 def columns(ood: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from common.export.bounds import tail_quantile
-from common.export.graph import extract_features
+from common.export.graph import extract_features, widest
 from common.train.metrics import auroc
 from common.train.model import SwinHierarchical
 
 LANDMARKS, FITTED_ON = 2000, 8000  # train pictures at most: centres of kernels, and to fit with
 WIDTH = 1.0  # of the kernel, in medians of the squared distance between train pictures
-RIDGE = 0.1
+RIDGE = 0.01
+RANK = 256  # directions of the layers that are kept
 LEVELS = (0.01, 0.05)  # shares of plants of known species that may be lost
 FOLDS = 15  # groups of species left out in turn, at most
 
@@ -48,10 +49,12 @@ class KernelRegression(nn.Module):
         super().__init__()
         order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(0))
         chosen = order[:FITTED_ON]
-        layers, self.species = layers[chosen].double(), species[chosen]
+        basis = widest(layers[chosen].double(), RANK)
+        layers, self.species = layers[chosen].double() @ basis, species[chosen]
         centres = layers[:LANDMARKS]
         self.width = WIDTH * float(squared_distances(centres, centres).median())
-        self.register_buffer("centres", centres.float().T.contiguous())  # (D, M)
+        self.register_buffer("basis", basis.float().contiguous())  # (D, K)
+        self.register_buffer("centres", centres.float().T.contiguous())  # (K, M)
         self.register_buffer("lengths", centres.square().sum(1).float())
         # (N, M); species is the target, one-hot
         self.kernel = torch.exp(-squared_distances(layers, centres) / self.width)
@@ -76,7 +79,8 @@ class KernelRegression(nn.Module):
         """Layers float (N, D) -> how little speaks for any species, float32 (N, 1): minus the
         greatest of the regressions, about -1 (a known one) to 0.
         """
-        squared = layers.square().sum(1, keepdim=True) + self.lengths - 2 * (layers @ self.centres)
+        near = layers @ self.basis
+        squared = near.square().sum(1, keepdim=True) + self.lengths - 2 * (near @ self.centres)
         kernel = torch.exp(squared.clamp_min(0.0) / -self.width)
         return -(kernel @ (self.weight if weight is None else weight)).amax(dim=1, keepdim=True)
 

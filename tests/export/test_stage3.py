@@ -390,7 +390,7 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     assert run("03_export", *where, *out) == 0
     bundle, report = predictor.read_bundle(tmp_path / "e"), report_of(tmp_path / "e")
     assert bundle.scores == (*SCORES, PRETRAINED)
-    assert bundle.models["model.onnx"].rejection.species.score in ("pretrained", "pretrained+gen")
+    assert bundle.models["model.onnx"].rejection.species.score == "pretrained+0.25 gen"
     assert report["rejection"]["species"]["levels"].keys() == {"0.01", "0.05"}
     assert "Second opinion of the pretrained network" in (tmp_path / "e" / "report.md").read_text()
     views = EvalViews(load_organized(exported.data).splits["test"], 32)
