@@ -108,9 +108,9 @@ def all_scores(
         [FeatureSpace(part[key], train[0]["class_idx"], species) for key in ("features", "layers")]
         for part in train
     ]
-    whole = FeatureSpace(
-        train[1]["features"], 0 * train[0]["class_idx"], torch.zeros(1, dtype=torch.int64)
-    )
+    before, class_idx = train[1]["features"], train[0]["class_idx"]
+    within = FeatureSpace(before, class_idx, species, rank=before.shape[1])
+    whole = FeatureSpace(before, 0 * class_idx, 0 * species[:1], rank=before.shape[1])
     kernels = [
         KernelRegression(p["layers"], species[train[0]["class_idx"]], model.tree.num_species)
         for p in train
@@ -131,7 +131,7 @@ def all_scores(
             "layers": spaces[0][1](trained["layers"])[:, 0],
             "kernel, trained": kernels[0](trained["layers"])[:, 0],
             "mahalanobis, pretrained": spaces[1][0](before["features"])[:, 0],
-            "relative mahalanobis, pretrained": spaces[1][0](before["features"])[:, 0].square()
+            "relative mahalanobis, pretrained": within(before["features"])[:, 0].square()
             - whole(before["features"])[:, 0].square(),
             "layers, pretrained": spaces[1][1](before["layers"])[:, 0],
             "10th neighbour, pretrained": _neighbour(train[1]["features"], before["features"]),
