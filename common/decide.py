@@ -109,8 +109,7 @@ class Rejection:
     ood: above it a picture is rejected; plant: a rejected picture above it is no plant, one below
     it a plant of unknown species (None: always no plant); disease: above it the disease is unknown
     and the answer is the species (None: never); photo: least brightness (0 to 1), sharpness and
-    short side (px) of a photo that is not poor; species: above it the picture shows a plant of
-    unknown species, whatever `ood` says (None: never).
+    short side (px) of a photo that is not poor; species: above it the species is unknown, too.
     """
 
     ood: ScoreThreshold
@@ -262,18 +261,17 @@ def decide_batch(
     joint = (ranked.joint, ranked.joint_p, ranked.joint_species_p) if mode == "joint" else routed
     single = np.diff(tree.offsets)[ranked.species] == 1  # such a species is its only class
 
-    def exceeded(name: str, without: bool) -> np.ndarray:
+    def exceeded(name: str, without: bool = False) -> np.ndarray:
         threshold = getattr(rejection, name, None)
         return np.full(count, without) if threshold is None else threshold.exceeded(ood)
 
     rollup = rollup or Rollup(0.0, 0.0)
-    rejected, no_plant = exceeded("ood", without=False), exceeded("plant", without=True)
-    unknown = exceeded("disease", without=False) & ~single
-    unknown_species = rejected | exceeded("species", without=False)
+    rejected, no_plant = exceeded("ood"), exceeded("plant", without=True)
+    strange, unknown = rejected | exceeded("species"), exceeded("disease") & ~single
     certain = (joint[1] >= rollup.disease) & ~unknown
     sure_of_species = ranked.species_p >= rollup.species
     outcome = np.select(
-        [rejected & no_plant, unknown_species, certain, sure_of_species & single, sure_of_species],
+        [rejected & no_plant, strange, certain, sure_of_species & single, sure_of_species],
         [NOT_A_PLANT, UNKNOWN_SPECIES, ANSWERED, ANSWERED, ROLLED_UP],
         UNSURE,
     )
@@ -418,8 +416,7 @@ def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -
 
     Args:
         data: the plain values; without "weights" the score is the model's output of that name;
-            "plant", "disease", "species" and "photo" may be missing or
-            None.
+            "plant", "disease", "species" and "photo" may be missing or None.
         scores: the names of the model's `ood` columns, in order.
 
     Raises:

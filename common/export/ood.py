@@ -230,7 +230,7 @@ def _species_rule(
     rule, _ = _choose(SPECIES_SCORES, plants, known, SPECIES_LEVELS[0])
     left = ~(beyond(fitted, plants) | beyond(fitted["disease"], plants))
     values = value(rule["weights"], plants)[left]
-    thresholds = [tail_quantile(values, level / left.mean()) for level in SPECIES_LEVELS]
+    thresholds = [tail_quantile(values, level / left.mean(), 0.05) for level in SPECIES_LEVELS]
     levels = {f"{level:g}": at for level, at in zip(SPECIES_LEVELS, thresholds, strict=True)}
     return rule | {"threshold": thresholds[0], "levels": levels}
 
@@ -402,40 +402,16 @@ def report_lines(
         f"({val['kept_at_species']:.1%} of val plants). Fitted on {val['plants']} val plants"
         + (f"; rejected there: {shown}." if shown else ", without OOD pictures.")
     )
-    second = _second_opinion_lines(fitted["species"], val) if fitted.get("species") else ()
     poor = [(kind, f"{share:.1%}") for kind, share in judged["poor_rejected"].items()]
     return [
         "; ".join(rules),
         "",
-        *second,
         f"False rejection rate on test: {judged['false_rejection_rate']:.2%} of "
         f"{judged['n_plants']}, with 95 % confidence at most "
         f"{upper(judged['false_rejection_rate_at_most'])}.",
         "",
         *([table(poor, ("poor photos of plants", "rejected")), ""] if poor else ()),
         *(_ood_lines(judged) if "kinds" in judged else _WITHOUT_OOD),
-    ]
-
-
-def _second_opinion_lines(rule: Mapping[str, Any], val: Mapping[str, Any]) -> list[str]:
-    """What the second opinion is worth on species left out in turn, and what it costs."""
-    left_out, cost = val["left_out"], val["cost"]
-    rows = [
-        (f"{float(level):.0%}", f"{at:.3f}", f"{left_out['rejected'][level]:.1%}")
-        for level, at in rule["levels"].items()
-    ]
-    return [
-        f"Second opinion of the pretrained network: a picture above {rule['threshold']:.3f} by "
-        f"{rule['score']} is a plant of an unknown species. Left out of its fit in turn "
-        f"({left_out['folds']} times), known species are told from the others with an AUROC of "
-        f"{left_out['auroc']:.3f}; places known from no other photo make that look better than "
-        f"it is.",
-        "",
-        table(rows, ("known plants lost", "threshold", "left-out species recognised")),
-        "",
-        f"All scores together cost {cost['mb']:.1f} of {cost['of_mb']:.1f} MB and "
-        f"{cost['ms']:.1f} of {cost['of_ms']:.1f} ms (model.onnx, one thread).",
-        "",
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import table
-from common.export import calibrate, gate, ood, plots, rollup
+from common.export import calibrate, gate, ood, plots, rollup, second_opinion
 from common.export.browser import light_export
 from common.export.calibrate import calibration_figures
 from common.files import write_text
@@ -196,6 +196,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         *ood.report_lines(
             card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]
         ),
+        *second_opinion.report_lines(card["rejection"], card["metrics"]["rejection_val"]),
         "![scores](scores.png)",
         "",
         "## How deep an answer goes",

@@ -9,14 +9,17 @@ what the rest makes of their photos says how well unknown species are told, with
 one.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.console import table
 from common.export.bounds import tail_quantile
 from common.export.graph import extract_features, widest
+from common.export.ood import SPECIES_LEVELS
 from common.train.metrics import auroc
 from common.train.model import SwinHierarchical
 
@@ -24,7 +27,6 @@ LANDMARKS, FITTED_ON = 2000, 8000  # train pictures at most: centres of kernels,
 WIDTH = 1.0  # of the kernel, in medians of the squared distance between train pictures
 RIDGE = 0.01
 RANK = 256  # directions of the layers that are kept
-LEVELS = (0.01, 0.05)  # shares of plants of known species that may be lost
 FOLDS = 15  # groups of species left out in turn, at most
 
 
@@ -107,10 +109,13 @@ class KernelRegression(nn.Module):
                 continue
             scores = self(layers, self._solve(~out[self.species]))[:, 0].double().numpy()
             plants, others = scores[~unknown.numpy()], scores[unknown.numpy()]
-            shares = [float((others > tail_quantile(plants, level)).mean()) for level in LEVELS]
+            shares = [
+                float((others > tail_quantile(plants, level, 0.05)).mean())
+                for level in SPECIES_LEVELS
+            ]
             figures.append([auroc(plants, others), *shares])
-        mean = np.mean(figures, axis=0).tolist()
-        rejected = dict(zip(map(str, LEVELS), mean[1:], strict=True))
+        mean = np.mean(figures or [[0.5, 0.0, 0.0]], axis=0).tolist()  # none where val has but one
+        rejected = dict(zip(map(str, SPECIES_LEVELS), mean[1:], strict=True))
         return {"auroc": mean[0], "rejected": rejected, "folds": len(figures)}
 
 
@@ -124,9 +129,39 @@ class SecondOpinion(nn.Module):
 
     def __init__(self, network: SwinHierarchical, regression: KernelRegression) -> None:
         super().__init__()
-        network.species_head = network.disease_heads = None  # untrained; they would be exported
+        network.neck = network.species_head = network.disease_heads = None  # untrained
         self.network, self.regression = network, regression
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels uint8 (N, size, size, 3) -> the score, float32 (N, 1)."""
         return self.regression(extract_features(self.network, images)[2])
+
+
+def report_lines(rejection: Mapping[str, Any], val: Mapping[str, Any]) -> list[str]:
+    """Lay out for report.md what it is worth on species left out in turn, and what it costs.
+
+    Args:
+        rejection: as bundle.json has it.
+        val: with `left_out`, of `KernelRegression.leave_species_out`, and `cost`, of
+            `measure.cost_of_scores`.
+    """
+    if not (rule := rejection["species"]):
+        return []
+    left_out, cost = val["left_out"], val["cost"]
+    rows = [
+        (f"{float(level):.0%}", f"{at:.3f}", f"{left_out['rejected'][level]:.1%}")
+        for level, at in rule["levels"].items()
+    ]
+    return [
+        f"Second opinion of the pretrained network: a picture above {rule['threshold']:.3f} by "
+        f"{rule['score']} is a plant of an unknown species. Left out of its fit in turn "
+        f"({left_out['folds']} times), known species are told from the others with an AUROC of "
+        f"{left_out['auroc']:.3f}; places known from no other photo make that look better than "
+        f"it is.",
+        "",
+        table(rows, ("known plants lost", "threshold", "left-out species recognised")),
+        "",
+        f"All scores together cost {cost['mb']:.1f} of {cost['of_mb']:.1f} MB and "
+        f"{cost['ms']:.1f} of {cost['of_ms']:.1f} ms (model.onnx, one thread).",
+        "",
+    ]

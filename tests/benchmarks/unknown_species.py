@@ -109,8 +109,7 @@ def all_scores(
         for part in train
     ]
     before, class_idx = train[1]["features"], train[0]["class_idx"]
-    within = FeatureSpace(before, class_idx, species, rank=before.shape[1])
-    whole = FeatureSpace(before, 0 * class_idx, 0 * species[:1], rank=before.shape[1])
+    whole = FeatureSpace(before, 0 * class_idx, 0 * species[:1])
     kernels = [
         KernelRegression(p["layers"], species[train[0]["class_idx"]], model.tree.num_species)
         for p in train
@@ -131,8 +130,8 @@ def all_scores(
             "layers": spaces[0][1](trained["layers"])[:, 0],
             "kernel, trained": kernels[0](trained["layers"])[:, 0],
             "mahalanobis, pretrained": spaces[1][0](before["features"])[:, 0],
-            "relative mahalanobis, pretrained": within(before["features"])[:, 0].square()
-            - whole(before["features"])[:, 0].square(),
+            "relative mahalanobis, pretrained": _inside(spaces[1][0], before["features"])
+            - _inside(whole, before["features"]),
             "layers, pretrained": spaces[1][1](before["layers"])[:, 0],
             "10th neighbour, pretrained": _neighbour(train[1]["features"], before["features"]),
             "kernel": kernels[1](before["layers"])[:, 0],
@@ -144,6 +143,12 @@ def all_scores(
             name = " + ".join(f"{k}" if w == 1 else f"{w} {k}" for k, w in keys.items())
             scores[name] = sum(w * scores[k] / spread[k] for k, w in keys.items())
     return found
+
+
+def _inside(space: FeatureSpace, features: Tensor) -> Tensor:
+    """Squared distance to the nearest class mean within the directions that are kept (N,)."""
+    white, rest = space._place(features)
+    return space._near(white, 0 * rest, space.class_means)[:, 0].square()
 
 
 def _neighbour(train: Tensor, features: Tensor, k: int = 10) -> Tensor:
