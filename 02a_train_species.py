@@ -2,8 +2,8 @@
 
 Reads   data/organized/ (01_reorganize.py)
 Writes  checkpoints/species_only/: epoch=NN-val_loss=X.pt after each phase, epoch=NN-best.pt,
-        last.pt (to go on from), log.jsonl, config.json, curves.png, confusion.png, report.md,
-        report.html (what it got wrong, to look at)
+        last.pt (to go on from), pretrained.pt (what it began with, for 03), log.jsonl,
+        config.json, curves.png, confusion.png, report.md, report.html (what it got wrong)
 Next    02b_train_disease.py
 
   python 02a_train_species.py
@@ -174,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_from = file_sha256(Path(args.weights)) if Path(args.weights).is_file() else args.weights
     with Run(folder, phases, model, setup, start_from) as run:
         run.resume()
+        if model.pretrained and run.world.is_main:  # 03 asks it for a second opinion
+            checkpoint.save(folder / checkpoint.PRETRAINED, checkpoint.describe_model(model))
         for epoch, phase in run.epochs():
             loss = run.train_epoch(epoch, phase)
             judged, metrics = run.evaluate()

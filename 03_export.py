@@ -2,7 +2,7 @@
 out-of-distribution pictures, and check it all.
 
 Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/),
-        data/organized/
+        checkpoints/species_only/pretrained.pt, data/organized/
 Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
         bundle.json, report.md with its pictures, report.html, report.json
 Next    04_serve.py
@@ -36,7 +36,14 @@ from common.export.browser.light_export import export_browser
 from common.export.calibrate import Temperatures, retemper
 from common.export.fitting import Outcome, describe, fit_parts, outcome_of, torch_answers
 from common.export.graph import export_onnx
-from common.export.measure import LimitError, check_batches, check_limits, measure_ms, session_run
+from common.export.measure import (
+    LimitError,
+    check_batches,
+    check_limits,
+    cost_of_scores,
+    measure_ms,
+    session_run,
+)
 from common.export.pictures import Pictures, known_ood
 from common.export.report import write_report
 from common.files import claim, file_sha256, stand_in
@@ -44,6 +51,7 @@ from common.serve import predictor
 from common.train import checkpoint
 from common.train.compute import choose_compute
 from common.train.dataset import Organized, default_workers, load_organized
+from common.train.model import SwinHierarchical
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
 SAME = 1e-3  # greatest difference of a probability between PyTorch and ONNX
@@ -72,6 +80,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     folders = {"nargs": "+", "default": [], "metavar": "[NAME=]DIR"}
     add("--ood", **folders, help="further pictures that show no plant")
     add("--unknown-plants", **folders, help="pictures of plants that no class knows")
+    add(
+        "--second-opinion",
+        action=argparse.BooleanOptionalAction,
+        help="the pretrained network tells plants of unknown species, beside the trained one "
+        "(default: where its weights are at hand)",
+    )
     add("--browser", type=Path, metavar="CHECKPOINT", help="a small model: writes browser/ with it")
     add("--triton", type=Path, metavar="DIR", help="also lay out a Triton model repository")
     add("--max-size-mb", type=float, help="fail where the served model is larger")
@@ -126,6 +140,30 @@ def check_inputs(args: argparse.Namespace, data: Organized, path: Path) -> None:
         fail(f"{out} is there and was not made by this script. Choose another --output.")
 
 
+def pretrained_model(
+    wanted: bool | None, path: Path, payload: dict[str, Any]
+) -> SwinHierarchical | None:
+    """Load what the checkpoint at `path` was before training, for a second opinion; None where it
+    is not wanted, or not there (`wanted` None).
+    """
+    if wanted is False:
+        return None
+    file, lacks = path.parent.parent / "species_only" / checkpoint.PRETRAINED, ""
+    before = checkpoint.load(file) if file.is_file() else None
+    if before is None:
+        lacks = f"there is no {file}, the pretrained weights that 02a_train_species.py began with"
+    elif before["settings"] != payload["settings"]:
+        lacks = f"{file} is another network, or at another size, than {path}"
+    elif len(payload["tree"]["species"]) < 2:
+        lacks = "with one species there is none to leave out"
+    if not lacks:
+        return checkpoint.build_model(before)
+    if wanted:
+        fail(f"--second-opinion: {lacks}. Train again with pretrained --weights.")
+    warn(f"NO SECOND OPINION: {lacks}. Plants of unknown species are recognised less often.")
+    return None
+
+
 def up_to_date(folder: Path, built_from: str) -> bool:
     """Whether a folder holds an export of the same checkpoints, data and settings."""
     if not (folder / predictor.FILE_NAME).is_file():
@@ -147,9 +185,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint.require_tree(payload, data.tree, path, data.root)
     check_inputs(args, data, path)
     version = checkpoint.weights_hash(payload)
+    before = pretrained_model(args.second_opinion, path, payload)
     student = checkpoint.weights_hash(checkpoint.load(args.browser)) if args.browser else ""
     sources = [version, data.manifest_hash[:16], args.precision_wanted, args.max_pictures]
-    sources += [student[:16], *args.ood, *args.unknown_plants]
+    sources += [student[:16], *args.ood, *args.unknown_plants, before and "second opinion"]
     built_from = "-".join(map(str, [predictor.FORMAT, *sources]))
     if not args.fresh and up_to_date(args.output, built_from):
         say(f"{args.output} is up to date: same checkpoint, same data. --fresh exports again.")
@@ -161,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        result = export(payload, data, partial, args, version[:12])
+        result = export(payload, before, data, partial, args, version[:12])
         result["browser"] = args.browser and export_browser(
             args.browser,
             partial / "browser",
@@ -192,7 +231,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export(
-    payload: dict[str, Any], data: Organized, folder: Path, args: argparse.Namespace, version: str
+    payload: dict[str, Any],
+    before: SwinHierarchical | None,
+    data: Organized,
+    folder: Path,
+    args: argparse.Namespace,
+    version: str,
 ) -> dict[str, Any]:
     """Make, fit and check all models but the light one; returns the bundle and what the report adds
     to it.
@@ -200,7 +244,7 @@ def export(
     model, threads, device = checkpoint.build_model(payload), default_workers(), args.compute.device
     kinds = known_ood(data, args.ood, args.unknown_plants)
     pictures = Pictures(data, model.settings["image_size"], kinds, args.max_pictures, args.workers)
-    fitted = fit_parts(model, pictures, device)
+    fitted = fit_parts(model, pictures, device, pretrained=before)
     graph, t = fitted.graph(model), fitted.temperatures
     say(
         f"temperatures: species {t.species:.3f}, diseases {t.disease_global:.3f} "
@@ -251,6 +295,7 @@ def export(
         tolerance = 1e-2 if name == FP16 else formats.BATCH_TOLERANCE
         formats.check_fresh(folder / name, some, data.tree, graph.scores, tolerance)
     runs = {name: session_run(folder / name) for name in outcomes}
+    cost = cost_of_scores(folder / FP32, some[0]) if before else {}
     with torch.inference_mode():
         in_torch = {"torch": lambda batch: graph(torch.from_numpy(batch))}
         speed = measure_ms(runs | in_torch, some[0])
@@ -268,6 +313,9 @@ def export(
             "ms_p50": round(speed[name], 3),
             "batch_difference": check_batches(runs[name], some),
         }
+        if before:
+            told = {"left_out": fitted.left_out, "cost": cost}
+            cards[name]["metrics"]["rejection_val"] |= told
     served = INT8 if INT8 in cards and speed[INT8] <= 1.05 * speed[FP32] else FP32
     check_limits(
         served, cards[served]["size_mb"], speed[served], args.max_size_mb, args.max_latency_ms

@@ -2,11 +2,11 @@
 says why.
 
 The rule, in order: reject a picture whose OOD score exceeds its threshold, as no plant or as a
-plant of unknown species; answer the class where its probability reaches `rollup.disease`, unless
-its disease score says the disease is unknown; else roll up to the species where its probability
-reaches `rollup.species`; else reject as unsure. A poor photo explains a rejection but never causes
-one. `decide_batch` applies the rule to many pictures, for measuring it; `decide` applies it to one
-and adds the sentences.
+plant of unknown species, and one whose species score exceeds its own, as the latter; answer the
+class where its probability reaches `rollup.disease`, unless its disease score says the disease is
+unknown; else roll up to the species where its probability reaches `rollup.species`; else reject as
+unsure. A poor photo explains a rejection but never causes one. `decide_batch` applies the rule to
+many pictures, for measuring it; `decide` applies it to one and adds the sentences.
 """
 
 from collections.abc import Mapping, Sequence
@@ -104,18 +104,19 @@ class ScoreThreshold:
 
 @dataclass(frozen=True)
 class Rejection:
-    """Three thresholds and the limits of a poor photo.
+    """The thresholds and the limits of a poor photo.
 
     ood: above it a picture is rejected; plant: a rejected picture above it is no plant, one below
     it a plant of unknown species (None: always no plant); disease: above it the disease is unknown
     and the answer is the species (None: never); photo: least brightness (0 to 1), sharpness and
-    short side (px) of a photo that is not poor.
+    short side (px) of a photo that is not poor; species: above it the species is unknown, too.
     """
 
     ood: ScoreThreshold
     plant: ScoreThreshold | None = None
     disease: ScoreThreshold | None = None
     photo: Mapping[str, float] = field(default_factory=dict)
+    species: ScoreThreshold | None = None
 
 
 @dataclass(frozen=True)
@@ -260,17 +261,17 @@ def decide_batch(
     joint = (ranked.joint, ranked.joint_p, ranked.joint_species_p) if mode == "joint" else routed
     single = np.diff(tree.offsets)[ranked.species] == 1  # such a species is its only class
 
-    def exceeded(name: str, without: bool) -> np.ndarray:
+    def exceeded(name: str, without: bool = False) -> np.ndarray:
         threshold = getattr(rejection, name, None)
         return np.full(count, without) if threshold is None else threshold.exceeded(ood)
 
     rollup = rollup or Rollup(0.0, 0.0)
-    rejected, no_plant = exceeded("ood", without=False), exceeded("plant", without=True)
-    unknown = exceeded("disease", without=False) & ~single
+    rejected, no_plant = exceeded("ood"), exceeded("plant", without=True)
+    strange, unknown = rejected | exceeded("species"), exceeded("disease") & ~single
     certain = (joint[1] >= rollup.disease) & ~unknown
     sure_of_species = ranked.species_p >= rollup.species
     outcome = np.select(
-        [rejected & no_plant, rejected, certain, sure_of_species & single, sure_of_species],
+        [rejected & no_plant, strange, certain, sure_of_species & single, sure_of_species],
         [NOT_A_PLANT, UNKNOWN_SPECIES, ANSWERED, ANSWERED, ROLLED_UP],
         UNSURE,
     )
@@ -368,6 +369,8 @@ def _rejection_words(
     threshold = rejection.ood if rejection else None
     if outcome == ROLLED_UP and unknown_disease:
         reason, message, threshold = "unknown_disease", _DISEASE_TEXT, rejection.disease
+    if outcome == UNKNOWN_SPECIES and not threshold.exceeded(ood):
+        threshold = rejection.species
     limits = rejection.photo if rejection and outcome != ANSWERED else {}
     failed = [
         {"measure": name, "value": _round(photo[name]), "limit": _round(limits[name])}
@@ -408,12 +411,12 @@ def _round(value: float) -> float:
 
 
 def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -> Rejection | None:
-    """Read {"score", "weights", "threshold", "quantiles"}, the OOD threshold, with "plant" and
-    "disease" of the same form, and "photo", {measure: limit}; None stays None.
+    """Read {"score", "weights", "threshold", "quantiles"}, the OOD threshold, with "plant",
+    "disease" and "species" of the same form, and "photo", {measure: limit}; None stays None.
 
     Args:
         data: the plain values; without "weights" the score is the model's output of that name;
-            "plant", "disease" and "photo" may be missing or None.
+            "plant", "disease", "species" and "photo" may be missing or None.
         scores: the names of the model's `ood` columns, in order.
 
     Raises:
@@ -426,14 +429,11 @@ def rejection_from_json(data: Mapping[str, Any] | None, scores: Sequence[str]) -
         raise ValueError(f"it measures '{unknown[0]}' of a photo; known are {', '.join(_PHOTO)}")
     if not np.isfinite(list(photo.values())).all():
         raise ValueError("its limits for poor photos must be finite")
-    return Rejection(
-        _threshold_from_json(data, scores),
-        *(
-            _threshold_from_json(data[name], scores) if data.get(name) else None
-            for name in ("plant", "disease")
-        ),
-        photo,
-    )
+    more = {
+        name: _threshold_from_json(data[name], scores) if data.get(name) else None
+        for name in ("plant", "disease", "species")
+    }
+    return Rejection(_threshold_from_json(data, scores), photo=photo, **more)
 
 
 def _threshold_from_json(data: Mapping[str, Any], scores: Sequence[str]) -> ScoreThreshold:

@@ -27,6 +27,7 @@ from common.export.graph import (
     extract_features,
 )
 from common.export.pictures import POOR_AT_MOST, ROLES, SHIFTS, Pictures
+from common.export.second_opinion import KernelRegression, SecondOpinion
 from common.train.compute import Compute
 from common.train.metrics import decision_figures, for_json, summarise
 from common.train.model import SwinHierarchical
@@ -105,6 +106,8 @@ class Fitted:
         features, layers: `FeatureSpace` of train, with poor copies.
         temperatures: of val.
         learned: learned from val's pictures of no plant; None without them.
+        second: the second opinion; None without pretrained weights.
+        left_out: `KernelRegression.leave_species_out` on val; None without a second opinion.
         held_out: float32 (M,), the learned score of these very pictures, each by a fit that has not
             seen it; None without them.
     """
@@ -114,12 +117,14 @@ class Fitted:
     temperatures: Temperatures
     learned: LearnedScore | None
     held_out: np.ndarray | None
+    second: SecondOpinion | None = None
+    left_out: dict[str, Any] | None = None
 
     def graph(self, model: SwinHierarchical) -> ServingGraph:
         """Put the graph to export together, in evaluation mode on the CPU."""
         at = self.temperatures
         return ServingGraph(
-            model, self.features, self.layers, at.species, at.disease, self.learned
+            model, self.features, self.layers, at.species, at.disease, self.learned, self.second
         ).eval()
 
 
@@ -129,6 +134,7 @@ def fit_parts(
     device: torch.device,
     ranks: tuple[int, int] = (RANK, RANK),
     sample: list[np.ndarray] | None = None,
+    pretrained: SwinHierarchical | None = None,
 ) -> Fitted:
     """Fit temperatures on val, and OOD scores on train and val's pictures of no plant.
 
@@ -138,6 +144,7 @@ def fit_parts(
         device: where the backbone runs.
         ranks: of the spaces of features and of layers.
         sample: takes one train picture in `SAMPLED`, in batches.
+        pretrained: the model before it was trained, for a second opinion.
     """
 
     def run(split: str, batches: Batches, times: int = 1) -> tuple[Tensor, ...]:
@@ -170,7 +177,30 @@ def fit_parts(
         if len(layers) >= ENOUGH:
             learned = LearnedScore(train_layers, layers)
             held_out = cross_fitted(train_layers, layers).numpy()
-    return Fitted(*spaces, fitted, learned, held_out)
+    second = fit_second_opinion(pretrained, pictures, device) if pretrained else (None, None)
+    return Fitted(*spaces, fitted, learned, held_out, *second)
+
+
+def fit_second_opinion(
+    network: SwinHierarchical, pictures: Pictures, device: torch.device
+) -> tuple[SecondOpinion, dict[str, Any]]:
+    """Fit a second opinion on train with poor copies, so that a poor photo does not pass for an
+    unknown species; returns it, and `KernelRegression.leave_species_out` on val.
+
+    Args:
+        network: the model before it was trained; its heads are taken off, and it ends on the CPU.
+        pictures, device: as for `fit_parts`.
+    """
+    of_class, found = network.class_species, {}
+    for split, batches, times in (
+        ("train", pictures.with_poor("train"), 2),
+        ("val", pictures.batches("val"), 1),
+    ):
+        what, total = f"pretrained features of {split}", times * pictures.count(split)
+        _, layers, class_idx = features_of(network, batches, total, what, device)
+        found[split] = layers, of_class[class_idx]
+    regression = KernelRegression(*found["train"], network.tree.num_species)
+    return SecondOpinion(network, regression), regression.leave_species_out(*found["val"])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from common.export.quantize import KEEP_FLOAT
 from common.train.model import SwinHierarchical
 
 SCORES = ("gen", "mahalanobis", "mahalanobis_class", "layers")
-LEARNED = "learned"  # one more, where the person has pictures of no plant
+PRETRAINED = "pretrained"  # one more, where the weights before fine-tuning are at hand
+LEARNED = "learned"  # the last, where the person has pictures of no plant
 GEN_GAMMA, GEN_TOP = 0.1, 100
 RANK = 128  # directions that a space keeps; all others share one variance
 LEARNED_RANK = 256
@@ -97,7 +98,7 @@ class FeatureSpace(nn.Module):
         unit = nn.functional.normalize(features.double(), dim=1)
         centre = unit.mean(0)
         unit = unit - centre
-        basis = _widest(unit, rank)
+        basis = widest(unit, rank)
         spread = unit - _means(unit, class_idx, len(class_species))[class_idx]
         variance = (spread.square().sum() / spread.numel()).clamp_min(1e-12)
         inside = spread @ basis
@@ -193,7 +194,7 @@ class LearnedScore(nn.Module):
         super().__init__()
         centre, scale = plants.double().mean(0), plants.double().std(0) + 1e-6
         x = (torch.cat([plants, ood]).double() - centre) / scale
-        basis = _widest(
+        basis = widest(
             torch.cat([x[: len(plants)][:: 1 + len(plants) // 4000], x[len(plants) :]]), rank
         )
         along = x @ basis
@@ -240,7 +241,7 @@ def cross_fitted(plants: Tensor, ood: Tensor, folds: int = 5) -> Tensor:
     return scores
 
 
-def _widest(values: Tensor, rank: int) -> Tensor:
+def widest(values: Tensor, rank: int) -> Tensor:
     """Directions of the greatest sums of squares: double (N, D) -> (D, rank), orthonormal (Halko et
     al. 2011: subspace iteration).
     """
@@ -281,6 +282,7 @@ class ServingGraph(nn.Module):
         species_temperature: float,
         disease_temperature: float | Sequence[float] | np.ndarray,
         learned: LearnedScore | None = None,
+        second: nn.Module | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -291,10 +293,11 @@ class ServingGraph(nn.Module):
             species_temperature: of the species logits.
             disease_temperature: of the disease logits: one for all, or one per species (S,).
             learned: fitted on the layers; None leaves its score out.
+            second: `SecondOpinion`; None leaves its score out.
         """
         super().__init__()
         self.model, self.feature_space, self.layer_space = model, feature_space, layer_space
-        self.learned = learned
+        self.learned, self.second = learned, second
         for part in (model.neck, model.species_head, model.disease_heads):
             if part is not None:  # INT8 ranges would clip the logits
                 part.keep_float = True
@@ -307,7 +310,8 @@ class ServingGraph(nn.Module):
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the columns of `ood`."""
-        return SCORES + ((LEARNED,) if self.learned is not None else ())
+        more = {PRETRAINED: self.second, LEARNED: self.learned}
+        return (*SCORES, *(name for name, part in more.items() if part is not None))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answer a batch.
@@ -319,12 +323,19 @@ class ServingGraph(nn.Module):
             probabilities float32 (N, classes), ood float32 (N, len(self.scores)), heatmap float32
             (N, h, w), 0..1.
         """
-        return self.answer(*extract_features(self.model, images))
+        second = None if self.second is None else self.second(images)
+        return self.answer(*extract_features(self.model, images), second)
 
     def answer(
-        self, feature_map: Tensor, features: Tensor, layers: Tensor
+        self,
+        feature_map: Tensor,
+        features: Tensor,
+        layers: Tensor,
+        second: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `extract_features` saw of a batch -> the outputs of `forward`."""
+        """What `extract_features` saw of a batch, and the score of the second opinion if any -> the
+        outputs of `forward`.
+        """
         model = self.model
         hidden = model.neck(features)
         species_logits = model.species_scores(hidden)
@@ -337,6 +348,8 @@ class ServingGraph(nn.Module):
             self.feature_space.distances(features, species_probs.argmax(dim=1)),
             self.layer_space(layers),
         ]
+        if second is not None:
+            ood.append(second)
         if self.learned is not None:
             ood.append(self.learned(layers))
         return (

@@ -2,11 +2,14 @@
 limits. No torch.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.utils
 
 from common.export.answers import Run
 from common.serve.predictor import open_session
@@ -82,6 +85,19 @@ def measure_speed(
     ratios = np.median(times["other"][drawn], axis=1) / np.median(times["base"][drawn], axis=1)
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(np.median(times["other"]) / np.median(times["base"])), float(low), float(high)
+
+
+def cost_of_scores(path: Path, picture: np.ndarray) -> dict[str, float]:
+    """What the OOD scores add to a file, a second opinion included: `mb` (10^6 bytes), and `ms`,
+    median for one picture (uint8, (size, size, 3)) on one thread, both beside `of_mb` and `of_ms`
+    of the whole.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder) / "bare.onnx"
+        onnx.utils.extract_model(str(path), str(bare), ["images"], ["probabilities", "heatmap"])
+        ms = measure_ms({"all": session_run(path), "bare": session_run(bare)}, picture)
+        mb, of_mb = (file.stat().st_size / 1e6 for file in (bare, path))
+    return {"mb": of_mb - mb, "of_mb": of_mb, "ms": ms["all"] - ms["bare"], "of_ms": ms["all"]}
 
 
 def check_batches(run: Run, pictures: np.ndarray) -> float:

@@ -1,9 +1,10 @@
 """Out-of-distribution (OOD) pictures: which scores reject them, above which thresholds, and what
 that is worth. No torch.
 
-Three thresholds: above the first a picture is rejected; the second says of a rejected picture
+Up to four thresholds: above the first a picture is rejected; the second says of a rejected picture
 whether it shows a plant at all; above the third the disease is none we know, and the answer stays
-at the species. Each compares a weighted sum of the model's scores with a value fitted on val.
+at the species; above the fourth, where there is a second opinion, it is a plant of an unknown
+species. Each compares a weighted sum of the model's scores with a value fitted on val.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,9 @@ MIN_REJECTED = 0.97  # of the OOD pictures, when the threshold is raised to spar
 MAX_POOR_REJECTION = 0.05  # share of poor photos of plants, as far as `MIN_REJECTED` allows
 CALLED_PLANT = 0.1  # share of pictures of no plant that may be called a plant, without other plants
 MAX_DISEASE_REJECTION = 0.02  # share of plants whose answer may stay at the species
+# shares of plants that may be lost to the second opinion beside these: the first is used, both are
+# reported
+SPECIES_LEVELS = (0.01, 0.05)
 ENOUGH = 30  # OOD pictures, from which on they choose the score
 WANTED = (0.90, 0.95, 0.99)
 # Sums of scores, each in units of its spread over plants. Scores that need no OOD pictures are
@@ -42,6 +46,7 @@ DISEASE_SCORES = (
     {"mahalanobis_class": 1, "layers": 1},
     {"mahalanobis_class": 1, "gen": 1},
 )
+SPECIES_SCORES = ({"pretrained": 1, "gen": 0.25}, {"pretrained": 1})
 
 
 def columns(ood: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -60,12 +65,14 @@ def fit(
     unknown_diseases: Scores | None = None,
     poor: Mapping[str, Scores] | None = None,
 ) -> dict[str, Any]:
-    """Fit the three thresholds on val.
+    """Fit the thresholds on val.
 
     The rejection threshold is put where an estimated `TARGET_SHARE` of `MAX_FALSE_REJECTION` of
     val plants lie above it; it is raised to `TARGET_SHARE_WITH_OOD` of it, and for `poor` photos of
     plants, as far as `MIN_REJECTED` of the OOD pictures stay rejected. OOD pictures choose the sum
-    of scores; without them, or with too few, it is the first one.
+    of scores; without them, or with too few, it is the first one. Where the model has a second
+    opinion, its threshold is put where it takes `SPECIES_LEVELS` of val plants beyond those that
+    the others take.
 
     Args:
         plants: scores of val plants.
@@ -76,8 +83,8 @@ def fit(
         poor: per kind of poor photo, scores of `pictures.shifted` copies of val.
 
     Returns:
-        {"score", "weights", "threshold", "quantiles", "plant", "disease"} as bundle.json has it,
-        and "val": figures on val.
+        {"score", "weights", "threshold", "quantiles", "plant", "disease", "species"} as bundle.json
+        has it, and "val": figures on val.
     """
     shown = {
         "not_plants": not_plants,
@@ -97,7 +104,8 @@ def fit(
     disease, disease_ranking = _choose(DISEASE_SCORES, plants, others, MAX_DISEASE_REJECTION)
     disease["threshold"] = tail_quantile(value(disease["weights"], plants), MAX_DISEASE_REJECTION)
     fitted = {**rule, "plant": _plant_rule(plants, shown), "disease": disease}
-    rejected = beyond(fitted, plants)
+    fitted["species"] = _species_rule(fitted, plants, shown)
+    rejected = rejected_by(fitted, plants)
     figures = {
         "plants": len(rejected),
         "false_rejection_rate": float(rejected.mean()),
@@ -129,8 +137,14 @@ def beyond(rule: Mapping[str, Any], scores: Scores) -> np.ndarray:
     return ~(value(rule["weights"], scores) <= rule["threshold"])
 
 
+def rejected_by(fitted: Mapping[str, Any], scores: Scores) -> np.ndarray:
+    """Whether pictures are rejected, by the first threshold or by that of species: bool (N,)."""
+    species = fitted.get("species")
+    return beyond(fitted, scores) | (beyond(species, scores) if species else False)
+
+
 def _shares_beyond(rule: Mapping[str, Any], kinds: Mapping[str, Scores]) -> dict[str, float]:
-    return {kind: float(beyond(rule, scores).mean()) for kind, scores in kinds.items()}
+    return {kind: float(rejected_by(rule, scores).mean()) for kind, scores in kinds.items()}
 
 
 def _choose(
@@ -204,6 +218,23 @@ def _plant_rule(plants: Scores, shown: Mapping[str, Scores]) -> dict[str, Any] |
     return rule
 
 
+def _species_rule(
+    fitted: Mapping[str, Any], plants: Scores, shown: Mapping[str, Scores]
+) -> dict[str, Any] | None:
+    """Fit the threshold of the second opinion, None without one; `levels` {share of plants lost:
+    threshold}.
+    """
+    if "pretrained" not in plants:
+        return None
+    known = {name: scores for name, scores in shown.items() if name == "unknown_species"}
+    rule, _ = _choose(SPECIES_SCORES, plants, known, SPECIES_LEVELS[0])
+    left = ~(beyond(fitted, plants) | beyond(fitted["disease"], plants))
+    values = value(rule["weights"], plants)[left]
+    thresholds = [tail_quantile(values, level / left.mean(), 0.05) for level in SPECIES_LEVELS]
+    levels = {f"{level:g}": at for level, at in zip(SPECIES_LEVELS, thresholds, strict=True)}
+    return rule | {"threshold": thresholds[0], "levels": levels}
+
+
 def _threshold(
     plants: np.ndarray, ood: Sequence[np.ndarray], poor: Sequence[np.ndarray], share: float
 ) -> float:
@@ -252,7 +283,7 @@ def judge(
         so), n}; poor_rejected: {kind of poor photo: share rejected}; thresholds: `thresholds_for`.
         Without OOD only what concerns plants.
     """
-    known, turned = value(fitted["weights"], plants), beyond(fitted, plants)
+    known, turned = value(fitted["weights"], plants), rejected_by(fitted, plants)
     kept = int((~turned).sum())
     judged: dict[str, Any] = {
         "n_plants": len(known),
@@ -266,7 +297,7 @@ def judge(
     if not scored:
         return judged
     limit = highest_kept(known, rate)
-    caught = {kind: beyond(fitted, ood[kind]) for kind in scored}
+    caught = {kind: rejected_by(fitted, ood[kind]) for kind in scored}
     called = {kind: beyond(fitted["plant"] or fitted, ood[kind]) for kind in scored}
     judged["kinds"] = {
         kind: {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import say, table
-from common.export import calibrate, gate, ood, open_world, plots, rollup
+from common.export import calibrate, gate, ood, open_world, plots, rollup, second_opinion
 from common.export.browser import light_export
 from common.export.calibrate import calibration_figures
 from common.export.measure import session_run
@@ -207,6 +207,7 @@ def report_text(report: dict[str, Any], result: dict[str, Any]) -> str:
         *ood.report_lines(
             card["rejection"], card["metrics"]["rejection_val"], card["metrics"]["rejection"]
         ),
+        *second_opinion.report_lines(card["rejection"], card["metrics"]["rejection_val"]),
         "![scores](scores.png)",
         "",
         *open_world.report_lines(report["open_world"]),

@@ -21,6 +21,7 @@ from common.files import whole
 from common.train.model import SwinHierarchical
 
 FORMAT = 1
+PRETRAINED = "pretrained.pt"  # in species_only/: the model before training
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
@@ -201,4 +202,5 @@ def load_backbone(model: SwinHierarchical, path: Path) -> str:
             f"belong to with --backbone."
         )
     model.backbone.load_state_dict({key: state[key] for key in wanted})
+    model.pretrained = True
     return f"backbone weights: {path.name} ({len(wanted)} tensors)"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.export import quantize
 from common.export.browser.light_model import LightModel
-from common.export.graph import LEARNED, SCORES
+from common.export.graph import LEARNED, PRETRAINED, SCORES
 from common.export.measure import session_run
 from common.images import read_rgb, resize_to_model
 from common.serve import predictor
@@ -372,6 +372,34 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
     assert "The light model, for the browser" in (tmp_path / "e" / "report.md").read_text()
     assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file()
     assert (tmp_path / "triton" / "foliar" / "config.pbtxt").is_file()
+
+
+def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refused):
+    where = ["--data", exported.data, "--checkpoints", tmp_path / "c"]
+    out = ["--output", tmp_path / "e", "--workers", 0]
+    shutil.copytree(exported.checkpoints, tmp_path / "c")
+    refused("pretrained weights", run, "03_export", *where, *out, "--second-opinion")
+    best = checkpoint.find_best(exported.checkpoints / "species_only")
+    short = ["--species-finetune-epochs", 1, "--species-final-epochs", 0, "--fresh"]
+    begun = ["--data", exported.data, "--checkpoints", tmp_path / "begun"]
+    begun += [*tiny_data.SPECIES, "--weights", best]
+    assert run("02a_train_species", *begun, *short) == 0
+    before = tmp_path / "begun" / "species_only" / checkpoint.PRETRAINED
+    kept = checkpoint.build_model(checkpoint.load(before))
+    for name, value in checkpoint.build_model(checkpoint.load(best)).backbone.state_dict().items():
+        torch.testing.assert_close(kept.backbone.state_dict()[name], value, rtol=0, atol=0)
+
+    shutil.copy(before, tmp_path / "c" / "species_only")
+    assert run("03_export", *where, *out) == 0
+    bundle, report = predictor.read_bundle(tmp_path / "e"), report_of(tmp_path / "e")
+    assert bundle.scores == (*SCORES, PRETRAINED)
+    assert bundle.models["model.onnx"].rejection.species.score == "pretrained+0.25 gen"
+    assert report["rejection"]["species"]["levels"].keys() == {"0.01", "0.05"}
+    assert "Second opinion of the pretrained network" in (tmp_path / "e" / "report.md").read_text()
+    views = EvalViews(load_organized(exported.data).splits["test"], 32)
+    pictures = np.stack([views[i][0].numpy() for i in range(8)])
+    got = session_run(tmp_path / "e" / "model.onnx")(pictures)[1][:, -1]
+    assert (-1.5 < got).all() and (got < 0).all()
 
 
 def test_a_model_beyond_the_limits_is_an_error(exported, tmp_path, refused):
