@@ -71,7 +71,9 @@ if [ ${#sources[@]} -eq 0 ]; then
   inputs=(--demo) recipe=${recipe:-demo}
   [ "$recipe" != demo ] || weights=${weights:-none}
 fi
-recipe=${recipe:-auto} light=light  # without a GPU, a light model that trains on a CPU
+recipe=${recipe:-auto}
+[ -z "$minutes" ] || [ "$recipe" = auto ] || fail "--minutes is for recipe auto, not for $recipe"
+light=light  # without a GPU, a light model that trains on a CPU
 case "$recipe" in
   demo|two_core) light=light_$recipe ;;
   auto) [ -z "$dry_run" ] && python -c 'import torch; exit(not torch.cuda.is_available())' \

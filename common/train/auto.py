@@ -117,7 +117,8 @@ def resolve(
     light = kind == SMALL and device == "cpu"
     rich = kind != SMALL and photos >= MANY
     usual_classes = "flat" if len(sizes) == num_species else "hierarchical"
-    flat = given.get("classes", usual_classes) == "flat"
+    wanted = given.get("classes", usual_classes)
+    flat = "flat" in (usual_classes, wanted)  # 02b has nothing to train
     usual_batch = next(batch for below, batch in BATCH if photos < below)
     batch = given.get("batch_size", usual_batch)
     limit = passes_of(photos)
@@ -161,7 +162,7 @@ def resolve(
         "layer_decay": (decay, kind),
         "ema_decay": (next(d for below, d in EMA if steps < below), f"{steps:,} steps"),
         "average_with_heads": (
-            "yes" if given.get(f"{heads}_epochs", 1) else "no",
+            "yes" if given.get(f"{heads}_epochs", 1) and (wanted == "flat") == flat else "no",
             "where val says that it helps",
         ),
         "loss": ("cross_entropy", "with log-priors in place of weights"),
@@ -235,8 +236,9 @@ def time_limit(args: argparse.Namespace, data: Organized) -> float | None:
         if args.recipe != AUTO or has_passes or choose_compute(args.device).device.type != "cpu":
             return None
         return CPU_MINUTES * max(1.0, len(data.splits["train"]) / CPU_PHOTOS)
-    if args.recipe != AUTO or has_passes:
-        other = "the flags for epochs" if has_passes else f"--recipe {args.recipe}"
+    other = f"--recipe {args.recipe}" if args.recipe != AUTO else "the flags for epochs"
+    if args.recipe != AUTO or has_passes or args.review_labels:
+        other = "--review-labels" if args.review_labels else other
         fail(f"--minutes lets recipe auto choose the passes: leave out either it or {other}.")
     if not 0 < args.minutes < math.inf:
         fail(f"--minutes is {args.minutes:g}; it must be a number above 0.")
@@ -255,12 +257,12 @@ def passes_that_fit(setup: Setup, model: SwinHierarchical, minutes: float, clock
     once, each = costs(pace, recipe, photos, val)
     once += clock()
     wanted = max(recipe.joint_epochs, recipe.species_finetune_epochs)
-    passes = max(1, math.floor((RESERVE * 60 * minutes - once) / each))
-    if passes >= wanted:
-        told = f"all {wanted} fit into {minutes:g} minutes"
-    else:
+    fit = max(0, math.floor((RESERVE * 60 * minutes - once) / each))
+    passes = max(1, fit)  # one at least, however long it takes
+    told = f"all {wanted} fit into {minutes:g} minutes"
+    if fit < wanted:
         needed = math.ceil((once + wanted * each) / RESERVE / 60)
-        told = f"{passes} of {wanted} fit into {minutes:g} minutes, all into --minutes {needed}"
+        told = f"{fit} of {wanted} fit into {minutes:g} minutes, all into --minutes {needed}"
     say(f"a pass over {photos:,} photos takes {duration(each)}, all else {duration(once)}: {told}")
     if passes < min(FEW_PASSES, wanted):
         warn(
@@ -280,7 +282,8 @@ def costs(pace: Pace, recipe: Recipe, photos: int, val: int) -> tuple[float, flo
     heads = [phase.epochs for phase in phases if phase.frozen]
     look = pace.val / val  # a photo through the network, without learning
     learn = max(1, photos // recipe.batch_size) * pace.step
-    once = len(heads) * recipe.cached_views * photos * look + (2 * len(heads) + 1) * pace.val
+    views = sum(recipe.cached_views or epochs for epochs in heads)
+    once = views * photos * look + (2 * len(heads) + 1) * pace.val
     once += sum(heads) * HEADS_SHARE * learn
     if recipe.average_with_heads == "yes":
         once += pace.val + len(SHARES) * (pace.val + PICTURES * look)

@@ -109,7 +109,8 @@ def by_recipe(
     best = best or checkpoint.find_best(folder / "species_only")
     compute = choose_compute(args.device, "fp32")
     net = checkpoint.build_model(checkpoint.load(best)).to(compute.device)
-    judged = evaluate(net, batches(args, data, args.judge), compute)
+    size = net.settings["image_size"]  # a flag of the contestant may change it
+    judged = evaluate(net, batches(args, data, args.judge, size), compute)
     return Trained(judged, passes_taken(folder), seconds)
 
 
@@ -126,9 +127,9 @@ def passes_taken(folder: Path) -> int:
     return passes
 
 
-def batches(args: argparse.Namespace, data: Organized, split: str) -> Any:
+def batches(args: argparse.Namespace, data: Organized, split: str, size: int = 0) -> Any:
     """Pictures of a split as the served model sees them, and their classes."""
-    return make_loader(EvalViews(data.splits[split], args.image_size), args.workers)
+    return make_loader(EvalViews(data.splits[split], size or args.image_size), args.workers)
 
 
 def linear_probe(

@@ -97,6 +97,9 @@ def test_classes_of_one_level_are_learned_in_stage_a():
     assert [p.name[:2] for p in recipes.species_phases(recipe)] == ["A1", "A2"]
     assert recipe.species_finetune_epochs == MOST
     assert recipes.joint_phases(recipe) == []
+    told = auto.resolve(sizes(2_800), 50, "cpu", SMALL | {"classes": "hierarchical"})[0]
+    assert (told.species_finetune_epochs, told.joint_epochs) == (MOST, 0), "02b would train nothing"
+    assert told.average_with_heads == "no"
     one = auto.resolve(sizes(2_800), 1, "cpu", SMALL)[0]
     assert one.species_warmup_epochs == 1, "a head of one species has nothing to learn"
 
@@ -137,6 +140,9 @@ def test_what_the_passes_and_all_else_cost():
     flat = auto.costs(pace, replace(recipe, classes="flat"), 3_200, 600)[0]
     assert flat == pytest.approx(2 * 32 + 3 * 6 + heads / 2)
     assert auto.costs(pace, recipe, 5, 600)[1] == 0.5 + 6, "at least one step"
+    epochs = recipe.disease_heads_epochs
+    anew = auto.costs(pace, replace(recipe, cached_views=0), 3_200, 600)[0]
+    assert anew - once == pytest.approx(2 * (epochs - 2) * 32), "the network sees every epoch"
 
 
 def arguments(*flags: str) -> argparse.Namespace:
@@ -155,6 +161,7 @@ def test_the_time_limit(data, monkeypatch, refused):
     for flags, word in (
         (("--recipe", "demo"), "--recipe demo"),
         (("--joint-epochs", "3"), "epochs"),
+        (("--review-labels",), "--review-labels"),
     ):
         refused(word, auto.time_limit, arguments("--minutes", "5", *flags), data)
     for odd in ("0", "-3", "nan", "inf"):
@@ -190,7 +197,9 @@ def test_the_time_decides_how_many_passes(data, tmp_path, capfd, monkeypatch):
     found, told = passes(100 + once + 4.5 * each)
     assert found == 4
     assert "few passes (4)" in told.err
-    assert passes(1.0)[0] == 1
+    found, told = passes(1.0)
+    assert found == 1
+    assert f"0 of {MOST} fit" in told.out
     found, told = passes(1e6)
     assert found > MOST
     assert f"all {MOST} fit" in told.out
