@@ -21,6 +21,7 @@ import argparse
 import datetime
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from common.export import formats, fp16, int8
 from common.export.answers import Answers, sum_up
 from common.export.browser.light_export import export_browser
 from common.export.calibrate import Temperatures, retemper
-from common.export.fitting import Outcome, describe, fit_parts, outcome_of, torch_answers
+from common.export.fitting import Fitted, Outcome, describe, fit_parts, outcome_of, torch_answers
 from common.export.graph import export_onnx
 from common.export.measure import (
     LimitError,
@@ -46,6 +47,7 @@ from common.export.measure import (
 )
 from common.export.pictures import Pictures, known_ood
 from common.export.report import write_report
+from common.export.second_opinion import WORTH
 from common.files import claim, file_sha256, stand_in
 from common.serve import predictor
 from common.train import checkpoint
@@ -84,7 +86,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--second-opinion",
         action=argparse.BooleanOptionalAction,
         help="the pretrained network tells plants of unknown species, beside the trained one "
-        "(default: where its weights are at hand)",
+        "(default: where its weights are at hand and tell species that are left out)",
     )
     add("--browser", type=Path, metavar="CHECKPOINT", help="a small model: writes browser/ with it")
     add("--triton", type=Path, metavar="DIR", help="also lay out a Triton model repository")
@@ -164,6 +166,18 @@ def pretrained_model(
     return None
 
 
+def if_worth_it(fitted: Fitted) -> Fitted:
+    """Take the second opinion out where it tells left-out species too badly."""
+    if fitted.second is None or fitted.left_out["auroc"] >= WORTH:
+        return fitted
+    warn(
+        f"NO SECOND OPINION: it tells left-out species with an AUROC of "
+        f"{fitted.left_out['auroc']:.3f}, less than {WORTH}, which is not worth its time. "
+        f"--second-opinion takes it all the same."
+    )
+    return replace(fitted, second=None)
+
+
 def up_to_date(folder: Path, built_from: str) -> bool:
     """Whether a folder holds an export of the same checkpoints, data and settings."""
     if not (folder / predictor.FILE_NAME).is_file():
@@ -188,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = pretrained_model(args.second_opinion, path, payload)
     student = checkpoint.weights_hash(checkpoint.load(args.browser)) if args.browser else ""
     sources = [version, data.manifest_hash[:16], args.precision_wanted, args.max_pictures]
-    sources += [student[:16], *args.ood, *args.unknown_plants, before and "second opinion"]
+    sources += [student[:16], *args.ood, *args.unknown_plants, bool(before), args.second_opinion]
     built_from = "-".join(map(str, [predictor.FORMAT, *sources]))
     if not args.fresh and up_to_date(args.output, built_from):
         say(f"{args.output} is up to date: same checkpoint, same data. --fresh exports again.")
@@ -245,6 +259,7 @@ def export(
     kinds = known_ood(data, args.ood, args.unknown_plants)
     pictures = Pictures(data, model.settings["image_size"], kinds, args.max_pictures, args.workers)
     fitted = fit_parts(model, pictures, device, pretrained=before)
+    fitted = fitted if args.second_opinion else if_worth_it(fitted)
     graph, t = fitted.graph(model), fitted.temperatures
     say(
         f"temperatures: species {t.species:.3f}, diseases {t.disease_global:.3f} "
@@ -295,7 +310,7 @@ def export(
         tolerance = 1e-2 if name == FP16 else formats.BATCH_TOLERANCE
         formats.check_fresh(folder / name, some, data.tree, graph.scores, tolerance)
     runs = {name: session_run(folder / name) for name in outcomes}
-    cost = cost_of_scores(folder / FP32, some[0]) if before else {}
+    cost = cost_of_scores(folder / FP32, some[0]) if fitted.second else {}
     with torch.inference_mode():
         in_torch = {"torch": lambda batch: graph(torch.from_numpy(batch))}
         speed = measure_ms(runs | in_torch, some[0])
@@ -313,7 +328,7 @@ def export(
             "ms_p50": round(speed[name], 3),
             "batch_difference": check_batches(runs[name], some),
         }
-        if before:
+        if fitted.second:
             told = {"left_out": fitted.left_out, "cost": cost}
             cards[name]["metrics"]["rejection_val"] |= told
     served = INT8 if INT8 in cards and speed[INT8] <= 1.05 * speed[FP32] else FP32

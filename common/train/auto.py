@@ -312,7 +312,7 @@ def measure(setup: Setup, model: SwinHierarchical) -> Pace:
         clock, some = Stopwatch(), itertools.islice(run.val_batches, VAL_BATCHES)
         judged = loop.evaluate(run.work.model, some, run.compute)
         share = len(judged.class_idx) * run.world.size / len(setup.data.splits["val"])
-        step, val = float(np.mean(times[min(WARM_UP, len(times) - 1) :])), clock() / share
+        step, val = float(np.median(times[min(WARM_UP, len(times) - 1) :])), clock() / share
         if run.world.is_main:
             run.live.close()
     return Pace(step, val)

@@ -292,7 +292,11 @@ def main() -> None:
     say("", table(rows, ("score", *(f"{near}: {column}" for column in columns), *held)))
 
     rule, rows = Rule(net, before, data), []
-    say("", f"second opinion: {rule.fit['species']['score']}", "")
+    values = [
+        ood.value(rule.fit["species"]["weights"], rule.scores(group)) for group in ("test", near)
+    ]
+    title = f"second opinion: {rule.fit['species']['score']}, AUROC {auroc(*values):.3f}"
+    say("", title, "")
     poor = [("test", shift) for shift in SHIFTS]
     for group in (("val",), ("test",), (near,), ("no plants, test",), *poor):
         cells = []

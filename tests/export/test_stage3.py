@@ -1,5 +1,6 @@
 """03_export: the contract of the exports, what the report holds, and the exports it must refuse."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from common.export import quantize
 from common.export.browser.light_model import LightModel
+from common.export.fitting import Fitted
 from common.export.graph import LEARNED, PRETRAINED, SCORES
 from common.export.measure import session_run
 from common.images import read_rgb, resize_to_model
@@ -390,7 +392,7 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
         torch.testing.assert_close(kept.backbone.state_dict()[name], value, rtol=0, atol=0)
 
     shutil.copy(before, tmp_path / "c" / "species_only")
-    assert run("03_export", *where, *out) == 0
+    assert run("03_export", *where, *out, "--second-opinion") == 0
     bundle, report = predictor.read_bundle(tmp_path / "e"), report_of(tmp_path / "e")
     assert bundle.scores == (*SCORES, PRETRAINED)
     assert bundle.models["model.onnx"].rejection.species.score == "pretrained+0.25 gen"
@@ -400,6 +402,14 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     pictures = np.stack([views[i][0].numpy() for i in range(8)])
     got = session_run(tmp_path / "e" / "model.onnx")(pictures)[1][:, -1]
     assert (-1.5 < got).all() and (got < 0).all()
+
+
+def test_a_second_opinion_that_tells_too_little_is_left_out(capfd):
+    script = importlib.import_module("03_export")
+    for auroc, kept in ((0.81, True), (0.79, False)):
+        fitted = Fitted(*[None] * 5, second=torch.nn.Identity(), left_out={"auroc": auroc})
+        assert (script.if_worth_it(fitted).second is not None) == kept
+        assert ("NO SECOND OPINION" in capfd.readouterr().err) != kept
 
 
 def test_a_model_beyond_the_limits_is_an_error(exported, tmp_path, refused):
