@@ -69,26 +69,21 @@ WARM_UP, MEASURED, MEASURE_SECONDS, VAL_BATCHES = 3, 30, 20.0, 8
 # region the rule
 
 
-class Network(NamedTuple):
-    """What the rule goes by: millions of parameters, a key of KINDS, side of its pictures [px]."""
-
-    million: float
-    kind: str
-    side: int
-
-
-def look_at(backbone: str, arguments: str) -> Network:
+def look_at(backbone: str, arguments: str) -> tuple[float, str, int]:
     """Look at a backbone without building it; one that would have to be downloaded first is taken
     for a transformer of 30 million parameters, 224 px.
+
+    Returns:
+        millions of parameters, a key of KINDS, the side of the pictures it was trained on [px].
     """
     built = backbone_shape(replace(BASE, backbone=backbone, backbone_args=arguments))
     if built is None:
-        return Network(30.0, ATTENTION, 224)
+        return 30.0, ATTENTION, 224
     million = sum(p.numel() for p in built.parameters()) / 1e6
     kind = SMALL if million < SMALL_BELOW else CONVOLUTIONAL
     if any(isinstance(module, nn.LayerNorm) for module in built.modules()):
         kind = ATTENTION
-    return Network(million, kind, int(built.pretrained_cfg["input_size"][-1]))
+    return million, kind, int(built.pretrained_cfg["input_size"][-1])
 
 
 def resolve(
@@ -112,8 +107,8 @@ def resolve(
     """
     photos, place = int(sizes.sum()), "a CPU" if device == "cpu" else "a GPU"
     first, *others = BACKBONES[place]
-    network = look_at(given.get("backbone", first), given.get("backbone_args", ""))
-    kind, told = network.kind, f"{photos:,} photos"
+    million, kind, side = look_at(given.get("backbone", first), given.get("backbone_args", ""))
+    told = f"{photos:,} photos"
     light = kind == SMALL and device == "cpu"
     rich = kind != SMALL and photos >= MANY
     usual_classes = "flat" if len(sizes) == num_species else "hierarchical"
@@ -138,7 +133,7 @@ def resolve(
         "classes": (usual_classes, f"{num_species} species, {len(sizes)} classes"),
         "image_size": (CPU_SIDE, f"small network on {place}")
         if light
-        else (network.side, "what its weights were trained at"),
+        else (side, "what its weights were trained at"),
         "batch_size": (usual_batch, told),
         "cached_views": (1 if photos >= MANY or passes < FEW_PASSES else VIEWS, first_heads),
         "species_warmup_epochs": (head_epochs if flat or num_species > 1 else 1, first_heads),
@@ -169,7 +164,7 @@ def resolve(
         "tail": ("balanced_softmax", f"classes of {sizes.min()} to {sizes.max()} photos"),
         "label_smoothing": (0.1, "as usual in fine-tuning"),
         "disease_weight": (1.0, "the loss of the pair"),
-        "augment": ("full" if rich else "gentle", f"{told}, {network.million:.1f} M parameters"),
+        "augment": ("full" if rich else "gentle", f"{told}, {million:.1f} M parameters"),
         "mix_share": (0.5 if rich else 0.0, f"{told}, {kind}"),
         "randaugment_ops": (2 if rich else 0, f"{told}, {kind}"),
     }
@@ -312,10 +307,18 @@ def measure(setup: Setup, model: SwinHierarchical) -> Pace:
         clock, some = Stopwatch(), itertools.islice(run.val_batches, VAL_BATCHES)
         judged = loop.evaluate(run.work.model, some, run.compute)
         share = len(judged.class_idx) * run.world.size / len(setup.data.splits["val"])
-        step, val = float(np.median(times[min(WARM_UP, len(times) - 1) :])), clock() / share
+        pace = Pace(typical(times[min(WARM_UP, len(times) - 1) :]), clock() / share)
         if run.world.is_main:
             run.live.close()
-    return Pace(step, val)
+    return pace
+
+
+def typical(seconds: list[float]) -> float:
+    """Seconds of one of several steps: the median of the means of three parts. Workers deliver in
+    bursts, which a mean evens out, and other work disturbs a part.
+    """
+    parts = np.array_split(seconds, min(3, len(seconds)))
+    return float(np.median([part.mean() for part in parts]))
 
 
 # endregion

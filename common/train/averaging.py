@@ -36,7 +36,7 @@ def average_with_heads(run: Run, heads: Path, best: Path) -> None:
     if "average_share" in payload["metrics"]:
         return
     data, device = run.data, run.compute.device
-    views, pictures = EvalViews(data.splits["val"], run.recipe.image_size), None
+    views = EvalViews(data.splits["val"], run.recipe.image_size)
     start, end = (
         checkpoint.build_model(p).to(device, memory_format=torch.channels_last)
         for p in (checkpoint.load(heads), payload)
@@ -101,7 +101,6 @@ def measure_batch_norms(
     """Take the statistics of all batch norms anew, as the mean over batches of pictures: those of
     other weights do not fit averaged ones (Izmailov et al. 2018, section 3.2).
     """
-    model.eval()
     for norm in batch_norms(model):
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches

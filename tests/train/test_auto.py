@@ -62,11 +62,11 @@ def test_passes_fall_between_the_known_points():
 
 
 def test_rates_follow_the_kind_of_network_and_the_batch():
-    assert auto.look_at("test_resnet", "").kind == auto.SMALL
-    assert auto.look_at("resnet50", "").kind == auto.CONVOLUTIONAL
-    assert auto.look_at("test_vit", "").kind == auto.ATTENTION
-    assert auto.look_at("convnext_atto", "").kind == auto.ATTENTION
-    assert auto.look_at("hf-hub:someone/something", "").kind == auto.ATTENTION
+    assert auto.look_at("test_resnet", "")[1] == auto.SMALL
+    assert auto.look_at("resnet50", "")[1] == auto.CONVOLUTIONAL
+    assert auto.look_at("test_vit", "")[1] == auto.ATTENTION
+    assert auto.look_at("convnext_atto", "")[1] == auto.ATTENTION
+    assert auto.look_at("hf-hub:someone/something", "")[1] == auto.ATTENTION
     conv, vit = rule(2_800), rule(2_800, backbone="test_vit")
     lr, batch, _ = auto.KINDS[auto.SMALL]
     assert conv.joint_lr == pytest.approx(lr * math.sqrt(conv.batch_size / batch), rel=0.05)
@@ -143,6 +143,13 @@ def test_what_the_passes_and_all_else_cost():
     epochs = recipe.disease_heads_epochs
     anew = auto.costs(pace, replace(recipe, cached_views=0), 3_200, 600)[0]
     assert anew - once == pytest.approx(2 * (epochs - 2) * 32), "the network sees every epoch"
+
+
+def test_a_typical_step_counts_bursts_and_no_disturbance():
+    bursts = [0.01, 0.01, 0.01, 0.37] * 9  # four workers that deliver at once
+    assert auto.typical(bursts) == pytest.approx(0.1)
+    assert auto.typical([*bursts, 60.0]) == pytest.approx(0.1, rel=0.1)
+    assert auto.typical([0.5]) == 0.5
 
 
 def arguments(*flags: str) -> argparse.Namespace:
