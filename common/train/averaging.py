@@ -58,10 +58,9 @@ def average_with_heads(run: Run, heads: Path, best: Path) -> None:
         other = judge(model)
         if score(other[1]) > score(metrics):
             chosen, (judged, metrics), share_taken = model, other, share
-    metrics = metrics | {"average_share": share_taken}
-    metrics["tail_f1_per_class"] = tail_f1(judged, data.tree, data.class_sizes)
-    payload |= {"model": chosen.state_dict(), "ema": None, "metrics": metrics}
-    checkpoint.save(best, payload)
+    rare = tail_f1(judged, data.tree, data.class_sizes)
+    metrics = metrics | {"average_share": share_taken, "tail_f1_per_class": rare}
+    checkpoint.save(best, payload | {"model": chosen.state_dict(), "ema": None, "metrics": metrics})
     say(
         f"averaged with the weights after the heads' phase: {share_taken:.0%} of the final weights "
         f"are best on val (both right {before['cascade_top1']:.4f} -> "
