@@ -226,7 +226,8 @@ def time_limit(args: argparse.Namespace, data: Organized) -> float | None:
     Raises:
         SystemExit: where --minutes makes no sense.
     """
-    has_passes = {"joint_epochs", "species_finetune_epochs"} & recipe_flags.given(args).keys()
+    passes = {"joint_epochs", "species_finetune_epochs", "species_final_epochs"}
+    has_passes = passes & recipe_flags.given(args).keys()
     if args.minutes is None:
         if args.recipe != AUTO or has_passes or choose_compute(args.device).device.type != "cpu":
             return None

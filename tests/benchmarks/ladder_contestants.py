@@ -15,6 +15,7 @@ import numpy as np
 import timm
 import torch
 from cached import new_model
+from protocols import EPOCHS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -28,14 +29,6 @@ from common.train.metrics import Judged, f1_per_class, join, judge
 from common.train.recipe_flags import arguments, channels
 
 MODEL_FLAGS = ("backbone", "backbone-args", "image-size", "pixel-mean", "pixel-std")
-EPOCHS = (
-    "species_warmup_epochs",
-    "species_finetune_epochs",
-    "species_final_epochs",
-    "disease_heads_epochs",
-    "disease_boost_epochs",
-    "joint_epochs",
-)
 
 
 @dataclass(frozen=True)

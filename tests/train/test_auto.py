@@ -168,6 +168,7 @@ def test_the_time_limit(data, monkeypatch, refused):
     for flags, word in (
         (("--recipe", "demo"), "--recipe demo"),
         (("--joint-epochs", "3"), "epochs"),
+        (("--species-final-epochs", "3"), "epochs"),
         (("--review-labels",), "--review-labels"),
     ):
         refused(word, auto.time_limit, arguments("--minutes", "5", *flags), data)
