@@ -120,8 +120,7 @@ def resolve(
     passes = max(1, int(min(limit, most_passes)))
     steps = passes * max(1, photos // batch)
     rate, for_batch, decay = KINDS[kind]
-    least, most = HEAD_EPOCHS
-    head_epochs = max(least, min(most, HEAD_STEPS * batch // photos))
+    head_epochs = int(np.clip(HEAD_STEPS * batch // photos, *HEAD_EPOCHS))
     heads = "species_warmup" if flat else "disease_heads"
     everything = "species_finetune" if flat else "joint"
     first_heads, then_all = (
@@ -168,9 +167,9 @@ def resolve(
         "mix_share": (0.5 if rich else 0.0, f"{told}, {kind}"),
         "randaugment_ops": (2 if rich else 0, f"{told}, {kind}"),
     }
-    chosen = {name: value for name, (value, _) in rows.items()}
-    source = "ours: resolved from the data, the network and the machine"
-    return replace(BASE, source=source, **chosen), {name: why for name, (_, why) in rows.items()}
+    rows["source"] = ("ours: resolved from the data, the network and the machine", "")
+    recipe = replace(BASE, **{name: value for name, (value, _) in rows.items()})
+    return recipe, {name: why for name, (_, why) in rows.items() if why}
 
 
 def passes_of(photos: int) -> int:
