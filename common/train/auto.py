@@ -70,7 +70,7 @@ WARM_UP, MEASURED, MEASURE_SECONDS, VAL_BATCHES = 3, 30, 20.0, 8
 
 
 def look_at(backbone: str, arguments: str) -> tuple[float, str, int]:
-    """Look at a backbone without building it; one that would have to be downloaded first is taken
+    """Look at a backbone without its weights; one that would have to be downloaded first is taken
     for a transformer of 30 million parameters, 224 px.
 
     Returns:
@@ -231,10 +231,10 @@ def time_limit(args: argparse.Namespace, data: Organized) -> float | None:
         if args.recipe != AUTO or has_passes or choose_compute(args.device).device.type != "cpu":
             return None
         return CPU_MINUTES * max(1.0, len(data.splits["train"]) / CPU_PHOTOS)
-    other = f"--recipe {args.recipe}" if args.recipe != AUTO else "the flags for epochs"
-    if args.recipe != AUTO or has_passes or args.review_labels:
-        other = "--review-labels" if args.review_labels else other
-        fail(f"--minutes lets recipe auto choose the passes: leave out either it or {other}.")
+    others = [f"--recipe {args.recipe}"] * (args.recipe != AUTO)
+    others += ["the flags for epochs"] * bool(has_passes) + ["--review-labels"] * args.review_labels
+    if others:
+        fail(f"--minutes lets recipe auto choose the passes: leave out either it or {others[0]}.")
     if not 0 < args.minutes < math.inf:
         fail(f"--minutes is {args.minutes:g}; it must be a number above 0.")
     return args.minutes
