@@ -67,8 +67,7 @@ done
 [ -z "$not_plants" ] || [ -d "$not_plants" ] || fail "--not-plants: there is no folder $not_plants"
 [ -n "$dry_run" ] || prepare_python
 
-if [ ${#sources[@]} -eq 0 ]; then
-  inputs=(--demo) recipe=${recipe:-demo}
+if [ ${#sources[@]} -eq 0 ]; then inputs=(--demo) recipe=${recipe:-demo}
   [ "$recipe" != demo ] || weights=${weights:-none}
 fi
 recipe=${recipe:-auto} light=light  # without a GPU, a light model that trains on a CPU
@@ -77,6 +76,7 @@ case "$recipe" in
   auto) [ -z "$dry_run" ] && python -c 'import torch; exit(not torch.cuda.is_available())' \
     || light=light_two_core ;;
 esac
+[ -z "$minutes" ] || [ "$recipe" = auto ] || fail "--minutes is for recipe auto, not for $recipe"
 
 full() {  # the whole path of a FOLDER, a NAME=FOLDER or a file
   if [ -d "$1" ]; then (cd "$1" && pwd)

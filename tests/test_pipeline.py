@@ -141,6 +141,7 @@ def test_run_all_shows_its_commands(tmp_path):
         (["--work"], "needs a value"),
         (["nowhere"], "no folder nowhere"),
         (["--not-plants", "nowhere", "--dry-run"], "nowhere"),
+        (["--minutes", "9", "--dry-run"], "not for demo"),
     ],
 )
 def test_mistakes_of_run_all(argv, words, tmp_path):

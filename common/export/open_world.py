@@ -128,14 +128,15 @@ def judge(outcome: Outcome, card: Mapping[str, Any]) -> dict[str, Any]:
         counts = {point: depths(found, seen.species, mine) for point, found in decided.items()}
         return {"role": role, "name": name, "n": int(mine.sum()), **counts}
 
-    unknown = []
-    for role, all_of in (
-        ("species", seen.species < 0),
-        ("disease", (seen.species >= 0) & (seen.class_idx < 0)),
-    ):
-        unknown += [row(role, None, all_of)] if all_of.any() else []
-        for name in np.unique(seen.name[all_of]).tolist():
-            unknown.append(row(role, name, all_of & (seen.name == name)))
+    unknown = [
+        row(role, name, all_of if name is None else all_of & (seen.name == name))
+        for role, all_of in (
+            ("species", seen.species < 0),
+            ("disease", (seen.species >= 0) & (seen.class_idx < 0)),
+        )
+        if all_of.any()
+        for name in (None, *np.unique(seen.name[all_of]).tolist())
+    ]
     return {
         "thresholds": {
             name: {"lost": int(lost(test, tree, point, rollup).sum()), "n": len(test.class_idx)}

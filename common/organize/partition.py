@@ -205,11 +205,11 @@ def partition(
     draw, given = draws(chosen["sha256"]), files.given[kept.file]
     away = files.held_out[kept.file]
     copies = away & np.isin(kept.group, kept.group[~away])
-    if away.any() and (copies == away).all():
+    if files.held_out.any() and (copies == away).all():
         fail(
-            f"--holdout-source {args.holdout_source}: all {away.sum():,} pictures are near-"
-            f"duplicates of pictures of other sources, or in one group with them (--columns "
-            f"group=), so that there is nothing new to judge. Hold out another source."
+            f"--holdout-source {args.holdout_source}: all pictures that can be read are duplicates "
+            f"or near-duplicates of pictures of other sources, or in one group with them "
+            f"(--columns group=), so that there is nothing new to judge. Hold out another source."
         )
     out = held_out[kept.class_idx]
     out = np.where(copies, HOLDOUT_COPIES, np.where(away, HOLDOUT_SOURCE, out)).astype(np.int8)

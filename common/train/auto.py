@@ -69,26 +69,21 @@ WARM_UP, MEASURED, MEASURE_SECONDS, VAL_BATCHES = 3, 30, 20.0, 8
 # region the rule
 
 
-class Network(NamedTuple):
-    """What the rule goes by: millions of parameters, a key of KINDS, side of its pictures [px]."""
-
-    million: float
-    kind: str
-    side: int
-
-
-def look_at(backbone: str, arguments: str) -> Network:
-    """Look at a backbone without building it; one that would have to be downloaded first is taken
+def look_at(backbone: str, arguments: str) -> tuple[float, str, int]:
+    """Look at a backbone without its weights; one that would have to be downloaded first is taken
     for a transformer of 30 million parameters, 224 px.
+
+    Returns:
+        millions of parameters, a key of KINDS, the side of the pictures it was trained on [px].
     """
     built = backbone_shape(replace(BASE, backbone=backbone, backbone_args=arguments))
     if built is None:
-        return Network(30.0, ATTENTION, 224)
+        return 30.0, ATTENTION, 224
     million = sum(p.numel() for p in built.parameters()) / 1e6
     kind = SMALL if million < SMALL_BELOW else CONVOLUTIONAL
     if any(isinstance(module, nn.LayerNorm) for module in built.modules()):
         kind = ATTENTION
-    return Network(million, kind, int(built.pretrained_cfg["input_size"][-1]))
+    return million, kind, int(built.pretrained_cfg["input_size"][-1])
 
 
 def resolve(
@@ -112,20 +107,20 @@ def resolve(
     """
     photos, place = int(sizes.sum()), "a CPU" if device == "cpu" else "a GPU"
     first, *others = BACKBONES[place]
-    network = look_at(given.get("backbone", first), given.get("backbone_args", ""))
-    kind, told = network.kind, f"{photos:,} photos"
+    million, kind, side = look_at(given.get("backbone", first), given.get("backbone_args", ""))
+    told = f"{photos:,} photos"
     light = kind == SMALL and device == "cpu"
     rich = kind != SMALL and photos >= MANY
     usual_classes = "flat" if len(sizes) == num_species else "hierarchical"
-    flat = given.get("classes", usual_classes) == "flat"
+    wanted = given.get("classes", usual_classes)
+    flat = "flat" in (usual_classes, wanted)  # 02b has nothing to train
     usual_batch = next(batch for below, batch in BATCH if photos < below)
     batch = given.get("batch_size", usual_batch)
     limit = passes_of(photos)
     passes = max(1, int(min(limit, most_passes)))
     steps = passes * max(1, photos // batch)
     rate, for_batch, decay = KINDS[kind]
-    least, most = HEAD_EPOCHS
-    head_epochs = max(least, min(most, HEAD_STEPS * batch // photos))
+    head_epochs = int(np.clip(HEAD_STEPS * batch // photos, *HEAD_EPOCHS))
     heads = "species_warmup" if flat else "disease_heads"
     everything = "species_finetune" if flat else "joint"
     first_heads, then_all = (
@@ -137,7 +132,7 @@ def resolve(
         "classes": (usual_classes, f"{num_species} species, {len(sizes)} classes"),
         "image_size": (CPU_SIDE, f"small network on {place}")
         if light
-        else (network.side, "what its weights were trained at"),
+        else (side, "what its weights were trained at"),
         "batch_size": (usual_batch, told),
         "cached_views": (1 if photos >= MANY or passes < FEW_PASSES else VIEWS, first_heads),
         "species_warmup_epochs": (head_epochs if flat or num_species > 1 else 1, first_heads),
@@ -161,20 +156,20 @@ def resolve(
         "layer_decay": (decay, kind),
         "ema_decay": (next(d for below, d in EMA if steps < below), f"{steps:,} steps"),
         "average_with_heads": (
-            "yes" if given.get(f"{heads}_epochs", 1) else "no",
+            "yes" if given.get(f"{heads}_epochs", 1) and (wanted == "flat") == flat else "no",
             "where val says that it helps",
         ),
         "loss": ("cross_entropy", "with log-priors in place of weights"),
         "tail": ("balanced_softmax", f"classes of {sizes.min()} to {sizes.max()} photos"),
         "label_smoothing": (0.1, "as usual in fine-tuning"),
         "disease_weight": (1.0, "the loss of the pair"),
-        "augment": ("full" if rich else "gentle", f"{told}, {network.million:.1f} M parameters"),
+        "augment": ("full" if rich else "gentle", f"{told}, {million:.1f} M parameters"),
         "mix_share": (0.5 if rich else 0.0, f"{told}, {kind}"),
         "randaugment_ops": (2 if rich else 0, f"{told}, {kind}"),
     }
-    chosen = {name: value for name, (value, _) in rows.items()}
-    source = "ours: resolved from the data, the network and the machine"
-    return replace(BASE, source=source, **chosen), {name: why for name, (_, why) in rows.items()}
+    rows["source"] = ("ours: resolved from the data, the network and the machine", "")
+    recipe = replace(BASE, **{name: value for name, (value, _) in rows.items()})
+    return recipe, {name: why for name, (_, why) in rows.items() if why}
 
 
 def passes_of(photos: int) -> int:
@@ -230,14 +225,16 @@ def time_limit(args: argparse.Namespace, data: Organized) -> float | None:
     Raises:
         SystemExit: where --minutes makes no sense.
     """
-    has_passes = {"joint_epochs", "species_finetune_epochs"} & recipe_flags.given(args).keys()
+    passes = {"joint_epochs", "species_finetune_epochs", "species_final_epochs"}
+    has_passes = passes & recipe_flags.given(args).keys()
     if args.minutes is None:
         if args.recipe != AUTO or has_passes or choose_compute(args.device).device.type != "cpu":
             return None
         return CPU_MINUTES * max(1.0, len(data.splits["train"]) / CPU_PHOTOS)
-    if args.recipe != AUTO or has_passes:
-        other = "the flags for epochs" if has_passes else f"--recipe {args.recipe}"
-        fail(f"--minutes lets recipe auto choose the passes: leave out either it or {other}.")
+    others = [f"--recipe {args.recipe}"] * (args.recipe != AUTO)
+    others += ["the flags for epochs"] * bool(has_passes) + ["--review-labels"] * args.review_labels
+    if others:
+        fail(f"--minutes lets recipe auto choose the passes: leave out either it or {others[0]}.")
     if not 0 < args.minutes < math.inf:
         fail(f"--minutes is {args.minutes:g}; it must be a number above 0.")
     return args.minutes
@@ -255,12 +252,12 @@ def passes_that_fit(setup: Setup, model: SwinHierarchical, minutes: float, clock
     once, each = costs(pace, recipe, photos, val)
     once += clock()
     wanted = max(recipe.joint_epochs, recipe.species_finetune_epochs)
-    passes = max(1, math.floor((RESERVE * 60 * minutes - once) / each))
-    if passes >= wanted:
-        told = f"all {wanted} fit into {minutes:g} minutes"
-    else:
+    fit = max(0, math.floor((RESERVE * 60 * minutes - once) / each))
+    passes = max(1, fit)  # one at least, however long it takes
+    told = f"all {wanted} fit into {minutes:g} minutes"
+    if fit < wanted:
         needed = math.ceil((once + wanted * each) / RESERVE / 60)
-        told = f"{passes} of {wanted} fit into {minutes:g} minutes, all into --minutes {needed}"
+        told = f"{fit} of {wanted} fit into {minutes:g} minutes, all into --minutes {needed}"
     say(f"a pass over {photos:,} photos takes {duration(each)}, all else {duration(once)}: {told}")
     if passes < min(FEW_PASSES, wanted):
         warn(
@@ -280,7 +277,8 @@ def costs(pace: Pace, recipe: Recipe, photos: int, val: int) -> tuple[float, flo
     heads = [phase.epochs for phase in phases if phase.frozen]
     look = pace.val / val  # a photo through the network, without learning
     learn = max(1, photos // recipe.batch_size) * pace.step
-    once = len(heads) * recipe.cached_views * photos * look + (2 * len(heads) + 1) * pace.val
+    views = sum(recipe.cached_views or epochs for epochs in heads)
+    once = views * photos * look + (2 * len(heads) + 1) * pace.val
     once += sum(heads) * HEADS_SHARE * learn
     if recipe.average_with_heads == "yes":
         once += pace.val + len(SHARES) * (pace.val + PICTURES * look)
@@ -309,10 +307,18 @@ def measure(setup: Setup, model: SwinHierarchical) -> Pace:
         clock, some = Stopwatch(), itertools.islice(run.val_batches, VAL_BATCHES)
         judged = loop.evaluate(run.work.model, some, run.compute)
         share = len(judged.class_idx) * run.world.size / len(setup.data.splits["val"])
-        step, val = float(np.median(times[min(WARM_UP, len(times) - 1) :])), clock() / share
+        pace = Pace(typical(times[min(WARM_UP, len(times) - 1) :]), clock() / share)
         if run.world.is_main:
             run.live.close()
-    return Pace(step, val)
+    return pace
+
+
+def typical(seconds: list[float]) -> float:
+    """Seconds of one of several steps: the median of the means of three parts. Workers deliver in
+    bursts, which a mean evens out, and other work disturbs a part.
+    """
+    parts = np.array_split(seconds, min(3, len(seconds)))
+    return float(np.median([part.mean() for part in parts]))
 
 
 # endregion

@@ -36,7 +36,7 @@ def average_with_heads(run: Run, heads: Path, best: Path) -> None:
     if "average_share" in payload["metrics"]:
         return
     data, device = run.data, run.compute.device
-    views, pictures = EvalViews(data.splits["val"], run.recipe.image_size), None
+    views = EvalViews(data.splits["val"], run.recipe.image_size)
     start, end = (
         checkpoint.build_model(p).to(device, memory_format=torch.channels_last)
         for p in (checkpoint.load(heads), payload)
@@ -58,10 +58,9 @@ def average_with_heads(run: Run, heads: Path, best: Path) -> None:
         other = judge(model)
         if score(other[1]) > score(metrics):
             chosen, (judged, metrics), share_taken = model, other, share
-    metrics = metrics | {"average_share": share_taken}
-    metrics["tail_f1_per_class"] = tail_f1(judged, data.tree, data.class_sizes)
-    payload |= {"model": chosen.state_dict(), "ema": None, "metrics": metrics}
-    checkpoint.save(best, payload)
+    rare = tail_f1(judged, data.tree, data.class_sizes)
+    metrics = metrics | {"average_share": share_taken, "tail_f1_per_class": rare}
+    checkpoint.save(best, payload | {"model": chosen.state_dict(), "ema": None, "metrics": metrics})
     say(
         f"averaged with the weights after the heads' phase: {share_taken:.0%} of the final weights "
         f"are best on val (both right {before['cascade_top1']:.4f} -> "
@@ -101,7 +100,6 @@ def measure_batch_norms(
     """Take the statistics of all batch norms anew, as the mean over batches of pictures: those of
     other weights do not fit averaged ones (Izmailov et al. 2018, section 3.2).
     """
-    model.eval()
     for norm in batch_norms(model):
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches

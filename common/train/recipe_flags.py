@@ -22,9 +22,12 @@ def add_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
         "--recipe",
         default=default,
-        help="auto: resolved from the data, the network and the machine; or a column of the recipe "
-        f"tables: {', '.join(COLUMNS)}"
-        + (f" (default {default})" if default else " (default: that of the species checkpoint)"),
+        help=f"column of the recipe tables: {', '.join(COLUMNS)}; "
+        + (
+            f"or auto: resolved from the data, the network and the machine (default {default})"
+            if default
+            else "default: that of the species checkpoint"
+        ),
     )
     parser.add_argument(
         "--list-backbones",

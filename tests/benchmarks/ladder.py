@@ -309,12 +309,12 @@ def parse() -> argparse.Namespace:
     add("--jobs", type=int, default=1, help="runs side by side, each with one thread if many")
     add("--out", type=Path, default=Path("ladder"), help="folder for results, cells and logs")
     args = flags.parse_args()
-    args.contestants = CONTESTANTS | dict(one.split("=", 1) for one in args.contestant)
+    args.contestants = CONTESTANTS | dict(one.partition("=")[::2] for one in args.contestant)
     args.only = args.only or list(args.contestants)
     for name in args.only:
         if name not in args.contestants:
             fail(f"--only {name}: there is no such contestant. {', '.join(args.contestants)}.")
-        if args.contestants[name].split()[0] not in KINDS:
+        if args.contestants[name].partition(" ")[0] not in KINDS:
             fail(f"--contestant {name} must begin with one of {', '.join(KINDS)}.")
     if args.timm is None:
         args.only = [name for name in args.only if not args.contestants[name].startswith("timm")]

@@ -15,6 +15,7 @@ import numpy as np
 import timm
 import torch
 from cached import new_model
+from protocols import EPOCHS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -28,14 +29,6 @@ from common.train.metrics import Judged, f1_per_class, join, judge
 from common.train.recipe_flags import arguments, channels
 
 MODEL_FLAGS = ("backbone", "backbone-args", "image-size", "pixel-mean", "pixel-std")
-EPOCHS = (
-    "species_warmup_epochs",
-    "species_finetune_epochs",
-    "species_final_epochs",
-    "disease_heads_epochs",
-    "disease_boost_epochs",
-    "joint_epochs",
-)
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,8 @@ def by_recipe(
     best = best or checkpoint.find_best(folder / "species_only")
     compute = choose_compute(args.device, "fp32")
     net = checkpoint.build_model(checkpoint.load(best)).to(compute.device)
-    judged = evaluate(net, batches(args, data, args.judge), compute)
+    size = net.settings["image_size"]  # a flag of the contestant may change it
+    judged = evaluate(net, batches(args, data, args.judge, size), compute)
     return Trained(judged, passes_taken(folder), seconds)
 
 
@@ -126,9 +120,9 @@ def passes_taken(folder: Path) -> int:
     return passes
 
 
-def batches(args: argparse.Namespace, data: Organized, split: str) -> Any:
+def batches(args: argparse.Namespace, data: Organized, split: str, size: int = 0) -> Any:
     """Pictures of a split as the served model sees them, and their classes."""
-    return make_loader(EvalViews(data.splits[split], args.image_size), args.workers)
+    return make_loader(EvalViews(data.splits[split], size or args.image_size), args.workers)
 
 
 def linear_probe(

@@ -62,11 +62,11 @@ def test_passes_fall_between_the_known_points():
 
 
 def test_rates_follow_the_kind_of_network_and_the_batch():
-    assert auto.look_at("test_resnet", "").kind == auto.SMALL
-    assert auto.look_at("resnet50", "").kind == auto.CONVOLUTIONAL
-    assert auto.look_at("test_vit", "").kind == auto.ATTENTION
-    assert auto.look_at("convnext_atto", "").kind == auto.ATTENTION
-    assert auto.look_at("hf-hub:someone/something", "").kind == auto.ATTENTION
+    assert auto.look_at("test_resnet", "")[1] == auto.SMALL
+    assert auto.look_at("resnet50", "")[1] == auto.CONVOLUTIONAL
+    assert auto.look_at("test_vit", "")[1] == auto.ATTENTION
+    assert auto.look_at("convnext_atto", "")[1] == auto.ATTENTION
+    assert auto.look_at("hf-hub:someone/something", "")[1] == auto.ATTENTION
     conv, vit = rule(2_800), rule(2_800, backbone="test_vit")
     lr, batch, _ = auto.KINDS[auto.SMALL]
     assert conv.joint_lr == pytest.approx(lr * math.sqrt(conv.batch_size / batch), rel=0.05)
@@ -97,6 +97,9 @@ def test_classes_of_one_level_are_learned_in_stage_a():
     assert [p.name[:2] for p in recipes.species_phases(recipe)] == ["A1", "A2"]
     assert recipe.species_finetune_epochs == MOST
     assert recipes.joint_phases(recipe) == []
+    told = auto.resolve(sizes(2_800), 50, "cpu", SMALL | {"classes": "hierarchical"})[0]
+    assert (told.species_finetune_epochs, told.joint_epochs) == (MOST, 0), "02b would train nothing"
+    assert told.average_with_heads == "no"
     one = auto.resolve(sizes(2_800), 1, "cpu", SMALL)[0]
     assert one.species_warmup_epochs == 1, "a head of one species has nothing to learn"
 
@@ -137,6 +140,16 @@ def test_what_the_passes_and_all_else_cost():
     flat = auto.costs(pace, replace(recipe, classes="flat"), 3_200, 600)[0]
     assert flat == pytest.approx(2 * 32 + 3 * 6 + heads / 2)
     assert auto.costs(pace, recipe, 5, 600)[1] == 0.5 + 6, "at least one step"
+    epochs = recipe.disease_heads_epochs
+    anew = auto.costs(pace, replace(recipe, cached_views=0), 3_200, 600)[0]
+    assert anew - once == pytest.approx(2 * (epochs - 2) * 32), "the network sees every epoch"
+
+
+def test_a_typical_step_counts_bursts_and_no_disturbance():
+    bursts = [0.01, 0.01, 0.01, 0.37] * 9  # four workers that deliver at once
+    assert auto.typical(bursts) == pytest.approx(0.1)
+    assert auto.typical([*bursts, 60.0]) == pytest.approx(0.1, rel=0.1)
+    assert auto.typical([0.5]) == 0.5
 
 
 def arguments(*flags: str) -> argparse.Namespace:
@@ -155,6 +168,8 @@ def test_the_time_limit(data, monkeypatch, refused):
     for flags, word in (
         (("--recipe", "demo"), "--recipe demo"),
         (("--joint-epochs", "3"), "epochs"),
+        (("--species-final-epochs", "3"), "epochs"),
+        (("--review-labels",), "--review-labels"),
     ):
         refused(word, auto.time_limit, arguments("--minutes", "5", *flags), data)
     for odd in ("0", "-3", "nan", "inf"):
@@ -190,7 +205,9 @@ def test_the_time_decides_how_many_passes(data, tmp_path, capfd, monkeypatch):
     found, told = passes(100 + once + 4.5 * each)
     assert found == 4
     assert "few passes (4)" in told.err
-    assert passes(1.0)[0] == 1
+    found, told = passes(1.0)
+    assert found == 1
+    assert f"0 of {MOST} fit" in told.out
     found, told = passes(1e6)
     assert found > MOST
     assert f"all {MOST} fit" in told.out

@@ -162,3 +162,16 @@ def test_passes_of_a_run_are_its_epochs_and_the_views_of_stored_features(part, t
         lines = [json.dumps({"phase": f"A{rate}", "backbone_lr": rate}) for rate in rates]
         (tmp_path / folder / "log.jsonl").write_text("\n".join(lines))
     assert part("ladder_contestants").passes_taken(tmp_path) == 2 + 3 + 4
+
+
+def test_a_contestant_is_judged_at_its_own_size(part, data):
+    args = argparse.Namespace(image_size=64, workers=0)
+    batches = part("ladder_contestants").batches
+    assert next(iter(batches(args, data, "val")))[0].shape[1:] == (64, 64, 3)
+    assert next(iter(batches(args, data, "val", 32)))[0].shape[1:] == (32, 32, 3)
+
+
+@pytest.mark.parametrize("text", ["mixed", "mixed=", "mixed=--recipes auto"])
+def test_an_odd_contestant_is_told(part, monkeypatch, refused, text):
+    monkeypatch.setattr("sys.argv", ["ladder.py", "--weights", "x", "--contestant", text])
+    refused("must begin with one of --recipe", part("ladder").parse)
