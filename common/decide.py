@@ -118,6 +118,10 @@ class Rejection:
     photo: Mapping[str, float] = field(default_factory=dict)
     species: ScoreThreshold | None = None
 
+    def exceeded(self, ood: np.ndarray) -> np.ndarray:
+        """Whether pictures are rejected by their scores: (..., K) -> bool (...,)."""
+        return self.ood.exceeded(ood) | (self.species.exceeded(ood) if self.species else False)
+
 
 @dataclass(frozen=True)
 class Rollup:
