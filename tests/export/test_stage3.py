@@ -385,8 +385,6 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     short = ["--species-finetune-epochs", 1, "--species-final-epochs", 0, "--fresh"]
     begun = ["--data", exported.data, "--checkpoints", tmp_path / "begun"]
     before = tmp_path / "begun" / "species_only" / checkpoint.PRETRAINED
-    assert run("02a_train_species", *begun, *tiny_data.SPECIES, "--weights", best, *short) == 0
-    assert not before.exists(), "it has learned from these photos"
     backbone = checkpoint.build_model(checkpoint.load(best)).backbone.state_dict()
     torch.save(backbone, tmp_path / "plain.pth")
     begun += [*tiny_data.SPECIES, "--weights", tmp_path / "plain.pth"]
@@ -395,8 +393,6 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     for name, value in backbone.items():
         torch.testing.assert_close(kept.backbone.state_dict()[name], value, rtol=0, atol=0)
     refused("random", run, "03_export", *where, *out, "--checkpoint", before)
-    assert run("02a_train_species", *begun[:-1], before, *short) == 0
-    assert before.is_file(), "what another run began with is pretrained"
 
     shutil.copy(before, tmp_path / "c" / "species_only")
     assert run("03_export", *where, *out, "--second-opinion") == 0
@@ -409,16 +405,8 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     pictures = np.stack([views[i][0].numpy() for i in range(8)])
     got = session_run(tmp_path / "e" / "model.onnx")(pictures)[1][:, -1]
     assert (-1.5 < got).all() and (got < 0).all()
-
-    again, flags = tmp_path / "c" / "species_only" / checkpoint.PRETRAINED, ["--second-opinion"]
-    assert run("03_export", *where, *out, *flags) == 0
-    assert predictor.read_bundle(tmp_path / "e").raw == bundle.raw, "up to date"
-    payload = checkpoint.load(again, trained=False)
-    payload["model"] = {name: value * 1.01 for name, value in payload["model"].items()}
-    checkpoint.save(again, payload)
-    assert run("03_export", *where, *out, *flags) == 0
-    other = predictor.read_bundle(tmp_path / "e").raw
-    assert other["built_from"] != bundle.raw["built_from"], "another pretrained network"
+    before = checkpoint.weights_hash(checkpoint.load(before, trained=False))
+    assert before in bundle.raw["built_from"], "another pretrained network is another export"
 
 
 def test_a_second_opinion_that_tells_too_little_is_left_out(capfd):
