@@ -261,8 +261,9 @@ def export(
     model, threads, device = checkpoint.build_model(payload), default_workers(), args.compute.device
     kinds = known_ood(data, args.ood, args.unknown_plants)
     pictures = Pictures(data, model.settings["image_size"], kinds, args.max_pictures, args.workers)
-    pretrained = before and checkpoint.build_model(before)
-    fitted = fit_parts(model, pictures, device, pretrained=pretrained)
+    fitted = fit_parts(
+        model, pictures, device, pretrained=before and checkpoint.build_model(before)
+    )
     fitted = fitted if args.second_opinion else if_worth_it(fitted)
     graph, t = fitted.graph(model), fitted.temperatures
     say(
@@ -314,7 +315,9 @@ def export(
         tolerance = 1e-2 if name == FP16 else formats.BATCH_TOLERANCE
         formats.check_fresh(folder / name, some, data.tree, graph.scores, tolerance)
     runs = {name: session_run(folder / name) for name in outcomes}
-    cost = cost_of_scores(folder / FP32, some[0]) if fitted.second else {}
+    told = {}
+    if fitted.second:
+        told = {"left_out": fitted.left_out, "cost": cost_of_scores(folder / FP32, some[0])}
     with torch.inference_mode():
         in_torch = {"torch": lambda batch: graph(torch.from_numpy(batch))}
         speed = measure_ms(runs | in_torch, some[0])
@@ -332,9 +335,7 @@ def export(
             "ms_p50": round(speed[name], 3),
             "batch_difference": check_batches(runs[name], some),
         }
-        if fitted.second:
-            told = {"left_out": fitted.left_out, "cost": cost}
-            cards[name]["metrics"]["rejection_val"] |= told
+        cards[name]["metrics"]["rejection_val"] |= told
     served = INT8 if INT8 in cards and speed[INT8] <= 1.05 * speed[FP32] else FP32
     check_limits(
         served, cards[served]["size_mb"], speed[served], args.max_size_mb, args.max_latency_ms
