@@ -261,9 +261,8 @@ def export(
     model, threads, device = checkpoint.build_model(payload), default_workers(), args.compute.device
     kinds = known_ood(data, args.ood, args.unknown_plants)
     pictures = Pictures(data, model.settings["image_size"], kinds, args.max_pictures, args.workers)
-    fitted = fit_parts(
-        model, pictures, device, pretrained=before and checkpoint.build_model(before)
-    )
+    network = before and checkpoint.build_model(before)
+    fitted = fit_parts(model, pictures, device, pretrained=network)
     fitted = fitted if args.second_opinion else if_worth_it(fitted)
     graph, t = fitted.graph(model), fitted.temperatures
     say(
