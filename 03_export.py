@@ -314,9 +314,8 @@ def export(
         tolerance = 1e-2 if name == FP16 else formats.BATCH_TOLERANCE
         formats.check_fresh(folder / name, some, data.tree, graph.scores, tolerance)
     runs = {name: session_run(folder / name) for name in outcomes}
-    told = {}
-    if fitted.second:
-        told = {"left_out": fitted.left_out, "cost": cost_of_scores(folder / FP32, some[0])}
+    cost = fitted.second and cost_of_scores(folder / FP32, some[0])
+    told = {"left_out": fitted.left_out, "cost": cost} if fitted.second else {}
     with torch.inference_mode():
         in_torch = {"torch": lambda batch: graph(torch.from_numpy(batch))}
         speed = measure_ms(runs | in_torch, some[0])
