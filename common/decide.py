@@ -118,6 +118,10 @@ class Rejection:
     photo: Mapping[str, float] = field(default_factory=dict)
     species: ScoreThreshold | None = None
 
+    def exceeded(self, ood: np.ndarray) -> np.ndarray:
+        """Whether pictures are rejected by their scores: (..., K) -> bool (...,)."""
+        return self.ood.exceeded(ood) | (self.species.exceeded(ood) if self.species else False)
+
 
 @dataclass(frozen=True)
 class Rollup:
@@ -204,9 +208,7 @@ def species_probabilities(probabilities: np.ndarray, tree: ClassTree) -> np.ndar
 
 
 def joint_class(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
-    """The most probable class of each row, argmax of P(s) P(d|s): (N, C) -> int64 (N,). Raises as
-    above.
-    """
+    """The class with most P(s) P(d|s) of each row: (N, C) -> int64 (N,). Raises as above."""
     return _check(probabilities, tree).argmax(axis=1)
 
 
@@ -444,10 +446,7 @@ def _threshold_from_json(data: Mapping[str, Any], scores: Sequence[str]) -> Scor
             f"{', '.join(scores) or 'none'}"
         )
     row = tuple(float(weights.get(name, 0.0)) for name in scores)
-    quantiles, threshold = (
-        tuple(float(value) for value in data["quantiles"]),
-        float(data["threshold"]),
-    )
+    quantiles, threshold = tuple(map(float, data["quantiles"])), float(data["threshold"])
     if (
         len(quantiles) != 101
         or not np.isfinite([*row, *quantiles, threshold]).all()

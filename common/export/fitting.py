@@ -191,15 +191,15 @@ def fit_second_opinion(
         network: the model before it was trained; its heads are taken off, and it ends on the CPU.
         pictures, device: as for `fit_parts`.
     """
-    of_class, found = network.class_species, {}
+    tree, found = pictures.data.tree, {}
     for split, batches, times in (
         ("train", pictures.with_poor("train"), 2),
         ("val", pictures.batches("val"), 1),
     ):
         what, total = f"pretrained features of {split}", times * pictures.count(split)
         _, layers, class_idx = features_of(network, batches, total, what, device)
-        found[split] = layers, of_class[class_idx]
-    regression = KernelRegression(*found["train"], network.tree.num_species)
+        found[split] = layers, torch.from_numpy(tree.class_species[class_idx.numpy()])
+    regression = KernelRegression(*found["train"], tree.num_species)
     return SecondOpinion(network, regression), regression.leave_species_out(*found["val"])
 
 

@@ -141,7 +141,7 @@ class Pictures:
         data: the organized data.
         size: px of the model.
         kinds: of `known_ood`.
-        at_most: pictures per split and kind, evenly spread.
+        at_most: pictures per split and kind, evenly spread; those of train over the classes.
         workers: of the loader.
         unreadable: OOD files that `ood` has left out so far.
     """
@@ -175,7 +175,10 @@ class Pictures:
         """Yield (uint8 (N, size, size, 3), class_idx int64 (N,)) of a split; with `at_most`, of
         some of the pictures it gives without.
         """
-        chosen = spread(len(self.data.splits[split]), self.at_most)
+        pictures = self.data.splits[split]
+        chosen = spread(len(pictures), self.at_most)
+        if split == "train" and len(pictures) > self.at_most:  # a rare class is known, too
+            chosen = balanced(pictures.class_idx, self.at_most)
         yield from self._load(
             split, chosen[spread(len(chosen), at_most or self.at_most)], batch_size
         )
@@ -223,6 +226,8 @@ class Pictures:
                     warn(f"{path} is left out: {error}")
             if batch:
                 yield np.stack(batch)
+        if self.unreadable.issuperset(files):
+            fail(f"none of the OOD pictures can be read: {files[0]} and the like. Leave them out.")
 
     def poor(
         self, kind: str, split: str, at_most: int = POOR_AT_MOST

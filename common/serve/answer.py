@@ -213,7 +213,7 @@ def answer(
 
     ood = np.stack([s.ood for s in results])
     alone = [decided(s.probabilities, s.ood, s.quality) for s in results]
-    rejected = card.rejection.ood.exceeded(ood) if card.rejection else np.zeros(len(results), bool)
+    rejected = card.rejection.exceeded(ood) if card.rejection else np.zeros(len(results), bool)
     limits = card.rejection.photo if card.rejection else {}
     weights = [
         photo_weight(s.quality, limits, a.rejection["quantile"], bool(r))

@@ -41,11 +41,12 @@ def save(path: Path, payload: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **payload}, file)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, trained: bool = True) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        SystemExit: where it is missing, damaged, no Foliar checkpoint or of another format.
+        SystemExit: where it is missing, damaged, no Foliar checkpoint or of another format; and,
+            where a trained one is wanted, for `PRETRAINED`.
     """
     if not path.is_file():
         fail(f"there is no checkpoint {path}.")
@@ -54,6 +55,8 @@ def load(path: Path) -> dict[str, Any]:
         fail(f"{path} is no Foliar checkpoint (for plain backbone weights use --weights FILE).")
     if payload["format"] != FORMAT:
         fail(f"{path} has checkpoint format {payload['format']}, this code reads {FORMAT}.")
+    if trained and "epochs_done" not in payload:
+        fail(f"{path} is a network before training: its heads are random. Give a trained one.")
     return payload
 
 
@@ -168,7 +171,8 @@ def skip_unreachable_hub() -> None:
 
 def load_backbone(model: SwinHierarchical, path: Path) -> str:
     """Load backbone weights from a timm state dict or from a Foliar checkpoint; heads stay as they
-    are.
+    are. What Foliar has trained no longer counts as `pretrained`: it may have learned from the
+    very photos that are to be told from unknown ones.
 
     Returns:
         a line that says what was loaded.
@@ -179,6 +183,7 @@ def load_backbone(model: SwinHierarchical, path: Path) -> str:
     if not path.is_file():
         fail(f"--weights: there is no file {path}.")
     state = _read(path, "Give another file with --weights FILE.")
+    trained = isinstance(state, dict) and "epochs_done" in state
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -202,5 +207,6 @@ def load_backbone(model: SwinHierarchical, path: Path) -> str:
             f"belong to with --backbone."
         )
     model.backbone.load_state_dict({key: state[key] for key in wanted})
-    model.pretrained = True
-    return f"backbone weights: {path.name} ({len(wanted)} tensors)"
+    model.pretrained = not trained
+    note = ", trained by Foliar: 03 will have no second opinion by them" if trained else ""
+    return f"backbone weights: {path.name} ({len(wanted)} tensors){note}"

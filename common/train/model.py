@@ -85,7 +85,7 @@ class SwinHierarchical(nn.Module):
         if classes not in ("hierarchical", "flat"):
             raise ValueError(f"classes is {classes!r}: it must be hierarchical or flat.")
         self.tree, self.flat = tree, classes == "flat"
-        self.pretrained = pretrained  # whether the backbone has learned anything yet
+        self.pretrained = pretrained  # whether the backbone has learned, and not from these photos
         self.backbone = create_backbone(backbone, image_size, pretrained, backbone_args or {})
         cfg, (mean, std) = self.backbone.pretrained_cfg, pixel_stats
         self.settings = {

@@ -82,7 +82,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         """
         last = self.folder / "last.pt"
         if self.args.fresh and self.world.is_main:
-            for old in [*self.folder.glob("*.pt*"), self.folder / "report.md"]:
+            for old in [*self.folder.glob("*.pt*"), *self.folder.glob("report.*")]:
                 old.unlink(missing_ok=True)
         self.world.barrier()
         if not last.is_file():
@@ -449,7 +449,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         """
         if not self.world.is_main:
             return
-        if (self.folder / "report.md").is_file() and self.work is None:
+        if (self.folder / "report.html").is_file() and self.work is None:  # the last file of it
             say(
                 f"{self.folder} is trained already: {self.total_epochs} epochs (--fresh repeats it)"
             )

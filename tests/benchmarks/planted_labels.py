@@ -12,6 +12,7 @@ import argparse
 import csv
 import re
 import sys
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from wrong_labels import swap_within_species
 
-from common.console import say, table
+from common.console import fail, say, table
 from common.files import write_rows
 from common.train.dataset import load_organized
 
@@ -52,18 +53,20 @@ def plant(organized: Path, copy: Path, share: float) -> None:
 def count(copy: Path, page: Path) -> None:
     """Print how many of the planted pictures of the page's split are in each of its sections."""
     html = page.read_text(encoding="utf-8")
-    split = re.search(r"<h1>.* on (train|val|test)</h1>", html)[1]
+    title = re.search(r"<h1>.* on (val|test)</h1>", html)
+    if title is None or not (copy / PLANTED).is_file():
+        fail(f"{page} is no report.html of a run or an export, or {copy} has no {PLANTED}.")
+    split = title[1]
     with (copy / PLANTED).open(newline="", encoding="utf-8") as file:
         planted = {row["path"] for row in csv.DictReader(file) if row["split"] == split}
     shown = {
-        key: re.findall(r"<small>([^<]*)</small>", part)
+        key: [*map(unescape, re.findall(r"</(?:span|strong)><small>([^<]*)", part))]
         for key, part in re.findall(r'<section id="(\w+)">(.*?)</section>', html, re.DOTALL)
     }
-    # each picture has two lines: its path, and its source
-    first = {f"the first {len(planted)} mistakes": shown["mistakes"][: 2 * len(planted)]}
+    first = {f"the first {len(planted)} mistakes": shown["mistakes"][: len(planted)]}
     parts = first | shown | {"the whole page": [path for paths in shown.values() for path in paths]}
     rows = [
-        (name, len(paths) // 2, f"{len(planted & set(paths))} of {len(planted)}")
+        (name, len(paths), f"{len(planted & set(paths))} of {len(planted)}")
         for name, paths in parts.items()
         if paths
     ]
@@ -82,6 +85,10 @@ def main() -> None:
     flags.add_argument("--share", type=float, default=0.02, help="of the labels of each split")
     flags.add_argument("--page", type=Path, help="a report.html of the copy")
     args = flags.parse_args()
+    if not (args.data or args.page):
+        fail("give --data to make the copy, or --page to count what is on it.")
+    if args.data and args.copy.exists():
+        fail(f"--copy {args.copy} is there already.")
     if args.data:
         plant(args.data, args.copy, args.share)
     if args.page:

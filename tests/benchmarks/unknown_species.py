@@ -12,6 +12,7 @@ run once; their outputs are kept in --store.
 """
 
 import argparse
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +85,10 @@ class Network:
 
 
 def open_network(args: argparse.Namespace, path: Path) -> Network:
-    """Load a checkpoint; its outputs have a folder of their own."""
-    payload = checkpoint.load(path)
-    store = args.store / checkpoint.weights_hash(payload)[:12]
+    """Load a checkpoint; its outputs for these pictures have a folder of their own."""
+    payload = checkpoint.load(path, trained=False)
+    pictures = hashlib.sha256(f"{load_organized(args.data).manifest_hash} {args.near}".encode())
+    store = args.store / f"{checkpoint.weights_hash(payload)[:12]}-{pictures.hexdigest()[:8]}"
     store.mkdir(parents=True, exist_ok=True)
     return Network(checkpoint.build_model(payload), store, args.folders)
 
@@ -268,7 +270,9 @@ def main() -> None:
     flags.add_argument("--near", required=True, metavar="NAME=DIR", help="plants of other species")
     flags.add_argument("--store", type=Path, default=Path("unknown_species_store"))
     args = flags.parse_args()
-    near, _, folder = args.near.partition("=")
+    near, is_named, folder = args.near.partition("=")
+    if not is_named or near in ("", "val", "test", "train", "not_plants"):
+        fail(f"--near {args.near}: give NAME=DIR, with a name of its own.")
     not_plants = args.data / "not_plants"
     args.folders = {near: Path(folder), "not_plants": not_plants / "val"}
     args.folders["no plants, test"] = not_plants / "test"

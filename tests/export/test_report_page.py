@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.decide import rank
 from common.export import report, report_page
-from common.export.answers import sum_up
+from common.export.answers import join, sum_up
 from common.export.fitting import Outcome
 from common.export.pictures import OodKind, Pictures
 
@@ -41,13 +42,12 @@ def made_up(data, folder: Path) -> tuple[dict, Outcome]:
     kinds = [OodKind("things", "plant", {"val": [], "test": things})]
     kinds += [OodKind("leaves", "species", {"val": leaves, "test": leaves})]
     pictures = Pictures(data, 32, kinds, 100, 0)
-    ood = {
-        role: {
-            name: np.concatenate([run(batch)[1] for batch in batches])
-            for name, batches in pictures.ood(role, "test")
-        }
-        for role in ("plant", "species", "disease")
-    }
+    ood, ranked = {}, {}
+    for role in ("plant", "species", "disease"):
+        ood[role], ranked[role] = {}, {}
+        for name, batches in pictures.ood(role, "test"):
+            probabilities, ood[role][name], _ = join([tuple(run(batch)) for batch in batches])
+            ranked[role][name] = rank(probabilities, data.tree)
     truth = data.splits["test"].class_idx.astype(np.int64)
     probabilities = np.full((len(truth), 7), 0.01) + 0.93 * np.eye(7)[truth]
     probabilities[3] = 1 / 7  # unsure
@@ -56,7 +56,7 @@ def made_up(data, folder: Path) -> tuple[dict, Outcome]:
     answers = sum_up(probabilities, truth, data.tree, score)
     card = {"rejection": REJECTION, "rollup": ROLLUP}
     bundle = {"backbone": "tiny", "models": {"model.onnx": card}}
-    outcome = Outcome(pictures, ("far",), {"test": answers}, {"test": ood}, {}, {"test": {}})
+    outcome = Outcome(pictures, ("far",), {"test": answers}, {"test": ood}, ranked, {"test": {}})
     return {"bundle": bundle}, outcome
 
 
@@ -99,11 +99,20 @@ def test_the_species_is_the_right_answer_to_an_unknown_disease(data, tmp_path):
     result, outcome = made_up(data, tmp_path)
     leaves = OodKind("leaves", "disease", outcome.pictures.kinds[1].files)
     outcome.pictures.kinds[1] = leaves
-    ood = outcome.ood["test"]
-    ood["species"], ood["disease"] = ood["disease"], ood["species"]
+    for found in (outcome.ood["test"], outcome.ranked):
+        found["species"], found["disease"] = found["disease"], found["species"]
     report_page.write_page(tmp_path, result, outcome, run)
     part = section((tmp_path / "report.html").read_text(encoding="utf-8"), "ood")
     assert re.findall(r"(grey_\d+)\.png</small>", part) == ["grey_10", "grey_60"]
+
+
+def test_ood_pictures_that_the_second_opinion_rejects_are_not_answered(data, tmp_path):
+    result, outcome = made_up(data, tmp_path)
+    species = {"species": {**REJECTION, "threshold": 1.5}}
+    result["bundle"]["models"]["model.onnx"] = {"rejection": REJECTION | species, "rollup": ROLLUP}
+    report_page.write_page(tmp_path, result, outcome, run)
+    part = section((tmp_path / "report.html").read_text(encoding="utf-8"), "ood")
+    assert re.findall(r"(grey_\d+)\.png</small>", part) == ["grey_10"]
 
 
 def test_without_ood_pictures_the_section_is_empty(data, tmp_path):

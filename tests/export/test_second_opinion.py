@@ -2,6 +2,8 @@
 network that has forgotten what another still sees.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from common.decide import ANSWERED, NOT_A_PLANT, UNKNOWN_SPECIES, decide_batch, 
 from common.decide import rejection_from_json as read
 from common.export import ood
 from common.export.graph import FeatureSpace
+from common.export.pictures import OodKind, Pictures
 from common.export.second_opinion import RIDGE, WIDTH, KernelRegression
 
 NUMBER, SIDE = 6, 12  # species; features
@@ -139,3 +142,24 @@ def test_a_picture_of_no_plant_stays_no_plant():
         NOT_A_PLANT,
         UNKNOWN_SPECIES,
     ]
+
+
+def test_of_a_large_train_split_rare_classes_are_taken_too(monkeypatch):
+    class_idx = np.repeat(np.arange(3), (5000, 4, 996))
+    split, taken = type("Split", (), {"class_idx": class_idx, "__len__": lambda _: 6000})(), []
+    monkeypatch.setattr(Pictures, "_load", lambda _, name, rows, size: taken.append(rows) or ())
+    for name, at_most in (("train", 100), ("train", 6000), ("val", 100)):
+        pictures = Pictures(SimpleNamespace(splits={name: split}), 32, [], at_most, 0)
+        assert list(pictures.batches(name)) == []
+    counts = [np.bincount(class_idx[rows], minlength=3).tolist() for rows in taken]
+    assert counts[0] == [48, 4, 48]
+    assert counts[1] == [5000, 4, 996]
+    assert counts[2][1] == 0, "val and test stay as they are met"
+
+
+def test_ood_pictures_of_which_none_can_be_read_are_told(tmp_path, refused):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    kind = OodKind("things", "plant", {"val": [tmp_path / "a.jpg"], "test": []})
+    pictures = Pictures(SimpleNamespace(long_side=None), 32, [kind], 10, 0)
+    ((_, batches),) = pictures.ood("plant", "val")
+    refused(("a.jpg", "can be read"), list, batches)

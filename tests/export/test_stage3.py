@@ -380,16 +380,19 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     where = ["--data", exported.data, "--checkpoints", tmp_path / "c"]
     out = ["--output", tmp_path / "e", "--workers", 0]
     shutil.copytree(exported.checkpoints, tmp_path / "c")
-    refused("pretrained weights", run, "03_export", *where, *out, "--second-opinion")
+    refused("pretrained --weights", run, "03_export", *where, *out, "--second-opinion")
     best = checkpoint.find_best(exported.checkpoints / "species_only")
     short = ["--species-finetune-epochs", 1, "--species-final-epochs", 0, "--fresh"]
     begun = ["--data", exported.data, "--checkpoints", tmp_path / "begun"]
-    begun += [*tiny_data.SPECIES, "--weights", best]
-    assert run("02a_train_species", *begun, *short) == 0
     before = tmp_path / "begun" / "species_only" / checkpoint.PRETRAINED
-    kept = checkpoint.build_model(checkpoint.load(before))
-    for name, value in checkpoint.build_model(checkpoint.load(best)).backbone.state_dict().items():
+    backbone = checkpoint.build_model(checkpoint.load(best)).backbone.state_dict()
+    torch.save(backbone, tmp_path / "plain.pth")
+    begun += [*tiny_data.SPECIES, "--weights", tmp_path / "plain.pth"]
+    assert run("02a_train_species", *begun, *short) == 0
+    kept = checkpoint.build_model(checkpoint.load(before, trained=False))
+    for name, value in backbone.items():
         torch.testing.assert_close(kept.backbone.state_dict()[name], value, rtol=0, atol=0)
+    refused("random", run, "03_export", *where, *out, "--checkpoint", before)
 
     shutil.copy(before, tmp_path / "c" / "species_only")
     assert run("03_export", *where, *out, "--second-opinion") == 0
@@ -402,6 +405,8 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     pictures = np.stack([views[i][0].numpy() for i in range(8)])
     got = session_run(tmp_path / "e" / "model.onnx")(pictures)[1][:, -1]
     assert (-1.5 < got).all() and (got < 0).all()
+    before = checkpoint.weights_hash(checkpoint.load(before, trained=False))
+    assert before in bundle.raw["built_from"], "another pretrained network is another export"
 
 
 def test_a_second_opinion_that_tells_too_little_is_left_out(capfd):

@@ -2,6 +2,8 @@
 of it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_bundle as tiny
@@ -206,6 +208,21 @@ def test_a_rejected_photo_counts_nothing_and_such_photos_alone_are_rejected(pred
     assert rejected["rejection"]["reason"] == "not_a_plant"
     one = ask(predictor, tiny.NO_PLANT)
     assert rejected["rejection"] == one["rejection"]
+
+
+def test_a_photo_that_the_second_opinion_rejects_counts_nothing(predictor, monkeypatch):
+    """The species threshold rejects whatever the OOD threshold accepts, by the same score here."""
+    ood = predictor.card.rejection.ood
+    accepted = run_photo([predictor], tiny.picture(tiny.color_of(0), (200, 160))).ood
+    loose = replace(ood, threshold=1e9)
+    strict = replace(ood, threshold=float(ood.value(accepted)) + 1e-6)
+    rejection = replace(predictor.card.rejection, ood=loose, species=strict)
+    monkeypatch.setattr(predictor, "card", replace(predictor.card, rejection=rejection))
+    mixed = ask(predictor, tiny.NO_PLANT, tiny.color_of(0))
+    assert [row["rejected"] for row in mixed["photos"]] == [True, False]
+    assert [row["weight"] for row in mixed["photos"]][0] == 0.0
+    assert mixed["decision"] == "answered"
+    assert ask(predictor, tiny.NO_PLANT)["rejection"]["reason"] == "unknown_species"
 
 
 def test_a_small_photo_counts_less(predictor):

@@ -24,9 +24,8 @@ def model():
 @pytest.fixture
 def saved(model, tmp_path) -> Path:
     path = tmp_path / "run" / "last.pt"
-    checkpoint.save(
-        path, {**checkpoint.describe_model(model), "provenance": checkpoint.provenance()}
-    )
+    facts = {"provenance": checkpoint.provenance(), "epochs_done": 3}
+    checkpoint.save(path, checkpoint.describe_model(model) | facts)
     return path
 
 
@@ -110,6 +109,13 @@ def test_other_files_are_refused(saved, tmp_path, refused):
     refused(("99", str(checkpoint.FORMAT)), checkpoint.load, other)
 
 
+def test_a_network_before_training_is_no_trained_one(model, tmp_path, refused):
+    before = tmp_path / checkpoint.PRETRAINED
+    checkpoint.save(before, checkpoint.describe_model(model))
+    refused(("random", before.name), checkpoint.load, before)
+    assert checkpoint.load(before, trained=False)["settings"] == model.settings
+
+
 def test_another_tree_is_refused(saved, refused):
     payload = checkpoint.load(saved)
     checkpoint.require_tree(payload, TREE, saved, Path("data"))
@@ -149,6 +155,7 @@ def test_backbone_weights(model, saved, tmp_path, refused):
             for p in fresh.backbone.parameters():
                 p.zero_()
         assert path.name in checkpoint.load_backbone(fresh, path)
+        assert fresh.pretrained == (path != saved), "trained by Foliar is fine-tuned"
         for key, value in model.backbone.state_dict().items():
             assert torch.equal(fresh.backbone.state_dict()[key], value)
     assert torch.equal(fresh.species_head.weight, head)

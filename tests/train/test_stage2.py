@@ -141,6 +141,19 @@ def test_run_again_it_is_trained_already(trained, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in trained.checkpoints.rglob("*")}
 
 
+def test_a_page_that_is_missing_is_made_and_fresh_deletes_an_old_one(trained, tmp_path, refused):
+    shutil.copytree(trained.checkpoints, tmp_path / "c")
+    page = tmp_path / "c" / "species_only" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert species(trained.data, tmp_path / "c") == 0
+    assert page.read_bytes() == before
+    wild = ["--species-warmup-epochs", 0, "--species-finetune-lr", "1e30"]
+    wild += ["--species-finetune-lr-end", "1e30", "--fresh"]
+    refused("the loss is", species, trained.data, tmp_path / "c", *wild)
+    assert not list(page.parent.glob("report.*")), "a run that failed has no report of another"
+
+
 # endregion
 
 # region killed
