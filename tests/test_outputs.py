@@ -50,7 +50,7 @@ def quick_03(monkeypatch):
     """03 whose export is one file, made at once."""
     script = importlib.import_module("03_export")
 
-    def export(payload, data, folder, args, version):
+    def export(payload, before, data, folder, args, version):
         (folder / "made.txt").write_text(str(args.max_pictures))
         return {"bundle": {"default_model": "made.txt"}}
 
