@@ -153,7 +153,8 @@ class Gallery:
         note = self.note(i)  # where the rule does not give the best class as its answer
         said = f"{'best class' if note else 'answered'} {answered}: {graded.answered_p[i]:.3f}"
         alt = f"given as {given}, answered as {answered}"
-        path = self.split.path(number).relative_to(self.root).as_posix()
+        file = self.split.path(number)  # the manifest may name pictures elsewhere in full
+        path = (file.relative_to(self.root) if file.is_relative_to(self.root) else file).as_posix()
         inside = f", at byte {at:,}" if (at := int(self.split.offset[number])) >= 0 else ""
         return Picture(
             *thumbnail(self.split.read(number), heat),

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from PIL import Image
 from common import images
 from common.train import gallery, page
 from common.train.compute import choose_compute
+from common.train.dataset import load_organized
 from common.train.gallery import Gallery, Graded, grade, least_sure, surest_mistakes
 from common.train.metrics import judge
 from common.train.model import SwinHierarchical
@@ -151,6 +153,23 @@ def test_pictures_stand_in_order_below_their_paths(written, data):
         source = {row["path"]: row["source"] for row in csv.DictReader(file)}[names[first]]
     assert source
     assert f"<small>{source}</small>" in told, "what a person has to move"
+
+
+def test_a_manifest_may_name_pictures_elsewhere_in_full(data, tmp_path):
+    for name in ("species_index.json", "build_info.json"):
+        shutil.copy(data.root / name, tmp_path)
+    with (
+        (data.root / "manifest.csv").open(newline="") as source,
+        (tmp_path / "manifest.csv").open("w", newline="") as target,
+    ):
+        rows = csv.DictReader(source)
+        writer = csv.DictWriter(target, rows.fieldnames)
+        writer.writeheader()
+        writer.writerows({**row, "path": data.root.resolve() / row["path"]} for row in rows)
+    moved = load_organized(tmp_path)
+    probabilities, truth = made_up(moved)
+    html = write(tmp_path, judge(probabilities, truth, moved.tree), moved)
+    assert moved.splits["val"].path(0).as_posix() in html
 
 
 def test_the_page_is_one_file_that_needs_nothing(written):
