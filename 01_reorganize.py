@@ -236,8 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = class_sizes(np.arange(len(files)), files, class_idx, index)
     require_sizes(sizes, index, args.small_classes)  # before hours of reading
     learned = [index[i] for i in np.flatnonzero(sizes)]
-    held_out = hold_out(learned, args.holdout_species, args.holdout_diseases)
-    held_out = dict(zip(learned, held_out, strict=True))
+    held_out = dict(
+        zip(learned, hold_out(learned, args.holdout_species, args.holdout_diseases), strict=True)
+    )
     identity = identity_of(files, args)
     if already_there(args, identity):
         placing.clear(args.output)
@@ -275,11 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         suspects, note = write_report(
             partial, kept, files, facts, rejected, names, certificate, not_plants
         )
-        info = {
-            "identity": identity,
-            "long_side": args.long_side,
-            "sources": {source.name: str(source.root) for source in files.sources},
-        }
+        info = {"identity": identity, "long_side": args.long_side}
+        info["sources"] = {source.name: str(source.root) for source in files.sources}
         write_text(partial / "build_info.json", json.dumps(info))
     if args.report:
         with laps("drawing the report"):
