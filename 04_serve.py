@@ -122,6 +122,7 @@ def serve(
         provider=provider,
         api_key=args.api_key,
         cors_origins=tuple(args.cors_origin),
+        texts=args.texts,
     )
     app = make_app(predictor, settings)
     sockets.serve(

@@ -9,7 +9,8 @@ is fetched by byte ranges.
 
 import gzip
 import hashlib
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from common import decide
 from common.files import file_sha256
 from common.images import MIN_SIDE
+from common.serve import icon
 from common.serve.predictor import (
     HEADS,
     MODEL,
@@ -31,6 +32,7 @@ from common.serve.predictor import (
     Predictor,
     read_settings,
 )
+from common.serve.texts import fill_page
 from common.serve.web_runtime import PINNED, RUNTIME, SCRIPT, WASM
 
 WEB = Path(__file__).parents[1] / "web"
@@ -39,6 +41,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
+    ".png": "image/png",
     ".svg": "image/svg+xml",
     ".json": "application/json",
     ".wasm": "application/wasm",
@@ -83,6 +86,27 @@ class Stored:
             self.zipped = self.zipped or gzip.compress(self.path.read_bytes(), 6, mtime=0)
             return _in_parts(self.zipped, {**headers, "content-encoding": "gzip"})
         return FileResponse(self.path, headers=headers)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Bytes to serve that are in no file, and their type; revalidated each time."""
+
+    data: bytes
+    kind: str
+
+    def answer(self, request: Request) -> Response:
+        """Answer a GET or HEAD: 304 where the browser has it, else all of it, compressed where the
+        browser takes that.
+        """
+        tag = f'"{hashlib.sha256(self.data).hexdigest()[:16]}"'
+        headers = {"etag": tag, "cache-control": "no-cache", "content-type": _TYPES[self.kind]}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        if "gzip" in request.headers.get("accept-encoding", "").lower():
+            headers["content-encoding"] = "gzip"
+            return Response(gzip.compress(self.data, 6, mtime=0), headers=headers)
+        return Response(self.data, headers=headers)
 
 
 def _is_current(copy: Path, original: Path) -> bool:
@@ -157,13 +181,19 @@ def describe_light(exports: Path) -> str:
 
 
 def page_routes(
-    predictor: Predictor, *, top_k: int, max_upload_mb: float, runtime: Path | None = None
+    predictor: Predictor,
+    texts: Mapping[str, str],
+    *,
+    top_k: int,
+    max_upload_mb: float,
+    runtime: Path | None = None,
 ) -> list[Route]:
     """Build the routes of the page, of /page.json (what it has to know before it starts) and of the
     files under /files/.
 
     Args:
         predictor: the served model, whose folder may hold a light one.
+        texts: sentences by key.
         top_k, max_upload_mb: as of the server.
         runtime: as for `light_files`.
     """
@@ -172,33 +202,36 @@ def page_routes(
         return Stored(path, file_sha256(path), cache)
 
     pages = {
-        ("/" if path.name == "index.html" else f"/{path.name}"): store(path, "no-cache")
+        f"/{path.name}": store(path, "no-cache")
         for path in sorted(WEB.iterdir())
-        if path.suffix in _TYPES
+        if path.suffix in _TYPES and path.name not in ("index.html", "texts.json")
+    }
+    index = fill_page((WEB / "index.html").read_text(encoding="utf-8"), texts)
+    made = {
+        "/": Made(index.encode(), ".html"),
+        "/texts.json": Made(json.dumps(texts, ensure_ascii=False).encode(), ".json"),
     }
     try:
-        found, why = light_files(predictor.bundle.folder, runtime), None
-    except BundleError:  # the terminal says more: a visitor has no use for paths
-        found, why = {}, "This server has no model for the browser."
+        found = light_files(predictor.bundle.folder, runtime)
+    except BundleError:  # the terminal says why: a visitor has no use for paths
+        found = {}
     kept = {
         name: store(path, "public, max-age=31536000, immutable") for name, path in found.items()
     }
-    urls = {name: f"/files/{one.sha256[:16]}/{name}" for name, one in kept.items()}
+    urls = {name: f"./files/{one.sha256[:16]}/{name}" for name, one in kept.items()}
     everything = (
         "".join(one.sha256 for one in (*pages.values(), *kept.values())) + predictor.card.sha256
-    )
+    ) + "".join(one.data.decode() for one in made.values())
     facts: dict[str, Any] = {
         "version": hashlib.sha256(everything.encode()).hexdigest()[:16],
         "top_k": top_k,
         "min_side": MIN_SIDE,
-        "texts": decide.texts(),
         "server": {
             "size": predictor.bundle.size,
             "long_side": predictor.bundle.long_side,
             "max_upload_mb": max_upload_mb,
             "tall_first": int(PIL.__version__.split(".")[0]) >= 13,
         },  # then its resize begins with the height of tall pictures
-        "why": why,
         "light": {
             "script": urls[SCRIPT],
             "wasm": urls[WASM],
@@ -208,21 +241,32 @@ def page_routes(
         }
         if kept
         else None,
-        "shell": [*(url for url in pages if url != "/sw.js"), "/page.json", "/model"],
+        "shell": [
+            *(f".{url}" for url in (*made, *pages) if url != "/sw.js"),
+            *(f"icon-{size}.png" for size in icon.SIZES),
+            "page.json",
+            "model",
+        ],
     }
 
     async def page_json(_: Request) -> Response:
         return JSONResponse(facts, headers={"cache-control": "no-cache"})
 
     def file(request: Request) -> Response:
-        name = request.path_params["name"]
-        if urls.get(name) != request.url.path:
+        name, sha = request.path_params["name"], request.path_params["hash"]
+        if urls.get(name) != f"./files/{sha}/{name}":
             raise HTTPException(404)
         return kept[name].answer(request)
 
+    def drawn(request: Request) -> Response:
+        if (size := request.path_params["size"]) not in icon.SIZES:
+            raise HTTPException(404)
+        return Made(icon.png(size), ".png").answer(request)
+
     # A route per file of the page: a mount at "/" would answer 404 where 405 is meant.
     return [
-        *(Route(url, stored.answer) for url, stored in pages.items()),
+        *(Route(url, stored.answer) for url, stored in (*made.items(), *pages.items())),
+        Route("/icon-{size:int}.png", drawn),
         Route("/page.json", page_json),
         Route("/files/{hash}/{name}", file),
     ]
