@@ -1,4 +1,4 @@
-"""The page's icon as PNG, for phones that take no SVG; drawn, since no picture is in the repository."""
+"""The page's icon as PNG, for phones that take no SVG: drawn, since no picture is committed."""
 
 import functools
 import io

@@ -243,7 +243,6 @@ def page_routes(
         else None,
         "shell": [
             *(f".{url}" for url in (*made, *pages) if url != "/sw.js"),
-            *(f"icon-{size}.png" for size in icon.SIZES),
             "page.json",
             "model",
         ],
