@@ -53,7 +53,8 @@ function names(tag, kind, name, row) {
 function compare(photos, items, privately) {
   const found = items.map((item) => ({ item, files: pictures(item) })).filter(({ files }) => files.length);
   if (!found.length) return [];
-  const row = () => el("ul", { class: "compare" }, ...found.flatMap(({ item, files }) => files.map(({ file, source }) =>
+  const own = photos.map((photo) => el("li", {}, picture(photo), el("span", { text: t("your_photo") })));
+  const row = () => el("ul", { class: "compare" }, ...own, ...found.flatMap(({ item, files }, i) => files.slice(0, i ? 1 : 3).map(({ file, source }) =>
     el("li", {}, el("img", { src: `reference/${file}`, alt: className(item), loading: "lazy" }), el("span", { text: className(item) }),
       source && el("small", { text: t("source", { text: source }) })))));
   const ask = button(t("compare_load"), () => { ask.parentNode.replaceWith(row()); $("result").focus({ preventScroll: true }); }, "small", "compare-load");
@@ -67,8 +68,8 @@ export function showAnswer(answer, context) {
   const view = { answered, rolled_up: rolledUp, rejected }[answer.decision](answer, context);
   const notes = context.notes.filter(Boolean);
   show(answer.decision, context.by,
-    el("div", { class: "verdict" }, el("div", { class: "shots" }, ...context.photos.map(picture)),
-      el("div", {}, badges(view.badge, context.sent), ...view.names)),
+    badges(view.badge, context.sent),
+    el("div", { class: "verdict" }, el("div", {}, ...view.names), el("div", { class: "shots" }, ...context.photos.map(picture))),
     ...notes.map((text) => el("p", { class: "note", text })), ...view.nodes,
     context.actions.length && el("p", { class: "more" }, ...context.actions), details(answer, context.by));
   say(...view.spoken, ...notes, `${sentText(context.sent)}.`);
