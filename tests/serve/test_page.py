@@ -406,7 +406,7 @@ def test_a_browser_that_blurs_pixels_sends_the_photo_itself(light, places, tab, 
           const text = `const own = OffscreenCanvasRenderingContext2D.prototype.getImageData;
             OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...a) {
               const d = own.apply(this, a); d.data[5] ^= 1; return d; };
-            onmessage = (first) => import('${location.origin}${url}').then(() =>
+            onmessage = (first) => import('${url}').then(() =>
               onmessage(first));`;
           return new Real(URL.createObjectURL(new Blob([text], { type: 'text/javascript' })),
             options);

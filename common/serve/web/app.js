@@ -145,7 +145,7 @@ function describe() {
 
 async function begin() {
   try {
-    facts = await (await fetch("/page.json")).json();
+    facts = await (await fetch("page.json")).json();
     state = await light.start(facts, isPrivate());
     state = { ...state, ...await state.loading };
   } catch {
@@ -156,7 +156,7 @@ async function begin() {
   performance.mark("ready");
   document.documentElement.dataset.ready = state.light ? "browser" : "server";
   // only on https and localhost do browsers keep pages for use without a connection
-  if (isSecureContext && facts.version) navigator.serviceWorker?.register(`/sw.js?v=${facts.version}`).catch(() => {});
+  if (isSecureContext && facts.version) navigator.serviceWorker?.register(`sw.js?v=${facts.version}`).catch(() => {});
 }
 
 // ---- wiring --------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ $("private").addEventListener("change", () => {
 for (const kind of ["online", "offline"]) addEventListener(kind, () => { if (facts) describe(); });
 
 const ready = begin();
-ready.then(() => fetch("/model")).then((response) => response.json()).then((model) => {
+ready.then(() => fetch("model")).then((response) => response.json()).then((model) => {
   const flat = model.num_classes === model.num_species;
   $("known-summary").textContent = `What I know: ${model.num_species} plants${flat ? "" : `, ${model.num_classes} conditions`}`;
   $("known-list").replaceChildren(...model.classes.map(({ species, diseases }) => el("li", { text: title(species) },

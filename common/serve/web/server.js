@@ -21,7 +21,7 @@ export async function ask(photos, signal) {
   for (let attempt = 0; ; attempt += 1) {
     let response;
     try {
-      response = await fetch(`/predict?${query}`, { method: "POST", body, signal, headers });
+      response = await fetch(`predict?${query}`, { method: "POST", body, signal, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw Object.assign(new ServerError("The server cannot be reached."), {
