@@ -34,10 +34,10 @@ RUN = """(async () => {
   const pixels = await import('/pixels.js');
   const text = (data) => { let s = ''; for (const byte of data) s += String.fromCharCode(byte);
     return btoa(s); };
-  const { server } = await (await fetch('/page.json')).json();
+  const { tall_first: tallFirst } = await (await fetch('/page.json')).json();
   globalThis.run = async (encoded, longSide, size) => {
     const { rgb } = await pixels.read(blobOf(encoded), longSide);
-    const small = pixels.resize(rgb, size, server.tall_first);
+    const small = pixels.resize(rgb, size, tallFirst);
     const png = new Uint8Array(await (await pixels.png(small)).arrayBuffer());
     return { width: rgb.width, height: rgb.height, rgb: text(rgb.data), small: text(small.data),
       png: text(png),

@@ -10,7 +10,8 @@ const STUCK = "Photos are not sent, and they cannot be answered here.";
 let facts = null; // of /page.json
 let state = { pixels: false, light: false, why: null }; // what this browser can do
 let current = null; // the photo under way, so that a newer one can call it off
-const isPrivate = () => $("private").checked;
+const alone = "alone" in document.documentElement.dataset; // on a web host that has no server of ours: nothing is ever sent
+const isPrivate = () => alone || $("private").checked;
 
 // ---- answering -----------------------------------------------------------------------------------------------------
 
@@ -43,8 +44,8 @@ async function answer(files, signal) {
   const own = await local(files[0], signal);
   const sends = !isPrivate() && (files.length > 1 || !own.decision || own.asks);
   if (!own.decision && !sends) {
-    throw own.trouble ? wrong(own.trouble, "Save it as JPEG or PNG, or let it be sent to the server.")
-      : wrong(`${STUCK} ${state.why}`, "To have it answered, switch “Never send photos” off.");
+    throw own.trouble ? wrong(own.trouble, `Save it as JPEG or PNG${alone ? "" : ", or let it be sent to the server"}.`)
+      : wrong(`${STUCK} ${state.why}`, alone ? "Try another browser." : "To have it answered, switch “Never send photos” off.");
   }
   if (own.decision) {
     const asking = files.length > 1 ? "The server puts your photos together …" : "I am not sure, so I am asking the server …";
@@ -54,7 +55,7 @@ async function answer(files, signal) {
 }
 
 const wrong = (message, advice) => Object.assign(new Error(message), { advice });
-const single = (files) => (files.length > 1 ? "Only the server puts several photos together. This is the answer to the first one." : null);
+const single = (files) => (files.length > 1 ? `${alone ? "" : "Only the server puts several photos together. "}This is the answer to the first one.` : null);
 
 // What the browser makes of a photo: an answer, or where it has no model only { image }, or { trouble }.
 async function local(file, signal) {
@@ -132,7 +133,7 @@ function preview(file) {
 // ---- where photos are answered -------------------------------------------------------------------------------------
 
 function describe() {
-  const { size } = facts.server;
+  const size = facts.server?.size;
   const copy = state.pixels ? `a small copy (${size} × ${size} pixels, without place or date)` : "your photo";
   const where = "goes to the server this page came from. It is not kept.";
   let text;
@@ -201,6 +202,7 @@ $("private").addEventListener("change", () => {
 });
 for (const kind of ["online", "offline"]) addEventListener(kind, () => { if (facts) describe(); });
 
+$("private").closest("label").hidden = alone;
 const ready = begin();
 ready.then(() => fetch("model")).then((response) => response.json()).then((model) => {
   const flat = model.num_classes === model.num_species;

@@ -93,7 +93,7 @@ async function shrunk(photo, longSide) {
 async function answer({ blob }) {
   const began = performance.now();
   last = { blob, shrunk: new Map() };
-  const longSide = (model?.settings.preprocessing ?? facts.server).long_side ?? null;
+  const longSide = (model?.settings.preprocessing ?? facts.server)?.long_side ?? null;
   let photo;
   try {
     photo = await shrunk(last, longSide);
@@ -107,7 +107,7 @@ async function answer({ blob }) {
   }
   if (!model) return { image };
   const { ort, session, settings, warm } = model;
-  const input = resize(photo.rgb, settings.preprocessing.size, facts.server.tall_first);
+  const input = resize(photo.rgb, settings.preprocessing.size, facts.tall_first);
   await warm; // its first run takes longer, and it runs one picture at a time
   const decoded = performance.now();
   const outputs = await session.run({ images: new ort.Tensor("uint8", input.data, [1, input.height, input.width, 3]) });
@@ -130,5 +130,5 @@ async function answer({ blob }) {
 // The last photo as a PNG of the served model's size: what is sent instead of the photo itself.
 async function small() {
   const photo = await shrunk(last, facts.server.long_side ?? null);
-  return png(resize(photo.rgb, facts.server.size, facts.server.tall_first));
+  return png(resize(photo.rgb, facts.server.size, facts.tall_first));
 }
