@@ -56,7 +56,7 @@ class Table:
         return f"{self.path.name}, {self.unit} {self.lines[row]}"
 
 
-def read_table(path: Path, wrapped: bool = False) -> Table:
+def read_table(path: Path, prose: bool = False) -> Table:
     """Read a label file: CSV with commas, semicolons or tabs, in UTF-8 or UTF-16, or JSON: COCO, a
     list of objects, or an object {file: label}.
 
@@ -65,7 +65,8 @@ def read_table(path: Path, wrapped: bool = False) -> Table:
 
     Args:
         path: the file.
-        wrapped: cells in quotes may have several lines.
+        prose: cells in quotes may have several lines; no row may have more cells than the header,
+            as one has whose text holds the delimiter without quotes.
 
     Raises:
         SystemExit: where the file is not there or not as said, with the line.
@@ -77,9 +78,7 @@ def read_table(path: Path, wrapped: bool = False) -> Table:
         line = len(_BREAK.split(text[: bad.start()]))
         fail(f"{path}, line {line}: a control character, {bad[0]!r}. Is the file damaged?")
     return (
-        _json_table(path, text)
-        if path.suffix.lower() == ".json"
-        else _csv_table(path, text, wrapped)
+        _json_table(path, text) if path.suffix.lower() == ".json" else _csv_table(path, text, prose)
     )
 
 
@@ -106,7 +105,7 @@ def _decode(path: Path, data: bytes) -> str:
         )
 
 
-def _csv_table(path: Path, text: str, wrapped: bool) -> Table:
+def _csv_table(path: Path, text: str, prose: bool) -> Table:
     lines = _BREAK.split(text)
     told = re.fullmatch(r'"?sep=([,;|\t])"?[,;\t ]*', lines[0], re.I)
     start = next((i for i in range(bool(told), len(lines)) if lines[i].strip()), len(lines))
@@ -114,20 +113,22 @@ def _csv_table(path: Path, text: str, wrapped: bool) -> Table:
     header: list[str] = []
     columns: list[list[str]] = []
     numbers, done = array("q"), start
-    rest = (line + "\n" * wrapped for line in lines[start:])
+    rest = (line + "\n" * prose for line in lines[start:])
     reader = csv.reader(rest, delimiter=mark, skipinitialspace=True, strict=True)
     try:
         for row in reader:
-            if start + reader.line_num != done + 1 and not wrapped:
+            if start + reader.line_num != done + 1 and not prose:
                 raise csv.Error("a quote is opened and not closed")
             row = list(map(str.strip, row))
             if not header:  # columns without a name at its end hold nothing
+                full = len(row)
                 header = row[: max((i for i, name in enumerate(row, 1) if name), default=0)]
                 columns = [[] for _ in header]
             elif any(row):
                 if row == header:
                     raise csv.Error("the header again")
-                if len(row) != len(header) and (len(row) < len(header) or any(row[len(header) :])):
+                short, more = len(row) < len(header), any(row[len(header) :])
+                if short or more or (prose and len(row) > full):
                     raise csv.Error(
                         f"{len(row)} cells where the header has {len(header)}; a cell that holds "
                         f"the delimiter ({MARKS.get(mark, mark)}) needs quotes around it"

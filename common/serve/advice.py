@@ -5,7 +5,6 @@ pictures to compare with, which `03_export.py --reference` writes. Both stand in
 import difflib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from common.classes import ClassTree, slug
@@ -38,21 +37,21 @@ def read_advice(folder: Path, tree: ClassTree) -> dict[str, dict[str, dict[str, 
         of `TEXTS`, of the rows that say something; empty without the file.
 
     Raises:
-        SystemExit: where a row is ragged, is about no class, says nothing of use (a language or a
-            link that is none) or stands there twice; the message says which, and how to mend it.
+        SystemExit: where the file is no such table, or a row is ragged, is about no class, has a
+            language or a link that is none, or stands there twice; the message says which.
     """
     path = folder / ADVICE
     if not path.is_file():
         return {}
-    table = read_table(path, wrapped=True)
+    table = read_table(path, prose=True)
     require_text(table, list(table.cells))
     for name in [*(set(table.cells) - {*CLASS, *TEXTS}), *({"species"} - set(table.cells))]:
         fail(
             f"{path}: the columns are {', '.join((*CLASS, *TEXTS))}, and it "
             f"{'has' if name in table.cells else 'lacks'} {name!r}. Correct its first line."
         )
-    names = [f"{name}/" for name in tree.species]
-    names += [tree.class_name(i) for i in range(tree.num_classes)]
+    names = {tree.class_name(i) for i in range(tree.num_classes)}
+    names |= {f"{name}/" for name in tree.species}
     found: dict[str, dict[str, dict[str, str]]] = {}
     lines: dict[tuple[str, str], str] = {}
     columns = [table.cells.get(name, [""] * len(table.lines)) for name in (*CLASS, *TEXTS)]
@@ -63,37 +62,33 @@ def read_advice(folder: Path, tree: ClassTree) -> dict[str, dict[str, dict[str, 
         key = f"{slug(species)}/{slug(disease) if disease else ''}"
         said = dict(zip(TEXTS, texts, strict=True))
         if key not in names:
-            fail(
-                f"{where}: there is no class {key}.{_close(key, names)} Correct or delete the row."
-            )
+            alike = [name for name in names if name.endswith("/") == key.endswith("/")]
+            close = [name.rstrip("/") for name in difflib.get_close_matches(key, alike, 2)]
+            meant = f" Did you mean {' or '.join(close)}?" if close else ""
+            fail(f"{where}: no class {key.rstrip('/')} is known.{meant} Correct or delete the row.")
         if not _LANGUAGE.fullmatch(language):
             fail(f"{where}: {language!r} is no language. Write en, de or pt-BR, say.")
         if said["link"] and not _LINK.fullmatch(said["link"]):
             fail(f"{where}: the link {said['link']!r} must begin with https:// or http://.")
         first = lines.setdefault((language, key), where)
         if first != where:
-            fail(
-                f"{where}: {first.rpartition(', ')[2]} is about {key} in {language}, too. Keep one."
-            )
+            other = f"line {first.rpartition(' ')[2]}"
+            fail(f"{where}: {other} is about {key} in {language}, too. Keep one of them.")
         found.setdefault(language, {})[key] = said
     return found
-
-
-def _close(key: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, names, 3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def describe_advice(folder: Path, tree: ClassTree) -> str:
     """Say for how many classes there is advice, and in which languages. Raises as `read_advice`."""
     found = read_advice(folder, tree)
     keys = {key for rows in found.values() for key in rows}
-    told = [tree.class_name(i) for i in range(tree.num_classes)]
-    count = sum(name in keys or f"{name.split('/')[0]}/" in keys for name in told)
-    where = (
-        f"for {count} of {len(told)} classes, in {', '.join(sorted(found))}" if found else "none"
-    )
-    return f"{where} ({folder / ADVICE})"
+    names = [tree.class_name(i) for i in range(tree.num_classes)]
+    without = [name for name in names if not {name, f"{name.partition('/')[0]}/"} & keys]
+    if not found:
+        return f"none ({folder / ADVICE} is yours to fill in)"
+    told = f"for {len(names) - len(without)} of {len(names)} classes, in {', '.join(sorted(found))}"
+    lacking = f"; none for {', '.join(without[:3])}{' ...' * (len(without) > 3)}"
+    return told + lacking * bool(without)
 
 
 def read_reference(folder: Path, tree: ClassTree) -> dict[str, list[dict[str, str]]]:
