@@ -99,6 +99,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "common/serve/web/texts.json whose sentences are translated",
     )
     add("--access-log", action="store_true", help="print a line per request (never a photo)")
+    add(
+        "--static",
+        type=Path,
+        metavar="DIR",
+        help="instead of serving, write the page as a folder that any web host can serve: it "
+        "answers in the browser alone",
+    )
 
 
 def add_batch_flags(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +174,8 @@ def check_flags(args: argparse.Namespace) -> None:
                 "--predict."
             )
         return
+    if args.static:
+        fail("--static writes the page, --predict answers photos: give one of them.")
     if args.sample_submission and not args.submission:
         fail("--sample-submission needs --submission, the file to write.")
     for flag, path in (("output", args.output), ("submission", args.submission)):

@@ -50,8 +50,9 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     async def schema(_: Request) -> Response:
         return JSONResponse(described)
 
-    async def docs(_: Request) -> Response:
-        return HTMLResponse(told)
+    async def docs(request: Request) -> Response:
+        up = "../" * request.scope["raw_path"].endswith(b"/")  # of /docs/
+        return HTMLResponse(told.replace("href=openapi", f"href={up}openapi"))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -93,6 +94,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         lifespan=lifespan,
         exception_handlers={RequestError: _on_request_error, HTTPException: _on_http_exception},
     )
+    app.router.redirect_slashes = False  # ErrorMiddleware takes both
     app.state.queue = service.queue
     return app
 
@@ -111,6 +113,8 @@ class ErrorMiddleware:
             await self.app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
+        # a redirect would name a host and a scheme, which behind a proxy are not the client's
+        scope["path"] = scope["path"].removesuffix("/") or "/"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status

@@ -13,7 +13,8 @@ const HERE = { host: location.host };
 let facts = null; // of page.json
 let state = { pixels: false, light: false, why: null }; // what this browser can do
 let current = null; // the question under way: a newer one, a cancel or the time limit calls it off
-const isPrivate = () => $("private").checked || Boolean(facts?.static); // a static folder has nothing to send photos to
+const alone = "alone" in document.documentElement.dataset; // on a web host that has no server of ours: nothing is ever sent
+const isPrivate = () => alone || $("private").checked;
 
 // ---- answering -----------------------------------------------------------------------------------------------------
 
@@ -55,8 +56,8 @@ async function answer(asked, control, force) {
   const own = await local(asked.all[0], asked.species, signal);
   const several = asked.all.length > 1;
   const sends = !isPrivate() && (force || several || !own.decision || own.asks);
-  if (!own.decision && !sends) throw own.trouble ? unopened() : { message: `${t("stuck")} ${why()}`, advice: facts.static ? null : t("stuck_do") };
-  const first = several ? t("alone_first", HERE) : null;
+  if (!own.decision && !sends) throw own.trouble ? unopened() : { message: `${t("stuck")} ${why()}`, advice: alone ? null : t("stuck_do") };
+  const first = several ? t(alone ? "first_only" : "alone_first", HERE) : null;
   if (!sends) return tell(own, asked, "browser", [first]);
   try {
     const found = await remote(asked, own, control);
@@ -133,13 +134,12 @@ function setBusy(busy) {
 // ---- where photos are answered -------------------------------------------------------------------------------------
 
 function describe() {
-  const what = state.pixels ? t("small_copy", { size: facts.server.size }) : t("whole_copy");
+  const what = state.pixels ? t("small_copy", { size: facts.server?.size }) : t("whole_copy");
   let text;
   if (isPrivate()) text = state.light ? t("stays") : `${t("stuck")} ${why()}`;
   else if (!state.light) text = `${t("goes", { what: title(what), ...HERE })} ${why()}`;
   else text = navigator.onLine ? t("here_first", { what, ...HERE }) : t("offline");
   $("privacy").textContent = text;
-  $("private").closest("label").hidden = Boolean(facts.static);
 }
 
 let begun;
@@ -217,8 +217,9 @@ $("private").addEventListener("change", () => {
 });
 for (const kind of ["online", "offline"]) addEventListener(kind, () => { if (facts) describe(); });
 
+$("private").closest("label").hidden = alone;
 const ready = begin();
-ready.then(loadKnown).then((example) => {
+ready.then(() => loadKnown(facts.shell)).then((example) => {
   $("example").hidden = !example;
   $("example").addEventListener("click", async () => {
     const blob = await (await fetch(example.url)).blob();

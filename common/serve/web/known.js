@@ -13,14 +13,12 @@ export const pictures = ({ species, disease }) => shown[`${species}/${disease}`]
 // The species a person means, or null.
 export const speciesOf = (text) => classes.find(({ species }) => words(species) === words(text).trim().toLowerCase())?.species ?? null;
 
-const json = async (url, otherwise) => {
-  const response = await fetch(url);
-  return response.ok ? response.json() : otherwise;
-};
+const json = async (url) => (await fetch(url)).json();
 
-// Fetch all of it. -> { url } of a picture to try the page with, or null
-export async function loadKnown() {
-  const [model, sentences, index] = await Promise.all([json("model"), json("advice.json", {}).catch(() => ({})), json("reference/index.json", {}).catch(() => ({}))]);
+// Fetch all of it; shell: what there is. -> { url } of a picture to try the page with, or null
+export async function loadKnown(shell) {
+  const [model, sentences, index] = await Promise.all([json("model"),
+    ...["advice.json", "reference/index.json"].map((url) => (shell.includes(url) ? json(url).catch(() => ({})) : {}))]);
   classes = model.classes;
   told = sentences[t("language")] ?? {};
   shown = index;

@@ -94,7 +94,7 @@ async function shrunk(photo, longSide) {
 async function answer({ blob, crop, species: said }) {
   const began = performance.now();
   last = { blob, crop, shrunk: new Map() };
-  const longSide = (model?.settings.preprocessing ?? facts.server).long_side ?? null;
+  const longSide = (model?.settings.preprocessing ?? facts.server)?.long_side ?? null;
   let photo;
   try {
     photo = await shrunk(last, longSide);
@@ -105,7 +105,7 @@ async function answer({ blob, crop, species: said }) {
   if (Math.min(photo.width, photo.height) < facts.min_side) throw Object.assign(new Error("too small"), { kind: "small", values: { ...image, least: facts.min_side } });
   if (!model) return { image };
   const { ort, session, settings, warm } = model;
-  const input = resize(photo.rgb, settings.preprocessing.size, facts.server.tall_first);
+  const input = resize(photo.rgb, settings.preprocessing.size, facts.tall_first);
   await warm; // its first run takes longer, and it runs one picture at a time
   const decoded = performance.now();
   const outputs = await session.run({ images: new ort.Tensor("uint8", input.data, [1, input.height, input.width, 3]) });
@@ -131,5 +131,5 @@ async function answer({ blob, crop, species: said }) {
 // The last photo as a PNG of the served model's size: what is sent instead of the photo itself.
 async function small() {
   const photo = await shrunk(last, facts.server.long_side ?? null);
-  return png(resize(photo.rgb, facts.server.size, facts.server.tall_first));
+  return png(resize(photo.rgb, facts.server.size, facts.tall_first));
 }
