@@ -95,6 +95,7 @@ async function remote(asked, own, control) {
     if (found.image) copies.push({ blob: await light.small(), shortSide: Math.min(found.image.width, found.image.height) });
     else copies.push({ blob: photo.file, shortSide: null });
   }
+  signal.throwIfAborted();
   const large = copies.filter(({ shortSide }) => shortSide === null);
   if (large.some(({ blob }) => blob.size > facts.server.max_upload_mb * 1e6)) throw problem("error_large");
   setBusy(!large.length);
