@@ -53,7 +53,7 @@ function names(tag, kind, name, row) {
 function compare(photos, items, privately) {
   const found = items.map((item) => ({ item, files: pictures(item) })).filter(({ files }) => files.length);
   if (!found.length) return [];
-  const own = photos.map((photo) => el("li", {}, picture(photo), el("span", { text: t("your_photo") })));
+  const own = photos.filter(({ bad }) => !bad).map((photo) => el("li", {}, picture(photo), el("span", { text: t("your_photo") })));
   const row = () => el("ul", { class: "compare" }, ...own, ...found.flatMap(({ item, files }, i) => files.slice(0, i ? 1 : 3).map(({ file, source }) =>
     el("li", {}, el("img", { src: `reference/${file}`, alt: className(item), loading: "lazy" }), el("span", { text: className(item) }),
       source && el("small", { text: t("source", { text: source }) })))));
