@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return predict_files(find_photos(args.predict), args)
         args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
         if args.static:
-            console.say(*write_static(args.static, args.exports, args.top_k))
+            console.say(*write_static(args.static, args.exports, args.texts, args.top_k))
             return 0
         listener = sockets.bind(args.host, args.port)
         model, provider = None, ""
@@ -130,6 +130,7 @@ def serve(
         provider=provider,
         api_key=args.api_key,
         cors_origins=tuple(args.cors_origin),
+        texts=args.texts,
     )
     app = make_app(predictor, settings)
     sockets.serve(

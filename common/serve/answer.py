@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.classes import ClassTree
 from common.decide import Answer, decide
 from common.images import MAX_PIXELS, photo_quality
 from common.serve.fusion import (
@@ -24,6 +25,7 @@ from common.serve.fusion import (
     photo_weight,
 )
 from common.serve.predictor import Outputs, Photo, Predictor
+from common.serve.texts import english, message
 
 MIDDLE = 0.8  # share of both sides in the middle view: training sees crops of 0.6 to 1 of the area
 
@@ -186,16 +188,19 @@ def average_views(probabilities: np.ndarray) -> np.ndarray:
 
 
 def answer(
-    predictor: Predictor, results: Sequence[PhotoResult], options: Options
+    predictor: Predictor,
+    results: Sequence[PhotoResult],
+    options: Options,
+    texts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Decide about the photos of one plant.
+    """Decide about the photos of one plant, in the words of `texts` (None: English).
 
     Returns:
         plain values: `decide.Answer` with precision, photos (a row each), agreement, conditioned,
         prior, model, image (of the first photo), perhaps heatmap (of the photo that counts most),
         and timings_ms.
     """
-    start = time.perf_counter()
+    start, texts = time.perf_counter(), texts or english()
     tree, card = predictor.bundle.tree, predictor.card
     rollup = card.rollups[options.precision] if options.precision else card.rollup
 
@@ -232,7 +237,7 @@ def answer(
             != (after["species"], after["disease"]),
         }
     if options.species:
-        conditioned, known = _conditioned(known, options.species, predictor)
+        conditioned, known = _conditioned(known, options.species, tree, texts)
     together = (
         alone[0]
         if known is fused and len(results) == 1
@@ -244,12 +249,13 @@ def answer(
     )
     result = dict(
         vars(together),
+        rejection={**together.rejection, "message": message(together.rejection, texts)},
         precision=options.precision or next(iter(card.rollups), None),
         photos=[
             _row(s, a, weight, bool(r))
             for s, a, weight, r in zip(results, alone, weights, rejected, strict=True)
         ],
-        agreement=agreement(alone, weights),
+        agreement=agreement(alone, weights, texts),
         conditioned=conditioned,
         prior=prior,
         model={"file": card.file, "version": predictor.bundle.version},
@@ -273,28 +279,20 @@ def ms(seconds: float) -> float:
 
 
 def _conditioned(
-    probabilities: np.ndarray, species: str, predictor: Predictor
+    probabilities: np.ndarray, species: str, tree: ClassTree, texts: Mapping[str, str]
 ) -> tuple[dict[str, Any], np.ndarray]:
-    tree = predictor.bundle.tree
     before, share = (
         best(probabilities, tree),
         float(probabilities[tree.class_species == tree.species.index(species)].sum()),
     )
     agrees = before["species"] == species
-    message = (
-        None
-        if agrees
-        else (
-            f"You said {species.replace('_', ' ')}, and the answer goes by that. By the photo "
-            f"alone I would have said {before['species'].replace('_', ' ')}."
-        )
-    )
+    said, photo = (name.replace("_", " ") for name in (species, before["species"]))
     told = {
         "species": species,
         "agrees": agrees,
         "probability_before": float(f"{share:.6g}"),
         "best_before": before,
-        "message": message,
+        "message": None if agrees else texts["said_other"].format(said=said, photo=photo),
     }
     return told, condition(probabilities, species, tree)
 

@@ -9,6 +9,7 @@ from common.console import fail
 from common.decide import MODES
 from common.files import claim
 from common.serve.providers import PROVIDERS
+from common.serve.texts import english, read_texts
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +91,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="let web pages of this address ask too; * for all",
     )
+    add(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="what the page and the answers say, in another language: a copy of "
+        "common/serve/web/texts.json whose sentences are translated",
+    )
     add("--access-log", action="store_true", help="print a line per request (never a photo)")
     add(
         "--static",
@@ -152,7 +160,10 @@ def add_batch_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises SystemExit over flags that do not go together, and over outputs that cannot be."""
+    """Raises SystemExit over flags that do not go together, outputs that cannot be and unusable
+    texts, which stand in `args.texts` afterwards.
+    """
+    args.texts = read_texts(args.texts) if args.texts else english()
     if not args.predict:
         for flag in ("tta", "labels", "submission", "sample_submission", "benchmark"):
             if getattr(args, flag):

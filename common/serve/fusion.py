@@ -84,12 +84,15 @@ def fuse_quality(photos: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: max(photo[name] for photo in photos) for name in photos[0]}
 
 
-def agreement(answers: Sequence[Answer], weights: Sequence[float]) -> dict[str, Any]:
+def agreement(
+    answers: Sequence[Answer], weights: Sequence[float], texts: Mapping[str, str]
+) -> dict[str, Any]:
     """Say whether the photos that name a species or disease agree.
 
     Args:
         answers: each photo's answer by itself.
         weights: of the photos; those of weight 0 are left out.
+        texts: sentences by key.
 
     Returns:
         {"agree", "level", "message"}: level is `species` or `disease`, at which they differ, or
@@ -106,16 +109,15 @@ def agreement(answers: Sequence[Answer], weights: Sequence[float]) -> dict[str, 
     message = None
     if level:
         told = [
-            f"photo {i + 1} says "
-            f"{' '.join(filter(None, (answer.species, answer.disease))).replace('_', ' ')}"
+            texts["photo_says"].format(
+                number=i + 1,
+                name=" ".join(filter(None, (answer.species, answer.disease))).replace("_", " "),
+            )
             for i, answer in voices
             if level == "species" or answer.disease is not None
         ]
-        message = f"The photos disagree: {', '.join(told)}. " + (
-            "Are they all of one plant?"
-            if level == "species"
-            else "The plant may have more than one thing, or one photo misleads."
-        )
+        differ = texts["photos_differ"].format(told=", ".join(told))
+        message = f"{differ} {texts[f'differ_{level}']}"
     return {"agree": level is None, "level": level, "message": message}
 
 

@@ -4,17 +4,16 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.console import fail
-from common.files import follow, write_text
-from common.serve.http.web_files import WEB, light_files, page_files
+from common.files import follow
+from common.serve.http.web_files import PAGE, light_files, page_files
 from common.serve.predictor import read_bundle
 
-_PAGE = '<html lang="en"'  # of index.html; what is added there tells the page that it is alone
 
-
-def write_static(folder: Path, exports: Path, top_k: int) -> list[str]:
+def write_static(folder: Path, exports: Path, texts: Mapping[str, str], top_k: int) -> list[str]:
     """Write the page of an exports folder with all that it asks for: its files, the light model and
     the runtime, advice, reference pictures, page.json and the class list.
 
@@ -23,6 +22,7 @@ def write_static(folder: Path, exports: Path, top_k: int) -> list[str]:
     Args:
         folder: where to; made where it is missing.
         exports: written by 03_export.py, with a light model.
+        texts: sentences by key.
         top_k: alternatives of an answer.
 
     Returns:
@@ -36,15 +36,15 @@ def write_static(folder: Path, exports: Path, top_k: int) -> list[str]:
     bundle, folder = read_bundle(exports), follow(folder)
     light_files(exports)  # says what is missing
     version = f"{bundle.version} {bundle.tree.fingerprint()}"
-    files, values = page_files(bundle, top_k=top_k, server=None, version=version)
+    files, made = page_files(bundle, texts, top_k=top_k, server=None, version=version)
     species = [
         {"species": name, "diseases": list(diseases)}
         for name, diseases in zip(bundle.tree.species, bundle.tree.diseases, strict=True)
     ]
     counts = {"num_species": bundle.tree.num_species, "num_classes": bundle.tree.num_classes}
-    values["model"] = {"name": bundle.name, "version": bundle.version, **counts, "classes": species}
-    paths = {name or "index.html": one.path for name, one in files.items()}
-    tops = {name.partition("/")[0] for name in (*paths, *values)}
+    told = {"name": bundle.name, "version": bundle.version, **counts, "classes": species}
+    made |= {PAGE: made.pop(""), "model": json.dumps(told, ensure_ascii=False).encode()}
+    tops = {name.partition("/")[0] for name in (*files, *made)}
     own = (folder / "page.json").is_file() and (folder / "sw.js").is_file()
     if taken := sorted(name for name in tops if (folder / name).exists() and not own):
         fail(
@@ -52,19 +52,17 @@ def write_static(folder: Path, exports: Path, top_k: int) -> list[str]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as aside:
-        for name, path in paths.items():
+        for name in (*files, *made):
             (Path(aside) / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, Path(aside) / name)
-        for name, value in values.items():
-            (Path(aside) / name).parent.mkdir(parents=True, exist_ok=True)
-            write_text(Path(aside) / name, json.dumps(value, ensure_ascii=False))
-        text = (WEB / "index.html").read_text(encoding="utf-8")
-        write_text(Path(aside) / "index.html", text.replace(_PAGE, f"{_PAGE} data-alone", 1))
+        for name, one in files.items():
+            shutil.copyfile(one.path, Path(aside) / name)
+        for name, data in made.items():
+            (Path(aside) / name).write_bytes(data)
         for name in sorted(tops):
             if (folder / name).is_dir():
                 shutil.rmtree(folder / name)
             os.replace(Path(aside) / name, folder / name)
-    size = sum((folder / name).stat().st_size for name in (*paths, *values)) / 1e6
+    size = sum((folder / name).stat().st_size for name in (*files, *made)) / 1e6
     return [
         f"wrote {folder}/ ({size:.1f} MB): any web host with https can serve it, below any address",
         f"look: python -m http.server --directory {folder}, then http://127.0.0.1:8000",

@@ -9,8 +9,7 @@ import pytest
 import tiny_bundle as tiny
 import tiny_light
 from firefox import FIREFOX, Firefox
-from page_site import serve
-from test_page import needs_runtime
+from page_site import needs_runtime, serve
 from test_page_numbers import LONG_SIDE, RUN, SIZE, cases
 
 from common.images import read_rgb, resize_to_model

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 import tiny_light
-from page_site import serve
+from page_site import needs_runtime, serve
 from PIL import Image
 from starlette.testclient import TestClient
-from test_page import needs_runtime
 from tiny_profiles import profile
 
 from common.decide import decide, rejection_from_json, rollups_from_json

@@ -59,7 +59,9 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         yield
         service.queue.stop()
 
-    pages = page_routes(predictor, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb)
+    pages = page_routes(
+        predictor, settings.texts, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb
+    )
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
         Route("/model", service.model),

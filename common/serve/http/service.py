@@ -8,7 +8,7 @@ import hmac
 import time
 from collections.abc import Awaitable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -29,6 +29,7 @@ from common.serve.http.uploads import (
 from common.serve.http.work_queue import Busy, ClientGone, WorkQueue
 from common.serve.predictor import Outputs, Predictor
 from common.serve.shared import ModelGone
+from common.serve.texts import english
 
 # by an ImageError's reason; any other is 422
 _STATUS = {"empty": 400, "text": 415, "format": 415, "too_large": 413}
@@ -42,7 +43,7 @@ class Settings:
     may be under way; max_upload_mb: bytes of a request's body, in millions; max_megapixels: of one
     photo; memory_mb: of all bodies together; upload_seconds: for a body to arrive; provider: what
     runs the model; api_key: required unless empty; cors_origins: pages of other addresses that may
-    ask, `*` for all.
+    ask, `*` for all; texts: sentences by key.
     """
 
     top_k: int = 5
@@ -57,6 +58,7 @@ class Settings:
     provider: str = "cpu"
     api_key: str = ""
     cors_origins: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=english)
 
 
 class Service:
@@ -165,7 +167,7 @@ class Service:
             work = [self._run(photo, i, len(photos), options) for i, photo in enumerate(photos)]
             results = await self.queue.run(work, lambda: left(request))
         # here, not on a runner: it takes less than waiting for one again
-        return answer(self.predictor, results, options)
+        return answer(self.predictor, results, options, self.settings.texts)
 
     async def _run(self, photo: bytes, i: int, count: int, options: Options) -> PhotoResult:
         try:

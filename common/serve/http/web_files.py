@@ -23,9 +23,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from common import decide
 from common.files import file_sha256
 from common.images import MIN_SIDE
+from common.serve import icon
 from common.serve.advice import INDEX, REFERENCE, read_advice, read_reference
 from common.serve.predictor import (
     HEADS,
@@ -36,14 +36,17 @@ from common.serve.predictor import (
     Predictor,
     read_settings,
 )
+from common.serve.texts import fill_page
 from common.serve.web_runtime import PINNED, RUNTIME, SCRIPT, WASM
 
 WEB = Path(__file__).parents[1] / "web"
+PAGE, TEXTS = "index.html", "texts.json"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
+    ".png": "image/png",
     ".svg": "image/svg+xml",
     ".json": "application/json",
     ".wasm": "application/wasm",
@@ -198,37 +201,42 @@ def describe_light(exports: Path) -> str:
 
 def page_files(
     bundle: Bundle,
+    texts: Mapping[str, str],
     *,
     top_k: int,
     server: Mapping[str, Any] | None,
     version: str,
     runtime: Path | None = None,
-) -> tuple[dict[str, Stored], dict[str, Any]]:
+) -> tuple[dict[str, Stored], dict[str, bytes]]:
     """List what the page consists of, by the address below the page's own.
 
     Args:
         bundle: of the exports, which may hold a light model, advice and reference pictures.
+        texts: sentences by key.
         top_k: alternatives of an answer.
         server: what the page has to know of the server that it may ask; None: there is none.
         version: of all that the page asks for besides.
         runtime: as for `light_files`.
 
     Returns:
-        its files; and its values, which are sent as JSON, of which page.json is what it has to know
-        before it starts.
+        its files; and the bytes of what is in no file: the page itself, in the words of `texts`,
+        its icons, and JSON, of which page.json is what it has to know before it starts.
 
     Raises:
         SystemExit: where advice.csv or the reference pictures cannot be used.
     """
     pages = {
-        ("" if path.name == "index.html" else path.name): Stored(path)
+        path.name: Stored(path)
         for path in sorted(WEB.iterdir())
-        if path.suffix in _TYPES
+        if path.suffix in _TYPES and path.name not in (PAGE, TEXTS)
     }
+    index_html = fill_page((WEB / PAGE).read_text(encoding="utf-8"), texts)
+    if server is None:
+        index_html = index_html.replace("<html", "<html data-alone", 1)
     try:
-        found, why = light_files(bundle.folder, runtime), None
-    except BundleError:  # the terminal says more: a visitor has no use for paths
-        found, why = {}, "This server has no model for the browser."
+        found = light_files(bundle.folder, runtime)
+    except BundleError:  # the terminal says why: a visitor has no use for paths
+        found = {}
     kept = {
         name: Stored(path, "public, max-age=31536000, immutable") for name, path in found.items()
     }
@@ -239,15 +247,13 @@ def page_files(
         for row in index.values()
         for one in row
     }
-    shell = [f"./{name}" for name in pages if name != "sw.js"]
+    shell = [f"./{name}" for name in ("", TEXTS, *pages) if name != "sw.js"]
     facts: dict[str, Any] = {
         "top_k": top_k,
         "min_side": MIN_SIDE,
         # from this version on, a resize begins with the height of tall pictures
         "tall_first": int(PIL.__version__.split(".")[0]) >= 13,
-        "texts": decide.texts(),
         "server": server,
-        "why": why,
         "light": {
             "script": urls[SCRIPT],
             "wasm": urls[WASM],
@@ -259,21 +265,31 @@ def page_files(
         else None,
         "shell": [*shell, "page.json", "model", *["advice.json"] * bool(advice)],
     }
-    values = {"advice.json": advice, f"{REFERENCE}/{INDEX}": index, "page.json": facts}
+    facts["shell"] += [f"{REFERENCE}/{INDEX}"] * bool(index)
+    values = {TEXTS: texts, "advice.json": advice, f"{REFERENCE}/{INDEX}": index}
     hashes = [one.sha256 for one in (*pages.values(), *kept.values())]
     sizes = [one.path.stat().st_size for one in pictures.values()]  # cheaper, and enough
-    everything = json.dumps([values, hashes, sizes, version])
+    everything = json.dumps([index_html, facts, values, hashes, sizes, version])
     facts["version"] = hashlib.sha256(everything.encode()).hexdigest()[:16]
-    return pages | {urls[name][2:]: one for name, one in kept.items()} | pictures, values
+    made = {f"icon-{size}.png": icon.png(size) for size in icon.SIZES} | {"": index_html.encode()}
+    for name, value in {**values, "page.json": facts}.items():
+        made[name] = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return pages | {urls[name][2:]: one for name, one in kept.items()} | pictures, made
 
 
 def page_routes(
-    predictor: Predictor, *, top_k: int, max_upload_mb: float, runtime: Path | None = None
+    predictor: Predictor,
+    texts: Mapping[str, str],
+    *,
+    top_k: int,
+    max_upload_mb: float,
+    runtime: Path | None = None,
 ) -> list[Route]:
     """Build the routes of all that the page consists of.
 
     Args:
         predictor: the served model, whose folder may hold a light one.
+        texts: sentences by key.
         top_k, max_upload_mb: as of the server.
         runtime: as for `light_files`.
 
@@ -285,8 +301,9 @@ def page_routes(
         "long_side": predictor.bundle.long_side,
         "max_upload_mb": max_upload_mb,
     }
-    files, values = page_files(
+    files, made = page_files(
         predictor.bundle,
+        texts,
         top_k=top_k,
         server=server,
         version=predictor.card.sha256,
@@ -295,7 +312,7 @@ def page_routes(
 
     # A route per file of the page: a mount at "/" would answer 404 where 405 is meant.
     return [
-        *(Route(f"/{name}", _told(value)) for name, value in values.items()),
+        *(Route(f"/{name}", _told(name, data)) for name, data in made.items()),
         *(Route(f"/{name}", one.answer) for name, one in files.items() if "/" not in name),
         *(
             Route(f"/{folder}/{{name:path}}", _inside(folder, files))
@@ -304,13 +321,12 @@ def page_routes(
     ]
 
 
-def _told(value: Any) -> Callable[[Request], Response]:
-    """Answer with a value as JSON, 304 where the browser has it."""
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+def _told(name: str, data: bytes) -> Callable[[Request], Response]:
+    """Answer with what is in no file, 304 where the browser has it."""
     headers = {
         "etag": f'"{hashlib.sha256(data).hexdigest()[:16]}"',
         "cache-control": "no-cache",
-        "content-type": "application/json",
+        "content-type": _TYPES[Path(name or PAGE).suffix],
         "vary": "accept-encoding",
     }
     zipped = gzip.compress(data, 6, mtime=0)

@@ -20,14 +20,22 @@ export async function canRead() {
   return pen.getImageData(0, 0, 16, 16).data.every((value, i) => value === wanted.data[i]);
 }
 
-// Decode a blob, upright, and shrink it to at most `longSide` (null: never). Throws where this browser cannot decode it.
+// Decode a blob, upright, take out the square `crop` (shares of width, height and short side; null: all of it), and shrink that to at
+// most `longSide` (null: never). Throws where this browser cannot decode it.
 // Colours are converted from the photo's profile to sRGB, as the server does: a canvas is sRGB, and that is the browsers' default.
-export async function read(blob, longSide) {
-  const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", premultiplyAlpha: "none" });
+export async function read(blob, longSide, crop = null) {
+  let bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", premultiplyAlpha: "none" });
   try {
     const head = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
+    if (crop) {
+      const side = Math.max(1, Math.round(crop.side * Math.min(bitmap.width, bitmap.height)));
+      const [left, top] = [[crop.x, bitmap.width], [crop.y, bitmap.height]].map(([share, whole]) => Math.min(Math.round(share * whole), whole - side));
+      const whole = bitmap;
+      bitmap = await createImageBitmap(whole, left, top, side, side, { premultiplyAlpha: "none" });
+      whole.close();
+    }
     const { width, height } = bitmap;
-    return { ...shrink(bitmap, longSide, head[0] === 0xff && head[1] === 0xd8), width, height };
+    return { ...shrink(bitmap, longSide, !crop && head[0] === 0xff && head[1] === 0xd8), width, height };
   } finally {
     bitmap.close();
   }
@@ -210,7 +218,7 @@ function pass(data, lines, from, to, stepIn, lineIn, stepOut, lineOut) {
   return out;
 }
 
-// Light and focus at model size, as common/poor_photos_tmp.py measures them.
+// Light and focus at model size, as photo_quality in common/images.py measures them.
 export function quality({ data, width, height }) {
   const grey = Float64Array.from({ length: width * height }, (_, i) =>
     (9798 * data[3 * i] + 19235 * data[3 * i + 1] + 3735 * data[3 * i + 2] + 16384) >> 15);

@@ -1,16 +1,30 @@
 // Asking the server. What goes there is a small copy of the photo, without metadata, or the photo where this browser cannot read it.
 
-export class ServerError extends Error {}
+import { t } from "./page.js";
 
-function advice(status) {
-  if (status === 503) return "Wait a moment, then choose the photo again.";
-  if (status >= 500) return "Try again. If it stays so, tell whoever runs this server.";
-  return status === 401 ? "Ask whoever runs this server." : "Choose another photo: JPEG, PNG and WebP work.";
+const LONGEST = 10; // s that it waits by itself where the server is busy
+const KEYS = { text: "error_picture", format: "error_picture", empty: "error_picture", too_large: "error_large", too_slow: "late", busy: "error_busy",
+  truncated: "error_damaged", unreadable: "error_damaged", too_small: "why_small", dark: "why_dark", no_key: "error_key" };
+const BY_STATUS = { 401: "error_key", 403: "error_key", 408: "late", 413: "error_large", 429: "error_busy", 503: "error_busy" };
+
+// An error as the page shows it: a sentence, and what to do about it.
+export function problem(key, values = {}) {
+  const all = { host: location.host, seconds: 30, minutes: 1, ...values };
+  const todo = key.startsWith("why_") ? key.replace("why_", "do_") : `${key}_do`;
+  return Object.assign(new Error(t(key, all)), { advice: t(todo, all) });
 }
 
-// photos: [{ blob, shortSide: px of the photo it is a copy of, or null where it is the photo itself }], of one plant.
-export async function ask(photos, signal) {
-  const query = new URLSearchParams({ heatmap: "1" });
+async function pause(seconds, signal) {
+  await new Promise((done) => {
+    setTimeout(done, 1000 * seconds);
+    signal.addEventListener("abort", done);
+  });
+  signal.throwIfAborted();
+}
+
+// photos: [{ blob, shortSide: px of what it is a copy of, or null where it is the photo itself }], of one plant; species: the known one, or null.
+export async function ask(photos, species, signal) {
+  const query = new URLSearchParams({ heatmap: "1", ...(species && { species }) });
   const sides = photos.map((photo) => photo.shortSide).filter(Boolean);
   if (sides.length) query.set("short_side", String(Math.min(...sides)));
   let [body, headers] = [photos[0].blob, { "content-type": photos[0].blob.type || "application/octet-stream" }];
@@ -23,17 +37,19 @@ export async function ask(photos, signal) {
     try {
       response = await fetch(`predict?${query}`, { method: "POST", body, signal, headers });
     } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw Object.assign(new ServerError("The server cannot be reached."), {
-        advice: "See whether it is still running and you are still connected, then choose the photo again." });
+      signal.throwIfAborted();
+      throw Object.assign(problem("error_none"), { unsent: true });
     }
-    if (response.status === 503 && attempt < 3) {
-      await new Promise((done) => setTimeout(done, 1000 * (Number(response.headers.get("retry-after")) || 1)));
+    const answer = await response.json().catch(() => null);
+    signal.throwIfAborted();
+    if (response.ok && answer?.decision) return answer;
+    const key = KEYS[answer?.error?.code] ?? BY_STATUS[response.status];
+    const wait = Number(response.headers.get("retry-after")) || 1; // a date is no number
+    if (key === "error_busy" && wait <= LONGEST && attempt < 3) {
+      await pause(wait, signal);
       continue;
     }
-    const answer = await response.json().catch(() => ({}));
-    if (response.ok) return answer;
-    const message = response.status === 401 ? "The server only answers programs that have its key." : answer.error?.message;
-    throw Object.assign(new ServerError(message ?? `The server answered ${response.status}.`), { advice: advice(response.status) });
+    if (key) throw problem(key, { minutes: Math.ceil(wait / 60) });
+    throw answer?.error ? problem("error_other", { status: response.status }) : problem("error_between");
   }
 }
