@@ -46,10 +46,10 @@ def write_static(folder: Path, exports: Path, texts: Mapping[str, str], top_k: i
     made |= {PAGE: made.pop(""), "model": json.dumps(told, ensure_ascii=False).encode()}
     tops = {name.partition("/")[0] for name in (*files, *made)}
     own = (folder / "page.json").is_file() and (folder / "sw.js").is_file()
-    if taken := sorted(name for name in tops if (folder / name).exists() and not own):
-        fail(
-            f"{folder / taken[0]} is there and was not made by this script. Choose another folder."
-        )
+    taken = [] if own else [path for name in sorted(tops) if (path := folder / name).exists()]
+    if folder.is_file() or taken:
+        there = (taken or [folder])[0]
+        fail(f"{there} is there and was not made by this script. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as aside:
         for name in (*files, *made):

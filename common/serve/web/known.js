@@ -20,7 +20,8 @@ export async function loadKnown(shell) {
   const [model, sentences, index] = await Promise.all([json("model"),
     ...["advice.json", "reference/index.json"].map((url) => (shell.includes(url) ? json(url).catch(() => ({})) : {}))]);
   classes = model.classes;
-  told = sentences[t("language")] ?? {};
+  const language = t("language");
+  told = { ...sentences[language.split("-")[0]], ...sentences[language] }; // de-CH knows what de does
   shown = index;
   $("plants").replaceChildren(...classes.map(({ species }) => el("option", { value: words(species) })));
   const flat = model.num_classes === model.num_species;
