@@ -146,7 +146,7 @@ function details(answer, by) {
   const rows = [
     [t("photo"), t("pixels", answer.image)],
     photo.length && [t("measures"), photo.map(({ measure, value, limit }) => t("measured", { name: words(measure), value, limit })).join("; ")],
-    quantile !== null && [t("strange"), quantile >= 1 ? t("strange_all") : t("strange_more", { share: Math.floor(100 * quantile) })],
+    quantile !== null && [t("unlike"), quantile >= 1 ? t("unlike_all") : t("unlike_more", { share: Math.floor(100 * quantile) })],
     answer.decision === "rejected" && [t("guess"), className(answer.alternatives[0])],
     [t("by"), t(`by_${by}`)],
     [t("time"), t("took", { total: Math.round(answer.timings_ms.total), model: Math.round(answer.timings_ms.model) })],
