@@ -242,7 +242,7 @@ def test_advice_is_begun_empty(exported):
     assert read_advice(exported.exports, tree) == {}
 
 
-def test_reference_pictures_are_added_to_an_export_however_it_was_made(
+def test_pictures_and_a_triton_repository_are_added_to_an_export_however_it_was_made(
     exported, tmp_path, capfd, refused
 ):
     own = shutil.copytree(exported.exports, tmp_path / "e")
@@ -253,7 +253,12 @@ def test_reference_pictures_are_added_to_an_export_however_it_was_made(
     before = {path: path.stat().st_mtime_ns for path in own.iterdir()}
     flags = [*exported.flags[:4], "--output", own, "--workers", 0]
     refused("none is shown without", run, "03_export", *flags, "--reference", 2)
-    assert run("03_export", *flags, "--reference", 2, "raw") == 0
+    triton = ["--triton", tmp_path / "triton"]
+    (tmp_path / "triton" / "foliar").mkdir(parents=True)
+    refused("no Triton model", run, "03_export", *flags, *triton)
+    (tmp_path / "triton" / "foliar").rmdir()
+    assert run("03_export", *flags, "--reference", 2, "raw", *triton) == 0
+    assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file()
     after = {path: path.stat().st_mtime_ns for path in own.iterdir()}
     assert before.items() <= after.items()
     assert {path.name for path in after.keys() - before.keys()} == {"advice.csv", "reference"}

@@ -27,7 +27,7 @@ TEXT = "Rake up the fallen leaves."
 def exports(tmp_path_factory) -> Path:
     """Exports with a light model, a row of advice and a reference picture."""
     folder = tiny.make(tmp_path_factory.mktemp("static") / "exports")
-    tiny_light.add(folder)
+    tiny_light.add(folder, padding=1_000_000)  # more heads than a page with a server would keep
     (folder / "browser" / "light.json.gz").write_bytes(b"of no use on plain hosts")
     (folder / "advice.csv").write_text(f"{HEAD}apple,scab,,Venturia,,{TEXT},,,,\n")
     picture = folder / "reference" / "apple" / "scab" / "1.jpg"
@@ -81,6 +81,18 @@ def test_the_folder_holds_what_the_page_asks_for_and_nothing_else(
     assert f"python -m http.server --directory {site}" in told
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
     assert f"({size / 1e6:.1f} MB)" in told
+
+
+def test_it_speaks_the_language_of_the_texts(exports, stand_in, tmp_path):
+    (tmp_path / "de.json").write_text(json.dumps({"language": "de", "choose": "Foto wählen"}))
+    flags = ["--texts", tmp_path / "de.json", "--static", tmp_path / "site"]
+    assert run("04_serve", "--exports", exports, *flags) == 0
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert re.search('<html[^>]* lang="de"', page)
+    assert ">Foto wählen<" in page
+    assert json.loads((tmp_path / "site" / "texts.json").read_text())["choose"] == "Foto wählen"
+    advice = json.loads((tmp_path / "site" / "advice.json").read_text())
+    assert advice.keys() == {"de"}, "a row that names no language"
 
 
 def test_written_again_it_is_replaced_and_files_of_others_stay(exports, stand_in, tmp_path):
