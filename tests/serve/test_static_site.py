@@ -102,6 +102,10 @@ def test_written_again_it_is_replaced_and_files_of_others_stay(exports, stand_in
     (site / "CNAME").write_text("leaves.example.org")
     assert run("04_serve", "--exports", changed, "--static", site) == 0
     version = json.loads((site / "page.json").read_text())["version"]
+    for name in files_of(site) - {"page.json", "sw.js", "CNAME"}:  # as where it was killed
+        (site / name).unlink()
+    (site / ".partial").mkdir()
+    (site / ".partial" / "app.js").write_text("half")
     shutil.rmtree(changed / "reference")
     tiny_light_file = changed / "browser" / "light.json"
     settings = json.loads(tiny_light_file.read_text())
@@ -109,6 +113,7 @@ def test_written_again_it_is_replaced_and_files_of_others_stay(exports, stand_in
     assert run("04_serve", "--exports", changed, "--static", site) == 0
     assert (site / "CNAME").read_text() == "leaves.example.org"
     assert not (site / "reference" / "apple").exists()
+    assert not (site / ".partial").exists()
     assert len([name for name in files_of(site) if name.endswith("/light.json")]) == 1
     assert json.loads((site / "page.json").read_text())["version"] != version
 
@@ -123,7 +128,8 @@ def test_what_is_missing_or_in_the_way_is_told(exports, stand_in, tmp_path, refu
     (tmp_path / "site" / "index.html").write_text("somebody's own")
     refused(("index.html", "another folder"), run, "04_serve", *start, exports)
     assert files_of(tmp_path / "site") == {"index.html"}
-    refused("another folder", run, "04_serve", "--exports", exports, "--static", __file__)
+    for place in (Path(__file__), Path(__file__) / "site"):
+        refused("another folder", run, "04_serve", "--exports", exports, "--static", place)
     (stand_in / web_files.WASM).unlink()
     refused("web_runtime fetch", run, "04_serve", *start, exports)
 
