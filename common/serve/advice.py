@@ -60,7 +60,9 @@ def read_advice(
         if not any(texts):
             continue
         where, spoken = f"{path}, line {table.lines[row]}", spoken or language
-        key = f"{slug(species)}/{slug(disease) if disease else ''}"
+        key = f"{species}/{disease}"
+        if key not in names:  # "Bell pepper" means bell_pepper
+            key = f"{slug(species)}/{slug(disease) if disease else ''}"
         said = dict(zip(TEXTS, texts, strict=True))
         if key not in names:
             alike = [name for name in names if name.endswith("/") == key.endswith("/")]
