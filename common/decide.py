@@ -254,7 +254,7 @@ def decide(
         tree, rejection, rollup, mode: as for `decide_batch`.
         top_k: how many alternatives to list, most probable first.
         photo: measures of the photo (`brightness`, `sharpness`, `short_side`), compared with
-            `rejection.photo` where it is not answered in full; None compares nothing.
+            `rejection.photo`; None compares nothing.
 
     Raises:
         ValueError: as `decide_batch`.
@@ -322,13 +322,13 @@ def _reasons(
         reason, threshold = "unknown_disease", rejection.disease
     if outcome == UNKNOWN_SPECIES and not threshold.exceeded(ood):
         threshold = rejection.species
-    limits = rejection.photo if rejection and outcome != ANSWERED else {}
+    limits = rejection.photo if rejection else {}
     failed = [
         {"measure": name, "value": _round(photo[name]), "limit": _round(limits[name])}
         for name in _PHOTO
         if name in photo and name in limits and not photo[name] >= limits[name]
     ]
-    if failed and outcome != ROLLED_UP:
+    if failed and outcome not in (ANSWERED, ROLLED_UP):
         reason = _PHOTO[failed[0]["measure"]]
     value = None if threshold is None else float(threshold.value(ood))
     return {

@@ -125,9 +125,12 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> SimpleNamespace:
-    """`.plain`: exports without a light model; `.light`: with one; `.photos`: the folder of
-    `PHOTOS`.
+    """`.plain`: exports without a light model; `.light`: with one; `.full`: with advice and
+    pictures to compare with, too; `.photos`: the folder of `PHOTOS`.
     """
+    import json
+    import shutil
+
     import tiny_bundle as tiny
     import tiny_light
     from page_site import PHOTOS
@@ -135,10 +138,24 @@ def places(tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("page")
     plain, light = tiny.make(root / "plain"), tiny.make(root / "light")
     tiny_light.add(light)
+    full = shutil.copytree(light, root / "full")
+    (full / "advice.csv").write_text(
+        "species,disease,language,scientific_name,local_name,text,severity,treatment,link,source\n"
+        "apple,,en,Malus domestica,Mti wa tofaa,,,,,\n"
+        "apple,scab,en,Venturia inaequalis,,Burn the leaves.,high in wet years,copper,"
+        "https://example.org/scab,Extension service\n"
+    )
+    index = {}
+    for i in range(tiny.TREE.num_classes):
+        name = tiny.TREE.class_name(i)
+        (full / "reference" / name).mkdir(parents=True)
+        (full / "reference" / name / "1.jpg").write_bytes(tiny.picture(tiny.color_of(i)))
+        index[name] = [{"file": f"{name}/1.jpg", "source": "my garden"}]
+    (full / "reference" / "index.json").write_text(json.dumps(index))
     (root / "photos").mkdir()
     for name, data in PHOTOS.items():
         (root / "photos" / name).write_bytes(data)
-    return SimpleNamespace(plain=plain, light=light, photos=root / "photos")
+    return SimpleNamespace(plain=plain, light=light, full=full, photos=root / "photos")
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +173,15 @@ def light(places):
     from page_site import serve
 
     with serve(places.light, max_upload_mb=0.5) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def full(places):
+    """The page with all that it can show, served."""
+    from page_site import serve
+
+    with serve(places.full, max_upload_mb=0.5) as site:
         yield site
 
 

@@ -31,6 +31,7 @@ PHOTOS = {
     "text.txt": b"no picture",
     "broken.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG")[:100],
     "scan.tif": tiny.picture(tiny.color_of(2), (90, 70), "TIFF"),
+    "halves.png": tiny.halves(tiny.color_of(2), tiny.color_of(4)),
     "huge.bmp": tiny.picture(tiny.color_of(2), (700, 500), "BMP"),
 }  # over the server's limit: only its small copy is sent
 NO_RUNTIME = any(not (web_files.RUNTIME / name).is_file() for name in web_files.PINNED)

@@ -95,6 +95,7 @@ async function remote(asked, own, control) {
     if (found.image) copies.push({ blob: await light.small(), shortSide: Math.min(found.image.width, found.image.height) });
     else copies.push({ blob: photo.file, shortSide: null });
   }
+  signal.throwIfAborted();
   const large = copies.filter(({ shortSide }) => shortSide === null);
   if (large.some(({ blob }) => blob.size > facts.server.max_upload_mb * 1e6)) throw problem("error_large");
   setBusy(!large.length);
@@ -121,7 +122,8 @@ function tell(found, asked, by, notes, again = false) {
   const { conditioned } = found;
   const other = conditioned && !conditioned.agrees
     && t("said_other", { said: title(asked.species).toLowerCase(), photo: title(conditioned.best_before.species).toLowerCase() });
-  const actions = by === "browser" && !isPrivate() ? [button(t(again ? "second_again" : "second_opinion"), () => ask(true), "small", "second")] : [];
+  const poor = found.decision === "rejected" && found.rejection.photo.length; // no other opinion makes it a better photo
+  const actions = by === "browser" && !isPrivate() && !poor ? [button(t(again ? "second_again" : "second_opinion"), () => ask(true), "small", "second")] : [];
   showAnswer(found, { photos: asked.all, by, sent: asked.sent, notes: [other, ...notes], actions, privately: isPrivate() });
   if (asked.all[0].url === photos.current().url) photos.drawHeat(found.heatmap, asked.all[0].crop);
 }

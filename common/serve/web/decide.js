@@ -1,9 +1,9 @@
 // From the light model's numbers to an answer, as common/export/browser/light_model.py, deferral.py and decide.py have it.
 
 import { diseases } from "./heads.js";
+import { POOR } from "./page.js";
 
 const FLOOR = 1e-12; // as in common/serve/fusion.py
-const POOR = { short_side: "small", brightness: "dark", sharpness: "blurred" };
 const short = (value) => Number(value.toPrecision(6));
 const argmax = (values) => values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
 const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -109,9 +109,9 @@ function reasons(outcome, unknown, scores, limits, photo, missing) {
   let score = scores.ood;
   if (outcome === "rolled_up" && unknown) [reason, score] = ["unknown_disease", scores.disease];
   else if (outcome === "rolled_up" && missing) reason = "not_here";
-  const poor = outcome === "answered" ? [] : Object.keys(POOR).filter((name) => name in limits && !(photo[name] >= limits[name]));
+  const poor = Object.keys(POOR).filter((name) => name in limits && !(photo[name] >= limits[name]));
   const failed = poor.map((name) => ({ measure: name, value: short(photo[name]), limit: short(limits[name]) }));
-  if (failed.length && outcome !== "rolled_up") reason = POOR[failed[0].measure];
+  if (failed.length && !["answered", "rolled_up"].includes(outcome)) reason = POOR[failed[0].measure];
   return {
     rejected: !["answered", "rolled_up"].includes(outcome), reason, score: score?.score ?? null,
     value: score && Number.isFinite(score.value) ? short(score.value) : null, threshold: score ? short(score.threshold) : null,

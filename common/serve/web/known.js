@@ -20,8 +20,7 @@ export async function loadKnown(shell) {
   const [model, sentences, index] = await Promise.all([json("model"),
     ...["advice.json", "reference/index.json"].map((url) => (shell.includes(url) ? json(url).catch(() => ({})) : {}))]);
   classes = model.classes;
-  const language = t("language");
-  told = { ...sentences[language.split("-")[0]], ...sentences[language] }; // de-CH knows what de does
+  told = Object.assign({}, ...Object.values(sentences), sentences.en, sentences[t("language")]); // rather in another language than not at all
   shown = index;
   $("plants").replaceChildren(...classes.map(({ species }) => el("option", { value: words(species) })));
   const flat = model.num_classes === model.num_species;

@@ -1,5 +1,6 @@
 // What all of the page uses: elements, and the sentences of texts.json, from which Python's answers come too.
 
+export const POOR = { short_side: "small", brightness: "dark", sharpness: "blurred" }; // measures of a photo, and what is wrong where one is too low
 export const $ = (id) => document.getElementById(id);
 
 export function el(tag, attributes = {}, ...children) {

@@ -50,6 +50,6 @@ export async function ask(photos, species, signal) {
       continue;
     }
     if (key) throw problem(key, { minutes: Math.ceil(wait / 60) });
-    throw answer?.error ? problem("error_other", { status: response.status }) : problem("error_between");
+    throw response.ok ? problem("error_between") : problem("error_other", { status: response.status });
   }
 }

@@ -1,7 +1,7 @@
 // What the page shows for an answer, a rejection, an error and while it waits.
 
 import { advice, named, pictures } from "./known.js";
-import { $, button, className, el, percent, t, title, words } from "./page.js";
+import { $, POOR, button, className, el, percent, t, title, words } from "./page.js";
 import { picture } from "./photos.js";
 
 const MANY = 4; // classes to show beside an answer
@@ -58,15 +58,17 @@ function compare(photos, items, privately) {
     el("li", {}, el("img", { src: `reference/${file}`, alt: className(item), loading: "lazy" }), el("span", { text: className(item) }),
       source && el("small", { text: t("source", { text: source }) })))));
   const ask = button(t("compare_load"), () => { ask.parentNode.replaceWith(row()); $("result").focus({ preventScroll: true }); }, "small", "compare-load");
-  return section(t("compare"), privately ? el("div", {}, ask, el("p", { class: "hint", text: t("compare_hint", { host: location.host }) })) : row());
+  return section(t("compare"), privately ? el("div", { class: "compare-ask" }, ask, el("p", { class: "hint", text: t("compare_hint", { host: location.host }) })) : row());
 }
 
 // ---- answers -------------------------------------------------------------------------------------------------------
 
 // context: { photos, by: "browser" or "server", sent: "none", "copy" or "whole", notes: sentences, actions: buttons, privately }
 export function showAnswer(answer, context) {
-  const view = { answered, rolled_up: rolledUp, rejected }[answer.decision](answer, context);
-  const notes = context.notes.filter(Boolean);
+  const poor = answer.decision !== "rejected" && answer.rejection.photo[0];
+  const notes = [poor && `${t(`why_${POOR[poor.measure]}`)} ${t(`do_${POOR[poor.measure]}`)}`, ...context.notes].filter(Boolean);
+  const doubt = Boolean(poor) || answer.agreement?.agree === false;
+  const view = { answered, rolled_up: rolledUp, rejected }[answer.decision](answer, { ...context, doubt });
   show(answer.decision, context.by,
     badges(view.badge, context.sent),
     el("div", { class: "verdict" }, el("div", {}, ...view.names), el("div", { class: "shots" }, ...context.photos.map(picture))),
@@ -82,11 +84,11 @@ function badges([kind, text], sent) {
     sent && el("span", { class: "badge by", text: sentText(sent) }));
 }
 
-function answered(answer, { photos, privately }) {
+function answered(answer, { photos, privately, doubt }) {
   const flat = answer.species === answer.disease;
   const { joint } = answer.probabilities;
   const kind = flat ? "named" : answer.healthy ? "healthy" : "ill";
-  const sure = level(joint);
+  const sure = doubt ? Math.min(1, level(joint)) : level(joint);
   const say_ = t(`sure_${sure}`, { share: percent(joint) });
   const others = answer.alternatives.filter((item) => item.probability >= 0.01 && className(item) !== className(answer));
   const items = [{ species: answer.species, disease: answer.disease, probability: joint }, ...others].slice(0, MANY);
@@ -96,7 +98,7 @@ function answered(answer, { photos, privately }) {
     names: [...names("h2", "name", title(answer.species), plant), ...(flat ? [] : names("p", "second", title(answer.disease), row)),
       el("p", { class: "say", text: say_ })],
     nodes: [
-      flat && !row ? null : nextStep(flat ? "" : t(sure ? `next_${kind}` : "next_perhaps"), row),
+      flat && !row ? null : nextStep(flat ? "" : t(sure > (kind === "ill" ? 0 : 1) ? `next_${kind}` : "next_perhaps"), row),
       ...section(t("how_sure"), bars(items.map((item) => ({ name: className(item), share: item.probability })))),
       ...compare(photos, items, privately),
     ],
@@ -148,9 +150,8 @@ function details(answer, by) {
     photo.length && [t("measures"), photo.map(({ measure, value, limit }) => t("measured", { name: words(measure), value, limit })).join("; ")],
     quantile !== null && [t("unlike"), quantile >= 1 ? t("unlike_all") : t("unlike_more", { share: Math.floor(100 * quantile) })],
     answer.decision === "rejected" && [t("guess"), className(answer.alternatives[0])],
-    [t("by"), t(`by_${by}`)],
+    [t("by"), t(`by_${by}`, answer.model)],
     [t("time"), t("took", { total: Math.round(answer.timings_ms.total), model: Math.round(answer.timings_ms.model) })],
-    ["", t("version", answer.model)],
   ].filter(Boolean);
   return el("details", {}, el("summary", { text: t("details"), id: "details" }),
     el("dl", { class: "facts" }, ...rows.flatMap(([name, text]) => [el("dt", { text: name }), el("dd", { text })])));
