@@ -60,7 +60,8 @@ from common.train.compute import choose_compute
 from common.train.dataset import Organized, default_workers, load_organized
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
-ADDS = {"data", "checkpoints", "checkpoint", "output", "reference", "device", "workers"}
+WHERE = {"data", "checkpoints", "checkpoint", "output", "device", "workers"}
+ADDS = {"reference", "triton"}  # alone, they add to an export that is there
 SAME = 1e-3  # greatest difference of a probability between PyTorch and ONNX
 
 
@@ -99,8 +100,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar=("N", "SOURCE"),
         help="also N typical train pictures per class, for the page to show to everybody: only of "
-        "the sources named here (`dataset` in manifest.csv). Alone it adds them to an export that "
-        "is there",
+        "the sources named here (`dataset` in manifest.csv)",
     )
     add("--triton", type=Path, metavar="DIR", help="also lay out a Triton model repository")
     add("--max-size-mb", type=float, help="fail where the served model is larger")
@@ -115,7 +115,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "--precision-wanted must be 0.5 to 1, --max-pictures at least 10, --workers at least 0."
         )
     changed = {name for name, value in vars(args).items() if value != flags.get_default(name)}
-    args.only_adds = bool(args.reference) and changed <= ADDS
+    args.only_adds = bool(changed & ADDS) and changed <= ADDS | WHERE
     args.compute = choose_compute(args.device, "fp32")
     return args
 
@@ -251,8 +251,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundle = result["bundle"] | {"built_from": built_from}
         predictor.write_bundle(partial, bundle)
         told = write_report(partial, result, data, args.checkpoints, args.browser, clock())
-        if args.triton:
-            formats.write_triton(args.triton, partial / bundle["default_model"], bundle)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, (LimitError, formats.FormatError)):
@@ -279,10 +277,17 @@ def add_beside(
     payload: dict[str, Any],
     free: tuple[int, dict[int, str]] | None,
 ) -> None:
-    """Add to the export what is not made of the model: an empty advice.csv where there is none, and
-    the reference pictures that are wanted.
+    """Add to the export: an empty advice.csv where there is none, and the reference pictures and
+    the Triton repository that are wanted.
     """
     begin_advice(args.output, data.tree)
+    if args.triton:
+        bundle = predictor.read_bundle(args.output).raw
+        try:
+            formats.write_triton(args.triton, args.output / bundle["default_model"], bundle)
+        except formats.FormatError as error:
+            fail(str(error))
+        say(f"wrote {args.triton}/: tritonserver --model-repository {args.triton}")
     if free:
         model, device = checkpoint.build_model(payload), args.compute.device
         count, pictures = free

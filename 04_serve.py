@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from common import console
-from common.serve.advice import describe_advice
+from common.serve.advice import describe_advice, read_advice
 from common.serve.batch import latency
 from common.serve.batch.ensembles import Ensemble, locate, open_models
 from common.serve.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.fail(
                 f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
             )
-        describe_advice(args.exports, bundle.tree)  # fails here rather than in every process
+        read_advice(args.exports, bundle.tree)  # fails here rather than in every process
         shared = (SharedModel(model.submit).address, model.bundle.raw) if on_gpu else None
         return workers.supervise(
             args.workers,
@@ -165,7 +165,7 @@ def announce(
         )
     console.say(
         f"page     {url}/ {describe_light(args.exports)}",
-        f"advice   {describe_advice(args.exports, bundle.tree)}",
+        f"advice   {describe_advice(args.exports, bundle.tree, args.texts['language'])}",
         f"API      {url}/docs",
         f"try      curl --data-binary @leaf.jpg {url}/predict",
         "stop     Ctrl-C",

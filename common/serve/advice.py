@@ -15,7 +15,6 @@ from common.labels import read_table, require_text
 ADVICE, REFERENCE, INDEX = "advice.csv", "reference", "index.json"
 CLASS = ("species", "disease", "language")
 TEXTS = ("scientific_name", "local_name", "text", "severity", "treatment", "link", "source")
-LANGUAGE = "en"  # of rows that name none, as the page's own texts are
 _LANGUAGE = re.compile("[a-z]{2,3}(-[A-Z][a-z]{3})?(-[A-Z]{2}|-[0-9]{3})?")  # RFC 5646
 _LINK = re.compile(r"https?://[^\s/]\S*", re.I)  # a page must not run what a link says
 
@@ -29,8 +28,10 @@ def begin_advice(folder: Path, tree: ClassTree) -> None:
         write_rows(folder / ADVICE, (*CLASS, *TEXTS), rows)
 
 
-def read_advice(folder: Path, tree: ClassTree) -> dict[str, dict[str, dict[str, str]]]:
-    """Read advice.csv of an exports folder.
+def read_advice(
+    folder: Path, tree: ClassTree, language: str = "en"
+) -> dict[str, dict[str, dict[str, str]]]:
+    """Read advice.csv of an exports folder; rows that name no language are in that of the page.
 
     Returns:
         {language: {"species/disease", or "species/" for all of a species: {column: text}}}, all
@@ -55,40 +56,45 @@ def read_advice(folder: Path, tree: ClassTree) -> dict[str, dict[str, dict[str, 
     found: dict[str, dict[str, dict[str, str]]] = {}
     lines: dict[tuple[str, str], str] = {}
     columns = [table.cells.get(name, [""] * len(table.lines)) for name in (*CLASS, *TEXTS)]
-    for row, (species, disease, language, *texts) in enumerate(zip(*columns, strict=True)):
+    for row, (species, disease, spoken, *texts) in enumerate(zip(*columns, strict=True)):
         if not any(texts):
             continue
-        where, language = f"{path}, line {table.lines[row]}", language or LANGUAGE
-        key = f"{slug(species)}/{slug(disease) if disease else ''}"
+        where, spoken = f"{path}, line {table.lines[row]}", spoken or language
+        key = f"{species}/{disease}"
+        if key not in names:  # "Bell pepper" means bell_pepper
+            key = f"{slug(species)}/{slug(disease) if disease else ''}"
         said = dict(zip(TEXTS, texts, strict=True))
         if key not in names:
             alike = [name for name in names if name.endswith("/") == key.endswith("/")]
             close = [name.rstrip("/") for name in difflib.get_close_matches(key, alike, 2)]
             meant = f" Did you mean {' or '.join(close)}?" if close else ""
             fail(f"{where}: no class {key.rstrip('/')} is known.{meant} Correct or delete the row.")
-        if not _LANGUAGE.fullmatch(language):
-            fail(f"{where}: {language!r} is no language. Write en, de or pt-BR, say.")
+        if not _LANGUAGE.fullmatch(spoken):
+            fail(f"{where}: {spoken!r} is no language. Write en, de or pt-BR, say.")
         if said["link"] and not _LINK.fullmatch(said["link"]):
             fail(f"{where}: the link {said['link']!r} must begin with https:// or http://.")
-        first = lines.setdefault((language, key), where)
+        first = lines.setdefault((spoken, key), where)
         if first != where:
             other = f"line {first.rpartition(' ')[2]}"
-            fail(f"{where}: {other} is about {key} in {language}, too. Keep one of them.")
-        found.setdefault(language, {})[key] = said
+            fail(f"{where}: {other} is about {key} in {spoken}, too. Keep one of them.")
+        found.setdefault(spoken, {})[key] = said
     return found
 
 
-def describe_advice(folder: Path, tree: ClassTree) -> str:
-    """Say for how many classes there is advice, and in which languages. Raises as `read_advice`."""
-    found = read_advice(folder, tree)
-    keys = {key for rows in found.values() for key in rows}
-    names = [tree.class_name(i) for i in range(tree.num_classes)]
-    without = [name for name in names if not {name, f"{name.partition('/')[0]}/"} & keys]
+def describe_advice(folder: Path, tree: ClassTree, language: str = "en") -> str:
+    """Say for how many classes there is advice in the page's language, and in which others. Raises
+    as `read_advice`.
+    """
+    found = read_advice(folder, tree, language)
     if not found:
         return f"none ({folder / ADVICE} is yours to fill in)"
-    told = f"for {len(names) - len(without)} of {len(names)} classes, in {', '.join(sorted(found))}"
-    lacking = f"; none for {', '.join(without[:3])}{' ...' * (len(without) > 3)}"
-    return told + lacking * bool(without)
+    keys, others = found.get(language, {}), sorted(found.keys() - {language})
+    names = [tree.class_name(i) for i in range(tree.num_classes)]
+    without = [name for name in names if not {name, f"{name.partition('/')[0]}/"} & keys.keys()]
+    told = f"in {language} for {len(names) - len(without)} of {len(names)} classes"
+    if 0 < len(without) < len(names):
+        told += f" (none for {', '.join(without[:3])}{' ...' * (len(without) > 3)})"
+    return f"{told}; also in {', '.join(others)}" if others else told
 
 
 def read_reference(folder: Path, tree: ClassTree) -> dict[str, list[dict[str, str]]]:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from common.console import fail
 from common.files import follow
 from common.serve.http.web_files import PAGE, light_files, page_files
 from common.serve.predictor import read_bundle
+
+_OWN = ("page.json", "sw.js")  # by these, which are written first, a folder of ours is known
 
 
 def write_static(folder: Path, exports: Path, texts: Mapping[str, str], top_k: int) -> list[str]:
@@ -44,24 +45,25 @@ def write_static(folder: Path, exports: Path, texts: Mapping[str, str], top_k: i
     counts = {"num_species": bundle.tree.num_species, "num_classes": bundle.tree.num_classes}
     told = {"name": bundle.name, "version": bundle.version, **counts, "classes": species}
     made |= {PAGE: made.pop(""), "model": json.dumps(told, ensure_ascii=False).encode()}
-    tops = {name.partition("/")[0] for name in (*files, *made)}
-    own = (folder / "page.json").is_file() and (folder / "sw.js").is_file()
-    if taken := sorted(name for name in tops if (folder / name).exists() and not own):
-        fail(
-            f"{folder / taken[0]} is there and was not made by this script. Choose another folder."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as aside:
-        for name in (*files, *made):
-            (Path(aside) / name).parent.mkdir(parents=True, exist_ok=True)
-        for name, one in files.items():
-            shutil.copyfile(one.path, Path(aside) / name)
-        for name, data in made.items():
-            (Path(aside) / name).write_bytes(data)
-        for name in sorted(tops):
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name)
-            os.replace(Path(aside) / name, folder / name)
+    tops = sorted({name.partition("/")[0] for name in (*files, *made)})
+    taken = [path for path in (folder, *folder.parents) if path.is_file()]
+    if not all((folder / name).is_file() for name in _OWN):
+        taken += [path for name in tops if (path := folder / name).exists()]
+    if taken:
+        fail(f"{taken[0]} is there and was not made by this script. Choose another folder.")
+    aside = folder / ".partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    for name in (*files, *made):
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, one in files.items():
+        shutil.copyfile(one.path, aside / name)
+    for name, data in made.items():
+        (aside / name).write_bytes(data)
+    for name in dict.fromkeys((*_OWN, *tops)):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        os.replace(aside / name, folder / name)
+    aside.rmdir()
     size = sum((folder / name).stat().st_size for name in (*files, *made)) / 1e6
     return [
         f"wrote {folder}/ ({size:.1f} MB): any web host with https can serve it, below any address",

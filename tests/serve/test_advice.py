@@ -78,8 +78,10 @@ def test_languages_whole_species_and_cells_of_several_lines(read, tmp_path):
     assert found["pt-BR"]["apple/scab"]["text"] == 'Corte os ramos.\n\nQueime-os; "logo".'
     own = sum(tiny.TREE.class_name(i).startswith("apple/") for i in range(tiny.TREE.num_classes))
     told = describe_advice(tmp_path, tiny.TREE)
-    assert f"for {own} of {tiny.TREE.num_classes} classes, in en, pt-BR; none for " in told
+    assert f"in en for {own} of {tiny.TREE.num_classes} classes (none for " in told
     assert "apple" not in told
+    assert told.endswith("; also in pt-BR")
+    assert read_advice(tmp_path, tiny.TREE, "fr").keys() == {"fr", "pt-BR"}
     assert read("species,text\napple,Prune.\n")["en"]["apple/"]["text"] == "Prune."
 
 

@@ -241,7 +241,8 @@ def page_files(
         name: Stored(path, "public, max-age=31536000, immutable") for name, path in found.items()
     }
     urls = {name: f"./files/{one.sha256[:16]}/{name}" for name, one in kept.items()}
-    advice, index = (read(bundle.folder, bundle.tree) for read in (read_advice, read_reference))
+    advice = read_advice(bundle.folder, bundle.tree, texts["language"])
+    index = read_reference(bundle.folder, bundle.tree)
     pictures = {
         f"{REFERENCE}/{one['file']}": Stored(bundle.folder / REFERENCE / one["file"])
         for row in index.values()
