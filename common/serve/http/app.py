@@ -91,7 +91,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         lifespan=lifespan,
         exception_handlers={RequestError: _on_request_error, HTTPException: _on_http_exception},
     )
-    app.state.queue = service.queue
+    app.state.queue, app.state.addresses = service.queue, inference_protocol.addresses(predictor)
     return app
 
 
@@ -174,7 +174,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         code = "not_found"
         message = (
             "There is nothing here. There are /, /predict, /model, /healthz, /readyz, /metrics, "
-            "/v2 and /docs."
+            f"/docs, /v2, {' and '.join(request.app.state.addresses)}."
         )
     return _error(request.url.path, error.status_code, code, message, headers)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -39,7 +38,6 @@ TYPES = (
 _BLANKS = b" \t\r\n"
 _NUMBERS = re.compile(rb'"data"\s*:\s*(\[[0-9\[\], \t\r\n]*\])')
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
-_ADDRESS = re.compile(r"(.+?)(?:/versions/([^/]+))?(/ready|/infer)?")  # names may hold slashes
 
 
 def body_limit(size: int) -> int:
@@ -93,28 +91,30 @@ def routes(predictor: Predictor, ready: Callable[[], bool], infer: Endpoint) -> 
     async def server_ready(_: Request) -> Response:
         return state({})
 
-    async def model(request: Request) -> Response:
-        found = _ADDRESS.fullmatch(request.path_params["rest"])
-        asked, wanted, action = found.groups() if found else ("", None, None)
-        if (asked, wanted or version) != (name, version):
-            raise RequestError(
-                404,
-                "not_found",
-                f"There is no model '{asked[:60]}' of that version; there is '{name}', "
-                f"version {version}.",
-            )
-        if (request.method == "POST") != (action == "/infer"):
-            raise HTTPException(405, headers={"Allow": "POST" if action == "/infer" else "GET"})
-        if action == "/infer":
-            return await infer(request)
-        return state({"name": name}) if action else JSONResponse(describe(predictor))
+    async def model_ready(_: Request) -> Response:
+        return state({"name": name})
 
-    return [
+    async def model(_: Request) -> Response:
+        return JSONResponse(describe(predictor))
+
+    found = [
         Route("/v2", server),
         Route("/v2/health/live", live),
         Route("/v2/health/ready", server_ready),
-        Route("/v2/models/{rest:path}", model, methods=["GET", "POST"]),
     ]
+    for base in addresses(predictor):
+        found += [
+            Route(base, model),
+            Route(f"{base}/ready", model_ready),
+            Route(f"{base}/infer", infer, methods=["POST"]),
+        ]
+    return found
+
+
+def addresses(predictor: Predictor) -> list[str]:
+    """The two addresses of the model; its name may hold slashes."""
+    base = f"/v2/models/{predictor.bundle.name}"
+    return [base, f"{base}/versions/{predictor.bundle.version}"]
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
