@@ -241,9 +241,7 @@ def test_numbers_are_read_as_json_has_them(client, predictor):
 
 
 def test_costly_json_is_rejected_before_it_becomes_objects():
-    size = 224
-    most = inference_protocol.body_limit(size)
-    assert most == 7_290_880
+    size, most = 96, inference_protocol.body_limit(96)
     fake = SimpleNamespace(bundle=SimpleNamespace(size=size), submit=lambda batch: batch)
     shape = [8, size, size, 3]
     batch = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -262,7 +260,7 @@ def test_costly_json_is_rejected_before_it_becomes_objects():
 
     rest = most - 200
     for data in (
-        b'["' + b"a" * 400 + b'"' + b',""' * 1_000_000 + b"]",
+        b'["' + b"a" * 400 + b'"' + b',""' * 400_000 + b"]",
         b"[[]" + b",[]" * (rest // 3 - 4) + b"]",
         b"[{}" + b",{}" * (rest // 3 - 4) + b"]",
         b"[" * (rest // 2) + b"]" * (rest // 2),
