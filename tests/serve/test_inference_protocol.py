@@ -296,6 +296,7 @@ def test_a_body_beyond_the_models_own_limit_is_rejected_and_reserves_no_more(cli
         ({"content-type": "application/json; charset=utf-8"}, 200),
         ({"content-type": "application/x-www-form-urlencoded"}, 200),
         ({"content-type": "APPLICATION/OCTET-STREAM"}, 200),
+        ({"content-type": "", "content-encoding": ""}, 200),
         ({"content-encoding": "identity"}, 200),
         ({"content-encoding": "gzip"}, 415),
         ({"content-encoding": "deflate"}, 415),

@@ -47,7 +47,7 @@ def body_limit(size: int) -> int:
 
 def check_headers(headers: Mapping[str, str]) -> None:
     """Raises RequestError (415) where the body is compressed, or of a type that holds no JSON."""
-    coding = headers.get("content-encoding", "identity").strip().lower()
+    coding = (headers.get("content-encoding") or "identity").strip().lower()
     if coding != "identity":
         raise RequestError(
             415,
@@ -55,7 +55,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
             f"The body is encoded as {coding[:20]!r}, which is not understood. Send it as it is.",
             {"accept-encoding": "identity"},
         )
-    kind = headers.get("content-type", TYPES[0]).split(";")[0].strip().lower()
+    kind = (headers.get("content-type") or TYPES[0]).split(";")[0].strip().lower()
     if kind not in TYPES:
         raise RequestError(
             415,
@@ -211,7 +211,7 @@ def _bad(message: str) -> RequestError:
 def _read_json(text: bytes) -> tuple[dict[str, Any], bytes]:
     """Split a request into its JSON, with null in place of the tensor's numbers, and their text.
 
-    Parsed as JSON, these would cost 30 times their bytes before they could be counted.
+    Numbers are counted before they are parsed: 7 MB of `[]` would become 165 MB of lists.
     """
     numbers = b""
     if found := _NUMBERS.search(text):  # a key of that name has no list elsewhere in the protocol

@@ -40,7 +40,8 @@ def document(predictor: Predictor) -> dict[str, Any]:
     for path in [path for path in found["paths"] if "{name}" in path]:
         methods = copy.deepcopy(found["paths"][path])
         for entry in methods.values():
-            entry["parameters"].append({**entry["parameters"][0], "name": "version", "schema": {}})
+            version = {"name": "version", "description": "its version", "schema": {}}
+            entry["parameters"].append({**entry["parameters"][0], **version})
         found["paths"][path.replace("{name}", "{name}/versions/{version}")] = methods
     for path, methods in found["paths"].items():
         error = "ProtocolError" if path.startswith("/v2") else "Error"
