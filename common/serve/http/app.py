@@ -91,7 +91,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         lifespan=lifespan,
         exception_handlers={RequestError: _on_request_error, HTTPException: _on_http_exception},
     )
-    app.state.queue = service.queue
+    app.state.queue, app.state.addresses = service.queue, inference_protocol.addresses(predictor)
     return app
 
 
@@ -132,6 +132,7 @@ class ErrorMiddleware:
                 + sum(len(name) + len(value) for name, value in scope["headers"])
             )
             large = _error(
+                scope["path"],
                 431,
                 "too_large",
                 f"The header of the request has {size} bytes; at most {HEADER_BYTES} are read.",
@@ -142,7 +143,10 @@ class ErrorMiddleware:
             if status:
                 raise
             response = _error(
-                500, "internal", "Something went wrong in the server; its terminal says what."
+                scope["path"],
+                500,
+                "internal",
+                "Something went wrong in the server; its terminal says what.",
             )
             await response(scope, receive, send_with_headers)
         self.count(str(status))
@@ -155,28 +159,29 @@ class ErrorMiddleware:
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    if request.url.path.startswith("/v2"):  # that protocol's own form of an error
-        return JSONResponse({"error": error.message}, error.status, error.headers)
-    return _error(error.status, error.code, error.message, error.headers)
+    return _error(request.url.path, error.status, error.code, error.message, error.headers)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    code, message, headers = "http", str(error.detail), dict(error.headers or {})
     if error.status_code == 405:
+        code = "method_not_allowed"
         message = (
-            f"{request.method} does not work here; "
-            f"{(error.headers or {}).get('Allow', 'another method')} does."
+            f"{request.method} does not work here; {headers.get('Allow', 'another method')} does."
         )
-        return _error(405, "method_not_allowed", message, dict(error.headers or {}))
     if error.status_code == 404:
-        return _error(
-            404,
-            "not_found",
+        code = "not_found"
+        message = (
             "There is nothing here. There are /, /predict, /model, /healthz, /readyz, /metrics, "
-            "/v2 and /docs.",
+            f"/docs, /v2, {' and '.join(request.app.state.addresses)}."
         )
-    return _error(error.status_code, "http", str(error.detail), dict(error.headers or {}))
+    return _error(request.url.path, error.status_code, code, message, headers)
 
 
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+def _error(
+    path: str, status: int, code: str, message: str, headers: dict[str, str] | None = None
+) -> Response:
+    if f"{path}/".startswith("/v2/"):  # in the form of the Open Inference Protocol
+        return JSONResponse({"error": message}, status, headers)
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
