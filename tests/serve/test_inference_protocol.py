@@ -2,18 +2,21 @@
 is rejected.
 """
 
+import gzip
 import json
-import threading
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_bundle as tiny
 from starlette.testclient import TestClient
 
-from common.serve.http import sockets
+from common.serve.http import inference_protocol
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
-from common.serve.predictor import OUTPUTS
+from common.serve.http.uploads import RequestError
+from common.serve.predictor import OUTPUTS, Predictor
 
 URL = "/v2/models/foliar/infer"
 
@@ -130,8 +133,16 @@ def test_tensors_as_bytes(client, predictor):
         ({"data": "abc"}, "whole numbers"),
         ({"data": [256] * 6144}, "0 to 255"),
         ({"data": [0.5] * 6144}, "whole numbers"),
-        ({"data": [10**400] * 6144}, "numbers"),
+        ({"data": [10**9] * 6144}, "whole numbers"),
+        ({"data": True}, "whole numbers"),
+        ({"data": np.zeros((2, 3, 32, 32), int).tolist()}, "flat or nested as the shape says"),
+        ({"data": np.zeros((32, 32, 3, 2), int).tolist()}, "flat or nested as the shape says"),
         ({"parameters": {"binary_data_size": 5}}, "bytes"),
+        ({"parameters": {"binary_data_size": 6144}}, "no `data`"),
+        ({"parameters": {"binary_data_size": True}}, "a whole number"),
+        ({"parameters": {"binary_data_size": "6144"}}, "a whole number"),
+        ({"parameters": []}, "an object"),
+        ({"parameters": None}, "an object"),
     ],
 )
 def test_tensors_that_do_not_fit_are_rejected_in_words(client, change, word):
@@ -168,27 +179,183 @@ def test_requests_that_make_no_sense_are_rejected(client):
     assert client.get(URL).status_code == 405
 
 
-def test_tritons_own_client_is_answered(predictor):
-    triton = pytest.importorskip("tritonclient.http")
-    app, listener = make_app(predictor, Settings()), sockets.bind("127.0.0.1", 0)
-    server = sockets.Server(sockets.config(app), app.state.queue, worker=True)
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    client = triton.InferenceServerClient(f"127.0.0.1:{listener.getsockname()[1]}")
-    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("foliar")
-    assert client.get_model_metadata("foliar")["inputs"][0]["shape"] == [-1, 32, 32, 3]
-    batch = pictures(3)
-    wanted = predictor.run(batch)
-    for binary in (True, False):
-        given = triton.InferInput("images", list(batch.shape), "UINT8")
-        given.set_data_from_numpy(batch, binary_data=binary)
-        asked = [triton.InferRequestedOutput(name, binary_data=binary) for name in OUTPUTS]
-        found = client.infer("foliar", [given], outputs=asked, request_id="x1")
-        for name in OUTPUTS:
-            np.testing.assert_allclose(found.as_numpy(name), getattr(wanted, name), rtol=1e-6)
-    with pytest.raises(triton.InferenceServerException, match="There is no model 'other'"):
-        client.infer("other", [given])
-    client.close()
-    server.drain()
-    thread.join(10)
-    assert not thread.is_alive()
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"id": 5}, "`id`"),
+        ({"id": None}, "`id`"),
+        ({"parameters": "x"}, "an object"),
+        ({"parameters": {"binary_data_output": "false"}}, "true or false"),
+        ({"parameters": {"binary_data_output": 1}}, "true or false"),
+        ({"outputs": None}, "`outputs`"),
+        ({"outputs": {"name": "ood"}}, "`outputs`"),
+        ({"outputs": ["ood"]}, "`outputs`"),
+        ({"outputs": [{"name": ["ood"]}]}, "`outputs`"),
+        ({"outputs": [{"name": "logits"}]}, "probabilities, ood, heatmap"),
+        ({"outputs": [{"name": "ood"}, {"name": "ood"}]}, "each once"),
+        ({"outputs": [{"name": "ood", "parameters": {"binary_data": "false"}}]}, "true or false"),
+        ({"outputs": [{"name": "ood", "parameters": 1}]}, "an object"),
+    ],
+)
+def test_wrong_types_are_rejected_in_words(client, change, word):
+    answer = client.post(URL, json={**body(pictures(1)), **change})
+    assert answer.status_code == 400, answer.text
+    assert word in answer.json()["error"], answer.text
+
+
+def test_the_id_comes_back_whole_and_outputs_in_the_order_asked_for(client):
+    names = ["heatmap", "probabilities", "ood"]
+    asked = {**body(pictures(1)), "id": "ä" * 5000, "outputs": [{"name": name} for name in names]}
+    answer = client.post(URL, json=asked).json()
+    assert answer["id"] == "ä" * 5000
+    assert [row["name"] for row in answer["outputs"]] == names
+    del asked["id"]
+    assert "id" not in client.post(URL, json=asked).json()
+
+
+def test_numbers_are_read_as_json_has_them(client, predictor):
+    batch = pictures(1)
+    wanted = predictor.run(batch).ood
+    head, text = json.dumps(body(batch, data=None)), json.dumps(batch.tolist(), indent=1)
+    assert len(text) < 60_000
+
+    def post(text):
+        return client.post(URL, content=head.replace('"data": null', f'"data" :\n {text}'))
+
+    found = post(text.replace("\n", "\r\n\t")).json()["outputs"][1]["data"]
+    np.testing.assert_allclose(np.reshape(found, wanted.shape), wanted, rtol=1e-6)
+    flat = batch.ravel().tolist()
+    for wrong in (
+        "[007" + ",1" * 3071 + "]",
+        "[1 2" + ",1" * 3071 + "]",
+        "[1,,2" + ",1" * 3070 + "]",
+        "[" + "1," * 3072 + "]",
+        "1" + ",1" * 3071,
+        "[-1" + ",1" * 3071 + "]",
+        "[1.0" + ",1" * 3071 + "]",
+        "[1" + ",NaN" * 3071 + "]",
+        f"{flat}, {flat}",
+        f'{flat}, "data": {flat[:-1]}',
+    ):
+        assert post(wrong).status_code == 400, wrong[:20]
+
+
+def test_costly_json_is_rejected_before_it_becomes_objects():
+    size, most = 96, inference_protocol.body_limit(96)
+    fake = SimpleNamespace(bundle=SimpleNamespace(size=size), submit=lambda batch: batch)
+    shape = [8, size, size, 3]
+    batch = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    head = json.dumps(body(batch[:0], shape=shape, data=None)).encode()
+
+    def read(data):
+        text = head.replace(b"null", data)
+        assert len(text) <= most
+        tracemalloc.start()
+        try:
+            return inference_protocol.read_request(fake, text, {}).outputs
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < 6 * most, f"{peak / 1e6:.0f} MB for {data[:30]}"
+
+    rest = most - 200
+    for data in (
+        b'["' + b"a" * 400 + b'"' + b',""' * 400_000 + b"]",
+        b"[[]" + b",[]" * (rest // 3 - 4) + b"]",
+        b"[{}" + b",{}" * (rest // 3 - 4) + b"]",
+        b"[" * (rest // 2) + b"]" * (rest // 2),
+        b"[" + b"1" * (rest - 2) + b"]",
+        b"[1" + b",1000" * (rest // 5 - 1) + b"]",
+        b'0,"a":[1' + b",1" * (rest // 2 - 10) + b"]",
+    ):
+        with pytest.raises(RequestError, match="whole numbers"):
+            read(data)
+    np.testing.assert_array_equal(read(json.dumps(batch.tolist()).encode()), batch)
+
+
+def test_a_body_beyond_the_models_own_limit_is_rejected_and_reserves_no_more(client, monkeypatch):
+    most = inference_protocol.body_limit(tiny.SIZE)
+    reserved, place = [], client.app.state.queue.place
+    monkeypatch.setattr(
+        client.app.state.queue, "place", lambda size: reserved.append(size) or place(size)
+    )
+    good = json.dumps(body(pictures(8), data=pictures(8).tolist())).encode()
+    assert client.post(URL, content=good).status_code == 200
+    assert reserved.pop() == len(good) < most
+    for content in (b" " * (most + 1), iter([b" " * most, b" "])):  # with a Content-Length, without
+        answer = client.post(URL, content=content)
+        assert answer.status_code == 413
+        assert f"{most / 1e6:.3g} MB" in answer.json()["error"]
+        assert reserved.pop() == most
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"content-type": "application/json; charset=utf-8"}, 200),
+        ({"content-type": "application/x-www-form-urlencoded"}, 200),
+        ({"content-type": "APPLICATION/OCTET-STREAM"}, 200),
+        ({"content-type": "", "content-encoding": ""}, 200),
+        ({"content-encoding": "identity"}, 200),
+        ({"content-encoding": "gzip"}, 415),
+        ({"content-encoding": "deflate"}, 415),
+        ({"content-type": "image/jpeg"}, 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, 415),
+    ],
+)
+def test_encodings_and_types_that_are_not_understood(client, headers, status):
+    content = json.dumps(body(pictures(1))).encode()
+    if "content-encoding" in headers and status == 415:
+        content = gzip.compress(content)
+    answer = client.post(URL, content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+    if status == 415:
+        assert "Send" in answer.json()["error"]
+
+
+def test_every_error_is_a_string(exports, monkeypatch):
+    made = Predictor(exports)
+    content = json.dumps(body(pictures(1)))
+    with TestClient(make_app(made, Settings(api_key="k", max_upload_mb=0.1))) as client:
+        client.headers["x-api-key"] = "k"
+
+        def check(answer, status):
+            assert answer.status_code == status, answer.text
+            assert isinstance(answer.json()["error"], str) and len(answer.json()["error"]) > 15
+
+        check(client.post(URL, content="{"), 400)
+        check(client.post(URL, content=content, headers={"x-api-key": "x"}), 401)
+        for path in (
+            "/v2/models",
+            "/v2/x",
+            "/v2/models/foliar/config",
+            "/v2/models/foliar/versions/2",
+        ):
+            check(client.get(path), 404)
+        for path in ("/v2", "/v2/models/foliar", "/v2/health/ready"):
+            check(client.delete(path), 405)
+        check(client.get(URL), 405)
+        assert client.get(URL).headers["allow"] == "POST"
+        check(client.post(URL, content=" " * 100_001), 413)
+        check(client.get("/v2", headers={"x": "y" * 20_000}), 431)
+        with monkeypatch.context() as patched:
+            patched.setattr(made, "submit", lambda batch: 1 / 0)
+            check(client.post(URL, content=content), 500)
+        client.app.state.queue.draining = True
+        check(client.post(URL, content=content), 503)
+        for path in ("/v2/health/ready", "/v2/models/foliar/ready"):
+            check(client.get(path), 503)
+            assert client.get(path).json()["ready"] is False
+        assert client.get("/v2x").json()["error"]["code"] == "not_found"
+
+
+def test_names_with_slashes(tmp_path):
+    made = Predictor(tiny.make(tmp_path / "exports", name="acme/leaves"))
+    with TestClient(make_app(made, Settings())) as client:
+        for base in ("/v2/models/acme/leaves", "/v2/models/acme%2Fleaves/versions/abc1234"):
+            assert client.get(base).json()["name"] == "acme/leaves"
+            assert client.get(f"{base}/ready").json() == {"name": "acme/leaves", "ready": True}
+            answer = client.post(f"{base}/infer", json=body(pictures(1)))
+            assert answer.json()["model_name"] == "acme/leaves"
+        assert "/v2/models/acme/leaves" in client.get("/v2/models/leaves").json()["error"]

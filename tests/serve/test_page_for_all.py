@@ -12,8 +12,6 @@ from common.serve.web_runtime import RUNTIME
 AXE = RUNTIME.parent / "axe-core" / "axe.min.js"
 SIZES = {
     "phone, 320 px": {"width": 320, "height": 640, "mobile": True},
-    "phone, dark": {"width": 390, "height": 800, "mobile": True, "dark": True},
-    "desktop": {"width": 1280, "height": 900},
     "desktop, dark": {"width": 1280, "height": 900, "dark": True},
 }
 SLOW = """globalThis.fetch = ((real) => (url, options) => (String(url).startsWith('predict')
@@ -79,6 +77,34 @@ def test_axe_finds_nothing_in_any_state(full, places, tab, size):
             found[state] = rows
         assert page.js("document.documentElement.scrollWidth") <= SIZES[size]["width"], state
     assert found == {}
+
+
+@pytest.mark.parametrize("size", ["phone, 320 px", "desktop, dark"])
+def test_the_api_s_page_has_examples_and_tries_every_address(plain, places, browser, size):
+    page = browser.page(f"{plain.url}/docs", **SIZES[size])
+    page.call("Page.setBypassCSP", enabled=True)
+    page.call("Page.reload")
+    examples = "document.querySelector('pre')?.textContent.includes('http')"
+    page.wait(f"{examples} && document.querySelectorAll('[data-try]').length > 5")
+    assert f"curl --data-binary @leaf.jpg {plain.url}/predict" in page.js(
+        "document.querySelector('pre').textContent"
+    )
+    answer = "document.querySelector('[data-try]').nextElementSibling"
+    page.js("document.querySelector('[data-try]').click()")
+    assert page.wait(f"{answer}.textContent") == "Choose a photo first."
+    page.choose("#try-photo", [places.photos / "scab.jpg"])
+    page.js("for (const button of document.querySelectorAll('[data-try]')) button.click()")
+    got = "[...document.querySelectorAll('[data-try] + pre')].map((e) => e.textContent)"
+    page.wait(f"{got}.every((text) => text.length > 4)")
+    told = page.js(got)
+    assert [text[:6] for text in told] == ["200 OK"] * len(told)
+    assert '"species": "apple"' in told[0]
+    assert page.js("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    if AXE.is_file():
+        page.js(AXE.read_text(encoding="utf-8") + ";0")
+        assert page.js("axe.run().then(({ violations }) => violations.map(({ id }) => id))") == []
+    assert page.complaints() == []
+    page.close()
 
 
 @needs_runtime

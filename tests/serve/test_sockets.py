@@ -285,7 +285,8 @@ def test_a_stop_answers_what_was_accepted_and_rejects_the_rest(predictor, gate):
             probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read(probe) == (503, {"status": "draining"})
             probe.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert read(probe) == (503, {"ready": False})
+            stopping = {"ready": False, "error": "The server is stopping."}
+            assert read(probe) == (503, stopping)
             probe.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read(probe)[0] == 200
         status, told = ask(live.port)

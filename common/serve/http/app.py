@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.console import say
-from common.serve.http import inference_protocol, openapi
+from common.serve.http import docs, inference_protocol, openapi
 from common.serve.http.service import Service, Settings
 from common.serve.http.uploads import HEADER_BYTES, RequestError
 from common.serve.http.web_files import page_routes
@@ -45,14 +45,14 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     """
     service = Service(predictor, settings)
     described = openapi.document(predictor)
-    told = openapi.page(described)
+    told = docs.page(described)
 
     async def schema(_: Request) -> Response:
         return JSONResponse(described)
 
-    async def docs(request: Request) -> Response:
+    async def docs_page(request: Request) -> Response:
         up = "../" * request.scope["raw_path"].endswith(b"/")  # of /docs/
-        return HTMLResponse(told.replace("href=openapi", f"href={up}openapi"))
+        return HTMLResponse(told.replace("=./", f"={up}./"))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -69,7 +69,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         Route("/readyz", service.readyz),
         Route("/metrics", service.metrics),
         Route("/openapi.json", schema),
-        Route("/docs", docs),
+        Route("/docs", docs_page),
         *inference_protocol.routes(predictor, lambda: not service.queue.draining, service.infer),
     ]
     middleware = [
@@ -95,7 +95,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         exception_handlers={RequestError: _on_request_error, HTTPException: _on_http_exception},
     )
     app.router.redirect_slashes = False  # ErrorMiddleware takes both
-    app.state.queue = service.queue
+    app.state.queue, app.state.addresses = service.queue, inference_protocol.addresses(predictor)
     return app
 
 
@@ -138,6 +138,7 @@ class ErrorMiddleware:
                 + sum(len(name) + len(value) for name, value in scope["headers"])
             )
             large = _error(
+                scope["path"],
                 431,
                 "too_large",
                 f"The header of the request has {size} bytes; at most {HEADER_BYTES} are read.",
@@ -148,7 +149,10 @@ class ErrorMiddleware:
             if status:
                 raise
             response = _error(
-                500, "internal", "Something went wrong in the server; its terminal says what."
+                scope["path"],
+                500,
+                "internal",
+                "Something went wrong in the server; its terminal says what.",
             )
             await response(scope, receive, send_with_headers)
         self.count(str(status))
@@ -161,28 +165,29 @@ class ErrorMiddleware:
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    if request.url.path.startswith("/v2"):  # that protocol's own form of an error
-        return JSONResponse({"error": error.message}, error.status, error.headers)
-    return _error(error.status, error.code, error.message, error.headers)
+    return _error(request.url.path, error.status, error.code, error.message, error.headers)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    code, message, headers = "http", str(error.detail), dict(error.headers or {})
     if error.status_code == 405:
+        code = "method_not_allowed"
         message = (
-            f"{request.method} does not work here; "
-            f"{(error.headers or {}).get('Allow', 'another method')} does."
+            f"{request.method} does not work here; {headers.get('Allow', 'another method')} does."
         )
-        return _error(405, "method_not_allowed", message, dict(error.headers or {}))
     if error.status_code == 404:
-        return _error(
-            404,
-            "not_found",
+        code = "not_found"
+        message = (
             "There is nothing here. There are /, /predict, /model, /healthz, /readyz, /metrics, "
-            "/v2 and /docs.",
+            f"/docs, /v2, {' and '.join(request.app.state.addresses)}."
         )
-    return _error(error.status_code, "http", str(error.detail), dict(error.headers or {}))
+    return _error(request.url.path, error.status_code, code, message, headers)
 
 
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+def _error(
+    path: str, status: int, code: str, message: str, headers: dict[str, str] | None = None
+) -> Response:
+    if f"{path}/".startswith("/v2/"):  # in the form of the Open Inference Protocol
+        return JSONResponse({"error": message}, status, headers)
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)

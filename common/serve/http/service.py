@@ -69,6 +69,7 @@ class Service:
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.predictor, self.settings = predictor, settings
         self.limit = int(settings.max_upload_mb * 1e6)
+        self.tensor_limit = min(self.limit, inference_protocol.body_limit(predictor.bundle.size))
         self.queue = WorkQueue(settings.runners, settings.waiting, int(settings.memory_mb * 1e6))
         self.telemetry = Telemetry(
             {
@@ -97,11 +98,11 @@ class Service:
             )
 
     @contextlib.contextmanager
-    def place(self, request: Request) -> Iterator[None]:
-        """Hold a place in the queue. Raises RequestError (503) where there is none, before the body
-        is read.
+    def place(self, request: Request, limit: int) -> Iterator[None]:
+        """Hold a place in the queue for a body of at most `limit` bytes. Raises RequestError (503)
+        where there is none, before the body is read.
         """
-        size, gauges = expected_bytes(request, self.limit), self.telemetry
+        size, gauges = expected_bytes(request, limit), self.telemetry
         try:
             with self.queue.place(size), gauges.in_flight.track_inprogress():
                 gauges.body_bytes.inc(size)
@@ -129,7 +130,7 @@ class Service:
             raise RequestError(
                 408,
                 "too_slow",
-                f"The photo did not arrive within {self.settings.upload_seconds:g} s.",
+                f"The request did not arrive within {self.settings.upload_seconds:g} s.",
                 {"connection": "close"},
             ) from None
 
@@ -161,7 +162,7 @@ class Service:
             tree,
             known,
         )
-        with self.place(request):
+        with self.place(request, self.limit):
             photos, said = await self.receive(read_photos(request, self.limit))
             options = read_options(said, options, tree, known)
             work = [self._run(photo, i, len(photos), options) for i, photo in enumerate(photos)]
@@ -189,9 +190,10 @@ class Service:
     async def infer(self, request: Request) -> Response:
         """POST /v2/models/NAME/infer."""
         self.check_key(request)
-        with self.place(request):
+        inference_protocol.check_headers(request.headers)
+        with self.place(request, self.tensor_limit):
             try:
-                body = await self.receive(read_body(request, self.limit))
+                body = await self.receive(read_body(request, self.tensor_limit, "request"))
                 work = self._infer(body, request.headers)
                 return (await self.queue.run([work], lambda: left(request)))[0]
             except (ClientDisconnect, ClientGone):

@@ -123,14 +123,14 @@ class _MemoryParser(MultiPartParser):
     spool_max_size = max_file_size = 1 << 40
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes. Raises RequestError (413), and starlette's
-    ClientDisconnect.
+async def read_body(request: Request, limit: int, what: str = "photo") -> bytes:
+    """Read a body of at most `limit` bytes, which an error calls `what`. Raises RequestError (413),
+    and starlette's ClientDisconnect.
     """
     too_large = RequestError(
         413,
         "too_large",
-        f"The photo has more than {limit / 1e6:g} MB. Send a smaller one.",
+        f"The {what} has more than {limit / 1e6:.3g} MB. Send a smaller one.",
         {"connection": "close"},
     )
     with contextlib.suppress(ValueError):

@@ -248,7 +248,9 @@ def page_files(
         for row in index.values()
         for one in row
     }
-    shell = [f"./{name}" for name in ("", TEXTS, *pages) if name != "sw.js"]
+    shell = [
+        f"./{name}" for name in ("", TEXTS, *pages) if name not in ("sw.js", "docs.css", "docs.js")
+    ]
     facts: dict[str, Any] = {
         "top_k": top_k,
         "min_side": MIN_SIDE,
