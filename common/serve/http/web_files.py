@@ -41,6 +41,7 @@ from common.serve.web_runtime import PINNED, RUNTIME, SCRIPT, WASM
 
 WEB = Path(__file__).parents[1] / "web"
 PAGE, TEXTS = "index.html", "texts.json"
+DOCS = ("docs.css", "docs.js")  # of /docs, which only a server has
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -228,7 +229,7 @@ def page_files(
     pages = {
         path.name: Stored(path)
         for path in sorted(WEB.iterdir())
-        if path.suffix in _TYPES and path.name not in (PAGE, TEXTS)
+        if path.suffix in _TYPES and path.name not in (PAGE, TEXTS, *(() if server else DOCS))
     }
     index_html = fill_page((WEB / PAGE).read_text(encoding="utf-8"), texts)
     if server is None:
@@ -248,9 +249,7 @@ def page_files(
         for row in index.values()
         for one in row
     }
-    shell = [
-        f"./{name}" for name in ("", TEXTS, *pages) if name not in ("sw.js", "docs.css", "docs.js")
-    ]
+    shell = [f"./{name}" for name in ("", TEXTS, *pages) if name not in ("sw.js", *DOCS)]
     facts: dict[str, Any] = {
         "top_k": top_k,
         "min_side": MIN_SIDE,
