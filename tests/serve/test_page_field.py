@@ -191,6 +191,9 @@ def test_what_it_knows_is_searched_by_any_name(full, tab):
     assert "Apple" in search("malus")
     assert "scab" in search("venturia")
     assert search("zzz") == ""
+    page.js("document.getElementById('plant').value = 'mti wa TOFAA'")
+    page.js("document.getElementById('plant').dispatchEvent(new Event('input'))")
+    assert page.js("document.getElementById('plant-hint').textContent") == ""
     assert page.js("document.getElementById('search-count').textContent") == "0 found"
 
 
@@ -287,6 +290,19 @@ def test_a_whole_photo_leaves_only_after_a_yes_and_a_no_is_a_no(plain, places, t
     click(page, "private")
     assert settle(page).state == "error"
     assert len(plain.posts()) == before
+
+
+@needs_runtime
+def test_what_the_browser_can_show_is_answered_on_the_device(light, places, tab):
+    """An SVG stands for what an <img> shows and a worker cannot decode, as HEIC on some phones."""
+    (places.photos / "drawn.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><rect width="300" '
+        f'height="200" fill="rgb{tiny.color_of(2)}"/></svg>'
+    )
+    page, before = tab(light), len(light.posts())
+    seen = give(page, places, "drawn.svg")
+    assert (seen.state, seen.by, len(light.posts())) == ("answered", "browser", before)
+    assert seen.spoken.startswith("Apple, scab")
 
 
 @needs_runtime

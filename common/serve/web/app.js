@@ -2,7 +2,7 @@
 
 import { loadKnown, speciesOf } from "./known.js";
 import * as light from "./light.js";
-import { $, button, loadTexts, t, title } from "./page.js";
+import { $, button, loadTexts, t, title, words } from "./page.js";
 import * as photos from "./photos.js";
 import { ask as askServer, problem } from "./server.js";
 import { askWhole, showAnswer, showError, showTips, showWaiting } from "./view.js";
@@ -74,10 +74,14 @@ const unopened = () => ({ message: `${t("no_preview")} ${t("not_sent")}`, advice
 const why = () => (state.why ? t(`why_${state.why}`) : "");
 
 // What the browser makes of a photo: an answer, or where it has no model only { image }, or { trouble } where it cannot open it.
-async function local({ file, crop }, species, signal) {
+async function local({ file, url, crop }, species, signal) {
   if (!state.pixels) return {};
+  const asked = (blob) => Promise.race([light.answer(blob, crop, species), aborted(signal)]);
   try {
-    return await Promise.race([light.answer(file, crop, species), aborted(signal)]) ?? {};
+    return await asked(file).catch(async (error) => {
+      if (error.kind !== "unreadable") throw error;
+      return asked(await photos.redraw(url).catch(() => { throw error; }));
+    });
   } catch (error) {
     if (error.kind === "small") throw problem("error_small", error.values);
     return error.kind === "unreadable" ? { trouble: true } : {};
@@ -121,7 +125,7 @@ async function remote(asked, own, control) {
 function tell(found, asked, by, notes, again = false) {
   const { conditioned } = found;
   const other = conditioned && !conditioned.agrees
-    && t("said_other", { said: title(asked.species).toLowerCase(), photo: title(conditioned.best_before.species).toLowerCase() });
+    && t("said_other", { said: words(asked.species), photo: words(conditioned.best_before.species) });
   const poor = found.decision === "rejected" && found.rejection.photo.length; // no other opinion makes it a better photo
   const actions = by === "browser" && !isPrivate() && !poor ? [button(t(again ? "second_again" : "second_opinion"), () => ask(true), "small", "second")] : [];
   showAnswer(found, { photos: asked.all, by, sent: asked.sent, notes: [other, ...notes], actions, privately: isPrivate() });

@@ -11,7 +11,13 @@ export const named = (species) => told[`${species}/`];
 export const advice = ({ species, disease }) => told[`${species}/${disease}`];
 export const pictures = ({ species, disease }) => shown[`${species}/${disease}`] ?? [];
 // The species a person means, or null.
-export const speciesOf = (text) => classes.find(({ species }) => words(species) === words(text).trim().toLowerCase())?.species ?? null;
+export function speciesOf(text) {
+  const wanted = words(text).trim().toLowerCase();
+  return classes.find(({ species }) => [words(species), ...others(`${species}/`)].includes(wanted))?.species ?? null;
+}
+
+// The scientific and the local name, where somebody wrote them down.
+const others = (key) => [told[key]?.scientific_name, told[key]?.local_name].filter(Boolean).map((name) => name.toLowerCase());
 
 const json = async (url) => (await fetch(url)).json();
 
@@ -22,7 +28,7 @@ export async function loadKnown(shell) {
   classes = model.classes;
   told = Object.assign({}, ...Object.values(sentences), sentences.en, sentences[t("language")]); // rather in another language than not at all
   shown = index;
-  $("plants").replaceChildren(...classes.map(({ species }) => el("option", { value: words(species) })));
+  $("plants").replaceChildren(...classes.map(({ species }) => el("option", { value: words(species), label: [words(species), ...others(`${species}/`)].join(", ") })));
   const flat = model.num_classes === model.num_species;
   $("known-summary").textContent = t(flat ? "known_plants" : "known", { plants: model.num_species, conditions: model.num_classes });
   $("search").addEventListener("input", list);
@@ -35,8 +41,7 @@ export async function loadKnown(shell) {
 // The plants whose own, scientific or local names, or whose diseases, hold what was typed.
 function list() {
   const wanted = words($("search").value).trim().toLowerCase();
-  const others = (key) => Object.values(told[key] ?? {}).slice(0, 2).join(" ").toLowerCase();
-  const has = (name, key) => words(name).includes(wanted) || others(key).includes(wanted);
+  const has = (name, key) => [words(name), ...others(key)].some((one) => one.includes(wanted));
   const found = classes.map(({ species, diseases }) => {
     const whole = has(species, `${species}/`);
     return { species, diseases: whole ? diseases : diseases.filter((disease) => has(disease, `${species}/${disease}`)) };

@@ -86,6 +86,15 @@ export function picture(photo) {
   return image;
 }
 
+// Some files are shown that a worker cannot decode (on some phones HEIC): what is shown, as a PNG. Throws where it is not shown either.
+export async function redraw(url) {
+  const image = el("img", { src: url });
+  await image.decode();
+  const canvas = el("canvas", { width: image.naturalWidth, height: image.naturalHeight });
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return new Promise((done) => { canvas.toBlob(done); });
+}
+
 // ---- the square ----------------------------------------------------------------------------------------------------
 
 // The photo as it stands on the screen: px; `short` is its short side.
