@@ -91,6 +91,7 @@ def cold(browser: Chromium, site: Site, photo: bytes, slower: int = 1) -> tuple[
         for row, size in zip(site.asked[before:], site.sent[before:], strict=True)
         if row[1] == "/sw.js"
     )
+    page.js("new Promise((done) => setTimeout(done, 2000))")  # nobody takes a photo sooner
     took = page.js(f"timed(blobOf('{text(photo)}'), 'browser')")
     heads = sum(
         size
