@@ -262,12 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn(f"{args.output / REFERENCE} is gone with the old export: give --reference again.")
     stand_in(partial, args.output)
     say("", told)
+    say(f"wrote {args.output}/ (report.md says more, report.html shows what it got wrong)")
     add_beside(args, data, payload, free)
-    say(
-        f"wrote {args.output}/ (report.md says more, report.html shows what it got wrong)",
-        f"time: {duration(clock())}",
-        "next: python 04_serve.py",
-    )
+    say(f"time: {duration(clock())}", "next: python 04_serve.py")
     return 0
 
 
