@@ -35,16 +35,21 @@ class Site:
 
 
 @contextlib.contextmanager
-def serve(exports: Path, port: int = 0, **settings: object) -> Iterator[Site]:
-    """Serve an exports folder until the block ends or `stop` is called."""
+def serve(exports: Path, port: int = 0, prefix: str = "", **settings: object) -> Iterator[Site]:
+    """Serve an exports folder until the block ends or `stop` is called; below a prefix as a proxy
+    does that takes it away, and answers 404 to all else.
+    """
     app = make_app(Predictor(exports), Settings(**settings))
     listener = socket.create_server(("127.0.0.1", port))
-    site = Site(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    site = Site(f"http://127.0.0.1:{listener.getsockname()[1]}{prefix}")
 
     async def counted(scope, receive, send):
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
+        inside = scope["path"].startswith(f"{prefix}/")
+        path = scope["path"].removeprefix(prefix) if inside else "/outside"
+        scope = {**scope, "path": path, "raw_path": path.encode()}
         place, row = (
             len(site.asked),
             [scope["method"], scope["path"], scope["query_string"].decode(), 0],

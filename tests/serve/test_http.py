@@ -196,6 +196,28 @@ def test_other_addresses(client):
     assert code_of(client.get("/../04_serve.py"), 404) == "not_found"
 
 
+def test_every_address_answers_with_and_without_a_slash(client):
+    """A redirect would name the scheme and the host as the server sees them behind its proxy."""
+    photo = tiny.picture(tiny.color_of(0))
+    for route in client.app.routes:
+        path = route.path.replace("{name}", "foliar").replace("{version}", "abc1234")
+        method = "POST" if "POST" in route.methods else "GET"
+        found = [
+            client.request(method, url, content=photo, follow_redirects=False)
+            for url in (path, f"{path}/", f"{path}/?top_k=x" * (path == "/predict"))
+            if url
+        ]
+        assert len({one.status_code for one in found[:2]}) == 1, path
+        assert not [one for one in found if one.is_redirect or "location" in one.headers], path
+        if path == "/predict":
+            assert [one.status_code for one in found] == [200, 200, 400]
+    assert client.post("/predict/", content=photo).json()["decision"] == "answered"
+    assert client.get("/model/").json() == client.get("/model").json()
+    assert client.get("/predict/").headers["allow"] == "POST"
+    assert client.get("/nothing/").status_code == 404
+    assert client.get("http://testserver//evil.example/", follow_redirects=False).status_code == 404
+
+
 def test_the_page_and_its_headers(client):
     for path, kind in {
         "/": "text/html",

@@ -22,7 +22,7 @@ async function handle(files) {
   showWaiting();
   setBusy(true);
   try {
-    await answer(files.slice(0, MOST), control.signal);
+    await answer(files, control.signal);
     // on a phone the answer is below the photo
     if (current === control && matchMedia("(max-width: 760px)").matches) $("result").scrollIntoView({ block: "nearest" });
   } catch (error) {
@@ -35,6 +35,7 @@ async function handle(files) {
 }
 
 async function answer(files, signal) {
+  if (files.length > MOST) throw wrong(`You chose ${files.length} photos.`, `Choose up to ${MOST}, all of one plant: they get one answer.`);
   if (files.some((file) => file.type && !file.type.startsWith("image/"))) {
     throw wrong("This is not a picture.", "Choose a photo: JPEG, PNG and WebP work.");
   }
@@ -145,7 +146,9 @@ function describe() {
 
 async function begin() {
   try {
-    facts = await (await fetch("page.json")).json();
+    const response = await fetch("page.json");
+    if (!response.ok) throw new Error(response.status);
+    facts = await response.json();
     state = await light.start(facts, isPrivate());
     state = { ...state, ...await state.loading };
   } catch {
