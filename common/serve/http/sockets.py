@@ -32,6 +32,20 @@ SEND_BYTES = 256 * 1024
 CONNECTIONS = 1000  # open at once
 BACKLOG = 512  # that may wait to be accepted
 DRAIN_SECONDS = 25.0  # for accepted requests once the server is to stop
+# what libraries log, as lines that begin like ours; their warnings are about clients, whose answers
+# say what was wrong
+LOG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {
+            "format": "%(asctime)s %(levelname)s %(name)s: %(message)s",
+            "datefmt": "%Y-%m-%d %H:%M:%S",
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"level": "ERROR", "handlers": ["stderr"]},
+}
 
 
 class LingeringTransport:
@@ -285,13 +299,13 @@ def serve(
 
 
 def config(app: Starlette) -> uvicorn.Config:
-    """uvicorn's settings: our protocol, no log, no server header."""
+    """uvicorn's settings: our protocol, our log, no server header."""
     return uvicorn.Config(
         app,
         http=TimeoutProtocol,
         ws="none",
         lifespan="on",
-        log_level="critical",
+        log_config=LOG,
         access_log=False,
         server_header=False,
         proxy_headers=False,
