@@ -23,15 +23,6 @@ from common.console import fail
 from common.serve.http.uploads import HEADER_BYTES
 from common.serve.http.work_queue import WorkQueue
 
-HEADER_SECONDS = 10.0  # from the connection or a request's first byte to the end of its header
-KEEP_SECONDS = 15.0  # that a connection may be idle after an answer
-DISCARD_SECONDS = 10.0  # for the rest of a body that is answered already, and for lingering
-READ_SECONDS = 20.0  # that a client may read nothing of its answer
-# of an answer in the system's buffer: with more, a slow reader looks like one that stopped
-SEND_BYTES = 256 * 1024
-CONNECTIONS = 1000  # open at once
-BACKLOG = 512  # that may wait to be accepted
-DRAIN_SECONDS = 25.0  # for accepted requests once the server is to stop
 # what libraries log, as lines that begin like ours; their warnings are about clients, whose answers
 # say what was wrong
 LOG = {
@@ -46,6 +37,15 @@ LOG = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"level": "ERROR", "handlers": ["stderr"]},
 }
+HEADER_SECONDS = 10.0  # from the connection or a request's first byte to the end of its header
+KEEP_SECONDS = 15.0  # that a connection may be idle after an answer
+DISCARD_SECONDS = 10.0  # for the rest of a body that is answered already, and for lingering
+READ_SECONDS = 20.0  # that a client may read nothing of its answer
+# of an answer in the system's buffer: with more, a slow reader looks like one that stopped
+SEND_BYTES = 256 * 1024
+CONNECTIONS = 1000  # open at once
+BACKLOG = 512  # that may wait to be accepted
+DRAIN_SECONDS = 25.0  # for accepted requests once the server is to stop
 
 
 class LingeringTransport:
