@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.responses import HTMLResponse
 
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
@@ -21,13 +22,14 @@ from common.serve.predictor import Predictor
 @dataclass
 class Site:
     """url: where the page is; asked: method, path, query and bytes of the body of each request so
-    far, and sent: the bytes of each answer's body; `stop` ends it.
+    far, and sent: the bytes of each answer's body; `stop` ends it; while `down`, it answers 502.
     """
 
     url: str
     asked: list[list[Any]] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
     stop: Callable[[], None] | None = None
+    down: bool = False
 
     def posts(self) -> list[list[Any]]:
         """Whatever was sent with a body."""
@@ -46,6 +48,9 @@ def serve(exports: Path, port: int = 0, prefix: str = "", **settings: object) ->
     async def counted(scope, receive, send):
         if scope["type"] != "http":
             await app(scope, receive, send)
+            return
+        if site.down:
+            await HTMLResponse("<center>nginx</center>", 502)(scope, receive, send)
             return
         inside = scope["path"].startswith(f"{prefix}/")
         path = scope["path"].removeprefix(prefix) if inside else "/outside"

@@ -76,7 +76,7 @@ def tab(browser):
         complaints = [
             text
             for text in page.complaints()
-            if not re.search("ERR_CONNECTION_REFUSED|ERR_INTERNET_DISC|status of 4", text)
+            if not re.search("ERR_CONNECTION_REFUSED|ERR_INTERNET_DISC|status of (4|502)", text)
         ]
         page.close()
         assert complaints == []
@@ -324,10 +324,13 @@ def test_the_page_works_below_a_prefix_of_a_proxy(places, tab):
         target = page.wait("document.querySelector('a')?.href")
         assert target == f"{site.url}openapi.json"
         assert [row for row in site.asked if row[1] == "/outside"] == []
-        site.stop()
+        site.down = True
         page.open(site.url)
         page.wait("document.documentElement.dataset.ready === 'browser'")
         assert give(page, places, "scab.jpg").by == "browser"
+        unsure = give(page, places, "between.png")
+        assert unsure.by == "browser"
+        assert "does not answer" in unsure.text
 
 
 @needs_runtime

@@ -54,11 +54,12 @@ async function range(request) {
   return response;
 }
 
-// The page itself: the server's where it answers soon, else the copy.
+// The page itself: the server's where it answers soon, and not a proxy that it does not, else the copy.
 async function fresh(request) {
   const copy = () => caches.match(request.url, { ignoreSearch: true, cacheName });
   const late = new Promise((done) => setTimeout(done, patience)).then(copy);
   const asked = fetch(request);
-  const first = await Promise.race([asked.catch(copy), late]);
+  const found = asked.then((response) => (response.status < 500 ? response : copy()), copy);
+  const first = await Promise.race([found, late]);
   return first ?? asked;
 }
