@@ -76,7 +76,7 @@ def serve(exports: Path, port: int = 0, prefix: str = "", **settings: object) ->
         await app(scope, counting, sending)
 
     server = uvicorn.Server(
-        uvicorn.Config(counted, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        uvicorn.Config(counted, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
