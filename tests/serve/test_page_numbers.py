@@ -341,8 +341,26 @@ def test_files_are_kept_for_ever_and_sent_packed_or_in_part(exports, runtime):
     )
     last = client.get(light["heads"]["url"], headers={"range": "bytes=-5"})
     assert (last.status_code, last.content) == (206, heads[-5:])
-    for odd in ("bytes=9-4", "lines=1-2"):
-        assert client.get(light["heads"]["url"], headers={"range": odd}).status_code == 400
+    for far in (
+        f"bytes={'9' * 5000}-",
+        f"bytes={2**63}-{2**64}",
+        "bytes=-0",
+        f"bytes={'0' * 9}9999-",
+    ):
+        beyond = client.get(light["heads"]["url"], headers={"range": far})
+        assert beyond.status_code == 416
+        assert beyond.headers["content-range"] == f"bytes */{len(heads)}"
+        assert str(len(heads)) in beyond.json()["error"]["message"]
+    for long in (f"bytes=0-{'9' * 5000}", f"bytes=-{'9' * 5000}", f"Bytes=-{2**64}"):
+        assert client.get(light["heads"]["url"], headers={"range": long}).status_code == 206
+    # no range, several, one of another unit, or of another version of the file: all of it
+    for odd in ("bytes=9-4", "lines=1-2", "bytes=0-1,4-5", "bytes=--5", "bytes=-", "bytes=x-", "x"):
+        whole = client.get(light["heads"]["url"], headers={"range": odd})
+        assert (whole.status_code, whole.content) == (200, heads), odd
+    old = {"range": "bytes=99999-", "if-range": '"another"'}
+    assert client.get(light["heads"]["url"], headers=old).status_code == 200
+    old["if-range"] = last.headers["etag"]
+    assert client.get(light["heads"]["url"], headers=old).status_code == 416
     for wrong in (
         "/files/0000000000000000/light.onnx",
         "/files/x/../../bundle.json",

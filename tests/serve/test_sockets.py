@@ -4,6 +4,8 @@ that answers what it took.
 
 import contextlib
 import json
+import logging
+import re
 import socket
 import threading
 import time
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_bundle as tiny
 import uvicorn
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from common.serve.http import service, sockets
@@ -238,7 +240,41 @@ def test_the_work_of_clients_that_left_is_dropped(predictor, gate):
                 data += connection.recv(65536)
     assert b'foliar_requests_total{outcome="vanished",reason="none"} 5' in data
     assert b'foliar_requests_total{outcome="answered",reason="none"} 2' in data
+    assert b'foliar_http_responses_total{status="499"} 5' in data
+    assert b'foliar_http_responses_total{status="400"}' not in data
     assert gate.count == 2  # none of the five was decoded
+
+
+def test_libraries_log_lines_like_ours_and_nothing_about_clients(predictor, capfd):
+    form = b"--b\r\nContent-Disposition: form-data\r\n\r\n\xff\r\n--b--\r\nmore\r\n--b"
+    with running(predictor) as live:
+        assert (
+            ask(live.port, form, extra="Content-Type: multipart/form-data; boundary=b\r\n")[0]
+            == 400
+        )
+        assert ask(live.port, PHOTO[:200])[0] == 422
+        with connect(live.port) as connection:
+            connection.sendall(b"nonsense\r\n\r\n")
+            assert read(connection)[0] == 400
+        assert capfd.readouterr().err == ""
+        logging.getLogger("asyncio").error("no more files")
+        line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR asyncio: no more files\n"
+        assert re.fullmatch(line, capfd.readouterr().err)
+
+        async def half(_):
+            async def parts():
+                yield b"half"
+                raise RuntimeError("the disk fell over")
+
+            return StreamingResponse(parts())
+
+        live.app.router.routes.append(Route("/half", half))
+        with connect(live.port) as connection:
+            connection.sendall(b"GET /half HTTP/1.1\r\nHost: x\r\n\r\n")
+            closed_after(connection)
+        told = capfd.readouterr().err
+        assert told.count("RuntimeError: the disk fell over\n") == 1
+        assert re.match(r"[0-9-]+ [0-9:]+ ERROR uvicorn.error: Exception in ASGI", told)
 
 
 def test_a_client_that_does_not_read_is_cut_off(predictor, monkeypatch):

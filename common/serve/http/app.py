@@ -6,8 +6,8 @@ memory.
 """
 
 import contextlib
+import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable
 
 from starlette.applications import Starlette
@@ -50,8 +50,9 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     async def schema(_: Request) -> Response:
         return JSONResponse(described)
 
-    async def docs(_: Request) -> Response:
-        return HTMLResponse(told)
+    async def docs(request: Request) -> Response:
+        up = "../" * request.scope["raw_path"].endswith(b"/")  # of /docs/
+        return HTMLResponse(told.replace("href=openapi", f"href={up}openapi"))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -91,6 +92,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         lifespan=lifespan,
         exception_handlers={RequestError: _on_request_error, HTTPException: _on_http_exception},
     )
+    app.router.redirect_slashes = False  # ErrorMiddleware takes both
     app.state.queue, app.state.addresses = service.queue, inference_protocol.addresses(predictor)
     return app
 
@@ -109,6 +111,8 @@ class ErrorMiddleware:
             await self.app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
+        # a redirect would name a host and a scheme, which behind a proxy are not the client's
+        scope["path"] = scope["path"].removesuffix("/") or "/"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -139,9 +143,9 @@ class ErrorMiddleware:
             )
             await (large if size > HEADER_BYTES else self.app)(scope, receive, send_with_headers)
         except Exception:  # the client gets JSON, the terminal gets the traceback
-            traceback.print_exc()
             if status:
-                raise
+                raise  # uvicorn logs it, and closes the connection
+            logging.getLogger("foliar").exception("%s %r", scope["method"], scope["path"])
             response = _error(
                 scope["path"],
                 500,

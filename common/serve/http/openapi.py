@@ -74,7 +74,7 @@ def page(described: Mapping[str, Any]) -> str:
     parts = [
         f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{name}: the API</title>"
         '<meta name=viewport content="width=device-width, initial-scale=1"></head><body><main>'
-        f"<h1>{name}: the API</h1><p>For programs: <a href=/openapi.json>/openapi.json</a>. An "
+        f"<h1>{name}: the API</h1><p>For programs: <a href=openapi.json>openapi.json</a>. An "
         'error is <code>{"error": {"code", "message"}}</code>, and <code>{"error": message}</code> '
         f"below /v2. Any address may answer {everywhere}.</p>"
         "<pre>curl --data-binary @leaf.jpg URL/predict\ncurl -F photo=@a.jpg -F photo=@b.jpg "

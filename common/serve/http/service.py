@@ -30,6 +30,7 @@ from common.serve.http.work_queue import Busy, ClientGone, WorkQueue
 from common.serve.predictor import Outputs, Predictor
 from common.serve.shared import ModelGone
 
+LEFT = 499  # counted, as nginx does, where nobody is left to read an answer
 # by an ImageError's reason; any other is 422
 _STATUS = {"empty": 400, "text": 415, "format": 415, "too_large": 413}
 
@@ -142,7 +143,7 @@ class Service:
             raise
         except (ClientDisconnect, ClientGone):
             self.telemetry.requests.labels("vanished", "none").inc()
-            return Response(status_code=400)  # nobody is left to read it
+            return Response(status_code=LEFT)
         except Exception:
             self.telemetry.requests.labels("failed", "internal").inc()
             raise
@@ -195,7 +196,7 @@ class Service:
                 work = self._infer(body, request.headers)
                 return (await self.queue.run([work], lambda: left(request)))[0]
             except (ClientDisconnect, ClientGone):
-                return Response(status_code=400)
+                return Response(status_code=LEFT)
 
     async def _infer(self, body: bytes, headers: Mapping[str, str]) -> Response:
         asked = await self.queue.on_runner(

@@ -23,6 +23,20 @@ from common.console import fail
 from common.serve.http.uploads import HEADER_BYTES
 from common.serve.http.work_queue import WorkQueue
 
+# what libraries log, as lines that begin like ours; their warnings are about clients, whose answers
+# say what was wrong
+LOG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {
+            "format": "%(asctime)s %(levelname)s %(name)s: %(message)s",
+            "datefmt": "%Y-%m-%d %H:%M:%S",
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"level": "ERROR", "handlers": ["stderr"]},
+}
 HEADER_SECONDS = 10.0  # from the connection or a request's first byte to the end of its header
 KEEP_SECONDS = 15.0  # that a connection may be idle after an answer
 DISCARD_SECONDS = 10.0  # for the rest of a body that is answered already, and for lingering
@@ -285,13 +299,13 @@ def serve(
 
 
 def config(app: Starlette) -> uvicorn.Config:
-    """uvicorn's settings: our protocol, no log, no server header."""
+    """uvicorn's settings: our protocol, our log, no server header."""
     return uvicorn.Config(
         app,
         http=TimeoutProtocol,
         ws="none",
         lifespan="on",
-        log_level="critical",
+        log_config=LOG,
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -9,6 +9,7 @@ is fetched by byte ranges.
 
 import gzip
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,9 @@ _TYPES = {
     ".onnx": "application/octet-stream",
     ".bin": "application/octet-stream",
 }
+_RANGE = re.compile("bytes=([0-9]+)-([0-9]*)|bytes=-([0-9]+)", re.I)
 _TOGETHER = 60  # s: files of a copied folder get the times of copying, in any order
+_RANGE_HEADERS = (b"range", b"if-range")
 # bytes up to which a file without a compressed copy is compressed on its first request
 _ZIP_AT_ONCE = 4_000_000
 
@@ -72,8 +75,13 @@ class Stored:
         }
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
+        unchanged = request.headers.get("if-range", headers["etag"]) == headers["etag"]
+        part = self._part(request.headers.get("range", "")) if unchanged else None
+        # starlette reads the range anew, and fails at what it cannot read
+        others = [pair for pair in request.scope["headers"] if pair[0] not in _RANGE_HEADERS]
+        request.scope["headers"] = [*others, (b"range", part.encode())] if part else others
         accepted = request.headers.get("accept-encoding", "").lower().split(",")
-        accepted = [] if "range" in request.headers else [part.strip() for part in accepted]
+        accepted = [] if part else [one.strip() for one in accepted]
         for encoding, suffix in (("br", ".br"), ("gzip", ".gz")):
             copy = self.path.with_name(self.path.name + suffix)
             if encoding in accepted and _is_current(copy, self.path):
@@ -83,6 +91,28 @@ class Stored:
             self.zipped = self.zipped or gzip.compress(self.path.read_bytes(), 6, mtime=0)
             return _in_parts(self.zipped, {**headers, "content-encoding": "gzip"})
         return FileResponse(self.path, headers=headers)
+
+    def _part(self, asked: str) -> str | None:
+        """The bytes that a Range header asks for, as `bytes=FIRST-LAST`; None, for the whole file,
+        where it names none, several parts or what is no range (RFC 9110, 14.2).
+
+        Raises HTTPException (416) where the file has no such bytes.
+        """
+        if not (found := _RANGE.fullmatch(asked.strip())):
+            return None
+        size = self.path.stat().st_size
+        # a float takes any number of digits, and is exact up to 2^53
+        first, last, count = (float(text or 0) for text in found.groups())
+        if found[3]:
+            first, last = max(size - count, 0), size
+        elif not found[2]:
+            last = size
+        elif last < first:
+            return None
+        if first >= size:
+            told = {"content-range": f"bytes */{size}"}
+            raise HTTPException(416, f"The file has {size} bytes.", told)
+        return f"bytes={first:.0f}-{min(last, size - 1):.0f}"
 
 
 def _is_current(copy: Path, original: Path) -> bool:
@@ -183,7 +213,7 @@ def page_routes(
     kept = {
         name: store(path, "public, max-age=31536000, immutable") for name, path in found.items()
     }
-    urls = {name: f"/files/{one.sha256[:16]}/{name}" for name, one in kept.items()}
+    urls = {name: f"./files/{one.sha256[:16]}/{name}" for name, one in kept.items()}
     everything = (
         "".join(one.sha256 for one in (*pages.values(), *kept.values())) + predictor.card.sha256
     )
@@ -208,15 +238,15 @@ def page_routes(
         }
         if kept
         else None,
-        "shell": [*(url for url in pages if url != "/sw.js"), "/page.json", "/model"],
+        "shell": [*(f".{url}" for url in pages if url != "/sw.js"), "page.json", "model"],
     }
 
     async def page_json(_: Request) -> Response:
         return JSONResponse(facts, headers={"cache-control": "no-cache"})
 
     def file(request: Request) -> Response:
-        name = request.path_params["name"]
-        if urls.get(name) != request.url.path:
+        name, sha = request.path_params["name"], request.path_params["hash"]
+        if urls.get(name) != f"./files/{sha}/{name}":
             raise HTTPException(404)
         return kept[name].answer(request)
 

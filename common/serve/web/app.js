@@ -22,7 +22,7 @@ async function handle(files) {
   showWaiting();
   setBusy(true);
   try {
-    await answer(files.slice(0, MOST), control.signal);
+    await answer(files, control.signal);
     // on a phone the answer is below the photo
     if (current === control && matchMedia("(max-width: 760px)").matches) $("result").scrollIntoView({ block: "nearest" });
   } catch (error) {
@@ -35,6 +35,7 @@ async function handle(files) {
 }
 
 async function answer(files, signal) {
+  if (files.length > MOST) throw wrong(`You chose ${files.length} photos.`, `Choose up to ${MOST}, all of one plant: they get one answer.`);
   if (files.some((file) => file.type && !file.type.startsWith("image/"))) {
     throw wrong("This is not a picture.", "Choose a photo: JPEG, PNG and WebP work.");
   }
@@ -145,7 +146,9 @@ function describe() {
 
 async function begin() {
   try {
-    facts = await (await fetch("/page.json")).json();
+    const response = await fetch("page.json");
+    if (!response.ok) throw new Error(response.status);
+    facts = await response.json();
     state = await light.start(facts, isPrivate());
     state = { ...state, ...await state.loading };
   } catch {
@@ -156,7 +159,7 @@ async function begin() {
   performance.mark("ready");
   document.documentElement.dataset.ready = state.light ? "browser" : "server";
   // only on https and localhost do browsers keep pages for use without a connection
-  if (isSecureContext && facts.version) navigator.serviceWorker?.register(`/sw.js?v=${facts.version}`).catch(() => {});
+  if (isSecureContext && facts.version) navigator.serviceWorker?.register(`sw.js?v=${facts.version}`).catch(() => {});
 }
 
 // ---- wiring --------------------------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ $("private").addEventListener("change", () => {
 for (const kind of ["online", "offline"]) addEventListener(kind, () => { if (facts) describe(); });
 
 const ready = begin();
-ready.then(() => fetch("/model")).then((response) => response.json()).then((model) => {
+ready.then(() => fetch("model")).then((response) => response.json()).then((model) => {
   const flat = model.num_classes === model.num_species;
   $("known-summary").textContent = `What I know: ${model.num_species} plants${flat ? "" : `, ${model.num_classes} conditions`}`;
   $("known-list").replaceChildren(...model.classes.map(({ species, diseases }) => el("li", { text: title(species) },

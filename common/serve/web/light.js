@@ -15,7 +15,7 @@ function call(job, values = {}) {
 
 function make() {
   try {
-    return new Worker("/worker.js", { type: "module" });
+    return new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   } catch {
     return null;
   }

@@ -2,12 +2,14 @@
 "use strict";
 
 const version = new URL(location.href).searchParams.get("v"); // the page names it: a hash over all that is kept
-const cacheName = `foliar-${version}`;
+const home = new URL("./", location.href); // its scope: other pages of this origin keep their own copies
+const mine = `foliar ${home.pathname} `;
+const cacheName = mine + version;
 const patience = 3000; // ms for the server to answer before the copy is taken
 
 self.addEventListener("install", (event) => event.waitUntil((async () => {
   const cache = await caches.open(cacheName);
-  const facts = await (await fetch("/page.json")).json();
+  const facts = await (await fetch("page.json")).json();
   if (facts.version !== version) throw new Error("the server has moved on"); // the page will name the new version
   const light = facts.light ? [facts.light.script, facts.light.wasm, facts.light.settings, facts.light.onnx] : [];
   if (facts.light && facts.light.heads.bytes <= 2e6) light.push(facts.light.heads.url); // larger ones are kept record by record
@@ -16,19 +18,19 @@ self.addEventListener("install", (event) => event.waitUntil((async () => {
 })()));
 
 self.addEventListener("activate", (event) => event.waitUntil((async () => {
-  for (const name of await caches.keys()) if (name.startsWith("foliar-") && name !== cacheName) await caches.delete(name);
+  for (const name of await caches.keys()) if (name.startsWith(mine) && name !== cacheName) await caches.delete(name);
   await self.clients.claim();
 })()));
 
 self.addEventListener("fetch", (event) => {
-  const url = new URL(event.request.url);
-  if (event.request.method !== "GET" || url.origin !== location.origin) return;
   const { request } = event;
-  if (url.pathname.startsWith("/files/")) event.respondWith(request.headers.has("range") ? range(request) : kept(request));
-  else if (url.pathname !== "/sw.js") event.respondWith(fresh(request));
+  if (request.method !== "GET" || !request.url.startsWith(home.href)) return;
+  const path = request.url.slice(home.href.length);
+  if (path.startsWith("files/")) event.respondWith(request.headers.has("range") ? range(request) : kept(request));
+  else if (!path.startsWith("sw.js")) event.respondWith(fresh(request));
 });
 
-// Under /files/ an address holds the file's hash: what is kept is right for ever.
+// Under files/ an address holds the file's hash: what is kept is right for ever.
 async function kept(request) {
   const cache = await caches.open(cacheName);
   const found = await cache.match(request.url);
@@ -52,11 +54,12 @@ async function range(request) {
   return response;
 }
 
-// The page itself: the server's where it answers soon, else the copy.
+// The page itself: the server's where it answers soon, and not a proxy that it does not, else the copy.
 async function fresh(request) {
   const copy = () => caches.match(request.url, { ignoreSearch: true, cacheName });
   const late = new Promise((done) => setTimeout(done, patience)).then(copy);
   const asked = fetch(request);
-  const first = await Promise.race([asked.catch(copy), late]);
+  const found = asked.then((response) => (response.status < 500 ? response : copy()), copy);
+  const first = await Promise.race([found, late]);
   return first ?? asked;
 }
