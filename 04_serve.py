@@ -21,7 +21,7 @@ import argparse
 import os
 import socket
 from collections.abc import Sequence
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.fail(str(error))
 
 
-def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Event) -> int:
+def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Semaphore) -> int:
     """Serve as one of several processes, unless `shared` is None by the model at its address, of
-    its bundle.json; the event `ready` is set once it serves.
+    its bundle.json; `ready` is released once it serves.
     """
     try:
         model = Predictor(args.exports, args.model) if shared else None
@@ -100,7 +100,7 @@ def serve(
     args: argparse.Namespace,
     listener: socket.socket,
     model: Predictor | None = None,
-    ready: Event | None = None,
+    ready: Semaphore | None = None,
 ) -> int:
     """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. Raises
     BundleError where there is no `model` and none can be opened.
@@ -128,7 +128,7 @@ def serve(
         app,
         listener,
         worker=ready is not None,
-        started=ready.set
+        started=ready.release
         if ready
         else lambda: announce(args, listener, predictor.bundle, predictor.card, provider),
     )
