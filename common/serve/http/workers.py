@@ -20,8 +20,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from common.console import say, warn
 
-PAUSE = 0.1  # s before a worker that died is replaced; twice as long each time,
-MOST_PAUSE = 30.0  # up to this, and from the beginning once a worker has served for as long
+PAUSE, MOST_PAUSE = 0.1, 30.0  # s before a worker that died is replaced, twice as long each time;
+STEADY = 5.0  # s after its start that a worker must serve for the pause to be short again
 MOST_FAILED = 3  # starts, before the first worker serves, after which none is tried
 STOP_SECONDS = 29.0  # before workers that were asked to stop are killed
 
@@ -49,7 +49,7 @@ class Worker:
         """
         self.serves = self.serves or self._ready.acquire(block=False)
         lived = time.monotonic() - self.since
-        if self.serves and lived > MOST_PAUSE:
+        if self.serves and lived > STEADY:
             self.pause = PAUSE
         code = self.process.exitcode
         if code is None:
