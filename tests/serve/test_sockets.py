@@ -299,19 +299,11 @@ def test_a_stop_answers_what_was_accepted_and_rejects_the_rest(predictor, gate):
             connect(live.port)
 
 
-def test_a_second_signal_stops_at_once(predictor):
-    app = make_app(predictor, Settings())
-    server = sockets.Server(uvicorn.Config(app), app.state.queue, worker=False)
-    server.handle_exit(15, None)
-    assert app.state.queue.draining
-    assert not server.should_exit
-    server.handle_exit(2, None)
-    assert server.should_exit
-    assert server.force_exit
+def test_a_worker_leaves_ctrl_c_to_its_supervisor(predictor):
     worker = sockets.Server(
         uvicorn.Config(app), make_app(predictor, Settings()).state.queue, worker=True
     )
-    worker.handle_exit(2, None)  # Ctrl-C reaches it too, but the first process decides
+    worker.handle_exit(2, None)  # Ctrl-C reaches it too
     assert not worker.queue.draining
 
 

@@ -47,7 +47,7 @@ class Telemetry:
         self.photos = Counter("foliar_photos_total", "Photos read and run.", registry=here)
         self.busy = Counter(
             "foliar_rejected_busy_total",
-            "Requests answered with 503 before any of their body was decoded.",
+            "Requests answered with 503, since the server was full or stopping.",
             registry=here,
         )
         self.queue_seconds = histogram("foliar_queue_seconds", "Time a photo waited for a thread.")
