@@ -128,6 +128,7 @@ def serve(
         app,
         listener,
         worker=ready is not None,
+        proxies=args.forwarded_allow_ips,
         started=ready.release
         if ready
         else lambda: announce(args, listener, predictor.bundle, predictor.card, provider),

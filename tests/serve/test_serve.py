@@ -58,6 +58,7 @@ def test_mistakes_end_in_a_sentence_and_exit_code_2(exports, tmp_path, capsys):
     fails(["--exports", exports, "--host", "no.such.host.invalid"], capsys, "no address")
     fails(["--exports", exports, "--treads", "2"], capsys, "--treads")
     fails(["--exports", exports, "--mode", "best"], capsys, "joint")
+    fails(["--forwarded-allow-ips", "127.0.0.1,*"], capsys, "'*' is no address or network")
     fails(
         ["--exports", exports, "--model", "model.onnx", "--model", "model.int8.onnx"],
         capsys,
@@ -245,7 +246,8 @@ def test_several_processes_share_a_port_and_one_that_dies_is_started_anew(export
     def pids(port, count):
         found, end = set(), time.monotonic() + 20
         while len(found) < count and time.monotonic() < end:
-            found |= {int(pid) for pid in re.findall(rb'pid="(\d+)"', ask(port, "/metrics")[1])}
+            metrics = ask(port, "/metrics")[1]
+            found |= {int(pid) for pid in re.findall(rb'_info{.*pid="(\d+)"', metrics)}
         return found
 
     with serving(exports, "--workers", "2") as (server, port):

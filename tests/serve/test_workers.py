@@ -3,9 +3,12 @@ supervisor.
 """
 
 import contextlib
+import http.client
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +28,18 @@ from common.serve.http import workers
 workers.PAUSE = 0.01
 serve = importlib.import_module("04_serve")
 sys.exit(serve.main(sys.argv[1:]))
+"""
+
+
+# each worker runs this again, since `spawn` imports the script that is run
+SLOW = """
+import importlib, os, sys, time
+sys.path.insert(0, os.getcwd())
+from common.serve.http import service, sockets, workers
+sockets.DRAIN_SECONDS, start_photo = 1.5, service.start_photo
+service.start_photo = lambda *rest, **more: [time.sleep(0.3), start_photo(*rest, **more)][1]
+if __name__ == "__main__":
+    sys.exit(importlib.import_module("04_serve").main(sys.argv[1:]))
 """
 
 
@@ -117,3 +132,60 @@ def test_a_start_that_cannot_be_ends_after_three(exports):
     assert done.returncode == 1
     assert done.stderr.count("ended with exit code 1") == 3
     assert "no worker could start" in done.stderr
+
+
+@contextlib.contextmanager
+def slow(exports, folder, workers, *flags):
+    """A server of 0.3 s per photo, that stops within 1.5 s."""
+    (folder / "slow.py").write_text(SLOW)
+    flags = ("--workers", str(workers), "--threads", "1", *flags)
+    with serving(exports, *flags, program=(str(folder / "slow.py"),)) as (server, port):
+        yield server, port
+
+
+def under_way(port, count):
+    """Connections whose requests have been admitted, one in five of them without its last byte."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PHOTO)
+    found = [socket.create_connection(("127.0.0.1", port), 20) for _ in range(count)]
+    for i, connection in enumerate(found):
+        connection.sendall(head + (PHOTO[:-1] if i % 5 == 4 else PHOTO))
+    until(lambda: samples(port)["foliar_in_flight"] == count)
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_answers_all_and_ends_in_time(exports, tmp_path, workers):
+    with slow(exports, tmp_path, workers, "--queue", "60") as (server, port):
+        connections = under_way(port, 30)
+        begin = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        statuses = []
+        for connection in connections:
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            statuses.append(answer.status)
+            assert answer.status == 200 or answer.headers["retry-after"] == "1"
+            assert json.load(answer)
+            connection.close()
+        out, err = server.communicate(timeout=20)
+        assert time.monotonic() - begin < 8
+    assert server.returncode == 0, err
+    assert not err, err
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 3 * workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_at_once(exports, tmp_path, workers):
+    with slow(exports, tmp_path, workers) as (server, port):
+        connections = under_way(port, 6)
+        left = children(server.pid)
+        server.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        begin = time.monotonic()
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=20)
+        assert time.monotonic() - begin < 0.8
+        until(lambda: not any(map(lives, left)), 1)
+        for connection in connections:
+            connection.close()

@@ -309,6 +309,7 @@ def serve(
     listener: socket.socket,
     *,
     worker: bool = False,
+    proxies: str = "",
     started: Callable[[], None] | None = None,
 ) -> None:
     """Answer requests on a listening socket until SIGTERM or Ctrl-C; accepted requests are answered
@@ -319,15 +320,18 @@ def serve(
         listener: bound and listening; it is closed at the end.
         worker: whether this is one of several processes; it leaves Ctrl-C to its supervisor,
             and ends when that is gone.
+        proxies: as for `config`.
         started: called before the first request is taken.
     """
     if started is not None:
         started()
-    Server(config(app), app.state.queue, worker=worker).run(sockets=[listener])
+    Server(config(app, proxies), app.state.queue, worker=worker).run(sockets=[listener])
 
 
-def config(app: Starlette) -> uvicorn.Config:
-    """uvicorn's settings: our protocol, no log, no server header."""
+def config(app: Starlette, proxies: str = "") -> uvicorn.Config:
+    """uvicorn's settings: our protocol, no log, no server header. Where a connection comes from one
+    of the `proxies` (addresses and networks, by commas), its client is who X-Forwarded-For says.
+    """
     return uvicorn.Config(
         app,
         http=TimeoutProtocol,
@@ -336,7 +340,8 @@ def config(app: Starlette) -> uvicorn.Config:
         log_level="critical",
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
         timeout_keep_alive=int(KEEP_SECONDS),
         timeout_graceful_shutdown=SENDING_SECONDS,
         backlog=1,  # accepted at a time: more would take them from idle workers
