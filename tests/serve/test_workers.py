@@ -81,7 +81,7 @@ def test_counts_are_the_clients_own_whatever_dies(exports, tmp_path, monkeypatch
     flags = ("--workers", "2", "--threads", "1", "--queue", "4")
     with serving(exports, *flags, program=("-c", QUICK)) as (server, port):
         answered, descriptors = 0, len(os.listdir(f"/proc/{server.pid}/fd"))
-        for _ in range(5):  # three ends within 30 s ended all
+        for _ in range(4):  # three ends within 30 s ended all
             until(lambda: len(pids(port)) == 2)
             for _ in range(4):
                 assert ask(port, body=PHOTO)[0] == 200
@@ -102,12 +102,16 @@ def test_counts_are_the_clients_own_whatever_dies(exports, tmp_path, monkeypatch
         told = {pid for name in found for pid in re.findall(r'process_cpu.*pid="(\d+)"', name)}
         assert told == {str(one) for one in (server.pid, *pids(port))}
         (folder,) = tmp_path.glob("foliar-metrics-*")
-        assert len(list(folder.iterdir())) <= 2 * 4  # not those of seven processes
+        assert len(list(folder.iterdir())) <= 2 * 4  # not those of six processes
         assert len(os.listdir(f"/proc/{server.pid}/fd")) <= descriptors + 2
+        assert server.pid not in pids(port)
+        left = pids(port)
         server.send_signal(signal.SIGTERM)
         _, err = server.communicate(timeout=30)
         assert server.returncode == 0, err
-        assert err.count("ended with signal SIGKILL") == 5, err
+        assert "Traceback" not in err, err
+        assert not any(map(lives, left))
+        assert err.count("ended with signal SIGKILL") == 4, err
         assert not folder.exists()
 
 

@@ -36,12 +36,17 @@ class Worker:
 
     def start(self, context: SpawnContext) -> None:
         """Start a process."""
-        # a semaphore, since a process killed inside an event's `set` would leave that locked
-        self._ready, self.serves, self.since = context.Semaphore(0), False, time.monotonic()
-        self.process = context.Process(
-            target=_work, args=(self.number, self.target, self.arguments, self._ready)
-        )
-        self.process.start()
+        self.serves, self.since = False, time.monotonic()
+        try:
+            # no event: a process killed inside its `set` would leave it locked
+            self._ready = context.Semaphore(0)
+            process = context.Process(
+                target=_work, args=(self.number, self.target, self.arguments, self._ready)
+            )
+            process.start()
+            self.process = process
+        except OSError as error:  # no memory, or too many processes
+            self._replace_later(f"a worker cannot start: {error}")
 
     def look(self) -> int | None:
         """Note whether it serves, and for how long; returns the exit code of a process that has
@@ -55,13 +60,13 @@ class Worker:
         if code is None:
             return None
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        warn(
-            f"worker {self.process.pid} ended with {how} after {lived:.0f} s; another one starts "
-            f"in {self.pause:g} s"
-        )
+        self._replace_later(f"worker {self.process.pid} ended with {how} after {lived:.0f} s")
+        return code
+
+    def _replace_later(self, why: str) -> None:
+        warn(f"{why}; another one starts in {self.pause:g} s")
         self.process, self.due = None, time.monotonic() + self.pause
         self.pause = min(2 * self.pause, MOST_PAUSE)
-        return code
 
 
 def supervise(
@@ -159,5 +164,7 @@ def _stop(workers: list[Worker], signals: list[int]) -> None:
             warn(f"{len(left)} workers are killed before they have stopped")
             for process in left:
                 process.kill()
+            for process in left:
+                process.join()
         time.sleep(0.05)
         left = [process for process in left if process.exitcode is None]
