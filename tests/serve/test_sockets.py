@@ -393,12 +393,13 @@ def test_where_no_connection_gives_way_the_new_one_is_told(predictor, monkeypatc
 
 
 def test_uploads_that_do_not_come_give_way(predictor, monkeypatch):
-    monkeypatch.setattr(work_queue, "FIRST_BYTES", 0.5)
+    monkeypatch.setattr(work_queue, "SILENCE", 0.5)
     with running(predictor, runners=1, waiting=2) as live:
         silent = waiting_for(live, 3, body=b"", length=5000)
         assert ask(live.port)[0] == 503
-        silent[0].sendall(bytes(4000))  # worth 0.4 s more
-        time.sleep(0.55)
+        time.sleep(0.3)
+        silent[0].sendall(bytes(4000))  # worth 0.4 s, of which 0.3 are left to earn
+        time.sleep(0.25)
         assert ask(live.port)[0] == 200
         status, told = read(silent[1])
         assert (status, told["error"]["code"]) == (408, "too_slow")

@@ -22,8 +22,8 @@ from starlette.types import Message, Receive
 
 M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 SHARE = 0.5  # of places and memory for one client, while there are others
-# an upload that falls behind this is late: s before its first bytes, bytes/s from then on
-FIRST_BYTES, SLOWEST = 2.0, 10_000
+# an upload is late after so many s of silence, or where it comes at fewer bytes/s
+SILENCE, SLOWEST = 3.0, 10_000
 Result = TypeVar("Result")
 
 
@@ -47,15 +47,18 @@ class Place:
     def __init__(self, client: str, size: int) -> None:
         self.client, self.size, self.lost = client, size, ""
         self.task = asyncio.current_task()
-        self.due = time.monotonic() + FIRST_BYTES  # when its upload is late
+        self.due = time.monotonic() + SILENCE  # when its upload is late
 
     def watch(self, receive: Receive) -> Receive:
         """The ASGI `receive` of the request, through which the upload is followed."""
 
         async def watched() -> Message:
             message = await receive()
-            more = message["type"] == "http.request" and message.get("more_body", False)
-            self.due += len(message["body"]) / SLOWEST if more else math.inf
+            if message.get("more_body"):
+                paid = self.due + len(message["body"]) / SLOWEST
+                self.due = min(paid, time.monotonic() + SILENCE)
+            else:
+                self.due = math.inf
             return message
 
         return watched
