@@ -480,7 +480,8 @@ def test_who_asks_is_a_network_of_ipv6():
 
     assert who("2001:db8:0:1::5") == who("2001:db8::1:9:9:9:9") == "2001:db8:0:1::/64"
     assert who("fe80::1%eth0") == "fe80::/64"
-    assert (who("192.0.2.1"), who("unknown")) == ("192.0.2.1", "unknown")
+    assert who("192.0.2.1") == who("::ffff:192.0.2.1") == "192.0.2.1"
+    assert who("unknown") == "unknown"
 
 
 def test_a_client_that_is_gone_when_a_connection_would_linger_is_let_go():

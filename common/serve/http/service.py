@@ -254,8 +254,9 @@ def client_of(request: Request) -> str:
     """Who asks: an address, or the 64 bits of its network, of which a client of IPv6 has all."""
     host = request.client.host if request.client else ""
     with contextlib.suppress(ValueError):  # no address: a proxy may hide it
-        if ipaddress.ip_address(host).version == 6:
-            return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if address.version == 6:
+            return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
     return host
 
 

@@ -36,7 +36,7 @@ CONNECTIONS = 1000  # open at once, beside those of requests that hold a place
 BACKLOG = 512  # that may wait to be accepted
 DRAIN_SECONDS = 24.0  # for accepted requests once the server is to stop; then they get 503
 SENDING_SECONDS = 3  # for those answers to be read
-LAST_SECONDS = 28.0  # before the process ends, whatever still runs in it
+LAST_SECONDS = 1.0  # for jobs that still run and for whose answers nobody waits
 
 
 class LingeringTransport:
@@ -149,7 +149,7 @@ class TimeoutProtocol(H11Protocol):
         """Close the connection that has been silent longest, of the address that has most; whether
         there was one without a request that is being answered.
         """
-        of_address = Counter(one.client[0] for one in self.connections if one.client)
+        of_address = Counter(one.client and one.client[0] for one in self.connections)
         idle = [
             one
             for one in self.connections
@@ -157,7 +157,9 @@ class TimeoutProtocol(H11Protocol):
             and (one.cycle is None or one.cycle.response_complete or one.flow.write_paused)
         ]
         if idle:
-            longest = max(idle, key=lambda one: (of_address[(one.client or "?")[0]], -one._heard))
+            longest = max(
+                idle, key=lambda one: (of_address[one.client and one.client[0]], -one._heard)
+            )
             longest.transport.abort()
         return bool(idle)
 
@@ -228,14 +230,13 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second stops at once."""
-        if self.worker and sig == signal.SIGINT:
-            return  # Ctrl-C reaches every process of a terminal; the supervisor decides
+        if self.worker:  # the supervisor decides: Ctrl-C reaches every process of a terminal,
+            if sig != signal.SIGINT:
+                self.drain()  # and systemd's SIGTERM each of a service
+            return
         if self.signalled:
             os._exit(128 + sig)  # anything else would wait for the threads of the queue
         self.signalled = True
-        last = threading.Timer(LAST_SECONDS, os._exit, (1,))
-        last.daemon = True
-        last.start()
         self.drain()
 
     def drain(self) -> None:
@@ -326,6 +327,9 @@ def serve(
     if started is not None:
         started()
     Server(config(app, proxies), app.state.queue, worker=worker).run(sockets=[listener])
+    last = threading.Timer(LAST_SECONDS, os._exit, (0,))
+    last.daemon = True  # it ends nothing if the process has ended by then
+    last.start()
 
 
 def config(app: Starlette, proxies: str = "") -> uvicorn.Config:
