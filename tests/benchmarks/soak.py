@@ -242,7 +242,8 @@ async def soak(
         if key not in ("200", "left", "left at a kill", "lost at a kill")
         and not (key.isdigit() and (key[0] == "4" or key == "503"))
     }
-    bound = args.workers * (args.queue + 2 * CORES) / rate * 1.5 + 1
+    slower = 2 if args.kill else 1.5  # a worker that starts takes the processor from the others
+    bound = args.workers * (args.queue + 2 * CORES) / rate * slower + 1
     kills, more_mb = load.kills, MORE_MB * args.workers
     say(f"at the end {time.perf_counter() - begin:.0f} s: {counts}")
     load.counts.clear()
