@@ -34,7 +34,7 @@ READ_SECONDS = 20.0  # that a client may read nothing of its answer
 SEND_BYTES = 256 * 1024
 CONNECTIONS = 1000  # open at once, beside those of requests that hold a place
 BACKLOG = 512  # that may wait to be accepted
-DRAIN_SECONDS = 24.0  # for accepted requests once the server is to stop; then they get 503
+DRAIN_SECONDS = 23.0  # for accepted requests once the server is to stop; then they get 503
 SENDING_SECONDS = 3  # for those answers to be read
 LAST_SECONDS = 1.0  # for jobs that still run and for whose answers nobody waits
 

@@ -59,7 +59,9 @@ class Worker:
         code = self.process.exitcode
         if code is None:
             return None
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        # real-time signals have numbers only
+        names = {number: f"signal {number.name}" for number in signal.Signals}
+        how = names.get(-code, f"exit code {code}")
         self._replace_later(f"worker {self.process.pid} ended with {how} after {lived:.0f} s")
         return code
 
@@ -86,8 +88,7 @@ def supervise(
         started: called once every process serves.
 
     Returns:
-        0 after SIGTERM or Ctrl-C; where no worker ever served, 1, or the
-        exit code 2 of one.
+        0 after SIGTERM or Ctrl-C; where no worker ever served, 1, or the exit code 2 of one.
     """
     with tempfile.TemporaryDirectory(prefix="foliar-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read by prometheus_client in the workers
