@@ -18,14 +18,14 @@ SIGTERM answers the requests under way, then stops it. Deploying: common/serve/R
 """
 
 import argparse
-import os
 import socket
 from collections.abc import Sequence
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 
 from common import console
+from common.files import cores
 from common.serve.batch import latency
 from common.serve.batch.ensembles import Ensemble, locate, open_models
 from common.serve.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model, args.provider = model.card.file, provider
         # one process has the GPU; several speak HTTP, or Python would be slower than it
         on_gpu = provider in GPUS
-        args.workers = args.workers or (max(1, min(8, _cores() // 2)) if on_gpu else 1)
+        args.workers = args.workers or (max(1, min(8, cores() // 2)) if on_gpu else 1)
         if args.workers == 1:
             return serve(args, listener, model)
         bundle = read_bundle(args.exports)
@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.fail(str(error))
 
 
-def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Event) -> int:
+def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Semaphore) -> int:
     """Serve as one of several processes, unless `shared` is None by the model at its address, of
-    its bundle.json; the event `ready` is set once it serves.
+    its bundle.json; `ready` is released once it serves.
     """
     try:
         model = Predictor(args.exports, args.model) if shared else None
@@ -100,7 +100,7 @@ def serve(
     args: argparse.Namespace,
     listener: socket.socket,
     model: Predictor | None = None,
-    ready: Event | None = None,
+    ready: Semaphore | None = None,
 ) -> int:
     """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. Raises
     BundleError where there is no `model` and none can be opened.
@@ -110,7 +110,7 @@ def serve(
     predictor = model
     if predictor is None:
         predictor, provider = open_predictor(args.exports, args.model, args.provider)
-    threads = args.threads or max(1, _cores() // args.workers)
+    threads = args.threads or max(1, cores() // args.workers)
     settings = Settings(
         top_k=args.top_k,
         mode=args.mode,
@@ -128,7 +128,8 @@ def serve(
         app,
         listener,
         worker=ready is not None,
-        started=ready.set
+        proxies=args.forwarded_allow_ips,
+        started=ready.release
         if ready
         else lambda: announce(args, listener, predictor.bundle, predictor.card, provider),
     )
@@ -187,7 +188,7 @@ def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
     settle_process()
     models = open_models(args.exports, args.model, args.provider)
     ensemble = Ensemble([predictor for predictor, _ in models], args.tta)
-    threads = args.threads or _cores()
+    threads = args.threads or cores()
     for predictor, provider in models:
         describe(predictor.bundle, predictor.card, provider)
     if args.benchmark:
@@ -218,10 +219,6 @@ def parse_names(names: list[str]) -> list[tuple[str, str] | None]:
         else None
         for found in parse_class_names(names)
     ]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

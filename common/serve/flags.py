@@ -1,6 +1,7 @@
 """The flags of 04_serve.py, and which of them go together."""
 
 import argparse
+import ipaddress
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="let web pages of this address ask too; * for all",
     )
+    add(
+        "--forwarded-allow-ips",
+        type=_addresses,
+        default="",
+        metavar="ADDRESSES",
+        help="reverse proxies in front of this server, addresses or networks with commas between: "
+        "the X-Forwarded-For of these, and of nobody else, says who asks",
+    )
     add("--access-log", action="store_true", help="print a line per request (never a photo)")
 
 
@@ -162,6 +171,17 @@ def check_flags(args: argparse.Namespace) -> None:
         if path and path.is_dir():
             fail(f"--{flag} {path} is a folder; give the name of a file in it.")
         setattr(args, flag, path and claim(path))
+
+
+def _addresses(text: str) -> str:
+    for part in filter(None, text.split(",")):
+        try:
+            ipaddress.ip_network(part.strip())
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"'{part.strip()}' is no address or network, such as 127.0.0.1 or 172.16.0.0/12"
+            ) from None
+    return text
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
