@@ -347,8 +347,8 @@ def serve(
 
 
 def config(app: Starlette, proxies: str = "") -> uvicorn.Config:
-    """uvicorn's settings: our protocol, our log, no server header. Where a connection comes from one
-    of the `proxies` (addresses and networks, by commas), its client is who X-Forwarded-For says.
+    """uvicorn's settings: our protocol, our log, no server header. Where a connection comes from
+    one of the `proxies` (addresses and networks, by commas), its client is who X-Forwarded-For says.
     """
     return uvicorn.Config(
         app,
