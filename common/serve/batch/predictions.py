@@ -8,6 +8,7 @@ end, atomically, so that a resumed run writes the same bytes as an uninterrupted
 import base64
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import time
@@ -65,6 +66,11 @@ class Job:
     threads: int = 1
     submission: Submission | None = None
     names: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        """Hash of the photos' names, sizes and times; it asks the file system once."""
+        return hash_of(map(_stamp, self.photos, self.names or map(str, self.photos)))
 
 
 def predict(ensemble: Ensemble, job: Job) -> int:
@@ -221,7 +227,7 @@ def tie(ensemble: Ensemble, job: Job) -> dict[str, str]:
     return {
         "models": hash_of([json.dumps(models, sort_keys=True)]),
         "flags": hash_of([job.mode, str(ensemble.tta), str(job.submission is not None)]),
-        "photos": hash_of(map(_stamp, job.photos, job.names or map(str, job.photos))),
+        "photos": job.stamp,
         "providers": ", ".join(one.session.get_providers()[0] for one in ensemble.predictors),
     }
 
