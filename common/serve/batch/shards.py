@@ -135,7 +135,6 @@ def _open(ensemble: Ensemble, jobs: list[Job], opened: contextlib.ExitStack) -> 
         told = "; ".join(f"{why}: {','.join(found)}" for why, found in wrong.items())
         fail(
             f"the {len(jobs)} shards cannot be merged yet. {told[0].upper()}{told[1:]}. Run these "
-            f"with --shard; where one is of another run, repeat the command it is of, or first "
-            f"delete its file, such as {jobs[0].output}."
+            f"with --shard, which says what to do about the file of another run."
         )
     return parts
