@@ -160,10 +160,15 @@ def test_a_merge_says_which_shards_it_lacks(predict, photos, refused):
     shard_file(2).unlink()
     shard_file(1).write_bytes(kept[1][:-9])  # its last line torn
     shard_file(0).unlink()
-    predict("--shard", f"0/{COUNT}", "--model", "model.int8.onnx")
+    predict("--shard", f"0/{COUNT}", "--model", "model.onnx", "--model", "model.int8.onnx")
     shard_file(3).unlink()
     predict("--shard", f"3/{COUNT}", "--tta")
-    told = ("Of other models: 0;", "unfinished: 1;", "missing: 2;", "of other flags: 3.")
+    told = (
+        "Of other models: 0;",
+        "unfinished: 1;",
+        "missing: 2;",
+        "of other flags: 3.",
+    )
     refused(told, predict, "--merge")
     refused("other flags", predict, "--shard", f"3/{COUNT}")
     assert predict("--shard", f"1/{COUNT}") == 0  # goes on

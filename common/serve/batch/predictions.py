@@ -228,7 +228,9 @@ def tie(ensemble: Ensemble, job: Job) -> dict[str, str]:
         "models": hash_of([json.dumps(models, sort_keys=True)]),
         "flags": hash_of([job.mode, str(ensemble.tta), str(job.submission is not None)]),
         "photos": job.stamp,
-        "providers": ", ".join(one.session.get_providers()[0] for one in ensemble.predictors),
+        "providers": " ".join(
+            sorted({one.session.get_providers()[0] for one in ensemble.predictors})
+        ),
     }
 
 
