@@ -430,7 +430,7 @@ def test_commands_of_the_guides_have_known_flags(guide, known_flags):
         "README.md": {"run_all.sh", "01_reorganize.py", "04_serve.py"},
         # its curl lines are run by tests/serve/test_cookbook.py
         "common/serve/README.md": {"04_serve.py"},
-        "common/serve/CLUSTERS.md": {"04_serve.py", "03_export.py"},
+        "common/serve/CLUSTERS.md": {"04_serve.py"},
         "tests/benchmarks/README.md": {
             str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "benchmarks").glob("*.py")
         }
