@@ -121,7 +121,7 @@ def test_merged_shards_are_the_file_of_one_run(predict, capsys, flags):
     all_shards(predict, *flags, "--submission", "out.zip")
     assert not Path("out.csv").exists()
     assert not Path("out.zip").exists()
-    assert "the same command with --merge for --shard 3/4" in capsys.readouterr().out
+    assert "the same command with --merge instead of --shard 3/4" in capsys.readouterr().out
     assert predict(*flags, "--submission", "out.zip", "--merge") == 1
     merged = capsys.readouterr().out.splitlines()
     assert Path("out.csv").read_bytes() == Path("one.csv").read_bytes()

@@ -39,8 +39,8 @@ def answer_shard(ensemble: Ensemble, job: Job, shard: int, count: int) -> None:
     say(
         f"photos   {told}",
         f"wrote    {mine.output}",
-        f"next     once all {count} shards have run: the same command with --merge for --shard "
-        f"{shard}/{count}",
+        f"next     once all {count} shards have run: the same command with --merge instead of "
+        f"--shard {shard}/{count}",
     )
 
 
@@ -95,8 +95,8 @@ def _count(output: Path) -> int:
     found = sorted({int(match[1]) for match in matches if match})
     if not found:
         fail(
-            f"there are no shards of {output}. Run the same command with --shard 0/16 to 15/16 for "
-            f"--merge first, say."
+            f"there are no shards of {output} beside it. First run the same command with --shard "
+            f"0/16, 1/16 and so on to 15/16 instead of --merge."
         )
     if len(found) > 1:
         fail(
