@@ -7,6 +7,7 @@ Writes  nothing; with --predict a CSV, one row per photo, with --submission a se
   python 04_serve.py --port 9000 --model model.onnx    another port, another model of the exports
   python 04_serve.py --workers 4 --provider cpu        several processes on one port, on the CPU
   python 04_serve.py --predict photos/ leaf.jpg --output predictions.csv
+  python 04_serve.py --predict photos/ --shard 3/16    on many machines: common/serve/CLUSTERS.md
 
   curl --data-binary @leaf.jpg http://127.0.0.1:8000/predict
   curl -F photo=@a.jpg -F photo=@b.jpg http://127.0.0.1:8000/predict      two photos of one plant
@@ -28,8 +29,14 @@ from common import console
 from common.files import cores
 from common.serve.batch import latency
 from common.serve.batch.ensembles import Ensemble, locate, open_models
-from common.serve.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
+from common.serve.batch.photo_list import (
+    find_photos,
+    labels_from_csv,
+    labels_from_folders,
+    names_below,
+)
 from common.serve.batch.predictions import Job, predict
+from common.serve.batch.shards import answer_shard, merge
 from common.serve.batch.submission import plan_submission
 from common.serve.flags import add_batch_flags, add_flags, check_flags
 from common.serve.http import sockets, workers
@@ -203,9 +210,12 @@ def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
         if args.submission
         else None
     )
-    return int(
-        predict(ensemble, Job(tuple(photos), args.output, labels, args.mode, threads, plan)) > 0
-    )
+    names = tuple(names_below(photos, args.predict))
+    job = Job(tuple(photos), args.output, labels, args.mode, threads, plan, names)
+    if args.shard:  # its failures are told when all are merged
+        answer_shard(ensemble, job, *args.shard)
+        return 0
+    return int((merge if args.merge else predict)(ensemble, job) > 0)
 
 
 def parse_names(names: list[str]) -> list[tuple[str, str] | None]:

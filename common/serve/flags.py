@@ -9,7 +9,10 @@ from pathlib import Path
 from common.console import fail
 from common.decide import MODES
 from common.files import claim
+from common.serve.batch.shards import MOST
 from common.serve.providers import PROVIDERS
+
+BATCH = ("shard", "merge", "tta", "labels", "submission", "sample_submission", "benchmark")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +125,19 @@ def add_batch_flags(parser: argparse.ArgumentParser) -> None:
         help="where answers go (default: "
         "predictions.csv); a run that was stopped goes on by the same command",
     )
+    shards = batch.add_mutually_exclusive_group()
+    shards.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="K/N",
+        help="answer one of N shares of the photos, 0/N to (N-1)/N, into a file beside the output: "
+        "for many processes or machines",
+    )
+    shards.add_argument(
+        "--merge",
+        action="store_true",
+        help="make the output from the files of all shards, by the same command",
+    )
     batch.add_argument(
         "--tta",
         action="store_true",
@@ -156,7 +172,7 @@ def add_batch_flags(parser: argparse.ArgumentParser) -> None:
 def check_flags(args: argparse.Namespace) -> None:
     """Raises SystemExit over flags that do not go together, and over outputs that cannot be."""
     if not args.predict:
-        for flag in ("tta", "labels", "submission", "sample_submission", "benchmark"):
+        for flag in BATCH:
             if getattr(args, flag):
                 fail(f"--{flag.replace('_', '-')} needs --predict with photos.")
         if len(args.model or ()) > 1:
@@ -167,6 +183,8 @@ def check_flags(args: argparse.Namespace) -> None:
         return
     if args.sample_submission and not args.submission:
         fail("--sample-submission needs --submission, the file to write.")
+    if args.benchmark and (args.shard or args.merge):
+        fail("--benchmark writes nothing: give it without --shard and --merge.")
     for flag, path in (("output", args.output), ("submission", args.submission)):
         if path and path.is_dir():
             fail(f"--{flag} {path} is a folder; give the name of a file in it.")
@@ -191,3 +209,13 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _shard(text: str) -> tuple[int, int]:
+    shard, slash, count = text.partition("/")
+    if not (slash and shard.isdecimal() and count.isdecimal() and int(shard) < int(count) <= MOST):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no shard: of 16 they are 0/16, 1/16 to 15/16, and there are at most "
+            f"{MOST}"
+        )
+    return int(shard), int(count)
