@@ -348,7 +348,7 @@ def serve(
 
 def config(app: Starlette, proxies: str = "") -> uvicorn.Config:
     """uvicorn's settings: our protocol, our log, no server header. Where a connection comes from
-    one of the `proxies` (addresses and networks, by commas), its client is who X-Forwarded-For says.
+    one of the `proxies` (addresses and networks, by commas), X-Forwarded-For names its client.
     """
     return uvicorn.Config(
         app,
