@@ -9,6 +9,7 @@ Writes  nothing; with --predict a CSV, one row per photo, with --submission a se
   python 04_serve.py --workers 4 --provider cpu        several processes on one port, on the CPU
   python 04_serve.py --predict photos/ leaf.jpg --output predictions.csv
   python 04_serve.py --static site                     the page for GitHub Pages or any web host
+  python 04_serve.py --predict photos/ --shard 3/16    on many machines: common/serve/CLUSTERS.md
 
   curl --data-binary @leaf.jpg http://127.0.0.1:8000/predict
   curl -F photo=@a.jpg -F photo=@b.jpg http://127.0.0.1:8000/predict      two photos of one plant
@@ -20,19 +21,25 @@ SIGTERM answers the requests under way, then stops it. Deploying: common/serve/R
 """
 
 import argparse
-import os
 import socket
 from collections.abc import Sequence
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 
 from common import console
+from common.files import cores
 from common.serve.advice import describe_advice, read_advice
 from common.serve.batch import latency
 from common.serve.batch.ensembles import Ensemble, locate, open_models
-from common.serve.batch.photo_list import find_photos, labels_from_csv, labels_from_folders
+from common.serve.batch.photo_list import (
+    find_photos,
+    labels_from_csv,
+    labels_from_folders,
+    names_below,
+)
 from common.serve.batch.predictions import Job, predict
+from common.serve.batch.shards import answer_shard, merge
 from common.serve.batch.submission import plan_submission
 from common.serve.flags import add_batch_flags, add_flags, check_flags
 from common.serve.http import sockets, workers
@@ -68,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model, args.provider = model.card.file, provider
         # one process has the GPU; several speak HTTP, or Python would be slower than it
         on_gpu = provider in GPUS
-        args.workers = args.workers or (max(1, min(8, _cores() // 2)) if on_gpu else 1)
+        args.workers = args.workers or (max(1, min(8, cores() // 2)) if on_gpu else 1)
         if args.workers == 1:
             return serve(args, listener, model)
         bundle = read_bundle(args.exports)
@@ -88,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.fail(str(error))
 
 
-def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Event) -> int:
+def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Semaphore) -> int:
     """Serve as one of several processes, unless `shared` is None by the model at its address, of
-    its bundle.json; the event `ready` is set once it serves.
+    its bundle.json; `ready` is released once it serves.
     """
     try:
         model = Predictor(args.exports, args.model) if shared else None
@@ -108,7 +115,7 @@ def serve(
     args: argparse.Namespace,
     listener: socket.socket,
     model: Predictor | None = None,
-    ready: Event | None = None,
+    ready: Semaphore | None = None,
 ) -> int:
     """Answer requests until Ctrl-C or SIGTERM; those under way are finished first. Raises
     BundleError where there is no `model` and none can be opened.
@@ -118,7 +125,7 @@ def serve(
     predictor = model
     if predictor is None:
         predictor, provider = open_predictor(args.exports, args.model, args.provider)
-    threads = args.threads or max(1, _cores() // args.workers)
+    threads = args.threads or max(1, cores() // args.workers)
     settings = Settings(
         top_k=args.top_k,
         mode=args.mode,
@@ -137,7 +144,8 @@ def serve(
         app,
         listener,
         worker=ready is not None,
-        started=ready.set
+        proxies=args.forwarded_allow_ips,
+        started=ready.release
         if ready
         else lambda: announce(args, listener, predictor.bundle, predictor.card, provider),
     )
@@ -197,7 +205,7 @@ def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
     settle_process()
     models = open_models(args.exports, args.model, args.provider)
     ensemble = Ensemble([predictor for predictor, _ in models], args.tta)
-    threads = args.threads or _cores()
+    threads = args.threads or cores()
     for predictor, provider in models:
         describe(predictor.bundle, predictor.card, provider)
     if args.benchmark:
@@ -212,9 +220,12 @@ def predict_files(photos: Sequence[Path], args: argparse.Namespace) -> int:
         if args.submission
         else None
     )
-    return int(
-        predict(ensemble, Job(tuple(photos), args.output, labels, args.mode, threads, plan)) > 0
-    )
+    names = tuple(names_below(photos, args.predict))
+    job = Job(tuple(photos), args.output, labels, args.mode, threads, plan, names)
+    if args.shard:  # its failures are told when all are merged
+        answer_shard(ensemble, job, *args.shard)
+        return 0
+    return int((merge if args.merge else predict)(ensemble, job) > 0)
 
 
 def parse_names(names: list[str]) -> list[tuple[str, str] | None]:
@@ -228,10 +239,6 @@ def parse_names(names: list[str]) -> list[tuple[str, str] | None]:
         else None
         for found in parse_class_names(names)
     ]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all, and what lies in their way; hashes; the
-files that a folder holds, and which of them a written path means.
+files that a folder holds, and which of them a written path means; and how many processors the
+system's files give this process.
 """
 
 import contextlib
@@ -7,6 +8,7 @@ import csv
 import errno
 import functools
 import hashlib
+import math
 import os
 import posixpath
 import re
@@ -25,6 +27,33 @@ JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 JUNK_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "lost+found", "system volume information"}
 _NO_NAMES = {"", ".", ".."}
 _SPLIT = re.compile("/(train|val|test)")
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Processors that this process may use, at least 1: by its affinity and by the quotas of its
+    control groups, such as `docker run --cpus 2` sets; a part of one counts as one.
+
+    Sources: docs.kernel.org, admin-guide/cgroup-v2 (cpu.max) and scheduler/sched-bwc (version 1).
+    """
+    by_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    found = len(os.sched_getaffinity(0)) if by_affinity else os.cpu_count() or 1
+    groups = root / "proc/self/cgroup"
+    lines = groups.read_text(encoding="utf-8").splitlines() if groups.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        names = ["cpu.cfs_quota_us", "cpu.cfs_period_us"] if controllers else ["cpu.max"]
+        group = mount / path.lstrip("/")
+        for folder in (group, *group.parents):  # in a container, `path` may be the host's
+            with contextlib.suppress(OSError, ValueError):  # no file; no quota: `max`
+                quota, period = " ".join((folder / name).read_text() for name in names).split()
+                if int(quota) > 0:  # version 1 has -1 for none
+                    found = min(found, math.ceil(int(quota) / int(period)))
+            if folder == mount:
+                break
+    return found
 
 
 def file_sha256(path: Path | str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tiny_bundle as tiny
 import uvicorn
+from starlette.responses import HTMLResponse
 
 from common.serve.http import web_files
 from common.serve.http.app import make_app
@@ -44,13 +45,14 @@ needs_runtime = pytest.mark.skipif(
 @dataclass
 class Site:
     """url: where the page is; asked: method, path, query and bytes of the body of each request so
-    far, and sent: the bytes of each answer's body; `stop` ends it.
+    far, and sent: the bytes of each answer's body; `stop` ends it; while `down`, it answers 502.
     """
 
     url: str
     asked: list[list[Any]] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
     stop: Callable[[], None] | None = None
+    down: bool = False
 
     def posts(self) -> list[list[Any]]:
         """Whatever was sent with a body."""
@@ -58,16 +60,24 @@ class Site:
 
 
 @contextlib.contextmanager
-def serve(exports: Path, port: int = 0, **settings: object) -> Iterator[Site]:
-    """Serve an exports folder until the block ends or `stop` is called."""
+def serve(exports: Path, port: int = 0, prefix: str = "", **settings: object) -> Iterator[Site]:
+    """Serve an exports folder until the block ends or `stop` is called; below a prefix as a proxy
+    does that takes it away, and answers 404 to all else.
+    """
     app = make_app(Predictor(exports), Settings(**settings))
     listener = socket.create_server(("127.0.0.1", port))
-    site = Site(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    site = Site(f"http://127.0.0.1:{listener.getsockname()[1]}{prefix}")
 
     async def counted(scope, receive, send):
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
+        if site.down:
+            await HTMLResponse("<center>nginx</center>", 502)(scope, receive, send)
+            return
+        inside = scope["path"].startswith(f"{prefix}/")
+        path = scope["path"].removeprefix(prefix) if inside else "/outside"
+        scope = {**scope, "path": path, "raw_path": path.encode()}
         place, row = (
             len(site.asked),
             [scope["method"], scope["path"], scope["query_string"].decode(), 0],
@@ -89,7 +99,7 @@ def serve(exports: Path, port: int = 0, **settings: object) -> Iterator[Site]:
         await app(scope, counting, sending)
 
     server = uvicorn.Server(
-        uvicorn.Config(counted, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        uvicorn.Config(counted, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

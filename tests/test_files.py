@@ -1,8 +1,10 @@
 """Which file a written path means: folders, unique names, paths of other machines, endings."""
 
+import os
+
 import pytest
 
-from common.files import ABSENT, SEVERAL, match_paths, settle
+from common.files import ABSENT, SEVERAL, cores, match_paths, settle
 
 ROOT = "/far/set"
 FILES = ("train/0.jpg", "train/1.JPG", "test/1.jpg", "a/x/7.jpg", "b/x/7.jpg", "b/8.png", "9.jpeg")
@@ -98,3 +100,37 @@ def test_rows_that_agree_count_once_and_others_stop(refused):
     assert settle(pictures, said, *more) == {0: 0, 1: 3}
     words = ("line 2 and line 6", "0.jpg", "a or b, train?")
     refused(words, settle, [*pictures, 0], [*said, ("b", "", "train")], *more)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "expected"),
+    [
+        ("0::/a/b", {"a/b/cpu.max": "250000 100000", "a/cpu.max": "max 100000"}, 3),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "20000 100000"}, 1),
+        ("0::/docker/of-the-host", {"cpu.max": "400000 100000"}, 4),
+        ("0::/", {}, 8),
+        ("0::/", {"cpu.max": "6400000 100000"}, 8),
+        (
+            "5:memory:/b\n4:cpu,cpuacct:/a\n0::/",
+            {"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "50000"},
+            4,
+        ),
+        (
+            "4:cpu,cpuacct:/a",
+            {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"},
+            8,
+        ),
+        (None, {}, 8),
+    ],
+)
+def test_cores_are_those_of_affinity_and_quota(tmp_path, monkeypatch, group, files, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    if group:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(f"{group}\n")
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert cores(tmp_path) == expected

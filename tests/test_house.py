@@ -23,7 +23,12 @@ COMMON = sorted((ROOT / "common").rglob("*.py"))
 CODE = SCRIPTS + COMMON
 BENCHMARKS = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
 TEXTS = [*CODE, *sorted((ROOT / "tests").rglob("*.py")), ROOT / "run_all.sh", ROOT / ".ci/run"]
-GUIDES = ["README.md", "common/serve/README.md", "tests/benchmarks/README.md"]
+GUIDES = [
+    "README.md",
+    "common/serve/README.md",
+    "common/serve/CLUSTERS.md",
+    "tests/benchmarks/README.md",
+]
 
 # what each package may import besides itself; "core" stands for the modules in common/ itself
 IMPORTS = {
@@ -425,6 +430,7 @@ def test_commands_of_the_guides_have_known_flags(guide, known_flags):
         "README.md": {"run_all.sh", "01_reorganize.py", "04_serve.py"},
         # its curl lines are run by tests/serve/test_cookbook.py
         "common/serve/README.md": {"04_serve.py"},
+        "common/serve/CLUSTERS.md": {"04_serve.py"},
         "tests/benchmarks/README.md": {
             str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "benchmarks").glob("*.py")
         }
@@ -478,8 +484,8 @@ def tracked() -> list[str]:
 
 
 def test_nothing_else_stands_at_the_top(tracked):
-    known = {".ci", ".gitignore", "README.md", "common", "pyproject.toml", "requirements.txt"}
-    known |= {"run_all.sh", "tests", *(path.name for path in SCRIPTS)}
+    known = {".ci", ".dockerignore", ".gitignore", "README.md", "common", "pyproject.toml"}
+    known |= {"requirements.txt", "run_all.sh", "tests", *(path.name for path in SCRIPTS)}
     assert not {line.split("/")[0] for line in tracked} - known
 
 

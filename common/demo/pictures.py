@@ -4,7 +4,6 @@ No torch.
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from common.demo.leaves import compose, paint_leaf
 from common.demo.lesions import infect
 from common.demo.scenes import Style, photograph
 from common.demo.things import draw_thing
-from common.files import stand_in
+from common.files import cores, stand_in
 
 FORMAT = 3  # raise it when the same seed draws other pictures
 MARKER = "demo.json"
@@ -191,7 +190,7 @@ def make_demo(
     shutil.rmtree(growing, ignore_errors=True)
     growing.mkdir(parents=True)
     jobs = list(_jobs(growing, seed, scale))
-    workers = max(1, workers or os.cpu_count() or 1)
+    workers = workers or cores()
     # one thread each, since the processes already fill the cores; they start with the first job
     with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         done = pool.map(_draw_file, jobs, chunksize=16) if workers > 1 else map(_draw_file, jobs)

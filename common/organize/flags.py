@@ -2,13 +2,12 @@
 
 import argparse
 import ast
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from common.console import fail
-from common.files import claim
+from common.files import claim, cores
 from common.organize.names.folders import VERSIONS
 
 
@@ -193,7 +192,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--workers": {
         "type": int,
-        "default": os.cpu_count(),
+        "default": cores(),
         "help": "processes (default: one per core)",
     },
 }

@@ -1,6 +1,7 @@
 """The flags of 04_serve.py, and which of them go together."""
 
 import argparse
+import ipaddress
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 from common.console import fail
 from common.decide import MODES
 from common.files import claim
+from common.serve.batch.shards import MOST
 from common.serve.providers import PROVIDERS
 from common.serve.texts import english, read_texts
+
+BATCH = ("shard", "merge", "tta", "labels", "submission", "sample_submission", "benchmark")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +102,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="what the page and the answers say, in another language: a copy of "
         "common/serve/web/texts.json whose sentences are translated",
     )
+    add(
+        "--forwarded-allow-ips",
+        type=_addresses,
+        default="",
+        metavar="ADDRESSES",
+        help="reverse proxies in front of this server, addresses or networks with commas between: "
+        "the X-Forwarded-For of these, and of nobody else, says who asks",
+    )
     add("--access-log", action="store_true", help="print a line per request (never a photo)")
     add(
         "--static",
@@ -127,6 +139,19 @@ def add_batch_flags(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="where answers go (default: "
         "predictions.csv); a run that was stopped goes on by the same command",
+    )
+    shards = batch.add_mutually_exclusive_group()
+    shards.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="K/N",
+        help="answer one of N shares of the photos, 0/N to (N-1)/N, into a file beside the output: "
+        "for many processes or machines",
+    )
+    shards.add_argument(
+        "--merge",
+        action="store_true",
+        help="make the output from the files of all shards, by the same command",
     )
     batch.add_argument(
         "--tta",
@@ -165,7 +190,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """
     args.texts = read_texts(args.texts) if args.texts else english()
     if not args.predict:
-        for flag in ("tta", "labels", "submission", "sample_submission", "benchmark"):
+        for flag in BATCH:
             if getattr(args, flag):
                 fail(f"--{flag.replace('_', '-')} needs --predict with photos.")
         if len(args.model or ()) > 1:
@@ -178,10 +203,23 @@ def check_flags(args: argparse.Namespace) -> None:
         fail("--static writes the page, --predict answers photos: give one of them.")
     if args.sample_submission and not args.submission:
         fail("--sample-submission needs --submission, the file to write.")
+    if args.benchmark and (args.shard or args.merge):
+        fail("--benchmark writes nothing: give it without --shard and --merge.")
     for flag, path in (("output", args.output), ("submission", args.submission)):
         if path and path.is_dir():
             fail(f"--{flag} {path} is a folder; give the name of a file in it.")
         setattr(args, flag, path and claim(path))
+
+
+def _addresses(text: str) -> str:
+    for part in filter(None, text.split(",")):
+        try:
+            ipaddress.ip_network(part.strip())
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"'{part.strip()}' is no address or network, such as 127.0.0.1 or 172.16.0.0/12"
+            ) from None
+    return text
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
@@ -191,3 +229,13 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _shard(text: str) -> tuple[int, int]:
+    shard, slash, count = text.partition("/")
+    if not (slash and shard.isdecimal() and count.isdecimal() and int(shard) < int(count) <= MOST):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no shard: of 16 they are 0/16, 1/16 to 15/16, and there are at most "
+            f"{MOST}"
+        )
+    return int(shard), int(count)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.console import fail
+from common.files import cores
 
 BUCKET = 6 * 2**20  # numbers summed at once, 25 MB: few calls, and the first one begins early
 
@@ -145,6 +146,8 @@ def choose_compute(
             "for another one. "
             "README, Troubleshooting, says how to check; --device cpu runs without."
         )
+    if place.type == "cpu":  # torch counts the processors of the machine, not of a container
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
     if precision == "auto":
         if place.type == "cuda":
             precision = (

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common import images
 from common.classes import ClassTree
 from common.console import fail, warn
-from common.files import file_sha256
+from common.files import cores, file_sha256
 from common.train.augment import draw_mix, step_draws, train_view
 from common.train.compute import SINGLE_PROCESS, World
 from common.train.manifest import read_manifest
@@ -397,9 +397,7 @@ class Feed:
 
 def default_workers(processes: int = 1) -> int:
     """Workers for each of so many processes on this machine: a share of the cores, at most 8."""
-    by_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
-    cores = len(os.sched_getaffinity(0)) if by_affinity else os.cpu_count() or 1
-    return max(1, min(8, cores // processes))
+    return max(1, min(8, cores() // processes))
 
 
 def _quiet_worker(_: int) -> None:

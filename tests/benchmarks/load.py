@@ -39,12 +39,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.console import say, table
+from common.files import cores
 from common.images import read_rgb, resize_to_model
 from common.serve.answer import Options, answer, run_photo
 from common.serve.predictor import Predictor
 from common.serve.providers import open_predictor
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = cores()
 
 
 def a_photo(side: int) -> bytes:

@@ -1,18 +1,22 @@
-"""The server at more than it can do for minutes, with bad uploads and clients that leave; then a
-stop under load.
+"""The server at more than it can do for minutes, with bad uploads, clients that leave and workers
+that are killed; then a stop under load.
 
   python tests/benchmarks/soak.py --exports exports --minutes 10
+  python tests/benchmarks/soak.py --exports exports --minutes 30 --workers 2 --kill 10
 
 Capacity is measured first; then requests begin at 1.5 times that rate, whatever becomes of those
 before (an open loop). One in twenty is a damaged picture, one in twenty leaves before its answer.
-What must hold is judged at the end: nothing but answers, 4xx and 503; memory within 25 MB of what
-it was after the first tenth; accepted requests answered in bounded time; after SIGTERM every
-accepted request answered and exit code 0. The exit code says whether all did.
+What must hold is judged at the end: nothing but answers, 4xx and 503; memory within 25 MB per
+worker of what it was after the first tenth; accepted requests answered in bounded time; /metrics
+equal to what the clients counted, but for requests that were under way in a worker when it was
+killed; after SIGTERM every accepted request answered and exit code 0. The exit code says whether
+all did.
 """
 
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import random
@@ -20,7 +24,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +68,7 @@ class Load:
         self.times: list[tuple[float, float]] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.draining = asyncio.Event()
+        self.killed, self.kills = float("-inf"), 0  # when a worker was last, and how many
 
     async def one(self, body: bytes, classes: bool) -> None:
         """One request."""
@@ -77,12 +84,11 @@ class Load:
             sent = True
             if classes:
                 await asyncio.sleep(self.draw.random() * 0.3)
-                self.counts["left"] += 1
+                self.counts["left" if self.killed < start else "left at a kill"] += 1
                 return
             data = await asyncio.wait_for(reader.read(), 120)
             if not data:
-                self.counts["lost"] += 1
-                return
+                raise ConnectionResetError
             status, told = data[9:12].decode(), json.loads(data.partition(b"\r\n\r\n")[2])
             self.counts[status] += 1
             if status == "200":
@@ -92,7 +98,8 @@ class Load:
         except asyncio.TimeoutError:  # noqa: UP041 - its own class before Python 3.11
             self.counts["no answer"] += 1
         except (OSError, ValueError):
-            self.counts["lost" if sent else "no connection"] += 1
+            lost = "lost at a kill" if time.perf_counter() - self.killed < 2 else "lost"
+            self.counts[lost if sent else "no connection"] += 1
         finally:
             writer.close()
 
@@ -128,16 +135,76 @@ class Load:
 
 def wait_for(server: subprocess.Popen) -> None:
     """Read what 04_serve.py says until it serves."""
-    assert server.stdout is not None and server.stderr is not None
+    assert server.stdout is not None
     for line in server.stdout:
         if re.match("stop ", line):
             return
-    raise SystemExit(f"the server did not start: {server.stderr.read()}")
+    raise SystemExit("the server did not start")
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that answer: a server, or its workers."""
+    found = [
+        int(child)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    return found or [pid]
 
 
 def memory_mb(pid: int) -> float:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """Resident memory of the processes that answer, those that die meanwhile left out."""
+    pages = 0
+    with contextlib.suppress(OSError):
+        for worker in workers_of(pid):
+            pages += int(Path(f"/proc/{worker}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def counted(port: int) -> collections.Counter[str]:
+    """What /metrics says of requests: all, and those with status 200 and 503."""
+    found: collections.Counter[str] = collections.Counter()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    for outcome, value in re.findall(
+        r'^foliar_requests_total{outcome="(\w+)".* (\S+)$', text, re.M
+    ):
+        found["all"] += round(float(value))
+        if outcome not in ("request_rejected", "vanished", "failed"):
+            found["200"] += round(float(value))
+    found["503"] = round(float(re.search(r"^foliar_rejected_busy_total (\S+)$", text, re.M)[1]))
+    return found
+
+
+async def kill_workers(load: Load, pid: int, seconds: float) -> None:
+    """Kill one worker after the other, for ever."""
+    while seconds:
+        await asyncio.sleep(seconds)
+        with contextlib.suppress(OSError):
+            worker = load.draw.choice(workers_of(pid))
+            load.killed = time.perf_counter()
+            os.kill(worker, signal.SIGKILL)
+            load.kills += 1
+
+
+def compare(counts: collections.Counter[str], found: collections.Counter[str]) -> tuple:
+    """A row on whether the server has counted what its clients have."""
+    unsure = counts["lost at a kill"] + counts["left at a kill"]
+    left = unsure + counts["left"]  # whose answers nobody saw
+    holds = (
+        0 <= sum(counts.values()) - found["all"] <= unsure
+        and all(0 <= found[status] - counts[status] <= left for status in ("200", "503"))
+        and found["200"] > 0
+    )
+    told = "; ".join(
+        f"{name} {found[name]:,} of {number:,}"
+        for name, number in (
+            ("all", sum(counts.values())),
+            ("200", counts["200"]),
+            ("503", counts["503"]),
+        )
+    )
+    return f"/metrics of the clients' own ({unsure} at a kill, {left} unseen)", told, holds
 
 
 async def soak(
@@ -147,6 +214,7 @@ async def soak(
     load = Load(port, args.bad_files)
     await load.closed(5, 4 * CORES)
     rate = await load.closed(15, 4 * CORES)
+    before = counted(port)
     say(
         f"capacity {rate:.1f} answers/s; now {args.factor:g} times that for {args.minutes:g} "
         f"minutes"
@@ -155,10 +223,14 @@ async def soak(
     load.times.clear()
     begin, memory = time.perf_counter(), []
     pressing = asyncio.create_task(load.open(args.factor * rate, 60 * args.minutes))
+    killing = asyncio.create_task(kill_workers(load, server.pid, args.kill))
     while not pressing.done():
         await asyncio.wait({pressing}, timeout=2)
         memory.append((time.perf_counter() - begin, memory_mb(server.pid)))
+    killing.cancel()
     await asyncio.gather(*load.tasks)
+    await asyncio.sleep(2)  # for the last of those that left
+    same = compare(load.counts, counted(port) - before)
     counts, late = dict(load.counts), np.array([seconds for _, seconds in load.times])
     # medians of tenths: a single moment also holds the bodies under way, some of them over the
     # limit of 20 MB
@@ -167,9 +239,12 @@ async def soak(
     odd = {
         key: n
         for key, n in counts.items()
-        if key not in ("200", "left") and not (key.isdigit() and (key[0] == "4" or key == "503"))
+        if key not in ("200", "left", "left at a kill", "lost at a kill")
+        and not (key.isdigit() and (key[0] == "4" or key == "503"))
     }
-    bound = (args.queue + 2 * CORES) / rate * 1.5 + 1
+    slower = 2 if args.kill else 1.5  # a worker that starts takes the processor from the others
+    bound = args.workers * (args.queue + 2 * CORES) / rate * slower + 1
+    kills, more_mb = load.kills, MORE_MB * args.workers
     say(f"at the end {time.perf_counter() - begin:.0f} s: {counts}")
     load.counts.clear()
     pressing = asyncio.create_task(load.open(args.factor * rate, 60))
@@ -180,10 +255,18 @@ async def soak(
     await asyncio.gather(*load.tasks)
     while server.poll() is None and time.perf_counter() < begin + 40:
         await asyncio.sleep(0.1)
-    stopped, lost = time.perf_counter() - begin, load.counts["lost"] + load.counts["no answer"]
-    errors = server.stderr.read() if server.stderr else ""
+    stopped = time.perf_counter() - begin
+    lost = sum(load.counts[key] for key in ("lost", "lost at a kill", "no answer"))
+    args.errors.seek(0)
+    errors = re.sub(r"!! worker \d+ ended with signal SIGKILL .*", "", args.errors.read())
     return [
         ("requests", f"{sum(counts.values()):,}", True),
+        (
+            "workers killed, requests lost with them",
+            f"{kills}, {counts.get('lost at a kill', 0)}",
+            bool(kills) == bool(args.kill),
+        ),
+        same,
         (
             "answered, 503, other 4xx, left",
             f"{counts.get('200', 0)}, {counts.get('503', 0)}, "
@@ -199,9 +282,9 @@ async def soak(
         ),
         (
             f"memory, median of the first tenth, of the last, largest growth (MB, at most "
-            f"{MORE_MB})",
+            f"{more_mb})",
             f"{tenths[0]:.0f}, {tenths[-1]:.0f}, {grown:+.1f}",
-            grown <= MORE_MB,
+            grown <= more_mb,
         ),
         ("the most memory at any moment (MB)", f"{max(mb for _, mb in memory):.0f}", True),
         (
@@ -230,8 +313,12 @@ def main() -> int:
     flags.add_argument(
         "--bad-files", type=Path, help="folder of files to send beside the drawn bad ones"
     )
+    flags.add_argument("--workers", type=int, default=1)
+    flags.add_argument("--kill", type=float, default=0, metavar="SECONDS", help="between two kills")
     args = flags.parse_args()
-    port = free_port()
+    if args.kill and args.workers < 2:
+        flags.error("--kill needs --workers 2 or more")
+    port, args.errors = free_port(), tempfile.TemporaryFile("w+")
     server = subprocess.Popen(
         [
             sys.executable,
@@ -242,9 +329,11 @@ def main() -> int:
             str(port),
             "--queue",
             str(args.queue),
+            "--workers",
+            str(args.workers),
         ],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=args.errors,
         text=True,
         start_new_session=True,
     )

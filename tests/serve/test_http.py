@@ -1,6 +1,8 @@
 """The HTTP application: answers, options, errors in JSON, limits, the page's headers."""
 
 import asyncio
+import base64
+import gzip
 import re
 import struct
 import threading
@@ -44,7 +46,7 @@ def test_a_photo_is_answered_as_a_raw_body_and_as_a_form(client):
         client.post("/predict", content=photo),
         client.post("/predict", files={"photo": ("a.jpg", photo)}),
         client.post("/predict", content=photo, headers={"content-type": "text/plain"}),
-        client.post("/predict", data={"note": "x"}, files={"any": ("b", photo, "application/x")}),
+        client.post("/predict", files={"any": ("b", photo, "application/x")}),
     ):
         assert answer.status_code == 200, answer.text
         plain = answer.json()
@@ -138,6 +140,77 @@ def test_what_is_no_photo_gets_a_reason(client):
     assert code_of(client.post("/predict", content=form[:30], headers=headers), 400) == "no_file"
 
 
+JPEG = tiny.picture(tiny.color_of(2), (300, 200), "JPEG")
+PNG = tiny.picture(tiny.color_of(2), (300, 200))
+NOT_PHOTOS = {  # as people send them -> what they are told
+    b'{"image": "' + base64.b64encode(JPEG) + b'"}': "JSON",
+    b'[{"instances": 1}]': "JSON",
+    base64.b64encode(JPEG): "base64",
+    base64.encodebytes(PNG): "base64",
+    b"data:image/jpeg;base64," + base64.b64encode(JPEG): "a data: URL",
+    b"https://example.org/leaf.jpg": "fetches nothing",
+    b"leaf.jpg": "a file's name",
+    b"@photos/my leaf.JPEG\n": "a file's name",
+    b"photo=@leaf.jpg": "a form that holds no file",  # curl -d photo=@leaf.jpg
+    b"image=" + base64.b64encode(PNG): "a form that holds no file",
+    re.sub(rb"[\0\r\n]", b"", JPEG): "curl -d",  # curl -d @leaf.jpg
+    re.sub(rb"[\0\r\n]", b"", PNG): "curl -d",
+    b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--': "without its header",
+}
+
+
+@pytest.mark.parametrize("as_form", [False, True])
+def test_what_people_send_instead_of_a_photo_is_named(client, as_form):
+    for body, words in NOT_PHOTOS.items():
+        sent = {"files": {"photo": ("a.jpg", body)}} if as_form else {"content": body}
+        answer = client.post("/predict", **sent)
+        assert code_of(answer, 415) == "text", body[:40]
+        assert words in answer.json()["error"]["message"], body[:40]
+        assert "--data-binary @leaf.jpg" in answer.json()["error"]["message"]
+    for text in (b"BMW and MMM, II*, GIF8", b"a = b", b"hello"):  # none of these
+        message = client.post("/predict", content=text).json()["error"]["message"]
+        assert "--data-binary" not in message
+
+
+def test_compressed_bodies_are_told_to_come_as_they_are(client):
+    for encoding in ("gzip", "br", "deflate, gzip"):
+        answer = client.post(
+            "/predict", content=gzip.compress(JPEG), headers={"content-encoding": encoding}
+        )
+        assert code_of(answer, 415) == "encoding"
+        assert encoding in answer.json()["error"]["message"]
+        assert answer.headers["accept-encoding"] == "identity"
+    plain = {"content-encoding": "Identity"}
+    assert client.post("/predict", content=JPEG, headers=plain).status_code == 200
+
+
+def test_forms_as_people_make_them(client):
+    """Misspelt options, a file's name for a file, and a field in which no file was chosen."""
+    photo = {"photo": ("a.jpg", JPEG)}
+    for field in ("topk", "note", "Species"):
+        answer = client.post("/predict", files=photo, data={field: "apple"})
+        assert code_of(answer, 400) == "bad_option"
+        assert f"{field}=apple" in answer.json()["error"]["message"]
+    named = client.post("/predict", files={"photo": (None, "leaf.jpg")})
+    assert code_of(named, 400) == "no_file"
+    assert "text in its field photo" in named.json()["error"]["message"]
+    assert "an @ before its name" in named.json()["error"]["message"]
+
+    def form(*parts):
+        head = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="%s"\r\n\r\n'
+        body = b"".join(head % name + data + b"\r\n" for name, data in parts) + b"--b--\r\n"
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        return client.post("/predict", content=body, headers=headers)
+
+    assert len(form((b"a.jpg", JPEG), (b"", b"")).json()["photos"]) == 1
+    assert code_of(form((b"", b"")), 400) == "no_file"
+    assert code_of(form((b"a.jpg", b"")), 400) == "empty"
+    headers = {"content-type": "multipart/form-data"}
+    without = client.post("/predict", content=JPEG, headers=headers)
+    assert code_of(without, 400) == "bad_form"
+    assert "Content-Type of your own" in without.json()["error"]["message"]
+
+
 def test_a_body_without_a_length_is_bounded_too(client):
     def endless():
         for _ in range(20):
@@ -194,6 +267,28 @@ def test_other_addresses(client):
     assert wrong.headers["allow"] == "POST"
     assert code_of(client.delete("/"), 405) == "method_not_allowed"
     assert code_of(client.get("/../04_serve.py"), 404) == "not_found"
+
+
+def test_every_address_answers_with_and_without_a_slash(client):
+    """A redirect would name the scheme and the host as the server sees them behind its proxy."""
+    photo = tiny.picture(tiny.color_of(0))
+    for route in client.app.routes:
+        path = route.path.replace("{name}", "foliar").replace("{version}", "abc1234")
+        method = "POST" if "POST" in route.methods else "GET"
+        found = [
+            client.request(method, url, content=photo, follow_redirects=False)
+            for url in (path, f"{path}/", f"{path}/?top_k=x" * (path == "/predict"))
+            if url
+        ]
+        assert len({one.status_code for one in found[:2]}) == 1, path
+        assert not [one for one in found if one.is_redirect or "location" in one.headers], path
+        if path == "/predict":
+            assert [one.status_code for one in found] == [200, 200, 400]
+    assert client.post("/predict/", content=photo).json()["decision"] == "answered"
+    assert client.get("/model/").json() == client.get("/model").json()
+    assert client.get("/predict/").headers["allow"] == "POST"
+    assert client.get("/nothing/").status_code == 404
+    assert client.get("http://testserver//evil.example/", follow_redirects=False).status_code == 404
 
 
 def test_the_page_and_its_headers(client):
@@ -351,7 +446,7 @@ def test_a_photo_that_never_arrives_frees_its_place(exports):
 
 
 def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(
-    exports, monkeypatch, capsys
+    exports, monkeypatch, caplog
 ):
     def broken(*_, **__):
         raise RuntimeError("secret detail")
@@ -362,7 +457,8 @@ def test_a_fault_of_ours_is_json_with_headers_and_a_traceback_in_the_terminal(
     assert code_of(answer, 500) == "internal"
     assert "secret" not in answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert "secret detail" in capsys.readouterr().err
+    assert "POST '/predict'" in caplog.text
+    assert "secret detail" in caplog.text
 
 
 def test_the_access_log_is_a_line_without_the_query_and_off_by_default(exports, capsys):

@@ -277,7 +277,9 @@ def test_a_body_beyond_the_models_own_limit_is_rejected_and_reserves_no_more(cli
     most = inference_protocol.body_limit(tiny.SIZE)
     reserved, place = [], client.app.state.queue.place
     monkeypatch.setattr(
-        client.app.state.queue, "place", lambda size: reserved.append(size) or place(size)
+        client.app.state.queue,
+        "place",
+        lambda size, who: reserved.append(size) or place(size, who),
     )
     good = json.dumps(body(pictures(8), data=pictures(8).tolist())).encode()
     assert client.post(URL, content=good).status_code == 200

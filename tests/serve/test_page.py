@@ -4,6 +4,7 @@ answer, by browser and by server.
 
 import re
 
+import pytest
 import tiny_bundle as tiny
 import tiny_light
 from page_site import PHOTOS, choose, give, needs_runtime, serve, settle, yes
@@ -135,9 +136,102 @@ def test_the_keyboard_reaches_everything(plain, places, tab):
     assert page.js(nameless) == 0
 
 
+def answering(page, answer):
+    """Let the page's requests for answers get another one: a promise in JavaScript."""
+    page.js(
+        f"""globalThis.fetch = ((real) => (url, options) => String(url).startsWith('predict')
+        ? ({answer})(options) : real(url, options))(fetch)"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("413 text/html", ("too large", "smaller")),
+        ("429 text/html", ("too many photos", "Wait 1 min")),
+        ("429 text/html 1800", ("too many photos", "Wait 30 min")),
+        ("200 text/html", ("sign-in page", "Load this page again")),
+        ("200 application/json", ("sign-in page", "Load this page again")),
+        ("404 text/html", ("404", "whoever runs")),
+        ("403 text/html", ("403", "whoever runs")),
+        ("401 text/html", ("Only programs", "whoever runs")),
+        ("502 text/html", ("does not answer", "Wait a minute")),
+        ("504 text/html", ("does not answer", "Wait a minute")),
+        ("503 text/html 3600", ("busy", "Wait 60 min")),
+        ("503 text/html Fri,_31_Dec_2100_23:59:59_GMT", ("busy", "Wait 3")),
+        ("500 text/html", ("500", "Try again")),
+    ],
+)
+def test_what_a_proxy_answers_gets_a_sentence_of_the_pages_own(plain, places, tab, answer, words):
+    page, (status, kind, *later) = tab(plain, "server"), answer.split()
+    headers = {"content-type": kind} | (
+        {"retry-after": later[0].replace("_", " ")} if later else {}
+    )
+    text = "{}" if "json" in kind else "<html><center>nginx</center></html>"
+    answering(
+        page, f"async () => new Response('{text}', {{ status: {status}, headers: {headers} }})"
+    )
+    seen = give(page, places, "scab.jpg")
+    assert seen.state == "error"
+    for word in words:
+        assert word in seen.text
+    assert "JSON" not in seen.text
+    assert "JPEG, PNG" not in seen.text  # another photo would not help
+
+
+def test_no_answer_is_waited_for_half_a_minute(plain, places, tab):
+    page = tab(plain, "server")
+    answering(
+        page,
+        "({ signal }) => new Promise((_, no) => signal.addEventListener('abort', () => "
+        "no(signal.reason)))",
+    )
+    page.js(
+        "globalThis.setTimeout = ((real) => (call, ms) => real(call, ms >= 30000 && ms < 32000 ? "
+        "50 : ms))(setTimeout)"
+    )
+    seen = give(page, places, "scab.jpg")
+    assert seen.state == "error"
+    assert "no answer within 30 seconds" in seen.text
+
+
+def test_without_a_connection_the_page_says_so(plain, places, tab):
+    page = tab(plain, "server")
+    page.call("Network.enable")
+    there = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.call("Network.emulateNetworkConditions", offline=True, **there)
+    assert "You are offline" in give(page, places, "scab.jpg").text
+    page.call("Network.emulateNetworkConditions", offline=False, **there)
+    assert give(page, places, "scab.jpg").state == "answered"
+
+
 # endregion
 
 # region with the light model
+
+
+@needs_runtime
+def test_the_page_works_below_a_prefix_of_a_proxy(places, tab):
+    with serve(places.light, prefix="/leaves") as site:
+        site.url += "/"
+        page = tab(site)
+        page.wait("navigator.serviceWorker.controller && !document.getElementById('known').hidden")
+        assert give(page, places, "scab.jpg").by == "browser"
+        assert give(page, places, "between.png").by == "server"
+        assert page.js("fetch('app.webmanifest').then((r) => r.json())")["start_url"] == "."
+        told = page.js("fetch('openapi.json').then((r) => r.json())")
+        assert told["servers"] == [{"url": "."}]
+        page.open(f"{site.url}docs/")
+        target = page.wait("document.querySelector('a[href$=json]')?.href")
+        assert target == f"{site.url}openapi.json"
+        assert [row for row in site.asked if row[1] == "/outside"] == []
+        site.down = True
+        page.open(site.url)
+        page.wait("document.documentElement.dataset.ready === 'browser'")
+        assert give(page, places, "scab.jpg").by == "browser"
+        unsure = give(page, places, "between.png")
+        assert unsure.by == "browser"
+        assert "does not answer" in unsure.text
 
 
 @needs_runtime

@@ -323,41 +323,4 @@ def test_while_it_asks_it_shows_that_and_can_be_stopped(light, places, tab):
     assert "A small copy was sent" in seen.text, "what was under way may have arrived"
 
 
-def test_there_is_a_time_limit(plain, places, tab):
-    page = tab(plain, "server")
-    page.js(f"""{SLOW};
-      (() => {{ const real = setTimeout;
-        globalThis.setTimeout = (f, ms) => real(f, ms === 30000 ? 50 : ms); }})()""")
-    seen = give(page, places, "scab.jpg")
-    assert seen.state == "error"
-    assert "within 30 seconds" in seen.text
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "headers", "told"),
-    [
-        (413, "<html>", {}, "too large"),
-        (429, "<html>", {"retry-after": "3600"}, "Try again in 60 min."),
-        (503, "{}", {"retry-after": "90"}, "Try again in 2 min."),
-        (200, "<html>", {}, "sign-in page"),
-        (401, '{"error": {"code": "no_key"}}', {}, "Only programs"),
-        (500, '{"error": {"code": "internal"}}', {}, "(500)"),
-        (502, "<html>", {}, "(502)"),
-    ],
-)
-def test_what_something_in_between_answers_is_told_in_words(
-    plain, places, tab, status, body, headers, told
-):
-    page = tab(plain, "server")
-    page.js(f"""(() => {{ const real = fetch;
-      globalThis.fetch = async (url, options) => (String(url).startsWith('predict')
-        ? new Response({json.dumps(body)}, {{ status: {status},
-          headers: {json.dumps(headers)} }})
-        : real(url, options)); }})()""")
-    seen = give(page, places, "scab.jpg")
-    assert seen.state == "error"
-    assert told in seen.text
-    assert "JSON" not in seen.text
-
-
 # endregion

@@ -369,7 +369,9 @@ def test_a_part_file_of_something_else_is_not_used(
         tuple(photo_list.find_photos([photos / "apple"])), tmp_path / "o", np.zeros(7)
     )
     with (tmp_path / "out.csv.part").open("a+b") as file:
-        predictions.Part(file, predictions.tie(ensembles.Ensemble([Predictor(exports)]), job))
+        predictions.Part(
+            file, predictions.tie(ensembles.Ensemble([Predictor(exports)]), job), job.photos
+        )
         refused("another run is writing", run, "--exports", exports, *flags)
     (photos / "apple" / "scab" / "p20.png").write_bytes(tiny.picture(tiny.color_of(0), (90, 90)))
     refused("other photos", run, "--exports", exports, *flags)

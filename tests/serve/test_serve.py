@@ -58,6 +58,7 @@ def test_mistakes_end_in_a_sentence_and_exit_code_2(exports, tmp_path, capsys):
     fails(["--exports", exports, "--host", "no.such.host.invalid"], capsys, "no address")
     fails(["--exports", exports, "--treads", "2"], capsys, "--treads")
     fails(["--exports", exports, "--mode", "best"], capsys, "joint")
+    fails(["--forwarded-allow-ips", "127.0.0.1,*"], capsys, "'*' is no address or network")
     fails(
         ["--exports", exports, "--model", "model.onnx", "--model", "model.int8.onnx"],
         capsys,
@@ -238,40 +239,6 @@ def test_sigterm_under_load_loses_no_accepted_request(exports):
     assert not err, err
     assert not errors
     assert set(seen) == {200, 503}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_several_processes_share_a_port_and_one_that_dies_is_started_anew(exports):
-    def pids(port, count):
-        found, end = set(), time.monotonic() + 20
-        while len(found) < count and time.monotonic() < end:
-            found |= {int(pid) for pid in re.findall(rb'pid="(\d+)"', ask(port, "/metrics")[1])}
-        return found
-
-    with serving(exports, "--workers", "2") as (server, port):
-        first = pids(port, 2)
-        assert len(first) == 2
-        assert server.pid not in first
-        status, body = ask(port, body=tiny.picture(tiny.color_of(3)))
-        assert status == 200
-        assert json.loads(body)["species"] == "basil"
-        for _ in range(5):  # whichever worker answers, the counts are those of all
-            assert ask(port, body=tiny.picture(tiny.color_of(3)))[0] == 200
-        for _ in range(5):
-            assert b"foliar_photos_total 6.0\n" in ask(port, "/metrics")[1]
-        os.kill(min(first), signal.SIGKILL)
-        assert ask(port, body=tiny.picture(tiny.color_of(3)))[0] == 200
-        end = time.monotonic() + 20
-        while len(pids(port, 2) - {min(first)}) < 2 and time.monotonic() < end:
-            pass
-        server.send_signal(signal.SIGTERM)
-        _, err = server.communicate(timeout=30)
-        assert server.returncode == 0, err
-        assert "ended with signal SIGKILL" in err, err
-        assert "Traceback" not in err, err
-        for pid in first:
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)
 
 
 # a session on the CPU stands for the GPU's, in the one process that opens it

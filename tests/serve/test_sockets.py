@@ -3,8 +3,12 @@ that answers what it took.
 """
 
 import contextlib
+import http.client
 import json
+import logging
+import re
 import socket
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -12,10 +16,11 @@ from types import SimpleNamespace
 import pytest
 import tiny_bundle as tiny
 import uvicorn
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from common.serve.http import service, sockets
+from common.serve.http import service, sockets, work_queue
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
 
@@ -23,10 +28,11 @@ PHOTO = tiny.picture(tiny.color_of(0), kind="JPEG")
 
 
 @contextlib.contextmanager
-def running(predictor, **settings):
+def running(predictor, forwarded_allow_ips="", **settings):
     app = make_app(predictor, Settings(**settings))
     listener = socket.create_server(("127.0.0.1", 0))
-    server = sockets.Server(sockets.config(app), app.state.queue, worker=False)
+    config = sockets.config(app, forwarded_allow_ips)
+    server = sockets.Server(config, app.state.queue, worker=False)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
@@ -60,8 +66,8 @@ def gate(monkeypatch):
     found.free.set()
 
 
-def connect(port):
-    return socket.create_connection(("127.0.0.1", port), 10)
+def connect(port, client="127.0.0.1"):
+    return socket.create_connection(("127.0.0.1", port), 10, (client, 0))
 
 
 def request(body=PHOTO, extra="", length=None, path="/predict"):
@@ -89,8 +95,8 @@ def read(connection):
     return 0, None
 
 
-def ask(port, body=PHOTO, **more):
-    with connect(port) as connection:
+def ask(port, body=PHOTO, client="127.0.0.1", **more):
+    with connect(port, client) as connection:
         connection.sendall(request(body, **more))
         return read(connection)
 
@@ -238,7 +244,41 @@ def test_the_work_of_clients_that_left_is_dropped(predictor, gate):
                 data += connection.recv(65536)
     assert b'foliar_requests_total{outcome="vanished",reason="none"} 5' in data
     assert b'foliar_requests_total{outcome="answered",reason="none"} 2' in data
+    assert b'foliar_http_responses_total{status="499"} 5' in data
+    assert b'foliar_http_responses_total{status="400"}' not in data
     assert gate.count == 2  # none of the five was decoded
+
+
+def test_libraries_log_lines_like_ours_and_nothing_about_clients(predictor, capfd):
+    form = b"--b\r\nContent-Disposition: form-data\r\n\r\n\xff\r\n--b--\r\nmore\r\n--b"
+    with running(predictor) as live:
+        assert (
+            ask(live.port, form, extra="Content-Type: multipart/form-data; boundary=b\r\n")[0]
+            == 400
+        )
+        assert ask(live.port, PHOTO[:200])[0] == 422
+        with connect(live.port) as connection:
+            connection.sendall(b"nonsense\r\n\r\n")
+            assert read(connection)[0] == 400
+        assert capfd.readouterr().err == ""
+        logging.getLogger("asyncio").error("no more files")
+        line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR asyncio: no more files\n"
+        assert re.fullmatch(line, capfd.readouterr().err)
+
+        async def half(_):
+            async def parts():
+                yield b"half"
+                raise RuntimeError("the disk fell over")
+
+            return StreamingResponse(parts())
+
+        live.app.router.routes.append(Route("/half", half))
+        with connect(live.port) as connection:
+            connection.sendall(b"GET /half HTTP/1.1\r\nHost: x\r\n\r\n")
+            closed_after(connection)
+        told = capfd.readouterr().err
+        assert told.count("RuntimeError: the disk fell over\n") == 1
+        assert re.match(r"[0-9-]+ [0-9:]+ ERROR uvicorn.error: Exception in ASGI", told)
 
 
 def test_a_client_that_does_not_read_is_cut_off(predictor, monkeypatch):
@@ -300,33 +340,185 @@ def test_a_stop_answers_what_was_accepted_and_rejects_the_rest(predictor, gate):
             connect(live.port)
 
 
-def test_a_second_signal_stops_at_once(predictor):
-    app = make_app(predictor, Settings())
-    server = sockets.Server(uvicorn.Config(app), app.state.queue, worker=False)
-    server.handle_exit(15, None)
-    assert app.state.queue.draining
-    assert not server.should_exit
-    server.handle_exit(2, None)
-    assert server.should_exit
-    assert server.force_exit
+def test_what_is_not_answered_by_the_deadline_gets_503_with_retry_after(
+    predictor, gate, monkeypatch
+):
+    monkeypatch.setattr(sockets, "DRAIN_SECONDS", 0.5)
+    with running(predictor, runners=2, waiting=20) as live:
+        held = waiting_for(live, 8) + waiting_for(live, 2, length=len(PHOTO) + 9)
+        live.server.drain()
+        begin = time.monotonic()
+        for connection in held:
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert json.load(answer)["error"]["code"] == "draining"
+            connection.close()
+        live.thread.join(10)
+        assert 0.4 < time.monotonic() - begin < 5
+        assert not live.thread.is_alive()
+
+
+def test_a_worker_leaves_ctrl_c_to_its_supervisor(predictor):
     worker = sockets.Server(
-        uvicorn.Config(app), make_app(predictor, Settings()).state.queue, worker=True
+        uvicorn.Config("app"), make_app(predictor, Settings()).state.queue, worker=True
     )
-    worker.handle_exit(2, None)  # Ctrl-C reaches it too, but the first process decides
+    worker.handle_exit(2, None)  # Ctrl-C reaches it too
     assert not worker.queue.draining
 
 
-def test_more_connections_than_there_may_be_are_sent_away(predictor, monkeypatch):
+OTHER = "127.0.0.2"
+several_addresses = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere 127.0.0.1 is the only address of the loopback"
+)
+
+
+def health(port, client="127.0.0.1"):
+    with connect(port, client) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        return read(connection)[0]
+
+
+def waiting_for(live, count, client="127.0.0.1", **more):
+    """Connections whose requests hold places of the queue."""
+    found, before = [], live.queue.taken
+    for i in range(count):
+        found.append(connect(live.port, client))
+        found[-1].sendall(request(**more))
+        until(lambda i=i: live.queue.taken == before + i + 1)  # in this order
+    return found
+
+
+def test_the_longest_silent_connection_gives_way_and_health_checks_are_answered(
+    predictor, gate, monkeypatch
+):
+    monkeypatch.setattr(sockets, "CONNECTIONS", 3)
+    with running(predictor, runners=1, waiting=1) as live:
+        working = waiting_for(live, 2)
+        silent = [connect(live.port) for _ in range(3)]
+        until(lambda: len(live.server.server_state.connections) == 5)
+        assert health(live.port) == 200
+        closed_after(silent[0])
+        silent[1].sendall(b"GET /he")  # no longer silent
+        silent.append(connect(live.port))
+        assert health(live.port) == 200
+        closed_after(silent[2])
+        silent[1].sendall(b"althz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read(silent[1])[0] == 200
+        gate.free.set()
+        assert [read(connection)[0] for connection in working] == [200, 200]
+
+
+@several_addresses
+def test_connections_of_the_address_that_has_most_give_way_first(predictor, monkeypatch):
     monkeypatch.setattr(sockets, "CONNECTIONS", 3)
     with running(predictor) as live:
-        held = [connect(live.port) for _ in range(3)]
-        until(lambda: len(live.server.server_state.connections) == 3)
-        with connect(live.port) as more:
-            assert read(more)[0] == 503
+        oldest = connect(live.port, OTHER)
+        until(lambda: len(live.server.server_state.connections) == 1)
+        many = [connect(live.port) for _ in range(20)]
+        assert health(live.port) == 200
+        oldest.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read(oldest)[0] == 200
+        for connection in many[:17]:
+            closed_after(connection)
+
+
+def test_where_no_connection_gives_way_the_new_one_is_told(predictor, monkeypatch):
+    monkeypatch.setattr(sockets, "CONNECTIONS", 0)
+    with running(predictor) as live, connect(live.port) as more:
+        assert read(more)[0] == 503
+
+
+def test_uploads_that_do_not_come_give_way(predictor, monkeypatch):
+    monkeypatch.setattr(work_queue, "SILENCE", 0.5)
+    with running(predictor, runners=1, waiting=2) as live:
+        silent = waiting_for(live, 3, body=b"", length=5000)
+        assert ask(live.port)[0] == 503
+        time.sleep(0.3)
+        silent[0].sendall(bytes(4000))  # worth 0.4 s, of which 0.3 are left to earn
+        time.sleep(0.25)
+        assert ask(live.port)[0] == 200
+        status, told = read(silent[1])
+        assert (status, told["error"]["code"]) == (408, "too_slow")
+        assert live.queue.taken == 2
+        silent[0].sendall(bytes(1000))
+        assert read(silent[0])[0] == 415
+        silent[2].close()
+
+
+@several_addresses
+def test_open_uploads_of_one_client_do_not_keep_others_out(predictor):
+    with running(predictor, runners=1, waiting=9) as live:
+        held = waiting_for(live, 10, body=b"", length=5000)
+        for _ in range(3):
+            assert ask(live.port, client=OTHER)[0] == 200
+        assert live.queue.taken == 9
+        status, told = read(held[-1])
+        assert (status, told["error"]["code"]) == (429, "too_many")
+        large = waiting_for(live, 1, body=b"", length=5000)  # alone again, it may have them all
+        assert live.queue.taken == 10
+        for connection in held + large:
+            connection.close()
+        until(lambda: live.queue.taken == 0)
+        assert not live.queue.counts
+        assert live.queue.held == 0
+
+
+@several_addresses
+def test_one_client_has_half_of_the_places_while_there_are_others(predictor, gate):
+    with running(predictor, runners=1, waiting=3) as live:
+        many = waiting_for(live, 4)
+        other = [connect(live.port, OTHER) for _ in range(2)]
+        for i, connection in enumerate(other):
+            connection.sendall(request())
+            assert read(many[3 - i])[0] == 429  # the latest first
+        assert live.queue.taken == 4
+        assert ask(live.port)[0] == 429
+        assert ask(live.port, client=OTHER)[0] == 429
+        assert ask(live.port, client="127.0.0.3")[0] == 503, "nobody has more than half"
+        gate.free.set()
+        assert [read(connection)[0] for connection in many[:2] + other] == [200] * 4
+
+
+@several_addresses
+def test_one_client_has_half_of_the_memory_while_there_are_others(predictor):
+    with running(predictor, runners=1, waiting=50, memory_mb=4) as live:
+        held = [*waiting_for(live, 4, body=b"", length=1_000_000), connect(live.port, OTHER)]
+        held[-1].sendall(request(b"", length=1_500_000))
+        until(lambda: live.queue.counts[OTHER] == 1)
+        assert live.queue.sizes == {"127.0.0.1": 2_000_000, OTHER: 1_500_000}
         for connection in held:
             connection.close()
-        until(lambda: len(live.server.server_state.connections) == 0)
-        assert ask(live.port)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("named", "shares"), [("127.0.0.1", True), ("127.0.0.0/8", True), ("", False)]
+)
+def test_behind_a_proxy_that_was_named_each_client_counts_for_itself(
+    predictor, gate, named, shares
+):
+    with running(predictor, runners=1, waiting=3, forwarded_allow_ips=named) as live:
+        said = "X-Forwarded-For: 198.51.100.7, {}\r\n"  # the first is what the client claims
+        many = waiting_for(live, 4, extra=said.format("203.0.113.5"))
+        with connect(live.port) as other:
+            other.sendall(request(extra=said.format("203.0.113.6")))
+            if shares:
+                assert read(many[3])[0] == 429
+                assert live.queue.counts == {"203.0.113.5": 3, "203.0.113.6": 1}
+            else:
+                assert read(other)[0] == 503
+                assert live.queue.counts == {"127.0.0.1": 4}
+        gate.free.set()
+
+
+def test_who_asks_is_a_network_of_ipv6():
+    def who(host):
+        return service.client_of(Request({"type": "http", "client": (host, 1)}))
+
+    assert who("2001:db8:0:1::5") == who("2001:db8::1:9:9:9:9") == "2001:db8:0:1::/64"
+    assert who("fe80::1%eth0") == "fe80::/64"
+    assert who("192.0.2.1") == who("::ffff:192.0.2.1") == "192.0.2.1"
+    assert who("unknown") == "unknown"
 
 
 def test_a_client_that_is_gone_when_a_connection_would_linger_is_let_go():

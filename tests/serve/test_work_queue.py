@@ -1,5 +1,7 @@
 """The queue's places, and what is counted."""
 
+import asyncio
+import functools
 import re
 
 import pytest
@@ -8,7 +10,16 @@ from common.serve.http.metrics import Telemetry
 from common.serve.http.work_queue import Busy, WorkQueue
 
 
-def test_places_are_bounded_in_number_and_bytes():
+def on_loop(test):
+    @functools.wraps(test)
+    def run():
+        asyncio.run(test())
+
+    return run
+
+
+@on_loop
+async def test_places_are_bounded_in_number_and_bytes():
     queue = WorkQueue(1, 1, memory=100)
     with queue.place(500):  # a large body alone is let in
         with pytest.raises(Busy):

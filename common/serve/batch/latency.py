@@ -4,7 +4,6 @@ the same run.
 
 import contextlib
 import itertools
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from common.console import fail, table
+from common.files import cores
 from common.images import ImageError
 from common.serve.answer import PhotoResult, read_photo, views
 from common.serve.batch.ensembles import Ensemble
@@ -108,4 +108,4 @@ def processor() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         told = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
         name = next(told, name)
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {cores()} cores"

@@ -5,7 +5,7 @@ label file say so.
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,19 @@ def find_photos(paths: Iterable[Path | str]) -> list[Path]:
     if told := _told(skipped, "skipped  "):
         say(told)
     return list(found)
+
+
+def names_below(photos: Iterable[Path], paths: Iterable[Path | str]) -> Iterator[str]:
+    """Names of photos that do not tell where a machine keeps them: the path below the folder that
+    was given, with slashes; of files and patterns as written. Arguments as of `find_photos`.
+    """
+    given, roots = set(map(Path, paths)), dict[Path, Path]()
+    for photo in photos:
+        folder = photo.parent
+        if folder not in roots:
+            above = (one for one in (folder, *folder.parents) if one in given)
+            roots[folder] = next(above, Path())
+        yield (photo.relative_to(roots[folder]) if roots[folder] != Path() else photo).as_posix()
 
 
 def _pictures(files: Iterable[os.DirEntry[str] | Path], skipped: Counter[str]) -> list[Path]:

@@ -8,11 +8,12 @@ end, atomically, so that a resumed run writes the same bytes as an uninterrupted
 import base64
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ SHOWN = 5  # files that are named at the end, of those that could not be read
 @dataclass(frozen=True)
 class Job:
     """What to predict: photos in order; the CSV to write; labels int64 (N,) with a class,
-    `NO_PLANT` or `UNKNOWN`; a submission or None.
+    `NO_PLANT` or `UNKNOWN`; a submission or None; names of the photos that are the same on every
+    machine (`photo_list.names_below`), without them the paths.
     """
 
     photos: tuple[Path, ...]
@@ -63,6 +65,12 @@ class Job:
     mode: str = "joint"
     threads: int = 1
     submission: Submission | None = None
+    names: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        """Hash of the photos' names, sizes and times; it asks the file system once."""
+        return hash_of(map(_stamp, self.photos, self.names or map(str, self.photos)))
 
 
 def predict(ensemble: Ensemble, job: Job) -> int:
@@ -77,21 +85,9 @@ def predict(ensemble: Ensemble, job: Job) -> int:
         SystemExit: where a part file of another run is in the way. BundleError: where a model gives
             NaN.
     """
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    watch, path = console.Stopwatch(), job.output.with_name(job.output.name + ".part")
+    path = part_of(job)
     with path.open("a+b") as file:
-        part = Part(file, tie(ensemble, job))
-        if part.done:
-            console.say(
-                f"goes on  after {part.done} of {len(job.photos)} photos, which {path} holds"
-            )
-        rest = job.photos[part.done :]
-        ahead = 4 * job.threads + LANES * SIZES[-1]  # as many as fill a GPU's lanes
-        started = in_order(lambda photo: start(ensemble, photo), rest, job.threads, ahead)
-        records = (answer(ensemble, job, *one) for one in zip(rest, started, strict=True))
-        for record in console.progress(records, total=len(rest), desc="predict", unit="photo"):
-            part.add(record)
-        seconds = watch()
+        part, told = fill(ensemble, job, file)
         found = _write(part, job, ensemble.num_systems)
     path.unlink()
     _tell(ensemble, job, found)
@@ -99,15 +95,46 @@ def predict(ensemble: Ensemble, job: Job) -> int:
         DECISIONS, np.bincount(found.decision, minlength=len(DECISIONS)).tolist(), strict=True
     )
     counts = ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in numbers if number)
-    speed = f", {len(rest) / seconds:.0f} a second" if rest else ""
     console.say(
-        f"photos   {len(job.photos)} in {console.duration(seconds)}{speed}: {counts}",
+        f"photos   {told}: {counts}",
         f"wrote    {job.output}" + (f" and {job.submission.path}" if job.submission else ""),
     )
     return len(found.failures)
 
 
-def start(ensemble: Ensemble, photo: Path) -> RunningPhoto | Exception:
+def part_of(job: Job) -> Path:
+    """The part file beside a job's output, whose folder is made."""
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    return job.output.with_name(job.output.name + ".part")
+
+
+def fill(ensemble: Ensemble, job: Job, file: BinaryIO) -> tuple["Part", str]:
+    """Answer the photos that a part file, open for appending, has no lines of yet.
+
+    Returns:
+        the part, complete; and how many photos and how fast, in words.
+
+    Raises:
+        SystemExit: where the file is of another run, or another run is writing it. BundleError:
+            where a model gives NaN.
+    """
+    watch, part = console.Stopwatch(), resume(file, tie(ensemble, job), job.photos)
+    if part.done:
+        console.say(
+            f"goes on  after {part.done} of {len(job.photos)} photos, which {file.name} holds"
+        )
+    rest = job.photos[part.done :]
+    ahead = 4 * job.threads + LANES * SIZES[-1]  # as many as fill a GPU's lanes
+    started = in_order(lambda photo: start(ensemble, photo), rest, job.threads, ahead)
+    records = (answer(ensemble, job, *one) for one in zip(rest, started, strict=True))
+    for record in console.progress(records, total=len(rest), desc="predict", unit="photo"):
+        part.add(record)
+    seconds = watch()
+    speed = f", {len(rest) / seconds:.0f} a second" if rest else ""
+    return part, f"{len(job.photos)} in {console.duration(seconds)}{speed}"
+
+
+def start(ensemble: Ensemble, photo: Path | bytes) -> RunningPhoto | Exception:
     """Read a photo for the models, or say why it cannot be read."""
     try:
         return ensemble.start(photo)
@@ -184,13 +211,12 @@ def in_order(
 
 
 def tie(ensemble: Ensemble, job: Job) -> dict[str, str]:
-    """What a part file belongs to: hashes of models with thresholds and providers, of flags, and of
-    the paths, sizes and times of photos.
+    """What a part file belongs to: hashes of models with thresholds, of flags, and of the names,
+    sizes and times of photos; and the providers.
     """
     models = [
         [
             one.card.sha256,
-            one.session.get_providers()[0],
             one.bundle.raw["models"][one.card.file],
             one.bundle.raw["preprocessing"],
             one.bundle.scores,
@@ -201,7 +227,10 @@ def tie(ensemble: Ensemble, job: Job) -> dict[str, str]:
     return {
         "models": hash_of([json.dumps(models, sort_keys=True)]),
         "flags": hash_of([job.mode, str(ensemble.tta), str(job.submission is not None)]),
-        "photos": hash_of(_stamp(photo) for photo in job.photos),
+        "photos": job.stamp,
+        "providers": " ".join(
+            sorted({one.session.get_providers()[0] for one in ensemble.predictors})
+        ),
     }
 
 
@@ -213,22 +242,24 @@ def hash_of(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stamp(photo: Path) -> str:
+def _stamp(photo: Path, name: str) -> str:
     with contextlib.suppress(OSError):
         found = photo.stat()
-        return f"{photo}\0{found.st_size}\0{found.st_mtime_ns}"
-    return str(photo)
+        return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
+    return name
 
 
 class Part:
-    """What a run has done so far, one line of a part file each; `done` is their number.
+    """What a run has done so far, one line of a part file each: `done` is their number, `start`
+    where they begin, and `other` what of the file does not fit, if anything.
 
-    file is open for appending, new or of a run that was stopped; belongs says what run that must
-    be. A line that a kill cut short is removed. Raises SystemExit where the file belongs to
-    something else, or another run is writing it.
+    file is open for reading and writing, new or of a run that was stopped; belongs says what run
+    that must be; photos are those of the run. A line that a kill cut short is removed, and so is
+    what two runs wrote at once where a file system has no locks. Raises SystemExit where another
+    run is writing the file.
     """
 
-    def __init__(self, file: BinaryIO, belongs: dict[str, str]) -> None:
+    def __init__(self, file: BinaryIO, belongs: dict[str, str], photos: Sequence[Path]) -> None:
         self.file, self.done, self.flushed = file, 0, time.monotonic()
         _lock(file)
         file.seek(0)
@@ -238,15 +269,13 @@ class Part:
             first = _line({"predictions": 1, **belongs})
             file.write(first)
         self.start = end = len(first)
-        found = _parse(first)
-        if other := [name for name, value in belongs.items() if found.get(name) != value]:
-            console.fail(
-                f"{file.name} is of a run that was stopped, with other {' and '.join(other)}. To "
-                "go on with that run, repeat its command; to begin anew, delete the file or "
-                "give another --output."
-            )
-        for line in iter(file.readline, b""):
-            if not line.endswith(b"\n") or not _parse(line):
+        found = parse_line(first)
+        self.other = [name for name, value in belongs.items() if found.get(name) != value]
+        if self.other:
+            return
+        for photo, line in zip(photos, iter(file.readline, b""), strict=False):
+            name = parse_line(line).get("row", {}).get("file", "")
+            if not line.endswith(b"\n") or not name.endswith(photo.name):
                 break
             self.done += 1
             end += len(line)
@@ -274,11 +303,24 @@ class Part:
         return json.loads(self.file.readline())
 
 
+def resume(file: BinaryIO, belongs: dict[str, str], photos: Sequence[Path]) -> Part:
+    """Go on with a part file: `Part`. Raises SystemExit, too, where it is of another run."""
+    part = Part(file, belongs, photos)
+    if part.other:
+        console.fail(
+            f"{file.name} is of another run, with other {' and '.join(part.other)}. To go on with "
+            "that run, repeat its command; to begin anew, delete the file or give another "
+            "--output."
+        )
+    return part
+
+
 def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
+    """A line of a part file; {} where it is torn."""
     with contextlib.suppress(ValueError):  # zeros, after the power failed
         found = json.loads(line)
         if isinstance(found, dict):
@@ -324,6 +366,7 @@ def _write(part: Part, job: Job, systems: int) -> _Found:
             writer.writeheader()
             for i, (at, record) in enumerate(part.lines()):
                 places[i], row = at, record["row"]
+                row["file"] = str(job.photos[i])  # other machines may have another path to it
                 writer.writerow(row)
                 found.decision[i] = DECISIONS.index(row["decision"])
                 if row["decision"] == "error":

@@ -6,8 +6,8 @@ memory.
 """
 
 import contextlib
+import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable
 
 from starlette.applications import Starlette
@@ -145,9 +145,9 @@ class ErrorMiddleware:
             )
             await (large if size > HEADER_BYTES else self.app)(scope, receive, send_with_headers)
         except Exception:  # the client gets JSON, the terminal gets the traceback
-            traceback.print_exc()
             if status:
-                raise
+                raise  # uvicorn logs it, and closes the connection
+            logging.getLogger("foliar").exception("%s %r", scope["method"], scope["path"])
             response = _error(
                 scope["path"],
                 500,

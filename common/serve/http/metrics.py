@@ -7,11 +7,13 @@ counts into files of that folder, and any of them answers `/metrics` for all.
 import os
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -45,7 +47,7 @@ class Telemetry:
         self.photos = Counter("foliar_photos_total", "Photos read and run.", registry=here)
         self.busy = Counter(
             "foliar_rejected_busy_total",
-            "Requests answered with 503 before any of their body was decoded.",
+            "Requests answered with 503, since the server was full or stopping.",
             registry=here,
         )
         self.queue_seconds = histogram("foliar_queue_seconds", "Time a photo waited for a thread.")
@@ -86,13 +88,36 @@ class Telemetry:
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format, over all workers where there are several."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if folder is None:
             return prometheus_client.generate_latest(self.registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
+        registry.register(_Processes(Path(folder)))
         for _ in range(50):
             try:
                 return prometheus_client.generate_latest(registry)
             except struct.error:  # a worker that starts has a file that is still empty
                 time.sleep(0.01)
         return prometheus_client.generate_latest(registry)
+
+
+class _Processes:
+    """The `process_*` metrics of the supervisor and of each worker, by the label `pid`: without it,
+    a scrape that another worker answers would look like a reset.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # where each worker that lives has a file of gauges
+
+    def collect(self) -> Iterable[Metric]:
+        """One metric of each name, with a sample per process."""
+        found: dict[str, Metric] = {}
+        workers = (path.stem.split("_")[-1] for path in self.folder.glob("gauge_liveall_*.db"))
+        for pid in (str(os.getppid()), *workers):
+            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():
+                kept = found.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type)
+                )
+                kept.samples += [one._replace(labels={"pid": pid}) for one in metric.samples]
+        return found.values()

@@ -5,6 +5,7 @@ the way.
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 import time
 from collections.abc import Awaitable, Iterator, Mapping
 from concurrent.futures import Future
@@ -31,8 +32,21 @@ from common.serve.predictor import Outputs, Predictor
 from common.serve.shared import ModelGone
 from common.serve.texts import english
 
+LEFT = 499  # counted, as nginx does, where nobody is left to read an answer
 # by an ImageError's reason; any other is 422
 _STATUS = {"empty": 400, "text": 415, "format": 415, "too_large": 413}
+
+
+_NO_PLACE = {  # status and sentence, by the reason of Busy
+    "busy": (503, "Too many photos are waiting. Try again in a moment."),
+    "draining": (503, "The server is stopping."),
+    "too_many": (
+        429,
+        "Your address has as many photos waiting as it may while others ask. Try again in a "
+        "moment.",
+    ),
+    "too_slow": (408, "The photo came too slowly while others were waiting."),
+}
 
 
 @dataclass(frozen=True)
@@ -98,29 +112,30 @@ class Service:
             )
 
     @contextlib.contextmanager
-    def place(self, request: Request, limit: int) -> Iterator[None]:
-        """Hold a place in the queue for a body of at most `limit` bytes. Raises RequestError (503)
-        where there is none, before the body is read.
+    def place(self, request: Request, limit: int) -> Iterator[Request]:
+        """Hold a place in the queue for a body of at most `limit` bytes; gives the request, to read
+        it from. Raises RequestError where there is none, before the body is read, or where it is
+        lost (408, 429, 503).
         """
         size, gauges = expected_bytes(request, limit), self.telemetry
         try:
-            with self.queue.place(size), gauges.in_flight.track_inprogress():
+            with (
+                self.queue.place(size, client_of(request)) as place,
+                gauges.in_flight.track_inprogress(),
+            ):
                 gauges.body_bytes.inc(size)
                 try:
-                    yield
+                    yield Request(request.scope, place.watch(request.receive))
                 finally:
                     gauges.body_bytes.dec(size)
         except (Busy, ModelGone) as error:
-            self.telemetry.busy.inc()
             # this process ends; another may reach the model
             self.queue.draining |= isinstance(error, ModelGone)
-            reason = "draining" if self.queue.draining else "busy"
-            message = (
-                "The server is stopping."
-                if self.queue.draining
-                else "Too many photos are waiting. Try again in a moment."
-            )
-            raise RequestError(503, reason, message, {"retry-after": "1"}) from None
+            reason = "draining" if self.queue.draining else str(error)
+            status, message = _NO_PLACE[reason]
+            if status == 503:
+                self.telemetry.busy.inc()
+            raise RequestError(status, reason, message, {"retry-after": "1"}) from None
 
     async def receive(self, reading: Awaitable[Any]) -> Any:
         """Wait for a body, within `upload_seconds`. Raises RequestError (408)."""
@@ -144,7 +159,7 @@ class Service:
             raise
         except (ClientDisconnect, ClientGone):
             self.telemetry.requests.labels("vanished", "none").inc()
-            return Response(status_code=400)  # nobody is left to read it
+            return Response(status_code=LEFT)
         except Exception:
             self.telemetry.requests.labels("failed", "internal").inc()
             raise
@@ -162,7 +177,7 @@ class Service:
             tree,
             known,
         )
-        with self.place(request, self.limit):
+        with self.place(request, self.limit) as request:
             photos, said = await self.receive(read_photos(request, self.limit))
             options = read_options(said, options, tree, known)
             work = [self._run(photo, i, len(photos), options) for i, photo in enumerate(photos)]
@@ -191,13 +206,13 @@ class Service:
         """POST /v2/models/NAME/infer."""
         self.check_key(request)
         inference_protocol.check_headers(request.headers)
-        with self.place(request, self.tensor_limit):
+        with self.place(request, self.tensor_limit) as request:
             try:
                 body = await self.receive(read_body(request, self.tensor_limit, "request"))
                 work = self._infer(body, request.headers)
                 return (await self.queue.run([work], lambda: left(request)))[0]
             except (ClientDisconnect, ClientGone):
-                return Response(status_code=400)
+                return Response(status_code=LEFT)
 
     async def _infer(self, body: bytes, headers: Mapping[str, str]) -> Response:
         asked = await self.queue.on_runner(
@@ -239,6 +254,16 @@ class Service:
 async def outputs_of(future: Future[Outputs]) -> Outputs:
     """Wait on the event loop for what a model gives."""
     return future.result() if future.done() else await asyncio.wrap_future(future)
+
+
+def client_of(request: Request) -> str:
+    """Who asks: an address, or the 64 bits of its network, of which a client of IPv6 has all."""
+    host = request.client.host if request.client else ""
+    with contextlib.suppress(ValueError):  # no address: a proxy may hide it
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if address.version == 6:
+            return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
+    return host
 
 
 async def left(request: Request) -> None:

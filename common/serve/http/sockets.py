@@ -3,13 +3,16 @@ the accepted requests.
 """
 
 import asyncio
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -23,15 +26,31 @@ from common.console import fail
 from common.serve.http.uploads import HEADER_BYTES
 from common.serve.http.work_queue import WorkQueue
 
+# what libraries log, as lines that begin like ours; their warnings are about clients, whose answers
+# say what was wrong
+LOG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {
+            "format": "%(asctime)s %(levelname)s %(name)s: %(message)s",
+            "datefmt": "%Y-%m-%d %H:%M:%S",
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"level": "ERROR", "handlers": ["stderr"]},
+}
 HEADER_SECONDS = 10.0  # from the connection or a request's first byte to the end of its header
 KEEP_SECONDS = 15.0  # that a connection may be idle after an answer
 DISCARD_SECONDS = 10.0  # for the rest of a body that is answered already, and for lingering
 READ_SECONDS = 20.0  # that a client may read nothing of its answer
 # of an answer in the system's buffer: with more, a slow reader looks like one that stopped
 SEND_BYTES = 256 * 1024
-CONNECTIONS = 1000  # open at once
+CONNECTIONS = 1000  # open at once, beside those of requests that hold a place
 BACKLOG = 512  # that may wait to be accepted
-DRAIN_SECONDS = 25.0  # for accepted requests once the server is to stop
+DRAIN_SECONDS = 23.0  # for accepted requests once the server is to stop; then they get 503
+SENDING_SECONDS = 3  # for those answers to be read
+LAST_SECONDS = 1.0  # for jobs that still run and for whose answers nobody waits
 
 
 class LingeringTransport:
@@ -87,7 +106,9 @@ class TimeoutProtocol(H11Protocol):
         super().connection_made(
             LingeringTransport(transport, lambda: self._answering or self._discarding(), self.loop)
         )  # type: ignore[arg-type]
-        if len(self.connections) > CONNECTIONS:
+        self._heard = self.loop.time()
+        most = CONNECTIONS + self.config.app.state.queue.taken
+        if len(self.connections) > most and not self._make_room():
             self._reject(503, "busy", "Too many connections are open. Try again in a moment.")
         else:
             self._arm(HEADER_SECONDS)
@@ -96,6 +117,7 @@ class TimeoutProtocol(H11Protocol):
         """Take bytes, and set the timeout for what is missing."""
         if self.transport.is_closing():
             return  # lingering: what still arrives is dropped
+        self._heard = self.loop.time()
         super().data_received(data)
         if self.transport.is_closing():
             self._disarm()
@@ -106,6 +128,7 @@ class TimeoutProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """After an answer: the next request, or the rest of a body that is not needed."""
+        self._heard = self.loop.time()
         super().on_response_complete()
         self._disarm()
         if not self.transport.is_closing() and self._discarding():
@@ -135,6 +158,24 @@ class TimeoutProtocol(H11Protocol):
         super().connection_lost(exc)
         if self._reading is not None:
             self._reading.cancel()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been silent longest, of the address that has most; whether
+        there was one without a request that is being answered.
+        """
+        of_address = Counter(one.client and one.client[0] for one in self.connections)
+        idle = [
+            one
+            for one in self.connections
+            if one is not self
+            and (one.cycle is None or one.cycle.response_complete or one.flow.write_paused)
+        ]
+        if idle:
+            longest = max(
+                idle, key=lambda one: (of_address[one.client and one.client[0]], -one._heard)
+            )
+            longest.transport.abort()
+        return bool(idle)
 
     def _expect_reading(self) -> None:
         unsent = self.transport.get_write_buffer_size()
@@ -192,20 +233,24 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, queue: WorkQueue, *, worker: bool) -> None:
         super().__init__(config)
         self.queue, self.worker = queue, worker
-        self.asked = 0.0
+        self.asked, self.signalled = 0.0, False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, with the system's queue as long as `bind` made it."""
+        _raise_file_limit(2 * (CONNECTIONS + self.queue.places))
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second stops at once."""
-        if self.worker and sig == signal.SIGINT:
-            return  # Ctrl-C reaches every process of a terminal; the supervisor decides
-        if self.queue.draining:
-            self.should_exit = self.force_exit = True
+        if self.worker:  # the supervisor decides: Ctrl-C reaches every process of a terminal,
+            if sig != signal.SIGINT:
+                self.drain()  # and systemd's SIGTERM each of a service
+            return
+        if self.signalled:
+            os._exit(128 + sig)  # anything else would wait for the threads of the queue
+        self.signalled = True
         self.drain()
 
     def drain(self) -> None:
@@ -220,9 +265,21 @@ class Server(uvicorn.Server):
             self.drain()
         if self.queue.draining:
             spent = time.monotonic() - self.asked
-            if (spent > 0.3 and not self.queue.taken) or spent > DRAIN_SECONDS:
+            if spent > DRAIN_SECONDS:
+                self.queue.end_all()
+            if (spent > 0.3 and not self.queue.taken) or spent > DRAIN_SECONDS + 0.5:
                 return True
         return await super().on_tick(counter)
+
+
+def _raise_file_limit(files: int) -> None:
+    """Let the process have so many files and sockets open, if it may; often it has 1,024."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < files:  # -1: as many as it likes
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -267,6 +324,7 @@ def serve(
     listener: socket.socket,
     *,
     worker: bool = False,
+    proxies: str = "",
     started: Callable[[], None] | None = None,
 ) -> None:
     """Answer requests on a listening socket until SIGTERM or Ctrl-C; accepted requests are answered
@@ -277,26 +335,33 @@ def serve(
         listener: bound and listening; it is closed at the end.
         worker: whether this is one of several processes; it leaves Ctrl-C to its supervisor,
             and ends when that is gone.
+        proxies: as for `config`.
         started: called before the first request is taken.
     """
     if started is not None:
         started()
-    Server(config(app), app.state.queue, worker=worker).run(sockets=[listener])
+    Server(config(app, proxies), app.state.queue, worker=worker).run(sockets=[listener])
+    last = threading.Timer(LAST_SECONDS, os._exit, (0,))
+    last.daemon = True  # it ends nothing if the process has ended by then
+    last.start()
 
 
-def config(app: Starlette) -> uvicorn.Config:
-    """uvicorn's settings: our protocol, no log, no server header."""
+def config(app: Starlette, proxies: str = "") -> uvicorn.Config:
+    """uvicorn's settings: our protocol, our log, no server header. Where a connection comes from
+    one of the `proxies` (addresses and networks, by commas), X-Forwarded-For names its client.
+    """
     return uvicorn.Config(
         app,
         http=TimeoutProtocol,
         ws="none",
         lifespan="on",
-        log_level="critical",
+        log_config=LOG,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
         timeout_keep_alive=int(KEEP_SECONDS),
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=SENDING_SECONDS,
         backlog=1,  # accepted at a time: more would take them from idle workers
         h11_max_incomplete_event_size=HEADER_BYTES,
     )

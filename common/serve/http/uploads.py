@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -17,10 +17,33 @@ from common.serve.fusion import find_species, parse_prior
 
 MOST_PHOTOS = 5  # of one plant, in one request
 HEADER_BYTES = 16 * 1024  # of a request, its address included
-FIELDS = tuple(field.name for field in fields(Options))
 # bytes of a too large body that are still read, so that its sender sees the reason
 _DRAIN = 64 * 1024 * 1024
 _POSITIVE = re.compile("(?=[0-9]*[1-9])[0-9]{1,6}")
+# what is sent where the bytes of a photo are meant, by how it begins; no picture begins so
+_NO_PHOTO = [
+    (re.compile(pattern), what)
+    for pattern, what in (
+        (rb"\s*(?i:https?|ftp|file)://", "an address, and this server fetches nothing"),
+        (rb"\s*(?i:data):[\w.+-]+/", "a data: URL"),
+        (rb"\s*[{[]\s*[\"{[]", "JSON"),
+        (rb"\s*(/9j/|iVBORw|UklGR|R0lGOD)[\w+/=\s-]{9}", "base64"),
+        (
+            rb"@?[^\0-\x1f=]{1,255}\.(?i:jpe?g|png|webp|gif|tiff?|bmp|hei[cf]|avif)\s*\Z",
+            "a file's name",
+        ),
+        (rb"[\w.-]{1,40}=[\x21-\x7e]", "a form that holds no file"),
+        (
+            rb"--[^\r\n]+\r?\n(?i:Content-Disposition):",
+            "a form without its header Content-Type, which the program that makes the form sets",
+        ),
+        # no picture begins with so many bytes of which none is zero
+        (
+            rb"(\xff\xd8|\x89PNG|RIFF|GIF8|II\*|MM\*|.?ftyp)[^\0\r\n]{50,}\Z",
+            "a photo without its zeros and line ends, which curl -d takes away",
+        ),
+    )
+]
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -52,9 +75,19 @@ async def read_photos(request: Request, limit: int) -> tuple[list[bytes], list[t
     """Read the photos of a request, its body or the files of a form, at most `limit` bytes in all,
     and the form's fields.
 
-    Raises RequestError (400, 413) where there is none or too many, the form is damaged or the body
-    too large, whatever its headers say, and starlette's ClientDisconnect where the sender left.
+    Raises RequestError (400, 413, 415) where there is none or too many, the form is damaged, the
+    body too large, whatever its headers say, or plainly something else than a photo, and
+    starlette's ClientDisconnect where the sender left.
     """
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RequestError(
+            415,
+            "encoding",
+            f"The body is compressed ({encoding[:40]}). Send the photo's own bytes, without the "
+            f"header Content-Encoding.",
+            {"accept-encoding": "identity"},
+        )
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     body = await read_body(request, limit)
     if not body:
@@ -65,8 +98,20 @@ async def read_photos(request: Request, limit: int) -> tuple[list[bytes], list[t
             "curl --data-binary @leaf.jpg URL/predict",
         )
     if kind == "multipart/form-data":
-        return await _read_form(request, body)
-    return [body], []
+        photos, said = await _read_form(request, body)
+    else:
+        photos, said = [body], []
+    for photo in photos:
+        for pattern, what in _NO_PHOTO:
+            if pattern.match(photo[:4096]):
+                raise RequestError(
+                    415,
+                    "text",
+                    f"This is {what}. Send the photo's own bytes: "
+                    f"curl --data-binary @leaf.jpg URL/predict, or in a form: "
+                    f"curl -F photo=@leaf.jpg URL/predict",
+                )
+    return photos, said
 
 
 def read_options(
@@ -159,17 +204,29 @@ async def _read_form(request: Request, body: bytes) -> tuple[list[bytes], list[t
         form = await _MemoryParser(request.headers, feed(), max_files=16, max_fields=64).parse()
     except Exception as error:  # on bytes from anywhere the parser raises more kinds than its own
         raise RequestError(
-            400, "bad_form", f"The form cannot be read: {error or type(error).__name__}."
+            400,
+            "bad_form",
+            f"The form cannot be read: {error or type(error).__name__}. curl -F photo=@leaf.jpg "
+            f"makes a good one; a header Content-Type of your own spoils it.",
         ) from None
     try:
+        fields = form.multi_items()
         files = [
-            await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)
+            await value.read()
+            for _, value in fields
+            # a browser sends a field in which no file was chosen too, with an empty name
+            if isinstance(value, UploadFile) and (value.filename or value.size)
         ]
     finally:
         await form.close()
+    said = [(key, value) for key, value in fields if isinstance(value, str)]
     if not files:
+        named = f", but text in its field {said[0][0][:40]}" if said else ""
         raise RequestError(
-            400, "no_file", "The form holds no file. Send one: curl -F photo=@leaf.jpg URL/predict"
+            400,
+            "no_file",
+            f"The form holds no file{named}. Send one, with an @ before its name: "
+            f"curl -F photo=@leaf.jpg URL/predict",
         )
     if len(files) > MOST_PHOTOS:
         raise RequestError(
@@ -184,9 +241,4 @@ async def _read_form(request: Request, body: bytes) -> tuple[list[bytes], list[t
             "empty",
             "The file in the form is empty." if len(files) == 1 else "A file in the form is empty.",
         )
-    said = [
-        (key, value)
-        for key, value in form.multi_items()
-        if isinstance(value, str) and key in FIELDS
-    ]
     return files, said

@@ -1,4 +1,5 @@
-"""The work behind the server: a pool of threads, and a bounded number of requests.
+"""The work behind the server: a pool of threads, and a bounded number of requests, of which nobody
+may keep the others out: not one client's many, and not those whose bodies do not come.
 
 Reading and running a photo is one job on one thread, with a thread per core and a model session of
 one thread: neither two stages with a queue between them nor batches are faster on a CPU. A GPU
@@ -8,20 +9,28 @@ needs batches: there the job ends with the photo read, and `Batcher` has threads
 import asyncio
 import contextlib
 import ctypes
+import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import cv2
 from PIL import _imaging
+from starlette.types import Message, Receive
 
 M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
+SHARE = 0.5  # of places and memory for one client, while there are others
+# an upload is late after so many s of silence, or where it comes at fewer bytes/s
+SILENCE, SLOWEST = 3.0, 10_000
 Result = TypeVar("Result")
 
 
 class Busy(Exception):
-    """There is no place for another request: `reason` is `busy` or `draining`."""
+    """There is no place for a request, or it has lost its own: `reason` is `busy`, `draining`,
+    `too_many` (of its client, while there are others) or `too_slow` (its body, while others wait).
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -32,9 +41,35 @@ class ClientGone(Exception):
     """The client left before its answer was ready."""
 
 
+class Place:
+    """What a request holds while it is under way; `lost` says why it had to give it up."""
+
+    def __init__(self, client: str, size: int) -> None:
+        self.client, self.size, self.lost = client, size, ""
+        self.task = asyncio.current_task()
+        self.due = time.monotonic() + SILENCE  # when its upload is late
+
+    def watch(self, receive: Receive) -> Receive:
+        """The ASGI `receive` of the request, through which the upload is followed."""
+
+        async def watched() -> Message:
+            message = await receive()
+            if message.get("more_body"):
+                paid = self.due + len(message["body"]) / SLOWEST
+                self.due = min(paid, time.monotonic() + SILENCE)
+            else:
+                self.due = math.inf
+            return message
+
+        return watched
+
+
 class WorkQueue:
     """A pool of `runners` threads that admits at most `runners + waiting` requests, and `memory`
     bytes of their bodies, at a time.
+
+    One client may take them all while it is alone. When nothing is free for another, late uploads
+    give way, and then the latest request of whoever has more than its share.
 
     Its methods are called on the event loop; jobs run on the threads, first come, first served.
     """
@@ -42,24 +77,81 @@ class WorkQueue:
     def __init__(self, runners: int, waiting: int, memory: int) -> None:
         self.executor = ThreadPoolExecutor(runners, thread_name_prefix="runner")
         self.places, self.memory = runners + waiting, memory
-        self.taken = self.held = 0
+        self.open: dict[Place, None] = {}  # in the order of their coming
+        self.counts: Counter[str] = Counter()  # by client: places,
+        self.sizes: Counter[str] = Counter()  # and bytes
         self.draining = False
         self.waited: Callable[[float], Any] = lambda _: None  # called with a job's queueing time
 
+    @property
+    def taken(self) -> int:
+        """Places held."""
+        return len(self.open)
+
+    @property
+    def held(self) -> int:
+        """Bytes held."""
+        return self.sizes.total()
+
     @contextlib.contextmanager
-    def place(self, size: int) -> Iterator[None]:
-        """Hold a place, and `size` bytes, for one request. Raises Busy where there is none."""
+    def place(self, size: int, client: str = "") -> Iterator[Place]:
+        """Hold a place, and `size` bytes, for the request of this task. Raises Busy where there is
+        none, and where it has to be given up.
+        """
         if self.draining:
             raise Busy("draining")
-        if self.taken >= self.places or (self.taken and self.held + size > self.memory):
-            raise Busy("busy")
-        self.taken += 1
-        self.held += size
+        mine = self.counts[client]
+        if mine and self.taken > mine and self._use(client, 1, size) > SHARE:
+            raise Busy("too_many")
+        while self.taken >= self.places or (self.taken and self.held + size > self.memory):
+            self._make_room(client)
+        place = Place(client, size)
+        self.open[place] = None
+        self.counts[client] += 1
+        self.sizes[client] += size
         try:
-            yield
+            yield place
+        except asyncio.CancelledError:
+            if not place.lost:
+                raise
+            raise Busy(place.lost) from None
         finally:
-            self.taken -= 1
-            self.held -= size
+            self._leave(place)
+
+    def end_all(self) -> None:
+        """Make the requests that are under way give up their places; called again until none is."""
+        for place in self.open:
+            place.lost = "draining"
+            place.task.cancel()
+
+    def _use(self, client: str, places: int = 0, size: int = 0) -> float:
+        """The share of places or of memory that a client holds, whichever is larger, with so much
+        more.
+        """
+        return max(
+            (self.counts[client] + places) / self.places,
+            (self.sizes[client] + size) / self.memory,
+        )
+
+    def _make_room(self, client: str) -> None:
+        """End a request of others for one of this client. Raises Busy where none gives way."""
+        place, reason = min(self.open, key=lambda one: one.due), "too_slow"
+        if place.due > time.monotonic():
+            most, reason = max(self.counts, key=self._use), "too_many"
+            if most == client or self._use(most) <= SHARE:
+                raise Busy("busy")
+            place = next(one for one in reversed(self.open) if one.client == most)
+        self._leave(place)
+        place.lost = reason
+        place.task.cancel()
+
+    def _leave(self, place: Place) -> None:
+        if place in self.open:
+            del self.open[place]
+            self.counts[place.client] -= 1
+            self.sizes[place.client] -= place.size
+            if not self.counts[place.client]:
+                del self.counts[place.client], self.sizes[place.client]
 
     async def on_runner(
         self, job: Callable[..., Result], *arguments: Any, **options: Any
@@ -106,8 +198,8 @@ class WorkQueue:
                     task.exception()  # retrieved, else asyncio would warn of it
 
     def stop(self) -> None:
-        """Let running jobs end, and start no more."""
-        self.executor.shutdown(wait=True, cancel_futures=True)
+        """Start no more jobs; the process ends with those that run."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
 
 
 def settle_process() -> None:

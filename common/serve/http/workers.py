@@ -7,21 +7,68 @@ tells nobody when all workers serve.
 import multiprocessing
 import os
 import signal
+import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.synchronize import Semaphore
 from typing import Any
 
+from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
 
 from common.console import say, warn
 
-QUICK = 30.0  # s: a worker that ends sooner after its start fails by itself, not by one request
-MOST_QUICK = 3  # such ends in a row after which the supervisor gives up
-STOP_SECONDS = 35.0  # before workers that were asked to stop are killed
+PAUSE, MOST_PAUSE = 0.1, 30.0  # s before a worker that died is replaced, twice as long each time;
+STEADY = 5.0  # s after its start that a worker must serve for the pause to be short again
+MOST_FAILED = 3  # starts, before the first worker serves, after which none is tried
+STOP_SECONDS = 29.0  # before workers that were asked to stop are killed
+
+
+class Worker:
+    """One of the processes, and those that replace it one after the other."""
+
+    def __init__(self, number: int, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.number, self.target, self.arguments = number, target, arguments
+        self.process: SpawnProcess | None = None
+        self.due, self.pause = 0.0, PAUSE
+
+    def start(self, context: SpawnContext) -> None:
+        """Start a process."""
+        self.serves, self.since = False, time.monotonic()
+        try:
+            # no event: a process killed inside its `set` would leave it locked
+            self._ready = context.Semaphore(0)
+            process = context.Process(
+                target=_work, args=(self.number, self.target, self.arguments, self._ready)
+            )
+            process.start()
+            self.process = process
+        except OSError as error:  # no memory, or too many processes
+            self._replace_later(f"a worker cannot start: {error}")
+
+    def look(self) -> int | None:
+        """Note whether it serves, and for how long; returns the exit code of a process that has
+        just ended, which is to be replaced at `due`.
+        """
+        self.serves = self.serves or self._ready.acquire(block=False)
+        lived = time.monotonic() - self.since
+        if self.serves and lived > STEADY:
+            self.pause = PAUSE
+        code = self.process.exitcode
+        if code is None:
+            return None
+        # real-time signals have numbers only
+        names = {number: f"signal {number.name}" for number in signal.Signals}
+        how = names.get(-code, f"exit code {code}")
+        self._replace_later(f"worker {self.process.pid} ended with {how} after {lived:.0f} s")
+        return code
+
+    def _replace_later(self, why: str) -> None:
+        warn(f"{why}; another one starts in {self.pause:g} s")
+        self.process, self.due = None, time.monotonic() + self.pause
+        self.pause = min(2 * self.pause, MOST_PAUSE)
 
 
 def supervise(
@@ -31,93 +78,94 @@ def supervise(
     *,
     started: Callable[[], None] | None = None,
 ) -> int:
-    """Run `target(*arguments, ready)` in `count` processes until SIGTERM or Ctrl-C, and restart
-    those that die.
+    """Run `target(*arguments, ready)` in `count` processes until SIGTERM or Ctrl-C, and replace
+    those that die, however often; a second signal ends them at once.
 
     Args:
         count: of processes.
-        target: a function that can be pickled; `ready` is an event to set once it serves.
+        target: a function that can be pickled; `ready` is a semaphore to release once it serves.
         arguments: values that can be pickled; a listening socket can.
         started: called once every process serves.
 
     Returns:
-        0 after SIGTERM or Ctrl-C; 1 where the workers do not stay alive.
+        0 after SIGTERM or Ctrl-C; where no worker ever served, 1, or the exit code 2 of one.
     """
     with tempfile.TemporaryDirectory(prefix="foliar-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read by prometheus_client in the workers
         try:
-            return _supervise(count, target, arguments, started, folder)
+            return _supervise(
+                [Worker(number, target, arguments) for number in range(count)], started, folder
+            )
         finally:
             del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
-def _supervise(
-    count: int,
-    target: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    started: Callable[[], None] | None,
-    metrics: str,
-) -> int:
+def _work(
+    number: int, target: Callable[..., Any], arguments: tuple[Any, ...], ready: Semaphore
+) -> None:
+    """Call `target`, counting on in the files of the workers of this number before: sums do not
+    fall when one dies, nor do files pile up. Gauges are of one process and end with it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's Ctrl-C; the supervisor decides
+    of_number, of_process = values.MultiProcessValue(lambda: number), values.MultiProcessValue()
+    values.ValueClass = lambda kind, *rest, **more: (of_process if kind == "gauge" else of_number)(
+        kind, *rest, **more
+    )
+    target(*arguments, ready)
+
+
+def _supervise(workers: list[Worker], started: Callable[[], None] | None, metrics: str) -> int:
     # after a fork the model's threads would be missing
     context = multiprocessing.get_context("spawn")
-    stop = threading.Event()
+    signals: list[int] = []
     before = {
-        number: signal.signal(number, lambda *_: stop.set())
+        number: signal.signal(number, lambda number, _: signals.append(number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    running: dict[BaseProcess, tuple[Event, float]] = {}
-    quick, told = 0, False
-
-    def start() -> None:
-        ready = context.Event()
-        process = context.Process(target=target, args=(*arguments, ready), daemon=False)
-        process.start()
-        running[process] = ready, time.monotonic()
-
+    failed, served, told = 0, False, False
     try:
-        for _ in range(count):
-            start()
-        while not stop.wait(0.1):
-            for process, (ready, since) in list(running.items()):
-                if process.exitcode is None:
+        while not signals:
+            time.sleep(0.1)
+            for worker in workers:
+                if worker.process is None:
+                    if time.monotonic() >= worker.due:
+                        worker.start(context)
                     continue
-                del running[process]
-                mark_process_dead(process.pid, metrics)
-                lived = time.monotonic() - since
-                quick = quick + 1 if lived < QUICK or not ready.is_set() else 0
-                how = (
-                    f"signal {signal.Signals(-process.exitcode).name}"
-                    if process.exitcode < 0
-                    else f"exit code {process.exitcode}"
-                )
-                warn(f"worker {process.pid} ended with {how} after {lived:.0f} s")
-                if quick >= MOST_QUICK or (not told and process.exitcode == 2):
-                    warn(
-                        "the workers do not stay alive; the messages above say why. Try without "
-                        "--workers."
-                    )
-                    return 1
-                start()
-            if not told and running and all(ready.is_set() for ready, _ in running.values()):
+                pid, code = worker.process.pid, worker.look()
+                served = served or worker.serves
+                if code is None:
+                    continue
+                mark_process_dead(pid, metrics)
+                failed += 1
+                if not served and (code == 2 or failed >= MOST_FAILED):
+                    warn("no worker could start; the messages above say why")
+                    return 2 if code == 2 else 1
+            if not told and all(one.process and one.serves for one in workers):
                 told = True
-                say(f"workers  {count} processes serve")
+                say(f"workers  {len(workers)} processes serve")
                 if started is not None:
                     started()
         return 0
     finally:
-        _stop(list(running))
+        _stop(workers, signals)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _stop(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        if process.exitcode is None:
-            process.terminate()  # SIGTERM: it drains
+def _stop(workers: list[Worker], signals: list[int]) -> None:
+    for one in workers[0].arguments:
+        if isinstance(one, socket.socket):
+            one.close()  # else connections would be accepted, and wait, with no worker left
+    left = [worker.process for worker in workers if worker.process is not None]
+    for process in left:
+        process.terminate()  # SIGTERM: it drains
     end = time.monotonic() + STOP_SECONDS
-    for process in processes:
-        process.join(max(0.1, end - time.monotonic()))
-        if process.exitcode is None:
-            warn(f"worker {process.pid} did not stop within {STOP_SECONDS:.0f} s and is killed")
-            process.kill()
-            process.join()
+    while left:
+        if len(signals) > 1 or time.monotonic() > end:
+            warn(f"{len(left)} workers are killed before they have stopped")
+            for process in left:
+                process.kill()
+            for process in left:
+                process.join()
+        time.sleep(0.05)
+        left = [process for process in left if process.exitcode is None]

@@ -2,13 +2,14 @@
 
 import { loadKnown, speciesOf } from "./known.js";
 import * as light from "./light.js";
-import { $, button, loadTexts, t, title, words } from "./page.js";
+import { $, button, json, loadTexts, t, title, words } from "./page.js";
 import * as photos from "./photos.js";
 import { ask as askServer, problem } from "./server.js";
 import { askWhole, showAnswer, showError, showTips, showWaiting } from "./view.js";
 
 const PATIENCE = 4000; // ms that a photo waits for the model to load before the server is asked instead
-const LIMIT = 30; // s that the server has to answer
+const LIMIT = 30; // s that the server has to answer, besides what a slow connection needs to send the photos
+const SLOWEST = 20; // bytes/ms
 const HERE = { host: location.host };
 let facts = null; // of page.json
 let state = { pixels: false, light: false, why: null }; // what this browser can do
@@ -110,7 +111,8 @@ async function remote(asked, own, control) {
   setBusy(true);
   showWaiting(t(copies.length > 1 ? "together" : own.decision ? "second" : "looking", HERE),
     { key: own.decision ? "enough" : "cancel", click: () => control.abort("cancel") });
-  const timer = setTimeout(() => control.abort("late"), 1000 * LIMIT);
+  const size = copies.reduce((sum, { blob }) => sum + blob.size, 0);
+  const timer = setTimeout(() => control.abort("late"), 1000 * LIMIT + size / SLOWEST);
   asked.sent = large.length ? "whole" : "copy";
   try {
     return await askServer(copies, asked.species, signal);
@@ -153,7 +155,7 @@ const started = new Promise((done) => { begun = done; }); // it is known what th
 
 async function begin() {
   try {
-    [facts] = await Promise.all([fetch("page.json").then((response) => response.json()), loadTexts()]);
+    [facts] = await Promise.all([json("page.json"), loadTexts()]);
     state = await light.start(facts, isPrivate());
     photos.allowCut(state.pixels);
     begun();

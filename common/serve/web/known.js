@@ -1,6 +1,6 @@
 // What the page knows beside the models: its plants and their diseases, the advice of whoever runs it, and pictures to compare with.
 
-import { $, el, t, title, words } from "./page.js";
+import { $, el, json, t, title, words } from "./page.js";
 
 const LONGEST = 300; // plants shown at once: more would be slow on a phone
 let classes = []; // { species, diseases }
@@ -18,8 +18,6 @@ export function speciesOf(text) {
 
 // The scientific and the local name, where somebody wrote them down.
 const others = (key) => [told[key]?.scientific_name, told[key]?.local_name].filter(Boolean).map((name) => name.toLowerCase());
-
-const json = async (url) => (await fetch(url)).json();
 
 // Fetch all of it; shell: what there is. -> { url } of a picture to try the page with, or null
 export async function loadKnown(shell) {

@@ -19,10 +19,16 @@ export function button(text, click, kind = "", id = "") {
   return node;
 }
 
+export async function json(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url}: ${response.status}`);
+  return response.json();
+}
+
 let texts = {};
 
 export async function loadTexts() {
-  texts = await (await fetch("texts.json")).json();
+  texts = await json("texts.json");
 }
 
 // A sentence with its {placeholders} filled.

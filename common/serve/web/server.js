@@ -5,13 +5,19 @@ import { t } from "./page.js";
 const LONGEST = 10; // s that it waits by itself where the server is busy
 const KEYS = { text: "error_picture", format: "error_picture", empty: "error_picture", too_large: "error_large", too_slow: "late", busy: "error_busy",
   truncated: "error_damaged", unreadable: "error_damaged", too_small: "why_small", dark: "why_dark", no_key: "error_key" };
-const BY_STATUS = { 401: "error_key", 403: "error_key", 408: "late", 413: "error_large", 429: "error_busy", 503: "error_busy" };
+const BY_STATUS = { 401: "error_key", 408: "late", 413: "error_large", 429: "error_busy", 502: "error_away", 503: "error_busy", 504: "error_away" };
 
 // An error as the page shows it: a sentence, and what to do about it.
 export function problem(key, values = {}) {
   const all = { host: location.host, seconds: 30, minutes: 1, ...values };
   const todo = key.startsWith("why_") ? key.replace("why_", "do_") : `${key}_do`;
   return Object.assign(new Error(t(key, all)), { advice: t(todo, all) });
+}
+
+// Seconds that an answer asks to wait: it gives them, or a date.
+function pauseOf(response) {
+  const text = response.headers.get("retry-after") ?? "";
+  return Number(text) || Math.max(0, (Date.parse(text) - Date.now()) / 1000) || 1;
 }
 
 async function pause(seconds, signal) {
@@ -38,14 +44,14 @@ export async function ask(photos, species, signal) {
       response = await fetch(`predict?${query}`, { method: "POST", body, signal, headers });
     } catch (error) {
       signal.throwIfAborted();
-      throw Object.assign(problem("error_none"), { unsent: true });
+      throw Object.assign(problem(navigator.onLine ? "error_none" : "error_offline"), { unsent: true });
     }
     const answer = await response.json().catch(() => null);
     signal.throwIfAborted();
     if (response.ok && answer?.decision) return answer;
     const key = KEYS[answer?.error?.code] ?? BY_STATUS[response.status];
-    const wait = Number(response.headers.get("retry-after")) || 1; // a date is no number
-    if (key === "error_busy" && wait <= LONGEST && attempt < 3) {
+    const wait = pauseOf(response);
+    if (response.status === 503 && wait <= LONGEST && attempt < 3) {
       await pause(wait, signal);
       continue;
     }

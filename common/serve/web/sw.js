@@ -55,12 +55,13 @@ async function range(request) {
   return response;
 }
 
-// The page itself: the server's where it answers soon, else the copy.
+// The page itself: the server's where it answers soon, and not a proxy that it does not, else the copy.
 async function fresh(request) {
   const address = request.mode === "navigate" && request.url.startsWith(`${home.href}index.html`) ? home.href : request.url;
   const copy = () => caches.match(address, { ignoreSearch: true, cacheName });
   const late = new Promise((done) => setTimeout(done, patience)).then(copy);
   const asked = fetch(request);
-  const first = await Promise.race([asked.catch(copy), late]);
+  const found = asked.then((response) => (response.status < 500 ? response : copy()), copy);
+  const first = await Promise.race([found, late]);
   return first ?? asked;
 }
