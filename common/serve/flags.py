@@ -96,13 +96,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="let web pages of this address ask too; * for all",
     )
     add(
-        "--texts",
-        type=Path,
-        metavar="FILE",
-        help="what the page and the answers say, in another language: a copy of "
-        "common/serve/web/texts.json whose sentences are translated",
-    )
-    add(
         "--forwarded-allow-ips",
         type=_addresses,
         default="",
@@ -111,6 +104,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "the X-Forwarded-For of these, and of nobody else, says who asks",
     )
     add("--access-log", action="store_true", help="print a line per request (never a photo)")
+    _add_page_flags(add)
+
+
+def _add_page_flags(add: Callable[..., object]) -> None:
+    add(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="what the page and the answers say, in another language: a copy of "
+        "common/serve/web/texts.json whose sentences are translated",
+    )
     add(
         "--static",
         type=Path,
