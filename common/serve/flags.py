@@ -190,10 +190,10 @@ def add_batch_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises SystemExit over flags that do not go together, outputs that cannot be and unusable
-    texts, which stand in `args.texts` afterwards.
+    texts, which stand in `args.texts` afterwards where something is served.
     """
-    args.texts = read_texts(args.texts) if args.texts else english()
     if not args.predict:
+        args.texts = read_texts(args.texts) if args.texts else english()
         for flag in BATCH:
             if getattr(args, flag):
                 fail(f"--{flag.replace('_', '-')} needs --predict with photos.")
@@ -203,6 +203,8 @@ def check_flags(args: argparse.Namespace) -> None:
                 "--predict."
             )
         return
+    if args.texts:
+        fail("--texts is for what the page and the server say; --predict writes a table.")
     if args.static:
         fail("--static writes the page, --predict answers photos: give one of them.")
     if args.sample_submission and not args.submission:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import tiny_bundle as tiny
+from conftest import run
 from page_site import give, serve
 from starlette.testclient import TestClient
 
@@ -52,6 +53,13 @@ def test_a_bad_translation_is_told_what_is_wrong(tmp_path, capsys, given, told):
     assert told in capsys.readouterr().err
     with pytest.raises(SystemExit):
         read_texts(tmp_path / "none.json")
+
+
+def test_a_table_has_no_use_for_it(tmp_path, capsys):
+    given = written(tmp_path, {"ask": "Ni nini?"})
+    with pytest.raises(SystemExit):
+        run("04_serve", "--predict", tmp_path, "--texts", given)
+    assert "--predict writes a table" in capsys.readouterr().err
 
 
 def test_every_text_is_used_and_every_text_that_is_used_is_there():
