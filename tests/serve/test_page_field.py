@@ -140,12 +140,13 @@ def test_all_photos_of_a_plant_are_shown_and_too_many_are_told(plain, places, ta
     page.choose("#file-more", [places.photos / name for name in names[2:]])
     page.wait("document.querySelectorAll('#thumbs img').length === 5")
     assert "1 were left out" in page.js("document.getElementById('left-out').textContent")
-    page.js("document.querySelector('#thumbs button').focus()")
-    click_first = "document.querySelector('#thumbs button')"
+    click_first = "document.querySelector('#thumbs li:nth-child(2) button')"
+    page.js(f"{click_first}.focus()")
     page.js(f"{click_first}.click()")
     page.wait(f"{click_first}.ariaPressed === 'true'")
     assert page.js(f"document.activeElement === {click_first}")
     seen = ask(page)
+    assert "photo 1 says apple scab" in seen.text, "numbers are those of the photos as they stand"
     assert len(page.js("[...document.querySelectorAll('.shots img')].map((i) => i.src)")) == 5
     assert seen.by == "server"
     choose(page, places, "scab.jpg")  # another plant

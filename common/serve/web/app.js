@@ -19,11 +19,10 @@ const isPrivate = () => alone || $("private").checked;
 
 // ---- answering -----------------------------------------------------------------------------------------------------
 
-// What is asked about: { file, crop } of each photo, the one that is shown first, and the species that the person knows.
+// What is asked about: { file, url, crop } of all photos and of the one that is shown, and the species that the person knows.
 function question() {
-  const shown = photos.current();
-  const all = [shown, ...photos.all().filter((photo) => photo !== shown)];
-  return { all: all.map((photo) => ({ ...photo })), species: speciesOf($("plant").value), sent: "none" };
+  const all = photos.all().map((photo) => ({ ...photo }));
+  return { all, shown: all.find(({ url }) => url === photos.current().url), species: speciesOf($("plant").value), sent: "none" };
 }
 
 async function ask(force = false) {
@@ -54,10 +53,10 @@ async function answer(asked, control, force) {
   const patience = new Promise((done) => { setTimeout(done, PATIENCE); });
   await Promise.race([aborted(signal), started.then(() => Promise.race([ready, ...(isPrivate() ? [] : [patience])]))]);
   signal.throwIfAborted();
-  const own = await local(asked.all[0], asked.species, signal);
+  const own = await local(asked.shown, asked.species, signal);
   const several = asked.all.length > 1;
   const sends = !isPrivate() && (force || several || !own.decision || own.asks);
-  if (!own.decision && !sends) throw own.trouble ? unopened() : { message: `${t("stuck")} ${why()}`, advice: alone ? null : t("stuck_do") };
+  if (!own.decision && !sends) throw own.trouble ? unopened() : { message: stuck(), advice: alone ? null : t("stuck_do") };
   const first = several ? t(alone ? "first_only" : "alone_first", HERE) : null;
   if (!sends) return tell(own, asked, "browser", [first]);
   try {
@@ -72,6 +71,7 @@ async function answer(asked, control, force) {
 
 const aborted = (signal) => new Promise((done) => { signal.addEventListener("abort", done); });
 const unopened = () => ({ message: `${t("no_preview")} ${t("not_sent")}`, advice: t("other_format") });
+const stuck = () => [t("stuck"), alone ? "" : t("stuck_never"), why()].join(" ");
 const why = () => (state.why ? t(`why_${state.why}`) : "");
 
 // What the browser makes of a photo: an answer, or where it has no model only { image }, or { trouble } where it cannot open it.
@@ -95,8 +95,8 @@ async function local({ file, url, crop }, species, signal) {
 async function remote(asked, own, control) {
   const { signal } = control;
   const copies = [];
-  for (const [i, photo] of asked.all.entries()) {
-    const found = i === 0 ? own : await local(photo, asked.species, signal);
+  for (const photo of asked.all) {
+    const found = asked.all.length === 1 ? own : await local(photo, asked.species, signal); // small() is of the photo read last
     if (found.image) copies.push({ blob: await light.small(), shortSide: Math.min(found.image.width, found.image.height) });
     else copies.push({ blob: photo.file, shortSide: null });
   }
@@ -131,7 +131,9 @@ function tell(found, asked, by, notes, again = false) {
   const poor = found.decision === "rejected" && found.rejection.photo.length; // no other opinion makes it a better photo
   const actions = by === "browser" && !isPrivate() && !poor ? [button(t(again ? "second_again" : "second_opinion"), () => ask(true), "small", "second")] : [];
   showAnswer(found, { photos: asked.all, by, sent: asked.sent, notes: [other, ...notes], actions, privately: isPrivate() });
-  if (asked.all[0].url === photos.current().url) photos.drawHeat(found.heatmap, asked.all[0].crop);
+  const weights = found.photos?.map(({ weight }) => weight) ?? []; // the heatmap is of the photo that counts most
+  const seen = weights.length > 1 ? asked.all[weights.indexOf(Math.max(...weights))] : asked.shown;
+  if (seen.url === photos.current().url) photos.drawHeat(found.heatmap, seen.crop);
 }
 
 function setBusy(busy) {
@@ -144,7 +146,7 @@ function setBusy(busy) {
 function describe() {
   const what = state.pixels ? t("small_copy", { size: facts.server?.size }) : t("whole_copy");
   let text;
-  if (isPrivate()) text = state.light ? t("stays") : `${t("stuck")} ${why()}`;
+  if (isPrivate()) text = state.light ? t("stays") : stuck();
   else if (!state.light) text = `${t("goes", { what: title(what), ...HERE })} ${why()}`;
   else text = navigator.onLine ? t("here_first", { what, ...HERE }) : t("offline");
   $("privacy").textContent = text;

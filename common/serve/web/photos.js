@@ -146,33 +146,32 @@ function drawn(from, to) {
 
 export function wire() {
   const frame = $("frame");
-  const fingers = new Map();
-  let grip = null; // the square as it was when it was gripped, and where
-  const point = (event) => ({ x: event.clientX - extent().left, y: event.clientY - extent().top });
+  let from = null; // where a mouse was pressed or the square gripped: { x, y, square }
+  const point = ({ clientX, clientY }) => ({ x: clientX - extent().left, y: clientY - extent().top });
   frame.addEventListener("pointerdown", (event) => {
-    if (!$("crop").offsetParent || event.button) return;
-    const at = point(event);
-    fingers.set(event.pointerId, at);
-    grip = event.target === $("square") ? { at, square: inPixels() } : null;
-    if (event.pointerType === "mouse" || grip) frame.setPointerCapture(event.pointerId);
+    const square = event.target === $("square") ? inPixels() : null;
+    if (!$("crop").offsetParent || event.button || (event.pointerType === "touch" && !square)) return; // one finger scrolls the page
+    from = { ...point(event), square };
+    frame.setPointerCapture(event.pointerId);
   });
   frame.addEventListener("pointermove", (event) => {
-    const from = fingers.get(event.pointerId);
-    if (!from) return;
     const at = point(event);
-    if (fingers.size > 1) {
-      fingers.set(event.pointerId, at);
-      cut(spanned([...fingers.values()]));
-    } else if (grip) {
-      cut({ ...grip.square, left: grip.square.left + at.x - grip.at.x, top: grip.square.top + at.y - grip.at.y });
-    } else if (event.pointerType !== "touch" && Math.hypot(at.x - from.x, at.y - from.y) > 8) { // one finger scrolls the page
-      cut(drawn(from, at));
-    }
+    if (from?.square) cut({ ...from.square, left: from.square.left + at.x - from.x, top: from.square.top + at.y - from.y });
+    else if (from && Math.hypot(at.x - from.x, at.y - from.y) > 8) cut(drawn(from, at));
   });
   for (const kind of ["pointerup", "pointercancel"]) {
-    addEventListener(kind, (event) => { if (fingers.delete(event.pointerId)) thumbs(); });
+    frame.addEventListener(kind, () => {
+      if (from) thumbs();
+      from = null;
+    });
   }
-  frame.addEventListener("touchmove", (event) => { if (event.touches.length > 1) event.preventDefault(); }, { passive: false });
+  frame.addEventListener("touchmove", (event) => { // of two fingers
+    if (event.touches.length !== 2 || !$("crop").offsetParent) return;
+    if (event.cancelable) event.preventDefault();
+    from = null;
+    cut(spanned([...event.touches].map(point)));
+  }, { passive: false });
+  frame.addEventListener("touchend", () => thumbs());
   frame.addEventListener("dragstart", (event) => event.preventDefault());
   $("crop").addEventListener("click", () => {
     const { width, height, short } = extent();
