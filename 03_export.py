@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
@@ -359,7 +358,7 @@ def begin_bundle(
         "version": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": payload["provenance"]
-        | {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        | {"onnx": onnx.__version__, "onnxruntime": predictor.onnxruntime.__version__},
         "recipe": payload["identity"]["recipe"],
         "backbone": payload["settings"]["backbone"],
         "tree": pictures.data.tree.to_json(),
