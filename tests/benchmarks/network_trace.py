@@ -1,7 +1,7 @@
-"""Whom the demo asks and what it writes: `run_all.sh`, from 01 to 04, under strace, by somebody with
-an empty home folder. Fetches the page's runtime first, since `run_all.sh` would by npm.
+"""Whom the demo asks and what it writes: `run_all.sh`, from 01 to 04, under strace, with an empty
+home folder. Fetches the page's runtime first, outside the trace: `run_all.sh` would, by npm.
 
-python tests/benchmarks/trace.py --work /some/empty/folder
+python tests/benchmarks/network_trace.py --work /some/empty/folder
 
 Takes a little longer than the demo. Ends with exit code 1 where anything leaves the machine.
 """
@@ -45,7 +45,7 @@ def main() -> int:
         ("paths written below the demo's folder", len(found.written) - len(found.outside(demo))),
     ]
     others = collections.Counter(
-        str((path if path.is_relative_to(home / ".config") else path.parent))
+        str(path if path.is_relative_to(home / ".config") else path.parent)
         for path in found.outside(demo)
     )
     say("", table([*rows, *sorted(others.items())], ("what", "value")))
