@@ -4,7 +4,7 @@ out-of-distribution pictures, and check it all.
 Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/),
         checkpoints/species_only/pretrained.pt, data/organized/
 Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
-        bundle.json, report.md with its pictures, report.html, report.json
+        bundle.json, report.md with its pictures, report.html, report.json, README.md (model card)
 Next    04_serve.py
 
   python 03_export.py

@@ -3,7 +3,8 @@ home folder. Fetches the page's runtime first, outside the trace: `run_all.sh` w
 
 python tests/benchmarks/network_trace.py --work /some/empty/folder
 
-Takes a little longer than the demo. Ends with exit code 1 where anything leaves the machine.
+Takes a little longer than the demo; further flags are for `run_all.sh`. Ends with exit code 1 where
+anything leaves the machine.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--work", type=Path, required=True, help="an empty folder for all of it")
-    args = flags.parse_args()
+    args, more = flags.parse_known_args()
     work, clock = args.work.resolve(), Stopwatch()
     if traced.STRACE is None:
         fail("strace is missing; on Debian: apt install strace")
@@ -36,7 +37,7 @@ def main() -> int:
     home, demo = work / "home", work / "demo"
     environment = traced.without_settings(home)
     found = traced.run(
-        ["bash", "run_all.sh", "--work", demo], work / "strace.log", ROOT, env=environment
+        ["bash", "run_all.sh", "--work", demo, *more], work / "strace.log", ROOT, env=environment
     )
     rows = [
         ("time", duration(clock())),
