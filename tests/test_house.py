@@ -171,6 +171,12 @@ def test_onnxruntime_is_imported_after_common(path):
     assert "onnxruntime" not in imports_of(path), "import it from common.serve.predictor"
 
 
+def test_run_all_imports_onnxruntime_after_common():
+    imports = re.findall(r"import .*onnxruntime", (ROOT / "run_all.sh").read_text())
+    assert imports
+    assert all(line.startswith("import common, ") for line in imports)
+
+
 def test_no_modules_import_each_other_in_a_circle():
     graph = {name_of(path): imports_of(path) & set(MODULES) for path in COMMON}
     assert sum(map(len, graph.values())) > 100, "imports are found"

@@ -35,6 +35,7 @@ def main() -> int:
         fail(f"{work} is not empty.")
     web_runtime.fetch()
     home, demo = work / "home", work / "demo"
+    demo.mkdir(parents=True)
     environment = traced.without_settings(home)
     found = traced.run(
         ["bash", "run_all.sh", "--work", demo, *more], work / "strace.log", ROOT, env=environment
