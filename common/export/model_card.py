@@ -133,8 +133,7 @@ def front_matter(report: Mapping[str, Any], bundle: Mapping[str, Any], sources: 
             metric_name=words,
             metric_value=round(found[name], 4),
         )
-        for name, (kind, words) in METRICS.items()
-        if found[name] is not None
+        for name, (kind, words) in _metrics(report).items()
     ]
     return ModelCardData(
         model_name=f"{bundle['name']}-{bundle['version']}",
@@ -144,6 +143,12 @@ def front_matter(report: Mapping[str, Any], bundle: Mapping[str, Any], sources: 
         metrics=sorted({kind for kind, _ in METRICS.values()}),
         eval_results=results,
     ).to_yaml()
+
+
+def _metrics(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Those of `METRICS` that mean something: a flat tree has no diseases."""
+    flat = report["data"]["classes"] == report["data"]["species"]
+    return {k: v for k, v in METRICS.items() if not flat or k in ("species_top1", "macro_f1")}
 
 
 def _rule(rejection: Mapping[str, Any], bundle: Mapping[str, Any]) -> str:
@@ -172,7 +177,9 @@ def _classes(data: Organized) -> list[tuple[Any, ...]]:
 def _figures(report: Mapping[str, Any], served: str) -> list[str]:
     card, found = report["models"][served], report["calibration"]["after"]["all"]
     rollup, ood, n = card["rollup"][report["rollup"]["default"]], card["rejection"], card["n"]
-    shares = [(words, card[key], n) for key, (kind, words) in METRICS.items() if kind != "f1"]
+    shares = [
+        (words, card[name], n) for name, (kind, words) in _metrics(report).items() if kind != "f1"
+    ]
     shares += [
         ("answered, with the species at least", rollup["coverage"], n),
         ("right among the answers", rollup["precision"], rollup["given"]),

@@ -384,6 +384,11 @@ def test_a_flat_set_without_strangers_is_exported_from_its_species_run(tmp_path)
     assert report["ood"] == {}
     assert report["data"]["species"] == report["data"]["classes"] == 7
     assert report["test"]["cascade_top1"] == report["test"]["species_top1"]
+    card = (tmp_path / "exports" / "README.md").read_text()
+    assert "One photo in; what it shows out" in card
+    assert "species right" in card
+    assert "disease right" not in card
+    assert "else was measured on none." in " ".join(card.split())
 
 
 def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, tmp_path):
@@ -436,6 +441,9 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
     assert report["browser"]["deferral"]["test"]["browser"] == pytest.approx(right)
     assert (tmp_path / "e" / "deferral.png").is_file()
     assert "The light model, for the browser" in (tmp_path / "e" / "report.md").read_text()
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert f"species and disease right {right:.3f}" in card
+    assert "toys (" in card
     assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file()
     assert (tmp_path / "triton" / "foliar" / "config.pbtxt").is_file()
 
@@ -465,6 +473,7 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     assert bundle.models["model.onnx"].rejection.species.score == "pretrained+0.25 gen"
     assert report["rejection"]["species"]["levels"].keys() == {"0.01", "0.05"}
     assert "Second opinion of the pretrained network" in (tmp_path / "e" / "report.md").read_text()
+    assert " or ood[0] @ [" in (tmp_path / "e" / "README.md").read_text()
     views = EvalViews(load_organized(exported.data).splits["test"], 32)
     pictures = np.stack([views[i][0].numpy() for i in range(8)])
     got = session_run(tmp_path / "e" / "model.onnx")(pictures)[1][:, -1]
