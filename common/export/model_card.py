@@ -40,13 +40,16 @@ print("rejected" if rejected else classes[probabilities[0].argmax()], probabilit
 """
 
 
-def compose(report: Mapping[str, Any], bundle: Mapping[str, Any], data: Organized) -> str:
+def compose(
+    report: Mapping[str, Any], bundle: Mapping[str, Any], data: Organized, class_idx: np.ndarray
+) -> str:
     """Compose README.md.
 
     Args:
         report: report.json.
         bundle: bundle.json.
         data: what was trained on; its manifest names the sources.
+        class_idx: int (N,), the true classes of the test pictures that the report is of.
 
     Returns:
         Markdown after a front matter in YAML. It has no licence: that is for the owner of the
@@ -56,6 +59,7 @@ def compose(report: Mapping[str, Any], bundle: Mapping[str, Any], data: Organize
     with (data.root / "manifest.csv").open(newline="", encoding="utf-8", errors="replace") as file:
         counts = Counter(r["dataset"] for r in csv.DictReader(file) if r["split"] in data.splits)
     sources = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items()))
+    several = np.diff(data.tree.offsets)[data.tree.class_species[class_idx]] > 1
     deep = data.tree.num_classes > data.tree.num_species
     what = "the species of a plant and its disease" if deep else "what it shows"
     return "\n".join(
@@ -88,7 +92,7 @@ def compose(report: Mapping[str, Any], bundle: Mapping[str, Any], data: Organize
             "",
             table(_classes(data), ("species", "diseases", *data.splits)),
             "",
-            *_figures(report, served),
+            *_figures(report, served, int(several.sum())),
             *_limits(report, served),
             "## Files",
             "",
@@ -174,11 +178,16 @@ def _classes(data: Organized) -> list[tuple[Any, ...]]:
     ]
 
 
-def _figures(report: Mapping[str, Any], served: str) -> list[str]:
+def _figures(report: Mapping[str, Any], served: str, several: int) -> list[str]:
+    """Shares on test; `several` pictures are of species with more than one disease, which alone can
+    be given a wrong one.
+    """
     card, found = report["models"][served], report["calibration"]["after"]["all"]
     rollup, ood, n = card["rollup"][report["rollup"]["default"]], card["rejection"], card["n"]
     shares = [
-        (words, card[name], n) for name, (kind, words) in _metrics(report).items() if kind != "f1"
+        (words, card[name], several if name == "disease_top1" else n)
+        for name, (kind, words) in _metrics(report).items()
+        if kind != "f1"
     ]
     shares += [
         ("answered, with the species at least", rollup["coverage"], n),

@@ -68,7 +68,9 @@ def write_report(
     report = compose_report(result, data, checkpoints, student, seconds)
     write_text(folder / "report.json", json.dumps(report, indent=1))
     write_text(folder / "report.md", report_text(report, result))
-    write_text(folder / "README.md", model_card.compose(report, result["bundle"], data))
+    truth = result["outcomes"]["model.onnx"].splits["test"].class_idx
+    text = model_card.compose(report, result["bundle"], data, truth)
+    write_text(folder / "README.md", text)
     draw(folder, result, data)
     run = session_run(folder / "model.onnx", default_workers())
     write_page(folder, result, result["outcomes"]["model.onnx"], run)
