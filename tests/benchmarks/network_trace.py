@@ -8,7 +8,6 @@ anything leaves the machine.
 """
 
 import argparse
-import collections
 import sys
 from pathlib import Path
 
@@ -40,17 +39,16 @@ def main() -> int:
     found = traced.run(
         ["bash", "run_all.sh", "--work", demo, *more], work / "strace.log", ROOT, env=environment
     )
+    others = found.outside(demo, home / "tmp")
     rows = [
         ("time", duration(clock())),
         ("connections and packets on loopback", found.local),
         ("other addresses", ", ".join(sorted(found.asked)) or "none"),
         ("paths written below the demo's folder", len(found.written) - len(found.outside(demo))),
+        ("temporary ones", len(found.outside(demo)) - len(others)),
+        ("others", ", ".join(str(path.relative_to(work)) for path in others) or "none"),
     ]
-    others = collections.Counter(
-        str(path if path.is_relative_to(home / ".config") else path.parent)
-        for path in found.outside(demo)
-    )
-    say("", table([*rows, *sorted(others.items())], ("what", "value")))
+    say("", table(rows, ("what", "value")))
     return bool(found.asked)
 
 
