@@ -46,7 +46,7 @@ def main() -> int:
         ("other addresses", ", ".join(sorted(found.asked)) or "none"),
         ("paths written below the demo's folder", len(found.written) - len(found.outside(demo))),
         ("temporary ones", len(found.outside(demo)) - len(others)),
-        ("others", ", ".join(map(str, others)) or "none"),
+        *(("written, too", path) for path in others),
     ]
     say("", table(rows, ("what", "value")))
     return bool(found.asked)
