@@ -4,7 +4,7 @@ out-of-distribution pictures, and check it all.
 Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/),
         checkpoints/species_only/pretrained.pt, data/organized/
 Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
-        bundle.json, report.md with its pictures, report.html, report.json
+        bundle.json, report.md with its pictures, report.html, report.json, README.md (model card)
 Next    04_serve.py
 
   python 03_export.py
@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
@@ -359,7 +358,7 @@ def begin_bundle(
         "version": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": payload["provenance"]
-        | {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        | {"onnx": onnx.__version__, "onnxruntime": predictor.onnxruntime.__version__},
         "recipe": payload["identity"]["recipe"],
         "backbone": payload["settings"]["backbone"],
         "tree": pictures.data.tree.to_json(),

@@ -75,7 +75,7 @@ async function remote(files, own, signal) {
     const photos = [];
     for (const [i, file] of files.entries()) photos.push(await copyOf(file, i === 0 ? own : await local(file, signal)));
     const found = await server.ask(photos, signal);
-    tell({ ...found, image: own.image ?? found.image }, { by: "server", note: found.agreement?.message });
+    tell({ ...found, image: own.image ?? found.image }, { by: "server" });
   } catch (error) {
     if (!own.decision || error.name === "AbortError") throw error;
     tell(own, { by: "browser", note: `${error.message} This is your browser’s own answer.`, ask: () => askToo(files, own) });

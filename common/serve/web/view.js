@@ -104,7 +104,7 @@ function rolledUp(answer) {
       inside.length ? el("h3", { text: "It may have" }) : null,
       bars(inside.map((item) => ({ name: title(item.disease), share: species ? item.probability / species : 0 })), "thin"),
     ],
-    spoken: `${title(answer.species)}. I cannot tell its condition.`,
+    spoken: `${title(answer.species)}. ${answer.rejection.message || "I cannot tell its condition."}`,
   };
 }
 
