@@ -4,8 +4,9 @@ out-of-distribution pictures, and check it all.
 Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/),
         checkpoints/species_only/pretrained.pt, data/organized/
 Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
-        bundle.json, report.md with its pictures, report.html, report.json; advice.csv, empty, which
-        is yours to fill in and is never replaced; reference/ with --reference
+        bundle.json, report.md with its pictures, report.html, report.json, README.md (model card);
+        advice.csv, empty, which is yours to fill in and is never replaced; reference/ with
+        --reference
 Next    04_serve.py
 
   python 03_export.py
@@ -30,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
@@ -409,7 +409,7 @@ def begin_bundle(
         "version": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": payload["provenance"]
-        | {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        | {"onnx": onnx.__version__, "onnxruntime": predictor.onnxruntime.__version__},
         "recipe": payload["identity"]["recipe"],
         "backbone": payload["settings"]["backbone"],
         "tree": pictures.data.tree.to_json(),

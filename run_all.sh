@@ -41,7 +41,7 @@ prepare_python() {  # the active environment, or else .venv with requirements.tx
     fi
     source "$here/.venv/bin/activate"
   fi
-  python -c 'import torch, timm, onnxruntime, cv2' 2>/dev/null \
+  (cd "$here" && python -c 'import common, torch, timm, onnxruntime, cv2') 2>/dev/null \
     || fail "$(command -v python) lacks packages: pip install -r requirements.txt, or deactivate it"
 }
 

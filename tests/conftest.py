@@ -24,6 +24,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tiny_data  # noqa: E402
 
+import common  # noqa: E402, F401  # turns off telemetry
+
 cv2.setNumThreads(1)  # OpenCV's threads do not survive the forks of loaders and pools
 
 

@@ -170,6 +170,18 @@ def test_imports_point_down(path):
     assert "TYPE_CHECKING" not in path.read_text(encoding="utf-8")
 
 
+@each(SCRIPTS + BENCHMARKS)
+def test_onnxruntime_is_imported_after_common(path):
+    """`common/__init__.py` turns off its telemetry, which begins when it is imported."""
+    assert "onnxruntime" not in imports_of(path), "import it from common.serve.predictor"
+
+
+def test_run_all_imports_onnxruntime_after_common():
+    imports = re.findall(r"import .*onnxruntime", (ROOT / "run_all.sh").read_text())
+    assert imports
+    assert all(line.startswith("import common, ") for line in imports)
+
+
 def test_no_modules_import_each_other_in_a_circle():
     graph = {name_of(path): imports_of(path) & set(MODULES) for path in COMMON}
     assert sum(map(len, graph.values())) > 100, "imports are found"
@@ -242,7 +254,7 @@ def test_everything_public_in_common_is_documented(path):
                 node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
             ) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
-    assert path.name != "__init__.py" or not path.read_text(), "nothing is re-exported"
+    assert path.name != "__init__.py" or imports_of(path) <= {"os"}, "nothing is re-exported"
 
 
 @each(COMMON)

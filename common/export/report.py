@@ -1,4 +1,4 @@
-"""report.json, report.md and the pictures of an export."""
+"""report.json, report.md, README.md (the model card) and the pictures of an export."""
 
 import json
 import os
@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from common.console import say, table
-from common.export import calibrate, gate, ood, open_world, plots, rollup, second_opinion
+from common.export import (
+    calibrate,
+    gate,
+    model_card,
+    ood,
+    open_world,
+    plots,
+    rollup,
+    second_opinion,
+)
 from common.export.browser import light_export
 from common.export.calibrate import calibration_figures
 from common.export.measure import session_run
@@ -43,7 +52,7 @@ def write_report(
     student: Path | None,
     seconds: float,
 ) -> str:
-    """Write report.json, report.md with its pictures, and report.html.
+    """Write report.json, report.md with its pictures, README.md and report.html.
 
     Args:
         folder: of the export.
@@ -59,6 +68,9 @@ def write_report(
     report = compose_report(result, data, checkpoints, student, seconds)
     write_text(folder / "report.json", json.dumps(report, indent=1))
     write_text(folder / "report.md", report_text(report, result))
+    truth = result["outcomes"]["model.onnx"].splits["test"].class_idx
+    text = model_card.compose(report, result["bundle"], data, truth)
+    write_text(folder / "README.md", text)
     draw(folder, result, data)
     run = session_run(folder / "model.onnx", default_workers())
     write_page(folder, result, result["outcomes"]["model.onnx"], run)

@@ -22,6 +22,7 @@ from common.serve.fusion import (
     fuse_probabilities,
     fuse_quality,
     fuse_scores,
+    hold_to,
     photo_weight,
 )
 from common.serve.predictor import Outputs, Photo, Predictor
@@ -224,7 +225,15 @@ def answer(
         photo_weight(s.quality, limits, a.rejection["quantile"], bool(r))
         for s, a, r in zip(results, alone, rejected, strict=True)
     ]
-    fused = fuse_probabilities(np.stack([s.probabilities for s in results]), np.asarray(weights))
+    own = alone
+    if options.prior or options.species:
+        own = [decided(_known(s.probabilities, options, tree), s.ood, s.quality) for s in results]
+    agreed, rows = agreement(own, weights, texts), np.stack([s.probabilities for s in results])
+    fused = (
+        fuse_probabilities(rows, np.asarray(weights))
+        if agreed["agree"]
+        else np.average(rows, axis=0, weights=weights)
+    )
     known, prior, conditioned = fused, None, None
     if options.prior:
         known = apply_prior(fused, options.prior, tree)
@@ -238,24 +247,23 @@ def answer(
         }
     if options.species:
         conditioned, known = _conditioned(known, options.species, tree, texts)
-    together = (
-        alone[0]
-        if known is fused and len(results) == 1
-        else decided(
-            known,
-            fuse_scores(ood, np.asarray(weights), [a.rejection["value"] for a in alone]),
-            fuse_quality([s.quality for s in results]),
-        )
-    )
+    together = own[0]
+    if len(results) > 1:
+        scores = fuse_scores(ood, np.asarray(weights), [a.rejection["value"] for a in alone])
+        together = decided(known, scores, fuse_quality([s.quality for s in results]))
+        together = hold_to(together, own, weights, agreed["agree"])
     result = dict(
         vars(together),
-        rejection={**together.rejection, "message": message(together.rejection, texts)},
+        rejection={
+            **together.rejection,
+            "message": agreed["message"] or message(together.rejection, texts),
+        },
         precision=options.precision or next(iter(card.rollups), None),
         photos=[
             _row(s, a, weight, bool(r))
             for s, a, weight, r in zip(results, alone, weights, rejected, strict=True)
         ],
-        agreement=agreement(alone, weights, texts),
+        agreement=agreed,
         conditioned=conditioned,
         prior=prior,
         model={"file": card.file, "version": predictor.bundle.version},
@@ -276,6 +284,12 @@ def answer(
 def ms(seconds: float) -> float:
     """Seconds as milliseconds with two digits."""
     return round(1000 * seconds, 2)
+
+
+def _known(probabilities: np.ndarray, options: Options, tree: ClassTree) -> np.ndarray:
+    if options.prior:
+        probabilities = apply_prior(probabilities, options.prior, tree)
+    return condition(probabilities, options.species, tree) if options.species else probabilities
 
 
 def _conditioned(

@@ -6,6 +6,13 @@ out stays ruled out, and thresholds fitted on single photos keep their meaning. 
 as the weighted mean over the photos that were not rejected; as thresholds compare weighted sums of
 scores, such a mean lies between the photos' own values. A photo rejected by its OOD score counts
 nothing; where all are rejected, the answer is the rejection with the lowest score.
+
+A geometric mean may favour a compromise: what each photo thinks unlikely, but none rules out. So
+what several photos are answered is what one of them was answered alone, or less (`hold_to`). A
+photo's own answer is what it would get alone, with the same declared species, prior and precision.
+A photo that is unsure or rejected has no voice. Photos that were answered different diseases of one
+species are answered the species; those of different species, none; the answer then names them all,
+and its probabilities are the mean over the photos, in which each still stands.
 """
 
 import contextlib
@@ -13,6 +20,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +98,7 @@ def agreement(
     """Say whether the photos that name a species or disease agree.
 
     Args:
-        answers: each photo's answer by itself.
+        answers: each photo's own.
         weights: of the photos; those of weight 0 are left out.
         texts: sentences by key.
 
@@ -111,7 +119,9 @@ def agreement(
         told = [
             texts["photo_says"].format(
                 number=i + 1,
-                name=" ".join(filter(None, (answer.species, answer.disease))).replace("_", " "),
+                name=" ".join(
+                    dict.fromkeys(filter(None, (answer.species, answer.disease)))
+                ).replace("_", " "),
             )
             for i, answer in voices
             if level == "species" or answer.disease is not None
@@ -119,6 +129,44 @@ def agreement(
         differ = texts["photos_differ"].format(told=", ".join(told))
         message = f"{differ} {texts[f'differ_{level}']}"
     return {"agree": level is None, "level": level, "message": message}
+
+
+def hold_to(
+    together: Answer, answers: Sequence[Answer], weights: Sequence[float], agree: bool
+) -> Answer:
+    """Take back from an answer to several photos what no photo was answered, or what they disagree
+    about.
+
+    Args:
+        together: by their fused probabilities.
+        answers, weights: as for `agreement`; agree: what it says.
+
+    Returns:
+        the answer, the species alone, or a rejection. Where they disagree the reason is
+        `photos_disagree`.
+    """
+    voices = [a for a, weight in zip(answers, weights, strict=True) if weight > 0 and a.species]
+    depth, rejection = len(together.path), dict(together.rejection)
+    if {a.species for a in voices} != {together.species}:
+        depth = 0
+    elif {a.disease for a in voices} - {None} != {together.disease}:
+        depth = min(depth, 1)
+    if not agree:
+        rejection["reason"] = "photos_disagree"
+    elif depth == 0 and together.path:
+        rejection["reason"] = "unsure"
+    if depth == len(together.path):
+        return replace(together, rejection=rejection)
+    return replace(
+        together,
+        decision="rolled_up" if depth else "rejected",
+        level="species" if depth else "none",
+        species=together.species if depth else None,
+        disease=None,
+        healthy=None,
+        path=together.path[:depth],
+        rejection=rejection | {"rejected": depth == 0},
+    )
 
 
 def find_species(text: str, tree: ClassTree) -> str:

@@ -20,12 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.console import fail, say, table
-from common.serve.predictor import OUTPUTS, Predictor
+from common.serve.predictor import OUTPUTS, Predictor, onnxruntime
 
 BATCH = 8
 NODE = """

@@ -217,9 +217,7 @@ FILES = {"FP32": "model.onnx", "FP16": "model.fp16.onnx", "INT8": "model.int8.on
 
 def provider_of(bench: Bench) -> str:
     """The best provider at hand, the CPU where that is the device; told where a GPU has none."""
-    import onnxruntime
-
-    from common.serve.providers import installed
+    from common.serve.providers import installed, onnxruntime
 
     # finds the CUDA libraries that came with pip packages
     getattr(onnxruntime, "preload_dlls", lambda: None)()

@@ -16,12 +16,12 @@ from typing import Any
 
 import heads as packed
 import numpy as np
-import onnxruntime
 import step
 import timm
 import torch
 from gpu_bench import CORES, LATER, ROOT, Bench, organized, take_turns
 
+from common.serve.predictor import onnxruntime
 from common.train import recipes
 from common.train.augment import Mix
 from common.train.cached_features import Extraction, HeadsOnFeatures, cache_views

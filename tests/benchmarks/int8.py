@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -37,6 +36,7 @@ from common.export.gate import GateResult, Side, Speed, judge_gate, report_lines
 from common.export.graph import SCORES, FeatureSpace, ServingGraph, export_onnx, extract_features
 from common.export.measure import check_batches, measure_times, session_run
 from common.export.pictures import balanced
+from common.serve.predictor import onnxruntime
 from common.train import checkpoint
 from common.train.dataset import Organized, Split, load_organized
 from common.train.model import SwinHierarchical

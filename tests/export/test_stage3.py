@@ -2,9 +2,13 @@
 
 import importlib
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,6 +23,7 @@ from common.export.browser.light_model import LightModel
 from common.export.fitting import Fitted
 from common.export.graph import LEARNED, PRETRAINED, SCORES
 from common.export.measure import session_run
+from common.files import file_sha256
 from common.images import read_rgb, resize_to_model
 from common.serve import predictor
 from common.serve.advice import read_advice, read_reference
@@ -223,9 +228,68 @@ def test_int8_agrees_or_is_refused_with_a_reason(exported):
         "report.md",
         "report.html",
         "advice.csv",
+        "README.md",
         *PICTURES,
         *report["models"],
     }
+
+
+def test_the_model_card_has_the_form_of_the_hub_and_the_figures_of_the_report(exported):
+    text, report = (exported.exports / "README.md").read_text(), report_of(exported.exports)
+    card = huggingface_hub.ModelCard(text).data
+    served = report["models"][report["default_model"]]
+    assert (card.pipeline_tag, card.library_name, card.license) == (
+        "image-classification",
+        "onnx",
+        None,
+    )
+    assert "onnxruntime" in card.tags
+    told = {found.metric_name: found.metric_value for found in card.eval_results}
+    assert told["species and disease right"] == round(served["cascade_top1"], 4)
+    assert told["macro F1 over the classes"] == round(served["macro_f1"], 4)
+    assert {found.dataset_split for found in card.eval_results} == {"test"}
+    rows = re.findall(r"^\| (\w+) +\| ([a-z_, ]+?) +\| +(\d+) *\| (\d+) +\| (\d+) +\|$", text, re.M)
+    assert [row[:2] for row in rows] == [
+        ("apple", "healthy, scab"),
+        ("corn", "common_rust, healthy"),
+        ("tomato", "early_blight, healthy, late_blight"),
+    ]
+    sums = [sum(int(row[i]) for row in rows) for i in (2, 3, 4)]
+    assert sums == [report["data"][split] for split in ("train", "val", "test")]
+    # 95 % interval of 10 of 10 by Wilson: n / (n + z^2)
+    share = f"| {served['species_top1']:.3f} | "
+    assert share in text
+    if served["species_top1"] == 1:
+        assert "| 1.000 | 0.722 to 1.000" in text
+    for name in report["models"]:
+        assert f"| {file_sha256(exported.exports / name)} |" in text
+    assert str(exported.data.parent) not in text, "no path of this machine"
+
+
+def test_the_lines_of_the_model_card_need_the_model_alone(exported, tmp_path):
+    text, name = (exported.exports / "README.md").read_text(), report_of(exported.exports)
+    name = name["default_model"]
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    shutil.copy(exported.exports / name, tmp_path)
+    model = predictor.Predictor(exported.exports, name)
+    things = sorted((exported.data / "not_plants" / "test").rglob("*.jpg"))
+    photos, outcomes = [*sorted((exported.data / "test").rglob("*.jpg")), *things], set()
+    for path in [photos[0], photos[-1]]:
+        Image.open(path).save(tmp_path / "leaf.jpg", quality=95)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        outputs = model.run(model.read(tmp_path / "leaf.jpg").pixels[None])
+        best = int(outputs.probabilities[0].argmax())
+        rejected = bool(model.card.rejection.exceeded(outputs.ood)[0])
+        wanted = "rejected" if rejected else model.bundle.tree.class_name(best)
+        assert done.stdout.split()[0] == wanted
+        assert float(done.stdout.split()[1]) == pytest.approx(
+            float(outputs.probabilities[0, best]), abs=0.02
+        )
+        outcomes.add(rejected)
+    assert outcomes == {False, True}
 
 
 def test_run_again_it_is_up_to_date(exported, capsys):
@@ -359,6 +423,11 @@ def test_a_flat_set_without_strangers_is_exported_from_its_species_run(tmp_path)
     assert report["ood"] == {}
     assert report["data"]["species"] == report["data"]["classes"] == 7
     assert report["test"]["cascade_top1"] == report["test"]["species_top1"]
+    card = (tmp_path / "exports" / "README.md").read_text()
+    assert "One photo in; what it shows out" in card
+    assert "species right" in card
+    assert "disease right" not in card
+    assert "else was measured on none." in " ".join(card.split())
 
 
 def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, tmp_path, capfd):
@@ -420,6 +489,9 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
     assert report["browser"]["deferral"]["test"]["browser"] == pytest.approx(right)
     assert (tmp_path / "e" / "deferral.png").is_file()
     assert "The light model, for the browser" in (tmp_path / "e" / "report.md").read_text()
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert f"species and disease right {right:.3f}" in card
+    assert "toys (" in card
     assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file()
     assert (tmp_path / "triton" / "foliar" / "config.pbtxt").is_file()
 
@@ -449,6 +521,7 @@ def test_the_pretrained_network_gives_a_second_opinion(exported, tmp_path, refus
     assert bundle.models["model.onnx"].rejection.species.score == "pretrained+0.25 gen"
     assert report["rejection"]["species"]["levels"].keys() == {"0.01", "0.05"}
     assert "Second opinion of the pretrained network" in (tmp_path / "e" / "report.md").read_text()
+    assert " or ood[0] @ [" in (tmp_path / "e" / "README.md").read_text()
     views = EvalViews(load_organized(exported.data).splits["test"], 32)
     pictures = np.stack([views[i][0].numpy() for i in range(8)])
     got = session_run(tmp_path / "e" / "model.onnx")(pictures)[1][:, -1]

@@ -2,6 +2,7 @@
 of it.
 """
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +195,105 @@ def test_photos_that_disagree_are_told(predictor):
     diseases = ask(predictor, tiny.color_of(0), tiny.color_of(2))
     assert diseases["agreement"]["level"] == "disease"
     assert "photo 2 says apple scab" in diseases["agreement"]["message"]
+
+
+@functools.cache
+def plain(predictor):
+    return run_photo([predictor], tiny.picture(tiny.color_of(0), (200, 160)))
+
+
+def told(predictor, *rows, **options):
+    """The answer to photos of these probabilities that are alike in all else."""
+    return answer(
+        predictor,
+        [replace(plain(predictor), probabilities=np.asarray(row, np.float64)) for row in rows],
+        Options(**options),
+    )
+
+
+def test_photos_that_disagree_are_not_answered_a_compromise(predictor):
+    """Grape black rot and oak powdery mildew became "Oak, anthracnose, 64 %": what neither photo
+    shows, but neither rules out.
+    """
+    rust, blight = [0, 0.97, 0, 0, 0, 0.03], [0, 0, 0, 0, 0.97, 0.03]
+    compromise = fuse_probabilities(np.array([rust, blight]), np.ones(2))
+    assert compromise[5] > 0.9
+    found = told(predictor, rust, blight)
+    assert (found["decision"], found["level"], found["species"]) == ("rejected", "none", None)
+    assert found["path"] == []
+    assert found["rejection"]["rejected"]
+    assert found["rejection"]["reason"] == "photos_disagree"
+    for text in (found["rejection"]["message"], found["agreement"]["message"]):
+        assert "photo 1 says apple rust, photo 2 says corn blight" in text
+    assert [one["disease"] for one in found["alternatives"][:2]] == ["rust", "blight"]
+    # two diseases of one species; a third would win
+    scab = [0.03, 0, 0.97, 0, 0, 0]
+    found = told(predictor, [0.03, 0.97, 0, 0, 0, 0], scab)
+    assert (found["decision"], found["species"], found["disease"]) == ("rolled_up", "apple", None)
+    assert found["rejection"]["reason"] == "photos_disagree"
+    assert not found["rejection"]["rejected"]
+    assert "photo 2 says apple scab" in found["rejection"]["message"]
+    # a declared species leaves them to disagree about its diseases alone
+    found = told(predictor, rust, [0, 0, 0.4, 0, 0.6, 0], species="apple")
+    assert (found["species"], found["disease"]) == ("apple", None)
+    assert "photo 2 says apple scab" in found["rejection"]["message"]
+    # a prior that makes both photos say the same makes them agree
+    torn = [0.001, 0.001, 0.001, 0, 0.996, 0.001]
+    assert not told(predictor, rust, torn)["agreement"]["agree"]
+    assert told(predictor, torn, torn, prior={"apple": 0})["species"] == "corn"
+    assert told(predictor, rust, torn, prior={"corn": 0})["species"] == "apple"
+
+
+def test_what_no_photo_was_answered_is_not_answered(predictor):
+    # unsure, both: their fused probabilities are sure of apple healthy
+    unsure = ([0.5, 0, 0, 0.5, 0, 0], [0.5, 0, 0, 0, 0.5, 0])
+    assert fuse_probabilities(np.array(unsure), np.ones(2))[0] > 0.99
+    found = told(predictor, *unsure)
+    assert (found["decision"], found["rejection"]["reason"]) == ("rejected", "unsure")
+    assert found["rejection"]["message"] == told(predictor, unsure[0])["rejection"]["message"]
+    # the species alone, both: no disease
+    found = told(predictor, [0.5, 0.5, 0, 0, 0, 0], [0.5, 0, 0.5, 0, 0, 0])
+    assert (found["decision"], found["species"], found["disease"]) == ("rolled_up", "apple", None)
+    # one is sure, the others are not: they may take away, not add
+    found = told(predictor, [0.97, 0, 0, 0.03, 0, 0], [0, 0, 0, 0.5, 0.5, 0])
+    assert found["species"] is None
+    found = told(predictor, [0.97, 0, 0, 0.03, 0, 0], [0.5, 0, 0, 0, 0.5, 0])
+    assert (found["species"], found["disease"]) == ("apple", "healthy")
+
+
+def test_an_answer_to_several_photos_is_what_one_of_them_was_answered_or_less(predictor):
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(400):
+        count = int(rng.integers(2, 6))
+        rows = rng.dirichlet(np.full(TREE.num_classes, rng.choice([0.02, 0.1, 0.5])), count)
+        if rng.random() < 0.5:  # most about one class, as photos of one plant
+            rows = 0.2 * rows + 0.8 * np.eye(TREE.num_classes)[int(rng.integers(6))]
+        options = {"mode": str(rng.choice(["joint", "routed"]))}
+        if rng.random() < 0.3:
+            options["prior"] = {"apple": float(rng.choice([0, 0.2, 5])), "corn": 2.0}
+        if rng.random() < 0.2:
+            options["species"] = str(rng.choice(TREE.species))
+        own = [told(predictor, row, **options) for row in rows]
+        found = told(predictor, *rows, **options)
+        pairs = {(one["species"], one["disease"]) for one in own if one["species"]}
+        species, diseases = {s for s, _ in pairs}, {pair for pair in pairs if pair[1]}
+        seen.add((found["level"], len(species) > 1, len(diseases) > 1))
+        if found["species"]:
+            assert species == {found["species"]}
+            assert found["level"] == ("disease" if found["disease"] else "species")
+        if found["disease"]:
+            assert diseases == {(found["species"], found["disease"])}
+        if len(species) > 1 or len(diseases) > 1:
+            assert found["rejection"]["reason"] == "photos_disagree"
+            named = species if len(species) > 1 else {disease for _, disease in diseases}
+            assert all(name in found["rejection"]["message"] for name in named)
+        order = told(predictor, *rows[::-1], **options)
+        assert (order["species"], order["disease"]) == (found["species"], found["disease"])
+        again = told(predictor, rows[0], rows[0], **options)
+        assert [again[k] for k in ("decision", "species", "disease")] == [
+            own[0][k] for k in ("decision", "species", "disease")
+        ]
+    assert {("disease", False, False), ("species", False, True), ("none", True, True)} <= seen
 
 
 def test_a_rejected_photo_counts_nothing_and_such_photos_alone_are_rejected(predictor):

@@ -71,6 +71,18 @@ def test_without_a_light_model_the_server_answers_and_the_page_says_so(plain, pl
     assert sent["heatmap=1"] == len(PHOTOS["scan.tif"])  # Chromium cannot read it: the photo itself
 
 
+def test_photos_that_disagree_are_named_and_not_answered(plain, places, tab):
+    page = tab(plain, "server")
+    seen = give(page, places, "scab.jpg", "corn.png")
+    assert (seen.state, seen.by) == ("rejected", "server")
+    assert seen.text.count("The photos disagree: photo 1 says apple scab, photo 2 says corn") == 1
+    assert "Are they all of one plant?" in seen.text
+    seen = give(page, places, "scab.jpg", "healthy.png")
+    assert seen.state == "rolled_up"
+    for told in (seen.text, seen.spoken):
+        assert told.count("photo 1 says apple scab, photo 2 says apple healthy") == 1
+
+
 def test_drop_and_paste_are_taken_too(plain, tab):
     page = tab(plain, "server")
     for kind, event in (

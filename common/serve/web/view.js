@@ -126,8 +126,8 @@ function rolledUp(answer, { photos, privately }) {
 
 function rejected(answer, { photos, privately }) {
   const { reason } = answer.rejection;
-  const unsure = reason === "unsure";
-  const heading = t(unsure ? "title_unsure" : ["not_a_plant", "unknown_species"].includes(reason) ? "title_unknown" : "title_poor");
+  const unsure = ["unsure", "photos_disagree"].includes(reason);
+  const heading = t(Object.values(POOR).includes(reason) ? "title_poor" : ["not_a_plant", "unknown_species"].includes(reason) ? "title_unknown" : "title_unsure");
   const items = unsure ? answer.alternatives.slice(0, 3) : [];
   return {
     badge: ["plain", t("no_answer")],
