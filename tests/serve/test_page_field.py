@@ -169,6 +169,7 @@ def test_a_known_plant_is_picked_by_typing_and_counts_here_and_there(light, plac
     assert "Corn" in page.js("document.querySelector('#result h2').textContent")
     assert "You said corn" in seen.text
     assert "I would have said apple" in seen.text
+    assert "I am sure" not in seen.text
     if page.js("document.getElementById('second')"):
         click(page, "second")
         page.wait("document.getElementById('result').dataset.by === 'server'")

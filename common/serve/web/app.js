@@ -32,17 +32,24 @@ async function ask(force = false) {
   const asked = question();
   setBusy(true);
   showWaiting(t("looking"), { key: "cancel", click: () => control.abort("cancel") });
+  reveal();
   try {
     await answer(asked, control, force);
-    // on a phone the answer is below the photo
-    if (current === control && matchMedia("(max-width: 760px)").matches) $("result").scrollIntoView({ block: "start" });
   } catch (error) {
     if (current !== control) return; // a newer question has called it off
     if (control.signal.reason === "private") await ask(); // without the server, then
     else showError(control.signal.aborted ? calledOff(control.signal) : error, asked.sent);
   } finally {
-    if (current === control) setBusy(false);
+    if (current === control) {
+      setBusy(false);
+      reveal();
+    }
   }
+}
+
+// On a phone the answer is below the photo.
+function reveal() {
+  if (matchMedia("(max-width: 760px)").matches) $("result").scrollIntoView({ block: "start" });
 }
 
 const calledOff = ({ reason }) => (reason === "late" ? problem("late", { seconds: LIMIT }) : { message: t("called_off"), advice: null });

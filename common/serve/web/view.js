@@ -67,7 +67,7 @@ function compare(photos, items, privately) {
 export function showAnswer(answer, context) {
   const poor = answer.decision !== "rejected" && answer.rejection.photo[0];
   const notes = [poor && `${t(`why_${POOR[poor.measure]}`)} ${t(`do_${POOR[poor.measure]}`)}`, ...context.notes].filter(Boolean);
-  const doubt = Boolean(poor) || answer.agreement?.agree === false;
+  const doubt = Boolean(poor) || answer.agreement?.agree === false || answer.conditioned?.agrees === false;
   const view = { answered, rolled_up: rolledUp, rejected }[answer.decision](answer, { ...context, doubt });
   show(answer.decision, context.by,
     badges(view.badge, context.sent),
@@ -89,7 +89,7 @@ function answered(answer, { photos, privately, doubt }) {
   const { joint } = answer.probabilities;
   const kind = flat ? "named" : answer.healthy ? "healthy" : "ill";
   const sure = doubt ? Math.min(1, level(joint)) : level(joint);
-  const say_ = t(`sure_${sure}`, { share: percent(joint) });
+  const say_ = t(answer.conditioned?.agrees === false ? "sure_if" : `sure_${sure}`, { share: percent(joint), said: words(answer.species) });
   const others = answer.alternatives.filter((item) => item.probability >= 0.01 && className(item) !== className(answer));
   const items = [{ species: answer.species, disease: answer.disease, probability: joint }, ...others].slice(0, MANY);
   const [plant, row] = [named(answer.species), advice(answer)];
