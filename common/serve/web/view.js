@@ -110,7 +110,8 @@ function rolledUp(answer, { photos, privately }) {
   const { species } = answer.probabilities;
   const { reason } = answer.rejection;
   const items = answer.alternatives.filter((item) => item.species === answer.species && item.disease && item.probability >= 0.01).slice(0, MANY);
-  const say_ = reason ? t(`why_${reason}`) : t(`plant_${level(species)}`, { share: percent(species) });
+  const say_ = reason ? t(`why_${reason}`) : answer.conditioned ? t("said_only", { said: words(answer.species) })
+    : t(`plant_${level(species)}`, { share: percent(species) });
   const known = reason !== "unknown_disease" && items.length > 0;
   return {
     badge: ["plain", t("plant_only")],
