@@ -1,0 +1,196 @@
+"""What a picture file may be made of. Its pixels are bounded by its size in pixels; the work on
+what stands around them (segments, chunks, tags) by the checks here, before a decoder sees the file.
+
+The bounds are many times what cameras and programs write. Damage is left to the decoder to tell.
+"""
+
+import codecs
+import contextlib
+import re
+import struct
+from collections.abc import Sequence
+
+# Beside chunks of 1 KiB of pixels: photos have up to 200 (a depth map in segments of 64 KiB)
+MOST_PARTS = 1000
+MOST_FILL = 4096  # bytes between two segments of a JPEG that mean nothing
+MOST_METADATA = 4 << 20  # bytes of those segments of a JPEG that Pillow reads item by item
+MOST_COMPRESSED = 100  # chunks of a PNG that may unfold to 1 MB each: its profile and texts
+MOST_BLOCKS = 10_000  # of 255 bytes, before a GIF's first picture
+MOST_ICONS = 256
+MOST_TAGS = 1000  # in one directory of a TIFF or of EXIF; cameras write 60
+MOST_DIRECTORIES = 32
+MOST_VALUES = 150_000  # numbers in all tags: a strip for each row of 75,000
+
+_MAGIC = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"\0\0\1\0", "ICO"),
+    (8, b"WEBP", "WEBP"),
+    (4, b"ftypavi", "AVIF"),
+)
+_MARKER = re.compile(rb"\xff([\x01-\xfe])")
+_WIDTHS = {1: 1, 2: 1, 7: 1, 3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8}
+_BYTES = (1, 2, 7)  # types of tags that are read in one piece
+_NESTED = (330, 34665, 34853, 40965)  # tags that lead to further directories: SubIFDs, EXIF, GPS
+
+
+def check(data: bytes) -> bool:
+    """Check the structure of a picture.
+
+    Returns:
+        whether it is a JPEG that is decoded whole before its first row: a progressive one, or one
+        with a scan for each colour.
+
+    Raises:
+        ValueError: where reading it would take much longer than its pixels do.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return _check_jpeg(data)
+        if data.startswith(b"\x89PNG"):
+            _check_png(data)
+        elif data.startswith(b"GIF8"):
+            _check_gif(data)
+        elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            check_tags(data)
+        elif data.startswith(b"\0\0\1\0"):
+            _at_most(MOST_ICONS, struct.unpack_from("<H", data, 4)[0], "pictures in an icon file")
+    except (struct.error, IndexError):
+        pass  # it ends early
+    return False
+
+
+def _at_most(limit: int, count: int, what: str) -> None:
+    if count > limit:
+        raise ValueError(f"it has more than {limit:,} {what}; save it again with another program")
+
+
+def _check_jpeg(data: bytes) -> bool:
+    at, fill, metadata, components, sequential = 2, 0, 0, 0, True
+    whole, exif, pages = False, b"", b""
+    for _ in range(MOST_PARTS):
+        found = _MARKER.search(data, at, at + MOST_FILL)
+        fill += found.start() - at if found else len(data[at : at + MOST_FILL + 1])
+        _at_most(MOST_FILL, fill, "bytes between the segments of a JPEG")
+        if found is None or found.end() + 8 > len(data):
+            break
+        at, kind = found.end(), found[1][0]
+        if kind == 1 or 0xD0 <= kind <= 0xD9:  # has no length
+            continue
+        length = max(2, int.from_bytes(data[at : at + 2], "big"))
+        name = data[at + 2 : at + 8]
+        if kind == 0xDA:
+            whole = not sequential or data[at + 2] < components
+            break
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            components, sequential = data[at + 7], kind <= 0xC1
+            metadata += length
+        elif kind in (0xDB, 0xED):
+            metadata += length
+        elif kind == 0xE1 and name == b"Exif\0\0":
+            metadata += length
+            exif += data[at + 8 : at + length]
+        elif kind == 0xE2 and name[:4] == b"MPF\0":
+            pages = data[at + 6 : at + length]
+        _at_most(MOST_METADATA, metadata, "bytes of tables and EXIF in a JPEG")
+        at += length
+    else:
+        _at_most(MOST_PARTS, MOST_PARTS + 1, "segments before the pixels of a JPEG")
+    for tags in (exif, pages):
+        with contextlib.suppress(struct.error):
+            check_tags(tags)
+    return whole
+
+
+def _check_png(data: bytes) -> None:
+    at, pixels, others, compressed = 8, 0, 0, 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind in (b"IDAT", b"fdAT", b"fcTL"):
+            pixels += 1
+        else:
+            others += 1
+            compressed += kind in (b"iCCP", b"zTXt", b"iTXt")
+        _at_most(
+            MOST_PARTS + len(data) // 1024,
+            pixels,
+            "pieces of pixels, too many for a PNG of its size",
+        )
+        _at_most(MOST_PARTS, others, "chunks beside the pixels of a PNG")
+        _at_most(MOST_COMPRESSED, compressed, "profiles and texts in a PNG")
+        at += 12 + length
+
+
+def _check_gif(data: bytes) -> None:
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+    inside = False  # an extension
+    for _ in range(MOST_BLOCKS):
+        if inside:
+            inside, at = data[at] > 0, at + 1 + data[at]
+        elif data[at] in b",;":
+            return
+        else:
+            inside = data[at] == 0x21
+            at += 1 + inside
+    _at_most(MOST_BLOCKS, MOST_BLOCKS + 1, "blocks of a GIF before its picture")
+
+
+def check_tags(data: bytes) -> None:
+    """Check the directories of a TIFF or an EXIF block that Pillow reads: the first and those that
+    it leads to. Raises ValueError as `check`, struct.error where it ends early.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    head, entry = (order + "Q", order + "HHQQ") if big else (order + "H", order + "HHII")
+    todo = list(struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4))
+    values = size = 0
+    for at in todo:
+        _at_most(MOST_DIRECTORIES, len(todo), "directories in a TIFF or EXIF")
+        count = struct.unpack_from(head, data, at)[0]
+        _at_most(MOST_TAGS, count, "tags in a directory of a TIFF or EXIF")
+        begin = at + struct.calcsize(head)
+        for i in range(begin, begin + count * struct.calcsize(entry), struct.calcsize(entry)):
+            tag, kind, number, value = struct.unpack_from(entry, data, i)
+            if tag in _NESTED and number == 1 and value not in todo:
+                todo.append(value)
+            width = _WIDTHS.get(kind, 1)
+            if number * width <= len(data):  # otherwise it is damaged, and not read
+                size += number * width
+                values += 0 if kind in _BYTES else number
+        _at_most(MOST_VALUES, values, "numbers in the tags of a TIFF or EXIF")
+        _at_most(
+            2 * len(data) + 4096, size, "bytes in its tags, which a file of its size cannot hold"
+        )
+
+
+def name_unknown(data: bytes, formats: Sequence[str]) -> tuple[str, str]:
+    """Say what a file is that no decoder takes for a picture of these `formats`: an ImageError's
+    reason and its sentence.
+    """
+    head = data[:256].lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        return (
+            "text",
+            "a Git LFS pointer, not the picture itself (run `git lfs pull` where it came from)",
+        )
+    if head[:1] == b"<":
+        return "text", "an HTML or XML page, not a picture"
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+    except UnicodeDecodeError:
+        text = "\0"
+    if text.translate({9: 32, 10: 32, 13: 32}).isprintable():
+        return "text", "a text file, not a picture"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
+        return "format", "a HEIC photo, as iPhones make them: export it as JPEG first"
+    for place, magic, kind in _MAGIC:
+        if data.startswith(magic, place):
+            return (
+                "unreadable",
+                f"the picture is damaged: it begins like {kind}, but the header makes no sense",
+            )
+    return "format", "no picture of a known format (" + ", ".join(formats) + ")"
