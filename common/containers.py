@@ -55,7 +55,7 @@ def check(data: bytes) -> bool:
             _check_png(data)
         elif data.startswith(b"GIF8"):
             _check_gif(data)
-        elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        elif data[:2] in (b"II", b"MM"):
             check_tags(data)
         elif data.startswith(b"\0\0\1\0"):
             _at_most(MOST_ICONS, struct.unpack_from("<H", data, 4)[0], "pictures in an icon file")

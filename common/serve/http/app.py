@@ -57,6 +57,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         service.queue.stop()
+        service.decoder.stop()
 
     pages = page_routes(predictor, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb)
     routes = [
