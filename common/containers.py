@@ -13,9 +13,9 @@ from collections.abc import Sequence
 # Beside chunks of 1 KiB of pixels: photos have up to 200 (a depth map in segments of 64 KiB)
 MOST_PARTS = 1000
 MOST_FILL = 4096  # bytes between two segments of a JPEG that mean nothing
-MOST_METADATA = 4 << 20  # bytes of those segments of a JPEG that Pillow reads item by item
+MOST_METADATA = 2 << 20  # bytes of those segments of a JPEG that Pillow reads item by item
 MOST_COMPRESSED = 100  # chunks of a PNG that may unfold to 1 MB each: its profile and texts
-MOST_BLOCKS = 10_000  # of 255 bytes, before a GIF's first picture
+MOST_BLOCKS = 10_000  # of 255 bytes, before a GIF's first picture; chunks of a WebP, frames too
 MOST_ICONS = 256
 MOST_TAGS = 1000  # in one directory of a TIFF or of EXIF; cameras write 60
 MOST_DIRECTORIES = 32
@@ -55,6 +55,8 @@ def check(data: bytes) -> bool:
             _check_png(data)
         elif data.startswith(b"GIF8"):
             _check_gif(data)
+        elif data.startswith(b"RIFF"):
+            _check_webp(data)
         elif data[:2] in (b"II", b"MM"):
             check_tags(data)
         elif data.startswith(b"\0\0\1\0"):
@@ -137,6 +139,15 @@ def _check_gif(data: bytes) -> None:
             inside = data[at] == 0x21
             at += 1 + inside
     _at_most(MOST_BLOCKS, MOST_BLOCKS + 1, "blocks of a GIF before its picture")
+
+
+def _check_webp(data: bytes) -> None:
+    at, chunks = 12, 0
+    while at + 8 <= len(data):
+        chunks += 1
+        _at_most(MOST_BLOCKS, chunks, "chunks in a WebP")
+        length = struct.unpack_from("<I", data, at + 4)[0]
+        at += 8 + length + length % 2
 
 
 def check_tags(data: bytes) -> None:

@@ -231,7 +231,7 @@ def _decoded_bytes(image: Image.Image, long_side: int | None, whole: bool) -> in
     if ";float" in str(image.tile[:1]):
         each = 30
     elif deep or image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        each = 22 if image.format in ("WEBP", "AVIF") else 18
+        each = 18 if image.mode != "RGBA" else 22 if image.format in ("WEBP", "AVIF") else 14
     else:
         each = 10 if image.format in ("TIFF", "AVIF") else 8
     return pixels * (each + 4 * ("icc_profile" in image.info))

@@ -92,7 +92,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         lifespan=lifespan,
         exception_handlers={RequestError: _on_request_error, HTTPException: _on_http_exception},
     )
-    app.state.queue = service.queue
+    app.state.queue, app.state.decoder = service.queue, service.decoder
     return app
 
 

@@ -38,11 +38,15 @@ _SPARE = 256_000_000  # bytes of addresses beside: the upload, and where estimat
 class Decoder:
     """Reads photos at `size` px a side in a process of its own, first come, first served.
 
-    long_side: px, to which a photo is shrunk first, or None; max_pixels: of a photo.
+    long_side: px, to which a photo is shrunk first, or None; max_pixels: of a photo; seconds: that
+    it may take.
     """
 
-    def __init__(self, size: int, long_side: int | None, max_pixels: int) -> None:
-        self.size, self.limits = size, {"long_side": long_side, "max_pixels": max_pixels}
+    def __init__(
+        self, size: int, long_side: int | None, max_pixels: int, seconds: int = SECONDS
+    ) -> None:
+        self.size, self.seconds = size, seconds
+        self.limits = {"long_side": long_side, "max_pixels": max_pixels}
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self.process: subprocess.Popen[bytes] | None = None
         self.waiting = 0
@@ -61,7 +65,12 @@ class Decoder:
         if self.process is None or self.process.poll() is not None:
             self.stop()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__, json.dumps([self.size, self.limits])],
+                [
+                    sys.executable,
+                    "-m",
+                    __name__,
+                    json.dumps([self.seconds, self.size, self.limits]),
+                ],
                 cwd=Path(__file__).resolve().parents[3],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -80,7 +89,7 @@ class Decoder:
             raise
         except (OSError, ValueError):  # it has ended
             late = self.stop() == -getattr(signal, "SIGALRM", 0)
-            why = f"decoding it takes longer than {SECONDS} s" if late else "decoding it fails"
+            why = f"decoding it takes longer than {self.seconds} s" if late else "decoding it fails"
             raise ImageError("unreadable", f"{why}; send it as a JPEG") from None
 
     def stop(self) -> int:
@@ -95,7 +104,9 @@ class Decoder:
         return process.wait()
 
 
-def serve(source: IO[bytes], answers: IO[bytes], size: int, limits: dict[str, int | None]) -> None:
+def serve(
+    source: IO[bytes], answers: IO[bytes], seconds: int, size: int, limits: dict[str, int | None]
+) -> None:
     """Read photos from `source` until it ends, each behind its length, and write a line of JSON
     for each: an ImageError's reason and message; or width and height, and then the pixels.
     """
@@ -103,12 +114,12 @@ def serve(source: IO[bytes], answers: IO[bytes], size: int, limits: dict[str, in
         photo = source.read(*struct.unpack("<Q", head))
         try:
             try:
-                read = _read(photo, size, max_bytes=LIGHT, **limits)
+                read = _read(seconds, photo, size, max_bytes=LIGHT, **limits)
             except NeedsMemory as large:
                 if large.needed > MOST:
                     raise
                 with _alone():
-                    read = _read(photo, size, max_bytes=MOST, **limits)
+                    read = _read(seconds, photo, size, max_bytes=MOST, **limits)
             told, pixels = {"width": read.width, "height": read.height}, read.pixels.tobytes()
         except ImageError as error:
             told, pixels = {"error": [error.reason, str(error)]}, b""
@@ -116,10 +127,10 @@ def serve(source: IO[bytes], answers: IO[bytes], size: int, limits: dict[str, in
         answers.flush()
 
 
-def _read(photo: bytes, size: int, **limits: int | None) -> Photo:
+def _read(seconds: int, photo: bytes, size: int, **limits: int | None) -> Photo:
     if not hasattr(signal, "alarm"):  # Windows
         return read_at_size(photo, size, **limits)
-    signal.alarm(SECONDS)  # nothing handles it: it ends the process
+    signal.alarm(seconds)  # nothing handles it: it ends the process
     try:
         return read_at_size(photo, size, **limits)
     finally:
