@@ -230,6 +230,12 @@ def costly(size: int) -> dict[str, bytes]:
     }
 
 
+def slow_bitmap(pixels: int) -> bytes:
+    """A BMP whose runs of one pixel Pillow reads in Python, a microsecond each."""
+    head = struct.pack("<IiiHHIIiiII", 40, 4000, pixels // 4000, 1, 8, 1, 0, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + head + bytes(1024) + b"\1\1" * pixels
+
+
 def giants(draw: random.Random) -> Iterator[bytes]:
     """Small files that announce millions of pixels."""
     wide, high = draw.choice(((16383, 3900), (8000, 8000), (4000, 3000), (5000, 2000)))

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -20,12 +19,6 @@ from common.serve.http.work_queue import Busy
 from common.serve.photos import read_at_size
 
 LIMITS = {"long_side": 64, "max_pixels": 64_000_000}
-
-
-def slow_bitmap(pixels: int) -> bytes:
-    """A BMP whose runs of one pixel Pillow reads in Python, a microsecond each."""
-    head = struct.pack("<IiiHHIIiiII", 40, 4000, pixels // 4000, 1, 8, 1, 0, 0, 0, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + head + bytes(1024) + b"\1\1" * pixels
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +49,7 @@ def test_a_photo_that_takes_too_long_ends_its_process_alone():
     try:
         start = time.perf_counter()
         with pytest.raises(ImageError, match="longer than 1 s; send it as a JPEG"):
-            quick._ask(slow_bitmap(8_000_000))
+            quick._ask(mutations.slow_bitmap(8_000_000))
         assert time.perf_counter() - start < 8
         assert quick._ask(mutations.whole()[11]).pixels.shape == (32, 32, 3), "another one reads on"
     finally:
