@@ -73,36 +73,36 @@ def _at_most(limit: int, count: int, what: str) -> None:
 
 def _check_jpeg(data: bytes) -> bool:
     at, fill, metadata, components, sequential = 2, 0, 0, 0, True
-    whole, exif, pages = False, b"", b""
+    whole, exif, pages = False, [], b""
     for _ in range(MOST_PARTS):
         found = _MARKER.search(data, at, at + MOST_FILL)
-        fill += found.start() - at if found else len(data[at : at + MOST_FILL + 1])
-        _at_most(MOST_FILL, fill, "bytes between the segments of a JPEG")
         if found is None or found.end() + 8 > len(data):
+            fill += len(data[at : at + MOST_FILL + 1])
             break
-        at, kind = found.end(), found[1][0]
-        if kind == 1 or 0xD0 <= kind <= 0xD9:  # has no length
+        fill += found.start() - at
+        at, kind = found.end(), data[found.end() - 1]
+        if 0xD0 <= kind <= 0xD9 or kind == 1:  # has no length
             continue
-        length = max(2, int.from_bytes(data[at : at + 2], "big"))
-        name = data[at + 2 : at + 8]
+        length = max(2, data[at] << 8 | data[at + 1])
         if kind == 0xDA:
             whole = not sequential or data[at + 2] < components
             break
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            components, sequential = data[at + 7], kind <= 0xC1
+        if kind == 0xE1 and data.startswith(b"Exif\0\0", at + 2):
             metadata += length
+            exif.append(data[at + 8 : at + length])
+        elif kind == 0xE2 and data.startswith(b"MPF\0", at + 2):
+            pages = data[at + 6 : at + length]
         elif kind in (0xDB, 0xED):
             metadata += length
-        elif kind == 0xE1 and name == b"Exif\0\0":
+        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            components, sequential = data[at + 7], kind <= 0xC1
             metadata += length
-            exif += data[at + 8 : at + length]
-        elif kind == 0xE2 and name[:4] == b"MPF\0":
-            pages = data[at + 6 : at + length]
-        _at_most(MOST_METADATA, metadata, "bytes of tables and EXIF in a JPEG")
         at += length
     else:
         _at_most(MOST_PARTS, MOST_PARTS + 1, "segments before the pixels of a JPEG")
-    for tags in (exif, pages):
+    _at_most(MOST_FILL, fill, "bytes between the segments of a JPEG")
+    _at_most(MOST_METADATA, metadata, "bytes of tables and EXIF in a JPEG")
+    for tags in filter(None, (b"".join(exif), pages)):
         with contextlib.suppress(struct.error):
             check_tags(tags)
     return whole
@@ -155,23 +155,24 @@ def check_tags(data: bytes) -> None:
     it leads to. Raises ValueError as `check`, struct.error where it ends early.
     """
     order = "<" if data[:2] == b"II" else ">"
-    big = data[2:4] in (b"+\0", b"\0+")
-    head, entry = (order + "Q", order + "HHQQ") if big else (order + "H", order + "HHII")
-    todo = list(struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4))
+    head, entry, width = order + "H", order + "HHII", 12
+    todo = [struct.unpack_from(order + "I", data, 4)[0]]
+    if data[2:4] in (b"+\0", b"\0+"):  # BigTIFF
+        head, entry, width = order + "Q", order + "HHQQ", 20
+        todo = [struct.unpack_from(order + "Q", data, 8)[0]]
     values = size = 0
     for at in todo:
-        _at_most(MOST_DIRECTORIES, len(todo), "directories in a TIFF or EXIF")
-        count = struct.unpack_from(head, data, at)[0]
+        count, begin = struct.unpack_from(head, data, at)[0], at + struct.calcsize(head)
         _at_most(MOST_TAGS, count, "tags in a directory of a TIFF or EXIF")
-        begin = at + struct.calcsize(head)
-        for i in range(begin, begin + count * struct.calcsize(entry), struct.calcsize(entry)):
-            tag, kind, number, value = struct.unpack_from(entry, data, i)
+        there = min(count, (len(data) - begin) // width) * width
+        for tag, kind, number, value in struct.iter_unpack(entry, data[begin : begin + there]):
             if tag in _NESTED and number == 1 and value not in todo:
                 todo.append(value)
-            width = _WIDTHS.get(kind, 1)
-            if number * width <= len(data):  # otherwise it is damaged, and not read
-                size += number * width
+            bytes_ = number * _WIDTHS.get(kind, 1)
+            if bytes_ <= len(data):  # otherwise it is damaged, and not read
+                size += bytes_
                 values += 0 if kind in _BYTES else number
+        _at_most(MOST_DIRECTORIES, len(todo), "directories in a TIFF or EXIF")
         _at_most(MOST_VALUES, values, "numbers in the tags of a TIFF or EXIF")
         _at_most(
             2 * len(data) + 4096, size, "bytes in its tags, which a file of its size cannot hold"

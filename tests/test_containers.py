@@ -104,7 +104,7 @@ def test_large_profiles_are_not_kept():
 
 def test_still_webp_is_as_pillow_reads_it():
     rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (37, 53, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (537, 553, 3), dtype=np.uint8))
     for save in ({"quality": 80}, {"lossless": True}):
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", **save)
