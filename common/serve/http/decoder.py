@@ -27,7 +27,7 @@ from common.serve.photos import Photo, read_at_size
 # how BMP, TIFF, GIF, and ICO or AVIF begin
 RISKY = (b"BM", b"II", b"MM", b"GI", b"\0\0")
 LIGHT = (
-    32_000_000  # bytes of memory that decoding takes: 4 megapixels of PNG, 64 of a baseline JPEG
+    24_000_000  # bytes of memory that decoding takes: 3 megapixels of PNG, 64 of a baseline JPEG
 )
 MOST = 128_000_000  # bytes, of one photo at a time: 16 megapixels of PNG
 SECONDS = 10  # for one photo; 16 megapixels of PNG take one

@@ -61,7 +61,7 @@ class Settings:
     waiting: int = 32
     max_upload_mb: float = 20.0
     max_megapixels: float = 64.0
-    memory_mb: float = 512.0
+    memory_mb: float = 64.0
     upload_seconds: float = 60.0
     access_log: bool = False
     provider: str = "cpu"
