@@ -225,7 +225,7 @@ def _decoded_bytes(image: Image.Image, long_side: int | None, whole: bool) -> in
     if image.format in ("JPEG", "MPO"):
         scale = 1 if long_side is None else _draft_scale(image, long_side)
         across, down = (max(part[i] for part in image.layer) for i in (1, 2))
-        values = sum(part[1] * part[2] for part in image.layer) / (across * down)
+        values = sum(part[1] * part[2] for part in image.layer) / max(1, across * down)
         return int(pixels * (8 / scale**2 + (2.2 * values if whole else 0)))
     deep = image.mode[0] in "IF" or ";16" in str(image.tile[:1])
     if ";float" in str(image.tile[:1]):

@@ -26,9 +26,7 @@ from common.serve.photos import Photo, read_at_size
 
 # how BMP, TIFF, GIF, and ICO or AVIF begin
 RISKY = (b"BM", b"II", b"MM", b"GI", b"\0\0")
-LIGHT = (
-    24_000_000  # bytes of memory that decoding takes: 3 megapixels of PNG, 64 of a baseline JPEG
-)
+LIGHT = 24_000_000  # bytes that decoding takes: 3 megapixels of PNG, 64 of a baseline JPEG
 MOST = 128_000_000  # bytes, of one photo at a time: 16 megapixels of PNG
 SECONDS = 10  # for one photo; 16 megapixels of PNG take one
 WAITING = 8  # risky photos at a time; more are sent away
@@ -63,7 +61,7 @@ class Decoder:
 
     def _ask(self, photo: bytes) -> Photo:
         if self.process is None or self.process.poll() is not None:
-            self.stop()
+            self._end()
             self.process = subprocess.Popen(
                 [
                     sys.executable,
@@ -88,12 +86,16 @@ class Decoder:
         except ImageError:
             raise
         except (OSError, ValueError):  # it has ended
-            late = self.stop() == -getattr(signal, "SIGALRM", 0)
+            late = self._end() == -getattr(signal, "SIGALRM", 0)
             why = f"decoding it takes longer than {self.seconds} s" if late else "decoding it fails"
             raise ImageError("unreadable", f"{why}; send it as a JPEG") from None
 
-    def stop(self) -> int:
-        """End the process; returns its exit code, 0 where there is none."""
+    def stop(self) -> None:
+        """End the process, and drop what waits for it."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
+        self._end()
+
+    def _end(self) -> int:
         process, self.process = self.process, None
         if process is None:
             return 0
