@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 # Beside chunks of 1 KiB of pixels: photos have up to 200 (a depth map in segments of 64 KiB)
 MOST_PARTS = 1000
+# of a JPEG with several, usually 10: even an empty scan costs a walk over the whole picture
+MOST_SCANS = 50
 MOST_FILL = 4096  # bytes between two segments of a JPEG that mean nothing
 MOST_METADATA = 2 << 20  # bytes of those segments of a JPEG that Pillow reads item by item
 MOST_COMPRESSED = 100  # chunks of a PNG that may unfold to 1 MB each: its profile and texts
@@ -32,6 +34,8 @@ _MAGIC = (
     (8, b"WEBP", "WEBP"),
     (4, b"ftypavi", "AVIF"),
 )
+# the head of a JPEG's scan of 1 to 4 components
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _MARKER = re.compile(rb"\xff([\x01-\xfe])")
 _WIDTHS = {1: 1, 2: 1, 7: 1, 3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8}
 _BYTES = (1, 2, 7)  # types of tags that are read in one piece
@@ -102,6 +106,8 @@ def _check_jpeg(data: bytes) -> bool:
         _at_most(MOST_PARTS, MOST_PARTS + 1, "segments before the pixels of a JPEG")
     _at_most(MOST_FILL, fill, "bytes between the segments of a JPEG")
     _at_most(MOST_METADATA, metadata, "bytes of tables and EXIF in a JPEG")
+    if whole:
+        _at_most(MOST_SCANS, len(_SCAN.findall(data)), "scans")
     for tags in filter(None, (b"".join(exif), pages)):
         with contextlib.suppress(struct.error):
             check_tags(tags)

@@ -7,7 +7,6 @@ a model never meets a resize in service that it was not measured with.
 import functools
 import io
 import logging
-import re
 import warnings
 from pathlib import Path
 
@@ -25,8 +24,7 @@ SUFFIXES = tuple(
 MAX_PIXELS = 100_000_000  # a 100-megapixel photo; Pillow calls 179 million a decompression bomb
 MIN_SIDE = 32  # below this no leaf can be made out
 MAX_BYTES = 64 * 1024 * 1024
-# of a JPEG with several, usually 10: even an empty scan costs a walk over the whole picture
-MAX_SCANS = 50
+MAX_ICON = 4_000_000  # pixels: Pillow decodes an icon while it opens the file
 MAX_PROFILE = 4 << 20  # bytes of an ICC profile; those of printers have 0.5 to 2.5 MB
 
 # What the largest values of deep pictures stand for: floats of 0 to 1; 8, 10, 12 and 16 bits
@@ -39,9 +37,6 @@ MAX_DEEP = MAX_PIXELS // 4  # of those whose bits OpenCV reads: three floats a p
 # on sharp pictures; at 1.75 it is one.
 _LEFT_OVER = 1.75
 
-_SCAN = re.compile(
-    rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)"
-)  # the head of a JPEG's scan of 1 to 4 components
 _ORIENTATION = 0x0112  # in EXIF
 
 # Pillow warns about odd metadata and about sizes; damage raises and sizes are checked here
@@ -123,13 +118,9 @@ def read_sized(
     try:
         whole = _check_structure(data)
         if data.startswith(b"\0\0\1\0"):
-            _check_icon(data, max_pixels)
+            _check_icon(data, min(max_pixels, MAX_ICON))
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels, min_side)
-            if whole and (scans := len(_SCAN.findall(data))) > MAX_SCANS:
-                raise ImageError(
-                    "unreadable", f"a JPEG of {scans} scans; at most {MAX_SCANS} are read"
-                )
             if max_bytes and (needed := _decoded_bytes(image, long_side, whole)) > max_bytes:
                 kind = "progressive JPEG" if whole else image.format
                 raise NeedsMemory(needed, f"this {kind} of {image.width} x {image.height} pixels")
@@ -234,13 +225,12 @@ def _decoded_bytes(image: Image.Image, long_side: int | None, whole: bool) -> in
         each = 18 if image.mode != "RGBA" else 22 if image.format in ("WEBP", "AVIF") else 14
     else:
         each = 10 if image.format in ("TIFF", "AVIF") else 8
+        each += 8 * (image.format == "WEBP" and not _is_still(image))
     return pixels * (each + 4 * ("icc_profile" in image.info))
 
 
 def _check_icon(data: bytes, max_pixels: int) -> None:
-    """Read the header of an icon's largest picture: Pillow decodes it while it opens the
-    file.
-    """
+    """Read the header of an icon's largest picture."""
     entries = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry
     if not entries:
         raise ImageError("unreadable", "an icon file without a picture")
@@ -262,7 +252,7 @@ def _decode(image: Image.Image, data: bytes, long_side: int | None) -> np.ndarra
     stored = str(image.tile[:1]) if image.format in ("PNG", "TIFF") else ""
     if floats := ";float" in stored:
         image.getexif().pop(_ORIENTATION, None)  # OpenCV turns it
-    elif image.format == "WEBP" and image.mode == "RGB" and min(size) > 500 and image.n_frames == 1:
+    elif _is_still(image) and size[0] * size[1] > 250_000:
         image = _still_webp(image, data)
     else:
         image.load()
@@ -285,6 +275,10 @@ def _decode(image: Image.Image, data: bytes, long_side: int | None) -> np.ndarra
         rgb = rgb.reduce(boxes)
         extent = tuple(side / box for side, box in zip(extent, boxes, strict=True))
     return _shrink(np.asarray(rgb), extent, target, means=drafted is not None or max(boxes) > 1)
+
+
+def _is_still(image: Image.Image) -> bool:
+    return image.format == "WEBP" and image.mode == "RGB" and image.n_frames == 1
 
 
 def _still_webp(image: Image.Image, data: bytes) -> Image.Image:
