@@ -109,8 +109,7 @@ def _check_jpeg(data: bytes) -> bool:
     if whole:
         _at_most(MOST_SCANS, len(_SCAN.findall(data)), "scans")
     for tags in filter(None, (b"".join(exif), pages)):
-        with contextlib.suppress(struct.error):
-            check_tags(tags)
+        check_tags(tags)
     return whole
 
 
@@ -123,6 +122,8 @@ def _check_png(data: bytes) -> None:
         else:
             others += 1
             compressed += kind in (b"iCCP", b"zTXt", b"iTXt")
+            if kind == b"eXIf":
+                check_tags(data[at + 8 : at + 8 + length])
         _at_most(
             MOST_PARTS + len(data) // 1024,
             pixels,
@@ -153,13 +154,20 @@ def _check_webp(data: bytes) -> None:
         chunks += 1
         _at_most(MOST_BLOCKS, chunks, "chunks in a WebP")
         length = struct.unpack_from("<I", data, at + 4)[0]
+        if data.startswith(b"EXIF", at):
+            check_tags(data[at + 8 : at + 8 + length])
         at += 8 + length + length % 2
 
 
 def check_tags(data: bytes) -> None:
     """Check the directories of a TIFF or an EXIF block that Pillow reads: the first and those that
-    it leads to. Raises ValueError as `check`, struct.error where it ends early.
+    it leads to. Raises ValueError as `check`.
     """
+    with contextlib.suppress(struct.error):  # it ends early
+        _check_directories(data.removeprefix(b"Exif\0\0"))
+
+
+def _check_directories(data: bytes) -> None:
     order = "<" if data[:2] == b"II" else ">"
     head, entry, width = order + "H", order + "HHII", 12
     todo = [struct.unpack_from(order + "I", data, 4)[0]]

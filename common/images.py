@@ -334,8 +334,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         if (text := image.info.get("Raw profile type exif")) and "exif" not in image.info:
             image.info["exif"] = bytes.fromhex("".join(text.split("\n")[3:]))
-        if image.format != "JPEG" and (tags := image.info.get("exif")):  # a JPEG's was checked
-            containers.check_tags(tags.removeprefix(b"Exif\0\0"))
+            containers.check_tags(image.info["exif"])
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a damaged EXIF block does not damage the picture
         return 1
