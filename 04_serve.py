@@ -132,7 +132,7 @@ def serve(
         runners=threads,
         waiting=args.queue or (128 if provider in GPUS else 32) * threads,
         max_upload_mb=args.max_upload_mb,
-        memory_mb=max(512, 4 * args.max_upload_mb),
+        memory_mb=max(3 * args.max_upload_mb, min(512, 64 * threads)),
         access_log=args.access_log,
         provider=provider,
         api_key=args.api_key,

@@ -4,17 +4,17 @@ Training, calibration, serving and batch prediction all see the pixels that thes
 a model never meets a resize in service that it was not measured with.
 """
 
-import codecs
 import functools
 import io
 import logging
-import re
 import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import IcoImagePlugin, Image, ImageCms, TiffImagePlugin
+from PIL import IcoImagePlugin, Image, ImageCms, PngImagePlugin, TiffImagePlugin
+
+from common import containers
 
 # MPO (phones' multi-picture JPEG) is opened as JPEG
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "ICO")
@@ -24,9 +24,8 @@ SUFFIXES = tuple(
 MAX_PIXELS = 100_000_000  # a 100-megapixel photo; Pillow calls 179 million a decompression bomb
 MIN_SIDE = 32  # below this no leaf can be made out
 MAX_BYTES = 64 * 1024 * 1024
-# of a progressive JPEG, which usually has 10: even an empty scan costs a walk over the whole
-# picture
-MAX_SCANS = 50
+MAX_ICON = 4_000_000  # pixels: Pillow decodes an icon while it opens the file
+MAX_PROFILE = 4 << 20  # bytes of an ICC profile; those of printers have 0.5 to 2.5 MB
 
 # What the largest values of deep pictures stand for: floats of 0 to 1; 8, 10, 12 and 16 bits
 _FULL = (1, 255, 1023, 4095, 65535)
@@ -38,20 +37,6 @@ MAX_DEEP = MAX_PIXELS // 4  # of those whose bits OpenCV reads: three floats a p
 # on sharp pictures; at 1.75 it is one.
 _LEFT_OVER = 1.75
 
-_MAGIC = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"\0\0\1\0", "ICO"),
-    (8, b"WEBP", "WEBP"),
-    (4, b"ftypavi", "AVIF"),
-)
-_SCAN = re.compile(
-    rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)"
-)  # the head of a JPEG's scan of 1 to 4 components
 _ORIENTATION = 0x0112  # in EXIF
 
 # Pillow warns about odd metadata and about sizes; damage raises and sizes are checked here
@@ -65,6 +50,7 @@ for _order in (b"II", b"MM"):
     for _kind, _bits in ((1, (64,)), (2, (32,) * 3), (2, (64,) * 3)):
         _key = (_order, _kind, (3,), 1, _bits, ())
         TiffImagePlugin.OPEN_INFO.setdefault(_key, ("RGB", "RGB;float"))
+PngImagePlugin.MAX_TEXT_MEMORY = 8 << 20  # bytes of all texts, unpacked; Pillow allows 64 MiB
 # Pillow registers formats lazily and `Image.open(formats=...)` raises KeyError before it has
 Image.init()
 
@@ -82,13 +68,31 @@ class ImageError(ValueError):
         self.reason = reason
 
 
-def read_rgb(
+class NeedsMemory(ImageError):
+    """A picture whose decoding takes more memory than it may: `needed` bytes."""
+
+    def __init__(self, needed: int, what: str) -> None:
+        super().__init__(
+            "too_large",
+            f"decoding {what} takes {needed / 1e6:.0f} MB of memory, more than one picture may "
+            "take; send it smaller, or as a baseline JPEG",
+        )
+        self.needed = needed
+
+
+def read_rgb(source: bytes | Path | str, **limits: int | None) -> np.ndarray:
+    """Read a picture; arguments, pixels and errors as for `read_sized`."""
+    return read_sized(source, **limits)[0]
+
+
+def read_sized(
     source: bytes | Path | str,
     *,
     long_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
-) -> np.ndarray:
+    max_bytes: int | None = None,
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Read a picture: upright by its EXIF tag, first frame, alpha over white, as sRGB of 8 bits:
     colours by the picture's ICC profile, deep values by the range that they use.
 
@@ -98,32 +102,38 @@ def read_rgb(
             mean of the area it covers.
         max_pixels: reject a picture whose header announces more, before anything is decoded.
         min_side: reject a picture whose short side has fewer pixels.
+        max_bytes: reject a picture that would take more memory while it is decoded.
 
     Returns:
-        uint8 (height, width, 3), RGB, own memory.
+        uint8 (height, width, 3), RGB, own memory; and the width and height of the upright original.
 
     Raises:
         ImageError: where the bytes are no picture of `FORMATS`, are damaged, too large, too small
-            or, of more than 8 bits, black.
+            or, of more than 8 bits, black; NeedsMemory where max_bytes do not suffice.
         OSError: where the path cannot be read.
     """
     data = source if isinstance(source, bytes) else _read_file(Path(source))
     if not data:
         raise ImageError("empty", "the file is empty")
     try:
+        whole = _check_structure(data)
         if data.startswith(b"\0\0\1\0"):
-            _check_icon(data, max_pixels)
+            _check_icon(data, min(max_pixels, MAX_ICON))
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels, min_side)
-            if image.info.get("progressive") and (scans := len(_SCAN.findall(data))) > MAX_SCANS:
-                raise ImageError(
-                    "unreadable", f"a JPEG of {scans} scans; at most {MAX_SCANS} are read"
-                )
-            return _turn(_decode(image, data, long_side), _orientation(image))
+            if max_bytes and (needed := _decoded_bytes(image, long_side, whole)) > max_bytes:
+                kind = "progressive JPEG" if whole else image.format
+                raise NeedsMemory(needed, f"this {kind} of {image.width} x {image.height} pixels")
+            size = image.size
+            rgb = _turn(_decode(image, data, long_side), orientation := _orientation(image))
+            turned = orientation in (5, 6, 7, 8)
+            if image.format == "TIFF":  # turned while it is loaded
+                turned = (size[0] > size[1]) != (rgb.shape[1] > rgb.shape[0])
+            return rgb, size[::-1] if turned else size
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError(*_name_other_format(data)) from None
+        raise ImageError(*containers.name_unknown(data, FORMATS)) from None
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from None
     except MemoryError:
@@ -187,14 +197,46 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
         )
 
 
-def _check_icon(data: bytes, max_pixels: int) -> None:
-    """Read the header of an icon's largest picture: Pillow decodes it while it opens the
-    file.
+def _check_structure(data: bytes) -> bool:
+    try:
+        return containers.check(data)
+    except ValueError as error:
+        raise ImageError("unreadable", str(error)) from None
+
+
+def _decoded_bytes(image: Image.Image, long_side: int | None, whole: bool) -> int:
+    """About how many bytes decoding an opened picture takes at its peak, its file not counted.
+
+    Pillow has 4 bytes for a pixel of RGB and makes copies; what they add up to is measured.
+
+    Args:
+        whole: as `containers.check` tells it: libjpeg then keeps all coefficients, 2 bytes each.
     """
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        scale = 1 if long_side is None else _draft_scale(image, long_side)
+        across, down = (max(part[i] for part in image.layer) for i in (1, 2))
+        values = sum(part[1] * part[2] for part in image.layer) / max(1, across * down)
+        return int(pixels * (8 / scale**2 + (2.2 * values if whole else 0)))
+    deep = image.mode[0] in "IF" or ";16" in str(image.tile[:1])
+    if ";float" in str(image.tile[:1]):
+        each = 30
+    elif deep or image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        each = 18 if image.mode != "RGBA" else 22 if image.format in ("WEBP", "AVIF") else 14
+    else:
+        each = 10 if image.format in ("TIFF", "AVIF") else 8
+        each += 8 * (image.format == "WEBP" and not _is_still(image))
+    return pixels * (each + 4 * ("icc_profile" in image.info))
+
+
+def _check_icon(data: bytes, max_pixels: int) -> None:
+    """Read the header of an icon's largest picture."""
     entries = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry
     if not entries:
         raise ImageError("unreadable", "an icon file without a picture")
-    with Image.open(io.BytesIO(data[entries[0].offset :]), formats=("PNG", "DIB")) as image:
+    part = data[entries[0].offset :]
+    _check_structure(part)
+    with Image.open(io.BytesIO(part), formats=("PNG", "DIB")) as image:
         _check_size(
             image.width, image.height // (2 if image.format == "DIB" else 1), max_pixels, 0
         )  # a DIB's mask lies below it
@@ -210,6 +252,8 @@ def _decode(image: Image.Image, data: bytes, long_side: int | None) -> np.ndarra
     stored = str(image.tile[:1]) if image.format in ("PNG", "TIFF") else ""
     if floats := ";float" in stored:
         image.getexif().pop(_ORIENTATION, None)  # OpenCV turns it
+    elif _is_still(image) and size[0] * size[1] > 250_000:
+        image = _still_webp(image, data)
     else:
         image.load()
     # of 16 bits and several bands Pillow keeps the upper 8
@@ -231,6 +275,23 @@ def _decode(image: Image.Image, data: bytes, long_side: int | None) -> np.ndarra
         rgb = rgb.reduce(boxes)
         extent = tuple(side / box for side, box in zip(extent, boxes, strict=True))
     return _shrink(np.asarray(rgb), extent, target, means=drafted is not None or max(boxes) > 1)
+
+
+def _is_still(image: Image.Image) -> bool:
+    return image.format == "WEBP" and image.mode == "RGB" and image.n_frames == 1
+
+
+def _still_webp(image: Image.Image, data: bytes) -> Image.Image:
+    """Decode with OpenCV, to the same values: Pillow goes through the decoder for animations, which
+    takes 16 bytes a pixel instead of 7, and for large pictures up to twice the time.
+    """
+    how = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), how)
+    if values is None or values.shape[1::-1] != image.size:
+        raise ImageError("truncated", "the picture is damaged: not all of it can be read")
+    decoded = Image.fromarray(cv2.cvtColor(values, cv2.COLOR_BGR2RGB, dst=values))
+    decoded.info = image.info
+    return decoded
 
 
 def _draft_scale(image: Image.Image, long_side: int) -> int:
@@ -271,6 +332,9 @@ def _shrink(
 
 def _orientation(image: Image.Image) -> int:
     try:
+        if (text := image.info.get("Raw profile type exif")) and "exif" not in image.info:
+            image.info["exif"] = bytes.fromhex("".join(text.split("\n")[3:]))
+            containers.check_tags(image.info["exif"])
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a damaged EXIF block does not damage the picture
         return 1
@@ -293,7 +357,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # convert() would clip, not scale
         full = _scale(np.asarray(image))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        full = image.convert("RGBA")
+        full = image if image.mode == "RGBA" else image.convert("RGBA")
     else:
         full = image
     rgb = full if full.mode == "RGB" else full.convert("RGB")
@@ -360,12 +424,14 @@ def _scale(values: np.ndarray) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-@functools.lru_cache(32)
+@functools.lru_cache(8)  # each keeps its profile
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """The mode of the pictures that an ICC profile is for, "" where it is broken; and what
     converts them to sRGB, None where that changes no colour by more than 2 of 255.
     """
     try:
+        if len(profile) > MAX_PROFILE:
+            return "", None
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[opened.profile.xcolor_space.strip()]
         # the intent that comes nearest to browsers where inks are tabled
@@ -389,32 +455,6 @@ def color_profile(image: Image.Image) -> str:
     mode, transform = _transform(profile)
     fits = (mode == "CMYK") == (image.mode == "CMYK") and (mode != "L" or image.mode[0] in "1LIF")
     return "broken" if not mode or not fits else "converted" if transform else ""
-
-
-def _name_other_format(data: bytes) -> tuple[str, str]:
-    head = data[:256].lstrip()
-    if head.startswith(b"version https://git-lfs"):
-        return (
-            "text",
-            "a Git LFS pointer, not the picture itself (run `git lfs pull` where it came from)",
-        )
-    if head[:1] == b"<":
-        return "text", "an HTML or XML page, not a picture"
-    try:
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
-    except UnicodeDecodeError:
-        text = "\0"
-    if text.translate({9: 32, 10: 32, 13: 32}).isprintable():
-        return "text", "a text file, not a picture"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
-        return "format", "a HEIC photo, as iPhones make them: export it as JPEG first"
-    for place, magic, kind in _MAGIC:
-        if data.startswith(magic, place):
-            return (
-                "unreadable",
-                f"the picture is damaged: it begins like {kind}, but the header makes no sense",
-            )
-    return "format", "no picture of a known format (" + ", ".join(FORMATS) + ")"
 
 
 def photo_quality(pictures: np.ndarray) -> dict[str, np.ndarray]:

@@ -143,7 +143,16 @@ def test_the_scripts_are_there():
 
 
 def test_common_is_a_core_and_a_package_per_stage():
-    modules = ["__init__", "classes", "console", "decide", "files", "images", "labels"]
+    modules = [
+        "__init__",
+        "classes",
+        "console",
+        "containers",
+        "decide",
+        "files",
+        "images",
+        "labels",
+    ]
     packages = ["demo", "export", "organize", "serve", "train"]
     found = {p.name for p in (ROOT / "common").iterdir() if p.name != "__pycache__"}
     assert found == {*(f"{name}.py" for name in modules), *packages}

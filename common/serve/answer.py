@@ -13,7 +13,7 @@ import numpy as np
 
 from common.classes import ClassTree
 from common.decide import Answer, decide
-from common.images import MAX_PIXELS, photo_quality
+from common.images import photo_quality
 from common.serve.fusion import (
     agreement,
     apply_prior,
@@ -25,7 +25,8 @@ from common.serve.fusion import (
     hold_to,
     photo_weight,
 )
-from common.serve.predictor import Outputs, Photo, Predictor
+from common.serve.photos import Photo
+from common.serve.predictor import Outputs, Predictor
 from common.serve.texts import english, message
 
 MIDDLE = 0.8  # share of both sides in the middle view: training sees crops of 0.6 to 1 of the area
@@ -71,17 +72,14 @@ class PhotoResult:
 
 
 def read_photo(
-    predictors: Sequence[Predictor],
-    source: bytes | Path,
-    max_pixels: int = MAX_PIXELS,
-    tta: bool = False,
+    predictors: Sequence[Predictor], source: bytes | Path, tta: bool = False, **limits: int | None
 ) -> list[Photo]:
-    """Read a photo, once per size that is needed; one per model. Raises images.ImageError; OSError
-    where a path cannot be read.
+    """Read a photo, once per size that is needed; one per model. Limits and errors are those of
+    `images.read_sized`.
     """
     sizes = [(predictor.bundle.size, predictor.bundle.long_side) for predictor in predictors]
     read = {
-        size: predictor.read(source, max_pixels=max_pixels, middle=MIDDLE if tta else None)
+        size: predictor.read(source, MIDDLE if tta else None, **limits)
         for size, predictor in dict(zip(sizes, predictors, strict=True)).items()
     }
     return [read[size] for size in sizes]
@@ -114,26 +112,27 @@ class RunningPhoto:
 
 def start_photo(
     predictors: Sequence[Predictor],
-    source: bytes | Path,
+    source: bytes | Path | Photo,
     *,
-    max_pixels: int = MAX_PIXELS,
     short_side: int | None = None,
     tta: bool = False,
+    **limits: int | None,
 ) -> RunningPhoto:
     """Read a photo, measure it and give it to the models.
 
     Args:
         predictors: one model, or several of the same classes.
-        source: the photo's bytes or its path.
-        max_pixels: what the header of a photo may announce before anything is decoded.
+        source: the photo's bytes or its path, or, of one model, the photo as it was read.
         short_side: px, of the photo that this is a small copy of; None where it is the photo.
         tta: run each model on three views of the photo instead of one.
+        limits: of `images.read_sized`.
 
     Raises:
         ImageError: where it is no usable picture. OSError where a path cannot be read.
     """
     start = time.perf_counter()
-    photos = read_photo(predictors, source, max_pixels, tta)
+    read = isinstance(source, Photo)
+    photos = [source] if read else read_photo(predictors, source, tta, **limits)
     first, begun = photos[0], time.perf_counter()
     quality = {name: float(values[0]) for name, values in photo_quality(first.pixels[None]).items()}
     quality["short_side"] = short_side or min(first.width, first.height)

@@ -2,7 +2,6 @@
 settings of the light model. 03 checks its exports with it, 04 serves with it.
 """
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 
 from common.classes import ClassTree
 from common.decide import Rejection, Rollup, rejection_from_json, rollups_from_json
 from common.files import file_sha256, write_text
-from common.images import FORMATS, MAX_PIXELS, middle_of, read_rgb, resize_to_model
+from common.serve.photos import Photo, read_at_size
 
 FORMAT = 4
 FILE_NAME = "bundle.json"
@@ -30,7 +28,6 @@ _PREPROCESSING = {
     "dtype": "uint8",
     "color": "RGB",
 }
-_EXIF_ORIENTATION = 0x0112
 _MEND = "Export with: python 03_export.py"
 # exports/browser/, the light model of the web page
 LIGHT_FORMAT = 2
@@ -98,18 +95,6 @@ class Outputs:
     probabilities: np.ndarray
     ood: np.ndarray
     heatmap: np.ndarray
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A picture for the model: pixels uint8 (size, size, 3) RGB, the width and height of the
-    upright original, and perhaps its middle as a second view.
-    """
-
-    pixels: np.ndarray
-    width: int
-    height: int
-    middle: np.ndarray | None = None
 
 
 def write_bundle(folder: Path | str, bundle: Mapping[str, Any]) -> Path:
@@ -267,21 +252,11 @@ class Predictor:
         return done
 
     def read(
-        self,
-        source: bytes | Path | str,
-        *,
-        max_pixels: int = MAX_PIXELS,
-        middle: float | None = None,
+        self, source: bytes | Path | str, middle: float | None = None, **limits: int | None
     ) -> Photo:
-        """Read a picture of at most max_pixels, and the `middle` share of its sides as another.
-        Raises images.ImageError; OSError.
-        """
-        rgb = read_rgb(source, long_side=self.bundle.long_side, max_pixels=max_pixels)
-        height, width = rgb.shape[:2]
-        if self.bundle.long_side is not None and max(height, width) >= self.bundle.long_side:
-            width, height = _upright_size(source)
-        part = middle and resize_to_model(middle_of(rgb, middle), self.bundle.size)
-        return Photo(resize_to_model(rgb, self.bundle.size), width, height, part)
+        """Read a picture for this model; arguments and errors as for `photos.read_at_size`."""
+        bundle = self.bundle
+        return read_at_size(source, bundle.size, middle, long_side=bundle.long_side, **limits)
 
     def _check_signature(self) -> None:
         size = self.bundle.size
@@ -440,12 +415,3 @@ def _verify(folder: Path, card: ModelCard) -> None:
             f"{path} is not the file that was exported: its SHA-256 begins with {found[:12]}, and "
             f"{FILE_NAME} says {card.sha256[:12]}. Copy the whole folder again, or: {_MEND}"
         )
-
-
-def _upright_size(source: bytes | Path | str) -> tuple[int, int]:
-    with Image.open(
-        io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
-    ) as image:
-        width, height = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (height, width) if turned else (width, height)

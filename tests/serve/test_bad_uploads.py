@@ -4,6 +4,7 @@ server goes on.
 
 import asyncio
 import collections
+import io
 import json
 import random
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import mutations
 import pytest
 import tiny_bundle as tiny
+from PIL import Image
 
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
@@ -29,6 +31,7 @@ def app(tmp_path_factory):
     )
     yield made
     made.state.queue.stop()
+    made.state.decoder.stop()
 
 
 async def post(
@@ -103,6 +106,44 @@ def test_two_thousand_damaged_pictures(app, capfd):
     ), counts
     assert app.state.queue.taken == app.state.queue.held == 0
     assert capfd.readouterr().err == ""  # no traceback, no word of a library
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pictures_of_damaged_structure_and_giants(app, capfd):
+    uploads = [*mutations.restructured(mutations.whole(), 300), *mutations.costly(900_000).values()]
+    giants = [data for seed in range(6) for data in mutations.giants(random.Random(seed))]
+
+    async def all_of_them() -> collections.Counter:
+        counts = collections.Counter()
+        for data in [*uploads, *giants]:
+            counts[check(*await post(app, data))] += 1
+        return counts
+
+    counts = asyncio.run(all_of_them())
+    assert counts["unreadable"] > 100, counts
+    assert counts["too_large"] > 30, counts
+    assert counts["answered"] + counts["rolled_up"] + counts["rejected"] > 100, counts
+    assert app.state.decoder.waiting == app.state.queue.taken == app.state.queue.held == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_photo_takes_decides_where_it_is_decoded(app):
+    """PNG of 1 megapixel in a thread, of 5 apart, of 20 not at all."""
+    asked, where = [], app.state.decoder
+
+    async def counted(photo: bytes) -> Any:
+        asked.append(len(photo))
+        return await type(where).read(where, photo)
+
+    for side, apart, status in ((1000, 0, 200), (2300, 1, 200), (4500, 0, 413)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (side, side), "green").save(buffer, "PNG")
+        asked.clear()
+        where.read = counted
+        got, told = asyncio.run(post(app, buffer.getvalue()))
+        del where.read
+        assert (got, len(asked)) == (status, apart), told
+    assert b"takes 162 MB of memory, more than one picture may take; send it smaller" in told
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -15,7 +15,8 @@ from common.classes import ClassTree
 from common.console import table
 from common.decide import Answer, decide, joint_class, species_probabilities
 from common.serve.answer import PhotoResult, RunningPhoto, average, result_of, start_photo, views
-from common.serve.predictor import BundleError, Photo, Predictor
+from common.serve.photos import Photo
+from common.serve.predictor import BundleError, Predictor
 from common.serve.providers import open_predictor
 
 ROUNDS, WARM_UP = 30, 3  # of timing the models in turn

@@ -58,6 +58,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         service.queue.stop()
+        service.decoder.stop()
 
     pages = page_routes(
         predictor, settings.texts, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb
@@ -96,6 +97,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     )
     app.router.redirect_slashes = False  # ErrorMiddleware takes both
     app.state.queue, app.state.addresses = service.queue, inference_protocol.addresses(predictor)
+    app.state.decoder = service.decoder
     return app
 
 

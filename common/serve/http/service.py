@@ -4,20 +4,30 @@ the way.
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import ipaddress
 import time
 from collections.abc import Awaitable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from common.images import ImageError
-from common.serve.answer import Options, PhotoResult, answer, ms, result_of, start_photo
+from common.images import ImageError, NeedsMemory
+from common.serve.answer import (
+    Options,
+    PhotoResult,
+    RunningPhoto,
+    answer,
+    ms,
+    result_of,
+    start_photo,
+)
 from common.serve.http import inference_protocol
+from common.serve.http.decoder import LIGHT, MOST, RISKY, Decoder
 from common.serve.http.metrics import Telemetry
 from common.serve.http.uploads import (
     MOST_PHOTOS,
@@ -66,7 +76,7 @@ class Settings:
     waiting: int = 32
     max_upload_mb: float = 20.0
     max_megapixels: float = 64.0
-    memory_mb: float = 512.0
+    memory_mb: float = 64.0
     upload_seconds: float = 60.0
     access_log: bool = False
     provider: str = "cpu"
@@ -85,6 +95,8 @@ class Service:
         self.limit = int(settings.max_upload_mb * 1e6)
         self.tensor_limit = min(self.limit, inference_protocol.body_limit(predictor.bundle.size))
         self.queue = WorkQueue(settings.runners, settings.waiting, int(settings.memory_mb * 1e6))
+        bundle, self.max_pixels = predictor.bundle, int(settings.max_megapixels * 1e6)
+        self.decoder = Decoder(bundle.size, bundle.long_side, self.max_pixels)
         self.telemetry = Telemetry(
             {
                 "model": predictor.card.file,
@@ -187,13 +199,7 @@ class Service:
 
     async def _run(self, photo: bytes, i: int, count: int, options: Options) -> PhotoResult:
         try:
-            running = await self.queue.on_runner(
-                start_photo,
-                [self.predictor],
-                photo,
-                max_pixels=int(self.settings.max_megapixels * 1e6),
-                short_side=options.short_side,
-            )
+            running = await self._start(photo, options.short_side)
         except ImageError as error:
             name = "This" if count == 1 else f"Photo {i + 1}"
             raise RequestError(
@@ -201,6 +207,21 @@ class Service:
             ) from None
         await outputs_of(running.outputs[0])
         return result_of(running)
+
+    async def _start(self, photo: bytes, short_side: int | None) -> RunningPhoto:
+        start = functools.partial(start_photo, [self.predictor], short_side=short_side)
+        if photo[:2] not in RISKY:
+            try:
+                return await self.queue.on_runner(
+                    start, photo, max_pixels=self.max_pixels, max_bytes=LIGHT
+                )
+            except NeedsMemory as large:
+                if large.needed > MOST:
+                    raise
+        begun = time.perf_counter()
+        read = await self.decoder.read(photo)
+        decode = time.perf_counter() - begun
+        return replace(await self.queue.on_runner(start, read), decode=decode)
 
     async def infer(self, request: Request) -> Response:
         """POST /v2/models/NAME/infer."""
