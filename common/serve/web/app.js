@@ -239,7 +239,8 @@ const ready = begin();
 ready.then(() => loadKnown(facts.shell)).then((example) => {
   $("example").hidden = !example;
   $("example").addEventListener("click", async () => {
-    const blob = await (await fetch(example.url)).blob();
-    photos.take([new File([blob], "example.jpg", { type: "image/jpeg" })], false);
+    const blob = await fetch(example.url).then((response) => response.blob(), () => null);
+    if (blob) photos.take([new File([blob], "example.jpg", { type: "image/jpeg" })], false);
+    else showError(problem("error_none"));
   });
 }).catch(() => {}); // the page works without
