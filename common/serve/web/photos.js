@@ -108,9 +108,14 @@ function place() {
   $("square").hidden = !crop;
   $("crop").textContent = t(crop ? "uncrop" : "crop");
   if (!crop) return;
-  const { width, height, short } = extent();
-  const style = { left: crop.x, top: crop.y, width: (crop.side * short) / width, height: (crop.side * short) / height };
-  for (const [name, share] of Object.entries(style)) $("square").style[name] = `${100 * share}%`;
+  frameAt($("square"), crop);
+}
+
+// Lay an element over a square of the photo, or without a side over all of it.
+function frameAt(node, { x, y, side }) {
+  const { width, height, short } = side ? extent() : { width: 1, height: 1, short: 1 };
+  const style = { left: x, top: y, width: ((side ?? 1) * short) / width, height: ((side ?? 1) * short) / height };
+  for (const [name, share] of Object.entries(style)) node.style[name] = `${100 * share}%`;
 }
 
 // Cut out the square with its corner and side in px on the screen, moved to lie within the photo; null: nothing.
@@ -214,10 +219,7 @@ export function drawHeat(rows, square = null) {
   const [x, y] = ((i) => [i % width, Math.floor(i / width)])(values.indexOf(Math.max(...values)));
   const third = (at, whole) => Math.min(2, Math.floor((3 * (at + 0.5)) / whole));
   canvas.setAttribute("aria-label", t("heat_name", { place: t("heat_places").split(", ")[3 * third(y, height) + third(x, width)] }));
-  const { width: w, height: h, short } = extent();
-  const { x: left, y: top, side } = square ?? { x: 0, y: 0, side: 0 };
-  Object.assign(canvas.style, { left: `${100 * left}%`, top: `${100 * top}%`, width: square ? `${(100 * side * short) / w}%` : "100%",
-    height: square ? `${(100 * side * short) / h}%` : "100%" });
+  frameAt(canvas, square ?? { x: 0, y: 0 });
 }
 
 function setHeat(on) {
