@@ -83,6 +83,20 @@ def children(pid):
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def test_with_no_worker_left_a_long_pause_is_cut_short(exports, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    patient = QUICK.replace("PAUSE = 0.01", "PAUSE, workers.ALONE_PAUSE = 600, 0.1")
+    with serving(exports, "--workers", "2", program=("-c", patient)) as (_, port):
+        until(lambda: len(pids(port)) == 2)
+        first, second = pids(port)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: pids(port) == {second})
+        assert ask(port, body=PHOTO)[0] == 200
+        os.kill(second, signal.SIGKILL)
+        until(lambda: not lives(second))
+        assert ask(port, body=PHOTO)[0] == 200  # by one that began after 0.1 s
+
+
 def test_counts_are_the_clients_own_whatever_dies(exports, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     flags = ("--workers", "2", "--threads", "1", "--queue", "4")

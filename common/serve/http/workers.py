@@ -20,7 +20,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from common.console import say, warn
 
-PAUSE, MOST_PAUSE = 0.1, 30.0  # s before a worker that died is replaced, twice as long each time;
+PAUSE, MOST_PAUSE = 0.1, 30.0  # s before a worker that died is replaced, twice as long each time
+ALONE_PAUSE = 5.0  # s between two starts where no worker is left to answer
 STEADY = 5.0  # s after its start that a worker must serve for the pause to be short again
 MOST_FAILED = 3  # starts, before the first worker serves, after which none is tried
 STOP_SECONDS = 29.0  # before workers that were asked to stop are killed
@@ -32,7 +33,7 @@ class Worker:
     def __init__(self, number: int, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.number, self.target, self.arguments = number, target, arguments
         self.process: SpawnProcess | None = None
-        self.due, self.pause = 0.0, PAUSE
+        self.due, self.since, self.pause = 0.0, 0.0, PAUSE
 
     def start(self, context: SpawnContext) -> None:
         """Start a process."""
@@ -66,7 +67,7 @@ class Worker:
         return code
 
     def _replace_later(self, why: str) -> None:
-        warn(f"{why}; another one starts in {self.pause:g} s")
+        warn(f"{why}; another one starts within {self.pause:g} s")
         self.process, self.due = None, time.monotonic() + self.pause
         self.pause = min(2 * self.pause, MOST_PAUSE)
 
@@ -126,9 +127,11 @@ def _supervise(workers: list[Worker], started: Callable[[], None] | None, metric
     try:
         while not signals:
             time.sleep(0.1)
+            alone = all(one.process is None for one in workers)
             for worker in workers:
                 if worker.process is None:
-                    if time.monotonic() >= worker.due:
+                    due = min(worker.due, worker.since + ALONE_PAUSE) if alone else worker.due
+                    if time.monotonic() >= due:
                         worker.start(context)
                     continue
                 pid, code = worker.process.pid, worker.look()
