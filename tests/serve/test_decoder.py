@@ -1,8 +1,10 @@
 """Risky photos in a process of their own: the same pixels, a deadline, and no orphans."""
 
 import asyncio
+import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -98,3 +100,17 @@ def test_the_process_ends_with_its_server():
     while os.path.exists(f"/proc/{reader}") and time.monotonic() < end:
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{reader}")
+
+
+def test_a_server_that_is_killed_while_it_waits_leaves_no_traceback():
+    photo, about = mutations.whole()[11], json.dumps([10, 32, LIMITS])
+    reader = subprocess.Popen(
+        [sys.executable, "-m", decoder.__name__, about],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    reader.stdout.close()
+    assert reader.communicate(struct.pack("<Q", len(photo)) + photo)[1] == b""
+    assert reader.returncode == 0

@@ -165,7 +165,10 @@ def _main() -> None:
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MOST + _SPARE,) * 2)
-    serve(sys.stdin.buffer, answers, *json.loads(sys.argv[1]))
+    try:
+        serve(sys.stdin.buffer, answers, *json.loads(sys.argv[1]))
+    except BrokenPipeError:  # its server was killed
+        os._exit(0)  # now: on the way out Python would write the rest again, and complain
 
 
 if __name__ == "__main__":
