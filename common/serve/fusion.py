@@ -113,18 +113,21 @@ def agreement(answers: Sequence[Answer], weights: Sequence[float]) -> dict[str, 
     level = "species" if len(species) > 1 else "disease" if len(diseases) > 1 else None
     message = None
     if level:
+        said: dict[str, list[str]] = {}
+        for i, answer in voices:
+            if level == "species" or answer.disease is not None:
+                names = dict.fromkeys(filter(None, (answer.species, answer.disease)))
+                said.setdefault(" ".join(names).replace("_", " "), []).append(str(i + 1))
         told = [
-            f"photo {i + 1} says "
-            + " ".join(dict.fromkeys(filter(None, (answer.species, answer.disease)))).replace(
-                "_", " "
-            )
-            for i, answer in voices
-            if level == "species" or answer.disease is not None
+            f"photo {who[0]} says {what}"
+            if len(who) == 1
+            else f"photos {' and '.join(who)} say {what}"
+            for what, who in said.items()
         ]
         message = f"The photos disagree: {', '.join(told)}. " + (
-            "Are they all of one plant?"
+            "Are they all of one plant? Send photos of different plants one plant at a time."
             if level == "species"
-            else "The plant may have more than one thing, or one photo misleads."
+            else "Leaves of one plant may differ: a photo sent alone gets an answer of its own."
         )
     return {"agree": level is None, "level": level, "message": message}
 
