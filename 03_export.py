@@ -4,13 +4,17 @@ out-of-distribution pictures, and check it all.
 Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_only/),
         checkpoints/species_only/pretrained.pt, data/organized/
 Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
-        bundle.json, report.md with its pictures, report.html, report.json, README.md (model card)
+        bundle.json, report.md with its pictures, report.html, report.json, README.md (model card);
+        advice.csv, empty, which is yours to fill in and is never replaced; reference/ with
+        --reference
 Next    04_serve.py
 
   python 03_export.py
   python 03_export.py --ood documents=~/scans --unknown-plants ~/photos/garden
       with further out-of-distribution pictures: half choose thresholds, half are reported
   python 03_export.py --browser checkpoints/light/hierarchical_full/epoch=10-best.pt
+  python 03_export.py --reference 3 plants
+      adds three typical train pictures per class of the source `plants`, for the page to show
 
 Temperatures, thresholds and roll-up are fitted on val for each model; every figure of the reports
 is from test. An INT8 model that does not pass the gate (common/export/gate.py) is not written, and
@@ -45,15 +49,19 @@ from common.export.measure import (
     session_run,
 )
 from common.export.pictures import Pictures, known_ood
+from common.export.reference import free_pictures, write_reference
 from common.export.report import write_report
 from common.export.second_opinion import WORTH
 from common.files import claim, file_sha256, stand_in
 from common.serve import predictor
+from common.serve.advice import ADVICE, REFERENCE, begin_advice, describe_advice
 from common.train import checkpoint
 from common.train.compute import choose_compute
 from common.train.dataset import Organized, default_workers, load_organized
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
+WHERE = {"data", "checkpoints", "checkpoint", "output", "device", "workers"}
+ADDS = {"reference", "triton"}  # alone, they add to an export that is there
 SAME = 1e-3  # greatest difference of a probability between PyTorch and ONNX
 
 
@@ -87,6 +95,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "(default: where its weights are at hand and tell species that are left out)",
     )
     add("--browser", type=Path, metavar="CHECKPOINT", help="a small model: writes browser/ with it")
+    add(
+        "--reference",
+        nargs="+",
+        metavar=("N", "SOURCE"),
+        help="also N typical train pictures per class, for the page to show to everybody: only of "
+        "the sources named here (`dataset` in manifest.csv)",
+    )
     add("--triton", type=Path, metavar="DIR", help="also lay out a Triton model repository")
     add("--max-size-mb", type=float, help="fail where the served model is larger")
     add("--max-latency-ms", type=float, help="fail where a picture takes longer on one thread")
@@ -99,6 +114,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         fail(
             "--precision-wanted must be 0.5 to 1, --max-pictures at least 10, --workers at least 0."
         )
+    changed = {name for name, value in vars(args).items() if value != flags.get_default(name)}
+    args.only_adds = bool(changed & ADDS) and changed <= ADDS | WHERE
     args.compute = choose_compute(args.device, "fp32")
     return args
 
@@ -180,11 +197,14 @@ def if_worth_it(fitted: Fitted) -> Fitted:
 
 
 def up_to_date(folder: Path, built_from: str) -> bool:
-    """Whether a folder holds an export of the same checkpoints, data and settings."""
+    """Whether a folder holds an export of the same checkpoints, data and settings; whatever the
+    settings where `built_from` ends in a dash.
+    """
     if not (folder / predictor.FILE_NAME).is_file():
         return False
     try:
-        return predictor.read_bundle(folder).raw.get("built_from") == built_from
+        made = predictor.read_bundle(folder).raw.get("built_from", "")
+        return made.startswith(built_from) if built_from.endswith("-") else made == built_from
     except predictor.BundleError as error:
         warn(f"{error}; exporting again.")
         return False
@@ -199,15 +219,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     payload = checkpoint.load(path)
     checkpoint.require_tree(payload, data.tree, path, data.root)
     check_inputs(args, data, path)
+    free = free_pictures(data, args.reference) if args.reference else None
     version = checkpoint.weights_hash(payload)
     before = load_pretrained(args.second_opinion, path, payload)
     student = checkpoint.weights_hash(checkpoint.load(args.browser)) if args.browser else ""
-    sources = [version, data.manifest_hash[:16], args.precision_wanted, args.max_pictures]
-    sources += [student[:16], *args.ood, *args.unknown_plants, args.second_opinion]
+    same = "-".join(map(str, [predictor.FORMAT, version, data.manifest_hash[:16]]))
+    sources = [args.precision_wanted, args.max_pictures, student[:16]]
+    sources += [*args.ood, *args.unknown_plants, args.second_opinion]
     sources += [before and checkpoint.weights_hash(before)]
-    built_from = "-".join(map(str, [predictor.FORMAT, *sources]))
-    if not args.fresh and up_to_date(args.output, built_from):
+    built_from = "-".join(map(str, [same, *sources]))
+    if not args.fresh and up_to_date(args.output, f"{same}-" if args.only_adds else built_from):
         say(f"{args.output} is up to date: same checkpoint, same data. --fresh exports again.")
+        add_beside(args, data, payload, free)
         return 0
     settings = payload["settings"]
     say(f"checkpoint: {path} ({settings['backbone']}, {settings['image_size']} px)")
@@ -228,22 +251,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundle = result["bundle"] | {"built_from": built_from}
         predictor.write_bundle(partial, bundle)
         told = write_report(partial, result, data, args.checkpoints, args.browser, clock())
-        if args.triton:
-            formats.write_triton(args.triton, partial / bundle["default_model"], bundle)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, (LimitError, formats.FormatError)):
             fail(f"{error} Nothing was written.")
         raise
+    if (args.output / ADVICE).is_file():
+        shutil.copy2(args.output / ADVICE, partial)
+    if (args.output / REFERENCE).is_dir() and not free:
+        warn(f"{args.output / REFERENCE} is gone with the old export: give --reference again.")
     stand_in(partial, args.output)
-    say(
-        "",
-        told,
-        f"wrote {args.output}/ (report.md says more, report.html shows what it got wrong)",
-        f"time: {duration(clock())}",
-        "next: python 04_serve.py",
-    )
+    say("", told)
+    say(f"wrote {args.output}/ (report.md says more, report.html shows what it got wrong)")
+    add_beside(args, data, payload, free)
+    say(f"time: {duration(clock())}", "next: python 04_serve.py")
     return 0
+
+
+def add_beside(
+    args: argparse.Namespace,
+    data: Organized,
+    payload: dict[str, Any],
+    free: tuple[int, dict[int, str]] | None,
+) -> None:
+    """Add to the export: an empty advice.csv where there is none, and the reference pictures and
+    the Triton repository that are wanted.
+    """
+    begin_advice(args.output, data.tree)
+    if args.triton:
+        bundle = predictor.read_bundle(args.output).raw
+        try:
+            formats.write_triton(args.triton, args.output / bundle["default_model"], bundle)
+        except formats.FormatError as error:
+            fail(str(error))
+        say(f"wrote {args.triton}/: tritonserver --model-repository {args.triton}")
+    if free:
+        model, device = checkpoint.build_model(payload), args.compute.device
+        count, pictures = free
+        folder = args.output / REFERENCE
+        say(write_reference(folder, data, model, pictures, count, device, args.workers))
+    say(f"advice: {describe_advice(args.output, data.tree)}")
 
 
 def export(
@@ -321,13 +368,7 @@ def export(
     cards = {}
     for name, outcome in outcomes.items():
         entry = entries.get(name) or describe(outcome, reference, args.precision_wanted)
-        cards[name] = {
-            "sha256": file_sha256(folder / name),
-            "size_mb": round((folder / name).stat().st_size / 1e6, 3),
-            "precision": precisions[name],
-            "temperature": t.to_json(),
-            **entry,
-        }
+        cards[name] = file_facts(folder / name, precisions[name], t) | entry
         cards[name]["metrics"] |= {
             "ms_p50": round(speed[name], 3),
             "batch_difference": check_batches(runs[name], some),
@@ -345,6 +386,16 @@ def export(
         "torch_ms": speed["torch"],
         "outcomes": outcomes,
         "temperatures": t,
+    }
+
+
+def file_facts(path: Path, precision: str, temperatures: Temperatures) -> dict[str, Any]:
+    """What bundle.json says of a model's file itself."""
+    return {
+        "sha256": file_sha256(path),
+        "size_mb": round(path.stat().st_size / 1e6, 3),
+        "precision": precision,
+        "temperature": temperatures.to_json(),
     }
 
 

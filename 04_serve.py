@@ -1,12 +1,14 @@
 """Stage 4: answer photos with an exported model, over HTTP with a web page, or for whole folders.
 
 Reads   exports/ (written by 03_export.py). Needs no torch.
-Writes  nothing; with --predict a CSV, one row per photo, with --submission a second one.
+Writes  nothing; with --predict a CSV, one row per photo, with --submission a second one; with
+        --static the page as a folder for a web host.
 
   python 04_serve.py                                   the page and the API at http://127.0.0.1:8000
   python 04_serve.py --port 9000 --model model.onnx    another port, another model of the exports
   python 04_serve.py --workers 4 --provider cpu        several processes on one port, on the CPU
   python 04_serve.py --predict photos/ leaf.jpg --output predictions.csv
+  python 04_serve.py --static site                     the page for GitHub Pages or any web host
   python 04_serve.py --predict photos/ --shard 3/16    on many machines: common/serve/CLUSTERS.md
 
   curl --data-binary @leaf.jpg http://127.0.0.1:8000/predict
@@ -27,6 +29,7 @@ from typing import Any
 
 from common import console
 from common.files import cores
+from common.serve.advice import describe_advice, read_advice
 from common.serve.batch import latency
 from common.serve.batch.ensembles import Ensemble, locate, open_models
 from common.serve.batch.photo_list import (
@@ -47,6 +50,7 @@ from common.serve.http.work_queue import settle_process
 from common.serve.predictor import Bundle, BundleError, ModelCard, Predictor, read_bundle
 from common.serve.providers import GPUS, installed, open_predictor
 from common.serve.shared import RemoteModel, SharedModel
+from common.serve.static_site import write_static
 
 
 @console.friendly
@@ -61,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.predict:
             return predict_files(find_photos(args.predict), args)
         args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
+        if args.static:
+            console.say(*write_static(args.static, args.exports, args.texts, args.top_k))
+            return 0
         listener = sockets.bind(args.host, args.port)
         model, provider = None, ""
         if args.provider != "cpu" and set(GPUS) & set(installed()):
@@ -76,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.fail(
                 f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
             )
+        read_advice(args.exports, bundle.tree)  # fails here rather than in every process
         shared = (SharedModel(model.submit).address, model.bundle.raw) if on_gpu else None
         return workers.supervise(
             args.workers,
@@ -129,6 +137,7 @@ def serve(
         provider=provider,
         api_key=args.api_key,
         cors_origins=tuple(args.cors_origin),
+        texts=args.texts,
     )
     app = make_app(predictor, settings)
     sockets.serve(
@@ -164,6 +173,7 @@ def announce(
         )
     console.say(
         f"page     {url}/ {describe_light(args.exports)}",
+        f"advice   {describe_advice(args.exports, bundle.tree, args.texts['language'])}",
         f"API      {url}/docs",
         f"try      curl --data-binary @leaf.jpg {url}/predict",
         "stop     Ctrl-C",

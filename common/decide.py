@@ -6,7 +6,7 @@ plant of unknown species, and one whose species score exceeds its own, as the la
 class where its probability reaches `rollup.disease`, unless its disease score says the disease is
 unknown; else roll up to the species where its probability reaches `rollup.species`; else reject as
 unsure. A poor photo explains a rejection but never causes one. `decide_batch` applies the rule to
-many pictures, for measuring it; `decide` applies it to one and adds the sentences.
+many pictures, for measuring it; `decide` applies it to one and adds the reasons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,47 +21,9 @@ MODES = ("joint", "routed")
 # the values of `Decisions.outcome`
 ANSWERED, ROLLED_UP, NOT_A_PLANT, UNKNOWN_SPECIES, UNSURE = range(5)
 
-_WHY = {
-    NOT_A_PLANT: (
-        "not_a_plant",
-        "This does not look like any plant I have learned. Take a close, sharp photo of a single "
-        "leaf in daylight and try again. If the plant is not on my list, I cannot name it.",
-    ),
-    UNKNOWN_SPECIES: (
-        "unknown_species",
-        "This looks like a plant, but like none that I have learned. If it is on my list, "
-        "photograph a single leaf from above, in daylight and against a plain background.",
-    ),
-    UNSURE: (
-        "unsure",
-        "I cannot tell this plant with enough certainty. Try a closer, sharper photo of a single "
-        "leaf in even daylight, against a plain background, or photograph another leaf of the same "
-        "plant.",
-    ),
-}
-_DISEASE_TEXT = (
-    "I know the plant, but what it has looks like nothing that I have learned for it. Photograph "
-    "the marks themselves, close and sharp. If they stay unknown, ask someone who can look at the "
-    "plant."
-)
-# measure of a photo -> the reason given where it is too low, and the sentence
-_PHOTO = {
-    "short_side": (
-        "small",
-        "The photo is small, with {value:.0f} pixels on its short side where {limit:.0f} are "
-        "needed. Send the photo itself, not a preview or a screenshot of it.",
-    ),
-    "brightness": (
-        "dark",
-        "The photo is too dark, with a brightness of {value:.0%} where {limit:.0%} is needed. "
-        "Take it in daylight, with the light on the leaf.",
-    ),
-    "sharpness": (
-        "blurred",
-        "The photo is blurred, with a sharpness of {value:.2g} where {limit:.2g} is needed. Hold "
-        "the camera still, a hand's breadth from the leaf, and tap on the leaf to focus.",
-    ),
-}
+_REASONS = {NOT_A_PLANT: "not_a_plant", UNKNOWN_SPECIES: "unknown_species", UNSURE: "unsure"}
+# measure of a photo -> the reason given where it is too low
+_PHOTO = {"short_side": "small", "brightness": "dark", "sharpness": "blurred"}
 
 
 @dataclass(frozen=True)
@@ -188,17 +150,6 @@ class Answer:
     rejection: dict[str, Any]
 
 
-def texts() -> dict[str, Any]:
-    """The sentences as plain values, for a page that decides by itself: `why` {reason: sentence},
-    `unknown_disease`, and `photo` {measure: [reason, sentence with {value} and {limit}]}.
-    """
-    return {
-        "why": dict(_WHY.values()),
-        "unknown_disease": _DISEASE_TEXT,
-        "photo": {name: list(pair) for name, pair in _PHOTO.items()},
-    }
-
-
 def species_probabilities(probabilities: np.ndarray, tree: ClassTree) -> np.ndarray:
     """Sum over the classes of each species: (N, C) -> float64 (N, S), 0 to 1. Raises ValueError on
     another width.
@@ -303,7 +254,7 @@ def decide(
         tree, rejection, rollup, mode: as for `decide_batch`.
         top_k: how many alternatives to list, most probable first.
         photo: measures of the photo (`brightness`, `sharpness`, `short_side`), compared with
-            `rejection.photo` where it is not answered in full; None compares nothing.
+            `rejection.photo`; None compares nothing.
 
     Raises:
         ValueError: as `decide_batch`.
@@ -338,9 +289,7 @@ def decide(
         },
         path=path[:depth],
         alternatives=alternatives(probabilities, tree, top_k),
-        rejection=_rejection_words(
-            outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}
-        ),
+        rejection=_reasons(outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}),
     )
 
 
@@ -360,33 +309,31 @@ def alternatives(probabilities: np.ndarray, tree: ClassTree, top_k: int) -> list
     ]
 
 
-def _rejection_words(
+def _reasons(
     outcome: int,
     unknown_disease: bool,
     ood: np.ndarray,
     rejection: Rejection | None,
     photo: Mapping[str, float],
 ) -> dict[str, Any]:
-    reason, message = _WHY.get(outcome, (None, None))
+    reason = _REASONS.get(outcome)
     threshold = rejection.ood if rejection else None
     if outcome == ROLLED_UP and unknown_disease:
-        reason, message, threshold = "unknown_disease", _DISEASE_TEXT, rejection.disease
+        reason, threshold = "unknown_disease", rejection.disease
     if outcome == UNKNOWN_SPECIES and not threshold.exceeded(ood):
         threshold = rejection.species
-    limits = rejection.photo if rejection and outcome != ANSWERED else {}
+    limits = rejection.photo if rejection else {}
     failed = [
         {"measure": name, "value": _round(photo[name]), "limit": _round(limits[name])}
         for name in _PHOTO
         if name in photo and name in limits and not photo[name] >= limits[name]
     ]
-    if failed and outcome != ROLLED_UP:
-        reason, text = _PHOTO[failed[0]["measure"]]
-        message = text.format(**failed[0])
+    if failed and outcome not in (ANSWERED, ROLLED_UP):
+        reason = _PHOTO[failed[0]["measure"]]
     value = None if threshold is None else float(threshold.value(ood))
     return {
         "rejected": outcome not in (ANSWERED, ROLLED_UP),
         "reason": reason,
-        "message": message,
         "score": threshold.score if threshold else None,
         "value": None if value is None or not np.isfinite(value) else _round(value),
         "threshold": _round(threshold.threshold) if threshold else None,

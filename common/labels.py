@@ -56,12 +56,17 @@ class Table:
         return f"{self.path.name}, {self.unit} {self.lines[row]}"
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, prose: bool = False) -> Table:
     """Read a label file: CSV with commas, semicolons or tabs, in UTF-8 or UTF-16, or JSON: COCO, a
     list of objects, or an object {file: label}.
 
     Nothing is mended: a row of the wrong length, a quote that its line does not close, a repeated
     name of a column and control characters are mistakes of the whole file.
+
+    Args:
+        path: the file.
+        prose: cells in quotes may have several lines; no row may have more cells than the header,
+            as one has whose text holds the delimiter without quotes.
 
     Raises:
         SystemExit: where the file is not there or not as said, with the line.
@@ -72,15 +77,17 @@ def read_table(path: Path) -> Table:
     if bad := _CONTROL.search(text):
         line = len(_BREAK.split(text[: bad.start()]))
         fail(f"{path}, line {line}: a control character, {bad[0]!r}. Is the file damaged?")
-    return (_json_table if path.suffix.lower() == ".json" else _csv_table)(path, text)
+    return (
+        _json_table(path, text) if path.suffix.lower() == ".json" else _csv_table(path, text, prose)
+    )
 
 
 def _decode(path: Path, data: bytes) -> str:
     """UTF-8 keeps bytes that are none, as file names may hold them; labels may not."""
     if data[:4] in (b"PK\3\4", b"\xd0\xcf\x11\xe0"):
         fail(
-            f"--labels {path} is a spreadsheet. Save its sheet as CSV (in Excel: CSV UTF-8) and "
-            f"give that file."
+            f"{path} is a spreadsheet. Save its sheet as CSV (in Excel: CSV UTF-8), and use that "
+            f"file."
         )
     odd, even, some = data[1:400:2].count(0), data[:400:2].count(0), len(data[:400])
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -93,12 +100,12 @@ def _decode(path: Path, data: bytes) -> str:
         return data.decode(codec)
     except UnicodeDecodeError as error:
         fail(
-            f"--labels {path} is not UTF-16 text ({error.reason} at byte {error.start}). Save it "
+            f"{path} is not UTF-16 text ({error.reason} at byte {error.start}). Save it "
             f"as UTF-8 CSV."
         )
 
 
-def _csv_table(path: Path, text: str) -> Table:
+def _csv_table(path: Path, text: str, prose: bool) -> Table:
     lines = _BREAK.split(text)
     told = re.fullmatch(r'"?sep=([,;|\t])"?[,;\t ]*', lines[0], re.I)
     start = next((i for i in range(bool(told), len(lines)) if lines[i].strip()), len(lines))
@@ -106,19 +113,22 @@ def _csv_table(path: Path, text: str) -> Table:
     header: list[str] = []
     columns: list[list[str]] = []
     numbers, done = array("q"), start
-    reader = csv.reader(lines[start:], delimiter=mark, skipinitialspace=True, strict=True)
+    rest = (line + "\n" * prose for line in lines[start:])
+    reader = csv.reader(rest, delimiter=mark, skipinitialspace=True, strict=True)
     try:
         for row in reader:
-            if start + reader.line_num != done + 1:
+            if start + reader.line_num != done + 1 and not prose:
                 raise csv.Error("a quote is opened and not closed")
             row = list(map(str.strip, row))
             if not header:  # columns without a name at its end hold nothing
+                full = len(row)
                 header = row[: max((i for i, name in enumerate(row, 1) if name), default=0)]
                 columns = [[] for _ in header]
             elif any(row):
                 if row == header:
                     raise csv.Error("the header again")
-                if len(row) != len(header) and (len(row) < len(header) or any(row[len(header) :])):
+                short, more = len(row) < len(header), any(row[len(header) :])
+                if short or more or (prose and len(row) > full):
                     raise csv.Error(
                         f"{len(row)} cells where the header has {len(header)}; a cell that holds "
                         f"the delimiter ({MARKS.get(mark, mark)}) needs quotes around it"
@@ -126,7 +136,7 @@ def _csv_table(path: Path, text: str) -> Table:
                 numbers.append(done + 1)
                 for column, cell in zip(columns, row, strict=False):
                     column.append(cell)
-            done += 1
+            done = start + reader.line_num
     except csv.Error as error:
         open_quote = start + reader.line_num > done + 1 or "end of data" in str(error)
         told_as = "a quote is opened and not closed in the line" if open_quote else error
@@ -147,7 +157,7 @@ def _table(
     if twice := sorted({name for name in named if named.count(name) > 1}):
         fail(f"{path}, {where}: the column {twice[0]!r} stands there twice. Rename or remove one.")
     if not named or not lines:
-        fail(f"--labels {path} is empty; it needs a header row and a row per picture.")
+        fail(f"{path} is empty; it needs a header row, and rows below it.")
     cells = {  # one object for cells that are equal: a million labels are few words
         name: list(map({}.setdefault, column, column))
         for name, column in zip(header, columns, strict=True)
@@ -258,7 +268,7 @@ def read_label_file(
     column = chosen.get("label", chosen.get("disease"))
     names = _names(table, column, folders) if column and _numeric(table.cells[column]) else None
     chosen = {use: chosen[use] for use in USES if use in chosen}
-    _require_text(table, [c for use, c in chosen.items() if use != "file"] + flags)
+    require_text(table, [c for use, c in chosen.items() if use != "file"] + flags)
     note = ", ".join(f"{use} = {name}" for use, name in chosen.items())
     if flags:
         more = ", ..." if len(flags) > 6 else ""
@@ -370,7 +380,8 @@ def _flagged(table: Table, flags: list[str]) -> list[tuple[str, ...]]:
     return [tuple(n for n, c in zip(flags, row, strict=True) if c.lower() in on) for row in rows]
 
 
-def _require_text(table: Table, columns: Sequence[str]) -> None:
+def require_text(table: Table, columns: Sequence[str]) -> None:
+    """Raises SystemExit where a name or a cell of some columns is not UTF-8."""
     for name in columns:
         for row, cell in enumerate((name, *table.cells[name])):
             if not cell.isascii() and re.search("[\ud800-\udfff]", cell):

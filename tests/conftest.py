@@ -5,6 +5,7 @@ the pipeline at tiny size, run once per process.
 import importlib
 import os
 import random
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,3 +124,90 @@ def browser(tmp_path_factory):
     made = Chromium(tmp_path_factory.mktemp("chromium") / "profile")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> SimpleNamespace:
+    """`.plain`: exports without a light model; `.light`: with one; `.full`: with advice and
+    pictures to compare with, too; `.photos`: the folder of `PHOTOS`.
+    """
+    import json
+    import shutil
+
+    import tiny_bundle as tiny
+    import tiny_light
+    from page_site import PHOTOS
+
+    root = tmp_path_factory.mktemp("page")
+    plain, light = tiny.make(root / "plain"), tiny.make(root / "light")
+    tiny_light.add(light)
+    full = shutil.copytree(light, root / "full")
+    (full / "advice.csv").write_text(
+        "species,disease,language,scientific_name,local_name,text,severity,treatment,link,source\n"
+        "apple,,en,Malus domestica,Mti wa tofaa,,,,,\n"
+        "apple,scab,en,Venturia inaequalis,,Burn the leaves.,high in wet years,copper,"
+        "https://example.org/scab,Extension service\n"
+    )
+    index = {}
+    for i in range(tiny.TREE.num_classes):
+        name = tiny.TREE.class_name(i)
+        (full / "reference" / name).mkdir(parents=True)
+        (full / "reference" / name / "1.jpg").write_bytes(tiny.picture(tiny.color_of(i)))
+        index[name] = [{"file": f"{name}/1.jpg", "source": "my garden"}]
+    (full / "reference" / "index.json").write_text(json.dumps(index))
+    (root / "photos").mkdir()
+    for name, data in PHOTOS.items():
+        (root / "photos" / name).write_bytes(data)
+    return SimpleNamespace(plain=plain, light=light, full=full, photos=root / "photos")
+
+
+@pytest.fixture(scope="module")
+def plain(places):
+    """The page without a light model, served."""
+    from page_site import serve
+
+    with serve(places.plain, max_upload_mb=0.5) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def light(places):
+    """The page with one, served."""
+    from page_site import serve
+
+    with serve(places.light, max_upload_mb=0.5) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def full(places):
+    """The page with all that it can show, served."""
+    from page_site import serve
+
+    with serve(places.full, max_upload_mb=0.5) as site:
+        yield site
+
+
+@pytest.fixture
+def tab(browser):
+    """Open pages, wait until they are ready to answer, and close them at the end; a complaint of
+    theirs fails the test.
+    """
+    pages = []
+
+    def open_(site, wanted="browser", **emulate):
+        page = browser.page(site.url, **emulate)
+        pages.append(page)
+        assert page.wait("document.documentElement.dataset.ready") == wanted
+        return page
+
+    yield open_
+    for page in pages:
+        page.js("localStorage.clear()")
+        complaints = [
+            text
+            for text in page.complaints()
+            if not re.search("ERR_CONNECTION_REFUSED|ERR_INTERNET_DISC|status of (4|502)", text)
+        ]
+        page.close()
+        assert complaints == []

@@ -9,14 +9,37 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import tiny_bundle as tiny
 import uvicorn
 from starlette.responses import HTMLResponse
 
+from common.serve.http import web_files
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
 from common.serve.predictor import Predictor
+
+PHOTOS = {
+    "scab.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG"),
+    "healthy.png": tiny.picture(tiny.color_of(0)),
+    "between.png": tiny.picture(tiny.between(1, 2)),
+    "no_plant.png": tiny.picture(tiny.NO_PLANT),
+    "corn.png": tiny.picture(tiny.color_of(4)),
+    "small.png": tiny.picture(tiny.color_of(2), (40, 24)),
+    "text.txt": b"no picture",
+    "broken.jpg": tiny.picture(tiny.color_of(2), (300, 200), "JPEG")[:100],
+    "scan.tif": tiny.picture(tiny.color_of(2), (90, 70), "TIFF"),
+    "halves.png": tiny.halves(tiny.color_of(2), tiny.color_of(4)),
+    "huge.bmp": tiny.picture(tiny.color_of(2), (700, 500), "BMP"),
+}  # over the server's limit: only its small copy is sent
+NO_RUNTIME = any(not (web_files.RUNTIME / name).is_file() for name in web_files.PINNED)
+needs_runtime = pytest.mark.skipif(
+    NO_RUNTIME,
+    reason="onnxruntime-web was not fetched: `python -m common.serve.web_runtime fetch` does that",
+)
 
 
 @dataclass
@@ -95,3 +118,49 @@ def serve(exports: Path, port: int = 0, prefix: str = "", **settings: object) ->
     finally:
         stop()
         listener.close()
+
+
+def settle(page, timeout=20):
+    """Wait for the last answer, and return what a reader finds."""
+    page.wait(
+        "(({dataset: {state}, ariaBusy}) => state && state !== 'waiting' && ariaBusy === "
+        "'false')(document.getElementById('result'))",
+        timeout,
+    )
+    return SimpleNamespace(
+        **page.js("""(() => {
+        const $ = (id) => document.getElementById(id);
+        if (!$('heat-switch').hidden) $('heat-switch').click();
+        const [heat, photo] = [$('heat').getBoundingClientRect(),
+          $('preview').getBoundingClientRect()];
+        return { state: $('result').dataset.state, by: $('result').dataset.by,
+          text: $('result').innerText, spoken: $('spoken').textContent,
+          bars: [...document.querySelectorAll('#result .bar i')].map((bar) =>
+            parseFloat(bar.style.width)),
+          heat: $('heat').hidden ? null : [$('heat').width, $('heat').height],
+          covers: Math.abs(heat.width - photo.width) < 1 &&
+            Math.abs(heat.height - photo.height) < 1,
+          framed: !$('frame').hidden, privacy: $('privacy').innerText,
+            wide: document.documentElement.scrollWidth, window: innerWidth };
+    })()""")
+    )
+
+
+def choose(page, places, *names):
+    """Choose the photos of a plant."""
+    page.choose("#file", [places.photos / name for name in names])
+    page.wait("!document.getElementById('ask').hidden")
+
+
+def give(page, places, *names):
+    """Choose photos, ask what they show, wait for the answer."""
+    choose(page, places, *names)
+    page.js("document.getElementById('ask').click()")
+    return settle(page)
+
+
+def yes(page):
+    """Agree that a photo is sent whole, and wait for the answer."""
+    assert "must be sent whole" in settle(page).text
+    page.js("document.getElementById('whole-yes').click()")
+    return settle(page)

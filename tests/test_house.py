@@ -432,7 +432,7 @@ def test_commands_of_the_guides_have_known_flags(guide, known_flags):
         told = " ".join(words)
         if words[1] == "-m":
             is_ours = words[2].startswith("common.")
-            assert is_ours or words[2] in ("pytest", "venv", "pip"), told
+            assert is_ours or words[2] in ("pytest", "venv", "pip", "http.server"), told
             assert not is_ours or (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file()
             continue
         if words[1] == "-c":

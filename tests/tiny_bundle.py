@@ -59,6 +59,17 @@ def picture(
     return buffer.getvalue()
 
 
+def halves(
+    left: tuple[int, int, int], right: tuple[int, int, int], size: tuple[int, int] = (300, 200)
+) -> bytes:
+    """The bytes of a PNG, width x height, of one colour on the left and another on the right."""
+    pixels = np.empty((size[1], size[0], 3), np.uint8)
+    pixels[:, : size[0] // 2], pixels[:, size[0] // 2 :] = left, right
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def model(
     size: int = SIZE,
     *,

@@ -179,18 +179,21 @@ class Pictures:
         chosen = spread(len(pictures), self.at_most)
         if split == "train" and len(pictures) > self.at_most:  # a rare class is known, too
             chosen = balanced(pictures.class_idx, self.at_most)
-        yield from self._load(
+        yield from self.load(
             split, chosen[spread(len(chosen), at_most or self.at_most)], batch_size
         )
 
     def calibration(self, at_most: int = 256) -> Iterator[np.ndarray]:
         """Yield class-balanced pictures of train, uint8 (N, size, size, 3)."""
         chosen = balanced(self.data.splits["train"].class_idx, at_most)
-        return (pictures for pictures, _ in self._load("train", chosen, 16))
+        return (pictures for pictures, _ in self.load("train", chosen, 16))
 
-    def _load(
+    def load(
         self, split: str, chosen: np.ndarray, batch_size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (uint8 (N, size, size, 3), class_idx int64 (N,)) of the chosen pictures of a split,
+        int (M,).
+        """
         views: Any = torch.utils.data.Subset(
             EvalViews(self.data.splits[split], self.size), chosen.tolist()
         )

@@ -27,6 +27,7 @@ from common.serve.fusion import (
 )
 from common.serve.photos import Photo
 from common.serve.predictor import Outputs, Predictor
+from common.serve.texts import english, message
 
 MIDDLE = 0.8  # share of both sides in the middle view: training sees crops of 0.6 to 1 of the area
 
@@ -187,16 +188,19 @@ def average_views(probabilities: np.ndarray) -> np.ndarray:
 
 
 def answer(
-    predictor: Predictor, results: Sequence[PhotoResult], options: Options
+    predictor: Predictor,
+    results: Sequence[PhotoResult],
+    options: Options,
+    texts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Decide about the photos of one plant.
+    """Decide about the photos of one plant, in the words of `texts` (None: English).
 
     Returns:
         plain values: `decide.Answer` with precision, photos (a row each), agreement, conditioned,
         prior, model, image (of the first photo), perhaps heatmap (of the photo that counts most),
         and timings_ms.
     """
-    start = time.perf_counter()
+    start, texts = time.perf_counter(), texts or english()
     tree, card = predictor.bundle.tree, predictor.card
     rollup = card.rollups[options.precision] if options.precision else card.rollup
 
@@ -223,7 +227,7 @@ def answer(
     own = alone
     if options.prior or options.species:
         own = [decided(_known(s.probabilities, options, tree), s.ood, s.quality) for s in results]
-    agreed, rows = agreement(own, weights), np.stack([s.probabilities for s in results])
+    agreed, rows = agreement(own, weights, texts), np.stack([s.probabilities for s in results])
     fused = (
         fuse_probabilities(rows, np.asarray(weights))
         if agreed["agree"]
@@ -241,14 +245,18 @@ def answer(
             != (after["species"], after["disease"]),
         }
     if options.species:
-        conditioned, known = _conditioned(known, options.species, predictor)
+        conditioned, known = _conditioned(known, options.species, tree, texts)
     together = own[0]
     if len(results) > 1:
         scores = fuse_scores(ood, np.asarray(weights), [a.rejection["value"] for a in alone])
         together = decided(known, scores, fuse_quality([s.quality for s in results]))
-        together = hold_to(together, own, weights, agreed["message"])
+        together = hold_to(together, own, weights, agreed["agree"])
     result = dict(
         vars(together),
+        rejection={
+            **together.rejection,
+            "message": agreed["message"] or message(together.rejection, texts),
+        },
         precision=options.precision or next(iter(card.rollups), None),
         photos=[
             _row(s, a, weight, bool(r))
@@ -284,28 +292,20 @@ def _known(probabilities: np.ndarray, options: Options, tree: ClassTree) -> np.n
 
 
 def _conditioned(
-    probabilities: np.ndarray, species: str, predictor: Predictor
+    probabilities: np.ndarray, species: str, tree: ClassTree, texts: Mapping[str, str]
 ) -> tuple[dict[str, Any], np.ndarray]:
-    tree = predictor.bundle.tree
     before, share = (
         best(probabilities, tree),
         float(probabilities[tree.class_species == tree.species.index(species)].sum()),
     )
     agrees = before["species"] == species
-    message = (
-        None
-        if agrees
-        else (
-            f"You said {species.replace('_', ' ')}, and the answer goes by that. By the photo "
-            f"alone I would have said {before['species'].replace('_', ' ')}."
-        )
-    )
+    said, photo = (name.replace("_", " ") for name in (species, before["species"]))
     told = {
         "species": species,
         "agrees": agrees,
         "probability_before": float(f"{share:.6g}"),
         "best_before": before,
-        "message": message,
+        "message": None if agrees else texts["said_other"].format(said=said, photo=photo),
     }
     return told, condition(probabilities, species, tree)
 

@@ -11,6 +11,7 @@ from common.decide import MODES
 from common.files import claim
 from common.serve.batch.shards import MOST
 from common.serve.providers import PROVIDERS
+from common.serve.texts import english, read_texts
 
 BATCH = ("shard", "merge", "tta", "labels", "submission", "sample_submission", "benchmark")
 
@@ -103,6 +104,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "the X-Forwarded-For of these, and of nobody else, says who asks",
     )
     add("--access-log", action="store_true", help="print a line per request (never a photo)")
+    _add_page_flags(add)
+
+
+def _add_page_flags(add: Callable[..., object]) -> None:
+    add(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="what the page and the answers say, in another language: a copy of "
+        "common/serve/web/texts.json whose sentences are translated",
+    )
+    add(
+        "--static",
+        type=Path,
+        metavar="DIR",
+        help="instead of serving, write the page as a folder that any web host can serve: it "
+        "answers in the browser alone",
+    )
 
 
 def add_batch_flags(parser: argparse.ArgumentParser) -> None:
@@ -170,8 +189,11 @@ def add_batch_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises SystemExit over flags that do not go together, and over outputs that cannot be."""
+    """Raises SystemExit over flags that do not go together, outputs that cannot be and unusable
+    texts, which stand in `args.texts` afterwards where something is served.
+    """
     if not args.predict:
+        args.texts = read_texts(args.texts) if args.texts else english()
         for flag in BATCH:
             if getattr(args, flag):
                 fail(f"--{flag.replace('_', '-')} needs --predict with photos.")
@@ -181,6 +203,10 @@ def check_flags(args: argparse.Namespace) -> None:
                 "--predict."
             )
         return
+    if args.texts:
+        fail("--texts is for what the page and the server say; --predict writes a table.")
+    if args.static:
+        fail("--static writes the page, --predict answers photos: give one of them.")
     if args.sample_submission and not args.submission:
         fail("--sample-submission needs --submission, the file to write.")
     if args.benchmark and (args.shard or args.merge):

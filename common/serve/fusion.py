@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from common.classes import ClassTree
-from common.decide import Answer, texts
+from common.decide import Answer
 
 FLOOR = 1e-12  # least probability, so that rounding alone cannot rule a class out
 LEAST = 0.1  # what a poor photo still counts, per measure
@@ -92,12 +92,15 @@ def fuse_quality(photos: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: max(photo[name] for photo in photos) for name in photos[0]}
 
 
-def agreement(answers: Sequence[Answer], weights: Sequence[float]) -> dict[str, Any]:
+def agreement(
+    answers: Sequence[Answer], weights: Sequence[float], texts: Mapping[str, str]
+) -> dict[str, Any]:
     """Say whether the photos that name a species or disease agree.
 
     Args:
         answers: each photo's own.
         weights: of the photos; those of weight 0 are left out.
+        texts: sentences by key.
 
     Returns:
         {"agree", "level", "message"}: level is `species` or `disease`, at which they differ, or
@@ -113,37 +116,33 @@ def agreement(answers: Sequence[Answer], weights: Sequence[float]) -> dict[str, 
     level = "species" if len(species) > 1 else "disease" if len(diseases) > 1 else None
     message = None
     if level:
-        said: dict[str, list[str]] = {}
-        for i, answer in voices:
-            if level == "species" or answer.disease is not None:
-                names = dict.fromkeys(filter(None, (answer.species, answer.disease)))
-                said.setdefault(" ".join(names).replace("_", " "), []).append(str(i + 1))
         told = [
-            f"photo {who[0]} says {what}"
-            if len(who) == 1
-            else f"photos {' and '.join(who)} say {what}"
-            for what, who in said.items()
+            texts["photo_says"].format(
+                number=i + 1,
+                name=" ".join(
+                    dict.fromkeys(filter(None, (answer.species, answer.disease)))
+                ).replace("_", " "),
+            )
+            for i, answer in voices
+            if level == "species" or answer.disease is not None
         ]
-        message = f"The photos disagree: {', '.join(told)}. " + (
-            "Are they all of one plant? Send photos of different plants one plant at a time."
-            if level == "species"
-            else "Leaves of one plant may differ: a photo sent alone gets an answer of its own."
-        )
+        differ = texts["photos_differ"].format(told=", ".join(told))
+        message = f"{differ} {texts[f'differ_{level}']}"
     return {"agree": level is None, "level": level, "message": message}
 
 
 def hold_to(
-    together: Answer, answers: Sequence[Answer], weights: Sequence[float], message: str | None
+    together: Answer, answers: Sequence[Answer], weights: Sequence[float], agree: bool
 ) -> Answer:
     """Take back from an answer to several photos what no photo was answered, or what they disagree
     about.
 
     Args:
         together: by their fused probabilities.
-        answers, weights: as for `agreement`; message: what it says.
+        answers, weights: as for `agreement`; agree: what it says.
 
     Returns:
-        the answer, the species alone, or a rejection. With a message the reason is
+        the answer, the species alone, or a rejection. Where they disagree the reason is
         `photos_disagree`.
     """
     voices = [a for a, weight in zip(answers, weights, strict=True) if weight > 0 and a.species]
@@ -152,10 +151,10 @@ def hold_to(
         depth = 0
     elif {a.disease for a in voices} - {None} != {together.disease}:
         depth = min(depth, 1)
-    if message:
-        rejection |= {"reason": "photos_disagree", "message": message}
+    if not agree:
+        rejection["reason"] = "photos_disagree"
     elif depth == 0 and together.path:
-        rejection |= {"reason": "unsure", "message": texts()["why"]["unsure"]}
+        rejection["reason"] = "unsure"
     if depth == len(together.path):
         return replace(together, rejection=rejection)
     return replace(

@@ -9,6 +9,7 @@ profiles of their own, which have kept nothing.
 
 import argparse
 import base64
+import gzip
 import io
 import sys
 import tempfile
@@ -45,6 +46,7 @@ HELPERS = """(async () => {
     }).observe(result, { attributes: true });
     document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: given, bubbles: true,
       cancelable: true }));
+    document.getElementById('ask').click();
   });
 })()"""
 
@@ -67,12 +69,14 @@ def large(path: Path, long_side: int = 4000) -> bytes:
     return buffer.getvalue()
 
 
-def cold(browser: Chromium, site: Site, photo: bytes) -> tuple[float, int]:
-    """Open the page for the first time and answer a photo: seconds until it can answer, bytes sent
-    until it has.
+def cold(browser: Chromium, site: Site, photo: bytes, slower: int = 1) -> tuple[float, int, float]:
+    """Open the page for the first time, its thread so many times slower, and answer a photo:
+    seconds until it can answer, bytes sent until it has, ms from the photo to the answer.
     """
     before = len(site.sent)
-    page = browser.page(site.url, fresh=True)
+    page = browser.page("about:blank", fresh=True)
+    page.call("Emulation.setCPUThrottlingRate", rate=slower)
+    page.open(site.url)
     if page.wait("document.documentElement.dataset.ready", 60) != "browser":
         fail(
             f"the page does not answer by itself: "
@@ -87,7 +91,8 @@ def cold(browser: Chromium, site: Site, photo: bytes) -> tuple[float, int]:
         for row, size in zip(site.asked[before:], site.sent[before:], strict=True)
         if row[1] == "/sw.js"
     )
-    page.js(f"timed(blobOf('{text(photo)}'), 'browser')")
+    page.js("new Promise((done) => setTimeout(done, 2000))")  # nobody takes a photo sooner
+    took = page.js(f"timed(blobOf('{text(photo)}'), 'browser')")
     heads = sum(
         size
         for row, size in zip(site.asked[before:], site.sent[before:], strict=True)
@@ -95,7 +100,7 @@ def cold(browser: Chromium, site: Site, photo: bytes) -> tuple[float, int]:
     )
     ready = page.js("performance.getEntriesByName('ready')[0].startTime") / 1000
     page.close()
-    return ready, loaded - again + (heads if heads > loaded else 0)
+    return ready, loaded - again + (heads if heads > loaded else 0), took
 
 
 def compare(page: Page, light: LightModel, photos: list[bytes]) -> dict[str, Any]:
@@ -176,10 +181,33 @@ def main() -> int:
                 row("bytes before the first answer", starts[0][1] / 1e6, 3.6, "MB", 2)
                 row(
                     "page ready, cold, median",
-                    float(np.median([ready for ready, _ in starts])),
+                    float(np.median([ready for ready, *_ in starts])),
                     1.6,
                     "s",
                     2,
+                )
+                slow = [cold(browser, site, paths[0].read_bytes(), 6) for _ in range(args.repeat)]
+                row(
+                    "the same, 6 times slower",
+                    float(np.median([ready for ready, *_ in slow])),
+                    4,
+                    "s",
+                    2,
+                )
+                row(
+                    "photo to answer, 6 times slower",
+                    float(np.median([took for *_, took in slow])),
+                    400,
+                    "ms",
+                )
+                own = [path.read_bytes() for path in web_files.WEB.iterdir()]
+                row("the page's own code and texts", sum(map(len, own)) / 1e3, None, "KB", 1)
+                row(
+                    "the same as it is sent",
+                    sum(len(gzip.compress(data, 6)) for data in own) / 1e3,
+                    60,
+                    "KB",
+                    1,
                 )
                 page = browser.page(site.url)
                 page.wait("document.documentElement.dataset.ready")

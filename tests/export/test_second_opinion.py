@@ -147,7 +147,7 @@ def test_a_picture_of_no_plant_stays_no_plant():
 def test_of_a_large_train_split_rare_classes_are_taken_too(monkeypatch):
     class_idx = np.repeat(np.arange(3), (5000, 4, 996))
     split, taken = type("Split", (), {"class_idx": class_idx, "__len__": lambda _: 6000})(), []
-    monkeypatch.setattr(Pictures, "_load", lambda _, name, rows, size: taken.append(rows) or ())
+    monkeypatch.setattr(Pictures, "load", lambda _, name, rows, size: taken.append(rows) or ())
     for name, at_most in (("train", 100), ("train", 6000), ("val", 100)):
         pictures = Pictures(SimpleNamespace(splits={name: split}), 32, [], at_most, 0)
         assert list(pictures.batches(name)) == []

@@ -26,6 +26,7 @@ from common.export.measure import session_run
 from common.files import file_sha256
 from common.images import read_rgb, resize_to_model
 from common.serve import predictor
+from common.serve.advice import read_advice, read_reference
 from common.train import checkpoint
 from common.train.dataset import EvalViews, load_organized
 
@@ -226,6 +227,7 @@ def test_int8_agrees_or_is_refused_with_a_reason(exported):
         "report.json",
         "report.md",
         "report.html",
+        "advice.csv",
         "README.md",
         *PICTURES,
         *report["models"],
@@ -296,6 +298,43 @@ def test_run_again_it_is_up_to_date(exported, capsys):
     assert run("03_export", *exported.flags) == 0
     assert "up to date" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in exported.exports.iterdir()}
+
+
+def test_advice_is_begun_empty(exported):
+    tree = load_organized(exported.data).tree
+    begun = (exported.exports / "advice.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in begun[1:]] == [[*tree.pair(i)] for i in range(7)]
+    assert read_advice(exported.exports, tree) == {}
+
+
+def test_pictures_and_a_triton_repository_are_added_to_an_export_however_it_was_made(
+    exported, tmp_path, capfd, refused
+):
+    own = shutil.copytree(exported.exports, tmp_path / "e")
+    bundle = (own / "bundle.json").read_text()
+    assert bundle.count("-0.95-10000-") == 1
+    (own / "bundle.json").write_text(bundle.replace("-0.95-10000-", "-0.9-500-"))
+    (own / "advice.csv").unlink()  # as of an export of before
+    before = {path: path.stat().st_mtime_ns for path in own.iterdir()}
+    flags = [*exported.flags[:4], "--output", own, "--workers", 0]
+    refused("none is shown without", run, "03_export", *flags, "--reference", 2)
+    triton = ["--triton", tmp_path / "triton"]
+    (tmp_path / "triton" / "foliar").mkdir(parents=True)
+    refused("no Triton model", run, "03_export", *flags, *triton)
+    (tmp_path / "triton" / "foliar").rmdir()
+    assert run("03_export", *flags, "--reference", 2, "raw", *triton) == 0
+    assert (tmp_path / "triton" / "foliar" / "1" / "model.onnx").is_file()
+    after = {path: path.stat().st_mtime_ns for path in own.iterdir()}
+    assert before.items() <= after.items()
+    assert {path.name for path in after.keys() - before.keys()} == {"advice.csv", "reference"}
+    index = read_reference(own, load_organized(exported.data).tree)
+    assert [len(pictures) for pictures in index.values()] == [2] * 7
+    assert "reference pictures: 14 of 7 classes" in capfd.readouterr().out
+    parse = importlib.import_module("03_export").parse
+    assert parse(["--reference", "2", "raw", "--workers", "0"]).only_adds
+    for more in (["--browser", "a.pt"], ["--fresh"], ["--ood", "b"], ["--precision-wanted", "0.9"]):
+        assert not parse(["--reference", "2", "raw", *more]).only_adds
+    assert not parse([]).only_adds
 
 
 # region mistakes
@@ -392,7 +431,11 @@ def test_a_flat_set_without_strangers_is_exported_from_its_species_run(tmp_path)
     assert "else was measured on none." in " ".join(card.split())
 
 
-def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, tmp_path):
+def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, tmp_path, capfd):
+    old = shutil.copytree(exported.exports, tmp_path / "e")
+    written = "species;disease;text\napple;scab;Rake up the leaves.\n".encode("utf-16")
+    (old / "advice.csv").write_bytes(written)
+    (old / "reference").mkdir()
     best = checkpoint.find_best(exported.checkpoints / "hierarchical_full")
     things = tiny_data.make_strangers(tmp_path / "things", count=24)
     (tmp_path / "weeds").mkdir()
@@ -421,6 +464,11 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
         )
         == 0
     )
+    told = capfd.readouterr()
+    assert (old / "advice.csv").read_bytes() == written, "a person's work is kept"
+    assert "advice: in en for 1 of 7 classes (none for apple/healthy" in told.out
+    assert not (old / "reference").exists()
+    assert f"{old / 'reference'} is gone" in told.err
     report = report_of(tmp_path / "e")
     assert {"not_plants", "toys", "weeds"} == set(report["ood"]["kinds"])
     assert predictor.read_bundle(tmp_path / "e").scores == (*SCORES, LEARNED)

@@ -9,8 +9,7 @@ import pytest
 import tiny_bundle as tiny
 import tiny_light
 from firefox import FIREFOX, Firefox
-from page_site import serve
-from test_page import needs_runtime
+from page_site import needs_runtime, serve
 from test_page_numbers import LONG_SIDE, RUN, SIZE, cases
 
 from common.images import read_rgb, resize_to_model
@@ -47,10 +46,16 @@ def opened(light, tmp_path):
 
 def give(firefox, path, photo):
     path.write_bytes(photo)
-    firefox.js("document.getElementById('result').dataset.state = 'waiting'")
     firefox.choose("#file", path)
+    firefox.wait("!document.getElementById('ask').hidden")
+    firefox.js("document.getElementById('ask').click()")
+    return settle(firefox)
+
+
+def settle(firefox):
     return firefox.wait(
-        "(({dataset: {state, by}, ariaBusy}) => state !== 'waiting' && ariaBusy === 'false' && "
+        "(({dataset: {state, by}, ariaBusy}) => state && state !== 'waiting' && "
+        "ariaBusy === 'false' && "
         "[state, by])"
         "(document.getElementById('result'))"
     )
@@ -94,7 +99,36 @@ def test_where_pixels_are_blurred_against_fingerprinting_the_photo_itself_is_sen
 ):
     firefox, ready = opened(privacy__resistFingerprinting=True)
     assert ready == "server"
-    assert "pixels" in firefox.js("document.getElementById('privacy').innerText")
+    assert "fingerprinting" in firefox.js("document.getElementById('privacy').innerText")
     photo, before = tiny.picture(tiny.color_of(2), (300, 200), "JPEG"), len(light.posts())
-    assert give(firefox, tmp_path / "a.jpg", photo) == ["answered", "server"]
+    assert give(firefox, tmp_path / "a.jpg", photo) == ["question", ""]
+    assert light.posts()[before:] == []
+    firefox.js("document.getElementById('whole-yes').click()")
+    assert settle(firefox) == ["answered", "server"]
     assert light.posts()[before:] == [["POST", "/predict", "heatmap=1", len(photo)]]
+
+
+def test_a_square_a_known_plant_and_the_search(opened, light, tmp_path):
+    firefox, _ = opened()
+    photo = tiny.halves(tiny.color_of(2), tiny.color_of(4))
+    give(firefox, tmp_path / "a.png", photo)
+    firefox.js("document.getElementById('crop').click()")
+    square = "document.getElementById('square')"
+    firefox.js(
+        f"{{ for (let i = 0; i < 99; i += 1) {square}.dispatchEvent(new KeyboardEvent('keydown', "
+        "{ key: 'ArrowRight', bubbles: true, cancelable: true })); }"
+    )
+    firefox.js("document.getElementById('ask').click()")
+    assert settle(firefox) == ["answered", "browser"]
+    assert firefox.js("document.querySelector('#result h2').textContent") == "Corn"
+    firefox.js(
+        "{ const field = document.getElementById('plant'); field.value = 'apple'; "
+        "field.dispatchEvent(new Event('input')); document.getElementById('ask').click(); }"
+    )
+    settle(firefox)
+    assert firefox.js("document.querySelector('#result h2').textContent") == "Apple"
+    firefox.js(
+        "{ const field = document.getElementById('search'); field.value = 'blight'; "
+        "field.dispatchEvent(new Event('input')); }"
+    )
+    assert firefox.js("document.getElementById('known-list').textContent") == "Cornblight"

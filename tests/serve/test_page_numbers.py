@@ -4,6 +4,7 @@ light model, the decision. And its files.
 
 import base64
 import io
+import json
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -11,10 +12,9 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 import tiny_light
-from page_site import serve
+from page_site import needs_runtime, serve
 from PIL import Image
 from starlette.testclient import TestClient
-from test_page import needs_runtime
 from tiny_profiles import profile
 
 from common.decide import decide, rejection_from_json, rollups_from_json
@@ -22,6 +22,7 @@ from common.export.browser.light_model import LightModel
 from common.files import file_sha256
 from common.images import photo_quality, read_rgb, resize_to_model
 from common.serve.answer import Options, answer, run_photo
+from common.serve.fusion import condition
 from common.serve.http import web_files
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
@@ -34,15 +35,20 @@ RUN = """(async () => {
   const pixels = await import('/pixels.js');
   const text = (data) => { let s = ''; for (const byte of data) s += String.fromCharCode(byte);
     return btoa(s); };
-  const { server } = await (await fetch('/page.json')).json();
-  globalThis.run = async (encoded, longSide, size) => {
-    const { rgb } = await pixels.read(blobOf(encoded), longSide);
-    const small = pixels.resize(rgb, size, server.tall_first);
+  const { tall_first: tallFirst } = await (await fetch('/page.json')).json();
+  globalThis.run = async (encoded, longSide, size, crop = null) => {
+    const { rgb } = await pixels.read(blobOf(encoded), longSide, crop);
+    const small = pixels.resize(rgb, size, tallFirst);
     const png = new Uint8Array(await (await pixels.png(small)).arrayBuffer());
     return { width: rgb.width, height: rgb.height, rgb: text(rgb.data), small: text(small.data),
       png: text(png),
       quality: pixels.quality(small) };
   };
+})()"""
+START = """(async () => {
+  globalThis.light = await import('/light.js');
+  const state = await light.start(await (await fetch('/page.json')).json(), false);
+  await state.loading;
 })()"""
 
 
@@ -134,13 +140,12 @@ def page(browser, exports):
         opened.close()
 
 
-def seen_by(page, photo: bytes, size: int = SIZE) -> SimpleNamespace:
+def seen_by(page, photo: bytes, size: int = SIZE, crop: dict | None = None) -> SimpleNamespace:
     """What pixels.js makes of a photo: `.rgb` shrunk, `.small` at model size, `.png` to be sent,
     `.quality`.
     """
-    found = SimpleNamespace(
-        **page.js(f"run('{base64.b64encode(photo).decode()}', {LONG_SIDE}, {size})")
-    )
+    run = f"run('{base64.b64encode(photo).decode()}', {LONG_SIDE}, {size}, {json.dumps(crop)})"
+    found = SimpleNamespace(**page.js(run))
     found.rgb = np.frombuffer(base64.b64decode(found.rgb), np.uint8).reshape(
         found.height, found.width, 3
     )
@@ -181,6 +186,21 @@ def test_colour_profiles_give_the_server_s_pixels(page):
         assert np.array_equal(seen_by(page, photo).rgb, read_rgb(photo, long_side=LONG_SIDE))
 
 
+def test_a_square_of_a_photo_gives_the_pixels_of_the_square(page):
+    """Whatever the format, rotation or transparency: what is cut out is what Python would cut."""
+    photos = cases()
+    for name in ("jpeg 187x150", "png 700x500", "orientation 6", "orientation 8, large", "rgba"):
+        whole = read_rgb(photos[name])
+        height, width = whole.shape[:2]
+        side = int(0.45 * min(width, height) + 0.5)
+        left, top = int(0.31 * width + 0.5), int(0.2 * height + 0.5)
+        cut = encode(whole[top : top + side, left : left + side], "PNG")
+        found = seen_by(page, photos[name], crop={"x": 0.31, "y": 0.2, "side": 0.45})
+        wanted = read_rgb(cut, long_side=LONG_SIDE, min_side=1)
+        assert np.array_equal(found.rgb, wanted), name
+        assert np.array_equal(read_rgb(found.png), resize_to_model(wanted, SIZE)), name
+
+
 def test_a_jpeg_that_libjpeg_shrinks_is_near(page):
     """Pillow lets libjpeg decode at 1/2 to 1/8, which no browser can: means over boxes stand for
     it.
@@ -203,11 +223,7 @@ def test_the_browser_answers_as_python_does(page, exports):
     light = LightModel(exports / "browser")
     rejection = rejection_from_json(light.settings["rejection"], light.settings["scores"])
     rollup = next(iter(rollups_from_json(light.settings["rollup"]).values()))
-    page.js("""(async () => {
-      globalThis.light = await import('/light.js');
-      const state = await light.start(await (await fetch('/page.json')).json(), false);
-      await state.loading;
-    })()""")
+    page.js(START)
     offsets, outcomes = tiny.TREE.offsets, set()
     colors = [tiny.color_of(class_idx) for class_idx in range(6)] + [
         tiny.between(a, b) for a in range(6) for b in range(a)
@@ -261,6 +277,42 @@ def test_the_browser_answers_as_python_does(page, exports):
         "small",
         "dark",
     }
+
+
+@needs_runtime
+def test_a_known_plant_counts_as_it_does_in_python(page, exports):
+    light = LightModel(exports / "browser")
+    rejection = rejection_from_json(light.settings["rejection"], light.settings["scores"])
+    rollup = next(iter(rollups_from_json(light.settings["rollup"]).values()))
+    page.js(START)
+    agreed = set()
+    for color in (tiny.color_of(0), tiny.between(1, 2), tiny.between(2, 4), tiny.NO_PLANT):
+        photo = encode(np.full((70, 90, 3), color, np.uint8), "PNG")
+        rgb = resize_to_model(read_rgb(photo, long_side=64), SIZE)
+        alone, (joint, _) = light.answer(rgb), light.outputs(rgb[None])
+        for said in tiny.TREE.species:
+            blob = f"blobOf('{base64.b64encode(photo).decode()}')"
+            found = page.js(f"light.answer({blob}, null, '{said}')")
+            measured = {key: float(one[0]) for key, one in photo_quality(rgb[None]).items()}
+            known = condition(joint[0], said, light.tree)
+            told = asdict(
+                decide(
+                    known,
+                    alone.ood,
+                    light.tree,
+                    rejection,
+                    rollup,
+                    photo={**measured, "short_side": 70},
+                )
+            )
+            for key in ("decision", "species", "disease", "healthy"):
+                assert found[key] == told[key], (color, said, key)
+            assert found["probabilities"] == pytest.approx(told["probabilities"], abs=1e-4)
+            best = light.tree.pair(alone.class_idx)[0]
+            assert found["conditioned"]["agrees"] == (best == said)
+            assert found["conditioned"]["best_before"]["species"] == best
+            agreed.add(best == said)
+    assert agreed == {True, False}
 
 
 def test_the_server_answers_the_small_copy_as_it_would_the_photo(page, exports):
@@ -386,7 +438,6 @@ def test_what_is_missing_is_told(exports, runtime, tmp_path, monkeypatch):
     assert "heads.bin is not the file" in web_files.describe_light(other)
     facts = TestClient(make_app(Predictor(other), Settings())).get("/page.json").json()
     assert facts["light"] is None
-    assert facts["why"]
     assert str(tmp_path) not in str(facts)
 
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.console import say
-from common.serve.http import inference_protocol, openapi
+from common.serve.http import docs, inference_protocol, openapi
 from common.serve.http.service import Service, Settings
 from common.serve.http.uploads import HEADER_BYTES, RequestError
 from common.serve.http.web_files import page_routes
@@ -45,14 +45,14 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
     """
     service = Service(predictor, settings)
     described = openapi.document(predictor)
-    told = openapi.page(described)
+    told = docs.page(described)
 
     async def schema(_: Request) -> Response:
         return JSONResponse(described)
 
-    async def docs(request: Request) -> Response:
+    async def docs_page(request: Request) -> Response:
         up = "../" * request.scope["raw_path"].endswith(b"/")  # of /docs/
-        return HTMLResponse(told.replace("href=openapi", f"href={up}openapi"))
+        return HTMLResponse(told.replace("=./", f"={up}./"))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -60,7 +60,9 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         service.queue.stop()
         service.decoder.stop()
 
-    pages = page_routes(predictor, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb)
+    pages = page_routes(
+        predictor, settings.texts, top_k=settings.top_k, max_upload_mb=settings.max_upload_mb
+    )
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
         Route("/model", service.model),
@@ -68,7 +70,7 @@ def make_app(predictor: Predictor, settings: Settings) -> Starlette:
         Route("/readyz", service.readyz),
         Route("/metrics", service.metrics),
         Route("/openapi.json", schema),
-        Route("/docs", docs),
+        Route("/docs", docs_page),
         *inference_protocol.routes(predictor, lambda: not service.queue.draining, service.infer),
     ]
     middleware = [

@@ -10,7 +10,7 @@ import ipaddress
 import time
 from collections.abc import Awaitable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -40,6 +40,7 @@ from common.serve.http.uploads import (
 from common.serve.http.work_queue import Busy, ClientGone, WorkQueue
 from common.serve.predictor import Outputs, Predictor
 from common.serve.shared import ModelGone
+from common.serve.texts import english
 
 LEFT = 499  # counted, as nginx does, where nobody is left to read an answer
 # by an ImageError's reason; any other is 422
@@ -66,7 +67,7 @@ class Settings:
     may be under way; max_upload_mb: bytes of a request's body, in millions; max_megapixels: of one
     photo; memory_mb: of all bodies together; upload_seconds: for a body to arrive; provider: what
     runs the model; api_key: required unless empty; cors_origins: pages of other addresses that may
-    ask, `*` for all.
+    ask, `*` for all; texts: sentences by key.
     """
 
     top_k: int = 5
@@ -81,6 +82,7 @@ class Settings:
     provider: str = "cpu"
     api_key: str = ""
     cors_origins: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=english)
 
 
 class Service:
@@ -193,7 +195,7 @@ class Service:
             work = [self._run(photo, i, len(photos), options) for i, photo in enumerate(photos)]
             results = await self.queue.run(work, lambda: left(request))
         # here, not on a runner: it takes less than waiting for one again
-        return answer(self.predictor, results, options)
+        return answer(self.predictor, results, options, self.settings.texts)
 
     async def _run(self, photo: bytes, i: int, count: int, options: Options) -> PhotoResult:
         try:

@@ -1,5 +1,5 @@
-"""The files of the web page over HTTP: its own, the light model of exports/browser/, and the
-runtime that runs the model.
+"""The files of the web page over HTTP: its own, the light model of exports/browser/, the runtime
+that runs the model, advice and reference pictures.
 
 The page's own files are revalidated each time (an ETag answers "unchanged"). The URLs of the model
 and the runtime hold their hash, so that a browser keeps them for ever. A compressed copy beside a
@@ -9,44 +9,54 @@ is fetched by byte ranges.
 
 import gzip
 import hashlib
+import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import PIL
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from common import decide
 from common.files import file_sha256
 from common.images import MIN_SIDE
+from common.serve import icon
+from common.serve.advice import INDEX, REFERENCE, read_advice, read_reference
 from common.serve.predictor import (
     HEADS,
     MODEL,
     SETTINGS,
+    Bundle,
     BundleError,
     Predictor,
     read_settings,
 )
+from common.serve.texts import fill_page
 from common.serve.web_runtime import PINNED, RUNTIME, SCRIPT, WASM
 
 WEB = Path(__file__).parents[1] / "web"
+PAGE, TEXTS = "index.html", "texts.json"
+DOCS = ("docs.css", "docs.js")  # of /docs, which only a server has
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
+    ".png": "image/png",
     ".svg": "image/svg+xml",
     ".json": "application/json",
     ".wasm": "application/wasm",
     ".webmanifest": "application/manifest+json",
     ".onnx": "application/octet-stream",
     ".bin": "application/octet-stream",
+    ".jpg": "image/jpeg",
 }
+_PACKED = (".bin", ".jpg")
 _RANGE = re.compile("bytes=([0-9]+)-([0-9]*)|bytes=-([0-9]+)", re.I)
 _TOGETHER = 60  # s: files of a copied folder get the times of copying, in any order
 _RANGE_HEADERS = (b"range", b"if-range")
@@ -56,12 +66,16 @@ _ZIP_AT_ONCE = 4_000_000
 
 @dataclass
 class Stored:
-    """A file to serve: its type and hash, and the copies gzipped on request so far."""
+    """A file to serve, how long it may be kept, and its copy gzipped on request."""
 
     path: Path
-    sha256: str
-    cache: str
+    cache: str = "no-cache"
     zipped: bytes | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """The file's hash, when it is first asked for."""
+        return file_sha256(self.path)
 
     def answer(self, request: Request) -> Response:
         """Answer a GET or HEAD: 304 where the browser has it, a byte range where one is asked for,
@@ -87,7 +101,7 @@ class Stored:
             if encoding in accepted and _is_current(copy, self.path):
                 return FileResponse(copy, headers={**headers, "content-encoding": encoding})
         small = self.path.stat().st_size <= _ZIP_AT_ONCE
-        if "gzip" in accepted and small and self.path.suffix != ".bin":
+        if "gzip" in accepted and small and self.path.suffix not in _PACKED:
             self.zipped = self.zipped or gzip.compress(self.path.read_bytes(), 6, mtime=0)
             return _in_parts(self.zipped, {**headers, "content-encoding": "gzip"})
         return FileResponse(self.path, headers=headers)
@@ -186,49 +200,62 @@ def describe_light(exports: Path) -> str:
         return f"asks this server for every photo: {error}"
 
 
-def page_routes(
-    predictor: Predictor, *, top_k: int, max_upload_mb: float, runtime: Path | None = None
-) -> list[Route]:
-    """Build the routes of the page, of /page.json (what it has to know before it starts) and of the
-    files under /files/.
+def page_files(
+    bundle: Bundle,
+    texts: Mapping[str, str],
+    *,
+    top_k: int,
+    server: Mapping[str, Any] | None,
+    version: str,
+    runtime: Path | None = None,
+) -> tuple[dict[str, Stored], dict[str, bytes]]:
+    """List what the page consists of, by the address below the page's own.
 
     Args:
-        predictor: the served model, whose folder may hold a light one.
-        top_k, max_upload_mb: as of the server.
+        bundle: of the exports, which may hold a light model, advice and reference pictures.
+        texts: sentences by key.
+        top_k: alternatives of an answer.
+        server: what the page has to know of the server that it may ask; None: there is none.
+        version: of all that the page asks for besides.
         runtime: as for `light_files`.
+
+    Returns:
+        its files; and the bytes of what is in no file: the page itself, in the words of `texts`,
+        its icons, and JSON, of which page.json is what it has to know before it starts.
+
+    Raises:
+        SystemExit: where advice.csv or the reference pictures cannot be used.
     """
-
-    def store(path: Path, cache: str) -> Stored:
-        return Stored(path, file_sha256(path), cache)
-
     pages = {
-        ("/" if path.name == "index.html" else f"/{path.name}"): store(path, "no-cache")
+        path.name: Stored(path)
         for path in sorted(WEB.iterdir())
-        if path.suffix in _TYPES
+        if path.suffix in _TYPES and path.name not in (PAGE, TEXTS, *(() if server else DOCS))
     }
+    index_html = fill_page((WEB / PAGE).read_text(encoding="utf-8"), texts)
+    if server is None:
+        index_html = index_html.replace("<html", "<html data-alone", 1)
     try:
-        found, why = light_files(predictor.bundle.folder, runtime), None
-    except BundleError:  # the terminal says more: a visitor has no use for paths
-        found, why = {}, "This server has no model for the browser."
+        found = light_files(bundle.folder, runtime)
+    except BundleError:  # the terminal says why: a visitor has no use for paths
+        found = {}
     kept = {
-        name: store(path, "public, max-age=31536000, immutable") for name, path in found.items()
+        name: Stored(path, "public, max-age=31536000, immutable") for name, path in found.items()
     }
     urls = {name: f"./files/{one.sha256[:16]}/{name}" for name, one in kept.items()}
-    everything = (
-        "".join(one.sha256 for one in (*pages.values(), *kept.values())) + predictor.card.sha256
-    )
+    advice = read_advice(bundle.folder, bundle.tree, texts["language"])
+    index = read_reference(bundle.folder, bundle.tree)
+    pictures = {
+        f"{REFERENCE}/{one['file']}": Stored(bundle.folder / REFERENCE / one["file"])
+        for row in index.values()
+        for one in row
+    }
+    shell = [f"./{name}" for name in ("", TEXTS, *pages) if name not in ("sw.js", *DOCS)]
     facts: dict[str, Any] = {
-        "version": hashlib.sha256(everything.encode()).hexdigest()[:16],
         "top_k": top_k,
         "min_side": MIN_SIDE,
-        "texts": decide.texts(),
-        "server": {
-            "size": predictor.bundle.size,
-            "long_side": predictor.bundle.long_side,
-            "max_upload_mb": max_upload_mb,
-            "tall_first": int(PIL.__version__.split(".")[0]) >= 13,
-        },  # then its resize begins with the height of tall pictures
-        "why": why,
+        # from this version on, a resize begins with the height of tall pictures
+        "tall_first": int(PIL.__version__.split(".")[0]) >= 13,
+        "server": server,
         "light": {
             "script": urls[SCRIPT],
             "wasm": urls[WASM],
@@ -238,21 +265,89 @@ def page_routes(
         }
         if kept
         else None,
-        "shell": [*(f".{url}" for url in pages if url != "/sw.js"), "page.json", "model"],
+        "shell": [*shell, "page.json", "model", *["advice.json"] * bool(advice)],
     }
+    facts["shell"] += [f"{REFERENCE}/{INDEX}"] * bool(index)
+    values = {TEXTS: texts, "advice.json": advice, f"{REFERENCE}/{INDEX}": index}
+    hashes = [one.sha256 for one in (*pages.values(), *kept.values())]
+    sizes = [one.path.stat().st_size for one in pictures.values()]  # cheaper, and enough
+    everything = json.dumps([index_html, facts, values, hashes, sizes, version])
+    facts["version"] = hashlib.sha256(everything.encode()).hexdigest()[:16]
+    made = {f"icon-{size}.png": icon.png(size) for size in icon.SIZES} | {"": index_html.encode()}
+    for name, value in {**values, "page.json": facts}.items():
+        made[name] = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return pages | {urls[name][2:]: one for name, one in kept.items()} | pictures, made
 
-    async def page_json(_: Request) -> Response:
-        return JSONResponse(facts, headers={"cache-control": "no-cache"})
 
-    def file(request: Request) -> Response:
-        name, sha = request.path_params["name"], request.path_params["hash"]
-        if urls.get(name) != f"./files/{sha}/{name}":
-            raise HTTPException(404)
-        return kept[name].answer(request)
+def page_routes(
+    predictor: Predictor,
+    texts: Mapping[str, str],
+    *,
+    top_k: int,
+    max_upload_mb: float,
+    runtime: Path | None = None,
+) -> list[Route]:
+    """Build the routes of all that the page consists of.
+
+    Args:
+        predictor: the served model, whose folder may hold a light one.
+        texts: sentences by key.
+        top_k, max_upload_mb: as of the server.
+        runtime: as for `light_files`.
+
+    Raises:
+        SystemExit: as `page_files`.
+    """
+    server = {
+        "size": predictor.bundle.size,
+        "long_side": predictor.bundle.long_side,
+        "max_upload_mb": max_upload_mb,
+    }
+    files, made = page_files(
+        predictor.bundle,
+        texts,
+        top_k=top_k,
+        server=server,
+        version=predictor.card.sha256,
+        runtime=runtime,
+    )
 
     # A route per file of the page: a mount at "/" would answer 404 where 405 is meant.
     return [
-        *(Route(url, stored.answer) for url, stored in pages.items()),
-        Route("/page.json", page_json),
-        Route("/files/{hash}/{name}", file),
+        *(Route(f"/{name}", _told(name, data)) for name, data in made.items()),
+        *(Route(f"/{name}", one.answer) for name, one in files.items() if "/" not in name),
+        *(
+            Route(f"/{folder}/{{name:path}}", _inside(folder, files))
+            for folder in ("files", REFERENCE)
+        ),
     ]
+
+
+def _told(name: str, data: bytes) -> Callable[[Request], Response]:
+    """Answer with what is in no file, 304 where the browser has it."""
+    headers = {
+        "etag": f'"{hashlib.sha256(data).hexdigest()[:16]}"',
+        "cache-control": "no-cache",
+        "content-type": _TYPES[Path(name or PAGE).suffix],
+        "vary": "accept-encoding",
+    }
+    zipped = gzip.compress(data, 6, mtime=0)
+
+    def answer(request: Request) -> Response:
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        if "gzip" in request.headers.get("accept-encoding", "").lower():
+            return _in_parts(zipped, {**headers, "content-encoding": "gzip"})
+        return _in_parts(data, headers)
+
+    return answer
+
+
+def _inside(folder: str, files: Mapping[str, Stored]) -> Callable[[Request], Response]:
+    def answer(request: Request) -> Response:
+        found = files.get(f"{folder}/{request.path_params['name']}")
+        if found is None:
+            raise HTTPException(404)
+        return found.answer(request)
+
+    return answer

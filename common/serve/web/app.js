@@ -1,111 +1,146 @@
-// Foliar's page: takes photos, has them answered in the browser, and asks the server where that helps and is allowed.
+// Foliar's page: takes photos of a plant, has them answered on the device, and asks the server where that helps and is allowed.
 
+import { loadKnown, speciesOf } from "./known.js";
 import * as light from "./light.js";
-import * as server from "./server.js";
-import { $, drawHeat, el, showAnswer, showError, showWaiting, title, toggleHeat, words } from "./view.js";
+import { $, button, json, loadTexts, t, title, words } from "./page.js";
+import * as photos from "./photos.js";
+import { ask as askServer, problem } from "./server.js";
+import { askWhole, showAnswer, showError, showTips, showWaiting } from "./view.js";
 
-const MOST = 5; // photos of one plant
 const PATIENCE = 4000; // ms that a photo waits for the model to load before the server is asked instead
-const STUCK = "Photos are not sent, and they cannot be answered here.";
-let facts = null; // of /page.json
+const LIMIT = 30; // s that the server has to answer, besides what a slow connection needs to send the photos
+const SLOWEST = 20; // bytes/ms
+const HERE = { host: location.host };
+let facts = null; // of page.json
 let state = { pixels: false, light: false, why: null }; // what this browser can do
-let current = null; // the photo under way, so that a newer one can call it off
-const isPrivate = () => $("private").checked;
+let current = null; // the question under way: a newer one, a cancel or the time limit calls it off
+const alone = "alone" in document.documentElement.dataset; // on a web host that has no server of ours: nothing is ever sent
+const isPrivate = () => alone || $("private").checked;
 
 // ---- answering -----------------------------------------------------------------------------------------------------
 
-async function handle(files) {
-  current?.abort();
+// What is asked about: { file, url, crop } of all photos and of the one that is shown, and the species that the person knows.
+function question() {
+  const all = photos.all().map((photo) => ({ ...photo }));
+  return { all, shown: all.find(({ url }) => url === photos.current().url), species: speciesOf($("plant").value), sent: "none" };
+}
+
+async function ask(force = false) {
+  current?.abort("newer");
   const control = new AbortController();
   current = control;
-  preview(files[0]);
-  showWaiting();
+  const asked = question();
   setBusy(true);
+  showWaiting(t("looking"), { key: "cancel", click: () => control.abort("cancel") });
+  reveal();
   try {
-    await answer(files, control.signal);
-    // on a phone the answer is below the photo
-    if (current === control && matchMedia("(max-width: 760px)").matches) $("result").scrollIntoView({ block: "nearest" });
+    await answer(asked, control, force);
   } catch (error) {
-    if (current !== control) return; // a newer photo has called it off
-    if (error.name === "AbortError") await handle(files); // the switch has: without the server, then
-    else showError(error.message, error.advice);
+    if (current !== control) return; // a newer question has called it off
+    if (control.signal.reason === "private") await ask(); // without the server, then
+    else showError(control.signal.aborted ? calledOff(control.signal) : error, asked.sent);
   } finally {
-    if (current === control) setBusy(false);
+    if (current === control) {
+      setBusy(false);
+      reveal();
+    }
   }
 }
 
-async function answer(files, signal) {
-  if (files.length > MOST) throw wrong(`You chose ${files.length} photos.`, `Choose up to ${MOST}, all of one plant: they get one answer.`);
-  if (files.some((file) => file.type && !file.type.startsWith("image/"))) {
-    throw wrong("This is not a picture.", "Choose a photo: JPEG, PNG and WebP work.");
-  }
-  await Promise.race([ready, ...(isPrivate() ? [] : [new Promise((done) => setTimeout(done, PATIENCE))])]);
+// On a phone the answer is below the photo.
+function reveal() {
+  if (matchMedia("(max-width: 760px)").matches) $("result").scrollIntoView({ block: "start" });
+}
+
+const calledOff = ({ reason }) => (reason === "late" ? problem("late", { seconds: LIMIT }) : { message: t("called_off"), advice: null });
+
+async function answer(asked, control, force) {
+  const { signal } = control;
+  if (asked.all.some(({ file }) => file.type && !file.type.startsWith("image/"))) throw problem("error_picture");
+  const patience = new Promise((done) => { setTimeout(done, PATIENCE); });
+  await Promise.race([aborted(signal), started.then(() => Promise.race([ready, ...(isPrivate() ? [] : [patience])]))]);
   signal.throwIfAborted();
-  const own = await local(files[0], signal);
-  const sends = !isPrivate() && (files.length > 1 || !own.decision || own.asks);
-  if (!own.decision && !sends) {
-    throw own.trouble ? wrong(own.trouble, "Save it as JPEG or PNG, or let it be sent to the server.")
-      : wrong(`${STUCK} ${state.why}`, "To have it answered, switch “Never send photos” off.");
+  const own = await local(asked.shown, asked.species, signal);
+  const several = asked.all.length > 1;
+  const sends = !isPrivate() && (force || several || !own.decision || own.asks);
+  if (!own.decision && !sends) throw own.trouble ? unopened() : { message: stuck(), advice: alone ? null : t("stuck_do") };
+  const first = several ? t(alone ? "first_only" : "alone_first", HERE) : null;
+  if (!sends) return tell(own, asked, "browser", [first]);
+  try {
+    const found = await remote(asked, own, control);
+    tell({ ...found, image: own.image ?? found.image }, asked, "server", [found.agreement?.message]);
+  } catch (error) {
+    if (!own.decision || current !== control || signal.reason === "private") throw error;
+    const reason = signal.aborted ? calledOff(signal).message : error.message;
+    tell(own, asked, "browser", [`${reason} ${first ?? t("alone")}`], true);
   }
-  if (own.decision) {
-    const asking = files.length > 1 ? "The server puts your photos together …" : "I am not sure, so I am asking the server …";
-    tell(own, { by: "browser", note: sends ? asking : single(files), ask: sends || isPrivate() ? null : () => askToo(files, own) });
-  }
-  if (sends) await remote(files, own, signal);
 }
 
-const wrong = (message, advice) => Object.assign(new Error(message), { advice });
-const single = (files) => (files.length > 1 ? "Only the server puts several photos together. This is the answer to the first one." : null);
+const aborted = (signal) => new Promise((done) => { signal.addEventListener("abort", done); });
+const unopened = () => ({ message: `${t("no_preview")} ${t("not_sent")}`, advice: t("other_format") });
+const stuck = () => [t("stuck"), alone ? "" : t("stuck_never"), why()].join(" ");
+const why = () => (state.why ? t(`why_${state.why}`) : "");
 
-// What the browser makes of a photo: an answer, or where it has no model only { image }, or { trouble }.
-async function local(file, signal) {
+// What the browser makes of a photo: an answer, or where it has no model only { image }, or { trouble } where it cannot open it.
+async function local({ file, url, crop }, species, signal) {
   if (!state.pixels) return {};
+  const asked = (blob) => Promise.race([light.answer(blob, crop, species), aborted(signal)]);
   try {
-    return await light.answer(file);
+    return await asked(file).catch(async (error) => {
+      if (error.kind !== "unreadable") throw error;
+      return asked(await photos.redraw(url).catch(() => { throw error; }));
+    });
   } catch (error) {
-    if (error.kind === "too_small") throw wrong(error.message, "Send the photo itself, not a preview of it.");
-    return error.kind === "unreadable" ? { trouble: error.message } : {};
+    if (error.kind === "small") throw problem("error_small", error.values);
+    return error.kind === "unreadable" ? { trouble: true } : {};
   } finally {
     signal.throwIfAborted();
   }
 }
 
-async function remote(files, own, signal) {
-  try {
-    const photos = [];
-    for (const [i, file] of files.entries()) photos.push(await copyOf(file, i === 0 ? own : await local(file, signal)));
-    const found = await server.ask(photos, signal);
-    tell({ ...found, image: own.image ?? found.image }, { by: "server" });
-  } catch (error) {
-    if (!own.decision || error.name === "AbortError") throw error;
-    tell(own, { by: "browser", note: `${error.message} This is your browser’s own answer.`, ask: () => askToo(files, own) });
+// Send small copies of the photos, or a photo itself where this browser cannot read it and the person agrees.
+async function remote(asked, own, control) {
+  const { signal } = control;
+  const copies = [];
+  for (const photo of asked.all) {
+    const found = asked.all.length === 1 ? own : await local(photo, asked.species, signal); // small() is of the photo read last
+    if (found.image) copies.push({ blob: await light.small(), shortSide: Math.min(found.image.width, found.image.height) });
+    else copies.push({ blob: photo.file, shortSide: null });
   }
-}
-
-// The small copy of the photo that was read last; the photo itself where this browser could not read it.
-async function copyOf(file, found) {
-  if (found.image) return { blob: await light.small(), shortSide: Math.min(found.image.width, found.image.height) };
-  const most = facts.server.max_upload_mb;
-  if (file.size > most * 1e6) throw wrong(`The photo has more than ${most} MB.`, "Choose a smaller one.");
-  return { blob: file, shortSide: null };
-}
-
-async function askToo(files, own) {
-  const control = new AbortController();
-  current = control;
+  signal.throwIfAborted();
+  const large = copies.filter(({ shortSide }) => shortSide === null);
+  if (large.some(({ blob }) => blob.size > facts.server.max_upload_mb * 1e6)) throw problem("error_large");
+  setBusy(!large.length);
+  if (large.length && !await askWhole(signal)) {
+    signal.throwIfAborted();
+    throw unopened();
+  }
   setBusy(true);
+  showWaiting(t(copies.length > 1 ? "together" : own.decision ? "second" : "looking", HERE),
+    { key: own.decision ? "enough" : "cancel", click: () => control.abort("cancel") });
+  const size = copies.reduce((sum, { blob }) => sum + blob.size, 0);
+  const timer = setTimeout(() => control.abort("late"), 1000 * LIMIT + size / SLOWEST);
+  asked.sent = large.length ? "whole" : "copy";
   try {
-    await remote(files, own, control.signal);
-  } catch {
-    if (current === control) tell(own, { by: "browser" }); // the switch has called it off
+    return await askServer(copies, asked.species, signal);
+  } catch (error) {
+    if (error.unsent) asked.sent = "none";
+    throw error;
   } finally {
-    if (current === control) setBusy(false);
+    clearTimeout(timer);
   }
 }
 
-function tell(found, source) {
-  drawHeat(found.heatmap);
-  showAnswer(found, source);
+function tell(found, asked, by, notes, again = false) {
+  const { conditioned } = found;
+  const other = conditioned && !conditioned.agrees
+    && t("said_other", { said: words(asked.species), photo: words(conditioned.best_before.species) });
+  const poor = found.decision === "rejected" && found.rejection.photo.length; // no other opinion makes it a better photo
+  const actions = by === "browser" && !isPrivate() && !poor ? [button(t(again ? "second_again" : "second_opinion"), () => ask(true), "small", "second")] : [];
+  showAnswer(found, { photos: asked.all, by, sent: asked.sent, notes: [other, ...notes], actions, privately: isPrivate() });
+  const weights = found.photos?.map(({ weight }) => weight) ?? []; // the heatmap is of the photo that counts most
+  const seen = weights.length > 1 ? asked.all[weights.indexOf(Math.max(...weights))] : asked.shown;
+  if (seen.url === photos.current().url) photos.drawHeat(found.heatmap, seen.crop);
 }
 
 function setBusy(busy) {
@@ -113,48 +148,31 @@ function setBusy(busy) {
   $("result").setAttribute("aria-busy", String(busy));
 }
 
-function preview(file) {
-  const image = $("preview");
-  URL.revokeObjectURL(image.src);
-  drawHeat(null);
-  const show = (good) => {
-    $("frame").hidden = !good;
-    $("invite").hidden = good;
-    $("stage").classList.toggle("full", good);
-  };
-  image.onload = () => {
-    $("frame").style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
-    show(true);
-  };
-  image.onerror = () => show(false);
-  image.src = URL.createObjectURL(file);
-}
-
 // ---- where photos are answered -------------------------------------------------------------------------------------
 
 function describe() {
-  const { size } = facts.server;
-  const copy = state.pixels ? `a small copy (${size} × ${size} pixels, without place or date)` : "your photo";
-  const where = "goes to the server this page came from. It is not kept.";
+  const what = state.pixels ? t("small_copy", { size: facts.server?.size }) : t("whole_copy");
   let text;
-  if (isPrivate()) text = state.light ? "Your photo stays on this device." : `${STUCK} ${state.why}`;
-  else if (!state.light) text = `${title(copy)} ${where} ${state.why}`;
-  else if (!navigator.onLine) text = "You are offline: photos are answered here, in your browser.";
-  else text = `Answered here, in your browser. Only where that is unsure, ${copy} ${where}`;
+  if (isPrivate()) text = state.light ? t("stays") : stuck();
+  else if (!state.light) text = `${t("goes", { what: title(what), ...HERE })} ${why()}`;
+  else text = navigator.onLine ? t("here_first", { what, ...HERE }) : t("offline");
   $("privacy").textContent = text;
 }
 
+let begun;
+const started = new Promise((done) => { begun = done; }); // it is known what this browser can do
+
 async function begin() {
   try {
-    const response = await fetch("page.json");
-    if (!response.ok) throw new Error(response.status);
-    facts = await response.json();
+    [facts] = await Promise.all([json("page.json"), loadTexts()]);
     state = await light.start(facts, isPrivate());
+    photos.allowCut(state.pixels);
+    begun();
     state = { ...state, ...await state.loading };
   } catch {
-    state = { ...state, why: "The server cannot be reached." };
     facts ??= { server: { size: 0, max_upload_mb: 20 } };
   }
+  begun();
   describe();
   performance.mark("ready");
   document.documentElement.dataset.ready = state.light ? "browser" : "server";
@@ -164,20 +182,29 @@ async function begin() {
 
 // ---- wiring --------------------------------------------------------------------------------------------------------
 
-function take(transfer) {
+function take(transfer, more = false) {
   const files = [...(transfer?.files ?? [])];
-  if (files.length) handle(files);
+  if (files.length) photos.take(files, more);
   return files.length > 0;
 }
 
-for (const [button, input] of [["pick", "file"], ["shoot", "camera"]]) {
-  $(button).addEventListener("click", () => $(input).click());
+photos.onChange(() => {
+  current?.abort("newer");
+  current = null;
+  setBusy(false);
+  showTips();
+  document.body.classList.add("chosen");
+  $("ask").hidden = $("more").hidden = false;
+});
+photos.wire();
+for (const [id, input] of [["pick", "file"], ["shoot", "camera"], ["more", "file-more"]]) {
+  $(id).addEventListener("click", () => $(input).click());
   $(input).addEventListener("change", () => {
-    take($(input));
+    take($(input), id === "more");
     $(input).value = ""; // so that the same photo can be chosen again
   });
 }
-$("heat-switch").addEventListener("click", toggleHeat);
+$("ask").addEventListener("click", () => ask());
 document.addEventListener("paste", (event) => { if (take(event.clipboardData)) event.preventDefault(); });
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
@@ -186,7 +213,10 @@ document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) do
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  if (!take(event.dataTransfer)) showError("What you dropped is no file.", "Save the picture first, then drop or choose the saved file.");
+  if (!take(event.dataTransfer)) showError(problem("error_no_file"));
+});
+$("plant").addEventListener("input", () => {
+  $("plant-hint").textContent = $("plant").value && !speciesOf($("plant").value) ? t("plant_unknown") : "";
 });
 
 try {
@@ -197,18 +227,20 @@ $("private").addEventListener("change", () => {
     localStorage.setItem("private", isPrivate() ? "1" : "0");
   } catch { /* as above */ }
   if (isPrivate()) {
-    current?.abort();
+    current?.abort("private");
     if (state.light) light.fetchAll().catch(() => {});
   }
   describe();
 });
 for (const kind of ["online", "offline"]) addEventListener(kind, () => { if (facts) describe(); });
 
+$("private").closest("label").hidden = alone;
 const ready = begin();
-ready.then(() => fetch("model")).then((response) => response.json()).then((model) => {
-  const flat = model.num_classes === model.num_species;
-  $("known-summary").textContent = `What I know: ${model.num_species} plants${flat ? "" : `, ${model.num_classes} conditions`}`;
-  $("known-list").replaceChildren(...model.classes.map(({ species, diseases }) => el("li", { text: title(species) },
-    flat ? null : el("small", { text: diseases.map(words).join(", ") }))));
-  $("known").hidden = false;
-}).catch(() => {}); // the page works without this list
+ready.then(() => loadKnown(facts.shell)).then((example) => {
+  $("example").hidden = !example;
+  $("example").addEventListener("click", async () => {
+    const blob = await fetch(example.url).then((response) => response.blob(), () => null);
+    if (blob) photos.take([new File([blob], "example.jpg", { type: "image/jpeg" })], false);
+    else showError(problem("error_none"));
+  });
+}).catch(() => {}); // the page works without

@@ -1,19 +1,30 @@
-// From the light model's numbers to an answer, as common/export/browser/light_model.py, deferral.py and decide.py have it; the sentences come from the server.
+// From the light model's numbers to an answer, as common/export/browser/light_model.py, deferral.py and decide.py have it.
 
 import { diseases } from "./heads.js";
+import { POOR } from "./page.js";
 
+const FLOOR = 1e-12; // as in common/serve/fusion.py
 const short = (value) => Number(value.toPrecision(6));
 const argmax = (values) => values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
 // The best species and disease, by as few heads as that takes. headOf(species) gives a head, or null where it cannot be had (offline).
-export async function best(settings, species, feature, headOf) {
+// Where a species is known (not -1), `species` is changed to say so, as common/serve/fusion.condition does.
+export async function best(settings, species, feature, headOf, known = -1) {
   const found = { probability: -1, species: 0, disease: 0, heads: new Map(), missing: false };
-  for (const s of [...species.keys()].sort((a, b) => species[b] - species[a] || a - b)) {
+  const order = known < 0 ? [...species.keys()].sort((a, b) => species[b] - species[a] || a - b) : [known];
+  for (const s of order) {
     if (species[s] <= found.probability) break;
     const head = await headOf(s);
     const given = head ? diseases(head, feature) : Array(settings.diseases[s]).fill(1 / settings.diseases[s]);
-    const own = given.map((share) => share * species[s]);
+    let own = given.map((share) => share * species[s]);
+    if (known >= 0) {
+      own = own.map((share) => Math.max(share, FLOOR));
+      const whole = sum(own);
+      own = own.map((share) => share / whole);
+      species.fill(0);
+      species[s] = 1;
+    }
     found.heads.set(s, { names: head?.names ?? null, own });
     const top = argmax(own);
     if (own[top] > found.probability) Object.assign(found, { probability: own[top], species: s, disease: top, missing: !head });
@@ -50,14 +61,8 @@ function quantile({ value, quantiles }) {
   return (above - 1 + (value - low) / (high - low)) / (quantiles.length - 1);
 }
 
-// Fill {value:.0f} and the like into a sentence, as Python does.
-function fill(text, values) {
-  const ways = { ".0f": (v) => v.toFixed(0), ".0%": (v) => `${(100 * v).toFixed(0)}%`, ".2g": (v) => String(Number(v.toPrecision(2))) };
-  return text.replace(/\{(\w+):([^}]+)\}/g, (_, name, way) => ways[way](values[name]));
-}
-
 // The answer in the shape of the server's POST /predict. photo: brightness, sharpness and short_side.
-export function decide(settings, texts, species, found, ood, photo, topK = 5) {
+export function decide(settings, species, found, ood, photo, topK = 5) {
   const { rejection, rollup } = settings;
   const least = rollup ? rollup.precisions[rollup.default] : { disease: 0, species: 0 };
   const [rejected, plant, disease] = [rejection, rejection?.plant, rejection?.disease].map((score) => judge(score, settings, ood));
@@ -84,7 +89,7 @@ export function decide(settings, texts, species, found, ood, photo, topK = 5) {
       species: short(species[s]), disease_given_species: short(species[s] > 0 ? own[d] / species[s] : 0), joint: short(own[d]) },
     path: path.slice(0, { answered: 2, rolled_up: 1, rejected: 0 }[decision]),
     alternatives: alternatives(settings, species, found, topK),
-    rejection: reasons(texts, outcome, unknown, { ood: rejected, disease }, rejection?.photo ?? {}, photo, found.missing),
+    rejection: reasons(outcome, unknown, { ood: rejected, disease }, rejection?.photo ?? {}, photo, found.missing),
   };
 }
 
@@ -99,20 +104,16 @@ function alternatives(settings, species, found, topK) {
   return items.slice(0, topK).map((item) => ({ ...item, probability: short(item.probability) }));
 }
 
-function reasons(texts, outcome, unknown, scores, limits, photo, missing) {
-  let reason = outcome in texts.why ? outcome : null;
-  let message = texts.why[outcome] ?? null;
+function reasons(outcome, unknown, scores, limits, photo, missing) {
+  let reason = ["answered", "rolled_up"].includes(outcome) ? null : outcome;
   let score = scores.ood;
-  if (outcome === "rolled_up" && unknown) [reason, message, score] = ["unknown_disease", texts.unknown_disease, scores.disease];
-  else if (outcome === "rolled_up" && missing) message = "I know the plant. Its diseases are not on this device yet: connect once more.";
-  const poor = outcome === "answered" ? [] : Object.keys(texts.photo).filter((name) => name in limits && !(photo[name] >= limits[name]));
+  if (outcome === "rolled_up" && unknown) [reason, score] = ["unknown_disease", scores.disease];
+  else if (outcome === "rolled_up" && missing) reason = "not_here";
+  const poor = Object.keys(POOR).filter((name) => name in limits && !(photo[name] >= limits[name]));
   const failed = poor.map((name) => ({ measure: name, value: short(photo[name]), limit: short(limits[name]) }));
-  if (failed.length && outcome !== "rolled_up") {
-    const [word, text] = texts.photo[failed[0].measure];
-    [reason, message] = [word, fill(text, failed[0])];
-  }
+  if (failed.length && !["answered", "rolled_up"].includes(outcome)) reason = POOR[failed[0].measure];
   return {
-    rejected: !["answered", "rolled_up"].includes(outcome), reason, message, score: score?.score ?? null,
+    rejected: !["answered", "rolled_up"].includes(outcome), reason, score: score?.score ?? null,
     value: score && Number.isFinite(score.value) ? short(score.value) : null, threshold: score ? short(score.threshold) : null,
     quantile: score ? short(quantile(score)) : null, photo: failed,
   };

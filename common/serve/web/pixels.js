@@ -20,23 +20,30 @@ export async function canRead() {
   return pen.getImageData(0, 0, 16, 16).data.every((value, i) => value === wanted.data[i]);
 }
 
-// Decode a blob, upright, and shrink it to at most `longSide` (null: never). Throws where this browser cannot decode it.
+// Decode a blob, upright, take out the square `crop` (shares of width, height and short side; null: all of it), and shrink that to at
+// most `longSide` (null: never). Throws where this browser cannot decode it.
 // Colours are converted from the photo's profile to sRGB, as the server does: a canvas is sRGB, and that is the browsers' default.
-export async function read(blob, longSide) {
+export async function read(blob, longSide, crop = null) {
   const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", premultiplyAlpha: "none" });
   try {
     const head = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
-    const { width, height } = bitmap;
-    return { ...shrink(bitmap, longSide, head[0] === 0xff && head[1] === 0xd8), width, height };
+    let part = { bitmap, left: 0, top: 0, width: bitmap.width, height: bitmap.height };
+    if (crop) {
+      const side = Math.max(1, Math.round(crop.side * Math.min(bitmap.width, bitmap.height)));
+      const [left, top] = [[crop.x, bitmap.width], [crop.y, bitmap.height]].map(([share, whole]) => Math.min(Math.round(share * whole), whole - side));
+      part = { bitmap, left, top, width: side, height: side };
+    }
+    const { width, height } = part;
+    return { ...shrink(part, longSide, !crop && head[0] === 0xff && head[1] === 0xd8), width, height };
   } finally {
     bitmap.close();
   }
 }
 
-function shrink(bitmap, longSide, jpeg) {
-  const size = [bitmap.width, bitmap.height];
+function shrink(part, longSide, jpeg) {
+  const size = [part.width, part.height];
   const most = Math.max(...size);
-  if (longSide === null || most <= longSide) return { rgb: readBack(bitmap, [1, 1]) };
+  if (longSide === null || most <= longSide) return { rgb: readBack(part, [1, 1]) };
   const target = size.map((side) => Math.max(1, even((side * longSide) / most)));
   let draft = jpeg ? 8 : 1;
   while (draft > 1 && (most < draft * LEFT_OVER * longSide || Math.min(...size) < draft)) draft /= 2;
@@ -44,7 +51,7 @@ function shrink(bitmap, longSide, jpeg) {
   const boxes = extent.map((side, i) => Math.max(1, Math.floor(side / (LEFT_OVER * target[i]))));
   const means = draft > 1 || Math.max(...boxes) > 1;
   // libjpeg's boxes and Pillow's are taken at once where only one of them is more than a pixel
-  let rgb = readBack(bitmap, draft > 1 ? [draft, draft] : boxes);
+  let rgb = readBack(part, draft > 1 ? [draft, draft] : boxes);
   if (draft > 1 && Math.max(...boxes) > 1) rgb = reduce(rgb, boxes);
   extent = extent.map((side, i) => side / boxes[i]);
   const ratios = extent.map((side, i) => side / target[i]);
@@ -52,21 +59,21 @@ function shrink(bitmap, longSide, jpeg) {
   return { rgb: area(rgb, ratios, target) };
 }
 
-// The bitmap's pixels over white, each box of them as its mean.
-function readBack(bitmap, [across, down]) {
-  const width = Math.ceil(bitmap.width / across);
-  const out = new Uint8Array(3 * width * Math.ceil(bitmap.height / down));
-  const rows = Math.min(bitmap.height, down * Math.max(1, Math.floor(STRIP / bitmap.width / down)));
-  const pen = context(bitmap.width, rows);
+// The pixels of a part of a bitmap over white, each box of them as its mean.
+function readBack({ bitmap, left, top, width, height }, [across, down]) {
+  const wide = Math.ceil(width / across);
+  const out = new Uint8Array(3 * wide * Math.ceil(height / down));
+  const rows = Math.min(height, down * Math.max(1, Math.floor(STRIP / width / down)));
+  const pen = context(width, rows);
   pen.imageSmoothingEnabled = false;
   pen.fillStyle = "#fff";
-  for (let y = 0; y < bitmap.height; y += rows) {
-    const high = Math.min(rows, bitmap.height - y);
-    pen.fillRect(0, 0, bitmap.width, high);
-    pen.drawImage(bitmap, 0, y, bitmap.width, high, 0, 0, bitmap.width, high);
-    means(pen.getImageData(0, 0, bitmap.width, high).data, 4, bitmap.width, high, across, down, out, 3 * width * (y / down));
+  for (let y = 0; y < height; y += rows) {
+    const high = Math.min(rows, height - y);
+    pen.fillRect(0, 0, width, high);
+    pen.drawImage(bitmap, left, top + y, width, high, 0, 0, width, high);
+    means(pen.getImageData(0, 0, width, high).data, 4, width, high, across, down, out, 3 * wide * (y / down));
   }
-  return { data: out, width, height: Math.ceil(bitmap.height / down) };
+  return { data: out, width: wide, height: Math.ceil(height / down) };
 }
 
 function reduce({ data, width, height }, [across, down]) {
@@ -210,7 +217,7 @@ function pass(data, lines, from, to, stepIn, lineIn, stepOut, lineOut) {
   return out;
 }
 
-// Light and focus at model size, as common/poor_photos_tmp.py measures them.
+// Light and focus at model size, as photo_quality in common/images.py measures them.
 export function quality({ data, width, height }) {
   const grey = Float64Array.from({ length: width * height }, (_, i) =>
     (9798 * data[3 * i] + 19235 * data[3 * i + 1] + 3735 * data[3 * i + 2] + 16384) >> 15);

@@ -12,7 +12,8 @@ self.addEventListener("install", (event) => event.waitUntil((async () => {
   const facts = await (await fetch("page.json")).json();
   if (facts.version !== version) throw new Error("the server has moved on"); // the page will name the new version
   const light = facts.light ? [facts.light.script, facts.light.wasm, facts.light.settings, facts.light.onnx] : [];
-  if (facts.light && facts.light.heads.bytes <= 2e6) light.push(facts.light.heads.url); // larger ones are kept record by record
+  // larger ones are kept record by record; without a server the page fetches them whole
+  if (facts.light && (facts.light.heads.bytes <= 2e6 || !facts.server)) light.push(facts.light.heads.url);
   await cache.addAll([...facts.shell, ...light]);
   await self.skipWaiting();
 })()));
@@ -26,11 +27,11 @@ self.addEventListener("fetch", (event) => {
   const { request } = event;
   if (request.method !== "GET" || !request.url.startsWith(home.href)) return;
   const path = request.url.slice(home.href.length);
-  if (path.startsWith("files/")) event.respondWith(request.headers.has("range") ? range(request) : kept(request));
+  if (/^(files|reference)[/]/.test(path)) event.respondWith(request.headers.has("range") ? range(request) : kept(request));
   else if (!path.startsWith("sw.js")) event.respondWith(fresh(request));
 });
 
-// Under files/ an address holds the file's hash: what is kept is right for ever.
+// Under files/ an address holds the file's hash, and pictures to compare with are of this version: what is kept stays right.
 async function kept(request) {
   const cache = await caches.open(cacheName);
   const found = await cache.match(request.url);
@@ -56,7 +57,8 @@ async function range(request) {
 
 // The page itself: the server's where it answers soon, and not a proxy that it does not, else the copy.
 async function fresh(request) {
-  const copy = () => caches.match(request.url, { ignoreSearch: true, cacheName });
+  const address = request.mode === "navigate" && request.url.startsWith(`${home.href}index.html`) ? home.href : request.url;
+  const copy = () => caches.match(address, { ignoreSearch: true, cacheName });
   const late = new Promise((done) => setTimeout(done, patience)).then(copy);
   const asked = fetch(request);
   const found = asked.then((response) => (response.status < 500 ? response : copy()), copy);

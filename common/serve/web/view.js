@@ -1,182 +1,192 @@
-// What the page shows: answers, rejections and errors in plain words, bars, and the heatmap over the photo.
+// What the page shows for an answer, a rejection, an error and while it waits.
 
-export const $ = (id) => document.getElementById(id);
+import { advice, named, pictures } from "./known.js";
+import { $, POOR, button, className, el, percent, t, title, words } from "./page.js";
+import { picture } from "./photos.js";
 
-// ---- small helpers -------------------------------------------------------------------------------------------------
+const MANY = 4; // classes to show beside an answer
+const SURE = [0.6, 0.9]; // probability from which it is likely, and sure: badge, sentence and advice go by it
+const level = (share) => SURE.filter((least) => share >= least).length;
 
-export function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key === "text") node.textContent = value;
-    else node.setAttribute(key, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
+// Put it in the place of the answer. The focus stays where it was: on the control of the same name, else on the answer itself.
+function show(state, by, ...nodes) {
+  const result = $("result");
+  const inside = result.contains(document.activeElement) && document.activeElement;
+  result.replaceChildren(...nodes.filter(Boolean));
+  Object.assign(result.dataset, { state, by });
+  if (inside) ((inside.id && $(inside.id)) || result).focus({ preventScroll: true });
 }
 
-export const words = (name) => name.replaceAll("_", " ");
-export const title = (name) => words(name).charAt(0).toUpperCase() + words(name).slice(1);
-const className = (item) => (item.disease === null || item.species === item.disease ? title(item.species)
-  : `${title(item.species)}, ${words(item.disease)}`);
-
-function percent(value) {
-  if (value > 0.99 && value < 0.9995) return `${(100 * value).toFixed(1)} %`;
-  if (value > 0 && value < 0.005) return "< 1 %";
-  return `${Math.round(100 * value)} %`;
+function say(...sentences) {
+  $("spoken").textContent = sentences.filter(Boolean).join(" ");
 }
 
-function certainty(value) {
-  if (value >= 0.97) return "I am very sure";
-  if (value >= 0.85) return "I am fairly sure";
-  if (value >= 0.6) return "I think so, but I am not sure";
-  return "This is only my best guess";
-}
-
-function bars(rows, kind = "") {
-  return el("ul", { class: `bars ${kind}` }, ...rows.map(({ name, note, share }) => {
+function bars(items) {
+  return el("ul", { class: "bars" }, ...items.map(({ name, share }) => {
     const fill = el("i");
     fill.style.width = `${100 * Math.max(0, Math.min(1, share))}%`;
-    return el("li", {}, el("span", { class: "label" }, note ? el("small", { text: note }) : null, name),
-      el("span", { class: "share", text: percent(share) }), el("div", { class: "bar", "aria-hidden": "true" }, fill));
+    return el("li", {}, el("span", { class: "label", text: name }), el("span", { class: "share", text: percent(share), "aria-hidden": "true" }),
+      el("div", { class: "bar", role: "meter", "aria-label": name, "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": share.toFixed(3),
+        "aria-valuetext": percent(share) }, fill));
   }));
 }
 
-function nextStep(text) {
-  return el("div", { class: "next" }, el("b", { text: "What to do next" }), el("span", { text }));
+const section = (heading, ...nodes) => [el("h3", { text: heading }), ...nodes];
+
+// ---- what to do, and what to compare with --------------------------------------------------------------------------
+
+function nextStep(text, row = null) {
+  const link = row?.link && /^https?:/.test(row.link) && el("a", { href: row.link, target: "_blank", rel: "noopener noreferrer", text: t("read_more") });
+  const more = row && [["severity", row.severity], ["treatment", row.treatment]].filter(([, told]) => told);
+  return el("div", { class: "next" }, el("b", { text: t("next") }), (row?.text || text) && el("p", { text: row?.text || text }),
+    ...(more ?? []).map(([key, told]) => el("p", { text: t(key, { text: told }) })), link && el("p", {}, link),
+    row?.source && el("p", { class: "soft", text: t("source", { text: row.source }) }));
 }
 
-function show(...children) {
-  $("result").replaceChildren(...children.filter(Boolean));
+// A name with its scientific and local ones, where whoever runs this wrote them down.
+function names(tag, kind, name, row) {
+  const told = [row?.scientific_name && el("i", { text: row.scientific_name }), row?.local_name && el("span", { text: row.local_name })];
+  return [el(tag, { class: kind, text: name }), told.some(Boolean) && el("p", { class: "names soft" }, ...told)];
+}
+
+// The person's photos beside pictures of what they are said to show. Under "never send" those wait for a yes: they tell what was seen.
+function compare(photos, items, privately) {
+  const found = items.map((item) => ({ item, files: pictures(item) })).filter(({ files }) => files.length);
+  if (!found.length) return [];
+  const own = photos.filter(({ bad }) => !bad).map((photo) => el("li", {}, picture(photo), el("span", { text: t("your_photo") })));
+  const row = () => el("ul", { class: "compare" }, ...own, ...found.flatMap(({ item, files }, i) => files.slice(0, i ? 1 : 3).map(({ file, source }) =>
+    el("li", {}, el("img", { src: `reference/${file}`, alt: className(item), loading: "lazy" }), el("span", { text: className(item) }),
+      source && el("small", { text: t("source", { text: source }) })))));
+  const ask = button(t("compare_load"), () => { ask.parentNode.replaceWith(row()); $("result").focus({ preventScroll: true }); }, "small", "compare-load");
+  return section(t("compare"), privately ? el("div", { class: "compare-ask" }, ask, el("p", { class: "hint", text: t("compare_hint", { host: location.host }) })) : row());
 }
 
 // ---- answers -------------------------------------------------------------------------------------------------------
 
-// source: { by: "browser" or "server", note: a sentence or null, ask: what a button to ask the server does, or null }
-export function showAnswer(answer, { by, note = null, ask = null }) {
-  const view = { answered, rolled_up: rolledUp, rejected }[answer.decision](answer);
-  const button = ask && el("button", { type: "button", class: "button small", text: note ? "Ask the server again" : "Ask the server too" });
-  button?.addEventListener("click", ask);
-  const where = by === "server" ? "Answered by the server" : "Answered in your browser";
-  const badges = el("p", { class: "badges" }, el("span", { class: `badge ${view.badge[0]}`, text: view.badge[1] }),
-    el("span", { class: "badge by", text: where }));
-  show(badges, note && el("p", { class: "note", text: note }), ...view.nodes,
-    button && el("p", { class: "more" }, button), details(answer, by));
-  Object.assign($("result").dataset, { state: answer.decision, by });
-  $("spoken").textContent = [view.spoken, `${where}.`, note].filter(Boolean).join(" ");
+// context: { photos, by: "browser" or "server", sent: "none", "copy" or "whole", notes: sentences, actions: buttons, privately }
+export function showAnswer(answer, context) {
+  const poor = answer.decision !== "rejected" && answer.rejection.photo[0];
+  const notes = [poor && `${t(`why_${POOR[poor.measure]}`)} ${t(`do_${POOR[poor.measure]}`)}`, ...context.notes].filter(Boolean);
+  const doubt = Boolean(poor) || answer.agreement?.agree === false || answer.conditioned?.agrees === false;
+  const view = { answered, rolled_up: rolledUp, rejected }[answer.decision](answer, { ...context, doubt });
+  show(answer.decision, context.by,
+    badges(view.badge, context.sent),
+    el("div", { class: "verdict" }, el("div", {}, ...view.names), el("div", { class: "shots" }, ...context.photos.map(picture))),
+    ...notes.map((text) => el("p", { class: "note", text })), ...view.nodes,
+    context.actions.length && el("p", { class: "more" }, ...context.actions), details(answer, context.by));
+  say(...view.spoken, ...notes, `${sentText(context.sent)}.`);
 }
 
-function answered(answer) {
+const sentText = (sent) => t(`sent_${sent}`, { host: location.host });
+
+function badges([kind, text], sent) {
+  return el("p", { class: "badges" }, el("span", { class: `badge ${kind}`, text }),
+    sent && el("span", { class: "badge by", text: sentText(sent) }));
+}
+
+function answered(answer, { photos, privately, doubt }) {
   const flat = answer.species === answer.disease;
-  const { species, disease_given_species: given, joint } = answer.probabilities;
-  const badge = flat ? ["plain", "Recognised"] : answer.healthy ? ["well", "Looks healthy"] : ["ill", "Disease found"];
-  const rows = [{ note: "Plant", name: title(answer.species), share: species }];
-  if (!flat) rows.push({ note: `Condition, if it is ${words(answer.species)}`, name: title(answer.disease), share: given });
-  const others = answer.alternatives.filter((item) => item.species !== answer.species || item.disease !== answer.disease);
-  const advice = flat ? null : nextStep(answer.healthy
-    ? "Nothing on this leaf worries me. Look at a few more leaves, undersides too, and again in a week."
-    : "Check two or three other leaves. If they show the same marks, get advice for this disease before you treat it.");
+  const { joint } = answer.probabilities;
+  const kind = flat ? "named" : answer.healthy ? "healthy" : "ill";
+  const sure = doubt ? Math.min(1, level(joint)) : level(joint);
+  const say_ = t(answer.conditioned?.agrees === false ? "sure_if" : `sure_${sure}`, { share: percent(joint), said: words(answer.species) });
+  const others = answer.alternatives.filter((item) => item.probability >= 0.01 && className(item) !== className(answer));
+  const items = [{ species: answer.species, disease: answer.disease, probability: joint }, ...others].slice(0, MANY);
+  const [plant, row] = [named(answer.species), advice(answer)];
   return {
-    badge,
+    badge: [{ named: "plain", healthy: "well", ill: "ill" }[kind], t(`${kind}_${sure}`)],
+    names: [...names("h2", "name", title(answer.species), plant), ...(flat ? [] : names("p", "second", title(answer.disease), row)),
+      el("p", { class: "say", text: say_ })],
     nodes: [
-      el("h2", { class: "name", text: title(answer.species) }),
-      flat ? null : el("p", { class: "second", text: title(answer.disease) }),
-      el("p", { class: "say soft", text: `${certainty(joint)}: ${percent(joint)}${flat ? "" : " for plant and condition together"}.` }),
-      advice, el("h3", { text: "How I got there" }), bars(rows),
-      others.length ? el("h3", { text: "What else it could be" }) : null,
-      others.length ? bars(others.map((item) => ({ name: className(item), share: item.probability })), "thin") : null,
+      flat && !row ? null : nextStep(flat ? "" : t(sure > (kind === "ill" ? 0 : 1) ? `next_${kind}` : "next_perhaps"), row),
+      ...section(t("how_sure"), bars(items.map((item) => ({ name: className(item), share: item.probability })))),
+      ...compare(photos, items, privately),
     ],
-    spoken: `${className(answer)}. ${certainty(joint)}, ${percent(joint)}.`,
+    spoken: [`${className(answer)}.`, say_],
   };
 }
 
-function rolledUp(answer) {
+function rolledUp(answer, { photos, privately }) {
   const { species } = answer.probabilities;
-  const inside = answer.alternatives.filter((item) => item.species === answer.species && item.disease !== null);
+  const { reason } = answer.rejection;
+  const items = answer.alternatives.filter((item) => item.species === answer.species && item.disease && item.probability >= 0.01).slice(0, MANY);
+  const say_ = reason ? t(`why_${reason}`) : answer.conditioned ? t("said_only", { said: words(answer.species) })
+    : t(`plant_${level(species)}`, { share: percent(species) });
+  const known = reason !== "unknown_disease" && items.length > 0;
   return {
-    badge: ["plain", "Plant only"],
+    badge: ["plain", t("plant_only")],
+    names: [...names("h2", "name", title(answer.species), named(answer.species)), el("p", { class: "say", text: say_ })],
     nodes: [
-      el("h2", { class: "name", text: title(answer.species) }),
-      el("p", { class: "say soft", text: answer.rejection.message
-        || `I know the plant (${percent(species)}), but not well enough what it has.` }),
-      nextStep("Take a closer photo of the marks themselves, in focus and even light, or of another leaf that shows them better."),
-      el("h3", { text: "How I got there" }),
-      bars([{ note: "Plant", name: title(answer.species), share: species }]),
-      inside.length ? el("h3", { text: "It may have" }) : null,
-      bars(inside.map((item) => ({ name: title(item.disease), share: species ? item.probability / species : 0 })), "thin"),
+      nextStep(t(reason ? `do_${reason}` : "next_perhaps")),
+      ...(known ? section(t("may_have"), bars(items.map((item) => ({ name: title(item.disease), share: item.probability })))) : []),
+      ...(known ? compare(photos, items, privately) : []),
     ],
-    spoken: `${title(answer.species)}. ${answer.rejection.message || "I cannot tell its condition."}`,
+    spoken: [`${title(answer.species)}.`, say_],
   };
 }
 
-function rejected(answer) {
-  const unknown = ["not_a_plant", "unknown_species"].includes(answer.rejection.reason);
-  const heading = unknown ? "Not a plant I know" : answer.rejection.photo.length ? "The photo is too poor" : "I cannot tell";
-  // the server's text is what is wrong, then what to do about it
-  const [problem, ...rest] = answer.rejection.message.split(/(?<=\.) /);
-  const guesses = bars(answer.alternatives.map((item) => ({ name: className(item), share: item.probability })), "thin");
+function rejected(answer, { photos, privately }) {
+  const { reason } = answer.rejection;
+  const unsure = ["unsure", "photos_disagree"].includes(reason);
+  const heading = t(Object.values(POOR).includes(reason) ? "title_poor" : ["not_a_plant", "unknown_species"].includes(reason) ? "title_unknown" : "title_unsure");
+  const items = unsure ? answer.alternatives.slice(0, 3) : [];
   return {
-    badge: ["plain", "No answer"],
+    badge: ["plain", t("no_answer")],
+    names: [el("h2", { class: "name", text: heading }), el("p", { class: "say", text: t(`why_${reason}`) })],
     nodes: [
-      el("h2", { class: "name", text: heading }),
-      el("p", { class: "say", text: problem }),
-      nextStep(rest.join(" ")),
-      unknown
-        ? el("details", { class: "guesses" }, el("summary", { text: "What I would have guessed" }), guesses)
-        : el("div", { class: "guesses" }, el("h3", { text: "My best guesses" }), guesses),
+      nextStep(t(`do_${reason}`)),
+      // names without shares: what was rejected is no answer
+      ...(unsure ? section(t("may_be"), el("ul", { class: "plain" }, ...items.map((item) => el("li", { text: className(item) })))) : []),
+      ...compare(photos, items, privately),
     ],
-    spoken: `${heading}. ${answer.rejection.message}`,
+    spoken: [`${heading}.`, t(`why_${reason}`)],
   };
 }
 
+// For those who run it, and those who want to know.
 function details(answer, by) {
-  const rows = [["Photo", `${answer.image.width} × ${answer.image.height} pixels`],
-    ["Time", `${Math.round(answer.timings_ms.total)} ms in ${by === "server" ? "the server" : "your browser"}, ${
-      Math.round(answer.timings_ms.model)} ms of it the model`],
-    ["Model", `${answer.model.file}, version ${answer.model.version}`]];
-  const { quantile } = answer.rejection;
-  if (quantile !== null) {
-    rows.splice(1, 0, ["Unlike known plants", quantile >= 1 ? "more than every plant photo I was checked with"
-      : `more than ${percent(quantile)} of the plant photos I was checked with`]);
-  }
-  const list = el("dl", { class: "facts" }, ...rows.flatMap(([name, text]) => [el("dt", { text: name }), el("dd", { text })]));
-  return el("details", {}, el("summary", { text: "Details" }), list);
+  const { quantile, photo } = answer.rejection;
+  const rows = [
+    [t("photo"), t("pixels", answer.image)],
+    photo.length && [t("measures"), photo.map(({ measure, value, limit }) => t("measured", { name: words(measure), value, limit })).join("; ")],
+    quantile !== null && [t("unlike"), quantile >= 1 ? t("unlike_all") : t("unlike_more", { share: Math.floor(100 * quantile) })],
+    answer.decision === "rejected" && [t("guess"), className(answer.alternatives[0])],
+    [t("by"), t(`by_${by}`, answer.model)],
+    [t("time"), t("took", { total: Math.round(answer.timings_ms.total), model: Math.round(answer.timings_ms.model) })],
+  ].filter(Boolean);
+  return el("details", {}, el("summary", { text: t("details"), id: "details" }),
+    el("dl", { class: "facts" }, ...rows.flatMap(([name, text]) => [el("dt", { text: name }), el("dd", { text })])));
 }
 
-export function showError(message, advice) {
-  show(el("span", { class: "badge wrong", text: "That did not work" }),
-    el("h2", { class: "name", text: "No answer yet" }), el("p", { class: "say", text: message }), advice ? nextStep(advice) : null);
-  Object.assign($("result").dataset, { state: "error", by: "" });
-  $("spoken").textContent = `That did not work. ${message}`;
+// ---- everything else -----------------------------------------------------------------------------------------------
+
+// error: its message, and what to do about it
+export function showError({ message, advice: todo }, sent = "none", actions = []) {
+  show("error", "", badges(["wrong", t("failed")], sent === "none" ? null : sent), el("h2", { class: "name", text: t("no_answer_yet") }),
+    el("p", { class: "say", text: message }), todo && nextStep(todo), actions.length && el("p", { class: "more" }, ...actions));
+  say(t("failed"), message, todo);
 }
 
-export function showWaiting() {
-  show(el("div", { class: "waiting" }, el("span"), el("span"), el("span"), el("span")));
-  Object.assign($("result").dataset, { state: "waiting", by: "" });
-  $("spoken").textContent = "Looking at your photo.";
+const tips = [...$("result").children];
+
+// Before an answer: what makes a good photo.
+export function showTips() {
+  if ($("result").dataset.state) show("", "", ...tips);
 }
 
-// ---- heatmap -------------------------------------------------------------------------------------------------------
+export function showWaiting(text, cancel) {
+  const stop = button(t(cancel.key), cancel.click, "small", "cancel");
+  show("waiting", "", el("div", { class: "waiting" }, el("h2", { text }), el("div", { class: "progress", role: "progressbar", "aria-label": text }, el("i")), el("p", {}, stop)));
+  say(text);
+}
 
-export function drawHeat(rows) {
-  const canvas = $("heat");
-  const [height, width] = [rows?.length ?? 0, rows?.[0]?.length ?? 0];
-  canvas.hidden = true;
-  $("heat-switch").hidden = !(height && width);
-  $("heat-switch").setAttribute("aria-pressed", "false");
-  if (!height || !width) return;
-  canvas.width = width;
-  canvas.height = height;
-  const context = canvas.getContext("2d");
-  const picture = context.createImageData(width, height);
-  rows.flat().forEach((value, i) => {
-    // where it looked keeps its light, the rest is shaded: readable on any leaf and in any kind of colour sight
-    picture.data.set([12, 28, 18, Math.round(165 * (1 - Math.min(1, Math.max(0, value))))], 4 * i);
+// Ask before a photo leaves the device whole. -> a promise of the answer, false where `signal` ends it
+export function askWhole(signal) {
+  return new Promise((done) => {
+    const text = t("whole", { host: location.host });
+    signal.addEventListener("abort", () => done(false));
+    show("question", "", el("h2", { class: "name", text: t("whole_title") }), el("p", { class: "say", text }),
+      el("p", { class: "more" }, button(t("whole_yes"), () => done(true), "main", "whole-yes"), button(t("whole_no"), () => done(false), "", "whole-no")));
+    say(t("whole_title"), text);
   });
-  context.putImageData(picture, 0, 0);
 }
-
-export function toggleHeat() {
-  $("heat").hidden = !$("heat").hidden;
-  $("heat-switch").setAttribute("aria-pressed", String(!$("heat").hidden));
-}
-

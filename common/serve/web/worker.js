@@ -18,26 +18,27 @@ onmessage = async ({ data: { id, job, ...arguments_ } }) => {
   try {
     postMessage({ id, result: await jobs[job](arguments_) });
   } catch (error) {
-    postMessage({ id, error: String(error?.message ?? error), kind: error?.kind });
+    postMessage({ id, error: String(error?.message ?? error), kind: error?.kind, values: error?.values });
   }
 };
 
-// Check whether a page may read pixels here. -> { pixels, why: not, or null }
+// Check whether a page may read pixels here. -> { pixels, why: not (a text's key), or null }
 async function checkPixels({ facts: given }) {
   facts = given;
   pixels = typeof OffscreenCanvas === "function" && await canRead().catch(() => false);
-  return { pixels, why: pixels ? null : "This browser does not let a page read a photo's pixels." };
+  return { pixels, why: pixels ? null : "blurring" };
 }
 
 // Load the model where there is one, and all heads where that is wished. -> { light, and where it is false: why }
 async function load({ all }) {
   if (!pixels) return { light: false };
-  if (!facts.light) return { light: false, why: facts.why };
+  if (!facts.light) return { light: false, why: "no_light" };
   try {
     [model] = await Promise.all([open(facts.light), all || facts.light.heads.bytes <= WHOLE ? fetchAll() : null]);
     return { light: true };
   } catch (error) {
-    return { light: false, why: `The browser's model did not load (${error?.message ?? error}).` };
+    console.warn(error);
+    return { light: false, why: "not_loaded" };
   }
 }
 
@@ -85,41 +86,41 @@ async function headOf(species) {
 }
 
 async function shrunk(photo, longSide) {
-  if (!photo.shrunk.has(longSide)) photo.shrunk.set(longSide, await read(photo.blob, longSide));
+  if (!photo.shrunk.has(longSide)) photo.shrunk.set(longSide, await read(photo.blob, longSide, photo.crop));
   return photo.shrunk.get(longSide);
 }
 
-// Answer a photo, as POST /predict would; without a model only its size. Throws where the photo cannot be read.
-async function answer({ blob }) {
+// Answer a photo, as POST /predict would; without a model only its size. species: the known one, or null. Throws where it cannot be read.
+async function answer({ blob, crop, species: said }) {
   const began = performance.now();
-  last = { blob, shrunk: new Map() };
-  const longSide = (model?.settings.preprocessing ?? facts.server).long_side ?? null;
+  last = { blob, crop, shrunk: new Map() };
+  const longSide = (model?.settings.preprocessing ?? facts.server)?.long_side ?? null;
   let photo;
   try {
     photo = await shrunk(last, longSide);
   } catch {
-    throw Object.assign(new Error("This browser cannot read the photo."), { kind: "unreadable" });
+    throw Object.assign(new Error("cannot be decoded"), { kind: "unreadable" });
   }
   const image = { width: photo.width, height: photo.height };
-  if (Math.min(photo.width, photo.height) < facts.min_side) {
-    const found = `The photo has ${photo.width} × ${photo.height} pixels`;
-    throw Object.assign(new Error(`${found}; at least ${facts.min_side} on the short side are needed.`), { kind: "too_small" });
-  }
+  if (Math.min(photo.width, photo.height) < facts.min_side) throw Object.assign(new Error("too small"), { kind: "small", values: { ...image, least: facts.min_side } });
   if (!model) return { image };
   const { ort, session, settings, warm } = model;
-  const input = resize(photo.rgb, settings.preprocessing.size, facts.server.tall_first);
+  const input = resize(photo.rgb, settings.preprocessing.size, facts.tall_first);
   await warm; // its first run takes longer, and it runs one picture at a time
   const decoded = performance.now();
   const outputs = await session.run({ images: new ort.Tensor("uint8", input.data, [1, input.height, input.width, 3]) });
   const done = performance.now();
   const [species, ood] = [Array.from(outputs.species.data), Array.from(outputs.ood.data)];
-  const found = await best(settings, species, outputs.feature.data, headOf);
+  const known = settings.species.indexOf(said);
+  const alone = known < 0 ? null : (await best(settings, species, outputs.feature.data, headOf)).species;
+  const found = await best(settings, species, outputs.feature.data, headOf, known);
   const wish = ask(settings, species, found, ood);
   const measures = { ...quality(input), short_side: Math.min(photo.width, photo.height) };
-  const result = decide(settings, facts.texts, species, found, ood, measures, facts.top_k);
+  const result = decide(settings, species, found, ood, measures, facts.top_k);
   const doubtful = result.decision === "rolled_up" || result.rejection.reason === "unsure";
   return {
-    ...result, image, model: { file: settings.model.file, version: settings.version },
+    ...result, image, conditioned: known < 0 ? null : { agrees: alone === known, best_before: { species: settings.species[alone] } },
+    model: { file: settings.model.file, version: settings.version },
     heatmap: heatmap(settings, outputs.map.data, outputs.map.dims.slice(1), kept.get(found.species), found.disease),
     ask: wish, asks: wish === null ? doubtful : settings.deferral.threshold !== null && wish >= settings.deferral.threshold,
     numbers: { species, ood, class: [found.species, found.disease], own: [...found.heads].map(([s, { own }]) => [s, own]), measures },
@@ -130,5 +131,5 @@ async function answer({ blob }) {
 // The last photo as a PNG of the served model's size: what is sent instead of the photo itself.
 async function small() {
   const photo = await shrunk(last, facts.server.long_side ?? null);
-  return png(resize(photo.rgb, facts.server.size, facts.server.tall_first));
+  return png(resize(photo.rgb, facts.server.size, facts.tall_first));
 }

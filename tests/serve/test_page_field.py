@@ -1,0 +1,328 @@
+"""The page as a grower uses it: a square of a photo, several photos, a known plant, advice and
+pictures to compare with, what leaves the device, and waiting.
+"""
+
+import json
+
+import pytest
+import tiny_bundle as tiny
+from page_site import choose, give, needs_runtime, settle
+
+SLOW = """(() => {
+  const real = fetch;
+  globalThis.fetch = (url, options) => (String(url).startsWith('predict')
+    ? new Promise((_, no) => {
+      options.signal.addEventListener('abort', () => no(options.signal.reason));
+      if (options.signal.aborted) no(options.signal.reason); })
+    : real(url, options));
+})()"""
+
+
+def click(page, name):
+    page.js(f"document.getElementById('{name}').click()")
+
+
+def ask(page):
+    click(page, "ask")
+    return settle(page)
+
+
+def square(page):
+    """Left, top and side of the square on the photo, in shares of its width and height."""
+    return page.js("""(() => {
+      const [a, b] = ['square', 'preview'].map((id) =>
+        document.getElementById(id).getBoundingClientRect());
+      return a.width ? [(a.left - b.left) / b.width, (a.top - b.top) / b.height,
+        a.width / b.width, a.height / b.height] : null;
+    })()""")
+
+
+def at(page, x, y):
+    """The place on the screen of a place on the photo, in shares of its width and height."""
+    box = page.js("""(() => { document.getElementById('stage').scrollIntoView();
+      const { left, top, width, height } =
+        document.getElementById('preview').getBoundingClientRect();
+      return [left, top, width, height]; })()""")
+    return {"x": box[0] + x * box[2], "y": box[1] + y * box[3]}
+
+
+def fingers(page, kind, *places):
+    points = [{**place, "id": i} for i, place in enumerate(places)]
+    page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
+
+# region a part of a photo
+
+
+@needs_runtime
+def test_a_square_drawn_with_a_mouse_is_what_is_answered_and_what_is_sent(full, places, tab):
+    page, before = tab(full), len(full.posts())
+    choose(page, places, "halves.png")
+    page.wait("!document.getElementById('crop').hidden")
+    assert "Corn" not in ask(page).text
+    mouse = {"button": "left", "buttons": 1, "clickCount": 1}
+    page.call("Input.dispatchMouseEvent", type="mousePressed", **at(page, 0.6, 0.2), **mouse)
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", **at(page, 0.9, 0.5), **mouse)
+    page.call("Input.dispatchMouseEvent", type="mouseReleased", **at(page, 0.9, 0.5), **mouse)
+    assert square(page) == pytest.approx([0.6, 0.2, 0.3, 0.45], abs=0.02)
+    assert page.js("document.getElementById('result').dataset.state") == "", "it is asked anew"
+    seen = ask(page)
+    assert (seen.state, seen.by) == ("answered", "browser")
+    assert "Corn" in seen.text
+    click(page, "second")
+    page.wait("document.getElementById('result').dataset.by === 'server'")
+    assert "Corn" in settle(page).text
+    [_, _, query, size] = full.posts()[-1]
+    assert "short_side=90" in query  # of the square: 0.45 of 200 pixels
+    assert size < 1000
+    assert len(full.posts()) > before
+    click(page, "crop")  # the whole photo again
+    assert square(page) is None
+
+
+@needs_runtime
+def test_two_fingers_span_the_square_and_one_scrolls(full, places, tab):
+    page = tab(full, width=360, height=740, mobile=True)
+    choose(page, places, "halves.png")
+    page.wait("!document.getElementById('crop').hidden")
+    fingers(page, "touchStart", at(page, 0.5, 0.5))
+    fingers(page, "touchMove", at(page, 0.5, 0.2))
+    fingers(page, "touchEnd")
+    assert square(page) is None
+    fingers(page, "touchStart", at(page, 0.6, 0.4))
+    fingers(page, "touchStart", at(page, 0.6, 0.4), at(page, 0.8, 0.5))
+    fingers(page, "touchMove", at(page, 0.6, 0.3), at(page, 0.9, 0.6))
+    fingers(page, "touchEnd")
+    assert square(page) == pytest.approx([0.6, 0.225, 0.3, 0.45], abs=0.02)
+    assert "Corn" in ask(page).text
+
+
+@needs_runtime
+def test_the_square_moves_and_grows_by_keys_and_stays_within_the_photo(full, places, tab):
+    page = tab(full)
+    choose(page, places, "halves.png")
+    page.wait("!document.getElementById('crop').hidden")
+    page.js("document.getElementById('crop').focus()")
+    click(page, "crop")
+    assert page.js("document.activeElement.id") == "crop"
+    first = square(page)
+    page.js("document.getElementById('square').focus()")
+
+    def press(key, times):
+        for _ in range(times):
+            page.js(
+                "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', "
+                f"{{ key: '{key}', bubbles: true, cancelable: true }}))"
+            )
+
+    press("ArrowRight", 2)
+    assert square(page)[0] == pytest.approx(first[0] + 2 * 0.05 * 2 / 3, abs=0.01)
+    press("ArrowUp", 99)
+    press("ArrowRight", 99)
+    left, top, width, height = square(page)
+    assert (top, left + width) == pytest.approx((0, 1), abs=0.01)
+    press("-", 99)
+    assert square(page)[3] == pytest.approx(0.1, abs=0.01)
+    press("+", 99)
+    assert square(page)[3] == pytest.approx(1, abs=0.01)
+
+
+# endregion
+
+# region several photos, a known plant, what it knows
+
+
+def test_all_photos_of_a_plant_are_shown_and_too_many_are_told(plain, places, tab):
+    page = tab(plain, "server")
+    names = ["scab.jpg", "healthy.png", "between.png", "corn.png", "no_plant.png", "small.png"]
+    choose(page, places, *names[:2])
+    page.wait("document.querySelectorAll('#thumbs img').length === 2")
+    page.choose("#file-more", [places.photos / name for name in names[2:]])
+    page.wait("document.querySelectorAll('#thumbs img').length === 5")
+    assert "1 were left out" in page.js("document.getElementById('left-out').textContent")
+    click_first = "document.querySelector('#thumbs li:nth-child(2) button')"
+    page.js(f"{click_first}.focus()")
+    page.js(f"{click_first}.click()")
+    page.wait(f"{click_first}.ariaPressed === 'true'")
+    assert page.js(f"document.activeElement === {click_first}")
+    seen = ask(page)
+    assert "photo 1 says apple scab" in seen.text, "numbers are those of the photos as they stand"
+    assert len(page.js("[...document.querySelectorAll('.shots img')].map((i) => i.src)")) == 5
+    assert seen.by == "server"
+    choose(page, places, "scab.jpg")  # another plant
+    page.wait("document.getElementById('thumbs').hidden")
+
+
+@needs_runtime
+def test_a_known_plant_is_picked_by_typing_and_counts_here_and_there(light, places, tab):
+    page = tab(light)
+    page.wait("document.querySelectorAll('#plants option').length === 3")
+
+    def type_(text):
+        page.js(f"""(() => {{ const field = document.getElementById('plant');
+          field.value = {json.dumps(text)}; field.dispatchEvent(new Event('input')); }})()""")
+        return page.js("document.getElementById('plant-hint').textContent")
+
+    assert "not on my list" in type_("appel")
+    assert type_(" Corn ") == ""
+    seen = give(page, places, "scab.jpg")
+    assert "Corn" in page.js("document.querySelector('#result h2').textContent")
+    assert "You said corn" in seen.text
+    assert "I would have said apple" in seen.text
+    assert "I am sure" not in seen.text
+    if page.js("document.getElementById('second')"):
+        click(page, "second")
+        page.wait("document.getElementById('result').dataset.by === 'server'")
+    assert "species=corn" in light.posts()[-1][2]
+    assert "You said corn" in settle(page).text
+    assert type_("") == ""
+    assert "Apple" in give(page, places, "scab.jpg").text
+
+
+def test_what_it_knows_is_searched_by_any_name(full, tab):
+    page = tab(full)
+    page.wait("!document.getElementById('known').hidden")
+
+    def search(text):
+        page.js(f"""(() => {{ const field = document.getElementById('search');
+          field.value = {json.dumps(text)}; field.dispatchEvent(new Event('input')); }})()""")
+        return page.js("document.getElementById('known-list').textContent")
+
+    assert "Basil" in search("")
+    assert search("BLIGHT") == "Cornblight"
+    assert "Apple" in search("malus")
+    assert "scab" in search("venturia")
+    assert search("zzz") == ""
+    page.js("document.getElementById('plant').value = 'mti wa TOFAA'")
+    page.js("document.getElementById('plant').dispatchEvent(new Event('input'))")
+    assert page.js("document.getElementById('plant-hint').textContent") == ""
+    assert page.js("document.getElementById('search-count').textContent") == "0 found"
+
+
+# endregion
+
+# region advice
+
+
+@needs_runtime
+def test_advice_and_pictures_are_shown_where_somebody_wrote_and_gave_them(full, places, tab):
+    page = tab(full)
+    page.wait("!document.getElementById('known').hidden")
+    seen = give(page, places, "scab.jpg")
+    for told in ("Malus domestica", "Mti wa tofaa", "Venturia inaequalis", "Burn the leaves."):
+        assert told in seen.text
+    for told in ("high in wet years", "copper", "Extension service", "my garden"):
+        assert told in seen.text
+    link = page.js("(({ href, rel }) => [href, rel])(document.querySelector('.next a'))")
+    assert link == ["https://example.org/scab", "noopener noreferrer"]
+    shown = page.js("[...document.querySelectorAll('.compare img')].map((i) => i.src)")
+    assert any(url.endswith("reference/apple/scab/1.jpg") for url in shown)
+    assert shown[0].startswith("blob:"), "the person's own photo first"
+    healthy = give(page, places, "corn.png")
+    assert "Burn" not in healthy.text
+    assert "get advice for this disease" in healthy.text, "nothing is invented"
+
+
+@needs_runtime
+def test_under_never_send_pictures_are_only_asked_for_after_a_yes(full, places, tab):
+    page = tab(full, fresh=True)
+    page.wait("!document.getElementById('known').hidden")
+    click(page, "private")
+    before = len(full.asked)
+    seen = give(page, places, "scab.jpg")
+    assert "knows what you compare" in seen.text
+    assert [row for row in full.asked[before:] if row[1].endswith(".jpg")] == []
+    click(page, "compare-load")
+    page.wait("document.querySelector('.compare img[src^=reference]')?.complete")
+    assert [row for row in full.asked[before:] if row[1].endswith(".jpg")]
+
+
+@needs_runtime
+def test_the_example_is_a_picture_that_may_be_shown(full, tab):
+    page = tab(full)
+    page.wait("!document.getElementById('example').hidden")
+    click(page, "example")
+    page.wait("!document.getElementById('ask').hidden")
+    assert ask(page).state == "answered"
+
+
+# endregion
+
+# region words, what leaves the device, waiting
+
+
+@needs_runtime
+def test_a_rejected_photo_shows_no_sure_guess_and_says_what_is_wrong(light, places, tab):
+    page = tab(light)
+    seen = give(page, places, "no_plant.png")
+    outside = page.js("""[...document.querySelectorAll('#result > :not(details)')].map((e) =>
+      e.innerText).join(' ')""")
+    assert "%" not in outside
+    assert not any(name in outside for name in ("Apple", "Basil", "Corn"))
+    assert seen.bars == []
+    for name in ("scab.jpg", "healthy.png", "corn.png"):
+        assert "100 %" not in give(page, places, name).text
+
+
+@needs_runtime
+def test_badge_sentence_and_bars_agree_and_a_poor_photo_is_never_surely_healthy(light, places, tab):
+    page = tab(light)
+    seen = give(page, places, "healthy.png")
+    share = page.js("document.querySelector('#result .share').textContent")
+    assert f"I am sure: {share}." in seen.text
+    assert "Looks healthy" in seen.text
+    (places.photos / "low.png").write_bytes(tiny.picture(tiny.color_of(0), (90, 36)))
+    seen = give(page, places, "low.png")
+    assert (seen.state, "The photo is too small." in seen.text) == ("answered", True)
+    assert "Probably healthy" in seen.text
+    assert "I think so, but I am not sure" in seen.text
+    assert "worries me" not in seen.text
+
+
+def test_a_whole_photo_leaves_only_after_a_yes_and_a_no_is_a_no(plain, places, tab):
+    page, before = tab(plain, "server"), len(plain.posts())
+    seen = give(page, places, "scan.tif")
+    assert seen.state == "question"
+    assert "with its place" in seen.text
+    click(page, "whole-no")
+    seen = settle(page)
+    assert (seen.state, len(plain.posts())) == ("error", before)
+    assert "not sent" in seen.text
+    give(page, places, "scan.tif")
+    click(page, "private")
+    assert settle(page).state == "error"
+    assert len(plain.posts()) == before
+
+
+@needs_runtime
+def test_what_the_browser_can_show_is_answered_on_the_device(light, places, tab):
+    """An SVG stands for what an <img> shows and a worker cannot decode, as HEIC on some phones."""
+    (places.photos / "drawn.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><rect width="300" '
+        f'height="200" fill="rgb{tiny.color_of(2)}"/></svg>'
+    )
+    page, before = tab(light), len(light.posts())
+    seen = give(page, places, "drawn.svg")
+    assert (seen.state, seen.by, len(light.posts())) == ("answered", "browser", before)
+    assert seen.spoken.startswith("Apple, scab")
+
+
+@needs_runtime
+def test_while_it_asks_it_shows_that_and_can_be_stopped(light, places, tab):
+    page = tab(light)
+    page.js(SLOW)
+    choose(page, places, "between.png")
+    click(page, "ask")
+    page.wait("document.getElementById('result').textContent.includes('so I am asking')")
+    during = page.js("document.getElementById('result').innerText")
+    assert "cannot tell" not in during
+    assert "Show what you have" in during
+    assert page.js("document.querySelectorAll('#result [role=progressbar]').length") == 1
+    click(page, "cancel")
+    seen = settle(page)
+    assert (seen.state, seen.by) == ("rolled_up", "browser")
+    assert "You called it off" in seen.text
+    assert "A small copy was sent" in seen.text, "what was under way may have arrived"
+
+
+# endregion
