@@ -116,8 +116,10 @@ def compose(
             "",
             "## Licence",
             "",
-            "None was chosen. Whoever owns the photos and publishes the model adds `license:` to "
-            "the\nfirst lines of this file.",
+            _wrap(
+                "None was chosen. Whoever owns the photos and publishes the model adds `license:` "
+                "to the first lines of this file; a new export writes it anew, without that."
+            ),
             "",
         ]
     )
