@@ -6,6 +6,7 @@ import gzip
 import re
 import struct
 import threading
+import time
 import tracemalloc
 import zlib
 from concurrent.futures import Future
@@ -209,6 +210,47 @@ def test_forms_as_people_make_them(client):
     without = client.post("/predict", content=JPEG, headers=headers)
     assert code_of(without, 400) == "bad_form"
     assert "Content-Type of your own" in without.json()["error"]["message"]
+    assert ".." not in without.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("charset", ["punycode", "utf-7", "undefined", "UTF-8"])
+def test_the_text_of_a_form_is_utf8_whatever_its_header_says(client, charset):
+    """Half a megabyte of punycode kept the event loop for 30 s; UTF-7 gave a 500."""
+    form = b'--b\r\nContent-Disposition: form-data; name="species"\r\n\r\n%s\r\n--b--\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    photo = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n%s\r\n' % JPEG
+    begun = time.perf_counter()
+    for text in ("-" + 200_000 * "b", "+2AA-"):
+        content = photo + form % text.encode()
+        answer = client.post("/predict", content=content, headers=headers)
+        assert code_of(answer, 400) == "bad_option"
+        assert text[:5] in answer.json()["error"]["message"]
+    assert time.perf_counter() - begun < 2
+    content = photo + form % b"apple"
+    answer = client.post("/predict", content=content, headers=headers)
+    assert answer.json()["species"] == "apple"
+
+
+def test_others_have_their_turn_while_a_form_is_read():
+    boundary = b"\r\n--b\r\nContent-Disposition: form-data; name=a; filename=a\r\n\r\n"
+    content = boundary + bytes(10_000_000) + b"\r\n--b--\r\n"
+
+    async def receive():
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def read():
+        headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+        scope = {"type": "http", "method": "POST", "headers": headers}
+        reading = asyncio.ensure_future(read_photos(Request(scope, receive), 1 << 30))
+        turns = 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return await reading, turns
+
+    (photos, _), turns = asyncio.run(read())
+    assert len(photos[0]) == 10_000_000
+    assert turns >= 10
 
 
 def test_a_body_without_a_length_is_bounded_too(client):
@@ -265,7 +307,9 @@ def test_other_addresses(client):
     wrong = client.get("/predict")
     assert code_of(wrong, 405) == "method_not_allowed"
     assert wrong.headers["allow"] == "POST"
-    assert code_of(client.delete("/"), 405) == "method_not_allowed"
+    assert code_of(wrong := client.delete("/"), 405) == "method_not_allowed"
+    assert f"Allowed: {wrong.headers['allow']}." in wrong.json()["error"]["message"]
+    assert set(wrong.headers["allow"].split(", ")) == {"GET", "HEAD"}
     assert code_of(client.get("/../04_serve.py"), 404) == "not_found"
 
 
@@ -288,6 +332,7 @@ def test_every_address_answers_with_and_without_a_slash(client):
     assert client.get("/model/").json() == client.get("/model").json()
     assert client.get("/predict/").headers["allow"] == "POST"
     assert client.get("/nothing/").status_code == 404
+    assert client.get("http://testserver//").status_code == 404  # where the page's links fail
     assert client.get("http://testserver//evil.example/", follow_redirects=False).status_code == 404
 
 

@@ -203,6 +203,14 @@ def test_wrong_types_are_rejected_in_words(client, change, word):
     assert word in answer.json()["error"], answer.text
 
 
+def test_half_of_a_surrogate_pair_is_told_as_a_question_mark(client):
+    tensor = body(pictures(1))["inputs"][0]
+    content = json.dumps({"inputs": [{**tensor, "shape": "\ud800"}]})
+    answer = client.post(URL, content=content)
+    assert answer.status_code == 400
+    assert answer.json()["error"].endswith("not ?.")
+
+
 def test_the_id_comes_back_whole_and_outputs_in_the_order_asked_for(client):
     names = ["heatmap", "probabilities", "ood"]
     asked = {**body(pictures(1)), "id": "ä" * 5000, "outputs": [{"name": name} for name in names]}

@@ -116,7 +116,8 @@ class ErrorMiddleware:
             return
         start, status = time.perf_counter(), 0
         # a redirect would name a host and a scheme, which behind a proxy are not the client's
-        scope["path"] = scope["path"].removesuffix("/") or "/"
+        if scope["path"] not in ("/", "//"):  # below // the page's links would lead nowhere
+            scope["path"] = scope["path"].removesuffix("/")
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -175,9 +176,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     code, message, headers = "http", str(error.detail), dict(error.headers or {})
     if error.status_code == 405:
         code = "method_not_allowed"
-        message = (
-            f"{request.method} does not work here; {headers.get('Allow', 'another method')} does."
-        )
+        message = f"{request.method} does not work here. Allowed: {headers.get('Allow')}."
     if error.status_code == 404:
         code = "not_found"
         message = (
@@ -190,6 +189,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 def _error(
     path: str, status: int, code: str, message: str, headers: dict[str, str] | None = None
 ) -> Response:
+    message = message.encode(errors="replace").decode()  # JSON may bring lone surrogates
     if f"{path}/".startswith("/v2/"):  # in the form of the Open Inference Protocol
         return JSONResponse({"error": message}, status, headers)
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)

@@ -75,37 +75,26 @@ def routes(predictor: Predictor, ready: Callable[[], bool], infer: Endpoint) -> 
     """
     name, version = predictor.bundle.name, predictor.bundle.version
 
-    def state(told: dict[str, Any]) -> Response:
-        if ready():
-            return JSONResponse({**told, "ready": True})
-        return JSONResponse({**told, "ready": False, "error": "The server is stopping."}, 503)
+    def tell(told: Mapping[str, Any], state: bool = False) -> Endpoint:
+        async def answer(_: Request) -> Response:
+            if not state:
+                return JSONResponse(told)
+            if ready():
+                return JSONResponse({**told, "ready": True})
+            return JSONResponse({**told, "ready": False, "error": "The server is stopping."}, 503)
 
-    async def server(_: Request) -> Response:
-        return JSONResponse(
-            {"name": "foliar", "version": version, "extensions": ["binary_tensor_data"]}
-        )
+        return answer
 
-    async def live(_: Request) -> Response:
-        return JSONResponse({"live": True})
-
-    async def server_ready(_: Request) -> Response:
-        return state({})
-
-    async def model_ready(_: Request) -> Response:
-        return state({"name": name})
-
-    async def model(_: Request) -> Response:
-        return JSONResponse(describe(predictor))
-
+    server = {"name": "foliar", "version": version, "extensions": ["binary_tensor_data"]}
     found = [
-        Route("/v2", server),
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", server_ready),
+        Route("/v2", tell(server)),
+        Route("/v2/health/live", tell({"live": True})),
+        Route("/v2/health/ready", tell({}, state=True)),
     ]
     for base in addresses(predictor):
         found += [
-            Route(base, model),
-            Route(f"{base}/ready", model_ready),
+            Route(base, tell(describe(predictor))),
+            Route(f"{base}/ready", tell({"name": name}, state=True)),
             Route(f"{base}/infer", infer, methods=["POST"]),
         ]
     return found

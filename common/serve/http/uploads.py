@@ -1,5 +1,6 @@
 """What comes in over HTTP: the photos of a request, bounded in bytes, and its options."""
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -19,6 +20,7 @@ MOST_PHOTOS = 5  # of one plant, in one request
 HEADER_BYTES = 16 * 1024  # of a request, its address included
 # bytes of a too large body that are still read, so that its sender sees the reason
 _DRAIN = 64 * 1024 * 1024
+_STEP = 1024 * 1024  # bytes of a form between which other requests have their turn
 _POSITIVE = re.compile("(?=[0-9]*[1-9])[0-9]{1,6}")
 # what is sent where the bytes of a photo are meant, by how it begins; no picture begins so
 _NO_PHOTO = [
@@ -166,6 +168,8 @@ class _MemoryParser(MultiPartParser):
     # the body is bounded already, and photos are not to touch the disk; the name changed in
     # starlette 0.46
     spool_max_size = max_file_size = 1 << 40
+    # never what the header names: 1 MB of punycode takes minutes, and UTF-7 gives lone surrogates
+    _charset = property(lambda _: "utf-8", lambda *_: None)
 
 
 async def read_body(request: Request, limit: int, what: str = "photo") -> bytes:
@@ -198,7 +202,9 @@ async def read_body(request: Request, limit: int, what: str = "photo") -> bytes:
 
 async def _read_form(request: Request, body: bytes) -> tuple[list[bytes], list[tuple[str, str]]]:
     async def feed() -> AsyncGenerator[bytes, None]:
-        yield body
+        for start in range(0, len(body), _STEP):
+            yield body[start : start + _STEP]
+            await asyncio.sleep(0)  # a form is parsed on the event loop
 
     try:
         form = await _MemoryParser(request.headers, feed(), max_files=16, max_fields=64).parse()
@@ -206,8 +212,8 @@ async def _read_form(request: Request, body: bytes) -> tuple[list[bytes], list[t
         raise RequestError(
             400,
             "bad_form",
-            f"The form cannot be read: {error or type(error).__name__}. curl -F photo=@leaf.jpg "
-            f"makes a good one; a header Content-Type of your own spoils it.",
+            f"The form cannot be read: {str(error).rstrip('.') or type(error).__name__}. curl -F "
+            f"photo=@leaf.jpg makes a good one; a header Content-Type of your own spoils it.",
         ) from None
     try:
         fields = form.multi_items()
