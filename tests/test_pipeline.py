@@ -8,22 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_data
+import traced
 from conftest import ROOT, run
 
 
-def command(*argv: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def command(*argv: object, cwd: Path = ROOT, **more: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [str(a) for a in argv], cwd=cwd, capture_output=True, text=True, timeout=120
+        [str(a) for a in argv], cwd=cwd, capture_output=True, text=True, timeout=120, **more
     )
-
-
-def stage(script: str, *flags: object) -> str:
-    done = command(sys.executable, script, *flags)
-    assert done.returncode == 0, f"{script} {flags}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -59,28 +55,67 @@ def test_the_pipeline_in_one_process(exported, tmp_path):
     assert report["test"]["n"] == len(rows)
 
 
-def test_raw_photos_to_predictions(tmp_path):
-    raw = tiny_data.make_raw(tmp_path / "raw", each=8)
-    things = tiny_data.make_strangers(tmp_path / "things")
-    data, checkpoints = tmp_path / "data" / "organized", tmp_path / "checkpoints"
-    where, exports = ["--data", data, "--checkpoints", checkpoints], tmp_path / "exports"
-    told = stage("01_reorganize.py", raw, "--not-plants", things, "--output", data, "--workers", 2)
-    assert "next: python 02a_train_species.py" in told
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory) -> SimpleNamespace:
+    """Raw photos to predictions, and 04's trial, each stage a command in `.work`, with an empty
+    `.home`: `.told` is what each said, `.traces` what strace saw where it may trace.
+    """
+    folder = tmp_path_factory.mktemp("by_hand")
+    work, home = folder / "work", folder / "home"
+    found = SimpleNamespace(work=work, home=home, told={}, traces=[])
+    environment, may_trace = traced.without_settings(home), traced.may_trace()
+
+    def stage(*argv: object) -> None:
+        log = folder / "strace"
+        words = traced.words(log) if may_trace else []
+        done = command(*words, sys.executable, *argv, env=environment)
+        assert done.returncode == 0, f"{argv}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        found.told[str(argv[0])] = done.stdout
+        if may_trace:
+            found.traces.append(traced.read(log, ROOT))
+
+    raw = tiny_data.make_raw(work / "raw", each=8)
+    things = tiny_data.make_strangers(work / "things")
+    data, checkpoints = work / "data" / "organized", work / "checkpoints"
+    where, exports = ["--data", data, "--checkpoints", checkpoints], work / "exports"
+    stage("01_reorganize.py", raw, "--not-plants", things, "--output", data, "--workers", 2)
     short = ["--species-finetune-epochs", 1, "--species-final-epochs", 0, "--workers", 2]
-    told = stage("02a_train_species.py", *where, *tiny_data.SPECIES, *short)
-    assert "next: python 02b_train_disease.py" in told
+    stage("02a_train_species.py", *where, *tiny_data.SPECIES, *short)
     short = ["--disease-boost-epochs", 0, "--joint-epochs", 1]
-    told = stage("02b_train_disease.py", *where, *tiny_data.DISEASE, *short)
-    assert "next: python 03_export.py" in told
-    told = stage("03_export.py", *where, "--output", exports)
-    assert "next: python 04_serve.py" in told
-    assert "species top-1" in told
-    photos, more = data / "test", raw / "corn healthy"
-    predictions = tmp_path / "predictions.csv"
-    stage("04_serve.py", "--exports", exports, "--predict", photos, more, "--output", predictions)
-    assert len(rows_of(predictions)) == len(list(photos.rglob("*.jpg"))) + 8
+    stage("02b_train_disease.py", *where, *tiny_data.DISEASE, *short)
+    stage("03_export.py", *where, "--output", exports)
+    predict = ["--predict", data / "test", raw / "corn healthy"]
+    output = ["--output", work / "predictions.csv"]
+    stage("04_serve.py", "--exports", exports, *predict, *output)
+    stage("-m", "common.serve.trial", "--exports", exports, "--data", data)
+    return found
+
+
+def test_raw_photos_to_predictions(by_hand):
+    work, told = by_hand.work, list(by_hand.told.values())
+    following = ["02a_train_species.py", "02b_train_disease.py", "03_export.py", "04_serve.py"]
+    for text, script in zip(told, following, strict=False):
+        assert f"next: python {script}" in text
+    assert "species top-1" in by_hand.told["03_export.py"]
+    photos = list((work / "data" / "organized" / "test").rglob("*.jpg"))
+    assert len(rows_of(work / "predictions.csv")) == len(photos) + 8
     written = {"checkpoints", "data", "exports", "predictions.csv"}
-    assert {path.name for path in tmp_path.iterdir()} == {"raw", "things", *written}
+    assert {path.name for path in work.iterdir()} == {"raw", "things", *written}
+
+
+@pytest.mark.skipif(not traced.may_trace(), reason="strace may not trace here")
+def test_the_stages_and_the_server_ask_nobody_and_write_into_their_folders(by_hand):
+    work, home = by_hand.work, by_hand.home
+    assert [found.asked for found in by_hand.traces] == [frozenset()] * 6
+    assert by_hand.traces[-1].local >= 2, "the trial's two questions to its server"
+    written = set[Path]().union(*(found.written for found in by_hand.traces))
+    assert work / "exports.partial" / "model.onnx" in written
+    # matplotlib's list of fonts, which would take seconds in each run
+    kept = [home / ".cache" / "matplotlib", home / ".config" / "matplotlib"]
+    outside = {
+        path for found in by_hand.traces for path in found.outside(work, home / "tmp", *kept)
+    }
+    assert outside <= {home / ".cache", home / ".config"}
 
 
 def test_run_all_shows_its_commands(tmp_path):

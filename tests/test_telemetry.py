@@ -1,6 +1,7 @@
-"""Nothing that the project runs reports to anybody, or leaves files outside its own folders."""
+"""Nothing that the project runs reports to anybody, or leaves files outside its own folders; the
+stages, from 01 to 04, are traced in test_pipeline.py.
+"""
 
-import os
 import subprocess
 import sys
 
@@ -8,50 +9,8 @@ import pytest
 import traced
 from conftest import ROOT
 
-needs_strace = pytest.mark.skipif(
-    traced.STRACE is None
-    or subprocess.run([traced.STRACE, "-o", os.devnull, "true"], check=False).returncode != 0,
-    reason="strace is not installed or may not trace here",
-)
-PIPELINE = """
-import importlib, pathlib, sys
-sys.path[:0] = [".", "tests"]
-import tiny_data
-work = pathlib.Path(sys.argv[1])
-data, exports = str(tiny_data.organize(work)), str(work / "exports")
-where = ["--data", data, "--checkpoints", str(work / "checkpoints")]
-for script, flags in (
-    ("02a_train_species", tiny_data.SPECIES),
-    ("02b_train_disease", tiny_data.DISEASE),
-    ("03_export", ["--output", exports, "--workers", "0"]),
-    ("common.serve.trial", None),
-):
-    flags = where + flags if flags else ["--data", data, "--exports", exports]
-    assert importlib.import_module(script).main(flags) == 0
-"""
 
-
-@needs_strace
-def test_the_pipeline_and_the_server_ask_nobody_and_write_into_their_folders(tmp_path):
-    """01 to 04 in one process, for speed, and those that 03 and the trial of 04 start."""
-    home, work = tmp_path / "home", tmp_path / "work"
-    work.mkdir()
-    found = traced.run(
-        [sys.executable, "-c", PIPELINE, work],
-        tmp_path / "log",
-        cwd=ROOT,
-        env=traced.without_settings(home),
-    )
-    assert found.asked == frozenset()
-    assert found.local >= 2, "the trial's two questions to its server are in the trace"
-    assert work / "exports.partial" / "model.onnx" in found.written
-    # matplotlib's list of fonts, which would take seconds in each run
-    kept = [home / ".cache" / "matplotlib", home / ".config" / "matplotlib"]
-    outside = found.outside(work, home / "tmp", *kept)
-    assert set(outside) <= {home / ".cache", home / ".config"}
-
-
-@needs_strace
+@pytest.mark.skipif(not traced.may_trace(), reason="strace may not trace here")
 def test_a_trace_shows_questions_and_files(tmp_path):
     """A datagram socket's connect sends nothing; the addresses are those of documentation."""
     code = (

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,34 +56,34 @@ def without_settings(home: Path, environ: Mapping[str, str] = os.environ) -> dic
     return kept | {"HOME": str(home), "TMPDIR": str(home / "tmp")}
 
 
+def may_trace() -> bool:
+    """Whether strace is installed and allowed to trace; some containers forbid it."""
+    command = [STRACE, "-o", os.devnull, "true"]
+    return STRACE is not None and subprocess.run(command, check=False).returncode == 0
+
+
+def words(log: Path) -> list[str]:
+    """What to write before a command, to have its calls in a log for `read`."""
+    options = ["-f", "--seccomp-bpf", "-qq", "-y", "-e", f"trace={CALLS}", "-e", "signal=none"]
+    return [STRACE, *options, "-o", str(log)]
+
+
 def run(command: Sequence[str | Path], log: Path, cwd: Path, **options: object) -> Trace:
     """Run a command under strace in the folder cwd; options as for `subprocess.run`. Raises
     CalledProcessError where it fails.
     """
-    words = [
-        STRACE,
-        "-f",
-        "--seccomp-bpf",
-        "-qq",
-        "-y",
-        "-e",
-        f"trace={CALLS}",
-        "-e",
-        "signal=none",
-    ]
-    subprocess.run([*words, "-o", log, *command], check=True, cwd=cwd, **options)
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        return read(lines, cwd)
+    subprocess.run([*words(log), *command], check=True, cwd=cwd, **options)
+    return read(log, cwd)
 
 
-def read(lines: Iterable[str], cwd: Path) -> Trace:
+def read(log: Path, cwd: Path) -> Trace:
     """Read what strace wrote; paths that it shows without their folder are taken as below cwd.
 
     A call that another process interrupts is two lines, `<unfinished ...>` and `<... resumed>`: the
     first has the address or path. Calls that failed count as asked, but wrote nothing.
     """
     asked, local, written = set(), 0, set()
-    for line in lines:
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         call, _, rest = line.split(maxsplit=1)[-1].partition("(")
         for port, address in ADDRESS.findall(rest):
             # the resolver of a container may be on loopback: it passes questions on

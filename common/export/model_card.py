@@ -34,8 +34,9 @@ photo = ImageOps.exif_transpose(Image.open("leaf.jpg")).convert("RGB")
 pixels = np.asarray(photo.resize((size, size), Image.Resampling.BILINEAR))
 probabilities, ood, heatmap = session.run(None, {{"images": pixels[None]}})
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+best = probabilities[0].argmax()
 rejected = {rule}
-print("rejected" if rejected else classes[probabilities[0].argmax()], probabilities[0].max())
+print("rejected" if rejected else f"{{classes[best]}} {{probabilities[0, best]:.3f}}")
 ```
 """
 
@@ -115,8 +116,10 @@ def compose(
             "",
             "## Licence",
             "",
-            "None was chosen. Whoever owns the photos and publishes the model adds `license:` to "
-            "the\nfirst lines of this file.",
+            _wrap(
+                "None was chosen. Whoever owns the photos and publishes the model adds `license:` "
+                "to the first lines of this file; a new export writes it anew, without that."
+            ),
             "",
         ]
     )
@@ -207,8 +210,9 @@ def _figures(report: Mapping[str, Any], served: str, several: int) -> list[str]:
             f"On the {n:,} pictures of test, which nothing was fitted on, with 95 % intervals "
             f"(Wilson). Answers are those of the thresholds for a precision of "
             f"{report['rollup']['default']}. Macro F1 is {card['macro_f1']:.3f}; the calibration "
-            f"error of model.onnx, chance taken off, is {found['error']:.3f} ({found['low']:.3f} "
-            f"to {found['high']:.3f})."
+            f"error of model.onnx, how far its probabilities are from the shares that were right, "
+            f"without what chance adds, is {found['error']:.3f} ({found['low']:.3f} to "
+            f"{found['high']:.3f})."
         ),
         "",
         table(rows, ("share", "value", "95 % interval")),

@@ -251,6 +251,8 @@ def answer(
         scores = fuse_scores(ood, np.asarray(weights), [a.rejection["value"] for a in alone])
         together = decided(known, scores, fuse_quality([s.quality for s in results]))
         together = hold_to(together, own, weights, agreed["agree"])
+    if conditioned and not together.species:
+        conditioned["message"] = None  # no answer that could go by what was said
     result = dict(
         vars(together),
         rejection={

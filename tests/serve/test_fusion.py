@@ -354,9 +354,11 @@ def test_a_declared_species_decides_the_species_and_says_so(predictor):
     right = ask(predictor, tiny.between(1, 2), species="apple")["conditioned"]
     assert right["agrees"]
     assert right["message"] is None
-    assert (
-        ask(predictor, tiny.NO_PLANT, species="corn")["decision"] == "rejected"
-    )  # a name does not make a plant
+    # a name does not make a plant, nor is a rejection an answer that goes by it
+    nothing = [ask(predictor, tiny.NO_PLANT, species=species) for species in TREE.species]
+    assert {found["decision"] for found in nothing} == {"rejected"}
+    assert {found["conditioned"]["message"] for found in nothing} == {None}
+    assert {found["conditioned"]["agrees"] for found in nothing} == {False, True}
 
 
 def test_a_prior_shows_its_effect(predictor):

@@ -119,7 +119,7 @@ def fill(ensemble: Ensemble, job: Job, file: BinaryIO) -> tuple["Part", str]:
             where a model gives NaN.
     """
     watch, part = console.Stopwatch(), resume(file, tie(ensemble, job), job.photos)
-    if part.done:
+    if 0 < part.done < len(job.photos):
         console.say(
             f"goes on  after {part.done} of {len(job.photos)} photos, which {file.name} holds"
         )

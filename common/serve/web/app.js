@@ -133,7 +133,7 @@ async function remote(asked, own, control) {
 
 function tell(found, asked, by, notes, again = false) {
   const { conditioned } = found;
-  const other = conditioned && !conditioned.agrees
+  const other = found.species && conditioned && !conditioned.agrees
     && t("said_other", { said: words(asked.species), photo: words(conditioned.best_before.species) });
   const poor = found.decision === "rejected" && found.rejection.photo.length; // no other opinion makes it a better photo
   const actions = by === "browser" && !isPrivate() && !poor ? [button(t(again ? "second_again" : "second_opinion"), () => ask(true), "small", "second")] : [];
