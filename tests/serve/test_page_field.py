@@ -179,6 +179,7 @@ def test_a_known_plant_is_picked_by_typing_and_counts_here_and_there(light, plac
     assert "Apple" in give(page, places, "scab.jpg").text
 
 
+@needs_runtime
 def test_what_it_knows_is_searched_by_any_name(full, tab):
     page = tab(full)
     page.wait("!document.getElementById('known').hidden")
