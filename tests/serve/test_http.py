@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gzip
+import json
 import re
 import struct
 import threading
@@ -96,6 +97,20 @@ def test_options(client):
         "topk=3",
     ):
         assert code_of(client.post(f"/predict?{wrong}", content=photo), 400) == "bad_option"
+
+
+def test_an_export_without_thresholds_is_served_too(tmp_path):
+    folder = tiny.make(tmp_path / "exports")
+    bundle = json.loads((folder / "bundle.json").read_text())
+    for card in bundle["models"].values():
+        card |= {"rejection": None, "rollup": None}
+    (folder / "bundle.json").write_text(json.dumps(bundle))
+    with TestClient(make_app(Predictor(folder), Settings())) as client:
+        for address in ("/", "/docs", "/openapi.json", "/model", "/page.json"):
+            assert client.get(address).status_code == 200
+        photo = tiny.picture(tiny.color_of(0))
+        assert client.post("/predict?precision=", content=photo).json()["decision"] == "answered"
+        assert client.post("/predict?precision=0.95", content=photo).status_code == 400
 
 
 def test_mode_is_used(exports):

@@ -22,7 +22,7 @@ def document(predictor: Predictor) -> dict[str, Any]:
     bundle = predictor.bundle
     of_model = {
         "species": {"enum": list(bundle.tree.species)},
-        "precision": {"enum": sorted(predictor.card.rollups)},
+        "precision": {"enum": sorted(predictor.card.rollups) or [""]},  # "" is always taken
         "prior": {"example": f"{bundle.tree.species[0]}:3"},
         "name": {"enum": [bundle.name]},
         "version": {"enum": [bundle.version]},
