@@ -128,8 +128,9 @@ function tell(found, asked, by, notes, again = false) {
   if (asked.shown.file === sample) rejection.photo = rejection.photo.filter(({ measure }) => measure !== "short_side");
   const other = conditioned && !conditioned.agrees
     && t("said_other", { said: words(asked.species), photo: words(conditioned.best_before.species) });
-  const actions = by === "browser" && !isPrivate() && !poor(found) ? [button(t(again ? "second_again" : "second_opinion"), () => ask(true), "small", "second")] : [];
-  showAnswer(found, { photos: by === "browser" ? [asked.shown] : asked.all, by, sent: asked.sent, notes: [other, ...notes], actions, privately: isPrivate() });
+  const action = by === "browser" && !isPrivate() && !poor(found)
+    && button(t(again ? "second_again" : "second_opinion"), () => ask(true), "minor", "second");
+  showAnswer(found, { photos: by === "browser" ? [asked.shown] : asked.all, by, sent: asked.sent, notes: [other, ...notes], action, privately: isPrivate() });
   const weights = found.photos?.map(({ weight }) => weight) ?? []; // the heatmap is of the photo that counts most
   const seen = weights.length > 1 ? asked.all[weights.indexOf(Math.max(...weights))] : asked.shown;
   if (seen.url === photos.current().url) photos.drawHeat(found.heatmap, seen.crop);

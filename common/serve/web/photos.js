@@ -107,8 +107,7 @@ function place() {
   const crop = current()?.crop;
   $("square").hidden = !crop;
   $("crop").textContent = t(crop ? "uncrop" : "crop");
-  if (!crop) return;
-  frameAt($("square"), crop);
+  if (crop) frameAt($("square"), crop);
 }
 
 // Lay an element over a square of the photo, or without a side over all of it.

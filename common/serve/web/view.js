@@ -57,15 +57,15 @@ function compare(photos, items, privately) {
   const own = photos.map((photo, i) => !photo.bad && el("li", {}, picture(photo),
     el("span", { text: photos.length > 1 ? t("photo_number", { number: i + 1 }) : t("your_photo") })));
   const row = () => el("ul", { class: "compare" }, ...own, ...found.flatMap(({ item, files }, i) => files.slice(0, i ? 1 : 3).map(({ file, source }) =>
-    el("li", {}, el("img", { src: `reference/${file}`, alt: className(item), loading: "lazy" }), el("span", { text: className(item) }),
+    el("li", {}, el("img", { src: `reference/${file}`, alt: className(item), loading: "lazy", class: "small" }), el("span", { text: className(item) }),
       source && el("small", { text: t("source", { text: source }) })))));
-  const ask = button(t("compare_load"), () => { ask.parentNode.replaceWith(row()); $("result").focus({ preventScroll: true }); }, "small", "compare-load");
+  const ask = button(t("compare_load"), () => { ask.parentNode.replaceWith(row()); $("result").focus({ preventScroll: true }); }, "minor", "compare-load");
   return section(t("compare"), privately ? el("div", { class: "compare-ask" }, ask, el("p", { class: "hint", text: t("compare_hint") })) : row());
 }
 
 // ---- answers -------------------------------------------------------------------------------------------------------
 
-// context: { photos, by: "browser" or "server", sent: "none", "copy" or "whole", notes: sentences, actions: buttons, privately }
+// context: { photos, by: "browser" or "server", sent: "none", "copy" or "whole", notes: sentences, action: a button or false, privately }
 export function showAnswer(answer, context) {
   const poor = answer.decision !== "rejected" && answer.rejection.photo[0];
   const notes = [poor && `${t(`why_${POOR[poor.measure]}`)} ${t(`do_${POOR[poor.measure]}`)}`, ...context.notes].filter(Boolean);
@@ -75,7 +75,7 @@ export function showAnswer(answer, context) {
     badges(view.badge, context.sent),
     el("div", { class: "verdict" }, el("div", {}, ...view.names), el("div", { class: "shots" }, ...context.photos.map(picture))),
     ...notes.map((text) => el("p", { class: "note", text })), ...view.nodes,
-    context.actions.length && el("p", { class: "more" }, ...context.actions), details(answer, context.by));
+    context.action && el("p", { class: "more" }, context.action), details(answer, context.by));
   say(...view.spoken, ...notes, `${t(`sent_${context.sent}`)}.`);
 }
 
@@ -151,7 +151,7 @@ function details(answer, by) {
   const { quantile, photo } = answer.rejection;
   const rows = [
     [t("photo"), t("pixels", answer.image)],
-    photo.length && [t("measures"), photo.map(({ measure, value, limit }) => t("measured", { name: words(measure), value, limit })).join("; ")],
+    photo.length && [t("measures"), photo.map(({ measure, value, limit }) => t("measured", { name: t(`why_${POOR[measure]}`), value, limit })).join(" ")],
     quantile !== null && [t("unlike"), quantile >= 1 ? t("unlike_all") : t("unlike_more", { share: Math.floor(100 * quantile) })],
     answer.decision === "rejected" && [t("guess"), className(answer.alternatives[0])],
     [t("by"), t(`by_${by}`, answer.model)],
@@ -178,7 +178,7 @@ export function showTips() {
 }
 
 export function showWaiting(text, cancel) {
-  const stop = button(t(cancel.key), cancel.click, "small", "cancel");
+  const stop = button(t(cancel.key), cancel.click, "minor", "cancel");
   show("waiting", "", el("div", { class: "waiting" }, el("h2", { text }), el("div", { class: "progress", role: "progressbar", "aria-label": text }, el("i")), el("p", {}, stop)));
   say(text);
 }
