@@ -204,8 +204,8 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_common_and_the_scripts_stay_small():
     count = sum(isinstance(node, ast.stmt) for path in CODE for node in ast.walk(parsed(path)))
-    # 14,380 until the recipe auto, the second opinion, open-world figures and report.html
-    assert count <= 15_360
+    # 15,360 until uploads that are not trusted, shards, advice and the page without a server
+    assert count <= 16_630
 
 
 @each(CODE)

@@ -58,7 +58,8 @@ def compose(
     """
     served, size = bundle["default_model"], bundle["preprocessing"]["size"]
     with (data.root / "manifest.csv").open(newline="", encoding="utf-8", errors="replace") as file:
-        counts = Counter(r["dataset"] for r in csv.DictReader(file) if r["split"] in data.splits)
+        rows = (row for row in csv.DictReader(file) if row["split"] in data.splits)
+        counts = Counter(row.get("dataset") or "unnamed" for row in rows)
     sources = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items()))
     several = np.diff(data.tree.offsets)[data.tree.class_species[class_idx]] > 1
     deep = data.tree.num_classes > data.tree.num_species

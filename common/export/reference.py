@@ -46,11 +46,11 @@ def free_pictures(data: Organized, wanted: list[str]) -> tuple[int, dict[int, st
     counts: Counter[str] = Counter()
     class_idx = data.splits["train"].class_idx
     for i, row in enumerate(rows_of(data.root / "manifest.csv", "train")):
-        counts[row["dataset"]] += 1
-        plant = int(class_idx[i]), row["group"]
-        if row["dataset"] in names and plant not in seen:
+        source, plant = row.get("dataset") or "unnamed", (int(class_idx[i]), row["group"])
+        counts[source] += 1
+        if source in names and plant not in seen:
             seen.add(plant)
-            found[i] = row["dataset"]
+            found[i] = source
     told = ", ".join(f"{name} ({count:,} pictures)" for name, count in sorted(counts.items()))
     if not names:
         fail(

@@ -82,12 +82,14 @@ def wait_for_url(server: subprocess.Popen[str], lines: list[str]) -> str:
         assert server.stdout is not None
         lines.extend(server.stdout)  # to the end, so that the server never waits for its reader
 
-    threading.Thread(target=read, daemon=True).start()
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and server.poll() is None:
         if found := re.search(r"http://[\w.\[\]:]+:\d+", "".join(lines)):
             return found[0]
         time.sleep(0.1)
+    reading.join(1)  # a server that has ended may have said why a moment ago
     console.fail(f"the server did not start:\n{''.join(lines)}")
 
 

@@ -292,7 +292,7 @@ def organized(bench: Bench) -> Path:
         distinct[-1][0].write_bytes(data)
     # species of one class each, which stage A alone can learn: 03 then exports what it is made for
     tree = ClassTree(tuple(f"plant_{i:02d}" for i in range(16)), (("drawn",),) * 16)
-    rows = ["path,species,disease,split,width,height,offset,size"]
+    rows = ["path,species,disease,split,width,height,dataset,offset,size"]
     for split, count in (("train", sizes.photos), ("val", sizes.judged), ("test", sizes.judged)):
         for i in range(count):
             k = i % len(distinct)
@@ -303,7 +303,7 @@ def organized(bench: Bench) -> Path:
             os.link(source, target)
             where = target.relative_to(root).as_posix()
             bytes_ = source.stat().st_size
-            rows.append(f"{where},{species},drawn,{split},{width},{height},,{bytes_}")
+            rows.append(f"{where},{species},drawn,{split},{width},{height},drawn,,{bytes_}")
     (root / "species_index.json").write_text(json.dumps(tree.to_json()))
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     return root

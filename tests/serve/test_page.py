@@ -313,7 +313,7 @@ def test_never_send_sends_nothing_and_is_remembered(light, places, tab):
     assert "stay on this device" in seen["scab.jpg"].privacy
     assert "second opinion" not in seen["scab.jpg"].text
     assert "cannot be shown here. The photo was not sent" in seen["scan.tif"].text
-    assert "answer to the photo you see" in seen[""].text
+    assert "answer is about the photo you see" in seen[""].text
     page.call("Page.reload")
     page.wait("document.documentElement.dataset.ready === 'browser'")
     assert page.js("document.getElementById('private').checked")

@@ -3,10 +3,12 @@ pictures to compare with, what leaves the device, and waiting.
 """
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny_bundle as tiny
-from page_site import choose, give, needs_runtime, settle
+from page_site import choose, give, needs_runtime, serve, settle
 
 SLOW = """(() => {
   const real = fetch;
@@ -244,7 +246,24 @@ def test_the_example_is_a_picture_that_may_be_shown(full, tab):
     page.wait("!document.getElementById('example').hidden")
     click(page, "example")
     page.wait("!document.getElementById('ask').hidden")
+    assert page.js("document.getElementById('example').hidden")
     assert ask(page).state == "answered"
+
+
+@needs_runtime
+def test_nobody_is_told_that_the_example_is_too_small(places, tab, tmp_path):
+    exports = shutil.copytree(places.full, tmp_path / "exports")
+    for path in (exports / "reference").rglob("*.jpg"):
+        path.write_bytes(tiny.picture(tiny.color_of(0), (60, 36)))
+    with serve(exports) as site:
+        page = tab(site)
+        assert "too small" in give(page, SimpleNamespace(photos=exports), path).text
+        page.call("Page.reload")
+        page.wait("document.getElementById('example')?.hidden === false")
+        click(page, "example")
+        page.wait("!document.getElementById('ask').hidden")
+        seen = ask(page)
+        assert (seen.state, "too small" in seen.text) == ("answered", False)
 
 
 # endregion
@@ -276,8 +295,23 @@ def test_badge_sentence_and_bars_agree_and_a_poor_photo_is_never_surely_healthy(
     seen = give(page, places, "low.png")
     assert (seen.state, "The photo is too small." in seen.text) == ("answered", True)
     assert "Probably healthy" in seen.text
-    assert "I think so, but I am not sure" in seen.text
+    assert "I would say so (over 99 %), but mind this:" in seen.text
     assert "worries me" not in seen.text
+
+
+@needs_runtime
+def test_a_photo_that_no_other_opinion_makes_better_is_not_sent(light, places, tab):
+    page, before = tab(light), len(light.posts())
+    (places.photos / "low.png").write_bytes(tiny.picture(tiny.between(2, 4), (90, 36)))
+    assert give(page, places, "low.png").text.startswith("No answer\nYour photo stayed on this")
+    assert len(light.posts()) == before
+
+
+def test_on_a_phone_the_question_is_in_sight_with_both_answers(plain, places, tab):
+    page = tab(plain, "server", width=360, height=640, mobile=True)
+    assert give(page, places, "scan.tif").state == "question"
+    bottom = page.js("document.getElementById('whole-no').getBoundingClientRect().bottom")
+    assert 0 < bottom <= 640
 
 
 def test_a_whole_photo_leaves_only_after_a_yes_and_a_no_is_a_no(plain, places, tab):

@@ -118,7 +118,7 @@ def test_the_focus_stays_where_the_person_is(full, places, tab):
         page.wait(wait)
         return page.js("document.activeElement.id")
 
-    assert after("example", "!document.getElementById('ask').hidden") == "example"
+    assert after("example", "!document.getElementById('ask').hidden") == "ask"  # its button is gone
     assert after("ask", "document.getElementById('result').dataset.state === 'answered'") == "ask"
     give(page, places, "healthy.png")
     by_server = "document.getElementById('result').dataset.by === 'server'"

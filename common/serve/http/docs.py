@@ -85,7 +85,7 @@ def _address(described: Mapping[str, Any], method: str, path: str, entry: Mappin
     ]
     if not path.endswith("/infer"):
         parts.append(
-            f"{_PHOTO if path == '/predict' else ''}<button type=button class='button small' "
+            f"{_PHOTO if path == '/predict' else ''}<button type=button class='button minor' "
             f"data-try='.{html.escape(real)}'>Try {html.escape(real)}</button><pre tabindex=0 "
             "role=status aria-label=Answer hidden></pre>"
         )

@@ -4,15 +4,14 @@ import { loadKnown, speciesOf } from "./known.js";
 import * as light from "./light.js";
 import { $, button, json, loadTexts, t, title, words } from "./page.js";
 import * as photos from "./photos.js";
-import { ask as askServer, problem } from "./server.js";
+import { LIMIT, ask as askServer, problem } from "./server.js";
 import { askWhole, showAnswer, showError, showTips, showWaiting } from "./view.js";
 
 const PATIENCE = 4000; // ms that a photo waits for the model to load before the server is asked instead
-const LIMIT = 30; // s that the server has to answer, besides what a slow connection needs to send the photos
 const SLOWEST = 20; // bytes/ms
-const HERE = { host: location.host };
 let facts = null; // of page.json
 let state = { pixels: false, light: false, why: null }; // what this browser can do
+let sample = null; // the example, where it is the photo
 let current = null; // the question under way: a newer one, a cancel or the time limit calls it off
 const alone = "alone" in document.documentElement.dataset; // on a web host that has no server of ours: nothing is ever sent
 const isPrivate = () => alone || $("private").checked;
@@ -32,7 +31,6 @@ async function ask(force = false) {
   const asked = question();
   setBusy(true);
   showWaiting(t("looking"), { key: "cancel", click: () => control.abort("cancel") });
-  reveal();
   try {
     await answer(asked, control, force);
   } catch (error) {
@@ -40,19 +38,11 @@ async function ask(force = false) {
     if (control.signal.reason === "private") await ask(); // without the server, then
     else showError(control.signal.aborted ? calledOff(control.signal) : error, asked.sent);
   } finally {
-    if (current === control) {
-      setBusy(false);
-      reveal();
-    }
+    if (current === control) setBusy(false);
   }
 }
 
-// On a phone the answer is below the photo.
-function reveal() {
-  if (matchMedia("(max-width: 760px)").matches) $("result").scrollIntoView({ block: "start" });
-}
-
-const calledOff = ({ reason }) => (reason === "late" ? problem("late", { seconds: LIMIT }) : { message: t("called_off"), advice: null });
+const calledOff = ({ reason }) => (reason === "late" ? problem("late") : { message: t("called_off"), advice: null });
 
 async function answer(asked, control, force) {
   const { signal } = control;
@@ -62,9 +52,9 @@ async function answer(asked, control, force) {
   signal.throwIfAborted();
   const own = await local(asked.shown, asked.species, signal);
   const several = asked.all.length > 1;
-  const sends = !isPrivate() && (force || several || !own.decision || own.asks);
+  const sends = !isPrivate() && (force || several || !own.decision || (own.asks && !poor(own)));
   if (!own.decision && !sends) throw own.trouble ? unopened() : { message: stuck(), advice: alone ? null : t("stuck_do") };
-  const first = several ? t(alone ? "first_only" : "alone_first", HERE) : null;
+  const first = several ? t(alone ? "first_only" : "alone_first") : null;
   if (!sends) return tell(own, asked, "browser", [first]);
   try {
     const found = await remote(asked, own, control);
@@ -76,6 +66,7 @@ async function answer(asked, control, force) {
   }
 }
 
+const poor = ({ decision, rejection }) => decision === "rejected" && rejection.photo.length; // no other opinion makes it a better photo
 const aborted = (signal) => new Promise((done) => { signal.addEventListener("abort", done); });
 const unopened = () => ({ message: `${t("no_preview")} ${t("not_sent")}`, advice: t("other_format") });
 const stuck = () => [t("stuck"), alone ? "" : t("stuck_never"), why()].join(" ");
@@ -116,11 +107,11 @@ async function remote(asked, own, control) {
     throw unopened();
   }
   setBusy(true);
-  showWaiting(t(copies.length > 1 ? "together" : own.decision ? "second" : "looking", HERE),
+  showWaiting(t(copies.length > 1 ? "together" : own.decision ? "second" : "looking"),
     { key: own.decision ? "enough" : "cancel", click: () => control.abort("cancel") });
   const size = copies.reduce((sum, { blob }) => sum + blob.size, 0);
   const timer = setTimeout(() => control.abort("late"), 1000 * LIMIT + size / SLOWEST);
-  asked.sent = large.length ? "whole" : "copy";
+  asked.sent = large.length ? "whole" : copies.length > 1 ? "copies" : "copy";
   try {
     return await askServer(copies, asked.species, signal);
   } catch (error) {
@@ -132,12 +123,14 @@ async function remote(asked, own, control) {
 }
 
 function tell(found, asked, by, notes, again = false) {
-  const { conditioned } = found;
+  const { conditioned, rejection } = found;
+  // the example is small for all to load: nothing that its reader can mend
+  if (asked.shown.file === sample) rejection.photo = rejection.photo.filter(({ measure }) => measure !== "short_side");
   const other = found.species && conditioned && !conditioned.agrees
     && t("said_other", { said: words(asked.species), photo: words(conditioned.best_before.species) });
-  const poor = found.decision === "rejected" && found.rejection.photo.length; // no other opinion makes it a better photo
-  const actions = by === "browser" && !isPrivate() && !poor ? [button(t(again ? "second_again" : "second_opinion"), () => ask(true), "small", "second")] : [];
-  showAnswer(found, { photos: asked.all, by, sent: asked.sent, notes: [other, ...notes], actions, privately: isPrivate() });
+  const action = by === "browser" && !isPrivate() && !poor(found)
+    && button(t(again ? "second_again" : "second_opinion"), () => ask(true), "minor", "second");
+  showAnswer(found, { photos: by === "browser" ? [asked.shown] : asked.all, by, sent: asked.sent, notes: [other, ...notes], action, privately: isPrivate() });
   const weights = found.photos?.map(({ weight }) => weight) ?? []; // the heatmap is of the photo that counts most
   const seen = weights.length > 1 ? asked.all[weights.indexOf(Math.max(...weights))] : asked.shown;
   if (seen.url === photos.current().url) photos.drawHeat(found.heatmap, seen.crop);
@@ -154,8 +147,8 @@ function describe() {
   const what = state.pixels ? t("small_copy", { size: facts.server?.size }) : t("whole_copy");
   let text;
   if (isPrivate()) text = state.light ? t("stays") : stuck();
-  else if (!state.light) text = `${t("goes", { what: title(what), ...HERE })} ${why()}`;
-  else text = navigator.onLine ? t("here_first", { what, ...HERE }) : t("offline");
+  else if (!state.light) text = `${t("goes", { what: title(what) })} ${why()}`;
+  else text = navigator.onLine ? t("here_first", { what }) : t("offline");
   $("privacy").textContent = text;
 }
 
@@ -195,6 +188,7 @@ photos.onChange(() => {
   showTips();
   document.body.classList.add("chosen");
   $("ask").hidden = $("more").hidden = false;
+  $("example").hidden = true;
 });
 photos.wire();
 for (const [id, input] of [["pick", "file"], ["shoot", "camera"], ["more", "file-more"]]) {
@@ -237,10 +231,12 @@ for (const kind of ["online", "offline"]) addEventListener(kind, () => { if (fac
 $("private").closest("label").hidden = alone;
 const ready = begin();
 ready.then(() => loadKnown(facts.shell)).then((example) => {
-  $("example").hidden = !example;
+  $("example").hidden = !example || Boolean(photos.current());
   $("example").addEventListener("click", async () => {
     const blob = await fetch(example.url).then((response) => response.blob(), () => null);
-    if (blob) photos.take([new File([blob], "example.jpg", { type: "image/jpeg" })], false);
-    else showError(problem("error_none"));
+    if (!blob) return showError(problem("error_none"));
+    sample = new File([blob], "example.jpg", { type: "image/jpeg" });
+    photos.take([sample], false);
+    return $("ask").focus(); // the button is gone
   });
 }).catch(() => {}); // the page works without

@@ -31,8 +31,8 @@ export async function loadTexts() {
   texts = await json("texts.json");
 }
 
-// A sentence with its {placeholders} filled.
-export const t = (key, values = {}) => (texts[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+// A sentence with its {placeholders} filled; {host} is where the page comes from.
+export const t = (key, values = {}) => (texts[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? location[name]);
 
 export const words = (name) => name.replaceAll("_", " ");
 export const title = (name) => words(name).charAt(0).toUpperCase() + words(name).slice(1);

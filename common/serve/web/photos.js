@@ -2,7 +2,7 @@
 
 import { $, el, t } from "./page.js";
 
-export const MOST = 5; // photos of one plant
+const MOST = 5; // photos of one plant
 const LEAST = 0.1; // side of a square, as a share of the photo's short side
 let photos = []; // { file, url, crop: null or { x, y, side } in shares of width, height and short side, bad: cannot be shown }
 let shown = 0;
@@ -107,8 +107,7 @@ function place() {
   const crop = current()?.crop;
   $("square").hidden = !crop;
   $("crop").textContent = t(crop ? "uncrop" : "crop");
-  if (!crop) return;
-  frameAt($("square"), crop);
+  if (crop) frameAt($("square"), crop);
 }
 
 // Lay an element over a square of the photo, or without a side over all of it.
@@ -193,7 +192,7 @@ export function wire() {
     cut({ left: square.left + right * step, top: square.top + down * step, side: square.side + more * step });
     thumbs();
   });
-  $("heat-switch").addEventListener("click", toggleHeat);
+  $("heat-switch").addEventListener("click", () => setHeat($("heat").hidden));
 }
 
 // ---- heatmap -------------------------------------------------------------------------------------------------------
@@ -226,8 +225,4 @@ function setHeat(on) {
   $("heat").hidden = !on;
   $("legend").hidden = !on;
   $("heat-switch").textContent = t(on ? "heat_hide" : "heat_show");
-}
-
-function toggleHeat() {
-  setHeat($("heat").hidden);
 }

@@ -2,6 +2,7 @@
 
 import { t } from "./page.js";
 
+export const LIMIT = 30; // s that the server has to answer, besides what a slow connection needs to send the photos
 const LONGEST = 10; // s that it waits by itself where the server is busy
 const KEYS = { text: "error_picture", format: "error_picture", empty: "error_picture", too_large: "error_large", too_slow: "late", busy: "error_busy",
   truncated: "error_damaged", unreadable: "error_damaged", too_small: "why_small", dark: "why_dark", no_key: "error_key" };
@@ -9,7 +10,7 @@ const BY_STATUS = { 401: "error_key", 408: "late", 413: "error_large", 429: "err
 
 // An error as the page shows it: a sentence, and what to do about it.
 export function problem(key, values = {}) {
-  const all = { host: location.host, seconds: 30, minutes: 1, ...values };
+  const all = { seconds: LIMIT, minutes: 1, ...values };
   const todo = key.startsWith("why_") ? key.replace("why_", "do_") : `${key}_do`;
   return Object.assign(new Error(t(key, all)), { advice: t(todo, all) });
 }

@@ -55,7 +55,7 @@ async function range(request) {
   return response;
 }
 
-// The page itself: the server's where it answers soon, and not a proxy that it does not, else the copy.
+// The page itself: from the server where it answers soon, else (late, no connection, a proxy's 5xx) the copy.
 async function fresh(request) {
   const address = request.mode === "navigate" && request.url.startsWith(`${home.href}index.html`) ? home.href : request.url;
   const copy = () => caches.match(address, { ignoreSearch: true, cacheName });

@@ -14,6 +14,7 @@ function show(state, by, ...nodes) {
   const inside = result.contains(document.activeElement) && document.activeElement;
   result.replaceChildren(...nodes.filter(Boolean));
   Object.assign(result.dataset, { state, by });
+  if (state && matchMedia("(max-width: 760px)").matches) result.scrollIntoView(); // there it is below the photo
   if (inside) ((inside.id && $(inside.id)) || result).focus({ preventScroll: true });
 }
 
@@ -37,9 +38,9 @@ const section = (heading, ...nodes) => [el("h3", { text: heading }), ...nodes];
 
 function nextStep(text, row = null) {
   const link = row?.link && /^https?:/.test(row.link) && el("a", { href: row.link, target: "_blank", rel: "noopener noreferrer", text: t("read_more") });
-  const more = row && [["severity", row.severity], ["treatment", row.treatment]].filter(([, told]) => told);
+  const more = ["severity", "treatment"].map((key) => [key, row?.[key]]).filter(([, told]) => told);
   return el("div", { class: "next" }, el("b", { text: t("next") }), (row?.text || text) && el("p", { text: row?.text || text }),
-    ...(more ?? []).map(([key, told]) => el("p", { text: t(key, { text: told }) })), link && el("p", {}, link),
+    ...more.map(([key, told]) => el("p", { text: t(key, { text: told }) })), link && el("p", {}, link),
     row?.source && el("p", { class: "soft", text: t("source", { text: row.source }) }));
 }
 
@@ -53,17 +54,18 @@ function names(tag, kind, name, row) {
 function compare(photos, items, privately) {
   const found = items.map((item) => ({ item, files: pictures(item) })).filter(({ files }) => files.length);
   if (!found.length) return [];
-  const own = photos.filter(({ bad }) => !bad).map((photo) => el("li", {}, picture(photo), el("span", { text: t("your_photo") })));
+  const own = photos.map((photo, i) => !photo.bad && el("li", {}, picture(photo),
+    el("span", { text: photos.length > 1 ? t("photo_number", { number: i + 1 }) : t("your_photo") })));
   const row = () => el("ul", { class: "compare" }, ...own, ...found.flatMap(({ item, files }, i) => files.slice(0, i ? 1 : 3).map(({ file, source }) =>
-    el("li", {}, el("img", { src: `reference/${file}`, alt: className(item), loading: "lazy" }), el("span", { text: className(item) }),
+    el("li", {}, el("img", { src: `reference/${file}`, alt: className(item), loading: "lazy", class: "small" }), el("span", { text: className(item) }),
       source && el("small", { text: t("source", { text: source }) })))));
-  const ask = button(t("compare_load"), () => { ask.parentNode.replaceWith(row()); $("result").focus({ preventScroll: true }); }, "small", "compare-load");
-  return section(t("compare"), privately ? el("div", { class: "compare-ask" }, ask, el("p", { class: "hint", text: t("compare_hint", { host: location.host }) })) : row());
+  const ask = button(t("compare_load"), () => { ask.parentNode.replaceWith(row()); $("result").focus({ preventScroll: true }); }, "minor", "compare-load");
+  return section(t("compare"), privately ? el("div", { class: "compare-ask" }, ask, el("p", { class: "hint", text: t("compare_hint") })) : row());
 }
 
 // ---- answers -------------------------------------------------------------------------------------------------------
 
-// context: { photos, by: "browser" or "server", sent: "none", "copy" or "whole", notes: sentences, actions: buttons, privately }
+// context: { photos, by: "browser" or "server", sent: "none", "copy" or "whole", notes: sentences, action: a button or false, privately }
 export function showAnswer(answer, context) {
   const poor = answer.decision !== "rejected" && answer.rejection.photo[0];
   const notes = [poor && `${t(`why_${POOR[poor.measure]}`)} ${t(`do_${POOR[poor.measure]}`)}`, ...context.notes].filter(Boolean);
@@ -73,15 +75,13 @@ export function showAnswer(answer, context) {
     badges(view.badge, context.sent),
     el("div", { class: "verdict" }, el("div", {}, ...view.names), el("div", { class: "shots" }, ...context.photos.map(picture))),
     ...notes.map((text) => el("p", { class: "note", text })), ...view.nodes,
-    context.actions.length && el("p", { class: "more" }, ...context.actions), details(answer, context.by));
-  say(...view.spoken, ...notes, `${sentText(context.sent)}.`);
+    context.action && el("p", { class: "more" }, context.action), details(answer, context.by));
+  say(...view.spoken, ...notes, `${t(`sent_${context.sent}`)}.`);
 }
-
-const sentText = (sent) => t(`sent_${sent}`, { host: location.host });
 
 function badges([kind, text], sent) {
   return el("p", { class: "badges" }, el("span", { class: `badge ${kind}`, text }),
-    sent && el("span", { class: "badge by", text: sentText(sent) }));
+    sent && el("span", { class: "badge by", text: t(`sent_${sent}`) }));
 }
 
 function answered(answer, { photos, privately, doubt }) {
@@ -89,7 +89,7 @@ function answered(answer, { photos, privately, doubt }) {
   const { joint } = answer.probabilities;
   const kind = flat ? "named" : answer.healthy ? "healthy" : "ill";
   const sure = doubt ? Math.min(1, level(joint)) : level(joint);
-  const say_ = t(answer.conditioned?.agrees === false ? "sure_if" : `sure_${sure}`, { share: percent(joint), said: words(answer.species) });
+  const say_ = t(answer.conditioned?.agrees === false ? "sure_if" : sure < level(joint) ? "sure_but" : `sure_${sure}`, { share: percent(joint), said: words(answer.species) });
   const others = answer.alternatives.filter((item) => item.probability >= 0.01 && className(item) !== className(answer));
   const items = [{ species: answer.species, disease: answer.disease, probability: joint }, ...others].slice(0, MANY);
   const [plant, row] = [named(answer.species), advice(answer)];
@@ -106,16 +106,19 @@ function answered(answer, { photos, privately, doubt }) {
   };
 }
 
+// That photos disagree, and how, is told by a note.
+const why = (reason) => reason !== "photos_disagree" && t(`why_${reason}`);
+
 function rolledUp(answer, { photos, privately }) {
   const { species } = answer.probabilities;
   const { reason } = answer.rejection;
   const items = answer.alternatives.filter((item) => item.species === answer.species && item.disease && item.probability >= 0.01).slice(0, MANY);
-  const say_ = reason ? t(`why_${reason}`) : answer.conditioned ? t("said_only", { said: words(answer.species) })
+  const say_ = reason ? why(reason) : answer.conditioned ? t("said_only", { said: words(answer.species) })
     : t(`plant_${level(species)}`, { share: percent(species) });
   const known = reason !== "unknown_disease" && items.length > 0;
   return {
     badge: ["plain", t("plant_only")],
-    names: [...names("h2", "name", title(answer.species), named(answer.species)), el("p", { class: "say", text: say_ })],
+    names: [...names("h2", "name", title(answer.species), named(answer.species)), say_ && el("p", { class: "say", text: say_ })],
     nodes: [
       nextStep(t(reason ? `do_${reason}` : "next_perhaps")),
       ...(known ? section(t("may_have"), bars(items.map((item) => ({ name: title(item.disease), share: item.probability })))) : []),
@@ -132,14 +135,14 @@ function rejected(answer, { photos, privately }) {
   const items = unsure ? answer.alternatives.slice(0, 3) : [];
   return {
     badge: ["plain", t("no_answer")],
-    names: [el("h2", { class: "name", text: heading }), el("p", { class: "say", text: t(`why_${reason}`) })],
+    names: [el("h2", { class: "name", text: heading }), why(reason) && el("p", { class: "say", text: why(reason) })],
     nodes: [
       nextStep(t(`do_${reason}`)),
       // names without shares: what was rejected is no answer
       ...(unsure ? section(t("may_be"), el("ul", { class: "plain" }, ...items.map((item) => el("li", { text: className(item) })))) : []),
       ...compare(photos, items, privately),
     ],
-    spoken: [`${heading}.`, t(`why_${reason}`)],
+    spoken: [`${heading}.`, why(reason)],
   };
 }
 
@@ -148,7 +151,7 @@ function details(answer, by) {
   const { quantile, photo } = answer.rejection;
   const rows = [
     [t("photo"), t("pixels", answer.image)],
-    photo.length && [t("measures"), photo.map(({ measure, value, limit }) => t("measured", { name: words(measure), value, limit })).join("; ")],
+    photo.length && [t("measures"), photo.map(({ measure, value, limit }) => t("measured", { name: t(`why_${POOR[measure]}`), value, limit })).join(" ")],
     quantile !== null && [t("unlike"), quantile >= 1 ? t("unlike_all") : t("unlike_more", { share: Math.floor(100 * quantile) })],
     answer.decision === "rejected" && [t("guess"), className(answer.alternatives[0])],
     [t("by"), t(`by_${by}`, answer.model)],
@@ -161,9 +164,9 @@ function details(answer, by) {
 // ---- everything else -----------------------------------------------------------------------------------------------
 
 // error: its message, and what to do about it
-export function showError({ message, advice: todo }, sent = "none", actions = []) {
+export function showError({ message, advice: todo }, sent = "none") {
   show("error", "", badges(["wrong", t("failed")], sent === "none" ? null : sent), el("h2", { class: "name", text: t("no_answer_yet") }),
-    el("p", { class: "say", text: message }), todo && nextStep(todo), actions.length && el("p", { class: "more" }, ...actions));
+    el("p", { class: "say", text: message }), todo && nextStep(todo));
   say(t("failed"), message, todo);
 }
 
@@ -175,7 +178,7 @@ export function showTips() {
 }
 
 export function showWaiting(text, cancel) {
-  const stop = button(t(cancel.key), cancel.click, "small", "cancel");
+  const stop = button(t(cancel.key), cancel.click, "minor", "cancel");
   show("waiting", "", el("div", { class: "waiting" }, el("h2", { text }), el("div", { class: "progress", role: "progressbar", "aria-label": text }, el("i")), el("p", {}, stop)));
   say(text);
 }
@@ -183,7 +186,7 @@ export function showWaiting(text, cancel) {
 // Ask before a photo leaves the device whole. -> a promise of the answer, false where `signal` ends it
 export function askWhole(signal) {
   return new Promise((done) => {
-    const text = t("whole", { host: location.host });
+    const text = t("whole");
     signal.addEventListener("abort", () => done(false));
     show("question", "", el("h2", { class: "name", text: t("whole_title") }), el("p", { class: "say", text }),
       el("p", { class: "more" }, button(t("whole_yes"), () => done(true), "main", "whole-yes"), button(t("whole_no"), () => done(false), "", "whole-no")));
