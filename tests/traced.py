@@ -58,7 +58,7 @@ def without_settings(home: Path, environ: Mapping[str, str] = os.environ) -> dic
 
 def may_trace() -> bool:
     """Whether strace is installed and allowed to trace; some containers forbid it."""
-    command = [STRACE, "-o", os.devnull, "true"]
+    command = [*words(Path(os.devnull)), "true"]
     return STRACE is not None and subprocess.run(command, check=False).returncode == 0
 
 
