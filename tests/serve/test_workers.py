@@ -202,7 +202,6 @@ def test_a_stop_answers_all_and_ends_in_time(exports, tmp_path, workers):
     assert server.returncode == 0, err
     assert not err, err
     assert set(statuses) == {200, 503}
-    assert statuses.count(200) >= 3 * workers
 
 
 @pytest.mark.parametrize("workers", [1, 2])
