@@ -3,11 +3,15 @@ pixels, and knows when it may not.
 """
 
 import base64
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import tiny_bundle as tiny
 import tiny_light
+from conftest import run
 from firefox import FIREFOX, Firefox
 from page_site import needs_runtime, serve
 from test_page_numbers import LONG_SIDE, RUN, SIZE, cases
@@ -132,3 +136,33 @@ def test_a_square_a_known_plant_and_the_search(opened, light, tmp_path):
         "field.dispatchEvent(new Event('input')); }"
     )
     assert firefox.js("document.getElementById('known-list').textContent") == "Cornblight"
+
+
+def test_as_a_folder_it_answers_without_a_server_and_without_a_connection(tmp_path):
+    exports, folder = tiny.make(tmp_path / "exports"), tmp_path / "site"
+    tiny_light.add(exports)
+    assert run("04_serve", "--exports", exports, "--static", folder) == 0
+    asked = []
+
+    class Host(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.command)
+
+    host = ThreadingHTTPServer(("127.0.0.1", 0), partial(Host, directory=folder))
+    threading.Thread(target=host.serve_forever, daemon=True).start()
+    url, photo = f"http://127.0.0.1:{host.server_port}/", tiny.picture(tiny.color_of(2), (300, 200))
+    firefox = Firefox(tmp_path / "profile")
+    try:
+        for connected in (True, False):
+            if not connected:
+                host.shutdown()
+                host.server_close()
+            firefox.call("WebDriver:Navigate", url=url)
+            assert firefox.wait("document.documentElement.dataset.ready") == "browser"
+            found = give(firefox, tmp_path / "a.png", photo)
+            assert found == ["answered", "browser"]
+            firefox.wait("navigator.serviceWorker.controller")
+    finally:
+        firefox.close()
+        host.server_close()
+    assert set(asked) == {"GET"}
