@@ -235,15 +235,7 @@ def answer(
     )
     known, prior, conditioned = fused, None, None
     if options.prior:
-        known = apply_prior(fused, options.prior, tree)
-        before, after = best(fused, tree), best(known, tree)
-        prior = {
-            "weights": dict(options.prior),
-            "before": before,
-            "after": after,
-            "changed": (before["species"], before["disease"])
-            != (after["species"], after["disease"]),
-        }
+        prior, known = _weighed(fused, options.prior, tree)
     if options.species:
         conditioned, known = _conditioned(known, options.species, tree, texts)
     together = own[0]
@@ -291,6 +283,15 @@ def _known(probabilities: np.ndarray, options: Options, tree: ClassTree) -> np.n
     if options.prior:
         probabilities = apply_prior(probabilities, options.prior, tree)
     return condition(probabilities, options.species, tree) if options.species else probabilities
+
+
+def _weighed(
+    probabilities: np.ndarray, weights: Mapping[str, float], tree: ClassTree
+) -> tuple[dict[str, Any], np.ndarray]:
+    known = apply_prior(probabilities, weights, tree)
+    before, after = best(probabilities, tree), best(known, tree)
+    changed = (before["species"], before["disease"]) != (after["species"], after["disease"])
+    return {"weights": dict(weights), "before": before, "after": after, "changed": changed}, known
 
 
 def _conditioned(

@@ -155,14 +155,18 @@ def test_all_photos_of_a_plant_are_shown_and_too_many_are_told(plain, places, ta
     page.wait("document.getElementById('thumbs').hidden")
 
 
+def type_into(page, field, text):
+    page.js(f"""(() => {{ const field = document.getElementById('{field}');
+      field.value = {json.dumps(text)}; field.dispatchEvent(new Event('input')); }})()""")
+
+
 @needs_runtime
 def test_a_known_plant_is_picked_by_typing_and_counts_here_and_there(light, places, tab):
     page = tab(light)
     page.wait("document.querySelectorAll('#plants option').length === 3")
 
     def type_(text):
-        page.js(f"""(() => {{ const field = document.getElementById('plant');
-          field.value = {json.dumps(text)}; field.dispatchEvent(new Event('input')); }})()""")
+        type_into(page, "plant", text)
         return page.js("document.getElementById('plant-hint').textContent")
 
     assert "not on my list" in type_("appel")
@@ -187,8 +191,7 @@ def test_what_it_knows_is_searched_by_any_name(full, tab):
     page.wait("!document.getElementById('known').hidden")
 
     def search(text):
-        page.js(f"""(() => {{ const field = document.getElementById('search');
-          field.value = {json.dumps(text)}; field.dispatchEvent(new Event('input')); }})()""")
+        type_into(page, "search", text)
         return page.js("document.getElementById('known-list').textContent")
 
     assert "Basil" in search("")
@@ -196,8 +199,7 @@ def test_what_it_knows_is_searched_by_any_name(full, tab):
     assert "Apple" in search("malus")
     assert "scab" in search("venturia")
     assert search("zzz") == ""
-    page.js("document.getElementById('plant').value = 'mti wa TOFAA'")
-    page.js("document.getElementById('plant').dispatchEvent(new Event('input'))")
+    type_into(page, "plant", "mti wa TOFAA")
     assert page.js("document.getElementById('plant-hint').textContent") == ""
     assert page.js("document.getElementById('search-count').textContent") == "0 found"
 
