@@ -6,7 +6,7 @@ Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_on
 Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
         bundle.json, report.md with its pictures, report.html, report.json, README.md (model card);
         advice.csv, empty, which is yours to fill in and is never replaced; reference/ with
-        --reference
+        --reference; the page as a folder for any web host with --static
 Next    04_serve.py
 
   python 03_export.py
@@ -15,6 +15,8 @@ Next    04_serve.py
   python 03_export.py --browser checkpoints/light/hierarchical_full/epoch=10-best.pt
   python 03_export.py --reference 3 plants
       adds three typical train pictures per class of the source `plants`, for the page to show
+  python 03_export.py --static site
+      writes the page of an export that has a light model, for GitHub Pages or any web host
 
 Temperatures, thresholds and roll-up are fitted on val for each model; every figure of the reports
 is from test. An INT8 model that does not pass the gate (common/export/gate.py) is not written, and
@@ -55,13 +57,15 @@ from common.export.second_opinion import WORTH
 from common.files import claim, file_sha256, stand_in
 from common.serve import predictor
 from common.serve.advice import ADVICE, REFERENCE, begin_advice, describe_advice
+from common.serve.texts import english, read_texts
 from common.train import checkpoint
 from common.train.compute import choose_compute
 from common.train.dataset import Organized, default_workers, load_organized
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
 WHERE = {"data", "checkpoints", "checkpoint", "output", "device", "workers"}
-ADDS = {"reference", "triton"}  # alone, they add to an export that is there
+PAGE = {"static", "texts", "output"}  # alone, they make do with an export that is there
+ADDS = {"reference", "triton", "static", "texts"}  # alone, they add to one of the same checkpoint
 SAME = 1e-3  # greatest difference of a probability between PyTorch and ONNX
 
 
@@ -102,6 +106,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="also N typical train pictures per class, for the page to show to everybody: only of "
         "the sources named here (`dataset` in manifest.csv)",
     )
+    add(
+        "--static",
+        type=Path,
+        metavar="DIR",
+        help="also write the page as a folder that any web host can serve: it answers in the "
+        "browser alone",
+    )
+    add("--texts", type=Path, metavar="FILE", help="what that page says, as 04_serve.py takes it")
     add("--triton", type=Path, metavar="DIR", help="also lay out a Triton model repository")
     add("--max-size-mb", type=float, help="fail where the served model is larger")
     add("--max-latency-ms", type=float, help="fail where a picture takes longer on one thread")
@@ -114,8 +126,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         fail(
             "--precision-wanted must be 0.5 to 1, --max-pictures at least 10, --workers at least 0."
         )
+    if args.texts and not args.static:
+        fail("--texts is what the page of --static says; a server takes it from 04_serve.py.")
     changed = {name for name, value in vars(args).items() if value != flags.get_default(name)}
+    args.only_page = bool(args.static) and changed <= PAGE
     args.only_adds = bool(changed & ADDS) and changed <= ADDS | WHERE
+    args.texts = read_texts(args.texts) if args.texts else english()
     args.compute = choose_compute(args.device, "fp32")
     return args
 
@@ -215,6 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export; see the module's docstring."""
     args, clock = parse(argv), Stopwatch()
     header("03 export")
+    if args.only_page and (args.output / predictor.FILE_NAME).is_file():
+        write_page(args)
+        return 0
     data, path = load_organized(args.data), pick_checkpoint(args)
     payload = checkpoint.load(path)
     checkpoint.require_tree(payload, data.tree, path, data.root)
@@ -232,6 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{args.output} is up to date: same checkpoint, same data. --fresh exports again.")
         add_beside(args, data, payload, free)
         return 0
+    if args.static and not args.browser:
+        fail("--static: a page without a server answers by a light model. Give --browser too.")
     settings = payload["settings"]
     say(f"checkpoint: {path} ({settings['backbone']}, {settings['image_size']} px)")
     say(f"device: {args.compute} for PyTorch, the CPU for the exported models")
@@ -274,8 +295,8 @@ def add_beside(
     payload: dict[str, Any],
     free: tuple[int, dict[int, str]] | None,
 ) -> None:
-    """Add to the export: an empty advice.csv where there is none, and the reference pictures and
-    the Triton repository that are wanted.
+    """Add to the export: an empty advice.csv where there is none, and the reference pictures, the
+    Triton repository and the page's folder that are wanted.
     """
     begin_advice(args.output, data.tree)
     if args.triton:
@@ -291,6 +312,19 @@ def add_beside(
         folder = args.output / REFERENCE
         say(write_reference(folder, data, model, pictures, count, device, args.workers))
     say(f"advice: {describe_advice(args.output, data.tree)}")
+    if args.static:
+        write_page(args)
+
+
+def write_page(args: argparse.Namespace) -> None:
+    """Write the page of the export as a folder."""
+    # here, since nothing else of an export needs the packages of a server
+    from common.serve.static_site import write_static
+
+    try:
+        say(*write_static(args.static, args.output, args.texts))
+    except predictor.BundleError as error:
+        fail(f"{error}. The export stands as it is.")
 
 
 def export(

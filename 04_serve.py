@@ -1,14 +1,12 @@
 """Stage 4: answer photos with an exported model, over HTTP with a web page, or for whole folders.
 
 Reads   exports/ (written by 03_export.py). Needs no torch.
-Writes  nothing; with --predict a CSV, one row per photo, with --submission a second one; with
-        --static the page as a folder for a web host.
+Writes  nothing; with --predict a CSV, one row per photo, with --submission a second one.
 
   python 04_serve.py                                   the page and the API at http://127.0.0.1:8000
   python 04_serve.py --port 9000 --model model.onnx    another port, another model of the exports
   python 04_serve.py --workers 4 --provider cpu        several processes on one port, on the CPU
   python 04_serve.py --predict photos/ leaf.jpg --output predictions.csv
-  python 04_serve.py --static site                     the page for GitHub Pages or any web host
   python 04_serve.py --predict photos/ --shard 3/16    on many machines: common/serve/CLUSTERS.md
 
   curl --data-binary @leaf.jpg http://127.0.0.1:8000/predict
@@ -50,7 +48,6 @@ from common.serve.http.work_queue import settle_process
 from common.serve.predictor import Bundle, BundleError, ModelCard, Predictor, read_bundle
 from common.serve.providers import GPUS, installed, open_predictor
 from common.serve.shared import RemoteModel, SharedModel
-from common.serve.static_site import write_static
 
 
 @console.friendly
@@ -65,9 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.predict:
             return predict_files(find_photos(args.predict), args)
         args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
-        if args.static:
-            console.say(*write_static(args.static, args.exports, args.texts, args.top_k))
-            return 0
         listener = sockets.bind(args.host, args.port)
         model, provider = None, ""
         if args.provider != "cpu" and set(GPUS) & set(installed()):
