@@ -35,7 +35,7 @@ import numpy as np
 import onnx
 import torch
 
-from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
+from common.console import Stopwatch, Unusable, duration, fail, friendly, header, parser, say, warn
 from common.export import formats, fp16, int8
 from common.export.answers import Answers, sum_up
 from common.export.browser.light_export import export_browser
@@ -43,7 +43,6 @@ from common.export.calibrate import Temperatures, retemper
 from common.export.fitting import Fitted, Outcome, describe, fit_parts, outcome_of, torch_answers
 from common.export.graph import export_onnx
 from common.export.measure import (
-    LimitError,
     check_batches,
     check_limits,
     cost_of_scores,
@@ -274,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = write_report(partial, result, data, args.checkpoints, args.browser, clock())
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, (LimitError, formats.FormatError)):
+        if isinstance(error, Unusable):
             fail(f"{error} Nothing was written.")
         raise
     if (args.output / ADVICE).is_file():
@@ -301,10 +300,7 @@ def add_beside(
     begin_advice(args.output, data.tree)
     if args.triton:
         bundle = predictor.read_bundle(args.output).raw
-        try:
-            formats.write_triton(args.triton, args.output / bundle["default_model"], bundle)
-        except formats.FormatError as error:
-            fail(str(error))
+        formats.write_triton(args.triton, args.output / bundle["default_model"], bundle)
         say(f"wrote {args.triton}/: tritonserver --model-repository {args.triton}")
     if free:
         model, device = checkpoint.build_model(payload), args.compute.device
@@ -321,10 +317,7 @@ def write_page(args: argparse.Namespace) -> None:
     # here, since nothing else of an export needs the packages of a server
     from common.serve.static_site import write_static
 
-    try:
-        say(*write_static(args.static, args.output, args.texts))
-    except predictor.BundleError as error:
-        fail(f"{error}. The export stands as it is.")
+    say(*write_static(args.static, args.output, args.texts))
 
 
 def export(

@@ -58,35 +58,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_batch_flags(parser)
     args = parser.parse_args(argv)
     check_flags(args)
-    try:
-        if args.predict:
-            return predict_files(find_photos(args.predict), args)
-        args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
-        listener = sockets.bind(args.host, args.port)
-        model, provider = None, ""
-        if args.provider != "cpu" and set(GPUS) & set(installed()):
-            model, provider = open_predictor(args.exports, args.model, args.provider)
-            args.model, args.provider = model.card.file, provider
-        # one process has the GPU; several speak HTTP, or Python would be slower than it
-        on_gpu = provider in GPUS
-        args.workers = args.workers or (max(1, min(8, cores() // 2)) if on_gpu else 1)
-        if args.workers == 1:
-            return serve(args, listener, model)
-        bundle = read_bundle(args.exports)
-        if args.model and args.model not in bundle.models:
-            console.fail(
-                f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
-            )
-        read_advice(args.exports, bundle.tree)  # fails here rather than in every process
-        shared = (SharedModel(model.submit).address, model.bundle.raw) if on_gpu else None
-        return workers.supervise(
-            args.workers,
-            work,
-            (args, listener, shared),
-            started=lambda: announce(args, listener, bundle, model and model.card, provider),
+    if args.predict:
+        return predict_files(find_photos(args.predict), args)
+    args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
+    listener = sockets.bind(args.host, args.port)
+    model, provider = None, ""
+    if args.provider != "cpu" and set(GPUS) & set(installed()):
+        model, provider = open_predictor(args.exports, args.model, args.provider)
+        args.model, args.provider = model.card.file, provider
+    # one process has the GPU; several speak HTTP, or Python would be slower than it
+    on_gpu = provider in GPUS
+    args.workers = args.workers or (max(1, min(8, cores() // 2)) if on_gpu else 1)
+    if args.workers == 1:
+        return serve(args, listener, model)
+    bundle = read_bundle(args.exports)
+    if args.model and args.model not in bundle.models:
+        console.fail(
+            f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
         )
-    except BundleError as error:
-        console.fail(str(error))
+    read_advice(args.exports, bundle.tree)  # fails here rather than in every process
+    shared = (SharedModel(model.submit).address, model.bundle.raw) if on_gpu else None
+    return workers.supervise(
+        args.workers,
+        work,
+        (args, listener, shared),
+        started=lambda: announce(args, listener, bundle, model and model.card, provider),
+    )
 
 
 def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Semaphore) -> int:
