@@ -41,6 +41,7 @@ from common.export.answers import Answers, sum_up
 from common.export.browser.light_export import export_browser
 from common.export.calibrate import Temperatures, retemper
 from common.export.fitting import Fitted, Outcome, describe, fit_parts, outcome_of, torch_answers
+from common.export.flags import add_flags, check_flags
 from common.export.graph import export_onnx
 from common.export.measure import (
     check_batches,
@@ -52,7 +53,7 @@ from common.export.measure import (
 from common.export.pictures import Pictures, known_ood
 from common.export.reference import free_pictures, write_reference
 from common.export.report import write_report
-from common.export.second_opinion import WORTH
+from common.export.second_opinion import WORTH, load_pretrained
 from common.files import claim, file_sha256, stand_in
 from common.serve import predictor
 from common.serve.advice import ADVICE, REFERENCE, begin_advice, describe_advice
@@ -62,74 +63,15 @@ from common.train.compute import choose_compute
 from common.train.dataset import Organized, default_workers, load_organized
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
-WHERE = {"data", "checkpoints", "checkpoint", "output", "device", "workers"}
-PAGE = {"static", "texts", "output"}  # alone, they make do with an export that is there
-ADDS = {"reference", "triton", "static", "texts"}  # alone, they add to one of the same checkpoint
 SAME = 1e-3  # greatest difference of a probability between PyTorch and ONNX
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     flags = parser(__doc__)
-    add = flags.add_argument
-    add("--data", type=Path, default=Path("data/organized"), help="folder of 01_reorganize.py")
-    add("--checkpoints", type=Path, default=Path("checkpoints"), help="where the run folders stand")
-    add("--checkpoint", type=Path, help="the one to export (default: the best of the last stage)")
-    add(
-        "--output",
-        type=Path,
-        default=Path("exports"),
-        help="the folder to make; it may be a link, but no mount point (default exports)",
-    )
-    add(
-        "--precision-wanted",
-        type=float,
-        default=0.95,
-        help="least share of right answers among those given, unless the caller asks for another "
-        "(default 0.95)",
-    )
-    folders = {"nargs": "+", "default": [], "metavar": "[NAME=]DIR"}
-    add("--ood", **folders, help="further pictures that show no plant")
-    add("--unknown-plants", **folders, help="pictures of plants that no class knows")
-    add(
-        "--second-opinion",
-        action=argparse.BooleanOptionalAction,
-        help="the pretrained network tells plants of unknown species, beside the trained one "
-        "(default: where its weights are at hand and tell species that are left out)",
-    )
-    add("--browser", type=Path, metavar="CHECKPOINT", help="a small model: writes browser/ with it")
-    add(
-        "--reference",
-        nargs="+",
-        metavar=("N", "SOURCE"),
-        help="also N typical train pictures per class, for the page to show to everybody: only of "
-        "the sources named here (`dataset` in manifest.csv)",
-    )
-    add(
-        "--static",
-        type=Path,
-        metavar="DIR",
-        help="also write the page as a folder that any web host can serve: it answers in the "
-        "browser alone",
-    )
-    add("--texts", type=Path, metavar="FILE", help="what that page says, as 04_serve.py takes it")
-    add("--triton", type=Path, metavar="DIR", help="also lay out a Triton model repository")
-    add("--max-size-mb", type=float, help="fail where the served model is larger")
-    add("--max-latency-ms", type=float, help="fail where a picture takes longer on one thread")
-    add("--max-pictures", type=int, default=10000, help="per split to fit and check with (10000)")
-    add("--device", default="auto", help="where PyTorch computes: auto, cpu, cuda:1, mps ...")
-    add("--workers", type=int, default=default_workers())
-    add("--fresh", action="store_true", help="export again, even where all is up to date")
+    add_flags(flags)
     args = flags.parse_args(argv)
-    if not 0.5 <= args.precision_wanted < 1 or args.max_pictures < 10 or args.workers < 0:
-        fail(
-            "--precision-wanted must be 0.5 to 1, --max-pictures at least 10, --workers at least 0."
-        )
-    if args.texts and not args.static:
-        fail("--texts is what the page of --static says; a server takes it from 04_serve.py.")
-    changed = {name for name, value in vars(args).items() if value != flags.get_default(name)}
-    args.only_page = bool(args.static) and changed <= PAGE
-    args.only_adds = bool(changed & ADDS) and changed <= ADDS | WHERE
+    check_flags(args, flags)
     args.texts = read_texts(args.texts) if args.texts else english()
     args.compute = choose_compute(args.device, "fp32")
     return args
@@ -170,33 +112,6 @@ def check_inputs(args: argparse.Namespace, data: Organized, path: Path) -> None:
     made_here = (out / predictor.FILE_NAME).is_file()
     if out.exists() and not made_here and (not out.is_dir() or any(out.iterdir())):
         fail(f"{out} is there and was not made by this script. Choose another --output.")
-
-
-def load_pretrained(
-    wanted: bool | None, path: Path, payload: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Load what the checkpoint at `path` was before training, for a second opinion; None where it
-    is not wanted, or not there (`wanted` None).
-    """
-    if wanted is False:
-        return None
-    file = path.absolute().parents[1] / "species_only" / checkpoint.PRETRAINED
-    before = checkpoint.load(file, trained=False) if file.is_file() else None
-    if len(payload["tree"]["species"]) < 2:
-        lacks = "with one species there is none to leave out"
-    elif before is None:
-        lacks = (
-            f"there is no {file}, which 02a_train_species.py writes where it begins with "
-            f"pretrained --weights"
-        )
-    elif before["settings"] != payload["settings"]:
-        lacks = f"{file} is another network, or at another size, than {path}"
-    else:
-        return before
-    if wanted:
-        fail(f"--second-opinion: {lacks}.")
-    warn(f"NO SECOND OPINION: {lacks}. Plants of unknown species are recognised less often.")
-    return None
 
 
 def if_worth_it(fitted: Fitted) -> Fitted:
