@@ -6,7 +6,7 @@ Reads   checkpoints/hierarchical_full/*-best.pt (else disease_heads/, species_on
 Writes  exports/: model.onnx (FP32), model.fp16.onnx, model.int8.onnx, browser/ with --browser,
         bundle.json, report.md with its pictures, report.html, report.json, README.md (model card);
         advice.csv, empty, which is yours to fill in and is never replaced; reference/ with
-        --reference
+        --reference; the page as a folder for any web host with --static
 Next    04_serve.py
 
   python 03_export.py
@@ -15,6 +15,8 @@ Next    04_serve.py
   python 03_export.py --browser checkpoints/light/hierarchical_full/epoch=10-best.pt
   python 03_export.py --reference 3 plants
       adds three typical train pictures per class of the source `plants`, for the page to show
+  python 03_export.py --static site
+      writes the page of an export that has a light model, for GitHub Pages or any web host
 
 Temperatures, thresholds and roll-up are fitted on val for each model; every figure of the reports
 is from test. An INT8 model that does not pass the gate (common/export/gate.py) is not written, and
@@ -33,15 +35,15 @@ import numpy as np
 import onnx
 import torch
 
-from common.console import Stopwatch, duration, fail, friendly, header, parser, say, warn
+from common.console import Stopwatch, Unusable, duration, fail, friendly, header, parser, say, warn
 from common.export import formats, fp16, int8
 from common.export.answers import Answers, sum_up
 from common.export.browser.light_export import export_browser
 from common.export.calibrate import Temperatures, retemper
 from common.export.fitting import Fitted, Outcome, describe, fit_parts, outcome_of, torch_answers
+from common.export.flags import add_flags, check_flags
 from common.export.graph import export_onnx
 from common.export.measure import (
-    LimitError,
     check_batches,
     check_limits,
     cost_of_scores,
@@ -51,71 +53,26 @@ from common.export.measure import (
 from common.export.pictures import Pictures, known_ood
 from common.export.reference import free_pictures, write_reference
 from common.export.report import write_report
-from common.export.second_opinion import WORTH
+from common.export.second_opinion import WORTH, load_pretrained
 from common.files import claim, file_sha256, stand_in
 from common.serve import predictor
 from common.serve.advice import ADVICE, REFERENCE, begin_advice, describe_advice
+from common.serve.texts import english, read_texts
 from common.train import checkpoint
 from common.train.compute import choose_compute
 from common.train.dataset import Organized, default_workers, load_organized
 
 FP32, FP16, INT8 = "model.onnx", "model.fp16.onnx", "model.int8.onnx"
-WHERE = {"data", "checkpoints", "checkpoint", "output", "device", "workers"}
-ADDS = {"reference", "triton"}  # alone, they add to an export that is there
 SAME = 1e-3  # greatest difference of a probability between PyTorch and ONNX
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     flags = parser(__doc__)
-    add = flags.add_argument
-    add("--data", type=Path, default=Path("data/organized"), help="folder of 01_reorganize.py")
-    add("--checkpoints", type=Path, default=Path("checkpoints"), help="where the run folders stand")
-    add("--checkpoint", type=Path, help="the one to export (default: the best of the last stage)")
-    add(
-        "--output",
-        type=Path,
-        default=Path("exports"),
-        help="the folder to make; it may be a link, but no mount point (default exports)",
-    )
-    add(
-        "--precision-wanted",
-        type=float,
-        default=0.95,
-        help="least share of right answers among those given, unless the caller asks for another "
-        "(default 0.95)",
-    )
-    folders = {"nargs": "+", "default": [], "metavar": "[NAME=]DIR"}
-    add("--ood", **folders, help="further pictures that show no plant")
-    add("--unknown-plants", **folders, help="pictures of plants that no class knows")
-    add(
-        "--second-opinion",
-        action=argparse.BooleanOptionalAction,
-        help="the pretrained network tells plants of unknown species, beside the trained one "
-        "(default: where its weights are at hand and tell species that are left out)",
-    )
-    add("--browser", type=Path, metavar="CHECKPOINT", help="a small model: writes browser/ with it")
-    add(
-        "--reference",
-        nargs="+",
-        metavar=("N", "SOURCE"),
-        help="also N typical train pictures per class, for the page to show to everybody: only of "
-        "the sources named here (`dataset` in manifest.csv)",
-    )
-    add("--triton", type=Path, metavar="DIR", help="also lay out a Triton model repository")
-    add("--max-size-mb", type=float, help="fail where the served model is larger")
-    add("--max-latency-ms", type=float, help="fail where a picture takes longer on one thread")
-    add("--max-pictures", type=int, default=10000, help="per split to fit and check with (10000)")
-    add("--device", default="auto", help="where PyTorch computes: auto, cpu, cuda:1, mps ...")
-    add("--workers", type=int, default=default_workers())
-    add("--fresh", action="store_true", help="export again, even where all is up to date")
+    add_flags(flags)
     args = flags.parse_args(argv)
-    if not 0.5 <= args.precision_wanted < 1 or args.max_pictures < 10 or args.workers < 0:
-        fail(
-            "--precision-wanted must be 0.5 to 1, --max-pictures at least 10, --workers at least 0."
-        )
-    changed = {name for name, value in vars(args).items() if value != flags.get_default(name)}
-    args.only_adds = bool(changed & ADDS) and changed <= ADDS | WHERE
+    check_flags(args, flags)
+    args.texts = read_texts(args.texts) if args.texts else english()
     args.compute = choose_compute(args.device, "fp32")
     return args
 
@@ -157,33 +114,6 @@ def check_inputs(args: argparse.Namespace, data: Organized, path: Path) -> None:
         fail(f"{out} is there and was not made by this script. Choose another --output.")
 
 
-def load_pretrained(
-    wanted: bool | None, path: Path, payload: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Load what the checkpoint at `path` was before training, for a second opinion; None where it
-    is not wanted, or not there (`wanted` None).
-    """
-    if wanted is False:
-        return None
-    file = path.absolute().parents[1] / "species_only" / checkpoint.PRETRAINED
-    before = checkpoint.load(file, trained=False) if file.is_file() else None
-    if len(payload["tree"]["species"]) < 2:
-        lacks = "with one species there is none to leave out"
-    elif before is None:
-        lacks = (
-            f"there is no {file}, which 02a_train_species.py writes where it begins with "
-            f"pretrained --weights"
-        )
-    elif before["settings"] != payload["settings"]:
-        lacks = f"{file} is another network, or at another size, than {path}"
-    else:
-        return before
-    if wanted:
-        fail(f"--second-opinion: {lacks}.")
-    warn(f"NO SECOND OPINION: {lacks}. Plants of unknown species are recognised less often.")
-    return None
-
-
 def if_worth_it(fitted: Fitted) -> Fitted:
     """Take the second opinion out where it tells left-out species too badly."""
     if fitted.second is None or fitted.left_out["auroc"] >= WORTH:
@@ -215,6 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export; see the module's docstring."""
     args, clock = parse(argv), Stopwatch()
     header("03 export")
+    if args.only_page and (args.output / predictor.FILE_NAME).is_file():
+        write_page(args)
+        return 0
     data, path = load_organized(args.data), pick_checkpoint(args)
     payload = checkpoint.load(path)
     checkpoint.require_tree(payload, data.tree, path, data.root)
@@ -232,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{args.output} is up to date: same checkpoint, same data. --fresh exports again.")
         add_beside(args, data, payload, free)
         return 0
+    if args.static and not args.browser:
+        fail("--static: a page without a server answers by a light model. Give --browser too.")
     settings = payload["settings"]
     say(f"checkpoint: {path} ({settings['backbone']}, {settings['image_size']} px)")
     say(f"device: {args.compute} for PyTorch, the CPU for the exported models")
@@ -253,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = write_report(partial, result, data, args.checkpoints, args.browser, clock())
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, (LimitError, formats.FormatError)):
+        if isinstance(error, Unusable):
             fail(f"{error} Nothing was written.")
         raise
     if (args.output / ADVICE).is_file():
@@ -274,16 +209,13 @@ def add_beside(
     payload: dict[str, Any],
     free: tuple[int, dict[int, str]] | None,
 ) -> None:
-    """Add to the export: an empty advice.csv where there is none, and the reference pictures and
-    the Triton repository that are wanted.
+    """Add to the export: an empty advice.csv where there is none, and the reference pictures, the
+    Triton repository and the page's folder that are wanted.
     """
     begin_advice(args.output, data.tree)
     if args.triton:
         bundle = predictor.read_bundle(args.output).raw
-        try:
-            formats.write_triton(args.triton, args.output / bundle["default_model"], bundle)
-        except formats.FormatError as error:
-            fail(str(error))
+        formats.write_triton(args.triton, args.output / bundle["default_model"], bundle)
         say(f"wrote {args.triton}/: tritonserver --model-repository {args.triton}")
     if free:
         model, device = checkpoint.build_model(payload), args.compute.device
@@ -291,6 +223,16 @@ def add_beside(
         folder = args.output / REFERENCE
         say(write_reference(folder, data, model, pictures, count, device, args.workers))
     say(f"advice: {describe_advice(args.output, data.tree)}")
+    if args.static:
+        write_page(args)
+
+
+def write_page(args: argparse.Namespace) -> None:
+    """Write the page of the export as a folder."""
+    # here, since nothing else of an export needs the packages of a server
+    from common.serve.static_site import write_static
+
+    say(*write_static(args.static, args.output, args.texts))
 
 
 def export(

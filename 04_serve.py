@@ -1,14 +1,12 @@
 """Stage 4: answer photos with an exported model, over HTTP with a web page, or for whole folders.
 
 Reads   exports/ (written by 03_export.py). Needs no torch.
-Writes  nothing; with --predict a CSV, one row per photo, with --submission a second one; with
-        --static the page as a folder for a web host.
+Writes  nothing; with --predict a CSV, one row per photo, with --submission a second one.
 
   python 04_serve.py                                   the page and the API at http://127.0.0.1:8000
   python 04_serve.py --port 9000 --model model.onnx    another port, another model of the exports
   python 04_serve.py --workers 4 --provider cpu        several processes on one port, on the CPU
   python 04_serve.py --predict photos/ leaf.jpg --output predictions.csv
-  python 04_serve.py --static site                     the page for GitHub Pages or any web host
   python 04_serve.py --predict photos/ --shard 3/16    on many machines: common/serve/CLUSTERS.md
 
   curl --data-binary @leaf.jpg http://127.0.0.1:8000/predict
@@ -50,7 +48,6 @@ from common.serve.http.work_queue import settle_process
 from common.serve.predictor import Bundle, BundleError, ModelCard, Predictor, read_bundle
 from common.serve.providers import GPUS, installed, open_predictor
 from common.serve.shared import RemoteModel, SharedModel
-from common.serve.static_site import write_static
 
 
 @console.friendly
@@ -61,38 +58,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_batch_flags(parser)
     args = parser.parse_args(argv)
     check_flags(args)
-    try:
-        if args.predict:
-            return predict_files(find_photos(args.predict), args)
-        args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
-        if args.static:
-            console.say(*write_static(args.static, args.exports, args.texts, args.top_k))
-            return 0
-        listener = sockets.bind(args.host, args.port)
-        model, provider = None, ""
-        if args.provider != "cpu" and set(GPUS) & set(installed()):
-            model, provider = open_predictor(args.exports, args.model, args.provider)
-            args.model, args.provider = model.card.file, provider
-        # one process has the GPU; several speak HTTP, or Python would be slower than it
-        on_gpu = provider in GPUS
-        args.workers = args.workers or (max(1, min(8, cores() // 2)) if on_gpu else 1)
-        if args.workers == 1:
-            return serve(args, listener, model)
-        bundle = read_bundle(args.exports)
-        if args.model and args.model not in bundle.models:
-            console.fail(
-                f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
-            )
-        read_advice(args.exports, bundle.tree)  # fails here rather than in every process
-        shared = (SharedModel(model.submit).address, model.bundle.raw) if on_gpu else None
-        return workers.supervise(
-            args.workers,
-            work,
-            (args, listener, shared),
-            started=lambda: announce(args, listener, bundle, model and model.card, provider),
+    if args.predict:
+        return predict_files(find_photos(args.predict), args)
+    args.exports, args.model = locate(args.exports, args.model[0] if args.model else None)
+    listener = sockets.bind(args.host, args.port)
+    model, provider = None, ""
+    if args.provider != "cpu" and set(GPUS) & set(installed()):
+        model, provider = open_predictor(args.exports, args.model, args.provider)
+        args.model, args.provider = model.card.file, provider
+    # one process has the GPU; several speak HTTP, or Python would be slower than it
+    on_gpu = provider in GPUS
+    args.workers = args.workers or (max(1, min(8, cores() // 2)) if on_gpu else 1)
+    if args.workers == 1:
+        return serve(args, listener, model)
+    bundle = read_bundle(args.exports)
+    if args.model and args.model not in bundle.models:
+        console.fail(
+            f"{args.exports} has no model '{args.model}'. It has: {', '.join(bundle.models)}"
         )
-    except BundleError as error:
-        console.fail(str(error))
+    read_advice(args.exports, bundle.tree)  # fails here rather than in every process
+    shared = (SharedModel(model.submit).address, model.bundle.raw) if on_gpu else None
+    return workers.supervise(
+        args.workers,
+        work,
+        (args, listener, shared),
+        started=lambda: announce(args, listener, bundle, model and model.card, provider),
+    )
 
 
 def work(args: argparse.Namespace, listener: socket.socket, shared: Any, ready: Semaphore) -> int:

@@ -59,9 +59,13 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+class Unusable(ValueError):
+    """What somebody gave cannot be used; the message tells them what, and how to mend it."""
+
+
 def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """Wrap a script's `main` so that a full disk, a missing permission or Ctrl-C ends in a
-    sentence, and a closed pipe (`| head`) quietly, as the shell's own tools do: exit code 141.
+    """Wrap a script's `main` so that `Unusable`, a full disk, a missing permission or Ctrl-C ends
+    in a sentence, and a closed pipe (`| head`) quietly, as the shell's own tools do: exit code 141.
 
     Anything else is a bug of ours and keeps its traceback.
     """
@@ -86,6 +90,8 @@ def friendly(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
                 file=sys.stderr,
             )
             return 130
+        except Unusable as error:
+            fail(str(error))
         except (OSError, RuntimeError) as error:
             file = getattr(error, "filename", None)
             where = f" ({file})" if file else ""

@@ -13,7 +13,8 @@ from PIL import Image
 
 from common.classes import ClassTree
 from common.files import file_sha256
-from common.serve.predictor import write_bundle
+from common.serve.answer import PhotoResult, result_of, start_photo
+from common.serve.predictor import Predictor, write_bundle
 
 SIZE = 32
 CELLS = 4  # the heatmap's side
@@ -208,3 +209,8 @@ def make(folder: Path, tree: ClassTree = TREE, **changes: Any) -> Path:
         onnx.save(model(), folder / name)
     write_bundle(folder, describe(folder, tree, **changes))
     return folder
+
+
+def run_photo(predictor: Predictor, source: bytes, **options: Any) -> PhotoResult:
+    """Read a photo and run a model on it."""
+    return result_of(start_photo([predictor], source, **options))

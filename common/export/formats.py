@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from common.classes import ClassTree
+from common.console import Unusable
 from common.export.quantize import KEEP_FLOAT
 from common.files import follow, stand_in, whole, write_text
 from common.serve.predictor import OUTPUTS, SIZES
@@ -27,7 +28,7 @@ TIMEOUT = 600  # seconds for the check in a fresh process
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-class FormatError(ValueError):
+class FormatError(Unusable):
     """An exported file that is not as the contract says; the message says which file and what is
     wrong with it.
     """

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import onnx.utils
 
+from common.console import Unusable
 from common.export.answers import Run
 from common.serve.predictor import open_session
 
 
-class LimitError(ValueError):
+class LimitError(Unusable):
     """A model that is larger or slower than was asked for; the message says what, by how much, and
     how to mend it.
     """

@@ -10,16 +10,18 @@ one.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.console import table
+from common.console import fail, table, warn
 from common.export.bounds import tail_quantile
 from common.export.graph import extract_features, widest
 from common.export.ood import SPECIES_LEVELS
+from common.train import checkpoint
 from common.train.metrics import auroc
 from common.train.model import SwinHierarchical
 
@@ -139,6 +141,33 @@ class SecondOpinion(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Pixels uint8 (N, size, size, 3) -> the score, float32 (N, 1)."""
         return self.regression(extract_features(self.network, images)[2])
+
+
+def load_pretrained(
+    wanted: bool | None, path: Path, payload: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Load what the checkpoint at `path` was before training, for a second opinion; None where it
+    is not wanted, or not there (`wanted` None).
+    """
+    if wanted is False:
+        return None
+    file = path.absolute().parents[1] / "species_only" / checkpoint.PRETRAINED
+    before = checkpoint.load(file, trained=False) if file.is_file() else None
+    if len(payload["tree"]["species"]) < 2:
+        lacks = "with one species there is none to leave out"
+    elif before is None:
+        lacks = (
+            f"there is no {file}, which 02a_train_species.py writes where it begins with "
+            f"pretrained --weights"
+        )
+    elif before["settings"] != payload["settings"]:
+        lacks = f"{file} is another network, or at another size, than {path}"
+    else:
+        return before
+    if wanted:
+        fail(f"--second-opinion: {lacks}.")
+    warn(f"NO SECOND OPINION: {lacks}. Plants of unknown species are recognised less often.")
+    return None
 
 
 def report_lines(rejection: Mapping[str, Any], val: Mapping[str, Any]) -> list[str]:

@@ -163,11 +163,6 @@ def result_of(running: RunningPhoto) -> PhotoResult:
     )
 
 
-def run_photo(predictors: Sequence[Predictor], source: bytes | Path, **options: Any) -> PhotoResult:
-    """Read a photo and run the models on it; options and errors as for `start_photo`."""
-    return result_of(start_photo(predictors, source, **options))
-
-
 def average(probabilities: np.ndarray) -> np.ndarray:
     """The mean over models: (K, C) -> (C,), summing to 1. A single row is returned unchanged."""
     if len(probabilities) == 1:

@@ -104,23 +104,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "the X-Forwarded-For of these, and of nobody else, says who asks",
     )
     add("--access-log", action="store_true", help="print a line per request (never a photo)")
-    _add_page_flags(add)
-
-
-def _add_page_flags(add: Callable[..., object]) -> None:
     add(
         "--texts",
         type=Path,
         metavar="FILE",
         help="what the page and the answers say, in another language: a copy of "
         "common/serve/web/texts.json whose sentences are translated",
-    )
-    add(
-        "--static",
-        type=Path,
-        metavar="DIR",
-        help="instead of serving, write the page as a folder that any web host can serve: it "
-        "answers in the browser alone",
     )
 
 
@@ -205,8 +194,6 @@ def check_flags(args: argparse.Namespace) -> None:
         return
     if args.texts:
         fail("--texts is for what the page and the server say; --predict writes a table.")
-    if args.static:
-        fail("--static writes the page, --predict answers photos: give one of them.")
     if args.sample_submission and not args.submission:
         fail("--sample-submission needs --submission, the file to write.")
     if args.benchmark and (args.shard or args.merge):

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 from common.classes import ClassTree
+from common.console import Unusable
 from common.decide import Rejection, Rollup, rejection_from_json, rollups_from_json
 from common.files import file_sha256, write_text
 from common.serve.photos import Photo, read_at_size
@@ -35,7 +36,7 @@ MODEL, HEADS, SETTINGS = "light.onnx", "heads.bin", "light.json"
 _MEND_LIGHT = "Export with: python 03_export.py --browser"
 
 
-class BundleError(ValueError):
+class BundleError(Unusable):
     """An exports folder or a model that cannot be used; the message says what, where and what to
     do.
     """

@@ -11,10 +11,11 @@ from common.files import follow
 from common.serve.http.web_files import PAGE, light_files, page_files
 from common.serve.predictor import read_bundle
 
+_ALTERNATIVES = 5  # of an answer, as a server lists unless told otherwise
 _OWN = ("page.json", "sw.js")  # by these, which are written first, a folder of ours is known
 
 
-def write_static(folder: Path, exports: Path, texts: Mapping[str, str], top_k: int) -> list[str]:
+def write_static(folder: Path, exports: Path, texts: Mapping[str, str]) -> list[str]:
     """Write the page of an exports folder with all that it asks for: its files, the light model and
     the runtime, advice, reference pictures, page.json and the class list.
 
@@ -24,7 +25,6 @@ def write_static(folder: Path, exports: Path, texts: Mapping[str, str], top_k: i
         folder: where to; made where it is missing.
         exports: written by 03_export.py, with a light model.
         texts: sentences by key.
-        top_k: alternatives of an answer.
 
     Returns:
         lines that say what was written, and how to look at it.
@@ -37,7 +37,7 @@ def write_static(folder: Path, exports: Path, texts: Mapping[str, str], top_k: i
     bundle, folder = read_bundle(exports), follow(folder)
     light_files(exports)  # says what is missing
     version = f"{bundle.version} {bundle.tree.fingerprint()}"
-    files, made = page_files(bundle, texts, top_k=top_k, server=None, version=version)
+    files, made = page_files(bundle, texts, top_k=_ALTERNATIVES, server=None, version=version)
     species = [
         {"species": name, "diseases": list(diseases)}
         for name, diseases in zip(bundle.tree.species, bundle.tree.diseases, strict=True)

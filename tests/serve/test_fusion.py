@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
-from common.serve.answer import Options, answer, run_photo
+from common.serve.answer import Options, answer
 from common.serve.fusion import (
     FLOOR,
     apply_prior,
@@ -29,7 +29,7 @@ TREE = tiny.TREE
 def ask(predictor, *colors, size=(200, 160), **options):
     return answer(
         predictor,
-        [run_photo([predictor], tiny.picture(color, size)) for color in colors],
+        [tiny.run_photo(predictor, tiny.picture(color, size)) for color in colors],
         Options(**options),
     )
 
@@ -199,7 +199,7 @@ def test_photos_that_disagree_are_told(predictor):
 
 @functools.cache
 def plain(predictor):
-    return run_photo([predictor], tiny.picture(tiny.color_of(0), (200, 160)))
+    return tiny.run_photo(predictor, tiny.picture(tiny.color_of(0), (200, 160)))
 
 
 def told(predictor, *rows, **options):
@@ -313,7 +313,7 @@ def test_a_rejected_photo_counts_nothing_and_such_photos_alone_are_rejected(pred
 def test_a_photo_that_the_second_opinion_rejects_counts_nothing(predictor, monkeypatch):
     """The species threshold rejects whatever the OOD threshold accepts, by the same score here."""
     ood = predictor.card.rejection.ood
-    accepted = run_photo([predictor], tiny.picture(tiny.color_of(0), (200, 160))).ood
+    accepted = tiny.run_photo(predictor, tiny.picture(tiny.color_of(0), (200, 160))).ood
     loose = replace(ood, threshold=1e9)
     strict = replace(ood, threshold=float(ood.value(accepted)) + 1e-6)
     rejection = replace(predictor.card.rejection, ood=loose, species=strict)
@@ -327,7 +327,7 @@ def test_a_photo_that_the_second_opinion_rejects_counts_nothing(predictor, monke
 
 def test_a_small_photo_counts_less(predictor):
     seen = [
-        run_photo([predictor], tiny.picture(tiny.color_of(0), size))
+        tiny.run_photo(predictor, tiny.picture(tiny.color_of(0), size))
         for size in ((200, 160), (60, 50))
     ]
     rows = answer(predictor, seen, Options())["photos"]
@@ -379,7 +379,7 @@ def test_precision_chooses_the_bars(predictor):
     assert ask(predictor, torn)["precision"] == "0.95"
     low = ask(predictor, torn, precision="0.90")
     assert low["precision"] == "0.90"
-    seen = [run_photo([predictor], tiny.picture(torn))]
+    seen = [tiny.run_photo(predictor, tiny.picture(torn))]
     class_idx = answer(predictor, seen, Options())["alternatives"][0]["probability"]
     assert 0.4 < class_idx < 0.6  # below both class thresholds: 0.6 and 0.7
     between = answer(

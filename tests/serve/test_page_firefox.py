@@ -141,7 +141,7 @@ def test_a_square_a_known_plant_and_the_search(opened, light, tmp_path):
 def test_as_a_folder_it_answers_without_a_server_and_without_a_connection(tmp_path):
     exports, folder = tiny.make(tmp_path / "exports"), tmp_path / "site"
     tiny_light.add(exports)
-    assert run("04_serve", "--exports", exports, "--static", folder) == 0
+    assert run("03_export", "--output", exports, "--static", folder) == 0
     asked = []
 
     class Host(SimpleHTTPRequestHandler):

@@ -21,7 +21,7 @@ from common.decide import decide, rejection_from_json, rollups_from_json
 from common.export.browser.light_model import LightModel
 from common.files import file_sha256
 from common.images import photo_quality, read_rgb, resize_to_model
-from common.serve.answer import Options, answer, run_photo
+from common.serve.answer import Options, answer
 from common.serve.fusion import condition
 from common.serve.http import web_files
 from common.serve.http.app import make_app
@@ -321,13 +321,13 @@ def test_the_server_answers_the_small_copy_as_it_would_the_photo(page, exports):
     assert np.array_equal(predictor.read(copy).pixels, predictor.read(photo).pixels)
     sent = ((photo, None), (copy, 50))
     whole, part = (
-        answer(predictor, [run_photo([predictor], data, short_side=side)], Options())
+        answer(predictor, [tiny.run_photo(predictor, data, short_side=side)], Options())
         for data, side in sent
     )
     for told in (whole, part):
         del told["timings_ms"], told["image"], told["photos"]
     assert whole == part
-    without = answer(predictor, [run_photo([predictor], copy)], Options())
+    without = answer(predictor, [tiny.run_photo(predictor, copy)], Options())
     assert [one["measure"] for one in without["rejection"]["photo"]] == ["short_side"]
 
 

@@ -60,11 +60,11 @@ def test_the_folder_holds_what_the_page_asks_for_and_nothing_else(
     exports, stand_in, tmp_path, capsys
 ):
     site = tmp_path / "site"
-    assert run("04_serve", "--exports", exports, "--static", site, "--top-k", 3) == 0
+    assert run("03_export", "--output", exports, "--static", site) == 0
     facts = json.loads((site / "page.json").read_text())
     light = facts["light"]
     assert facts["server"] is None
-    assert facts["top_k"] == 3
+    assert facts["top_k"] == 5
     assert "data-alone" in (site / "index.html").read_text()
     asked = {light[key] for key in ("script", "wasm", "settings", "onnx")} | {light["heads"]["url"]}
     asked |= {"index.html" if name == "./" else name for name in facts["shell"]}
@@ -86,7 +86,7 @@ def test_the_folder_holds_what_the_page_asks_for_and_nothing_else(
 def test_it_speaks_the_language_of_the_texts(exports, stand_in, tmp_path):
     (tmp_path / "de.json").write_text(json.dumps({"language": "de", "choose": "Foto wählen"}))
     flags = ["--texts", tmp_path / "de.json", "--static", tmp_path / "site"]
-    assert run("04_serve", "--exports", exports, *flags) == 0
+    assert run("03_export", "--output", exports, *flags) == 0
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert re.search('<html[^>]* lang="de"', page)
     assert ">Foto wählen<" in page
@@ -100,7 +100,7 @@ def test_written_again_it_is_replaced_and_files_of_others_stay(exports, stand_in
     shutil.copytree(exports, changed)
     site.mkdir()
     (site / "CNAME").write_text("leaves.example.org")
-    assert run("04_serve", "--exports", changed, "--static", site) == 0
+    assert run("03_export", "--output", changed, "--static", site) == 0
     version = json.loads((site / "page.json").read_text())["version"]
     for name in files_of(site) - {"page.json", "sw.js", "CNAME"}:  # as where it was killed
         (site / name).unlink()
@@ -110,7 +110,7 @@ def test_written_again_it_is_replaced_and_files_of_others_stay(exports, stand_in
     tiny_light_file = changed / "browser" / "light.json"
     settings = json.loads(tiny_light_file.read_text())
     tiny_light_file.write_text(json.dumps(settings | {"version": "newer"}))
-    assert run("04_serve", "--exports", changed, "--static", site) == 0
+    assert run("03_export", "--output", changed, "--static", site) == 0
     assert (site / "CNAME").read_text() == "leaves.example.org"
     assert not (site / "reference" / "apple").exists()
     assert not (site / ".partial").exists()
@@ -120,24 +120,23 @@ def test_written_again_it_is_replaced_and_files_of_others_stay(exports, stand_in
 
 def test_what_is_missing_or_in_the_way_is_told(exports, stand_in, tmp_path, refused):
     plain = tiny.make(tmp_path / "plain")
-    start = ["--static", tmp_path / "site", "--exports"]
-    refused("03_export.py --browser", run, "04_serve", *start, plain)
-    refused("03_export.py", run, "04_serve", *start, tmp_path / "none")
-    refused("--predict", run, "04_serve", *start, exports, "--predict", tmp_path)
+    start = ["--static", tmp_path / "site", "--output"]
+    refused("03_export.py --browser", run, "03_export", *start, plain)
+    refused("--static", run, "03_export", "--output", exports, "--texts", tmp_path / "de.json")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("somebody's own")
-    refused(("index.html", "another folder"), run, "04_serve", *start, exports)
+    refused(("index.html", "another folder"), run, "03_export", *start, exports)
     assert files_of(tmp_path / "site") == {"index.html"}
     for place in (Path(__file__), Path(__file__) / "site"):
-        refused("another folder", run, "04_serve", "--exports", exports, "--static", place)
+        refused("another folder", run, "03_export", "--output", exports, "--static", place)
     (stand_in / web_files.WASM).unlink()
-    refused("web_runtime fetch", run, "04_serve", *start, exports)
+    refused("web_runtime fetch", run, "03_export", *start, exports)
 
 
 @pytest.fixture
 def host(exports, tmp_path):
     """The page below a prefix of `python -m http.server`: .url; .log() of its requests; .stop()."""
-    assert run("04_serve", "--exports", exports, "--static", tmp_path / "www" / "leaves") == 0
+    assert run("03_export", "--output", exports, "--static", tmp_path / "www" / "leaves") == 0
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
