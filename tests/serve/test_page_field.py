@@ -363,3 +363,21 @@ def test_while_it_asks_it_shows_that_and_can_be_stopped(light, places, tab):
 
 
 # endregion
+
+HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(2000)
+
+
+@pytest.mark.parametrize("never", [False, True])
+def test_what_the_server_cannot_open_either_is_told_at_once_and_not_sent(plain, places, tab, never):
+    page, before = tab(plain, "server"), len(plain.posts())
+    (places.photos / "IMG_1.HEIC").write_bytes(HEIC)
+    (places.photos / "raw.jpg").write_bytes(b"FUJIFILMCCD-RAW" + bytes(2000))
+    if never:
+        click(page, "private")
+    seen = give(page, places, "IMG_1.HEIC")
+    assert seen.state == "error"
+    assert "screenshot" in seen.text
+    assert "Most Compatible" in seen.text
+    seen = give(page, places, "raw.jpg")
+    assert (seen.state, "not a picture" in seen.text) == ("error", True)
+    assert len(plain.posts()) == before
