@@ -10,6 +10,8 @@ import pytest
 import tiny_bundle as tiny
 from page_site import choose, give, needs_runtime, serve, settle
 
+from common.serve.texts import english
+
 SLOW = """(() => {
   const real = fetch;
   globalThis.fetch = (url, options) => (String(url).startsWith('predict')
@@ -196,7 +198,7 @@ def test_what_it_knows_is_searched_by_any_name(full, tab):
 
     assert "Basil" in search("")
     assert search("BLIGHT") == "Cornblight"
-    assert "Apple" in search("malus")
+    assert "Mti wa tofaaMalus domesticaapple" in search("malus")
     assert "scab" in search("venturia")
     assert search("zzz") == ""
     type_into(page, "plant", "mti wa TOFAA")
@@ -381,3 +383,40 @@ def test_what_the_server_cannot_open_either_is_told_at_once_and_not_sent(plain, 
     seen = give(page, places, "raw.jpg")
     assert (seen.state, "not a picture" in seen.text) == ("error", True)
     assert len(plain.posts()) == before
+
+
+@needs_runtime
+def test_local_names_in_the_page_s_language_are_shown_in_place_of_class_names(
+    places, tab, tmp_path
+):
+    exports = shutil.copytree(places.full, tmp_path / "exports")
+    (exports / "advice.csv").write_text(
+        "species,disease,language,scientific_name,local_name,text\n"
+        "apple,,de,Malus domestica,Zierapfel,Im Winter schneiden.\napple,scab,de,,Schorf,\n"
+        "corn,,en,,maize,\n"
+    )
+    texts = {**english(), "language": "de", "healthy": "gesund"}
+    with serve(exports, texts=texts) as site:
+        page = tab(site)
+        page.wait("!document.getElementById('known').hidden")
+        known = page.js("document.getElementById('known-list').textContent")
+        assert "Zierapfel" in known
+        assert "gesund, rust, Schorf" in known
+        assert known.index("Corn") < known.index("Zierapfel"), "in the order of what is shown"
+        type_into(page, "search", "gesund")
+        assert "Zierapfel" in page.js("document.getElementById('known-list').textContent")
+        type_into(page, "plant", "zierapfel")
+        seen = give(page, places, "scab.jpg")
+        heading = page.js(
+            "[...document.querySelectorAll('#result :is(h2, .second)')].map((e) => e.textContent)"
+        )
+        assert heading == ["Zierapfel", "Schorf"]
+        assert (
+            page.js("document.querySelector('#result .label').textContent") == "Zierapfel, Schorf"
+        )
+        assert "Malus domestica\napple" in seen.text
+        assert "Im Winter schneiden." in seen.text, "a row for the whole species"
+        type_into(page, "plant", "")
+        seen = give(page, places, "corn.png")
+        assert page.js("document.querySelector('#result h2').textContent") == "Corn"
+        assert "maize" in seen.text, "a name in another language stands below"

@@ -1,8 +1,8 @@
 // Foliar's page: takes photos of a plant, has them answered on the device, and asks the server where that helps and is allowed.
 
-import { loadKnown, speciesOf } from "./known.js";
+import { called, loadKnown, speciesOf } from "./known.js";
 import * as light from "./light.js";
-import { $, button, json, loadTexts, t, title, words } from "./page.js";
+import { $, button, json, loadTexts, t, title } from "./page.js";
 import * as photos from "./photos.js";
 import { LIMIT, ask as askServer, problem } from "./server.js";
 import { askWhole, showAnswer, showError, showTips, showWaiting } from "./view.js";
@@ -136,7 +136,7 @@ function tell(found, asked, by, notes, again = false) {
   // the example is small for all to load: nothing that its reader can mend
   if (asked.shown.file === sample) rejection.photo = rejection.photo.filter(({ measure }) => measure !== "short_side");
   const other = found.species && conditioned && !conditioned.agrees
-    && t("said_other", { said: words(asked.species), photo: words(conditioned.best_before.species) });
+    && t("said_other", { said: called(asked.species), photo: called(conditioned.best_before.species) });
   const action = by === "browser" && !isPrivate() && !poor(found)
     && button(t(again ? "second_again" : "second_opinion"), () => ask(true), "minor", "second");
   showAnswer(found, { photos: by === "browser" ? [asked.shown] : asked.all, by, sent: asked.sent, notes: [other, ...notes], action, privately: isPrivate() });
