@@ -89,7 +89,7 @@ function answered(answer, { photos, privately, doubt }) {
   const say_ = t(answer.conditioned?.agrees === false ? "sure_if" : sure < level(joint) ? "sure_but" : `sure_${sure}`, { share: percent(joint), said: called(answer.species) });
   const others = answer.alternatives.filter((item) => item.probability >= 0.01 && className(item) !== className(answer));
   const items = [{ species: answer.species, disease: answer.disease, probability: joint }, ...others].slice(0, MANY);
-  const row = advice(answer.species, answer.disease) ?? advice(answer.species);
+  const row = [answer.disease, answer.species].map((of) => advice(answer.species, of)).find((one) => one?.text || one?.severity || one?.treatment || one?.link);
   return {
     badge: [{ named: "plain", healthy: "well", ill: "ill" }[kind], t(`${kind}_${sure}`)],
     names: [...names("h2", "name", answer.species), ...(flat ? [] : names("p", "second", answer.species, answer.disease)),
