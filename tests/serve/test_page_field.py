@@ -420,3 +420,14 @@ def test_local_names_in_the_page_s_language_are_shown_in_place_of_class_names(
         seen = give(page, places, "corn.png")
         assert page.js("document.querySelector('#result h2').textContent") == "Corn"
         assert "maize" in seen.text, "a name in another language stands below"
+
+
+@needs_runtime
+def test_a_second_opinion_is_only_offered_where_there_is_a_connection(light, places, tab):
+    page = tab(light)
+    offered = "document.getElementById('second').hidden === false"
+    page.js("Object.defineProperty(navigator, 'onLine', { value: false, configurable: true })")
+    assert give(page, places, "no_plant.png").state == "rejected"
+    assert not page.js(offered)
+    page.js("delete navigator.onLine; dispatchEvent(new Event('online'))")
+    assert page.js(offered)

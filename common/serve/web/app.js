@@ -139,6 +139,7 @@ function tell(found, asked, by, notes, again = false) {
     && t("said_other", { said: called(asked.species), photo: called(conditioned.best_before.species) });
   const action = by === "browser" && !isPrivate() && !poor(found)
     && button(t(again ? "second_again" : "second_opinion"), () => ask(true), "minor", "second");
+  if (action) action.hidden = !navigator.onLine;
   showAnswer(found, { photos: by === "browser" ? [asked.shown] : asked.all, by, sent: asked.sent, notes: [other, ...notes], action, privately: isPrivate() });
   const weights = found.photos?.map(({ weight }) => weight) ?? []; // the heatmap is of the photo that counts most
   const seen = weights.length > 1 ? asked.all[weights.indexOf(Math.max(...weights))] : asked.shown;
@@ -159,6 +160,7 @@ function describe() {
   else if (!state.light) text = `${t("goes", { what: title(what) })} ${why()}`;
   else text = navigator.onLine ? t("here_first", { what }) : t("offline");
   $("privacy").textContent = text;
+  if ($("second")) $("second").hidden = !navigator.onLine;
 }
 
 let begun;
