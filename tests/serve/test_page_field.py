@@ -198,7 +198,7 @@ def test_what_it_knows_is_searched_by_any_name(full, tab):
 
     assert "Basil" in search("")
     assert search("BLIGHT") == "Cornblight"
-    assert "Mti wa tofaaMalus domesticaapple" in search("malus")
+    assert "Apple" in search("malus")
     assert "scab" in search("venturia")
     assert search("zzz") == ""
     type_into(page, "plant", "mti wa TOFAA")
