@@ -431,3 +431,15 @@ def test_a_second_opinion_is_only_offered_where_there_is_a_connection(light, pla
     assert not page.js(offered)
     page.js("delete navigator.onLine; dispatchEvent(new Event('online'))")
     assert page.js(offered)
+
+
+def test_a_device_that_is_too_old_is_told_so_and_not_that_it_blurs_photos(plain, tab):
+    why = tab(plain, "server").js("""(async () => {
+      delete globalThis.OffscreenCanvas;
+      await import('./worker.js');
+      return new Promise((done) => {
+        globalThis.postMessage = ({ result }) => done(result);
+        onmessage({ data: { id: 1, job: 'checkPixels', facts: {} } });
+      });
+    })()""")
+    assert why == {"pixels": False, "why": "old"}
