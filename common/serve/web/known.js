@@ -46,7 +46,7 @@ export async function loadKnown(shell) {
   const own = sentences[t("language")] ?? {};
   for (const row of Object.values(own)) row.leads = row.local_name;
   told = Object.assign({}, ...Object.values(sentences), sentences.en, own); // rather in another language than not at all
-  classes = model.classes.sort((a, b) => called(a.species).localeCompare(called(b.species), t("language")));
+  classes = model.classes.sort((a, b) => called(a.species).localeCompare(called(b.species)));
   shown = index;
   $("plants").replaceChildren(...classes.map(({ species }) => el("option", { value: called(species), label: allNames(species).join(", ") })));
   const flat = model.num_classes === model.num_species;
