@@ -46,6 +46,7 @@ const calledOff = ({ reason }) => (reason === "late" ? problem("late") : { messa
 
 async function answer(asked, control, force) {
   const { signal } = control;
+  if (asked.all.some(({ file }) => file.type && !file.type.startsWith("image/"))) throw problem("error_picture"); // a film may be large
   const patience = new Promise((done) => { setTimeout(done, PATIENCE); });
   await Promise.race([aborted(signal), started.then(() => Promise.race([ready, ...(isPrivate() ? [] : [patience])]))]);
   signal.throwIfAborted();
