@@ -144,7 +144,7 @@ def places(tmp_path_factory) -> SimpleNamespace:
     full = shutil.copytree(light, root / "full")
     (full / "advice.csv").write_text(
         "species,disease,language,scientific_name,local_name,text,severity,treatment,link,source\n"
-        "apple,,en,Malus domestica,Mti wa tofaa,,,,,\n"
+        "apple,,sw,Malus domestica,Mti wa tofaa,,,,,\n"
         "apple,scab,en,Venturia inaequalis,,Burn the leaves.,high in wet years,copper,"
         "https://example.org/scab,Extension service\n"
     )

@@ -10,6 +10,8 @@ import pytest
 import tiny_bundle as tiny
 from page_site import choose, give, needs_runtime, serve, settle
 
+from common.serve.texts import english
+
 SLOW = """(() => {
   const real = fetch;
   globalThis.fetch = (url, options) => (String(url).startsWith('predict')
@@ -363,3 +365,81 @@ def test_while_it_asks_it_shows_that_and_can_be_stopped(light, places, tab):
 
 
 # endregion
+
+HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(2000)
+
+
+@pytest.mark.parametrize("never", [False, True])
+def test_what_the_server_cannot_open_either_is_told_at_once_and_not_sent(plain, places, tab, never):
+    page, before = tab(plain, "server"), len(plain.posts())
+    (places.photos / "IMG_1.HEIC").write_bytes(HEIC)
+    (places.photos / "raw.jpg").write_bytes(b"FUJIFILMCCD-RAW" + bytes(2000))
+    if never:
+        click(page, "private")
+    seen = give(page, places, "IMG_1.HEIC")
+    assert seen.state == "error"
+    assert "screenshot" in seen.text
+    assert "Most Compatible" in seen.text
+    seen = give(page, places, "raw.jpg")
+    assert (seen.state, "not a picture" in seen.text) == ("error", True)
+    assert len(plain.posts()) == before
+
+
+@needs_runtime
+def test_local_names_in_the_page_s_language_are_shown_in_place_of_class_names(
+    places, tab, tmp_path
+):
+    exports = shutil.copytree(places.full, tmp_path / "exports")
+    (exports / "advice.csv").write_text(
+        "species,disease,language,scientific_name,local_name,text\n"
+        "apple,,de,Malus domestica,Zierapfel,Im Winter schneiden.\napple,scab,de,,Schorf,\n"
+        "corn,,en,,maize,\n"
+    )
+    texts = {**english(), "language": "de", "healthy": "gesund"}
+    with serve(exports, texts=texts) as site:
+        page = tab(site)
+        page.wait("!document.getElementById('known').hidden")
+        known = page.js("document.getElementById('known-list').textContent")
+        assert "Zierapfel" in known
+        assert "gesund, rust, Schorf" in known
+        assert known.index("Corn") < known.index("Zierapfel"), "in the order of what is shown"
+        type_into(page, "search", "gesund")
+        assert "Zierapfel" in page.js("document.getElementById('known-list').textContent")
+        type_into(page, "plant", "zierapfel")
+        seen = give(page, places, "scab.jpg")
+        heading = page.js(
+            "[...document.querySelectorAll('#result :is(h2, .second)')].map((e) => e.textContent)"
+        )
+        assert heading == ["Zierapfel", "Schorf"]
+        assert (
+            page.js("document.querySelector('#result .label').textContent") == "Zierapfel, Schorf"
+        )
+        assert "Malus domestica\napple" in seen.text
+        assert "Im Winter schneiden." in seen.text, "a row for the whole species"
+        type_into(page, "plant", "")
+        seen = give(page, places, "corn.png")
+        assert page.js("document.querySelector('#result h2').textContent") == "Corn"
+        assert "maize" in seen.text, "a name in another language stands below"
+
+
+@needs_runtime
+def test_a_second_opinion_is_only_offered_where_there_is_a_connection(light, places, tab):
+    page = tab(light)
+    offered = "document.getElementById('second').hidden === false"
+    page.js("Object.defineProperty(navigator, 'onLine', { value: false, configurable: true })")
+    assert give(page, places, "no_plant.png").state == "rejected"
+    assert not page.js(offered)
+    page.js("delete navigator.onLine; dispatchEvent(new Event('online'))")
+    assert page.js(offered)
+
+
+def test_a_device_that_is_too_old_is_told_so_and_not_that_it_blurs_photos(plain, tab):
+    why = tab(plain, "server").js("""(async () => {
+      delete globalThis.OffscreenCanvas;
+      await import('./worker.js');
+      return new Promise((done) => {
+        globalThis.postMessage = ({ result }) => done(result);
+        onmessage({ data: { id: 1, job: 'checkPixels', facts: {} } });
+      });
+    })()""")
+    assert why == {"pixels": False, "why": "old"}

@@ -1,8 +1,8 @@
 // Foliar's page: takes photos of a plant, has them answered on the device, and asks the server where that helps and is allowed.
 
-import { loadKnown, speciesOf } from "./known.js";
+import { called, loadKnown, speciesOf } from "./known.js";
 import * as light from "./light.js";
-import { $, button, json, loadTexts, t, title, words } from "./page.js";
+import { $, button, json, loadTexts, t, title } from "./page.js";
 import * as photos from "./photos.js";
 import { LIMIT, ask as askServer, problem } from "./server.js";
 import { askWhole, showAnswer, showError, showTips, showWaiting } from "./view.js";
@@ -46,14 +46,14 @@ const calledOff = ({ reason }) => (reason === "late" ? problem("late") : { messa
 
 async function answer(asked, control, force) {
   const { signal } = control;
-  if (asked.all.some(({ file }) => file.type && !file.type.startsWith("image/"))) throw problem("error_picture");
+  if (asked.all.some(({ file }) => file.type && !file.type.startsWith("image/"))) throw problem("error_picture"); // a film may be large
   const patience = new Promise((done) => { setTimeout(done, PATIENCE); });
   await Promise.race([aborted(signal), started.then(() => Promise.race([ready, ...(isPrivate() ? [] : [patience])]))]);
   signal.throwIfAborted();
   const own = await local(asked.shown, asked.species, signal);
   const several = asked.all.length > 1;
   const sends = !isPrivate() && (force || several || !own.decision || (own.asks && !poor(own)));
-  if (!own.decision && !sends) throw own.trouble ? unopened() : { message: stuck(), advice: alone ? null : t("stuck_do") };
+  if (!own.decision && !sends) throw own.trouble ?? { message: stuck(), advice: alone ? null : t("stuck_do") };
   const first = several ? t(alone ? "first_only" : "alone_first") : null;
   if (!sends) return tell(own, asked, "browser", [first]);
   try {
@@ -68,9 +68,17 @@ async function answer(asked, control, force) {
 
 const poor = ({ decision, rejection }) => decision === "rejected" && rejection.photo.length; // no other opinion makes it a better photo
 const aborted = (signal) => new Promise((done) => { signal.addEventListener("abort", done); });
-const unopened = () => ({ message: `${t("no_preview")} ${t("not_sent")}`, advice: t("other_format") });
 const stuck = () => [t("stuck"), alone ? "" : t("stuck_never"), why()].join(" ");
 const why = () => (state.why ? t(`why_${state.why}`) : "");
+
+// Why a file that this browser does not open has no answer; whole: whether the server opens it, which knows it by how it begins.
+async function unopened(file) {
+  const head = String.fromCharCode(...new Uint8Array(await file.slice(0, 12).arrayBuffer().catch(() => [])));
+  if (/^(\xff\xd8|\x89PNG|GIF8|BM|II|MM|\0\0\x01|RIFF....WEBP|....ftypavi)/s.test(head)) {
+    return { message: `${t("no_preview")} ${t("not_sent")}`, advice: t("other_format"), whole: true };
+  }
+  return problem(/^....ftyp(he|mi)/s.test(head) ? "error_heic" : "error_picture");
+}
 
 // What the browser makes of a photo: an answer, or where it has no model only { image }, or { trouble } where it cannot open it.
 async function local({ file, url, crop }, species, signal) {
@@ -83,7 +91,7 @@ async function local({ file, url, crop }, species, signal) {
     });
   } catch (error) {
     if (error.kind === "small") throw problem("error_small", error.values);
-    return error.kind === "unreadable" ? { trouble: true } : {};
+    return error.kind === "unreadable" ? { trouble: await unopened(file) } : {};
   } finally {
     signal.throwIfAborted();
   }
@@ -96,15 +104,17 @@ async function remote(asked, own, control) {
   for (const photo of asked.all) {
     const found = asked.all.length === 1 ? own : await local(photo, asked.species, signal); // small() is of the photo read last
     if (found.image) copies.push({ blob: await light.small(), shortSide: Math.min(found.image.width, found.image.height) });
-    else copies.push({ blob: photo.file, shortSide: null });
+    else copies.push({ blob: photo.file, shortSide: null, trouble: found.trouble ?? await unopened(photo.file) });
   }
   signal.throwIfAborted();
-  const large = copies.filter(({ shortSide }) => shortSide === null);
+  const large = copies.filter(({ trouble }) => trouble);
+  const hopeless = large.find(({ trouble }) => !trouble.whole);
+  if (hopeless) throw hopeless.trouble;
   if (large.some(({ blob }) => blob.size > facts.server.max_upload_mb * 1e6)) throw problem("error_large");
   setBusy(!large.length);
   if (large.length && !await askWhole(signal)) {
     signal.throwIfAborted();
-    throw unopened();
+    throw large[0].trouble;
   }
   setBusy(true);
   showWaiting(t(copies.length > 1 ? "together" : own.decision ? "second" : "looking"),
@@ -127,9 +137,10 @@ function tell(found, asked, by, notes, again = false) {
   // the example is small for all to load: nothing that its reader can mend
   if (asked.shown.file === sample) rejection.photo = rejection.photo.filter(({ measure }) => measure !== "short_side");
   const other = found.species && conditioned && !conditioned.agrees
-    && t("said_other", { said: words(asked.species), photo: words(conditioned.best_before.species) });
+    && t("said_other", { said: called(asked.species), photo: called(conditioned.best_before.species) });
   const action = by === "browser" && !isPrivate() && !poor(found)
     && button(t(again ? "second_again" : "second_opinion"), () => ask(true), "minor", "second");
+  if (action) action.hidden = !navigator.onLine;
   showAnswer(found, { photos: by === "browser" ? [asked.shown] : asked.all, by, sent: asked.sent, notes: [other, ...notes], action, privately: isPrivate() });
   const weights = found.photos?.map(({ weight }) => weight) ?? []; // the heatmap is of the photo that counts most
   const seen = weights.length > 1 ? asked.all[weights.indexOf(Math.max(...weights))] : asked.shown;
@@ -150,6 +161,7 @@ function describe() {
   else if (!state.light) text = `${t("goes", { what: title(what) })} ${why()}`;
   else text = navigator.onLine ? t("here_first", { what }) : t("offline");
   $("privacy").textContent = text;
+  if ($("second")) $("second").hidden = !navigator.onLine;
 }
 
 let begun;

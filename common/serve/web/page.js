@@ -37,10 +37,6 @@ export const t = (key, values = {}) => (texts[key] ?? key).replace(/\{(\w+)\}/g,
 export const words = (name) => name.replaceAll("_", " ");
 export const title = (name) => words(name).charAt(0).toUpperCase() + words(name).slice(1);
 
-// Of a class; where the disease is not known, or is the species itself, of the species.
-export const className = ({ species, disease }) => (!disease || species === disease ? title(species)
-  : t("class", { species: title(species), disease: words(disease) }));
-
 // A share of 1 that promises no more than is known: never 100 %, never 0 %.
 export function percent(value) {
   if (value >= 0.99) return t("over");

@@ -1,7 +1,7 @@
 // What the page shows for an answer, a rejection, an error and while it waits.
 
-import { advice, named, pictures } from "./known.js";
-import { $, POOR, button, className, el, percent, t, title, words } from "./page.js";
+import { advice, called, className, otherNames, pictures } from "./known.js";
+import { $, POOR, button, el, percent, t, title } from "./page.js";
 import { picture } from "./photos.js";
 
 const MANY = 4; // classes to show beside an answer
@@ -44,11 +44,8 @@ function nextStep(text, row = null) {
     row?.source && el("p", { class: "soft", text: t("source", { text: row.source }) }));
 }
 
-// A name with its scientific and local ones, where whoever runs this wrote them down.
-function names(tag, kind, name, row) {
-  const told = [row?.scientific_name && el("i", { text: row.scientific_name }), row?.local_name && el("span", { text: row.local_name })];
-  return [el(tag, { class: kind, text: name }), told.some(Boolean) && el("p", { class: "names soft" }, ...told)];
-}
+// A name with its scientific and other ones, where whoever runs this wrote them down.
+const names = (tag, kind, ...of) => [el(tag, { class: kind, text: title(called(...of)) }), otherNames(...of)];
 
 // The person's photos beside pictures of what they are said to show. Under "never send" those wait for a yes: they tell what was seen.
 function compare(photos, items, privately) {
@@ -89,13 +86,13 @@ function answered(answer, { photos, privately, doubt }) {
   const { joint } = answer.probabilities;
   const kind = flat ? "named" : answer.healthy ? "healthy" : "ill";
   const sure = doubt ? Math.min(1, level(joint)) : level(joint);
-  const say_ = t(answer.conditioned?.agrees === false ? "sure_if" : sure < level(joint) ? "sure_but" : `sure_${sure}`, { share: percent(joint), said: words(answer.species) });
+  const say_ = t(answer.conditioned?.agrees === false ? "sure_if" : sure < level(joint) ? "sure_but" : `sure_${sure}`, { share: percent(joint), said: called(answer.species) });
   const others = answer.alternatives.filter((item) => item.probability >= 0.01 && className(item) !== className(answer));
   const items = [{ species: answer.species, disease: answer.disease, probability: joint }, ...others].slice(0, MANY);
-  const [plant, row] = [named(answer.species), advice(answer)];
+  const row = [answer.disease, answer.species].map((of) => advice(answer.species, of)).find((one) => one?.text || one?.severity || one?.treatment || one?.link);
   return {
     badge: [{ named: "plain", healthy: "well", ill: "ill" }[kind], t(`${kind}_${sure}`)],
-    names: [...names("h2", "name", title(answer.species), plant), ...(flat ? [] : names("p", "second", title(answer.disease), row)),
+    names: [...names("h2", "name", answer.species), ...(flat ? [] : names("p", "second", answer.species, answer.disease)),
       el("p", { class: "say", text: say_ })],
     nodes: [
       flat && !row ? null : nextStep(flat ? "" : t(sure > (kind === "ill" ? 0 : 1) ? `next_${kind}` : "next_perhaps"), row),
@@ -113,18 +110,18 @@ function rolledUp(answer, { photos, privately }) {
   const { species } = answer.probabilities;
   const { reason } = answer.rejection;
   const items = answer.alternatives.filter((item) => item.species === answer.species && item.disease && item.probability >= 0.01).slice(0, MANY);
-  const say_ = reason ? why(reason) : answer.conditioned ? t("said_only", { said: words(answer.species) })
+  const say_ = reason ? why(reason) : answer.conditioned ? t("said_only", { said: called(answer.species) })
     : t(`plant_${level(species)}`, { share: percent(species) });
   const known = reason !== "unknown_disease" && items.length > 0;
   return {
     badge: ["plain", t("plant_only")],
-    names: [...names("h2", "name", title(answer.species), named(answer.species)), say_ && el("p", { class: "say", text: say_ })],
+    names: [...names("h2", "name", answer.species), say_ && el("p", { class: "say", text: say_ })],
     nodes: [
       nextStep(t(reason ? `do_${reason}` : "next_perhaps")),
-      ...(known ? section(t("may_have"), bars(items.map((item) => ({ name: title(item.disease), share: item.probability })))) : []),
+      ...(known ? section(t("may_have"), bars(items.map((item) => ({ name: title(called(item.species, item.disease)), share: item.probability })))) : []),
       ...(known ? compare(photos, items, privately) : []),
     ],
-    spoken: [`${title(answer.species)}.`, say_],
+    spoken: [`${title(called(answer.species))}.`, say_],
   };
 }
 

@@ -25,8 +25,9 @@ onmessage = async ({ data: { id, job, ...arguments_ } }) => {
 // Check whether a page may read pixels here. -> { pixels, why: not (a text's key), or null }
 async function checkPixels({ facts: given }) {
   facts = given;
-  pixels = typeof OffscreenCanvas === "function" && await canRead().catch(() => false);
-  return { pixels, why: pixels ? null : "blurring" };
+  const young = typeof OffscreenCanvas === "function";
+  pixels = young && await canRead().catch(() => false);
+  return { pixels, why: pixels ? null : young ? "blurring" : "old" };
 }
 
 // Load the model where there is one, and all heads where that is wished. -> { light, and where it is false: why }
