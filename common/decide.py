@@ -5,8 +5,9 @@ The rule, in order: reject a picture whose OOD score exceeds its threshold, as n
 plant of unknown species, and one whose species score exceeds its own, as the latter; answer the
 class where its probability reaches `rollup.disease`, unless its disease score says the disease is
 unknown; else roll up to the species where its probability reaches `rollup.species`; else reject as
-unsure. A poor photo explains a rejection but never causes one. `decide_batch` applies the rule to
-many pictures, for measuring it; `decide` applies it to one and adds the reasons.
+unsure. A poor photo explains a rejection but never causes one, unless it is all but black.
+`decide_batch` applies the rule to many pictures, for measuring it; `decide` applies it to one and
+adds the reasons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ ANSWERED, ROLLED_UP, NOT_A_PLANT, UNKNOWN_SPECIES, UNSURE = range(5)
 _REASONS = {NOT_A_PLANT: "not_a_plant", UNKNOWN_SPECIES: "unknown_species", UNSURE: "unsure"}
 # measure of a photo -> the reason given where it is too low
 _PHOTO = {"short_side": "small", "brightness": "dark", "sharpness": "blurred"}
+_BLACK = 0.25  # share of the least brightness below which nothing can be seen, whatever scores say
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,9 @@ def decide(
     ranked = rank(probabilities[None], tree)
     decided = decide_batch(ranked, ood[None], tree, rejection, rollup, mode=mode)
     outcome, class_idx = int(decided.outcome[0]), int(decided.class_idx[0])
+    photo, limits = photo or {}, rejection.photo if rejection else {}
+    black = photo.get("brightness", 1.0) < _BLACK * limits.get("brightness", 0.0)
+    outcome = UNSURE if black and outcome in (ANSWERED, ROLLED_UP) else outcome
     species_name, disease_name = tree.pair(class_idx)
     class_p, species_p = float(decided.class_probability[0]), float(decided.species_probability[0])
     given = class_p / species_p if species_p > 0 else 0.0
@@ -289,7 +294,7 @@ def decide(
         },
         path=path[:depth],
         alternatives=alternatives(probabilities, tree, top_k),
-        rejection=_reasons(outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}),
+        rejection=_reasons(outcome, bool(decided.unknown_disease[0]), ood, rejection, photo),
     )
 
 

@@ -322,6 +322,25 @@ def test_a_poor_photo_explains_a_rejection_and_never_causes_one():
     json.dumps(asdict(dark), allow_nan=False)
 
 
+def test_what_is_all_but_black_is_rejected_however_sure_the_model_is():
+    sure, rolled = np.array([0.0, 0.0, 1.0, 0, 0, 0]), np.array([0.0, 0.5, 0.45, 0.05, 0.0, 0.0])
+    for probabilities in (sure, rolled):
+        for brightness, rejected in ((0.049, True), (0.051, False)):  # a quarter of 0.2
+            answer = decide(
+                probabilities,
+                CALM,
+                TREE,
+                ALL_THRESHOLDS,
+                ROLLUP,
+                photo={"brightness": brightness, "sharpness": 0.5, "short_side": 300},
+            )
+            assert answer.rejection["rejected"] == rejected
+            assert (answer.decision == "rejected") == rejected
+            assert (answer.rejection["reason"] == "dark") == rejected
+            assert (answer.species is None) == rejected
+    assert decide(sure, CALM, TREE, None, ROLLUP, photo={"brightness": 0.0}).decision == "answered"
+
+
 def test_every_reason_has_a_sentence_of_what_is_wrong_and_one_of_what_to_do():
     """Without numbers, which no grower can use."""
     answers = [

@@ -443,3 +443,21 @@ def test_a_device_that_is_too_old_is_told_so_and_not_that_it_blurs_photos(plain,
       });
     })()""")
     assert why == {"pixels": False, "why": "old"}
+
+
+@needs_runtime
+def test_a_photo_that_is_all_but_black_is_rejected_on_the_device(places, tab, tmp_path):
+    exports = shutil.copytree(places.light, tmp_path / "exports")
+    path = exports / "browser" / "light.json"
+    settings = json.loads(path.read_text())
+    settings["rejection"]["photo"]["brightness"] = 0.99  # a quarter of it is more than basil has
+    path.write_text(json.dumps(settings))
+    for name, class_idx in (("basil.png", 3), ("corn.png", 4)):
+        (tmp_path / name).write_bytes(tiny.picture(tiny.color_of(class_idx)))
+    with serve(exports) as site:
+        page, here = tab(site), SimpleNamespace(photos=tmp_path)
+        assert give(page, here, "corn.png").state == "answered"
+        seen = give(page, here, "basil.png")
+        assert (seen.state, seen.by) == ("rejected", "browser")
+        assert "too dark" in seen.text
+        assert site.posts() == []

@@ -4,6 +4,7 @@ import { diseases } from "./heads.js";
 import { POOR } from "./page.js";
 
 const FLOOR = 1e-12; // as in common/serve/fusion.py
+const BLACK = 0.25; // as in decide.py
 const short = (value) => Number(value.toPrecision(6));
 const argmax = (values) => values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
 const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -72,6 +73,7 @@ export function decide(settings, species, found, ood, photo, topK = 5) {
   let outcome = certain || (species[first] >= least.species && settings.diseases[first] === 1) ? "answered"
     : species[first] >= least.species ? "rolled_up" : "unsure";
   if (rejected?.exceeded) outcome = plant && !plant.exceeded ? "unknown_species" : "not_a_plant";
+  else if (photo.brightness < BLACK * (rejection?.photo?.brightness ?? 0)) outcome = "unsure";
   // below its threshold the class is given up for the most probable species
   const s = certain ? found.species : first;
   const { names, own } = found.heads.get(s);
