@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_data
 import torch
+import warm
 from conftest import run
 from same_runs import same, same_run
 
@@ -36,9 +37,7 @@ def started_by(method: str) -> Iterator[None]:
     """
     before = multiprocessing.get_start_method(allow_none=True)
     if method == "forkserver":
-        multiprocessing.set_forkserver_preload(
-            ["torch", "common.train.dataset"]
-        )  # or each worker would take seconds to import torch
+        warm.preload()  # or each worker would take seconds to import torch
     multiprocessing.set_start_method(method, force=True)
     try:
         yield
