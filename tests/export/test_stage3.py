@@ -461,6 +461,7 @@ def test_strangers_of_ones_own_a_light_model_and_a_triton_repository(exported, t
             tmp_path / "triton",
             "--max-size-mb",
             50,
+            rendered=True,
         )
         == 0
     )
@@ -539,7 +540,11 @@ def test_a_second_opinion_that_tells_too_little_is_left_out(capfd):
         assert ("NO SECOND OPINION" in capfd.readouterr().err) != kept
 
 
-def test_a_model_beyond_the_limits_is_an_error(exported, tmp_path, refused):
+def test_a_model_beyond_the_limits_is_an_error(exported, tmp_path, refused, monkeypatch):
+    def copy(graph: torch.nn.Module, path: str, size: int) -> None:
+        shutil.copy(exported.exports / "model.onnx", path)  # the same graph, which takes seconds
+
+    monkeypatch.setattr(importlib.import_module("03_export"), "export_onnx", copy)
     flags = [*exported.flags[:4], "--output", tmp_path / "e", "--workers", 0]
     refused("MB", run, "03_export", *flags, "--max-size-mb", 0.001)
     refused("there is no folder", run, "03_export", *flags, "--ood", tmp_path / "nowhere")
