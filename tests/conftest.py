@@ -1,14 +1,18 @@
 """Settings and fixtures of all tests: one thread, no network, the repository root on the path, and
-the pipeline at tiny size, run once per process.
+the pipeline at tiny size, run once.
 """
 
 import importlib
 import os
 import random
 import re
+import shutil
 import sys
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"  # equal sums on every machine, and in the subprocesses too
@@ -23,15 +27,28 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tiny_data  # noqa: E402
+from filelock import FileLock  # noqa: E402  # comes with torch
+from PIL import Image  # noqa: E402
 
 import common  # noqa: E402, F401  # turns off telemetry
 
 cv2.setNumThreads(1)  # OpenCV's threads do not survive the forks of loaders and pools
+Image.new("L", (1, 1)).save(written := BytesIO(), "PNG")
+PIXEL = written.getvalue()
 
 
-def run(script: str, *argv: object) -> int:
-    """Call a numbered script's main in this process."""
-    return importlib.import_module(script).main([str(part) for part in argv])
+def run(script: str, *argv: object, rendered: bool = False) -> int:
+    """Call a numbered script's main in this process. 02a, 02b and 03 make their figures, but write
+    a pixel for each unless `rendered`: rendering would take most of a tiny run. The commands of
+    test_pipeline render theirs, and the tests of `plots` all kinds.
+    """
+    main, words = importlib.import_module(script).main, [str(part) for part in argv]
+    if rendered or not script.startswith(("02", "03")):
+        return main(words)
+    from matplotlib.figure import Figure
+
+    with mock.patch.object(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(PIXEL)):
+        return main(words)
 
 
 @pytest.fixture
@@ -65,9 +82,29 @@ def seeded() -> None:
 
 
 @pytest.fixture(scope="session")
-def organized(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Have a folder made by whichever of pytest's processes needs it first, and read by all."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = place / "once" / name, place / "once" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def organized(made_once) -> Path:
     """data/organized of the tiny set, with pictures of no plant; read only."""
-    return tiny_data.organize(tmp_path_factory.mktemp("tiny"))
+    return made_once("tiny", tiny_data.organize) / "data" / "organized"
 
 
 @pytest.fixture(scope="session")
@@ -79,22 +116,27 @@ def data(organized):
 
 
 @pytest.fixture(scope="session")
-def trained(organized, tmp_path_factory) -> SimpleNamespace:
+def trained(organized, made_once) -> SimpleNamespace:
     """`.data` and `.checkpoints` after 02a and 02b; read only."""
-    checkpoints = tmp_path_factory.mktemp("trained") / "checkpoints"
-    where = ["--data", organized, "--checkpoints", checkpoints]
-    assert run("02a_train_species", *where, *tiny_data.SPECIES) == 0
-    assert run("02b_train_disease", *where, *tiny_data.DISEASE) == 0
-    return SimpleNamespace(data=organized, checkpoints=checkpoints)
+
+    def make(folder: Path) -> None:
+        where = ["--data", organized, "--checkpoints", folder]
+        assert run("02a_train_species", *where, *tiny_data.SPECIES) == 0
+        assert run("02b_train_disease", *where, *tiny_data.DISEASE) == 0
+
+    return SimpleNamespace(data=organized, checkpoints=made_once("checkpoints", make))
 
 
 @pytest.fixture(scope="session")
-def exported(trained, tmp_path_factory) -> SimpleNamespace:
+def exported(trained, made_once) -> SimpleNamespace:
     """`.exports` too, after 03; read only."""
-    exports = tmp_path_factory.mktemp("exported") / "exports"
-    flags = ["--data", trained.data, "--checkpoints", trained.checkpoints]
-    flags += ["--output", exports, "--workers", 0]
-    assert run("03_export", *flags) == 0
+    where = ["--data", trained.data, "--checkpoints", trained.checkpoints]
+
+    def make(folder: Path) -> None:
+        assert run("03_export", *where, "--output", folder, "--workers", 0) == 0
+
+    exports = made_once("exports", make)
+    flags = [*where, "--output", exports, "--workers", 0]
     return SimpleNamespace(**vars(trained), exports=exports, flags=flags)
 
 

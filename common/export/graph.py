@@ -379,7 +379,9 @@ def export_onnx(
     kept = [f"{n}." for n, part in graph.named_modules() if getattr(part, "keep_float", False)]
     names = {"input_names": ["images"], "output_names": list(outputs)}
     sides = {"images": {0: torch.export.Dim("batch", min=1, max=4096)}}
-    export = partial(torch.onnx.export, graph.eval(), (images,), path, **names)
+    export = partial(
+        torch.onnx.export, graph.eval().requires_grad_(False), (images,), path, **names
+    )
     try:
         export(dynamo=True, external_data=False, optimize=True, verbose=False, dynamic_shapes=sides)
     except Exception as error:

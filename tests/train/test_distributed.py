@@ -1,13 +1,10 @@
 """Several processes: shares, and two processes under torchrun that end where one ends."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT, run
+import warm
+from conftest import run
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from common.train import checkpoint, compute
 from common.train.compute import SINGLE_PROCESS, GradientSum, World
@@ -138,33 +135,33 @@ FLAGS = [
 ]
 
 
+def torchrun(script: str, *argv: object) -> None:
+    """Run a script as `torchrun --nproc_per_node=2` does, by its own launcher, in processes that
+    begin with torch imported.
+    """
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, run)(script, *argv)
+
+
 def test_two_processes_end_where_one_ends(organized, tmp_path):
     """30 steps with MixUp, CutMix, stochastic depth and an average of the weights; each process
     sees half of each batch.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--data", str(organized), "--checkpoints"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        f"--master_port={port}",
-        "--master_addr=127.0.0.1",
-    ]
-    done = subprocess.run(
-        [*torchrun, "02a_train_species.py", *where, str(tmp_path / "two"), *FLAGS],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("next: python 02b") == 1, "one process speaks"
-    assert "2 processes x 1 x 4" in done.stdout, "one process speaks"
+    where, log = ["--data", organized, "--checkpoints"], tmp_path / "log"
+    process = warm.start(log, torchrun, "02a_train_species", *where, tmp_path / "two", *FLAGS)
+    process.join(240)
+    told = log.read_text()
+    assert process.exitcode == 0, told[-3000:]
+    assert told.count("next: python 02b") == 1, "one process speaks"
+    assert "2 processes x 1 x 4" in told, "one process speaks"
     assert run("02a_train_species", *where, tmp_path / "one", *FLAGS, "--device-batch", 4) == 0
     one, two = (
         checkpoint.load(tmp_path / name / "species_only" / "last.pt") for name in ("one", "two")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_data
 import torch
+import warm
 from conftest import run
 from same_runs import same, same_run
 
@@ -36,9 +37,7 @@ def started_by(method: str) -> Iterator[None]:
     """
     before = multiprocessing.get_start_method(allow_none=True)
     if method == "forkserver":
-        multiprocessing.set_forkserver_preload(
-            ["torch", "common.train.dataset"]
-        )  # or each worker would take seconds to import torch
+        warm.preload()  # or each worker would take seconds to import torch
     multiprocessing.set_start_method(method, force=True)
     try:
         yield
@@ -73,15 +72,14 @@ def short_run(data, workers: int) -> dict[str, object]:
     )
     sampler = EpochSampler(len(split), 8, 0)
     loader = make_loader(TrainViews(split, RECIPE, 0), workers, sampler=sampler)
-    for epoch in range(2):
-        sampler.start(range(epoch, epoch + 1))
-        for step, (images, class_idx) in enumerate(loader):
-            seed, rng = step_draws(0, epoch, step)
-            mix = draw_mix(8, 32, RECIPE, rng)
-            work = Work(model, optimizer, compute.scaler(), compute, PHASE, RECIPE, 8, 4)
-            set_rates(optimizer, 1e-3)
-            loss = training_step(work, images, class_idx, mix, seed)
-            batches.append([images, class_idx, loss])
+    sampler.start(range(2))  # as a phase does: the workers read on over the end of an epoch
+    for count, (images, class_idx) in enumerate(loader):
+        seed, rng = step_draws(0, *divmod(count, len(sampler)))
+        mix = draw_mix(8, 32, RECIPE, rng)
+        work = Work(model, optimizer, compute.scaler(), compute, PHASE, RECIPE, 8, 4)
+        set_rates(optimizer, 1e-3)
+        loss = training_step(work, images, class_idx, mix, seed)
+        batches.append([images, class_idx, loss])
     assert len(batches) == 2 * len(sampler) > 8
     return {"batches": batches, "model": model.state_dict()}
 

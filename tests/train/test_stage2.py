@@ -6,18 +6,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny_data
 import torch
-from conftest import ROOT, run
+import warm
+from conftest import run
 from same_runs import same, same_run
 
 from common.train import checkpoint
+from common.train.run import Run
 
 
 def species(data: Path, checkpoints: Path, *flags: object) -> int:
@@ -169,50 +169,45 @@ def whole(organized, tmp_path_factory) -> Path:
     return folder / "species_only"
 
 
-def start(data: Path, checkpoints: Path, *flags: object, driver: str = "") -> subprocess.Popen:
-    """Start 02a as a process; `driver` is code that runs before it."""
-    argv = [
-        str(v) for v in ("--data", data, "--checkpoints", checkpoints, *tiny_data.SPECIES, *flags)
-    ]
-    code = (
-        f"import importlib, os, sys; sys.path.insert(0, {str(ROOT)!r})\n{driver}\n"
-        f"importlib.import_module('02a_train_species').main({argv!r})"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
 def test_killed_within_an_epoch_it_ends_the_same(organized, whole, tmp_path):
     """kill -9 as soon as a state within an epoch of A2 is there, wherever the process is by
     then.
     """
-    process = start(organized, tmp_path, *FEW, "--save-minutes", "0.000001")
+    log, often = tmp_path / "log", ("--save-minutes", "0.000001")
+    process = warm.start(log, species, organized, tmp_path, *FEW, *often)
     last, limit = tmp_path / "species_only" / "last.pt", time.monotonic() + 60
-    while time.monotonic() < limit and process.poll() is None:
+    while time.monotonic() < limit and process.is_alive():
         if last.is_file():
             payload = torch.load(last, weights_only=True)
             if payload["epochs_done"] >= 1 and payload["step"] >= 1:
                 break
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, log.read_text()[-2000:]
     assert not list((tmp_path / "species_only").glob("report.md"))
     assert species(organized, tmp_path, *FEW) == 0
     same_run(whole, tmp_path / "species_only")
 
 
+def killed_after_the_best(*argv: object) -> None:
+    """02a, killed where the best of epoch 2 is on disk and `last.pt` is still that of epoch 1."""
+    real = Run.save_last
+
+    def save_last(self: Run) -> None:
+        if self.epochs_done == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self)
+
+    Run.save_last = save_last
+    species(*argv)
+
+
 def test_killed_between_best_and_last_it_ends_the_same(organized, whole, tmp_path):
-    """The best of epoch 2 is on disk, `last.pt` still that of epoch 1."""
-    driver = (
-        "import signal; from common.train.run import Run; real = Run.save_last\n"
-        "def save_last(self):\n"
-        "    if self.epochs_done == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    real(self)\n"
-        "Run.save_last = save_last"
-    )
-    process = start(organized, tmp_path, *FEW, driver=driver)
-    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
+    log = tmp_path / "log"
+    process = warm.start(log, killed_after_the_best, organized, tmp_path, *FEW)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, log.read_text()[-2000:]
     assert torch.load(tmp_path / "species_only" / "last.pt", weights_only=True)["epochs_done"] == 1
     assert species(organized, tmp_path, *FEW) == 0
     same_run(whole, tmp_path / "species_only")
