@@ -1,5 +1,5 @@
-"""A headless Firefox driven by WebDriver BiDi, JSON over a WebSocket: needs no package and no second
-program.
+"""A headless Firefox driven by WebDriver BiDi, JSON over a WebSocket: needs no package and no
+second program.
 """
 
 import base64
@@ -21,6 +21,16 @@ FIREFOX = next((path for name in ("firefox", "firefox-esr") if (path := shutil.w
 _TAB = """const { NavigableManager } = ChromeUtils.importESModule(
   "chrome://remote/content/shared/NavigableManager.sys.mjs");
 const tab = NavigableManager.getBrowsingContextById("%s"); %s"""
+_TOUCH = """const { left, top } = tab.embedderElement.getBoundingClientRect();
+const win = tab.embedderElement.ownerDocument.defaultView;
+const [FINGER_DOWN, LIFTED] = [2, 4]; // of nsIDOMWindowUtils
+const touch = (finger, kind, [x, y]) => new Promise((done) =>
+  win.windowUtils.sendNativeTouchPoint(finger, kind, Math.round(win.mozInnerScreenX + left + x),
+    Math.round(win.mozInnerScreenY + top + y), 1, 90, done));
+const steps = %s;
+for (const [kind, all] of [[FINGER_DOWN, steps], [LIFTED, steps.slice(-1)]]) {
+  for (const places of all) for (const [i, at] of places.entries()) await touch(i, kind, at);
+}"""  # as the screen does: WebDriver's touches do not scroll
 _KEYS = {
     name: chr(0xE000 + code)
     for name, code in (("Tab", 4), ("ArrowLeft", 18), ("ArrowUp", 19), ("ArrowRight", 20))
@@ -104,7 +114,7 @@ class Firefox:
         """Run code as the browser's own."""
         found = self.call(
             "script.evaluate",
-            expression=f"{{ {code} }}",
+            expression=f"(async () => {{ {code} }})()",
             target={"context": self.window},
             awaitPromise=True,
         )
@@ -121,12 +131,9 @@ class Firefox:
             else {}
         )
         context = self.call("browsingContext.create", type="tab", **profile)["context"]
-        page = Page(self, context, bool(emulate.get("blurs")))
+        page = Page(self, context, emulate)
         page.call("browsingContext.setViewport", viewport={"width": width, "height": height})
-        page.tab(f"tab.prefersColorSchemeOverride = '{'dark' if emulate.get('dark') else 'light'}'")
-        if emulate.get("mobile"):
-            page.tab("tab.touchEventsOverride = 'enabled'")
-        if page.blurs:
+        if emulate.get("blurs"):
             self.chrome("Services.prefs.setBoolPref('privacy.resistFingerprinting', true)")
         page.open(url)
         return page
@@ -152,8 +159,8 @@ def _plain(value: dict[str, Any]) -> Any:
 class Page(BrowserPage):
     """A tab."""
 
-    def __init__(self, browser: Firefox, context: str, blurs: bool) -> None:
-        self.browser, self.context, self.blurs = browser, context, blurs
+    def __init__(self, browser: Firefox, context: str, emulate: dict[str, Any]) -> None:
+        self.browser, self.context, self.emulate = browser, context, emulate
 
     def call(self, method: str, timeout: float = 60, **params: Any) -> dict[str, Any]:
         """Send a command to this tab."""
@@ -166,6 +173,12 @@ class Page(BrowserPage):
     def open(self, url: str) -> None:
         """Go to an address, and wait until it is there."""
         self.call("browsingContext.navigate", url=url, wait="interactive")
+        scheme = "dark" if self.emulate.get("dark") else "light"
+        touch = "enabled" if self.emulate.get("mobile") else "none"
+        # another site may get another process, which knows nothing of it
+        self.tab(
+            f"tab.prefersColorSchemeOverride = '{scheme}'; tab.touchEventsOverride = '{touch}'"
+        )
 
     def reload(self) -> None:
         """Load the page again."""
@@ -195,44 +208,36 @@ class Page(BrowserPage):
             files=[str(path) for path in files],
         )
 
-    def _act(self, *sources: dict[str, Any]) -> None:
-        self.call("input.performActions", actions=list(sources))
-
     def press(self, key: str, times: int = 1) -> None:
         """Press a key of the keyboard."""
         value = _KEYS.get(key, key)
         actions = [{"type": kind, "value": value} for kind in ("keyDown", "keyUp")]
-        self._act({"type": "key", "id": "keys", "actions": actions * times})
+        self.call(
+            "input.performActions",
+            actions=[{"type": "key", "id": "keys", "actions": actions * times}],
+        )
 
     def drag(self, start: Place, end: Place) -> None:
         """Draw from one place on the screen to another with the mouse."""
+        (x, y), (to_x, to_y) = start, end
         actions = [
-            _move(start),
+            {"type": "pointerMove", "x": round(x), "y": round(y)},
             {"type": "pointerDown", "button": 0},
-            _move(end),
+            {"type": "pointerMove", "x": round(to_x), "y": round(to_y)},
             {"type": "pointerUp", "button": 0},
         ]
-        self._act({"type": "pointer", "id": "mouse", "actions": actions})
+        self.call(
+            "input.performActions", actions=[{"type": "pointer", "id": "mouse", "actions": actions}]
+        )
 
     def fingers(self, *steps: Sequence[Place]) -> None:
         """Touch the screen with one or two fingers: where they are in each step; then lift them."""
-        sources = []
-        for i in range(max(map(len, steps))):
-            actions: list[dict[str, Any]] = []
-            down = False
-            for places in steps:
-                if i >= len(places):
-                    actions += [{"type": "pause"}] * 2
-                    continue
-                actions.append(_move(places[i]))
-                actions.append({"type": "pause"} if down else {"type": "pointerDown", "button": 0})
-                down = True
-            actions.append({"type": "pointerUp", "button": 0})
-            touch = {"pointerType": "touch"}
-            sources.append(
-                {"type": "pointer", "id": f"f{i}", "parameters": touch, "actions": actions}
-            )
-        self._act(*sources)
+        self.js(
+            "void (globalThis.lifted = new Promise((done) => addEventListener('touchend', "
+            "({ touches }) => touches.length || done())))"
+        )
+        self.tab(_TOUCH % json.dumps(steps))
+        self.js("lifted")
 
     def offline(self, on: bool) -> None:
         """Take the connection away, or give it back."""
@@ -267,9 +272,5 @@ class Page(BrowserPage):
     def close(self) -> None:
         """Close the tab."""
         self.call("browsingContext.close")
-        if self.blurs:
+        if self.emulate.get("blurs"):
             self.browser.chrome("Services.prefs.clearUserPref('privacy.resistFingerprinting')")
-
-
-def _move(place: Place) -> dict[str, Any]:
-    return {"type": "pointerMove", "x": round(place[0]), "y": round(place[1])}

@@ -26,13 +26,19 @@ def square(page):
     })()""")
 
 
-def at(page, x, y):
-    """The place on the screen of a place on the photo, in shares of its width and height."""
-    box = page.js("""(() => { document.getElementById('stage').scrollIntoView();
-      const { left, top, width, height } =
-        document.getElementById('preview').getBoundingClientRect();
+def at(page, *places):
+    """The places on the screen of places on the photo, in shares of its width and height."""
+    left, top, width, height = page.js("""(async () => {
+      const box = () => document.getElementById('preview').getBoundingClientRect();
+      let still = 0; // frames: a finger that is lifted lets the page roll on
+      for (let last; still < 4; last = box().top) {
+        document.getElementById('stage').scrollIntoView();
+        await new Promise(requestAnimationFrame);
+        still = box().top === last ? still + 1 : 0;
+      }
+      const { left, top, width, height } = box();
       return [left, top, width, height]; })()""")
-    return box[0] + x * box[2], box[1] + y * box[3]
+    return [(left + x * width, top + y * height) for x, y in places]
 
 
 # region a part of a photo
@@ -44,7 +50,7 @@ def test_a_square_drawn_with_a_mouse_is_what_is_answered_and_what_is_sent(full, 
     choose(page, places, "halves.png")
     page.wait("!document.getElementById('crop').hidden")
     assert "Corn" not in ask(page).text
-    page.drag(at(page, 0.6, 0.2), at(page, 0.9, 0.5))
+    page.drag(*at(page, (0.6, 0.2), (0.9, 0.5)))
     assert square(page) == pytest.approx([0.6, 0.2, 0.3, 0.45], abs=0.02)
     assert page.js("document.getElementById('result').dataset.state") == "", "it is asked anew"
     seen = ask(page)
@@ -66,10 +72,13 @@ def test_two_fingers_span_the_square_and_one_scrolls(full, places, tab):
     page = tab(full, width=360, height=740, mobile=True)
     choose(page, places, "halves.png")
     page.wait("!document.getElementById('crop').hidden")
-    page.fingers([at(page, 0.5, 0.5)], [at(page, 0.5, 0.2)])
+    up = at(page, (0.5, 0.7), (0.5, 0.4), (0.5, 0.1))
+    before = page.js("scrollY")
+    page.fingers(*([place] for place in up))
+    page.wait(f"scrollY > {before} + 20")
     assert square(page) is None
-    one, other = at(page, 0.6, 0.4), at(page, 0.8, 0.5)
-    page.fingers([one], [one, other], [at(page, 0.6, 0.3), at(page, 0.9, 0.6)])
+    one, other, *ends = at(page, (0.6, 0.4), (0.8, 0.5), (0.6, 0.3), (0.9, 0.6))
+    page.fingers([one], [one, other], ends)
     assert square(page) == pytest.approx([0.6, 0.225, 0.3, 0.45], abs=0.02)
     assert "Corn" in ask(page).text
 
@@ -86,13 +95,13 @@ def test_the_square_moves_and_grows_by_keys_and_stays_within_the_photo(full, pla
     page.js("document.getElementById('square').focus()")
     page.press("ArrowRight", 2)
     assert square(page)[0] == pytest.approx(first[0] + 2 * 0.05 * 2 / 3, abs=0.01)
-    page.press("ArrowUp", 99)
-    page.press("ArrowRight", 99)
+    page.press("ArrowUp", 30)
+    page.press("ArrowRight", 30)
     left, top, width, height = square(page)
     assert (top, left + width) == pytest.approx((0, 1), abs=0.01)
-    page.press("-", 99)
+    page.press("-", 30)
     assert square(page)[3] == pytest.approx(0.1, abs=0.01)
-    page.press("+", 99)
+    page.press("+", 30)
     assert square(page)[3] == pytest.approx(1, abs=0.01)
 
 
