@@ -43,7 +43,7 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 
-_KEYS = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+_KEYS = {"Tab": 9, "ArrowUp": 38, "ArrowRight": 39}
 _BLUR = """
 const Real = Worker;
 Worker = function (url, options) {

@@ -31,10 +31,7 @@ const steps = %s;
 for (const [kind, all] of [[FINGER_DOWN, steps], [LIFTED, steps.slice(-1)]]) {
   for (const places of all) for (const [i, at] of places.entries()) await touch(i, kind, at);
 }"""  # as the screen does: WebDriver's touches do not scroll
-_KEYS = {
-    name: chr(0xE000 + code)
-    for name, code in (("Tab", 4), ("ArrowLeft", 18), ("ArrowUp", 19), ("ArrowRight", 20))
-}
+_KEYS = {"Tab": "\ue004", "ArrowUp": "\ue013", "ArrowRight": "\ue014"}
 
 
 class Firefox:
@@ -83,15 +80,7 @@ class Firefox:
         """Send a command and return its result; events that come meanwhile are kept."""
         number = next(self.numbers)
         data = json.dumps({"id": number, "method": method, "params": params}).encode()
-        size = len(data)
-        if size < 126:
-            head = bytes([128 | size])
-        elif size < 1 << 16:
-            head = b"\xfe" + size.to_bytes(2, "big")
-        else:
-            head = b"\xff" + size.to_bytes(8, "big")
-        masked = int.from_bytes(data, "big") ^ int.from_bytes(b"mask" * size, "big") >> 24 * size
-        self.socket.sendall(b"\x81" + head + b"mask" + masked.to_bytes(size, "big"))
+        self.socket.sendall(_frame(data))
         self.socket.settimeout(timeout)
         while True:
             found = self._next()
@@ -104,7 +93,10 @@ class Firefox:
     def _next(self) -> dict[str, Any]:
         data, last = b"", False
         while not last:
-            kind, size = self.stream.read(2)
+            start = self.stream.read(2)
+            if not start:
+                raise RuntimeError("the browser has ended")
+            kind, size = start
             if size > 125:
                 size = int.from_bytes(self.stream.read(2 if size == 126 else 8), "big")
             data, last = data + self.stream.read(size), bool(kind & 128)
@@ -144,6 +136,20 @@ class Firefox:
         self.socket.close()
         self.process.terminate()
         self.process.wait(20)
+
+
+def _frame(text: bytes) -> bytes:
+    """A message of a WebSocket's client, which has to be masked."""
+    size = len(text)
+    if size < 126:
+        head = bytes([128 | size])
+    elif size < 1 << 16:
+        head = bytes([254]) + size.to_bytes(2, "big")
+    else:
+        head = bytes([255]) + size.to_bytes(8, "big")
+    mask = (b"mask" * (size // 4 + 1))[:size]
+    masked = int.from_bytes(text, "big") ^ int.from_bytes(mask, "big")
+    return b"\x81" + head + b"mask" + masked.to_bytes(size, "big")
 
 
 def _plain(value: dict[str, Any]) -> Any:
