@@ -4,7 +4,6 @@ answer, by browser and by server.
 
 import re
 
-import pytest
 import tiny_bundle as tiny
 import tiny_light
 from page_site import PHOTOS, choose, give, needs_runtime, serve, settle, yes
@@ -158,39 +157,40 @@ def answering(page, answer):
     )
 
 
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ("413 text/html", ("too large", "smaller")),
-        ("429 text/html", ("too many photos", "Wait 1 min")),
-        ("429 text/html 1800", ("too many photos", "Wait 30 min")),
-        ("200 text/html", ("sign-in page", "Load this page again")),
-        ("200 application/json", ("sign-in page", "Load this page again")),
-        ("404 text/html", ("404", "whoever runs")),
-        ("403 text/html", ("403", "whoever runs")),
-        ("401 text/html", ("Only programs", "whoever runs")),
-        ("502 text/html", ("does not answer", "Wait a minute")),
-        ("504 text/html", ("does not answer", "Wait a minute")),
-        ("503 text/html 3600", ("busy", "Wait 60 min")),
-        ("503 text/html Fri,_31_Dec_2100_23:59:59_GMT", ("busy", "Wait 3")),
-        ("500 text/html", ("500", "Try again")),
-    ],
-)
-def test_what_a_proxy_answers_gets_a_sentence_of_the_pages_own(plain, places, tab, answer, words):
-    page, (status, kind, *later) = tab(plain, "server"), answer.split()
-    headers = {"content-type": kind} | (
-        {"retry-after": later[0].replace("_", " ")} if later else {}
-    )
-    text = "{}" if "json" in kind else "<html><center>nginx</center></html>"
-    answering(
-        page, f"async () => new Response('{text}', {{ status: {status}, headers: {headers} }})"
-    )
-    seen = give(page, places, "scab.jpg")
-    assert seen.state == "error"
-    for word in words:
-        assert word in seen.text
-    assert "JSON" not in seen.text
-    assert "JPEG, PNG" not in seen.text  # another photo would not help
+PROXIES = {
+    "413 text/html": ("too large", "smaller"),
+    "429 text/html": ("too many photos", "Wait 1 min"),
+    "429 text/html 1800": ("too many photos", "Wait 30 min"),
+    "200 text/html": ("sign-in page", "Load this page again"),
+    "200 application/json": ("sign-in page", "Load this page again"),
+    "404 text/html": ("404", "whoever runs"),
+    "403 text/html": ("403", "whoever runs"),
+    "401 text/html": ("Only programs", "whoever runs"),
+    "502 text/html": ("does not answer", "Wait a minute"),
+    "504 text/html": ("does not answer", "Wait a minute"),
+    "503 text/html 3600": ("busy", "Wait 60 min"),
+    "503 text/html Fri,_31_Dec_2100_23:59:59_GMT": ("busy", "Wait 3"),
+    "500 text/html": ("500", "Try again"),
+}  # status, type and Retry-After of an answer: what the page says
+
+
+def test_what_a_proxy_answers_gets_a_sentence_of_the_pages_own(plain, places, tab):
+    page = tab(plain, "server")
+    for answer, words in PROXIES.items():
+        status, kind, *later = answer.split()
+        headers = {"content-type": kind} | (
+            {"retry-after": later[0].replace("_", " ")} if later else {}
+        )
+        text = "{}" if "json" in kind else "<html><center>nginx</center></html>"
+        answering(
+            page, f"async () => new Response('{text}', {{ status: {status}, headers: {headers} }})"
+        )
+        seen = give(page, places, "scab.jpg")
+        assert seen.state == "error", answer
+        for word in words:
+            assert word in seen.text, answer
+        assert "JSON" not in seen.text, answer
+        assert "JPEG, PNG" not in seen.text, answer  # another photo would not help
 
 
 def test_no_answer_is_waited_for_half_a_minute(plain, places, tab):
