@@ -135,7 +135,11 @@ class Firefox:
         self.stream.close()
         self.socket.close()
         self.process.terminate()
-        self.process.wait(20)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def _frame(text: bytes) -> bytes:

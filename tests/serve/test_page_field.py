@@ -80,6 +80,7 @@ def test_two_fingers_span_the_square_and_one_scrolls(full, places, tab):
     one, other, *ends = at(page, (0.6, 0.4), (0.8, 0.5), (0.6, 0.3), (0.9, 0.6))
     page.fingers([one], [one, other], ends)
     assert square(page) == pytest.approx([0.6, 0.225, 0.3, 0.45], abs=0.02)
+    assert page.js("visualViewport.scale") == 1, "the browser has not zoomed in"
     assert "Corn" in ask(page).text
 
 
