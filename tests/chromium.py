@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from browser_page import BrowserPage, Place
+
 CHROMIUM = next(
     (
         path
@@ -41,9 +43,22 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 
+_KEYS = {"Tab": 9, "ArrowUp": 38, "ArrowRight": 39}
+_BLUR = """
+const Real = Worker;
+Worker = function (url, options) {
+  const text = `const own = OffscreenCanvasRenderingContext2D.prototype.getImageData;
+    OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...a) {
+      const d = own.apply(this, a); d.data[5] ^= 1; return d; };
+    onmessage = (first) => import('${url}').then(() => onmessage(first));`;
+  return new Real(URL.createObjectURL(new Blob([text], { type: 'text/javascript' })), options);
+};"""
+
 
 class Chromium:
     """A running browser; `close` ends it."""
+
+    name = "chromium"
 
     def __init__(self, folder: Path) -> None:
         commands, self.out = os.pipe()
@@ -101,8 +116,8 @@ class Chromium:
         return json.loads(message)
 
     def page(self, url: str, width: int = 1200, height: int = 900, **emulate: Any) -> "Page":
-        """Open a tab. emulate: `mobile` and `dark` (bool), and `fresh`: in a profile of its own,
-        which has kept nothing.
+        """Open a tab. emulate: `mobile`, `dark` and `blurs` (bool), the last as browsers that
+        change pixels do; and `fresh`: in a profile of its own, which has kept nothing.
         """
         context = (
             {"browserContextId": self.call("Target.createBrowserContext")["browserContextId"]}
@@ -131,6 +146,9 @@ class Chromium:
         )
         if emulate.get("mobile"):
             page.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        if emulate.get("blurs"):
+            page.call("Page.addScriptToEvaluateOnNewDocument", source=_BLUR)
+            page.call("Page.setBypassCSP", enabled=True)
         page.open(url)
         return page
 
@@ -146,7 +164,7 @@ class Chromium:
             os.close(fd)
 
 
-class Page:
+class Page(BrowserPage):
     """A tab."""
 
     def __init__(self, browser: Chromium, target: str, session: str) -> None:
@@ -160,6 +178,10 @@ class Page:
         """Go to an address; does not wait for it."""
         self.call("Page.navigate", url=url)
 
+    def reload(self) -> None:
+        """Load the page again."""
+        self.call("Page.reload")
+
     def js(self, code: str, timeout: float = 30) -> Any:
         """Evaluate an expression, or what its promise gives, as plain values."""
         found = self.call(
@@ -170,28 +192,47 @@ class Page:
             raise RuntimeError(details.get("exception", {}).get("description") or details["text"])
         return found["result"].get("value")
 
-    def wait(self, code: str, timeout: float = 20) -> Any:
-        """Wait until an expression is truthy, and return it."""
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                if found := self.js(code):
-                    return found
-            except RuntimeError as error:  # the page is just being replaced
-                if "context" not in str(error) and "null" not in str(error):
-                    raise
-            if time.monotonic() > deadline:
-                text = self.js("document.body?.innerText")
-                raise TimeoutError(
-                    f"still waiting for {code}; the page says:\n{text}\n{self.complaints()}"
-                )
-            time.sleep(0.02)
-
     def choose(self, field: str, files: Sequence[Path]) -> None:
         """Choose files in an input, as a person does in the dialog."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=field)["nodeId"]
         self.call("DOM.setFileInputFiles", files=[str(path) for path in files], nodeId=node)
+
+    def press(self, key: str, times: int = 1) -> None:
+        """Press a key of the keyboard."""
+        text = {"text": key} if len(key) == 1 else {"windowsVirtualKeyCode": _KEYS[key]}
+        for _ in range(times):
+            for kind in ("keyDown", "keyUp"):
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, **text)
+
+    def drag(self, start: Place, end: Place) -> None:
+        """Draw from one place on the screen to another with the mouse."""
+        mouse = {"button": "left", "buttons": 1, "clickCount": 1}
+        for kind, (x, y) in (("Pressed", start), ("Moved", end), ("Released", end)):
+            self.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **mouse)
+
+    def fingers(self, *steps: Sequence[Place]) -> None:
+        """Touch the screen with one or two fingers: where they are in each step; then lift them."""
+        down = 0
+        for places in (*steps, ()):
+            kind = "Start" if len(places) > down else "Move" if places else "End"
+            points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
+            self.call("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=points)
+            down = len(places)
+
+    def offline(self, on: bool) -> None:
+        """Take the connection away, or give it back."""
+        self.call("Network.enable")
+        there = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self.call("Network.emulateNetworkConditions", offline=on, **there)
+
+    def forced_colors_and_no_motion(self) -> None:
+        """Emulate a person's forced colours and reduced motion."""
+        features = [
+            {"name": "forced-colors", "value": "active"},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
+        self.call("Emulation.setEmulatedMedia", features=features)
 
     def complaints(self) -> list[str]:
         """Errors of the page so far: exceptions, what the console was told, and refusals by the

@@ -41,6 +41,13 @@ needs_runtime = pytest.mark.skipif(
     reason="onnxruntime-web was not fetched: `python -m common.serve.web_runtime fetch` does that",
 )
 
+# the server takes its time with every answer
+SLOW = """globalThis.fetch = ((real) => (url, options) => (String(url).startsWith('predict')
+  ? new Promise((_, no) => {
+    options.signal.addEventListener('abort', () => no(options.signal.reason));
+    if (options.signal.aborted) no(options.signal.reason); })
+  : real(url, options)))(fetch)"""
+
 
 @dataclass
 class Site:
@@ -155,12 +162,12 @@ def choose(page, places, *names):
 def give(page, places, *names):
     """Choose photos, ask what they show, wait for the answer."""
     choose(page, places, *names)
-    page.js("document.getElementById('ask').click()")
+    page.click("ask")
     return settle(page)
 
 
 def yes(page):
     """Agree that a photo is sent whole, and wait for the answer."""
     assert "must be sent whole" in settle(page).text
-    page.js("document.getElementById('whole-yes').click()")
+    page.click("whole-yes")
     return settle(page)

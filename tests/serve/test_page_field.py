@@ -8,26 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import tiny_bundle as tiny
-from page_site import choose, give, needs_runtime, serve, settle
+from page_site import SLOW, choose, give, needs_runtime, serve, settle
 
 from common.serve.texts import english
 
-SLOW = """(() => {
-  const real = fetch;
-  globalThis.fetch = (url, options) => (String(url).startsWith('predict')
-    ? new Promise((_, no) => {
-      options.signal.addEventListener('abort', () => no(options.signal.reason));
-      if (options.signal.aborted) no(options.signal.reason); })
-    : real(url, options));
-})()"""
-
-
-def click(page, name):
-    page.js(f"document.getElementById('{name}').click()")
-
 
 def ask(page):
-    click(page, "ask")
+    page.click("ask")
     return settle(page)
 
 
@@ -41,18 +28,19 @@ def square(page):
     })()""")
 
 
-def at(page, x, y):
-    """The place on the screen of a place on the photo, in shares of its width and height."""
-    box = page.js("""(() => { document.getElementById('stage').scrollIntoView();
-      const { left, top, width, height } =
-        document.getElementById('preview').getBoundingClientRect();
+def at(page, *places):
+    """The places on the screen of places on the photo, in shares of its width and height."""
+    left, top, width, height = page.js("""(async () => {
+      const box = () => document.getElementById('preview').getBoundingClientRect();
+      let still = 0; // frames: a finger that is lifted lets the page roll on
+      for (let last; still < 4; last = box().top) {
+        document.getElementById('stage').scrollIntoView();
+        await new Promise(requestAnimationFrame);
+        still = box().top === last ? still + 1 : 0;
+      }
+      const { left, top, width, height } = box();
       return [left, top, width, height]; })()""")
-    return {"x": box[0] + x * box[2], "y": box[1] + y * box[3]}
-
-
-def fingers(page, kind, *places):
-    points = [{**place, "id": i} for i, place in enumerate(places)]
-    page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+    return [(left + x * width, top + y * height) for x, y in places]
 
 
 # region a part of a photo
@@ -64,23 +52,20 @@ def test_a_square_drawn_with_a_mouse_is_what_is_answered_and_what_is_sent(full, 
     choose(page, places, "halves.png")
     page.wait("!document.getElementById('crop').hidden")
     assert "Corn" not in ask(page).text
-    mouse = {"button": "left", "buttons": 1, "clickCount": 1}
-    page.call("Input.dispatchMouseEvent", type="mousePressed", **at(page, 0.6, 0.2), **mouse)
-    page.call("Input.dispatchMouseEvent", type="mouseMoved", **at(page, 0.9, 0.5), **mouse)
-    page.call("Input.dispatchMouseEvent", type="mouseReleased", **at(page, 0.9, 0.5), **mouse)
+    page.drag(*at(page, (0.6, 0.2), (0.9, 0.5)))
     assert square(page) == pytest.approx([0.6, 0.2, 0.3, 0.45], abs=0.02)
     assert page.js("document.getElementById('result').dataset.state") == "", "it is asked anew"
     seen = ask(page)
     assert (seen.state, seen.by) == ("answered", "browser")
     assert "Corn" in seen.text
-    click(page, "second")
+    page.click("second")
     page.wait("document.getElementById('result').dataset.by === 'server'")
     assert "Corn" in settle(page).text
     [_, _, query, size] = full.posts()[-1]
     assert "short_side=90" in query  # of the square: 0.45 of 200 pixels
     assert size < 1000
     assert len(full.posts()) > before
-    click(page, "crop")  # the whole photo again
+    page.click("crop")  # the whole photo again
     assert square(page) is None
 
 
@@ -89,15 +74,15 @@ def test_two_fingers_span_the_square_and_one_scrolls(full, places, tab):
     page = tab(full, width=360, height=740, mobile=True)
     choose(page, places, "halves.png")
     page.wait("!document.getElementById('crop').hidden")
-    fingers(page, "touchStart", at(page, 0.5, 0.5))
-    fingers(page, "touchMove", at(page, 0.5, 0.2))
-    fingers(page, "touchEnd")
+    up = at(page, (0.5, 0.7), (0.5, 0.4), (0.5, 0.1))
+    before = page.js("scrollY")
+    page.fingers(*([place] for place in up))
+    page.wait(f"scrollY > {before} + 20")
     assert square(page) is None
-    fingers(page, "touchStart", at(page, 0.6, 0.4))
-    fingers(page, "touchStart", at(page, 0.6, 0.4), at(page, 0.8, 0.5))
-    fingers(page, "touchMove", at(page, 0.6, 0.3), at(page, 0.9, 0.6))
-    fingers(page, "touchEnd")
+    one, other, *ends = at(page, (0.6, 0.4), (0.8, 0.5), (0.6, 0.3), (0.9, 0.6))
+    page.fingers([one], [one, other], ends)
     assert square(page) == pytest.approx([0.6, 0.225, 0.3, 0.45], abs=0.02)
+    assert page.js("visualViewport.scale") == 1, "the browser has not zoomed in"
     assert "Corn" in ask(page).text
 
 
@@ -107,27 +92,19 @@ def test_the_square_moves_and_grows_by_keys_and_stays_within_the_photo(full, pla
     choose(page, places, "halves.png")
     page.wait("!document.getElementById('crop').hidden")
     page.js("document.getElementById('crop').focus()")
-    click(page, "crop")
+    page.click("crop")
     assert page.js("document.activeElement.id") == "crop"
     first = square(page)
     page.js("document.getElementById('square').focus()")
-
-    def press(key, times):
-        for _ in range(times):
-            page.js(
-                "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', "
-                f"{{ key: '{key}', bubbles: true, cancelable: true }}))"
-            )
-
-    press("ArrowRight", 2)
+    page.press("ArrowRight", 2)
     assert square(page)[0] == pytest.approx(first[0] + 2 * 0.05 * 2 / 3, abs=0.01)
-    press("ArrowUp", 99)
-    press("ArrowRight", 99)
+    page.press("ArrowUp", 30)
+    page.press("ArrowRight", 30)
     left, top, width, height = square(page)
     assert (top, left + width) == pytest.approx((0, 1), abs=0.01)
-    press("-", 99)
+    page.press("-", 30)
     assert square(page)[3] == pytest.approx(0.1, abs=0.01)
-    press("+", 99)
+    page.press("+", 30)
     assert square(page)[3] == pytest.approx(1, abs=0.01)
 
 
@@ -179,7 +156,7 @@ def test_a_known_plant_is_picked_by_typing_and_counts_here_and_there(light, plac
     assert "I would have said apple" in seen.text
     assert "I am sure" not in seen.text
     if page.js("document.getElementById('second')"):
-        click(page, "second")
+        page.click("second")
         page.wait("document.getElementById('result').dataset.by === 'server'")
     assert "species=corn" in light.posts()[-1][2]
     assert "You said corn" in settle(page).text
@@ -234,12 +211,12 @@ def test_advice_and_pictures_are_shown_where_somebody_wrote_and_gave_them(full, 
 def test_under_never_send_pictures_are_only_asked_for_after_a_yes(full, places, tab):
     page = tab(full, fresh=True)
     page.wait("!document.getElementById('known').hidden")
-    click(page, "private")
+    page.click("private")
     before = len(full.asked)
     seen = give(page, places, "scab.jpg")
     assert "knows what you compare" in seen.text
     assert [row for row in full.asked[before:] if row[1].endswith(".jpg")] == []
-    click(page, "compare-load")
+    page.click("compare-load")
     page.wait("document.querySelector('.compare img[src^=reference]')?.complete")
     assert [row for row in full.asked[before:] if row[1].endswith(".jpg")]
 
@@ -248,7 +225,7 @@ def test_under_never_send_pictures_are_only_asked_for_after_a_yes(full, places, 
 def test_the_example_is_a_picture_that_may_be_shown(full, tab):
     page = tab(full)
     page.wait("!document.getElementById('example').hidden")
-    click(page, "example")
+    page.click("example")
     page.wait("!document.getElementById('ask').hidden")
     assert page.js("document.getElementById('example').hidden")
     assert ask(page).state == "answered"
@@ -262,9 +239,9 @@ def test_nobody_is_told_that_the_example_is_too_small(places, tab, tmp_path):
     with serve(exports) as site:
         page = tab(site)
         assert "too small" in give(page, SimpleNamespace(photos=exports), path).text
-        page.call("Page.reload")
+        page.reload()
         page.wait("document.getElementById('example')?.hidden === false")
-        click(page, "example")
+        page.click("example")
         page.wait("!document.getElementById('ask').hidden")
         seen = ask(page)
         assert (seen.state, "too small" in seen.text) == ("answered", False)
@@ -323,12 +300,12 @@ def test_a_whole_photo_leaves_only_after_a_yes_and_a_no_is_a_no(plain, places, t
     seen = give(page, places, "scan.tif")
     assert seen.state == "question"
     assert "with its place" in seen.text
-    click(page, "whole-no")
+    page.click("whole-no")
     seen = settle(page)
     assert (seen.state, len(plain.posts())) == ("error", before)
     assert "not sent" in seen.text
     give(page, places, "scan.tif")
-    click(page, "private")
+    page.click("private")
     assert settle(page).state == "error"
     assert len(plain.posts()) == before
 
@@ -351,13 +328,13 @@ def test_while_it_asks_it_shows_that_and_can_be_stopped(light, places, tab):
     page = tab(light)
     page.js(SLOW)
     choose(page, places, "between.png")
-    click(page, "ask")
+    page.click("ask")
     page.wait("document.getElementById('result').textContent.includes('so I am asking')")
     during = page.js("document.getElementById('result').innerText")
     assert "cannot tell" not in during
     assert "Show what you have" in during
     assert page.js("document.querySelectorAll('#result [role=progressbar]').length") == 1
-    click(page, "cancel")
+    page.click("cancel")
     seen = settle(page)
     assert (seen.state, seen.by) == ("rolled_up", "browser")
     assert "You called it off" in seen.text
@@ -375,7 +352,7 @@ def test_what_the_server_cannot_open_either_is_told_at_once_and_not_sent(plain, 
     (places.photos / "IMG_1.HEIC").write_bytes(HEIC)
     (places.photos / "raw.jpg").write_bytes(b"FUJIFILMCCD-RAW" + bytes(2000))
     if never:
-        click(page, "private")
+        page.click("private")
     seen = give(page, places, "IMG_1.HEIC")
     assert seen.state == "error"
     assert "screenshot" in seen.text

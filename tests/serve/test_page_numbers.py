@@ -154,11 +154,19 @@ def seen_by(page, photo: bytes, size: int = SIZE, crop: dict | None = None) -> S
     return found
 
 
+def are_the_same(page, name, found, wanted):
+    """To the pixel; in Firefox to 1 of 255 where something shines through: it rounds otherwise."""
+    rounds = "rgba" in name and page.browser.name == "firefox"
+    assert found.shape == wanted.shape, name
+    assert np.abs(found.astype(int) - wanted).max() <= rounds, name
+
+
 def test_the_browser_sees_the_server_s_pixels(page):
     for name, photo in cases().items():
-        found, wanted = seen_by(page, photo), read_rgb(photo, long_side=LONG_SIDE)
-        assert np.array_equal(found.rgb, wanted), f"{name}: shrunk"
-        assert np.array_equal(found.small, resize_to_model(wanted, SIZE)), f"{name}: at model size"
+        found = seen_by(page, photo)
+        are_the_same(page, name, found.rgb, read_rgb(photo, long_side=LONG_SIDE))
+        small = resize_to_model(found.rgb, SIZE)
+        assert np.array_equal(found.small, small), f"{name}: at model size"
         assert np.array_equal(read_rgb(found.png, long_side=LONG_SIDE), found.small), (
             f"{name}: what is sent"
         )
@@ -197,8 +205,8 @@ def test_a_square_of_a_photo_gives_the_pixels_of_the_square(page):
         cut = encode(whole[top : top + side, left : left + side], "PNG")
         found = seen_by(page, photos[name], crop={"x": 0.31, "y": 0.2, "side": 0.45})
         wanted = read_rgb(cut, long_side=LONG_SIDE, min_side=1)
-        assert np.array_equal(found.rgb, wanted), name
-        assert np.array_equal(read_rgb(found.png), resize_to_model(wanted, SIZE)), name
+        are_the_same(page, name, found.rgb, wanted)
+        assert np.array_equal(read_rgb(found.png), resize_to_model(found.rgb, SIZE)), name
 
 
 def test_a_jpeg_that_libjpeg_shrinks_is_near(page):
