@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 from common.console import say, table
 from common.files import cores
 from common.images import read_rgb, resize_to_model
-from common.serve.answer import Options, answer, run_photo
+from common.serve.answer import Options, answer, result_of, start_photo
 from common.serve.predictor import Predictor
 from common.serve.providers import open_predictor
 
@@ -203,7 +203,9 @@ def fastapi_server(exports: Path, port: int) -> None:
     app, predictor = FastAPI(), Predictor(exports)
 
     def predict(photo: UploadFile):  # noqa: ANN202 - FastAPI would make a schema of the return type
-        return answer(predictor, [run_photo([predictor], photo.file.read())], Options())
+        return answer(
+            predictor, [result_of(start_photo([predictor], photo.file.read()))], Options()
+        )
 
     predict.__annotations__["photo"] = UploadFile
     app.post("/predict")(predict)
@@ -226,7 +228,7 @@ class Api(
         return request["photo"].file.read()
 
     def predict(self, x: bytes) -> dict[str, Any]:
-        return answer(self.predictor, [run_photo([self.predictor], x)], Options())
+        return answer(self.predictor, [result_of(start_photo([self.predictor], x))], Options())
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
         return output
