@@ -48,7 +48,7 @@ def photo_weight(
         limits: least measures of a photo that is not poor; from twice a limit on, a measure costs
             nothing.
         quantile: share of validation plants with a lower OOD score, 0 to 1; None without one.
-        rejected: whether the photo was rejected by its OOD score.
+        rejected: whether the photo was rejected by its OOD score, or is all but black.
     """
     if rejected:
         return 0.0

@@ -370,7 +370,7 @@ def test_local_names_in_the_page_s_language_are_shown_in_place_of_class_names(
     (exports / "advice.csv").write_text(
         "species,disease,language,scientific_name,local_name,text\n"
         "apple,,de,Malus domestica,Zierapfel,Im Winter schneiden.\napple,scab,de,,Schorf,\n"
-        "corn,,en,,maize,\n"
+        "corn,,en,,maize,\nbasil,,de,,Zierapfel,\n"
     )
     texts = {**english(), "language": "de", "healthy": "gesund"}
     with serve(exports, texts=texts) as site:
@@ -380,6 +380,8 @@ def test_local_names_in_the_page_s_language_are_shown_in_place_of_class_names(
         assert "Zierapfel" in known
         assert "gesund, rust, Schorf" in known
         assert known.index("Corn") < known.index("Zierapfel"), "in the order of what is shown"
+        options = page.js("[...document.getElementById('plants').options].map((e) => e.value)")
+        assert options == ["corn", "Zierapfel", "basil"], "two are called the same"
         type_into(page, "search", "gesund")
         assert "Zierapfel" in page.js("document.getElementById('known-list').textContent")
         type_into(page, "plant", "zierapfel")
