@@ -269,9 +269,8 @@ def decide(
     ood = np.asarray(ood, np.float64)
     ranked = rank(probabilities[None], tree)
     decided = decide_batch(ranked, ood[None], tree, rejection, rollup, mode=mode)
-    outcome, class_idx = int(decided.outcome[0]), int(decided.class_idx[0])
     black = rejection is not None and rejection.is_black(photo or {})
-    outcome = UNSURE if black and outcome in (ANSWERED, ROLLED_UP) else outcome
+    outcome, class_idx = UNSURE if black else int(decided.outcome[0]), int(decided.class_idx[0])
     species_name, disease_name = tree.pair(class_idx)
     class_p, species_p = float(decided.class_probability[0]), float(decided.species_probability[0])
     given = class_p / species_p if species_p > 0 else 0.0
