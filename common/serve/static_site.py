@@ -35,6 +35,7 @@ def write_static(folder: Path, exports: Path, texts: Mapping[str, str]) -> list[
             else's stands in the way.
     """
     bundle, folder = read_bundle(exports), follow(folder)
+    aside = folder / ".partial"  # there, too, where a first run was killed
     light_files(exports)  # says what is missing
     version = f"{bundle.version} {bundle.tree.fingerprint()}"
     files, made = page_files(bundle, texts, top_k=_ALTERNATIVES, server=None, version=version)
@@ -47,11 +48,10 @@ def write_static(folder: Path, exports: Path, texts: Mapping[str, str]) -> list[
     made |= {PAGE: made.pop(""), "model": json.dumps(told, ensure_ascii=False).encode()}
     tops = sorted({name.partition("/")[0] for name in (*files, *made)})
     taken = [path for path in (folder, *folder.parents, folder / FILE_NAME) if path.is_file()]
-    if not all((folder / name).is_file() for name in _OWN):
+    if not (aside.exists() or all((folder / name).is_file() for name in _OWN)):
         taken += [path for name in tops if (path := folder / name).exists()]
     if taken:
         fail(f"{taken[0]} is in the way of the page. Choose another folder.")
-    aside = folder / ".partial"
     shutil.rmtree(aside, ignore_errors=True)
     for name in (*files, *made):
         (aside / name).parent.mkdir(parents=True, exist_ok=True)

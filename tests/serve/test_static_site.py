@@ -102,7 +102,7 @@ def test_written_again_it_is_replaced_and_files_of_others_stay(exports, stand_in
     (site / "CNAME").write_text("leaves.example.org")
     assert run("03_export", "--output", changed, "--static", site) == 0
     version = json.loads((site / "page.json").read_text())["version"]
-    for name in files_of(site) - {"page.json", "sw.js", "CNAME"}:  # as where it was killed
+    for name in files_of(site) - {"page.json", "CNAME"}:  # as where it was killed
         (site / name).unlink()
     (site / ".partial").mkdir()
     (site / ".partial" / "app.js").write_text("half")
