@@ -366,11 +366,12 @@ def test_what_the_server_cannot_open_either_is_told_at_once_and_not_sent(plain, 
 def test_local_names_in_the_page_s_language_are_shown_in_place_of_class_names(
     places, tab, tmp_path
 ):
-    exports = shutil.copytree(places.full, tmp_path / "exports")
+    exports = shutil.copytree(places.light, tmp_path / "exports")
     (exports / "advice.csv").write_text(
         "species,disease,language,scientific_name,local_name,text\n"
         "apple,,de,Malus domestica,Zierapfel,Im Winter schneiden.\napple,scab,de,,Schorf,\n"
         "corn,,en,,maize,\nbasil,,de,,Zierapfel,\n"
+        "corn,blight,de,,Mais,\ncorn,healthy,de,,Mais,\n"
     )
     texts = {**english(), "language": "de", "healthy": "gesund"}
     with serve(exports, texts=texts) as site:
@@ -399,6 +400,9 @@ def test_local_names_in_the_page_s_language_are_shown_in_place_of_class_names(
         seen = give(page, places, "corn.png")
         assert page.js("document.querySelector('#result h2').textContent") == "Corn"
         assert "maize" in seen.text, "a name in another language stands below"
+        (tmp_path / "near.png").write_bytes(tiny.picture((183, 220, 106)))
+        seen = give(page, SimpleNamespace(photos=tmp_path), "near.png")
+        assert (seen.state, len(seen.bars)) == ("answered", 2), "of two that are called the same"
 
 
 @needs_runtime
