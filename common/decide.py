@@ -86,6 +86,10 @@ class Rejection:
         """Whether pictures are rejected by their scores: (..., K) -> bool (...,)."""
         return self.ood.exceeded(ood) | (self.species.exceeded(ood) if self.species else False)
 
+    def is_black(self, photo: Mapping[str, float]) -> bool:
+        """Whether nothing can be seen in a photo of these measures."""
+        return photo.get("brightness", 1.0) < _BLACK * self.photo.get("brightness", 0.0)
+
 
 @dataclass(frozen=True)
 class Rollup:
@@ -265,10 +269,8 @@ def decide(
     ood = np.asarray(ood, np.float64)
     ranked = rank(probabilities[None], tree)
     decided = decide_batch(ranked, ood[None], tree, rejection, rollup, mode=mode)
-    outcome, class_idx = int(decided.outcome[0]), int(decided.class_idx[0])
-    photo, limits = photo or {}, rejection.photo if rejection else {}
-    black = photo.get("brightness", 1.0) < _BLACK * limits.get("brightness", 0.0)
-    outcome = UNSURE if black and outcome in (ANSWERED, ROLLED_UP) else outcome
+    black = rejection is not None and rejection.is_black(photo or {})
+    outcome, class_idx = UNSURE if black else int(decided.outcome[0]), int(decided.class_idx[0])
     species_name, disease_name = tree.pair(class_idx)
     class_p, species_p = float(decided.class_probability[0]), float(decided.species_probability[0])
     given = class_p / species_p if species_p > 0 else 0.0
@@ -294,7 +296,7 @@ def decide(
         },
         path=path[:depth],
         alternatives=alternatives(probabilities, tree, top_k),
-        rejection=_reasons(outcome, bool(decided.unknown_disease[0]), ood, rejection, photo),
+        rejection=_reasons(outcome, bool(decided.unknown_disease[0]), ood, rejection, photo or {}),
     )
 
 

@@ -179,8 +179,10 @@ class Page(BrowserPage):
         self.call("Page.navigate", url=url)
 
     def reload(self) -> None:
-        """Load the page again."""
+        """Load the page again, and wait until the old one is gone."""
+        self.js("void (globalThis.old = true)")
         self.call("Page.reload")
+        self.wait("!globalThis.old")
 
     def js(self, code: str, timeout: float = 30) -> Any:
         """Evaluate an expression, or what its promise gives, as plain values."""

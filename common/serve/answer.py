@@ -213,15 +213,20 @@ def answer(
 
     ood = np.stack([s.ood for s in results])
     alone = [decided(s.probabilities, s.ood, s.quality) for s in results]
-    rejected = card.rejection.exceeded(ood) if card.rejection else np.zeros(len(results), bool)
-    limits = card.rejection.photo if card.rejection else {}
+    rejection, limits = card.rejection, card.rejection.photo if card.rejection else {}
+    rejected = [
+        rejection is not None and bool(rejection.exceeded(s.ood) or rejection.is_black(s.quality))
+        for s in results
+    ]
     weights = [
-        photo_weight(s.quality, limits, a.rejection["quantile"], bool(r))
+        photo_weight(s.quality, limits, a.rejection["quantile"], r)
         for s, a, r in zip(results, alone, rejected, strict=True)
     ]
-    own = alone
-    if options.prior or options.species:
-        own = [decided(_known(s.probabilities, options, tree), s.ood, s.quality) for s in results]
+    own = (
+        [decided(_known(s.probabilities, options, tree), s.ood, s.quality) for s in results]
+        if options.prior or options.species
+        else alone
+    )
     agreed, rows = agreement(own, weights, texts), np.stack([s.probabilities for s in results])
     fused = (
         fuse_probabilities(rows, np.asarray(weights))
@@ -248,7 +253,7 @@ def answer(
         },
         precision=options.precision or next(iter(card.rollups), None),
         photos=[
-            _row(s, a, weight, bool(r))
+            _row(s, a, weight, r)
             for s, a, weight, r in zip(results, alone, weights, rejected, strict=True)
         ],
         agreement=agreed,

@@ -4,8 +4,8 @@ The photos' probabilities are fused as a weighted geometric mean (a mean in log 
 sum to 1). So the same photo sent twice gives the answer of one, a class that any good photo rules
 out stays ruled out, and thresholds fitted on single photos keep their meaning. OOD scores are fused
 as the weighted mean over the photos that were not rejected; as thresholds compare weighted sums of
-scores, such a mean lies between the photos' own values. A photo rejected by its OOD score counts
-nothing; where all are rejected, the answer is the rejection with the lowest score.
+scores, such a mean lies between the photos' own values. A photo that is rejected by its OOD score
+or all but black counts nothing; where all are, the answer is the rejection with the lowest score.
 
 A geometric mean may favour a compromise: what each photo thinks unlikely, but none rules out. So
 what several photos are answered is what one of them was answered alone, or less (`hold_to`). A
@@ -48,7 +48,7 @@ def photo_weight(
         limits: least measures of a photo that is not poor; from twice a limit on, a measure costs
             nothing.
         quantile: share of validation plants with a lower OOD score, 0 to 1; None without one.
-        rejected: whether the photo was rejected by its OOD score.
+        rejected: whether the photo was rejected by its OOD score, or is all but black.
     """
     if rejected:
         return 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.console import fail
 from common.files import follow
 from common.serve.http.web_files import PAGE, light_files, page_files
-from common.serve.predictor import read_bundle
+from common.serve.predictor import FILE_NAME, read_bundle
 
 _ALTERNATIVES = 5  # of an answer, as a server lists unless told otherwise
 _OWN = ("page.json", "sw.js")  # by these, which are written first, a folder of ours is known
@@ -35,6 +35,7 @@ def write_static(folder: Path, exports: Path, texts: Mapping[str, str]) -> list[
             else's stands in the way.
     """
     bundle, folder = read_bundle(exports), follow(folder)
+    aside = folder / ".partial"  # there, too, where a first run was killed
     light_files(exports)  # says what is missing
     version = f"{bundle.version} {bundle.tree.fingerprint()}"
     files, made = page_files(bundle, texts, top_k=_ALTERNATIVES, server=None, version=version)
@@ -46,12 +47,11 @@ def write_static(folder: Path, exports: Path, texts: Mapping[str, str]) -> list[
     told = {"name": bundle.name, "version": bundle.version, **counts, "classes": species}
     made |= {PAGE: made.pop(""), "model": json.dumps(told, ensure_ascii=False).encode()}
     tops = sorted({name.partition("/")[0] for name in (*files, *made)})
-    taken = [path for path in (folder, *folder.parents) if path.is_file()]
-    if not all((folder / name).is_file() for name in _OWN):
+    taken = [path for path in (folder, *folder.parents, folder / FILE_NAME) if path.is_file()]
+    if not (aside.exists() or all((folder / name).is_file() for name in _OWN)):
         taken += [path for name in tops if (path := folder / name).exists()]
     if taken:
-        fail(f"{taken[0]} is there and was not made by this script. Choose another folder.")
-    aside = folder / ".partial"
+        fail(f"{taken[0]} is in the way of the page. Choose another folder.")
     shutil.rmtree(aside, ignore_errors=True)
     for name in (*files, *made):
         (aside / name).parent.mkdir(parents=True, exist_ok=True)

@@ -325,6 +325,23 @@ def test_a_photo_that_the_second_opinion_rejects_counts_nothing(predictor, monke
     assert ask(predictor, tiny.NO_PLANT)["rejection"]["reason"] == "unknown_species"
 
 
+def test_a_photo_that_is_all_but_black_counts_nothing(predictor, monkeypatch):
+    """Its class, of which the model is sure, had a say in what the others were answered."""
+    limits = {"brightness": 0.99}  # a quarter of it is more than basil has
+    rejection = replace(predictor.card.rejection, photo=limits)
+    monkeypatch.setattr(predictor, "card", replace(predictor.card, rejection=rejection))
+    black, corn = tiny.color_of(3), tiny.color_of(4)
+    for options in ({}, {"species": "corn"}, {"prior": {"basil": 9.0}}):
+        mixed, alone = ask(predictor, corn, black, **options), ask(predictor, corn, **options)
+        assert [row["rejected"] for row in mixed["photos"]] == [False, True]
+        assert mixed["photos"][1]["weight"] == 0.0
+        assert mixed["decision"] == "answered"
+        assert mixed["probabilities"] == alone["probabilities"]
+        both = ask(predictor, black, black, **options)
+        assert (both["decision"], both["rejection"]["reason"]) == ("rejected", "dark")
+    assert ask(predictor, tiny.NO_PLANT, black)["decision"] == "rejected"
+
+
 def test_a_small_photo_counts_less(predictor):
     seen = [
         tiny.run_photo(predictor, tiny.picture(tiny.color_of(0), size))

@@ -102,7 +102,7 @@ def test_written_again_it_is_replaced_and_files_of_others_stay(exports, stand_in
     (site / "CNAME").write_text("leaves.example.org")
     assert run("03_export", "--output", changed, "--static", site) == 0
     version = json.loads((site / "page.json").read_text())["version"]
-    for name in files_of(site) - {"page.json", "sw.js", "CNAME"}:  # as where it was killed
+    for name in files_of(site) - {"page.json", "CNAME"}:  # as where it was killed
         (site / name).unlink()
     (site / ".partial").mkdir()
     (site / ".partial" / "app.js").write_text("half")
@@ -129,6 +129,17 @@ def test_what_is_missing_or_in_the_way_is_told(exports, stand_in, tmp_path, refu
     assert files_of(tmp_path / "site") == {"index.html"}
     for place in (Path(__file__), Path(__file__) / "site"):
         refused("another folder", run, "03_export", "--output", exports, "--static", place)
+    before = files_of(exports)
+    refused(
+        ("bundle.json", "another folder"),
+        run,
+        "03_export",
+        "--output",
+        exports,
+        "--static",
+        exports,
+    )
+    assert files_of(exports) == before
     (stand_in / web_files.WASM).unlink()
     refused("web_runtime fetch", run, "03_export", *start, exports)
 

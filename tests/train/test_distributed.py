@@ -158,6 +158,7 @@ def test_two_processes_end_where_one_ends(organized, tmp_path):
     where, log = ["--data", organized, "--checkpoints"], tmp_path / "log"
     process = warm.start(log, torchrun, "02a_train_species", *where, tmp_path / "two", *FLAGS)
     process.join(240)
+    process.kill()  # or pytest would wait for it at its end
     told = log.read_text()
     assert process.exitcode == 0, told[-3000:]
     assert told.count("next: python 02b") == 1, "one process speaks"

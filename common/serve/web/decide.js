@@ -73,7 +73,7 @@ export function decide(settings, species, found, ood, photo, topK = 5) {
   let outcome = certain || (species[first] >= least.species && settings.diseases[first] === 1) ? "answered"
     : species[first] >= least.species ? "rolled_up" : "unsure";
   if (rejected?.exceeded) outcome = plant && !plant.exceeded ? "unknown_species" : "not_a_plant";
-  else if (photo.brightness < BLACK * (rejection?.photo?.brightness ?? 0)) outcome = "unsure";
+  if (photo.brightness < BLACK * (rejection?.photo?.brightness ?? 0)) outcome = "unsure";
   // below its threshold the class is given up for the most probable species
   const s = certain ? found.species : first;
   const { names, own } = found.heads.get(s);

@@ -21,7 +21,8 @@ export const className = ({ species, disease }) => (!disease || species === dise
 // The species a person means, or null.
 export function speciesOf(text) {
   const wanted = words(text).trim().toLowerCase();
-  return classes.find(({ species }) => allNames(species).includes(wanted))?.species ?? null;
+  const found = classes.find(({ species }) => words(species).toLowerCase() === wanted) ?? classes.find(({ species }) => allNames(species).includes(wanted));
+  return found?.species ?? null;
 }
 
 // The scientific name, and what else it is called, as a node; or null.
@@ -48,7 +49,8 @@ export async function loadKnown(shell) {
   told = Object.assign({}, ...Object.values(sentences), sentences.en, own); // rather in another language than not at all
   classes = model.classes.sort((a, b) => called(a.species).localeCompare(called(b.species)));
   shown = index;
-  $("plants").replaceChildren(...classes.map(({ species }) => el("option", { value: called(species), label: allNames(species).join(", ") })));
+  const value = (species) => (speciesOf(called(species)) === species ? called(species) : words(species)); // two may be called the same
+  $("plants").replaceChildren(...classes.map(({ species }) => el("option", { value: value(species), label: allNames(species).join(", ") })));
   const flat = model.num_classes === model.num_species;
   $("known-summary").textContent = t(flat ? "known_plants" : "known", { plants: model.num_species, conditions: model.num_classes });
   $("search").addEventListener("input", list);

@@ -87,7 +87,8 @@ function answered(answer, { photos, privately, doubt }) {
   const kind = flat ? "named" : answer.healthy ? "healthy" : "ill";
   const sure = doubt ? Math.min(1, level(joint)) : level(joint);
   const say_ = t(answer.conditioned?.agrees === false ? "sure_if" : sure < level(joint) ? "sure_but" : `sure_${sure}`, { share: percent(joint), said: called(answer.species) });
-  const others = answer.alternatives.filter((item) => item.probability >= 0.01 && className(item) !== className(answer));
+  const others = answer.alternatives.filter((item) => item.probability >= 0.01
+    && (item.species !== answer.species || (item.disease ?? item.species) !== answer.disease));
   const items = [{ species: answer.species, disease: answer.disease, probability: joint }, ...others].slice(0, MANY);
   const row = [answer.disease, answer.species].map((of) => advice(answer.species, of)).find((one) => one?.text || one?.severity || one?.treatment || one?.link);
   return {
