@@ -253,10 +253,7 @@ def export(
     fitted = fit_parts(model, pictures, device, pretrained=network)
     fitted = fitted if args.second_opinion else if_worth_it(fitted)
     graph, t = fitted.graph(model), fitted.temperatures
-    say(
-        f"temperatures: species {t.species:.3f}, diseases {t.disease_global:.3f} "
-        f"({t.disease.min():.3f} to {t.disease.max():.3f} by species)"
-    )
+    say(f"temperatures: {t}")
 
     export_onnx(graph, str(folder / FP32), pictures.size)
     onnx.checker.check_model(str(folder / FP32))
@@ -272,13 +269,7 @@ def export(
         return outcome_of(name, run, *parts, reference=reference, also=also)
 
     outcomes = {FP32: answers(FP32, test=without_temperatures)}
-    worst = float(outcomes[FP32].splits["test"].difference.max())
-    if worst > SAME:
-        fail(
-            f"the exported model answers differently from PyTorch, by up to {worst:.3f} in "
-            f"probability: torch {torch.__version__} does not export "
-            f"{payload['settings']['backbone']} correctly. Nothing was written."
-        )
+    check_same(outcomes[FP32], payload["settings"]["backbone"])
     entries = {FP32: describe(outcomes[FP32], reference, args.precision_wanted)}
 
     fp16.write_fp16(folder / FP32, folder / FP16, list(pictures.calibration(32)))
@@ -320,15 +311,26 @@ def export(
     check_limits(
         served, cards[served]["size_mb"], speed[served], args.max_size_mb, args.max_latency_ms
     )
-    bundle |= {"default_model": served, "models": cards, "metrics": cards[FP32]["metrics"]}
     return {
-        "bundle": bundle,
+        "bundle": bundle
+        | {"default_model": served, "models": cards, "metrics": cards[FP32]["metrics"]},
         "tried": tried,
         "verdicts": verdicts,
         "torch_ms": speed["torch"],
         "outcomes": outcomes,
         "temperatures": t,
     }
+
+
+def check_same(exported: Outcome, backbone: str) -> None:
+    """Stop where the exported model does not answer as PyTorch does."""
+    worst = float(exported.splits["test"].difference.max())
+    if worst > SAME:
+        fail(
+            f"the exported model answers differently from PyTorch, by up to {worst:.3f} in "
+            f"probability: torch {torch.__version__} does not export {backbone} correctly. Nothing "
+            f"was written."
+        )
 
 
 def file_facts(path: Path, precision: str, temperatures: Temperatures) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from common.serve.batch.photo_list import (
 from common.serve.batch.predictions import Job, predict
 from common.serve.batch.shards import answer_shard, merge
 from common.serve.batch.submission import plan_submission
-from common.serve.flags import add_batch_flags, add_flags, check_flags
+from common.serve.flags import add_batch_flags, add_flags, add_server_flags, check_flags
 from common.serve.http import sockets, workers
 from common.serve.http.app import make_app
 from common.serve.http.service import Settings
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve, or predict files; returns the exit code."""
     parser = console.parser(__doc__)
     add_flags(parser)
+    add_server_flags(parser)
     add_batch_flags(parser)
     args = parser.parse_args(argv)
     check_flags(args)

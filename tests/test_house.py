@@ -205,7 +205,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_common_and_the_scripts_stay_small():
     count = sum(isinstance(node, ast.stmt) for path in CODE for node in ast.walk(parsed(path)))
     # 15,360 until uploads that are not trusted, shards, advice and the page without a server
-    assert count <= 16_657
+    assert count <= 16_670
 
 
 @each(CODE)

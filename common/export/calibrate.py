@@ -37,6 +37,13 @@ class Temperatures:
     disease_global: float = 1.0
     spread: float = 0.0
 
+    def __str__(self) -> str:
+        """As a line of the terminal."""
+        return (
+            f"species {self.species:.3f}, diseases {self.disease_global:.3f} "
+            f"({self.disease.min():.3f} to {self.disease.max():.3f} by species)"
+        )
+
     @classmethod
     def none(cls, tree: ClassTree) -> "Temperatures":
         """Temperatures of 1, which change nothing."""

@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.classes import ClassTree
-from common.decide import Answer, decide
+from common.decide import Answer, Rejection, decide
 from common.images import photo_quality
 from common.serve.fusion import (
     agreement,
@@ -198,32 +199,18 @@ def answer(
     start, texts = time.perf_counter(), texts or english()
     tree, card = predictor.bundle.tree, predictor.card
     rollup = card.rollups[options.precision] if options.precision else card.rollup
-
-    def decided(probabilities: np.ndarray, ood: np.ndarray, quality: Mapping[str, float]) -> Answer:
-        return decide(
-            probabilities,
-            ood,
-            tree,
-            card.rejection,
-            rollup,
-            mode=options.mode,
-            top_k=options.top_k,
-            photo=quality,
-        )
-
-    ood = np.stack([s.ood for s in results])
-    alone = [decided(s.probabilities, s.ood, s.quality) for s in results]
-    rejection, limits = card.rejection, card.rejection.photo if card.rejection else {}
-    rejected = [
-        rejection is not None and bool(rejection.exceeded(s.ood) or rejection.is_black(s.quality))
-        for s in results
-    ]
-    weights = [
-        photo_weight(s.quality, limits, a.rejection["quantile"], r)
-        for s, a, r in zip(results, alone, rejected, strict=True)
-    ]
+    decided = partial(
+        decide,
+        tree=tree,
+        rejection=card.rejection,
+        rollup=rollup,
+        mode=options.mode,
+        top_k=options.top_k,
+    )
+    alone = [decided(s.probabilities, s.ood, photo=s.quality) for s in results]
+    rejected, weights = _weights(results, alone, card.rejection)
     own = (
-        [decided(_known(s.probabilities, options, tree), s.ood, s.quality) for s in results]
+        [decided(_known(s.probabilities, options, tree), s.ood, photo=s.quality) for s in results]
         if options.prior or options.species
         else alone
     )
@@ -240,8 +227,9 @@ def answer(
         conditioned, known = _conditioned(known, options.species, tree, texts)
     together = own[0]
     if len(results) > 1:
-        scores = fuse_scores(ood, np.asarray(weights), [a.rejection["value"] for a in alone])
-        together = decided(known, scores, fuse_quality([s.quality for s in results]))
+        values, ood = [a.rejection["value"] for a in alone], np.stack([s.ood for s in results])
+        scores = fuse_scores(ood, np.asarray(weights), values)
+        together = decided(known, scores, photo=fuse_quality([s.quality for s in results]))
         together = hold_to(together, own, weights, agreed["agree"])
     if conditioned and not together.species:
         conditioned["message"] = None  # no answer that could go by what was said
@@ -277,6 +265,22 @@ def answer(
 def ms(seconds: float) -> float:
     """Seconds as milliseconds with two digits."""
     return round(1000 * seconds, 2)
+
+
+def _weights(
+    results: Sequence[PhotoResult], alone: Sequence[Answer], rejection: Rejection | None
+) -> tuple[list[bool], list[float]]:
+    """Which photos have no say, and how much each counts."""
+    limits = rejection.photo if rejection else {}
+    rejected = [
+        rejection is not None and bool(rejection.exceeded(s.ood) or rejection.is_black(s.quality))
+        for s in results
+    ]
+    weights = [
+        photo_weight(s.quality, limits, a.rejection["quantile"], r)
+        for s, a, r in zip(results, alone, rejected, strict=True)
+    ]
+    return rejected, weights
 
 
 def _known(probabilities: np.ndarray, options: Options, tree: ClassTree) -> np.ndarray:

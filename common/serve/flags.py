@@ -17,7 +17,7 @@ BATCH = ("shard", "merge", "tta", "labels", "submission", "sample_submission", "
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what serving and predicting share, and what the server alone takes."""
+    """Add what answers, how fast and how."""
     add = parser.add_argument
     add(
         "--exports",
@@ -31,17 +31,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a model file of that folder (default: what bundle.json says), "
         "or another exports folder; with --predict several --model answer together",
-    )
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 lets the whole network in",
-    )
-    add(
-        "--port",
-        type=_whole(0, 65535),
-        default=8000,
-        help="port to listen on; 0 takes any free one",
     )
     add(
         "--provider",
@@ -79,6 +68,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default="joint",
         help="joint: the most probable species and disease "
         "together (default); routed: the best species first, then its best disease",
+    )
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Add who may ask the server, and what the page says."""
+    add = parser.add_argument_group("server", "who may ask, and what the page says").add_argument
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets the whole network in",
+    )
+    add(
+        "--port",
+        type=_whole(0, 65535),
+        default=8000,
+        help="port to listen on; 0 takes any free one",
     )
     add("--max-upload-mb", type=_whole(1, 1000), default=20, help="largest upload (default: 20)")
     add(

@@ -421,13 +421,16 @@ def test_local_names_in_the_page_s_language_are_shown_in_place_of_class_names(
 
 @needs_runtime
 def test_a_second_opinion_is_only_offered_where_there_is_a_connection(light, places, tab):
-    page = tab(light)
-    offered = "document.getElementById('second').hidden === false"
-    page.offline(True)
-    assert give(page, places, "no_plant.png").state == "rejected"
-    assert not page.js(offered)
-    page.offline(False)
-    page.wait(offered)
+    away = SimpleNamespace(url=light.url.replace("127.0.0.1", "leaf.localhost"))
+    for site, there in ((away, False), (light, True)):  # on this very computer it is without one
+        page = tab(site)
+        offered = "document.getElementById('second').hidden === false"
+        page.offline(True)
+        assert give(page, places, "no_plant.png").state == "rejected"
+        assert page.js(offered) == there
+        assert ("You are offline" in settle(page).privacy) == (not there)
+        page.offline(False)
+        page.wait(offered)
 
 
 def test_a_device_that_is_too_old_is_told_so_and_not_that_it_blurs_photos(plain, tab):

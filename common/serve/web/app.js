@@ -2,7 +2,7 @@
 
 import { called, loadKnown, speciesOf } from "./known.js";
 import * as light from "./light.js";
-import { $, button, json, loadTexts, t, title } from "./page.js";
+import { $, button, json, loadTexts, online, t, title } from "./page.js";
 import * as photos from "./photos.js";
 import { LIMIT, ask as askServer, problem } from "./server.js";
 import { askWhole, showAnswer, showError, showTips, showWaiting } from "./view.js";
@@ -140,7 +140,7 @@ function tell(found, asked, by, notes, again = false) {
     && t("said_other", { said: called(asked.species), photo: called(conditioned.best_before.species) });
   const action = by === "browser" && !isPrivate() && !poor(found)
     && button(t(again ? "second_again" : "second_opinion"), () => ask(true), "minor", "second");
-  if (action) action.hidden = !navigator.onLine;
+  if (action) action.hidden = !online();
   showAnswer(found, { photos: by === "browser" ? [asked.shown] : asked.all, by, sent: asked.sent, notes: [other, ...notes], action, privately: isPrivate() });
   const weights = found.photos?.map(({ weight }) => weight) ?? []; // the heatmap is of the photo that counts most
   const seen = weights.length > 1 ? asked.all[weights.indexOf(Math.max(...weights))] : asked.shown;
@@ -159,9 +159,9 @@ function describe() {
   let text;
   if (isPrivate()) text = state.light ? t("stays") : stuck();
   else if (!state.light) text = `${t("goes", { what: title(what) })} ${why()}`;
-  else text = navigator.onLine ? t("here_first", { what }) : t("offline");
+  else text = online() ? t("here_first", { what }) : t("offline");
   $("privacy").textContent = text;
-  if ($("second")) $("second").hidden = !navigator.onLine;
+  if ($("second")) $("second").hidden = !online();
 }
 
 let begun;

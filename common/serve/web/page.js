@@ -37,6 +37,9 @@ export const t = (key, values = {}) => (texts[key] ?? key).replace(/\{(\w+)\}/g,
 export const words = (name) => name.replaceAll("_", " ");
 export const title = (name) => words(name).charAt(0).toUpperCase() + words(name).slice(1);
 
+// Whether the server may be reached: on this very computer it is, without a network too.
+export const online = () => navigator.onLine || ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+
 // A share of 1 that promises no more than is known: never 100 %, never 0 %.
 export function percent(value) {
   if (value >= 0.99) return t("over");
